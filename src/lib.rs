@@ -1,0 +1,5 @@
+//! Highwater: a Redis-protocol server whose data lives in a compacted Kafka topic.
+
+pub mod log;
+pub mod resp;
+pub mod store;

@@ -1,0 +1,150 @@
+//! The log: where the data lives. One small trait, two implementations ([`kafka`], [`embedded`]).
+//!
+//! The log knows databases only as numbers (each is a topic) and records only as keys with a payload;
+//! it knows nothing of RESP, of the store, or of what a command means.
+//!
+//! Words: one *produces* a record and *follows* the log; an *offset* is a record's place in its partition,
+//! a *position* is the next offset to read. Offsets have gaps (compaction, Kafka's own control records).
+
+pub mod embedded;
+pub mod kafka;
+pub mod record;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+pub use record::{Group, LogRecord, Payload, Record};
+
+/// One partition of one database's topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    pub database: u16,
+    pub partition: u32,
+}
+
+/// Per partition: the next offset to read.
+pub type Positions = BTreeMap<TopicPartition, u64>;
+
+/// What the log is, per existing database. A store that was filled from another identity is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicIdentity {
+    /// The topic's name (Kafka) or the database's name (embedded), for people.
+    pub topic: String,
+    /// Changes when the topic is deleted and made again, even under the same name.
+    pub id: String,
+    pub partitions: u32,
+    /// Neither SET nor DEL is allowed (`--database N=topic,readonly`).
+    pub read_only: bool,
+}
+
+/// Records that are produced together. More than one record is an atomic group: on the embedded log all or
+/// none are in the log after a crash; every log stamps them with one [`Group`] so that followers apply
+/// them at once.
+pub struct Batch {
+    pub records: SmallVec<[Record; 1]>,
+    pub completion: Arc<dyn Completion>,
+}
+
+/// Told exactly once per batch, from any thread; must be quick and must not block.
+pub trait Completion: Send + Sync {
+    /// `Ok` has one entry per record, in the order of [`Batch::records`].
+    fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>);
+}
+
+/// Where the log put a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub at: TopicPartition,
+    pub offset: u64,
+    /// Milliseconds since the epoch, as the log stamped it.
+    pub timestamp: i64,
+}
+
+/// Why a batch was not acknowledged. The two must never be confused: a client retries the first freely.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProduceError {
+    /// Certainly no record of the batch is in the log, nor will be.
+    #[error("NOTWRITTEN {0}")]
+    NotWritten(String),
+    /// It may be in the log, in part or whole, or may still arrive.
+    #[error("UNCERTAIN {0}")]
+    Uncertain(String),
+    /// The batch rested on an older [`Log::epoch`]; nothing was written. Recompute and produce again.
+    #[error("NOTWRITTEN the write rested on one that failed")]
+    StaleEpoch,
+}
+
+/// An error of any other call; the text has the cause and what to do about it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("{0}")]
+    Failed(String),
+    /// The position is no longer, or not yet, in the log (or the log was truncated): the local store cannot be
+    /// continued from there and must be rebuilt.
+    #[error("{0}")]
+    PositionLost(String),
+    /// The topic was deleted, recreated, or got more partitions.
+    #[error("{0}")]
+    IdentityChanged(String),
+}
+
+/// The shape of both logs. Methods that say *blocking* do I/O and are called off the async workers.
+pub trait Log: Send + Sync + 'static {
+    /// For people: `kafka 127.0.0.1:9092 topic kv` or `embedded log in ./data/log`.
+    fn describe(&self) -> String;
+
+    /// `kafka` or `embedded`.
+    fn kind(&self) -> &'static str;
+
+    /// The database's topic, or `None` while it does not exist. Cheap.
+    fn identity(&self, database: u16) -> Option<TopicIdentity>;
+
+    /// Creates the database's topic if need be. Blocking.
+    fn create(&self, database: u16) -> Result<(), LogError>;
+
+    /// The home partition of a key. Cheap; the database exists.
+    fn partition(&self, database: u16, key: &[u8]) -> u32;
+
+    /// Largest key + value + headers of one record, bytes.
+    fn max_record_bytes(&self, database: u16) -> usize;
+
+    /// True if a batch that fails takes every batch produced after it down with it (or they answer
+    /// [`ProduceError::StaleEpoch`]), so that a command may be computed on a version that is not acknowledged yet.
+    fn chains(&self) -> bool;
+
+    /// Grows each time a batch fails on a log that [chains](Log::chains); always 0 on others. Read it *before*
+    /// reading the versions that a command is computed on.
+    fn epoch(&self) -> u64;
+
+    /// Takes the batch in; returns at once. Batches of one caller that share a key, produced one after the
+    /// other, keep their order. A full queue or a closed log completes the batch with `NotWritten`.
+    fn produce(&self, batch: Batch, epoch: u64);
+
+    /// End of the log (high watermark: the offset after the newest record) of every partition of every existing
+    /// database, also those that appeared since. Blocking.
+    fn ends(&self, timeout: Duration) -> Result<Positions, LogError>;
+
+    /// Starts reading: every partition of every existing database, from the given positions (a partition that
+    /// is missing there: from the start of the log). Databases that appear later are followed from their start
+    /// without further ado.
+    fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError>;
+
+    /// Stops taking batches in and waits for those under way. Blocking.
+    fn close(&self, timeout: Duration);
+}
+
+/// Reads the log; owned by the one thread that applies it.
+pub trait Follower: Send {
+    /// Appends what has come to `out` (at most some thousand records), waiting up to `timeout` when there is nothing.
+    /// Records of one partition come in order; records of one group stand together where the log can say so.
+    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError>;
+
+    /// Next offset per partition, past gaps: reaches [`Log::ends`] when all is read.
+    fn positions(&self) -> Positions;
+
+    /// Records passed over because they have no key.
+    fn skipped(&self) -> u64;
+}

@@ -1,0 +1,72 @@
+//! The record: the public contract that any other producer or consumer of the topic can rely on.
+//! Its description for people is `docs/topic-format.md`.
+
+use bytes::Bytes;
+
+use super::TopicPartition;
+
+/// Header with the absolute expiry: milliseconds since the epoch, ASCII decimal.
+pub const HEADER_EXPIRE_AT: &str = "redis-expire-at";
+/// Header with the value's type; absent means `string`.
+pub const HEADER_TYPE: &str = "redis-type";
+/// Header with the atomic group: `<id> <records>`, the id as 32 hex digits, then how many records of the group
+/// are in this partition, ASCII decimal.
+pub const HEADER_GROUP: &str = "redis-group";
+/// Header that, together with a key of [`FLUSH_KEY`], marks a control record.
+pub const HEADER_CONTROL: &str = "redis-control";
+/// Key of the flush marker. Only this exact key is refused to clients.
+pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
+
+/// A record to be produced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub to: TopicPartition,
+    pub key: Bytes,
+    pub payload: Payload,
+}
+
+/// The whole new state of a key (the outcome, never the operation): only so does compaction stay right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// A string, with its absolute expiry in milliseconds since the epoch.
+    Value { value: Bytes, expire_at: Option<u64> },
+    /// The key is deleted (a null value in Kafka).
+    Tombstone,
+    /// Control record: hides every record of its partition with a lower offset.
+    Flush,
+    /// Only ever read: a header that cannot be understood, or a type this version does not know. It supersedes the
+    /// old value; reads of the key answer an error with this reason.
+    Unreadable { reason: String },
+}
+
+/// The atomic group a record belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub id: u128,
+    /// How many records of the group its partition holds.
+    pub records: u32,
+}
+
+/// A record that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRecord {
+    pub at: TopicPartition,
+    pub offset: u64,
+    /// Milliseconds since the epoch.
+    pub timestamp: i64,
+    pub key: Bytes,
+    pub payload: Payload,
+    pub group: Option<Group>,
+}
+
+impl Record {
+    /// Bytes of key, value and headers, as [`super::Log::max_record_bytes`] counts them (an upper estimate).
+    pub fn size(&self) -> usize {
+        const HEADERS: usize = 160;
+        let value = match &self.payload {
+            Payload::Value { value, .. } => value.len(),
+            _ => 0,
+        };
+        self.key.len() + value + HEADERS
+    }
+}

@@ -1,0 +1,1 @@
+//! sled behind the [`Store`](super::Store) trait.
