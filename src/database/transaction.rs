@@ -2,7 +2,6 @@
 //! state, and may be computed again (a version it rested on failed; on Kafka another writer came first). Nothing is handed to
 //! the log before the function has returned without a fault; then all its records go as one batch.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ const LINEAR: usize = 8;
 #[derive(Clone)]
 pub enum Fault {
     /// The reply is this error: a code word, a space, a text.
-    Error(Cow<'static, str>),
+    Error(Bytes),
     /// Wait, then compute again.
     Wait(Wait),
 }
@@ -37,26 +36,26 @@ pub enum Wait {
 }
 
 impl Fault {
-    pub fn error(text: impl Into<Cow<'static, str>>) -> Self {
+    pub fn error(text: impl Into<Bytes>) -> Self {
         Fault::Error(text.into())
     }
 }
 
 impl From<&'static str> for Fault {
     fn from(text: &'static str) -> Self {
-        Fault::Error(text.into())
+        Fault::error(text)
     }
 }
 
 impl From<String> for Fault {
     fn from(text: String) -> Self {
-        Fault::Error(text.into())
+        Fault::error(text)
     }
 }
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
-        Fault::Error(format!("ERR the local store cannot be read: {error}").into())
+        Fault::error(format!("ERR the local store cannot be read: {error}"))
     }
 }
 

@@ -1,0 +1,5 @@
+//! connection.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

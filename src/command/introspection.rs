@@ -1,0 +1,5 @@
+//! introspection.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

@@ -1,0 +1,4 @@
+//! Tracing, counters, health.
+
+#[derive(Default)]
+pub struct Stats {}
