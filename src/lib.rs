@@ -21,5 +21,6 @@ pub mod config;
 pub mod database;
 pub mod log;
 pub mod resp;
+pub mod server;
 pub mod store;
 pub mod telemetry;

@@ -72,6 +72,18 @@ impl Reply {
         Reply::Bulk(Bytes::copy_from_slice(bytes.as_ref()))
     }
 
+    /// Roughly the bytes that the encoded reply has.
+    pub fn size(&self) -> usize {
+        match self {
+            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
+            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
+                items.iter().map(Reply::size).sum::<usize>() + 16
+            }
+            Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16,
+            _ => 16,
+        }
+    }
+
     pub fn is_error(&self) -> bool {
         matches!(self, Reply::Error(_))
     }
