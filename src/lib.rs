@@ -19,6 +19,7 @@
 pub mod command;
 pub mod config;
 pub mod database;
+pub mod grpc;
 pub mod log;
 pub mod resp;
 pub mod server;

@@ -13,7 +13,7 @@ use super::session::{Queued, Session, Shared};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, table};
 use crate::database::transaction::{Computed, Keys as Locks, View};
-use crate::database::write::Write;
+use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait, now_ms};
 use crate::log::ProduceError;
 
@@ -83,11 +83,11 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
 
 impl Before {
     /// Waits for it; an error is the command's reply.
-    pub async fn happened(self, session: &Session, shared: &Arc<Shared>) -> Result<(), Fault> {
+    pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
         let service = &shared.service;
         match self {
             Before::WholeStore => {
-                session.outstanding.none().await;
+                owner.none().await;
                 service.store_caught_up().await
             }
             Before::Unpaused => {
@@ -124,7 +124,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                     ));
                 }
                 prepared |= matches!(before, Before::WholeStore);
-                if let Err(fault) = before.happened(session, shared).await {
+                if let Err(fault) = before.happened(&session.outstanding, shared).await {
                     return Step::Reply(reply_of(session, fault));
                 }
                 step = execute(session, shared, args, prepared);
