@@ -2,6 +2,7 @@
 //!
 //! Replies that wait for the log are kept behind; a pipeline of writes is handed to the log as one burst and waited for once.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -47,7 +48,9 @@ struct Connection {
 
 /// Serves a connection to its end.
 pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
-    let client = shared.clients.add(stream.peer_addr().ok(), stream.local_addr().ok());
+    let client = shared
+        .clients
+        .add(stream.peer_addr().ok(), stream.local_addr().ok(), stream.as_raw_fd());
     let authenticated = shared.config.requirepass().is_none();
     let (reader, writer) = stream.into_split();
     let mut connection = Connection {
