@@ -105,7 +105,15 @@ pub struct Database {
     hot: HotTier,
     pub watches: Watches,
     /// Set when the topic is known to exist.
-    partitions: OnceLock<Box<[Partition]>>,
+    topic: OnceLock<Topic>,
+}
+
+/// What every write has to know of a topic, so that the log is not asked each time.
+struct Topic {
+    name: String,
+    read_only: bool,
+    max_record_bytes: usize,
+    partitions: Box<[Partition]>,
 }
 
 /// How far one partition is. All are offsets after the last one meant; they only grow.
@@ -128,12 +136,12 @@ impl Database {
         Database {
             hot: HotTier::new(budget),
             watches: Watches::default(),
-            partitions: OnceLock::new(),
+            topic: OnceLock::new(),
         }
     }
 
     pub fn partitions(&self) -> &[Partition] {
-        self.partitions.get().map_or(&[], |p| p)
+        self.topic.get().map_or(&[], |topic| &topic.partitions)
     }
 
     fn acknowledged(&self, at: At) {
@@ -227,11 +235,16 @@ impl Service {
     /// Looks which databases' topics exist by now.
     fn notice_databases(&self) {
         for (number, database) in self.databases.iter().enumerate() {
-            if database.partitions.get().is_none()
+            if database.topic.get().is_none()
                 && let Some(identity) = self.log.identity(number as u16)
             {
-                let partitions = (0..identity.partitions).map(|_| Partition::default()).collect();
-                let _ = database.partitions.set(partitions);
+                // Whoever comes second finds it set.
+                let _ = database.topic.set(Topic {
+                    name: identity.topic,
+                    read_only: identity.read_only,
+                    max_record_bytes: self.log.max_record_bytes(number as u16),
+                    partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
+                });
             }
         }
     }

@@ -145,43 +145,41 @@ impl Service {
         }
         for item in items {
             let (Item::Key { database, .. } | Item::Flush { database }) = item;
-            match self.log.identity(*database) {
-                None => return Err(Fault::Wait(Wait::CreateDatabase(*database))),
-                Some(topic) if topic.read_only => {
-                    return Err(Fault::error(format!(
-                        "READONLY database {database} shows topic {} read-only",
-                        topic.topic
-                    )));
-                }
-                Some(_) => {}
-            }
-            if let Item::Key { database, key, state } = item {
-                self.check_record(*database, key, state)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_record(&self, database: u16, key: &Bytes, state: &NewState) -> Result<(), Fault> {
-        /// Upper estimate of a record's headers, bytes.
-        const HEADERS: usize = 160;
-        if &key[..] == crate::log::record::FLUSH_KEY {
-            return Err(Fault::error("ERR this key is reserved for the topic's control records"));
-        }
-        let size = key.len()
-            + HEADERS
-            + match state {
-                NewState::Value { value, .. } => value.len(),
-                NewState::Deleted => 0,
+            let Some(topic) = self.databases[*database as usize].topic.get() else {
+                return Err(Fault::Wait(Wait::CreateDatabase(*database)));
             };
-        let limit = self.log.max_record_bytes(database);
-        if size > limit {
-            return Err(Fault::error(format!(
-                "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"
-            )));
+            if topic.read_only {
+                return Err(Fault::error(format!(
+                    "READONLY database {database} shows topic {} read-only",
+                    topic.name
+                )));
+            }
+            if let Item::Key { key, state, .. } = item {
+                check_record(key, state, topic.max_record_bytes)?;
+            }
         }
         Ok(())
     }
+}
+
+fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault> {
+    /// Upper estimate of a record's headers, bytes.
+    const HEADERS: usize = 160;
+    if &key[..] == crate::log::record::FLUSH_KEY {
+        return Err(Fault::error("ERR this key is reserved for the topic's control records"));
+    }
+    let size = key.len()
+        + HEADERS
+        + match state {
+            NewState::Value { value, .. } => value.len(),
+            NewState::Deleted => 0,
+        };
+    if size > limit {
+        return Err(Fault::error(format!(
+            "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"
+        )));
+    }
+    Ok(())
 }
 
 impl Transaction<'_> {
