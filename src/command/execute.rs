@@ -118,9 +118,9 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     loop {
         match step {
             Step::Before(before) => {
-                if matches!(before, Before::Wait(Wait::Write(_))) && Instant::now() > deadline {
+                if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
                     return Step::Reply(Reply::error(
-                        "NOTWRITTEN other writes to the same keys did not end within the write timeout",
+                        "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
                     ));
                 }
                 prepared |= matches!(before, Before::WholeStore);
