@@ -427,14 +427,16 @@ impl Decoder {
         limits: &Limits,
         too_big: ProtocolError,
     ) -> Result<Line, ProtocolError> {
-        if self.scanned == 0
-            && let Some((value, next)) = usual_number(&buffer[self.at..])
-        {
-            self.count_examined(next);
-            return Ok(Line::Number {
-                value: Some(value),
-                next: self.at + next,
-            });
+        if self.scanned == 0 {
+            let line = &buffer[self.at..];
+            let usual = usual_number(line);
+            self.count_examined(usual.map_or(line.len().min(USUAL_DIGITS + 2), |(_, next)| next));
+            if let Some((value, next)) = usual {
+                return Ok(Line::Number {
+                    value: Some(value),
+                    next: self.at + next,
+                });
+            }
         }
         self.unusual_number_line(buffer, limits, too_big)
     }
@@ -454,7 +456,8 @@ impl Decoder {
         }
         self.scanned = 0;
         Ok(Line::Number {
-            value: number(&buffer[self.at + 1..cr]),
+            // The first byte may itself be the CR: then there is nothing behind it.
+            value: buffer.get(self.at + 1..cr).and_then(number),
             next: cr + 2,
         })
     }
@@ -504,14 +507,16 @@ enum Line {
     },
 }
 
+/// More digits than this are not a usual number.
+const USUAL_DIGITS: usize = 9;
+
 /// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte. Anything else is `None`,
 /// right or wrong, and is left to the thorough way.
 #[inline]
 fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
-    const MOST: usize = 9;
     let digits = line.get(1..)?;
     let mut value = 0;
-    for (index, &byte) in digits.iter().enumerate().take(MOST + 1) {
+    for (index, &byte) in digits.iter().enumerate().take(USUAL_DIGITS + 1) {
         match byte {
             b'0'..=b'9' => value = value * 10 + i64::from(byte - b'0'),
             b'\r' if index > 0 && digits.len() > index + 1 => {
@@ -605,3 +610,7 @@ impl fmt::Debug for Request<'_> {
         )
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;
