@@ -196,8 +196,8 @@ pub struct Decoder {
 }
 
 /// Capacities that an idle connection keeps.
-const KEPT_SPANS: usize = 256;
-const KEPT_REQUESTS: usize = 128;
+const KEPT_SPANS: usize = 1024;
+const KEPT_REQUESTS: usize = 256;
 
 impl Default for Decoder {
     fn default() -> Decoder {
@@ -219,7 +219,7 @@ impl Decoder {
         }
     }
 
-    /// Decodes until `max_requests` complete requests are there or the buffer has no more. Empty requests are
+    /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no more. Empty requests are
     /// skipped, as Redis does.
     ///
     /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection only appends, and
@@ -230,7 +230,7 @@ impl Decoder {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
         let max_requests = if limits.authenticated {
-            max_requests
+            max_requests.max(1)
         } else {
             1
         };
@@ -318,17 +318,19 @@ impl Decoder {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
         };
-        let count = match count {
-            Some(count) if count <= limits.max_args as i64 => count,
-            _ => return Err(ProtocolError::InvalidCount),
-        };
-        if count > UNAUTHENTICATED_ARGS as i64 && !limits.authenticated {
+        let count = count.ok_or(ProtocolError::InvalidCount)?;
+        // A negative count is an empty request, like zero.
+        let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        if count > limits.max_args {
+            return Err(ProtocolError::InvalidCount);
+        }
+        if count > UNAUTHENTICATED_ARGS && !limits.authenticated {
             return Err(ProtocolError::UnauthenticatedCount);
         }
         self.at = next;
-        match usize::try_from(count) {
-            Ok(args_left @ 1..) => self.state = State::Header { args_left },
-            _ => self.done = next,
+        match count {
+            0 => self.done = next,
+            args_left => self.state = State::Header { args_left },
         }
         Ok(None)
     }
@@ -564,7 +566,12 @@ impl<'a> Request<'a> {
     /// All arguments, to be passed on as `&[&[u8]]`.
     #[inline]
     pub fn args(&self) -> Args<'a> {
-        self.iter().collect()
+        let mut args = Args::new();
+        args.reserve(self.spans.len());
+        for arg in self.iter() {
+            args.push(arg);
+        }
+        args
     }
 
     #[inline]
