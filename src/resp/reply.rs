@@ -51,9 +51,9 @@ pub enum Reply {
     },
     /// Decimal digits of an integer of any size; RESP2: a bulk string.
     BigNumber(Cow<'static, str>),
-    /// Several replies one after the other (SUBSCRIBE answers once per channel).
+    /// Several replies one after the other (SUBSCRIBE answers once per channel). Never inside another reply.
     Several(Vec<Reply>),
-    /// Nothing is sent.
+    /// Nothing is sent. Never inside another reply.
     None,
 }
 
@@ -228,3 +228,7 @@ fn write_items(out: &mut BytesMut, kind: u8, items: &[Reply], version: Version) 
         encode(item, version, out);
     }
 }
+
+#[cfg(test)]
+#[path = "reply_tests.rs"]
+mod tests;
