@@ -4,4 +4,5 @@
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
 mod self_check;
+mod side_by_side;
 mod support;
