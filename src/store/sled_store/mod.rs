@@ -369,13 +369,6 @@ impl SledStore {
         Ok(number(of).load(Ordering::Relaxed))
     }
 
-    /// Background work for the thread that applies, when it has nothing else to do: visits about `budget` entries to
-    /// remove what flushes have hidden and what an unclean stop left over, and to count anew after one. Returns
-    /// whether there is more to do.
-    pub fn sweep(&self, budget: usize) -> Result<bool, StoreError> {
-        self.call("sweep", || self.writer.lock().sweep(self, budget))
-    }
-
     fn try_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), Failure> {
         let mut writer = self.writer.lock();
         let number = writer.number + 1;
@@ -461,6 +454,10 @@ impl Store for SledStore {
 
     fn clear(&self, database: u16) -> Result<(), StoreError> {
         self.call("clear", || self.writer.lock().clear(self, database))
+    }
+
+    fn sweep(&self, budget: usize) -> Result<bool, StoreError> {
+        self.call("sweep", || self.writer.lock().sweep(self, budget))
     }
 
     fn disk_bytes(&self) -> u64 {
