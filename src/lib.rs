@@ -1,5 +1,27 @@
 //! Highwater: a Redis-protocol server whose data lives in a compacted Kafka topic.
+//!
+//! Reading order, which is the order in which a request meets the modules: [`server`] takes connections, [`resp`] decodes
+//! requests and encodes replies, [`command`] is the table of commands, [`database`] reads and writes, [`log`] is where the data lives,
+//! [`store`] is the local view of it. [`config`] has every setting once; [`telemetry`] tells what happens.
+//!
+//! Arrows go one way: `server → resp, command → database → store, log`. `resp` sees neither Kafka nor sled; `store` and `log` know
+//! nothing of each other or of RESP.
+//!
+//! Invariants:
+//! 1. Only the applier changes the store; only the log's producer appends to the log.
+//! 2. No OK before the log has it; no reply that rests on what the log has not acknowledged.
+//! 3. A position never runs ahead of its data.
+//! 4. Deleting the store is always safe.
+//! 5. Every node that has applied the same positions answers the same.
+//! 6. Every queue, frame, pipeline, wait, connection and cache has a bound, and a clear error at it.
+//! 7. A node that cannot be right says so (LOADING, STALE, READONLY, error); it never guesses.
 
+pub mod command;
+pub mod config;
+pub mod database;
+pub mod grpc;
 pub mod log;
 pub mod resp;
+pub mod server;
 pub mod store;
+pub mod telemetry;

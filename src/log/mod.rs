@@ -111,6 +111,12 @@ pub trait Log: Send + Sync + 'static {
     /// Largest key + value + headers of one record, bytes.
     fn max_record_bytes(&self, database: u16) -> usize;
 
+    /// How long the log keeps tombstones (`delete.retention.ms`): a store that was away for longer may have missed
+    /// deletes. `None`: the log tells by itself ([`LogError::PositionLost`]).
+    fn tombstone_retention(&self, _database: u16) -> Option<Duration> {
+        None
+    }
+
     /// True if a batch that fails takes every batch produced after it down with it (or they answer
     /// [`ProduceError::StaleEpoch`]), so that a command may be computed on a version that is not acknowledged yet.
     fn chains(&self) -> bool;

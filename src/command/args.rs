@@ -1,0 +1,74 @@
+//! Reading arguments: numbers and words, with Redis's own errors.
+
+use super::Fault;
+
+pub const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+pub const NOT_A_FLOAT: &str = "ERR value is not a valid float";
+pub const SYNTAX: &str = "ERR syntax error";
+pub const OVERFLOW: &str = "ERR increment or decrement would overflow";
+pub const STRING_TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+
+/// A signed 64-bit integer, as strict as Redis: no sign `+`, no leading zeros or spaces.
+pub fn parse_int(bytes: &[u8]) -> Option<i64> {
+    let (negative, digits) = match bytes {
+        [b'-', rest @ ..] => (true, rest),
+        _ => (false, bytes),
+    };
+    match digits {
+        [b'0'] => return (!negative).then_some(0),
+        [b'1'..=b'9', ..] if digits.len() <= 19 => {}
+        _ => return None,
+    }
+    let mut value: i128 = 0;
+    for &digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        value = value * 10 + i128::from(digit - b'0');
+    }
+    i64::try_from(if negative { -value } else { value }).ok()
+}
+
+pub fn int(bytes: &[u8]) -> Result<i64, Fault> {
+    parse_int(bytes).ok_or_else(|| NOT_AN_INTEGER.into())
+}
+
+/// True if the argument is this word, in any case.
+pub fn is(bytes: &[u8], word: &str) -> bool {
+    bytes.eq_ignore_ascii_case(word.as_bytes())
+}
+
+/// The argument as text for an error message.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The error for a wrong number of arguments; `name` as in the table (`client|list`).
+pub fn wrong_arity(name: &str) -> Fault {
+    Fault::error(format!("ERR wrong number of arguments for '{name}' command"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_as_strict_as_redis() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("-1", Some(-1)),
+            ("9223372036854775807", Some(i64::MAX)),
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("-0", None),
+            ("00", None),
+            ("+1", None),
+            (" 1", None),
+            ("", None),
+            ("-", None),
+            ("1a", None),
+        ] {
+            assert_eq!(parse_int(text.as_bytes()), value, "{text}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! bits.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

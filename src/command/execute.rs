@@ -1,0 +1,431 @@
+//! From a request to its reply: looks the command up, checks what every command is checked for, computes it in a transaction,
+//! and says what must happen before the reply may be sent.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::args::{self, text, wrong_arity};
+use super::session::{Queued, Session, Shared};
+use super::table::Entry;
+use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, table};
+use crate::database::transaction::{Computed, Keys as Locks, View};
+use crate::database::write::{Outstanding, Write};
+use crate::database::{Status, Wait, now_ms};
+use crate::log::ProduceError;
+
+/// Times a command is computed anew because a write that it rested on failed.
+const MAX_RECOMPUTED: usize = 8;
+/// Bytes of commands that MULTI may queue.
+const MAX_QUEUED_BYTES: usize = 256 << 20;
+
+type KeyList<'a> = SmallVec<[&'a [u8]; 4]>;
+
+/// What became of a request.
+pub enum Step {
+    Reply(Reply),
+    /// The reply may be sent when the writes are acknowledged.
+    Pending(Pending),
+    /// Await [`Before::happened`], then execute again.
+    Before(Before),
+    /// Answers later, by itself.
+    Later(Waiting),
+}
+
+/// A reply that waits for the log.
+pub struct Pending {
+    pub reply: Reply,
+    pub write: Option<Arc<Write>>,
+    pub depends: SmallVec<[Arc<Write>; 1]>,
+    /// The connection must not go on before the writes are acknowledged.
+    pub barrier: bool,
+}
+
+/// What must happen before a command can be computed.
+pub enum Before {
+    /// Own writes acknowledged, and in the store.
+    WholeStore,
+    Unpaused,
+    Wait(Wait),
+}
+
+/// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] has been awaited.
+pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
+    let command = match find(args) {
+        Ok(command) => command,
+        Err(fault) => return refuse(session, fault),
+    };
+    if let Err(fault) = admit(session, shared, command, args) {
+        return refuse(session, fault);
+    }
+    session.client.details.lock().last_command = command.name;
+    session.client.last_command_at.store(now_ms(), Ordering::Relaxed);
+    if session.multi.is_some() && !command.has(flag::IN_MULTI) {
+        return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| reply_of(session, fault)));
+    }
+    if let Some(before) = before(session, shared, command, prepared) {
+        return Step::Before(before);
+    }
+    command.stats.calls.fetch_add(1, Ordering::Relaxed);
+    match command.run {
+        Run::Now(_) => compute_one(session, shared, command, args),
+        Run::Later(handler) => match handler(session, shared, args) {
+            Ok(waiting) => Step::Later(waiting),
+            Err(fault) => refuse(session, fault),
+        },
+        Run::Exec => exec(session, shared),
+        Run::Container | Run::NotYet => refuse(session, unknown(args)),
+    }
+}
+
+impl Before {
+    /// Waits for it; an error is the command's reply.
+    pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
+        let service = &shared.service;
+        match self {
+            Before::WholeStore => {
+                owner.none().await;
+                service.store_caught_up().await
+            }
+            Before::Unpaused => {
+                shared.pause.ended().await;
+                Ok(())
+            }
+            Before::Wait(Wait::Write(write)) => {
+                let _ = write.finished().await;
+                Ok(())
+            }
+            Before::Wait(Wait::Room) => service.room().await,
+            Before::Wait(Wait::CreateDatabase(database)) => {
+                let creating = service.clone();
+                tokio::task::spawn_blocking(move || creating.create_database(database))
+                    .await
+                    .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))?
+                    .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))
+            }
+        }
+    }
+}
+
+/// Executes a request to its end, waiting where it must; the reply may still be [`Pending`].
+pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, first: Step) -> Step {
+    let deadline = Instant::now() + shared.service.write_timeout();
+    let mut step = first;
+    let mut prepared = false;
+    loop {
+        match step {
+            Step::Before(before) => {
+                if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
+                    return Step::Reply(Reply::error(
+                        "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
+                    ));
+                }
+                prepared |= matches!(before, Before::WholeStore);
+                if let Err(fault) = before.happened(&session.outstanding, shared).await {
+                    return Step::Reply(reply_of(session, fault));
+                }
+                step = execute(session, shared, args, prepared);
+            }
+            Step::Later(waiting) => return Step::Reply(waiting.await),
+            step => return step,
+        }
+    }
+}
+
+/// Waits for the writes of a pending reply and gives what may be sent. `request` is what the reply answers: the command is
+/// computed again if a write that it rested on failed while its own did not reach the log.
+pub async fn settle(session: &mut Session, shared: &Arc<Shared>, request: Args<'_>, pending: Pending) -> Reply {
+    let mut pending = pending;
+    for _ in 0..MAX_RECOMPUTED {
+        let own = match &pending.write {
+            Some(write) => write.finished().await.clone(),
+            None => Ok(()),
+        };
+        let mut stale = matches!(own, Err(ProduceError::StaleEpoch));
+        if let (Err(error), false) = (&own, stale) {
+            return failed(shared, error);
+        }
+        for write in &pending.depends {
+            stale |= write.finished().await.is_err();
+        }
+        if !stale {
+            return pending.reply;
+        }
+        if pending.write.is_some() && own.is_ok() {
+            // Cannot be: a log that chains takes our write down with the one it rested on, others never let us rest on it.
+            return Reply::error("UNCERTAIN a write that this one rested on failed");
+        }
+        if args::is(request[0], "exec") {
+            // Its queue is gone; its records certainly are not in the log.
+            return Reply::error("NOTWRITTEN a write that this transaction rested on failed");
+        }
+        let again = execute(session, shared, request, false);
+        match Box::pin(execute_waiting(session, shared, request, again)).await {
+            Step::Pending(next) => pending = next,
+            Step::Reply(reply) => return reply,
+            Step::Before(_) | Step::Later(_) => return Reply::error("NOTWRITTEN the command could not be computed"),
+        }
+    }
+    Reply::error("NOTWRITTEN writes that this command rested on failed again and again")
+}
+
+/// The error reply for a write that was not acknowledged.
+pub fn failed(shared: &Shared, error: &ProduceError) -> Reply {
+    let counter = match error {
+        ProduceError::Uncertain(_) => &shared.service.counters.writes_uncertain,
+        _ => &shared.service.counters.writes_refused,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+    Reply::error(error.to_string())
+}
+
+fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
+    let command = table::find(args[0]).ok_or_else(|| unknown(args))?;
+    if command.subcommands.is_empty() || (args.len() < 2 && !matches!(command.run, Run::Container)) {
+        return match command.run {
+            Run::NotYet => Err(unknown(args)),
+            _ => check_arity(command, args),
+        };
+    }
+    let Some(name) = args.get(1) else {
+        return Err(wrong_arity(command.name));
+    };
+    match table::find_subcommand(command, name) {
+        Some(sub) if !matches!(sub.run, Run::NotYet) => check_arity(sub, args),
+        _ => Err(Fault::error(format!(
+            "ERR unknown subcommand '{}'. Try {} HELP.",
+            text(&name[..name.len().min(128)]),
+            command.name.to_ascii_uppercase()
+        ))),
+    }
+}
+
+fn check_arity(command: &'static Entry, args: Args<'_>) -> Result<&'static Entry, Fault> {
+    let count = args.len() as i32;
+    let fits = if command.arity >= 0 { count == command.arity } else { count >= -command.arity };
+    if fits { Ok(command) } else { Err(wrong_arity(command.name)) }
+}
+
+/// Redis's text, with its limits on what is echoed.
+fn unknown(args: Args<'_>) -> Fault {
+    let mut beginning = String::new();
+    for arg in &args[1..] {
+        if beginning.len() >= 128 {
+            break;
+        }
+        let left = 128 - beginning.len();
+        beginning.push_str(&format!("'{}' ", text(&arg[..arg.len().min(left)])));
+    }
+    Fault::error(format!(
+        "ERR unknown command '{}', with args beginning with: {}",
+        text(&args[0][..args[0].len().min(128)]),
+        beginning
+    ))
+}
+
+/// Checks that are the same for every command: authentication, and whether this node can be right.
+fn admit(session: &Session, shared: &Shared, command: &Command, _args: Args<'_>) -> Result<(), Fault> {
+    if !session.authenticated && !command.has(flag::NO_AUTH) {
+        return Err("NOAUTH Authentication required.".into());
+    }
+    if command.has(flag::LOADING) || shared.service.is_serving() {
+        return Ok(());
+    }
+    Err(Fault::error(match &*shared.service.status() {
+        Status::Loading {
+            applied,
+            total,
+            rebuilding,
+        } => {
+            let percent = if *total == 0 { 0 } else { applied.min(total) * 100 / total };
+            let why = rebuilding.as_ref().map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
+            format!("LOADING Highwater is loading the dataset: {percent}% ({applied} of {total} records{why})")
+        }
+        Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
+        Status::Serving => return Ok(()),
+    }))
+}
+
+/// What must happen before this command, besides what it finds out itself.
+fn before(session: &Session, shared: &Shared, command: &Command, prepared: bool) -> Option<Before> {
+    if let Some(paused) = shared.pause.current() {
+        let writes = |c: &Command| c.has(flag::WRITE | flag::MAY_REPLICATE);
+        let in_exec = session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
+        if (!paused.writes_only && !command.has(flag::ADMIN) && !command.has(flag::IN_MULTI))
+            || writes(command)
+            || (matches!(command.run, Run::Exec) && in_exec)
+        {
+            return Some(Before::Unpaused);
+        }
+    }
+    let whole = |c: &Command| c.has(flag::WHOLE_STORE);
+    let in_exec = || {
+        matches!(command.run, Run::Exec)
+            && session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| whole(q.command)))
+    };
+    (!prepared && (whole(command) || in_exec())).then_some(Before::WholeStore)
+}
+
+fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outcome {
+    if command.has(flag::NO_MULTI) || matches!(command.run, Run::Later(_)) {
+        return Err("ERR Command not allowed inside a transaction".into());
+    }
+    let multi = session.multi.get_or_insert_default();
+    multi.bytes += args.iter().map(|a| a.len() + 32).sum::<usize>();
+    if multi.bytes > MAX_QUEUED_BYTES {
+        return Err(Fault::error(format!("ERR MULTI takes at most {MAX_QUEUED_BYTES} bytes of commands")));
+    }
+    multi.queued.push(Queued {
+        command,
+        args: args.iter().map(|arg| Bytes::copy_from_slice(arg)).collect(),
+    });
+    session.client.queued.store(multi.queued.len(), Ordering::Relaxed);
+    Ok(Reply::simple("QUEUED"))
+}
+
+fn refuse(session: &mut Session, fault: Fault) -> Step {
+    match fault {
+        Fault::Wait(wait) => Step::Before(Before::Wait(wait)),
+        fault => Step::Reply(reply_of(session, fault)),
+    }
+}
+
+/// The error reply; inside MULTI it makes EXEC refuse.
+fn reply_of(session: &mut Session, fault: Fault) -> Reply {
+    if let Some(multi) = &mut session.multi {
+        multi.aborted = true;
+    }
+    match fault {
+        Fault::Error(text) => Reply::Error(text),
+        Fault::Wait(_) => Reply::error("NOTWRITTEN the command could not be computed"),
+    }
+}
+
+/// The keys among a command's arguments.
+pub fn keys_of<'a>(command: &Command, args: &[&'a [u8]]) -> KeyList<'a> {
+    match command.keys {
+        Keys::None | Keys::All => KeyList::new(),
+        Keys::Range { first, last, step } => {
+            let last = if last < 0 { args.len() as i32 + last } else { last };
+            (first..=last)
+                .step_by(step.max(1) as usize)
+                .filter_map(|at| args.get(at as usize).copied())
+                .collect()
+        }
+        Keys::Counted(at) => {
+            let count = args.get(at).and_then(|n| super::args::parse_int(n)).unwrap_or(0).max(0) as usize;
+            args.iter().skip(at + 1).take(count).copied().collect()
+        }
+    }
+}
+
+fn view(session: &Session, writes: bool) -> View {
+    match (writes, session.outstanding.count()) {
+        (true, _) => View::Update,
+        (false, 0) => View::Committed,
+        (false, _) => View::Pending,
+    }
+}
+
+fn locks<'k>(keys: &'k [&'k [u8]], writes: bool, all: bool) -> Locks<'k> {
+    match (writes, keys.len()) {
+        _ if all => Locks::All,
+        (true, _) => Locks::Some(keys),
+        (false, 0 | 1) => Locks::Unlocked,
+        (false, _) => Locks::Snapshot,
+    }
+}
+
+fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static Entry, args: Args<'_>) -> Step {
+    let Run::Now(handler) = command.run else {
+        return refuse(session, unknown(args));
+    };
+    let keys = keys_of(command, args);
+    let writes = command.has(flag::WRITE);
+    let locks = locks(&keys, writes, matches!(command.keys, Keys::All));
+    let (owner, view) = (session.outstanding.clone(), view(session, writes));
+    let computed = shared.service.transact(&owner, locks, view, |transaction| {
+        handler(
+            &mut Context {
+                session: &mut *session,
+                shared,
+                transaction,
+            },
+            args,
+        )
+    });
+    conclude(session, computed, command.has(flag::BARRIER))
+}
+
+fn conclude(session: &mut Session, computed: Result<Computed<Reply>, Fault>, barrier: bool) -> Step {
+    match computed {
+        Err(fault) => refuse(session, fault),
+        Ok(Computed { value, write, depends }) if write.is_none() && depends.is_empty() => Step::Reply(value),
+        Ok(Computed { value, write, depends }) => Step::Pending(Pending {
+            reply: value,
+            write,
+            depends,
+            barrier,
+        }),
+    }
+}
+
+fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
+    let Some(multi) = &session.multi else {
+        return Step::Reply(Reply::error("ERR EXEC without MULTI"));
+    };
+    if multi.aborted {
+        session.end_transaction();
+        return Step::Reply(Reply::error(
+            "EXECABORT Transaction discarded because of previous errors.",
+        ));
+    }
+    let queued = multi.queued.clone();
+    let watched = session.watch.as_ref().map_or(Vec::new(), |w| w.keys.clone());
+    let changed = session.watch.as_ref().map(|w| w.changed.clone());
+    let requests: Vec<(&'static Entry, Vec<&[u8]>)> = queued
+        .iter()
+        .map(|q| (q.command, q.args.iter().map(|a| &a[..]).collect()))
+        .collect();
+    let writes = requests.iter().any(|(c, _)| c.has(flag::WRITE));
+    let all = requests.iter().any(|(c, _)| matches!(c.keys, Keys::All));
+    let barrier = requests.iter().any(|(c, _)| c.has(flag::BARRIER));
+    let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
+    keys.extend(watched.iter().map(|(_, key)| &key[..]));
+    let database = session.database;
+    let (owner, view) = (session.outstanding.clone(), view(session, writes));
+    let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
+        if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
+            return Ok(Reply::NullArray);
+        }
+        let mut replies = Vec::with_capacity(requests.len());
+        for (command, args) in &requests {
+            let Run::Now(handler) = command.run else {
+                replies.push(Reply::error("ERR Command not allowed inside a transaction"));
+                continue;
+            };
+            command.stats.calls.fetch_add(1, Ordering::Relaxed);
+            let mut context = Context {
+                session: &mut *session,
+                shared,
+                transaction: &mut *transaction,
+            };
+            match handler(&mut context, args) {
+                Ok(reply) => replies.push(reply),
+                Err(Fault::Error(text)) => replies.push(Reply::Error(text)),
+                Err(wait) => return Err(wait),
+            }
+        }
+        Ok(Reply::Array(replies))
+    });
+    if let Err(Fault::Wait(wait)) = computed {
+        // It will be computed again, from where it began.
+        session.database = database;
+        return Step::Before(Before::Wait(wait));
+    }
+    session.end_transaction();
+    conclude(session, computed, barrier)
+}

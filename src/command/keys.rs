@@ -1,0 +1,5 @@
+//! keys.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

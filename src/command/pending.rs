@@ -1,0 +1,5 @@
+//! pending.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

@@ -1,0 +1,5 @@
+//! server.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

@@ -1,0 +1,293 @@
+//! Who asks and what the server knows: the state of one connection ([`Session`]) and what all share ([`Shared`]).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::table::Entry;
+use crate::config::Config;
+use crate::database::watch::Changed;
+use crate::database::write::Outstanding;
+use crate::database::{Service, now_ms};
+use crate::resp::Version;
+use crate::telemetry::Stats;
+
+/// What all connections share.
+pub struct Shared {
+    pub service: Arc<Service>,
+    pub config: Arc<Config>,
+    pub clients: Clients,
+    pub stats: Stats,
+    pub pause: Pause,
+    pub shutdown: Shutdown,
+    pub started: Instant,
+    /// Milliseconds since the epoch.
+    pub started_at: u64,
+    /// 40 hex digits, new at every start.
+    pub run_id: String,
+}
+
+/// One connection's state, owned by its task.
+pub struct Session {
+    pub client: Arc<Client>,
+    pub database: u16,
+    pub version: Version,
+    pub authenticated: bool,
+    pub outstanding: Arc<Outstanding>,
+    pub multi: Option<Multi>,
+    pub watch: Option<Watch>,
+    pub replies: Replies,
+    /// Set by QUIT and the like: close after this reply.
+    pub close: bool,
+}
+
+/// Commands queued since MULTI.
+#[derive(Default)]
+pub struct Multi {
+    pub queued: Vec<Queued>,
+    pub bytes: usize,
+    /// A command could not be queued: EXEC will refuse.
+    pub aborted: bool,
+}
+
+#[derive(Clone)]
+pub struct Queued {
+    pub command: &'static Entry,
+    pub args: Vec<Bytes>,
+}
+
+/// Watched keys, and the flag that a change of one of them raises.
+#[derive(Default)]
+pub struct Watch {
+    pub changed: Arc<Changed>,
+    pub keys: Vec<(u16, Bytes)>,
+}
+
+/// CLIENT REPLY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replies {
+    On,
+    Off,
+    /// Not for the command under way (the one that said SKIP), nor for the next.
+    SkipNext,
+    /// Not for the command under way.
+    SkipThis,
+}
+
+/// What others may know of a connection (CLIENT LIST), and how they end it.
+pub struct Client {
+    pub id: u64,
+    pub address: Option<SocketAddr>,
+    pub local_address: Option<SocketAddr>,
+    /// The socket's file descriptor, as CLIENT LIST shows it.
+    pub descriptor: i32,
+    pub connected_at: Instant,
+    /// Milliseconds since the epoch of the last command.
+    pub last_command_at: AtomicU64,
+    pub database: AtomicUsize,
+    pub resp3: AtomicBool,
+    /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
+    pub queued: AtomicUsize,
+    pub watching: AtomicUsize,
+    pub no_evict: AtomicBool,
+    pub no_touch: AtomicBool,
+    /// Bytes in the read buffer, and bytes of replies that wait to be sent.
+    pub input_bytes: AtomicUsize,
+    pub output_bytes: AtomicUsize,
+    pub details: Mutex<ClientDetails>,
+    killed: AtomicBool,
+    kill: Notify,
+}
+
+#[derive(Default, Clone)]
+pub struct ClientDetails {
+    pub name: Bytes,
+    pub library_name: Bytes,
+    pub library_version: Bytes,
+    pub last_command: &'static str,
+}
+
+/// All connections, by id.
+#[derive(Default)]
+pub struct Clients {
+    next_id: AtomicU64,
+    connected: Mutex<BTreeMap<u64, Arc<Client>>>,
+}
+
+/// CLIENT PAUSE.
+#[derive(Default)]
+pub struct Pause {
+    state: RwLock<Option<Paused>>,
+    active: AtomicBool,
+    ended: Notify,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// Milliseconds since the epoch.
+    pub until: u64,
+    /// Only commands that may write wait.
+    pub writes_only: bool,
+}
+
+/// Asks the whole server to stop.
+#[derive(Default)]
+pub struct Shutdown {
+    asked: AtomicBool,
+    notify: Notify,
+}
+
+impl Session {
+    pub fn new(client: Arc<Client>, authenticated: bool) -> Self {
+        Session {
+            client,
+            database: 0,
+            version: Version::Resp2,
+            authenticated,
+            outstanding: Arc::default(),
+            multi: None,
+            watch: None,
+            replies: Replies::On,
+            close: false,
+        }
+    }
+
+    /// Leaves MULTI and forgets watched keys.
+    pub fn end_transaction(&mut self) {
+        self.multi = None;
+        self.watch = None;
+        self.client.queued.store(usize::MAX, Ordering::Relaxed);
+        self.client.watching.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Client {
+    /// Asks the connection to end; it does at its next step.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.kill.notify_one();
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Waits until somebody kills the connection.
+    pub async fn killed(&self) {
+        while !self.is_killed() {
+            self.kill.notified().await;
+        }
+    }
+}
+
+impl Clients {
+    pub fn add(&self, address: Option<SocketAddr>, local_address: Option<SocketAddr>, descriptor: i32) -> Arc<Client> {
+        let client = Arc::new(Client {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
+            address,
+            local_address,
+            descriptor,
+            connected_at: Instant::now(),
+            last_command_at: AtomicU64::new(now_ms()),
+            database: AtomicUsize::new(0),
+            resp3: AtomicBool::new(false),
+            queued: AtomicUsize::new(usize::MAX),
+            watching: AtomicUsize::new(0),
+            no_evict: AtomicBool::new(false),
+            no_touch: AtomicBool::new(false),
+            input_bytes: AtomicUsize::new(0),
+            output_bytes: AtomicUsize::new(0),
+            details: Mutex::default(),
+            killed: AtomicBool::new(false),
+            kill: Notify::new(),
+        });
+        self.connected.lock().insert(client.id, client.clone());
+        client
+    }
+
+    pub fn remove(&self, id: u64) {
+        self.connected.lock().remove(&id);
+    }
+
+    pub fn len(&self) -> usize {
+        self.connected.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All connections, oldest first.
+    pub fn list(&self) -> Vec<Arc<Client>> {
+        self.connected.lock().values().cloned().collect()
+    }
+}
+
+impl Pause {
+    /// Pauses until this time (milliseconds since the epoch); of two pauses the longer and the stricter holds.
+    pub fn pause(&self, until: u64, writes_only: bool) {
+        let mut state = self.state.write();
+        *state = Some(match *state {
+            Some(old) if old.until > now_ms() => Paused {
+                until: until.max(old.until),
+                writes_only: writes_only && old.writes_only,
+            },
+            _ => Paused { until, writes_only },
+        });
+        self.active.store(true, Ordering::Release);
+    }
+
+    pub fn unpause(&self) {
+        *self.state.write() = None;
+        self.active.store(false, Ordering::Release);
+        self.ended.notify_waiters();
+    }
+
+    /// The pause in force.
+    pub fn current(&self) -> Option<Paused> {
+        if !self.active.load(Ordering::Acquire) {
+            return None;
+        }
+        let paused = (*self.state.read()).filter(|p| p.until > now_ms());
+        if paused.is_none() {
+            self.unpause();
+        }
+        paused
+    }
+
+    /// Waits until the pause in force ends or changes.
+    pub async fn ended(&self) {
+        let ended = self.ended.notified();
+        if let Some(paused) = self.current() {
+            let left = std::time::Duration::from_millis(paused.until.saturating_sub(now_ms()) + 1);
+            let _ = tokio::time::timeout(left, ended).await;
+        }
+    }
+}
+
+impl Shutdown {
+    pub fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    pub async fn asked(&self) {
+        loop {
+            let notified = self.notify.notified();
+            if self.is_asked() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! transactions.
+
+use super::Command;
+
+pub static COMMANDS: &[Command] = &[];

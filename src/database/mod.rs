@@ -1,0 +1,418 @@
+//! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
+//!
+//! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`watch`].
+//!
+//! Rules kept here:
+//! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
+//! - A state becomes visible to others when the log has acknowledged it or the applier has read it, whichever is first.
+//! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
+
+pub mod applier;
+pub mod hot;
+pub mod transaction;
+pub mod watch;
+pub mod write;
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use crate::log::{Batch, Log, Payload, Record, TopicPartition};
+use crate::store::{Entry, Store, StoreError, key_hash};
+use hot::{At, Budget, HotTier, Lookup};
+use watch::Watches;
+use write::{Item, NewState, Outstanding, Write};
+
+pub use transaction::{Fault, Transaction, Wait};
+
+/// Key locks; a key's stripe is its hash.
+const STRIPES: usize = 1024;
+
+/// What the node can say of itself; a node that cannot be right says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The store is being filled up to the log's end.
+    Loading { applied: u64, total: u64, rebuilding: Option<String> },
+    Serving,
+    /// The applier stopped for good; the reason is for people.
+    Failed(String),
+}
+
+/// Bounds of the service layer, changeable at run time.
+pub struct Settings {
+    /// Longest time between a write and its acknowledgement or error, milliseconds.
+    pub write_timeout_ms: AtomicU64,
+    /// Bytes of states that may be acknowledged or applied but not yet in the store; above, writes wait.
+    pub max_unstored_bytes: AtomicU64,
+    /// Time between checkpoints of the store, milliseconds.
+    pub checkpoint_interval_ms: AtomicU64,
+    /// Delete expired keys in the background.
+    pub active_expire: AtomicBool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            write_timeout_ms: AtomicU64::new(5_000),
+            max_unstored_bytes: AtomicU64::new(256 << 20),
+            checkpoint_interval_ms: AtomicU64::new(5_000),
+            active_expire: AtomicBool::new(true),
+        }
+    }
+}
+
+/// Counters for INFO and metrics.
+#[derive(Default)]
+pub struct Counters {
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+    pub store_reads: AtomicU64,
+    pub expired: AtomicU64,
+    pub records_applied: AtomicU64,
+    pub records_skipped: AtomicU64,
+    pub rebuilds: AtomicU64,
+    pub writes_refused: AtomicU64,
+    pub writes_uncertain: AtomicU64,
+    pub last_applied_ms: AtomicU64,
+}
+
+/// All databases of this node.
+pub struct Service {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn Store>,
+    pub settings: Settings,
+    pub counters: Counters,
+    pub memory: Arc<Budget>,
+    databases: Box<[Database]>,
+    stripes: Box<[Mutex<()>]>,
+    /// Held for writing while several keys become visible at once, for reading while several keys are read.
+    groups: RwLock<()>,
+    status: ArcSwap<Status>,
+    /// Told whenever the applier has made progress or the status changed.
+    progress: Notify,
+    stopping: AtomicBool,
+}
+
+/// One database: a topic, and what is in memory of it.
+pub struct Database {
+    hot: HotTier,
+    pub watches: Watches,
+    /// Set when the topic is known to exist.
+    topic: OnceLock<Topic>,
+}
+
+/// What every write has to know of a topic, so that the log is not asked each time.
+struct Topic {
+    name: String,
+    read_only: bool,
+    max_record_bytes: usize,
+    partitions: Box<[Partition]>,
+}
+
+/// How far one partition is. All are offsets after the last one meant; they only grow.
+#[derive(Default)]
+pub struct Partition {
+    /// After the newest own record that was acknowledged.
+    pub acknowledged: AtomicU64,
+    /// After the newest record that is in the store.
+    pub stored: AtomicU64,
+    /// Everything below is hidden by a flush.
+    pub flushed: AtomicU64,
+    /// The log's end when it was last asked.
+    pub end: AtomicU64,
+    /// Time (ms since the epoch) at which the log held nothing that the store does not hold.
+    pub as_of: AtomicI64,
+}
+
+impl Database {
+    fn new(budget: Arc<Budget>) -> Self {
+        Database {
+            hot: HotTier::new(budget),
+            watches: Watches::default(),
+            topic: OnceLock::new(),
+        }
+    }
+
+    pub fn partitions(&self) -> &[Partition] {
+        self.topic.get().map_or(&[], |topic| &topic.partitions)
+    }
+
+    fn acknowledged(&self, at: At) {
+        if let Some(partition) = self.partitions().get(at.partition as usize) {
+            partition.acknowledged.fetch_max(at.offset + 1, Ordering::AcqRel);
+        }
+    }
+
+    /// A flush marker stands at this place of the log: everything before it is hidden from now on.
+    fn flushed(&self, at: At) {
+        if let Some(partition) = self.partitions().get(at.partition as usize) {
+            let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
+            if before < at.offset {
+                self.hot
+                    .forget(|known| known.partition == at.partition && known.offset < at.offset);
+            }
+        }
+    }
+
+    fn visible(&self, entry: &Entry) -> bool {
+        self.partitions()
+            .get(entry.meta.partition as usize)
+            .is_none_or(|p| entry.meta.offset >= p.flushed.load(Ordering::Acquire))
+    }
+}
+
+/// What was read of a key.
+pub struct Seen {
+    pub entry: Option<Entry>,
+    /// The write under way that the entry comes from.
+    pub depends: Option<Arc<Write>>,
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Service {
+    pub fn new(log: Arc<dyn Log>, store: Arc<dyn Store>, databases: u16, settings: Settings) -> Arc<Self> {
+        let memory = Arc::new(Budget::default());
+        let service = Service {
+            log,
+            store,
+            settings,
+            counters: Counters::default(),
+            databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
+            memory,
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            groups: RwLock::new(()),
+            status: ArcSwap::from_pointee(Status::Loading {
+                applied: 0,
+                total: 0,
+                rebuilding: None,
+            }),
+            progress: Notify::new(),
+            stopping: AtomicBool::new(false),
+        };
+        service.notice_databases();
+        Arc::new(service)
+    }
+
+    pub fn database_count(&self) -> u16 {
+        self.databases.len() as u16
+    }
+
+    pub fn database(&self, database: u16) -> &Database {
+        &self.databases[database as usize]
+    }
+
+    pub fn status(&self) -> Arc<Status> {
+        self.status.load_full()
+    }
+
+    pub fn is_serving(&self) -> bool {
+        **self.status.load() == Status::Serving
+    }
+
+    fn set_status(&self, status: Status) {
+        self.status.store(Arc::new(status));
+        self.progress.notify_waiters();
+    }
+
+    /// Waits until the applier made progress or the status changed.
+    pub async fn changed(&self) {
+        self.progress.notified().await;
+    }
+
+    /// Looks which databases' topics exist by now.
+    fn notice_databases(&self) {
+        for (number, database) in self.databases.iter().enumerate() {
+            if database.topic.get().is_none()
+                && let Some(identity) = self.log.identity(number as u16)
+            {
+                // Whoever comes second finds it set.
+                let _ = database.topic.set(Topic {
+                    name: identity.topic,
+                    read_only: identity.read_only,
+                    max_record_bytes: self.log.max_record_bytes(number as u16),
+                    partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
+                });
+            }
+        }
+    }
+
+    /// Creates the database's topic. Blocking.
+    pub fn create_database(&self, database: u16) -> Result<(), crate::log::LogError> {
+        self.log.create(database)?;
+        self.notice_databases();
+        Ok(())
+    }
+
+    /// The newest state of a key, expired or not. With `pending`, writes under way count.
+    pub fn read(&self, database: u16, key: &[u8], pending: bool) -> Result<Seen, StoreError> {
+        let number = database;
+        let database = &self.databases[number as usize];
+        match database.hot.get(key, pending) {
+            Lookup::Committed(entry) => Ok(Seen {
+                entry: entry.filter(|e| database.visible(e)),
+                depends: None,
+            }),
+            Lookup::Pending(write, item) => {
+                let at = At {
+                    partition: 0,
+                    offset: u64::MAX,
+                };
+                Ok(Seen {
+                    entry: write.entry(item, at, now_ms() as i64),
+                    depends: Some(write),
+                })
+            }
+            Lookup::Cold(token) => {
+                self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                let entry = self.store.get(number, key)?.filter(|e| database.visible(e));
+                database.hot.fill(key, entry.as_ref(), token);
+                Ok(Seen { entry, depends: None })
+            }
+        }
+    }
+
+    /// Locks the stripes of these keys, in one order for everybody.
+    fn lock_keys<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> SmallVec<[MutexGuard<'_, ()>; 2]> {
+        let mut stripes: SmallVec<[usize; 2]> = keys.map(|key| key_hash(key) as usize % STRIPES).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
+        stripes.iter().map(|&stripe| self.stripes[stripe].lock()).collect()
+    }
+
+    fn lock_all_keys(&self) -> SmallVec<[MutexGuard<'_, ()>; 2]> {
+        self.stripes.iter().map(Mutex::lock).collect()
+    }
+
+    /// Hands the items to the log as one batch. The caller holds the stripes of all keys.
+    fn commit(self: &Arc<Self>, items: SmallVec<[Item; 1]>, owner: &Arc<Outstanding>, epoch: u64) -> Arc<Write> {
+        let mut records = SmallVec::new();
+        let mut expanded: SmallVec<[Item; 1]> = SmallVec::new();
+        for item in items {
+            match &item {
+                Item::Key { database, key, state } => {
+                    records.push(Record {
+                        to: TopicPartition {
+                            database: *database,
+                            partition: self.log.partition(*database, key),
+                        },
+                        key: key.clone(),
+                        payload: match state {
+                            NewState::Value { value, expire_at } => Payload::Value {
+                                value: value.clone(),
+                                expire_at: *expire_at,
+                            },
+                            NewState::Deleted => Payload::Tombstone,
+                        },
+                    });
+                    expanded.push(item);
+                }
+                Item::Flush { database } => {
+                    for partition in 0..self.databases[*database as usize].partitions().len() as u32 {
+                        records.push(Record {
+                            to: TopicPartition {
+                                database: *database,
+                                partition,
+                            },
+                            key: bytes::Bytes::from_static(crate::log::record::FLUSH_KEY),
+                            payload: Payload::Flush,
+                        });
+                        expanded.push(item.clone());
+                    }
+                }
+            }
+        }
+        let write = Arc::new(Write::new(self.clone(), owner.clone(), expanded));
+        for (index, item) in write.items.iter().enumerate() {
+            match item {
+                Item::Key { database, key, .. } => {
+                    let database = &self.databases[*database as usize];
+                    database.hot.pend(key, &write, index);
+                    database.watches.changed(key);
+                }
+                Item::Flush { database } => {
+                    let number = *database;
+                    let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
+                    self.databases[number as usize].watches.flushed(exists);
+                }
+            }
+        }
+        self.log.produce(
+            Batch {
+                records,
+                completion: write.clone(),
+            },
+            epoch,
+        );
+        write
+    }
+
+    /// True if acknowledged states have piled up before the store: writes wait.
+    fn is_behind(&self) -> bool {
+        self.memory.unstored.load(Ordering::Relaxed) as u64 > self.settings.max_unstored_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.settings.write_timeout_ms.load(Ordering::Relaxed))
+    }
+
+    /// Waits until the store has everything that was acknowledged when this was called.
+    pub async fn store_caught_up(&self) -> Result<(), Fault> {
+        let wanted: Vec<(usize, usize, u64)> = self
+            .databases
+            .iter()
+            .enumerate()
+            .flat_map(|(d, database)| {
+                let partitions = database.partitions().iter().enumerate();
+                partitions.map(move |(p, partition)| (d, p, partition.acknowledged.load(Ordering::Acquire)))
+            })
+            .collect();
+        let reached = || {
+            wanted.iter().all(|&(d, p, offset)| {
+                self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset
+            })
+        };
+        self.wait_until(reached, "the local store did not reach the last acknowledged write").await
+    }
+
+    /// Waits until the store has room again.
+    pub async fn room(&self) -> Result<(), Fault> {
+        self.wait_until(|| !self.is_behind(), "the local store is too far behind the log").await
+    }
+
+    async fn wait_until(&self, reached: impl Fn() -> bool, otherwise: &'static str) -> Result<(), Fault> {
+        let wait = async {
+            loop {
+                let progress = self.progress.notified();
+                if reached() {
+                    return;
+                }
+                progress.await;
+            }
+        };
+        tokio::time::timeout(self.write_timeout(), wait)
+            .await
+            .map_err(|_| Fault::error(format!("NOTWRITTEN {otherwise} within the write timeout; try again later")))
+    }
+
+    /// Asks the applier to stop, after a last checkpoint.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}

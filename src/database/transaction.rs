@@ -1,0 +1,387 @@
+//! How a command reads and writes: it is a function over a [`Transaction`], computed under its keys' locks on the newest
+//! state, and may be computed again (a version it rested on failed; on Kafka another writer came first). Nothing is handed to
+//! the log before the function has returned without a fault; then all its records go as one batch.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::write::{Item, NewState, Outstanding, Write};
+use super::{Service, now_ms};
+use crate::store::{Entry, Scanned, StoreError, Value};
+
+/// From how many items on a transaction finds its own writes by a map instead of looking through them.
+const LINEAR: usize = 8;
+
+/// Why a command was not computed to its end.
+#[derive(Clone)]
+pub enum Fault {
+    /// The reply is this error: a code word, a space, a text.
+    Error(Bytes),
+    /// Wait, then compute again.
+    Wait(Wait),
+}
+
+/// What has to happen before a command can be computed.
+#[derive(Clone)]
+pub enum Wait {
+    /// This write must be over: the command's outcome depends on it, and the log cannot chain the two.
+    Write(Arc<Write>),
+    /// The database's topic must be created.
+    CreateDatabase(u16),
+    /// The store must take in what was acknowledged: too much is in memory only.
+    Room,
+}
+
+impl Fault {
+    pub fn error(text: impl Into<Bytes>) -> Self {
+        Fault::Error(text.into())
+    }
+}
+
+impl From<&'static str> for Fault {
+    fn from(text: &'static str) -> Self {
+        Fault::error(text)
+    }
+}
+
+impl From<String> for Fault {
+    fn from(text: String) -> Self {
+        Fault::error(text)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Fault::error(format!("ERR the local store cannot be read: {error}"))
+    }
+}
+
+/// Which states a transaction sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// What the log has: for reads of a connection that has no writes under way.
+    Committed,
+    /// Writes under way too; the answer then waits for them: for reads behind own writes.
+    Pending,
+    /// As `Pending`, for commands that may write.
+    Update,
+}
+
+/// Keys that are locked while a transaction is computed.
+pub enum Keys<'k> {
+    /// Only reads, of at most one key.
+    Unlocked,
+    /// Only reads, of several keys that must fit together.
+    Snapshot,
+    Some(&'k [&'k [u8]]),
+    All,
+}
+
+/// A transaction that was computed.
+pub struct Computed<T> {
+    pub value: T,
+    /// Its records on their way, if it wrote any.
+    pub write: Option<Arc<Write>>,
+    /// Writes of others (or earlier ones of this connection) that it was computed on.
+    pub depends: SmallVec<[Arc<Write>; 1]>,
+}
+
+pub struct Transaction<'s> {
+    service: &'s Arc<Service>,
+    view: View,
+    /// The time that this transaction sees, milliseconds since the epoch.
+    pub now: u64,
+    items: SmallVec<[Item; 1]>,
+    /// Place in `items` of each key, once there are more than [`LINEAR`].
+    places: HashMap<(u16, Bytes), usize>,
+    depends: SmallVec<[Arc<Write>; 1]>,
+    flushed: SmallVec<[u16; 1]>,
+}
+
+impl Service {
+    /// Computes `f` under the locks of `keys` and hands what it wrote to the log.
+    pub fn transact<T>(
+        self: &Arc<Self>,
+        owner: &Arc<Outstanding>,
+        keys: Keys<'_>,
+        view: View,
+        f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<Computed<T>, Fault> {
+        let epoch = self.log.epoch();
+        let _stripes = match keys {
+            Keys::Unlocked | Keys::Snapshot => SmallVec::new(),
+            Keys::Some(keys) => self.lock_keys(keys.iter().copied()),
+            Keys::All => self.lock_all_keys(),
+        };
+        let snapshot = matches!(keys, Keys::Snapshot).then(|| self.groups.read());
+        let mut transaction = Transaction {
+            service: self,
+            view,
+            now: now_ms(),
+            items: SmallVec::new(),
+            places: HashMap::new(),
+            depends: SmallVec::new(),
+            flushed: SmallVec::new(),
+        };
+        let value = f(&mut transaction)?;
+        drop(snapshot);
+        let Transaction { items, depends, .. } = transaction;
+        let write = if items.is_empty() {
+            None
+        } else {
+            self.admit(&items)?;
+            Some(self.commit(items, owner, epoch))
+        };
+        Ok(Computed { value, write, depends })
+    }
+
+    /// Checks everything that must hold before records are handed to the log.
+    fn admit(&self, items: &[Item]) -> Result<(), Fault> {
+        if self.is_behind() {
+            return Err(Fault::Wait(Wait::Room));
+        }
+        for item in items {
+            let (Item::Key { database, .. } | Item::Flush { database }) = item;
+            let Some(topic) = self.databases[*database as usize].topic.get() else {
+                return Err(Fault::Wait(Wait::CreateDatabase(*database)));
+            };
+            if topic.read_only {
+                return Err(Fault::error(format!(
+                    "READONLY database {database} shows topic {} read-only",
+                    topic.name
+                )));
+            }
+            if let Item::Key { key, state, .. } = item {
+                check_record(key, state, topic.max_record_bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault> {
+    /// Upper estimate of a record's headers, bytes.
+    const HEADERS: usize = 160;
+    if &key[..] == crate::log::record::FLUSH_KEY {
+        return Err(Fault::error("ERR this key is reserved for the topic's control records"));
+    }
+    let size = key.len()
+        + HEADERS
+        + match state {
+            NewState::Value { value, .. } => value.len(),
+            NewState::Deleted => 0,
+        };
+    if size > limit {
+        return Err(Fault::error(format!(
+            "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"
+        )));
+    }
+    Ok(())
+}
+
+impl Transaction<'_> {
+    pub fn service(&self) -> &Service {
+        self.service
+    }
+
+    /// The key's newest state that is not expired, with this transaction's own writes.
+    pub fn get(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let now = self.now;
+        let entry = self.get_even_expired(database, key)?;
+        Ok(entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now)))
+    }
+
+    /// As [`Transaction::get`], but an expired key is still seen.
+    pub fn get_even_expired(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        if let Some(place) = self.place(database, key) {
+            return Ok(self.own_entry(place));
+        }
+        if self.flushed.contains(&database) {
+            return Ok(None);
+        }
+        let seen = self.service.read(database, key, self.view != View::Committed)?;
+        if let Some(write) = seen.depends {
+            self.depend_on(write)?;
+        }
+        Ok(seen.entry)
+    }
+
+    /// The string value of a key.
+    pub fn get_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        match self.get(database, key)? {
+            None => Ok(None),
+            Some(entry) => entry.string().map(Some),
+        }
+    }
+
+    pub fn exists(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
+        Ok(self.get(database, key)?.is_some())
+    }
+
+    /// Gives the key a whole new state. `expire_at` is absolute, milliseconds since the epoch.
+    pub fn set(&mut self, database: u16, key: &[u8], value: Bytes, expire_at: Option<u64>) {
+        self.put(database, key, NewState::Value { value, expire_at });
+    }
+
+    pub fn delete(&mut self, database: u16, key: &[u8]) {
+        self.put(database, key, NewState::Deleted);
+    }
+
+    /// Hides everything in the database. Writes of this transaction that come after it stay.
+    pub fn flush(&mut self, database: u16) {
+        self.items.retain(|item| !matches!(item, Item::Key { database: d, .. } if *d == database));
+        self.places.clear();
+        for (place, item) in self.items.iter().enumerate() {
+            if let Item::Key { database, key, .. } = item {
+                self.places.insert((*database, key.clone()), place);
+            }
+        }
+        if !self.flushed.contains(&database) {
+            self.flushed.push(database);
+            self.items.push(Item::Flush { database });
+        }
+    }
+
+    /// True if this transaction wrote or flushed anything so far.
+    pub fn has_written(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    /// Number of keys in the database, expired ones without a tombstone included.
+    /// Counts what is in the store: [`Service::store_caught_up`] comes first.
+    pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
+        let flushed = self.flushed.contains(&database);
+        let mut count = if flushed { 0 } else { self.service.store.count(database)? as i64 };
+        for item in &self.items {
+            if let Item::Key { database: d, key, state } = item
+                && *d == database
+            {
+                let before = !flushed && self.service.read(database, key, true)?.entry.is_some();
+                let after = matches!(state, NewState::Value { .. });
+                count += i64::from(after) - i64::from(before);
+            }
+        }
+        Ok(count.max(0) as u64)
+    }
+
+    /// Visits keys that are neither deleted nor expired, in hash order from `from` on; returns where to go on.
+    /// `at_least` counts keys in the store. Keys that this transaction created come with the last part.
+    pub fn scan(
+        &mut self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(&[u8], &Entry),
+    ) -> Result<Option<u64>, Fault> {
+        let mut keys: Vec<Bytes> = Vec::new();
+        let next = if self.flushed.contains(&database) {
+            None
+        } else {
+            let mut collect = |scanned: Scanned<'_>| keys.push(Bytes::copy_from_slice(scanned.key));
+            self.service.store.scan(database, from, at_least, &mut collect)?
+        };
+        if next.is_none() {
+            let mut created: Vec<Bytes> = Vec::new();
+            for item in &self.items {
+                if let Item::Key { database: d, key, .. } = item
+                    && *d == database
+                    && (self.flushed.contains(&database) || self.service.store.get(database, key)?.is_none())
+                {
+                    created.push(key.clone());
+                }
+            }
+            keys.append(&mut created);
+        }
+        for key in keys {
+            if let Some(entry) = self.get(database, &key)? {
+                visit(&key, &entry);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Writes under way that this transaction was computed on.
+    fn depend_on(&mut self, write: Arc<Write>) -> Result<(), Fault> {
+        if write.outcome().is_some() {
+            return Ok(());
+        }
+        if self.view == View::Update && !self.service.log.chains() {
+            return Err(Fault::Wait(Wait::Write(write)));
+        }
+        if !self.depends.iter().any(|w| Arc::ptr_eq(w, &write)) {
+            self.depends.push(write);
+        }
+        Ok(())
+    }
+
+    fn place(&self, database: u16, key: &[u8]) -> Option<usize> {
+        if self.items.len() > LINEAR {
+            return self.places.get(&(database, Bytes::copy_from_slice(key))).copied();
+        }
+        self.items
+            .iter()
+            .position(|item| matches!(item, Item::Key { database: d, key: k, .. } if *d == database && k == key))
+    }
+
+    fn own_entry(&self, place: usize) -> Option<Entry> {
+        match &self.items[place] {
+            Item::Key {
+                state: NewState::Value { value, expire_at },
+                ..
+            } => Some(Entry {
+                meta: crate::store::Meta {
+                    partition: 0,
+                    offset: u64::MAX,
+                    timestamp: self.now as i64,
+                    expire_at: *expire_at,
+                },
+                value: Value::String(value.clone()),
+            }),
+            _ => None,
+        }
+    }
+
+    fn put(&mut self, database: u16, key: &[u8], state: NewState) {
+        if let Some(place) = self.place(database, key) {
+            if let Item::Key { state: old, .. } = &mut self.items[place] {
+                *old = state;
+            }
+            return;
+        }
+        let key = Bytes::copy_from_slice(key);
+        self.items.push(Item::Key {
+            database,
+            key: key.clone(),
+            state,
+        });
+        match self.items.len() {
+            n if n == LINEAR + 1 => {
+                for (place, item) in self.items.iter().enumerate() {
+                    if let Item::Key { database, key, .. } = item {
+                        self.places.insert((*database, key.clone()), place);
+                    }
+                }
+            }
+            n if n > LINEAR => {
+                self.places.insert((database, key), n - 1);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Entry {
+    /// The string, or the error that says why the record cannot be read.
+    pub fn string(&self) -> Result<Bytes, Fault> {
+        match &self.value {
+            Value::String(value) => Ok(value.clone()),
+            Value::Unreadable(reason) => Err(Fault::error(format!(
+                "ERR the record of this key (partition {}, offset {}) cannot be read: {reason}",
+                self.meta.partition, self.meta.offset
+            ))),
+        }
+    }
+}
