@@ -5,6 +5,7 @@
 
 mod architecture;
 mod embedded_node;
+mod kafka_log;
 mod kafka_node;
 mod redis_suite;
 mod self_check;
