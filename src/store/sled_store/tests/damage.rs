@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::model::{Model, copy};
+use super::model::{Model, copy, copy_open};
 use super::*;
 
 /// A store of some segments, part of it in the snapshot, part of it to be replayed; `clean` or as a kill leaves it.
@@ -29,7 +29,7 @@ fn example(directory: &Path, seed: u64, clean: bool) -> Model {
                 .collect();
             store.apply(&changes).unwrap();
             let image = directory.with_extension("image");
-            copy(directory, &image);
+            copy_open(&store, directory, &image);
             drop(store);
             fs::remove_dir_all(directory).unwrap();
             fs::rename(image, directory).unwrap();
@@ -183,34 +183,63 @@ fn missing_files() {
     damage_every_file(false, 1, |_, file, _| fs::remove_file(file).unwrap());
 }
 
-/// Damage in what sled does not replay is met when it is read.
+/// Damage in what sled does not replay is met when it is read; from then on the store refuses everything.
 #[test]
 fn damage_that_only_a_read_can_meet() {
-    let directories = tempfile::tempdir().unwrap();
-    let original = directories.path().join("original");
+    let directory = tempfile::tempdir().unwrap();
     let mut model = Model::default();
-    let store = open(&original).store;
+    let store = open(directory.path()).store;
     for number in 0..5_000 {
         model.add_put(format!("key {number}").as_bytes(), &store);
     }
     store.checkpoint(&model.checkpoint()).unwrap();
     drop(store);
     // Opening writes the snapshot.
-    drop(open(&original));
-    let seed = rand::random::<u64>();
-    println!("seed {seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
-    let length = fs::metadata(original.join("sled/db")).unwrap().len();
-    let mut outcome = Outcome::default();
-    for place in 0..40 {
-        let damaged = directories.path().join("damaged");
-        copy(&original, &damaged);
-        flip_bit(&mut rng, &damaged.join("sled/db"), length);
-        outcome.check(&damaged, &model, &format!("place {place}"));
-        fs::remove_dir_all(damaged).unwrap();
+    drop(open(directory.path()));
+
+    let data = directory.path().join("sled/db");
+    let replayed_from = verify::prepare_snapshots(&directory.path().join("sled")).unwrap();
+    let mut bytes = fs::read(&data).unwrap();
+    for segment in bytes.chunks_mut(verify::SEGMENT) {
+        let lsn = verify::SegmentHeader::read(segment).map_or(i64::MAX, |header| header.lsn);
+        if lsn + (verify::SEGMENT as i64) < replayed_from {
+            segment[100..]
+                .iter_mut()
+                .step_by(512)
+                .for_each(|byte| *byte ^= 1);
+        }
     }
-    println!("{outcome:?}");
-    assert!(outcome.met > 0);
+    fs::write(&data, bytes).unwrap();
+    let mut outcome = Outcome::default();
+    outcome.check(directory.path(), &model, "every sector");
+    assert_eq!((outcome.right, outcome.rebuilt + outcome.met), (0, 1));
+}
+
+/// The same, met in the midst of use: no answer but errors from then on, and a rebuild at the next start.
+#[test]
+fn a_store_that_met_damage_is_given_up() {
+    let (directory, store) = fresh();
+    store
+        .apply(&[put(b"a", &[1; 50_000], meta(1)), put(b"b", b"2", meta(2))])
+        .unwrap();
+    store.checkpoint(&position(3)).unwrap();
+    let view = store.databases[0].view.load_full();
+    let pieces = &view.trees.as_ref().unwrap().pieces;
+    let (piece, _) = pieces.iter().nth(3).unwrap().unwrap();
+    pieces.remove(piece).unwrap();
+    let error = store.get(0, b"a").unwrap_err().to_string();
+    assert!(
+        error.contains("a piece is missing; the local store is rebuilt at the next start"),
+        "{error}"
+    );
+    assert_eq!(store.get(0, b"b").unwrap_err().to_string(), error);
+    assert!(store.apply(&[]).is_err() && store.checkpoint(&position(9)).is_err());
+    drop(view);
+    drop(store);
+    assert_eq!(
+        open(directory.path()).rebuilt.unwrap(),
+        "its position file is missing"
+    );
 }
 
 #[test]

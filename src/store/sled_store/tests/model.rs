@@ -192,7 +192,19 @@ impl Model {
     }
 }
 
-/// Copies a directory as it is: what a kill would have left.
+/// Copies the directory of an open store as it is: what a kill would leave. sled works on in the background and may shorten
+/// its file before the position file is told; a kill at that moment costs a rebuild, which is not what is tested here.
+pub(super) fn copy_open(store: &SledStore, from: &Path, to: &Path) {
+    loop {
+        copy(from, to);
+        let length = fs::metadata(to.join("sled/db")).unwrap().len();
+        match PositionFile::read(&to.join("position")).unwrap() {
+            Some(position) if position.length > length => store.closer.note_length().ok().unwrap(),
+            _ => return,
+        }
+    }
+}
+
 pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -212,7 +224,7 @@ fn behaves_like_a_map_through_restarts() {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
     let directories = tempfile::tempdir().unwrap();
-    let (mut generation, mut rebuilds) = (0, 0);
+    let mut generation = 0;
     let path = |generation: u32| directories.path().join(generation.to_string());
     let mut store = open(&path(0)).store;
     for _ in 0..400 {
@@ -236,11 +248,11 @@ fn behaves_like_a_map_through_restarts() {
                 model.assert_same(&store);
             }
             _ => {
-                copy(&path(generation), &path(generation + 1));
+                copy_open(&store, &path(generation), &path(generation + 1));
                 drop(store);
                 generation += 1;
                 let opened = open(&path(generation));
-                rebuilds += u32::from(is_shortened(&opened));
+                assert_eq!(opened.rebuilt, None, "after a crash");
                 store = opened.store;
                 let step = rng.random_range(1..100);
                 if rng.random_bool(0.5) {
@@ -253,7 +265,6 @@ fn behaves_like_a_map_through_restarts() {
     }
     model.assert_same(&store);
     model.assert_swept(&store);
-    assert!(rebuilds <= 2, "{rebuilds} rebuilds");
 }
 
 /// The one reason for which a store that was not damaged may be rebuilt: sled had just shortened its file.
