@@ -9,6 +9,8 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+#[cfg(test)]
+mod tests;
 pub mod hot;
 pub mod transaction;
 pub mod watch;

@@ -196,8 +196,8 @@ pub struct Decoder {
 }
 
 /// Capacities that an idle connection keeps.
-const KEPT_SPANS: usize = 256;
-const KEPT_REQUESTS: usize = 128;
+const KEPT_SPANS: usize = 1024;
+const KEPT_REQUESTS: usize = 256;
 
 impl Default for Decoder {
     fn default() -> Decoder {
@@ -219,7 +219,7 @@ impl Decoder {
         }
     }
 
-    /// Decodes until `max_requests` complete requests are there or the buffer has no more. Empty requests are
+    /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no more. Empty requests are
     /// skipped, as Redis does.
     ///
     /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection only appends, and
@@ -230,7 +230,7 @@ impl Decoder {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
         let max_requests = if limits.authenticated {
-            max_requests
+            max_requests.max(1)
         } else {
             1
         };
@@ -318,17 +318,19 @@ impl Decoder {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
         };
-        let count = match count {
-            Some(count) if count <= limits.max_args as i64 => count,
-            _ => return Err(ProtocolError::InvalidCount),
-        };
-        if count > UNAUTHENTICATED_ARGS as i64 && !limits.authenticated {
+        let count = count.ok_or(ProtocolError::InvalidCount)?;
+        // A negative count is an empty request, like zero.
+        let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        if count > limits.max_args {
+            return Err(ProtocolError::InvalidCount);
+        }
+        if count > UNAUTHENTICATED_ARGS && !limits.authenticated {
             return Err(ProtocolError::UnauthenticatedCount);
         }
         self.at = next;
-        match usize::try_from(count) {
-            Ok(args_left @ 1..) => self.state = State::Header { args_left },
-            _ => self.done = next,
+        match count {
+            0 => self.done = next,
+            args_left => self.state = State::Header { args_left },
         }
         Ok(None)
     }
@@ -427,14 +429,16 @@ impl Decoder {
         limits: &Limits,
         too_big: ProtocolError,
     ) -> Result<Line, ProtocolError> {
-        if self.scanned == 0
-            && let Some((value, next)) = usual_number(&buffer[self.at..])
-        {
-            self.count_examined(next);
-            return Ok(Line::Number {
-                value: Some(value),
-                next: self.at + next,
-            });
+        if self.scanned == 0 {
+            let line = &buffer[self.at..];
+            let usual = usual_number(line);
+            self.count_examined(usual.map_or(line.len().min(USUAL_DIGITS + 2), |(_, next)| next));
+            if let Some((value, next)) = usual {
+                return Ok(Line::Number {
+                    value: Some(value),
+                    next: self.at + next,
+                });
+            }
         }
         self.unusual_number_line(buffer, limits, too_big)
     }
@@ -454,7 +458,8 @@ impl Decoder {
         }
         self.scanned = 0;
         Ok(Line::Number {
-            value: number(&buffer[self.at + 1..cr]),
+            // The first byte may itself be the CR: then there is nothing behind it.
+            value: buffer.get(self.at + 1..cr).and_then(number),
             next: cr + 2,
         })
     }
@@ -504,14 +509,16 @@ enum Line {
     },
 }
 
+/// More digits than this are not a usual number.
+const USUAL_DIGITS: usize = 9;
+
 /// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte. Anything else is `None`,
 /// right or wrong, and is left to the thorough way.
 #[inline]
 fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
-    const MOST: usize = 9;
     let digits = line.get(1..)?;
     let mut value = 0;
-    for (index, &byte) in digits.iter().enumerate().take(MOST + 1) {
+    for (index, &byte) in digits.iter().enumerate().take(USUAL_DIGITS + 1) {
         match byte {
             b'0'..=b'9' => value = value * 10 + i64::from(byte - b'0'),
             b'\r' if index > 0 && digits.len() > index + 1 => {
@@ -559,7 +566,12 @@ impl<'a> Request<'a> {
     /// All arguments, to be passed on as `&[&[u8]]`.
     #[inline]
     pub fn args(&self) -> Args<'a> {
-        self.iter().collect()
+        let mut args = Args::new();
+        args.reserve(self.spans.len());
+        for arg in self.iter() {
+            args.push(arg);
+        }
+        args
     }
 
     #[inline]
@@ -605,3 +617,7 @@ impl fmt::Debug for Request<'_> {
         )
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -51,9 +51,9 @@ pub enum Reply {
     },
     /// Decimal digits of an integer of any size; RESP2: a bulk string.
     BigNumber(Cow<'static, str>),
-    /// Several replies one after the other (SUBSCRIBE answers once per channel).
+    /// Several replies one after the other (SUBSCRIBE answers once per channel). Never inside another reply.
     Several(Vec<Reply>),
-    /// Nothing is sent.
+    /// Nothing is sent. Never inside another reply.
     None,
 }
 
@@ -75,11 +75,20 @@ impl Reply {
     /// Roughly the bytes that the encoded reply has.
     pub fn size(&self) -> usize {
         match self {
-            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
-            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
-                items.iter().map(Reply::size).sum::<usize>() + 16
+            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => {
+                bytes.len() + 16
             }
-            Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16,
+            Reply::Array(items)
+            | Reply::Set(items)
+            | Reply::Push(items)
+            | Reply::Several(items) => items.iter().map(Reply::size).sum::<usize>() + 16,
+            Reply::Map(pairs) => {
+                pairs
+                    .iter()
+                    .map(|(k, v)| k.size() + v.size())
+                    .sum::<usize>()
+                    + 16
+            }
             _ => 16,
         }
     }
@@ -228,3 +237,7 @@ fn write_items(out: &mut BytesMut, kind: u8, items: &[Reply], version: Version) 
         encode(item, version, out);
     }
 }
+
+#[cfg(test)]
+#[path = "reply_tests.rs"]
+mod tests;

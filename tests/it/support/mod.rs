@@ -5,10 +5,13 @@
 // A helper may stand here before its first user does.
 #![allow(dead_code)]
 
+pub mod client;
 pub mod kafka;
 pub mod parts;
 pub mod ports;
 pub mod process;
+pub mod resp;
+pub mod server;
 pub mod temp;
 
 use std::time::{Duration, Instant};
