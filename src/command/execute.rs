@@ -1,6 +1,7 @@
 //! From a request to its reply: looks the command up, checks what every command is checked for, computes it in a transaction,
 //! and says what must happen before the reply may be sent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -384,7 +385,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         ));
     }
     let queued = multi.queued.clone();
-    let watched = session.watch.as_ref().map_or(Vec::new(), |w| w.keys.clone());
+    let watched = session.watch.as_ref().map_or_else(HashMap::new, |w| w.keys.clone());
     let changed = session.watch.as_ref().map(|w| w.changed.clone());
     let requests: Vec<(&'static Entry, Vec<&[u8]>)> = queued
         .iter()
@@ -394,12 +395,17 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let all = requests.iter().any(|(c, _)| matches!(c.keys, Keys::All));
     let barrier = requests.iter().any(|(c, _)| c.has(flag::BARRIER));
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
-    keys.extend(watched.iter().map(|(_, key)| &key[..]));
+    keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
     let (owner, view) = (session.outstanding.clone(), view(session, writes));
     let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
         if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
             return Ok(Reply::NullArray);
+        }
+        for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
+            if transaction.is_expired(*database, key)? {
+                return Ok(Reply::NullArray);
+            }
         }
         let mut replies = Vec::with_capacity(requests.len());
         for (command, args) in &requests {
