@@ -3,6 +3,7 @@
 //! They run against real parts only: Apache Kafka, Debian's redis-server, Redis's own test suite
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
+mod clients;
 mod redis_suite;
 mod self_check;
 mod side_by_side;
