@@ -4,6 +4,7 @@
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
 mod architecture;
+mod clients;
 mod embedded_node;
 mod kafka_log;
 mod kafka_node;

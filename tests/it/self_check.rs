@@ -3,18 +3,30 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{kafka, parts};
+use crate::support::{kafka, parts, process};
 
-/// Also what `tests/run` calls first, so that the network is needed only here.
+/// What `tests/run` calls first, so that the network is needed only here.
 #[test]
 fn prefetch_parts() {
-    parts::kafka_jars();
-    parts::redis_source();
+    parts::prefetch();
     assert!(
         parts::redis_source()
             .join("tests/test_helper.tcl")
             .is_file()
     );
+    for mut program in [
+        parts::redis_server(),
+        parts::redis_cli(),
+        parts::redis_benchmark(),
+    ] {
+        program.arg("--version");
+        let output = process::run("the version", program, b"", Duration::from_secs(20));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            text.contains("7.0."),
+            "the reference is Redis 7.0, this is: {text}"
+        );
+    }
 }
 
 #[test]
