@@ -57,10 +57,10 @@ pub enum Before {
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     let command = match find(args) {
         Ok(command) => command,
-        Err(fault) => return refuse(session, fault),
+        Err(fault) => return reject(session, args, fault),
     };
     if let Err(fault) = admit(session, shared, command, args) {
-        return refuse(session, fault);
+        return reject(session, args, fault);
     }
     session.client.details.lock().last_command = command.name;
     session.client.last_command_at.store(now_ms(), Ordering::Relaxed);
@@ -285,6 +285,20 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
     });
     session.client.queued.store(multi.queued.len(), Ordering::Relaxed);
     Ok(Reply::simple("QUEUED"))
+}
+
+/// The request cannot be looked into. For EXEC that is the end of its transaction.
+fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
+    match &fault {
+        Fault::Error(text) if args::is(args[0], "exec") => {
+            session.end_transaction();
+            let reason = text.strip_prefix(b"ERR ").unwrap_or(text);
+            Step::Reply(Reply::error(
+                [b"EXECABORT Transaction discarded because of: ", reason].concat(),
+            ))
+        }
+        _ => refuse(session, fault),
+    }
 }
 
 fn refuse(session: &mut Session, fault: Fault) -> Step {

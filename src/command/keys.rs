@@ -467,7 +467,11 @@ impl Condition {
                 _ if is(option, "xx") => condition.some_expiry = true,
                 _ if is(option, "gt") => condition.later = true,
                 _ if is(option, "lt") => condition.earlier = true,
-                _ => return Err(Fault::error([b"ERR Unsupported option ", *option].concat())),
+                _ => {
+                    // As Redis tells it: up to a NUL.
+                    let told = option.split(|byte| *byte == 0).next().unwrap_or_default();
+                    return Err(Fault::error([b"ERR Unsupported option ", told].concat()));
+                }
             }
         }
         if condition.no_expiry && (condition.some_expiry || condition.later || condition.earlier) {
