@@ -19,7 +19,9 @@
 pub mod command;
 pub mod config;
 pub mod database;
+pub mod grpc;
 pub mod log;
 pub mod resp;
+pub mod server;
 pub mod store;
 pub mod telemetry;

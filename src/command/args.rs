@@ -33,6 +33,12 @@ pub fn int(bytes: &[u8]) -> Result<i64, Fault> {
     parse_int(bytes).ok_or_else(|| NOT_AN_INTEGER.into())
 }
 
+/// An integer of 32 bits.
+pub fn int32(bytes: &[u8]) -> Result<i32, Fault> {
+    i32::try_from(int(bytes)?)
+        .map_err(|_| "ERR value is out of range, value must between -2147483648 and 2147483647".into())
+}
+
 /// True if the argument is this word, in any case.
 pub fn is(bytes: &[u8], word: &str) -> bool {
     bytes.eq_ignore_ascii_case(word.as_bytes())

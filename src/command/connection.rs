@@ -1,5 +1,706 @@
-//! connection.
+//! Connections: <https://redis.io/docs/latest/commands/?group=connection>.
 
-use super::Command;
+use std::sync::atomic::Ordering;
 
-pub static COMMANDS: &[Command] = &[];
+use bytes::Bytes;
+
+use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
+use super::session::{Client, ClientDetails, Replies, Session, Shared};
+use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag};
+use crate::database::now_ms;
+use crate::resp::Version;
+
+/// The version whose commands and replies are spoken; clients look at it.
+pub const REDIS_VERSION: &str = "7.2.0";
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "auth",
+        arity: -2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY,
+        categories: &["connection"],
+        group: "connection",
+        since: "1.0.0",
+        complexity: "O(1)",
+        summary: "Authenticates the connection.",
+        run: Run::Now(auth),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client",
+        arity: -2,
+        flags: 0,
+        categories: &["connection"],
+        group: "connection",
+        since: "2.4.0",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about connections.",
+        compatibility: Compatibility::Partial("CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK are not there yet"),
+        run: Run::Container,
+        subcommands: CLIENT,
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "echo",
+        arity: 2,
+        flags: flag::LOADING | flag::STALE | flag::FAST,
+        categories: &["connection"],
+        group: "connection",
+        since: "1.0.0",
+        summary: "Returns its argument.",
+        run: Run::Now(echo),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "hello",
+        arity: -1,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.0.0",
+        summary: "Chooses the protocol version; may authenticate and name the connection.",
+        run: Run::Now(hello),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "ping",
+        arity: -1,
+        flags: flag::FAST,
+        categories: &["connection"],
+        group: "connection",
+        since: "1.0.0",
+        summary: "Tells that the server is there.",
+        run: Run::Now(ping),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "quit",
+        arity: -1,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY | flag::IN_MULTI,
+        categories: &["connection"],
+        group: "connection",
+        since: "1.0.0",
+        summary: "Closes the connection.",
+        run: Run::Now(quit),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "reset",
+        arity: 1,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY | flag::IN_MULTI,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.2.0",
+        summary: "Gives the connection the state of a new one.",
+        run: Run::Now(reset),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "select",
+        arity: 2,
+        flags: flag::LOADING | flag::STALE | flag::FAST,
+        categories: &["connection"],
+        group: "connection",
+        since: "1.0.0",
+        summary: "Chooses the database of the connection.",
+        run: Run::Now(select),
+        ..Command::DEFAULT
+    },
+];
+
+const CLIENT: &[Command] = &[
+    Command {
+        name: "client|getname",
+        arity: 2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "2.6.9",
+        summary: "Returns the name of the connection.",
+        run: Run::Now(client_getname),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|help",
+        arity: 2,
+        flags: flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "5.0.0",
+        summary: "Lists the subcommands.",
+        run: Run::Now(client_help),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|id",
+        arity: 2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "5.0.0",
+        summary: "Returns the id of the connection.",
+        run: Run::Now(client_id),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|info",
+        arity: 2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.2.0",
+        summary: "Returns what is known of the connection.",
+        run: Run::Now(client_info),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|kill",
+        arity: -3,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "2.4.0",
+        complexity: "O(N), N connections",
+        summary: "Closes connections.",
+        run: Run::Now(client_kill),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|list",
+        arity: -2,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "2.4.0",
+        complexity: "O(N), N connections",
+        summary: "Lists the connections.",
+        run: Run::Now(client_list),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|no-evict",
+        arity: 3,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "7.0.0",
+        summary: "Keeps the connection from being closed for memory; nothing does that here.",
+        run: Run::Now(client_no_evict),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|no-touch",
+        arity: 3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "7.2.0",
+        summary: "Keeps reads of the connection from counting as use.",
+        compatibility: Compatibility::Partial("remembered and shown; reads still count as use in the hot tier"),
+        run: Run::Now(client_no_touch),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|pause",
+        arity: -3,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "3.0.0",
+        summary: "Lets commands wait for some time.",
+        run: Run::Now(client_pause),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|reply",
+        arity: 3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "3.2.0",
+        summary: "Turns replies to the connection off and on.",
+        run: Run::Now(client_reply),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|setinfo",
+        arity: 4,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "7.2.0",
+        summary: "Tells the server which client library this is.",
+        run: Run::Now(client_setinfo),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|setname",
+        arity: 3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "2.6.9",
+        summary: "Gives the connection a name.",
+        run: Run::Now(client_setname),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|unpause",
+        arity: 2,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.2.0",
+        complexity: "O(N), N connections that wait",
+        summary: "Ends a pause.",
+        run: Run::Now(client_unpause),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|caching",
+        arity: 3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.0.0",
+        summary: "Steers tracking of the next command's keys.",
+        compatibility: Compatibility::NotYet,
+        run: Run::NotYet,
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|getredir",
+        arity: 2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.0.0",
+        summary: "Tells where invalidations go.",
+        compatibility: Compatibility::NotYet,
+        run: Run::NotYet,
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|tracking",
+        arity: -3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.0.0",
+        summary: "Has the server tell when read keys change.",
+        compatibility: Compatibility::NotYet,
+        run: Run::NotYet,
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|trackinginfo",
+        arity: 2,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "6.2.0",
+        summary: "Tells the state of tracking.",
+        compatibility: Compatibility::NotYet,
+        run: Run::NotYet,
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "client|unblock",
+        arity: -3,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        categories: &["connection"],
+        group: "connection",
+        since: "5.0.0",
+        summary: "Ends another connection's blocking command.",
+        compatibility: Compatibility::NotYet,
+        run: Run::NotYet,
+        ..Command::DEFAULT
+    },
+];
+
+fn ping(_: &mut Context, args: Args) -> Outcome {
+    match args.len() {
+        1 => Ok(Reply::simple("PONG")),
+        2 => Ok(Reply::bulk(args[1])),
+        _ => Err(wrong_arity("ping")),
+    }
+}
+
+fn echo(_: &mut Context, args: Args) -> Outcome {
+    Ok(Reply::bulk(args[1]))
+}
+
+fn select(context: &mut Context, args: Args) -> Outcome {
+    let index = int(args[1]).ok().and_then(|i| i32::try_from(i).ok()).ok_or(NOT_AN_INTEGER)?;
+    let database = u16::try_from(index).ok().filter(|d| *d < context.shared.service.database_count());
+    select_database(context.session, database.ok_or("ERR DB index is out of range")?);
+    Ok(Reply::Ok)
+}
+
+fn select_database(session: &mut Session, database: u16) {
+    session.database = database;
+    session.client.database.store(database as usize, Ordering::Relaxed);
+}
+
+fn quit(context: &mut Context, _: Args) -> Outcome {
+    context.session.close = true;
+    Ok(Reply::Ok)
+}
+
+fn reset(context: &mut Context, _: Args) -> Outcome {
+    let authenticated = context.shared.config.requirepass().is_none();
+    let session = &mut *context.session;
+    session.end_transaction();
+    session.replies = Replies::On;
+    session.authenticated = authenticated;
+    set_version(session, Version::Resp2);
+    select_database(session, 0);
+    session.client.no_evict.store(false, Ordering::Relaxed);
+    session.client.no_touch.store(false, Ordering::Relaxed);
+    session.client.details.lock().name = Bytes::new();
+    Ok(Reply::simple("RESET"))
+}
+
+fn set_version(session: &mut Session, version: Version) {
+    session.version = version;
+    session.client.resp3.store(version == Version::Resp3, Ordering::Relaxed);
+}
+
+fn auth(context: &mut Context, args: Args) -> Outcome {
+    match args {
+        [_, password] if context.shared.config.requirepass().is_none() => {
+            let _ = password;
+            Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
+        }
+        [_, password] => authenticate(context, b"default", password),
+        [_, user, password] => authenticate(context, user, password),
+        _ => Err(SYNTAX.into()),
+    }
+}
+
+/// There is one user, `default`; without a password set, any password is right.
+fn authenticate(context: &mut Context, user: &[u8], password: &[u8]) -> Outcome {
+    if user == b"default" && context.shared.config.password_is(password) {
+        context.session.authenticated = true;
+        Ok(Reply::Ok)
+    } else {
+        Err("WRONGPASS invalid username-password pair or user is disabled.".into())
+    }
+}
+
+fn hello(context: &mut Context, args: Args) -> Outcome {
+    let mut version = context.session.version;
+    if let Some(wanted) = args.get(1) {
+        version = match parse_int(wanted) {
+            Some(2) => Version::Resp2,
+            Some(3) => Version::Resp3,
+            Some(_) => return Err("NOPROTO unsupported protocol version".into()),
+            None => return Err("ERR Protocol version is not an integer or out of range".into()),
+        };
+    }
+    let (mut login, mut name) = (None, None);
+    let mut rest = args.get(2..).unwrap_or(&[]);
+    loop {
+        rest = match rest {
+            [] => break,
+            [option, user, password, rest @ ..] if is(option, "auth") => {
+                login = Some((*user, *password));
+                rest
+            }
+            [option, wanted, rest @ ..] if is(option, "setname") => {
+                name = Some(check_name(wanted, "Client names")?);
+                rest
+            }
+            [option, ..] => {
+                return Err(Fault::error(format!("ERR Syntax error in HELLO option '{}'", text(option))));
+            }
+        };
+    }
+    if let Some((user, password)) = login {
+        authenticate(context, user, password)?;
+    }
+    if !context.session.authenticated {
+        return Err("NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time".into());
+    }
+    if let Some(name) = name {
+        context.session.client.details.lock().name = name;
+    }
+    set_version(context.session, version);
+    let pair = |name: &str, value: Reply| (Reply::bulk(name), value);
+    Ok(Reply::Map(vec![
+        pair("server", Reply::bulk("redis")),
+        pair("version", Reply::bulk(REDIS_VERSION)),
+        pair("proto", Reply::Int(if version == Version::Resp3 { 3 } else { 2 })),
+        pair("id", Reply::Int(context.session.client.id as i64)),
+        pair("mode", Reply::bulk("standalone")),
+        pair("role", Reply::bulk("master")),
+        pair("modules", Reply::Array(Vec::new())),
+    ]))
+}
+
+fn client_id(context: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::Int(context.session.client.id as i64))
+}
+
+fn client_getname(context: &mut Context, _: Args) -> Outcome {
+    let name = context.session.client.details.lock().name.clone();
+    Ok(if name.is_empty() { Reply::Null } else { Reply::Bulk(name) })
+}
+
+fn client_setname(context: &mut Context, args: Args) -> Outcome {
+    let name = check_name(args[2], "Client names")?;
+    context.session.client.details.lock().name = name;
+    Ok(Reply::Ok)
+}
+
+fn check_name(name: &[u8], what: &str) -> Result<Bytes, Fault> {
+    if name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
+        Ok(Bytes::copy_from_slice(name))
+    } else {
+        Err(Fault::error(format!(
+            "ERR {what} cannot contain spaces, newlines or special characters."
+        )))
+    }
+}
+
+fn client_setinfo(context: &mut Context, args: Args) -> Outcome {
+    let [_, _, option, value] = args else {
+        return Err(wrong_arity("client|setinfo"));
+    };
+    if is(option, "lib-name") {
+        context.session.client.details.lock().library_name = check_name(value, "lib-name")?;
+    } else if is(option, "lib-ver") {
+        context.session.client.details.lock().library_version = check_name(value, "lib-ver")?;
+    } else {
+        return Err(Fault::error(format!("ERR Unrecognized option '{}'", text(option))));
+    }
+    Ok(Reply::Ok)
+}
+
+fn client_info(context: &mut Context, _: Args) -> Outcome {
+    let mut line = describe(&context.session.client);
+    line.push('\n');
+    Ok(verbatim(line))
+}
+
+fn client_list(context: &mut Context, args: Args) -> Outcome {
+    let mut ids = None;
+    let mut normal = true;
+    match &args[2..] {
+        [] => {}
+        [option, kind] if is(option, "type") => normal = is_normal(kind)?,
+        [option, list @ ..] if is(option, "id") && !list.is_empty() => {
+            let parsed: Option<Vec<i64>> = list.iter().map(|id| parse_int(id).filter(|id| *id > 0)).collect();
+            ids = Some(parsed.ok_or("ERR Invalid client ID")?);
+        }
+        _ => return Err(SYNTAX.into()),
+    }
+    let mut lines = String::new();
+    for client in context.shared.clients.list() {
+        if normal && ids.as_ref().is_none_or(|ids| ids.contains(&(client.id as i64))) {
+            lines.push_str(&describe(&client));
+            lines.push('\n');
+        }
+    }
+    Ok(verbatim(lines))
+}
+
+/// All connections are normal ones: there are no replicas and, so far, no subscribers.
+fn is_normal(kind: &[u8]) -> Result<bool, Fault> {
+    match () {
+        () if is(kind, "normal") => Ok(true),
+        () if ["master", "slave", "replica", "pubsub"].iter().any(|k| is(kind, k)) => Ok(false),
+        () => Err(Fault::error(format!("ERR Unknown client type '{}'", text(kind)))),
+    }
+}
+
+fn verbatim(text: String) -> Reply {
+    Reply::Verbatim {
+        format: *b"txt",
+        text: text.into(),
+    }
+}
+
+/// A connection as CLIENT LIST shows it.
+fn describe(client: &Client) -> String {
+    let ClientDetails {
+        name,
+        library_name,
+        library_version,
+        last_command,
+    } = client.details.lock().clone();
+    let address = |a: Option<std::net::SocketAddr>| a.map_or("?:0".to_owned(), |a| a.to_string());
+    let queued = client.queued.load(Ordering::Relaxed);
+    let input = client.input_bytes.load(Ordering::Relaxed);
+    let output = client.output_bytes.load(Ordering::Relaxed);
+    let mut flags = String::new();
+    for (set, letter) in [
+        (queued != usize::MAX, 'x'),
+        (client.no_evict.load(Ordering::Relaxed), 'e'),
+        (client.no_touch.load(Ordering::Relaxed), 'T'),
+    ] {
+        if set {
+            flags.push(letter);
+        }
+    }
+    if flags.is_empty() {
+        flags.push('N');
+    }
+    format!(
+        "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi={} qbuf={} \
+         qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={} oll=0 omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
+         resp={} lib-name={} lib-ver={}",
+        client.id,
+        address(client.address),
+        address(client.local_address),
+        client.descriptor,
+        text(&name),
+        client.connected_at.elapsed().as_secs(),
+        now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed)) / 1000,
+        flags,
+        client.database.load(Ordering::Relaxed),
+        if queued == usize::MAX { -1 } else { queued as i64 },
+        input,
+        output,
+        output,
+        input + output + size_of::<Client>(),
+        if last_command.is_empty() { "NULL" } else { last_command },
+        if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
+        text(&library_name),
+        text(&library_version),
+    )
+}
+
+/// Which connections CLIENT KILL means.
+#[derive(Default)]
+struct Victims<'a> {
+    id: Option<i64>,
+    address: Option<&'a [u8]>,
+    local_address: Option<&'a [u8]>,
+    none: bool,
+    spare_caller: bool,
+}
+
+fn client_kill(context: &mut Context, args: Args) -> Outcome {
+    if let [_, _, address] = args {
+        let victims = Victims {
+            address: Some(address),
+            ..Victims::default()
+        };
+        return match kill(context, &victims) {
+            0 => Err("ERR No such client".into()),
+            _ => Ok(Reply::Ok),
+        };
+    }
+    let mut victims = Victims {
+        spare_caller: true,
+        ..Victims::default()
+    };
+    let (pairs, rest) = args[2..].as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(SYNTAX.into());
+    }
+    for [option, value] in pairs {
+        match () {
+            () if is(option, "id") => match parse_int(value) {
+                Some(id) if id > 0 => victims.id = Some(id),
+                _ => return Err("ERR client-id should be greater than 0".into()),
+            },
+            () if is(option, "type") => victims.none |= !is_normal(value)?,
+            () if is(option, "addr") => victims.address = Some(value),
+            () if is(option, "laddr") => victims.local_address = Some(value),
+            () if is(option, "user") => {
+                if *value != b"default" {
+                    return Err(Fault::error(format!("ERR No such user '{}'", text(value))));
+                }
+            }
+            () if is(option, "skipme") && is(value, "yes") => victims.spare_caller = true,
+            () if is(option, "skipme") && is(value, "no") => victims.spare_caller = false,
+            () => return Err(SYNTAX.into()),
+        }
+    }
+    Ok(Reply::Int(kill(context, &victims)))
+}
+
+fn kill(context: &mut Context, victims: &Victims) -> i64 {
+    let (session, shared): (&mut Session, &Shared) = (context.session, context.shared);
+    let same = |wanted: Option<&[u8]>, has: Option<std::net::SocketAddr>| {
+        wanted.is_none_or(|w| has.is_some_and(|a| a.to_string().as_bytes() == w))
+    };
+    let mut killed = 0;
+    for client in shared.clients.list() {
+        let own = client.id == session.client.id;
+        if victims.none
+            || (own && victims.spare_caller)
+            || victims.id.is_some_and(|id| id != client.id as i64)
+            || !same(victims.address, client.address)
+            || !same(victims.local_address, client.local_address)
+        {
+            continue;
+        }
+        killed += 1;
+        if own {
+            // It still gets its reply.
+            session.close = true;
+        } else {
+            client.kill();
+        }
+    }
+    killed
+}
+
+fn client_pause(context: &mut Context, args: Args) -> Outcome {
+    let writes_only = match &args[3..] {
+        [] => false,
+        [mode] if is(mode, "write") => true,
+        [mode] if is(mode, "all") => false,
+        [_] => return Err("ERR CLIENT PAUSE mode must be WRITE or ALL".into()),
+        _ => return Err(wrong_arity("client|pause")),
+    };
+    let Some(duration) = parse_int(args[2]) else {
+        return Err("ERR timeout is not an integer or out of range".into());
+    };
+    if duration < 0 {
+        return Err("ERR timeout is negative".into());
+    }
+    context.shared.pause.pause(now_ms().saturating_add(duration as u64), writes_only);
+    Ok(Reply::Ok)
+}
+
+fn client_unpause(context: &mut Context, _: Args) -> Outcome {
+    context.shared.pause.unpause();
+    Ok(Reply::Ok)
+}
+
+fn client_reply(context: &mut Context, args: Args) -> Outcome {
+    context.session.replies = match () {
+        () if is(args[2], "on") => Replies::On,
+        () if is(args[2], "off") => Replies::Off,
+        () if is(args[2], "skip") && context.session.replies != Replies::Off => Replies::SkipNext,
+        () if is(args[2], "skip") => Replies::Off,
+        () => return Err(SYNTAX.into()),
+    };
+    Ok(Reply::Ok)
+}
+
+fn on_or_off(argument: &[u8]) -> Result<bool, Fault> {
+    match () {
+        () if is(argument, "on") => Ok(true),
+        () if is(argument, "off") => Ok(false),
+        () => Err(SYNTAX.into()),
+    }
+}
+
+fn client_no_evict(context: &mut Context, args: Args) -> Outcome {
+    context.session.client.no_evict.store(on_or_off(args[2])?, Ordering::Relaxed);
+    Ok(Reply::Ok)
+}
+
+fn client_no_touch(context: &mut Context, args: Args) -> Outcome {
+    context.session.client.no_touch.store(on_or_off(args[2])?, Ordering::Relaxed);
+    Ok(Reply::Ok)
+}
+
+fn client_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(super::introspection::help_of("client", CLIENT))
+}

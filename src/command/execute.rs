@@ -1,6 +1,7 @@
 //! From a request to its reply: looks the command up, checks what every command is checked for, computes it in a transaction,
 //! and says what must happen before the reply may be sent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +14,7 @@ use super::session::{Queued, Session, Shared};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, table};
 use crate::database::transaction::{Computed, Keys as Locks, View};
-use crate::database::write::Write;
+use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait, now_ms};
 use crate::log::ProduceError;
 
@@ -83,11 +84,11 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
 
 impl Before {
     /// Waits for it; an error is the command's reply.
-    pub async fn happened(self, session: &Session, shared: &Arc<Shared>) -> Result<(), Fault> {
+    pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
         let service = &shared.service;
         match self {
             Before::WholeStore => {
-                session.outstanding.none().await;
+                owner.none().await;
                 service.store_caught_up().await
             }
             Before::Unpaused => {
@@ -118,13 +119,13 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     loop {
         match step {
             Step::Before(before) => {
-                if matches!(before, Before::Wait(Wait::Write(_))) && Instant::now() > deadline {
+                if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
                     return Step::Reply(Reply::error(
-                        "NOTWRITTEN other writes to the same keys did not end within the write timeout",
+                        "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
                     ));
                 }
                 prepared |= matches!(before, Before::WholeStore);
-                if let Err(fault) = before.happened(session, shared).await {
+                if let Err(fault) = before.happened(&session.outstanding, shared).await {
                     return Step::Reply(reply_of(session, fault));
                 }
                 step = execute(session, shared, args, prepared);
@@ -384,7 +385,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         ));
     }
     let queued = multi.queued.clone();
-    let watched = session.watch.as_ref().map_or(Vec::new(), |w| w.keys.clone());
+    let watched = session.watch.as_ref().map_or_else(HashMap::new, |w| w.keys.clone());
     let changed = session.watch.as_ref().map(|w| w.changed.clone());
     let requests: Vec<(&'static Entry, Vec<&[u8]>)> = queued
         .iter()
@@ -394,12 +395,17 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let all = requests.iter().any(|(c, _)| matches!(c.keys, Keys::All));
     let barrier = requests.iter().any(|(c, _)| c.has(flag::BARRIER));
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
-    keys.extend(watched.iter().map(|(_, key)| &key[..]));
+    keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
     let (owner, view) = (session.outstanding.clone(), view(session, writes));
     let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
         if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
             return Ok(Reply::NullArray);
+        }
+        for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
+            if transaction.is_expired(*database, key)? {
+                return Ok(Reply::NullArray);
+            }
         }
         let mut replies = Vec::with_capacity(requests.len());
         for (command, args) in &requests {

@@ -1,6 +1,6 @@
 //! Who asks and what the server knows: the state of one connection ([`Session`]) and what all share ([`Shared`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -66,7 +66,8 @@ pub struct Queued {
 #[derive(Default)]
 pub struct Watch {
     pub changed: Arc<Changed>,
-    pub keys: Vec<(u16, Bytes)>,
+    /// Each with whether it was expired already when WATCH met it.
+    pub keys: HashMap<(u16, Bytes), bool>,
 }
 
 /// CLIENT REPLY.
@@ -85,6 +86,8 @@ pub struct Client {
     pub id: u64,
     pub address: Option<SocketAddr>,
     pub local_address: Option<SocketAddr>,
+    /// The socket's file descriptor, as CLIENT LIST shows it.
+    pub descriptor: i32,
     pub connected_at: Instant,
     /// Milliseconds since the epoch of the last command.
     pub last_command_at: AtomicU64,
@@ -185,11 +188,12 @@ impl Client {
 }
 
 impl Clients {
-    pub fn add(&self, address: Option<SocketAddr>, local_address: Option<SocketAddr>) -> Arc<Client> {
+    pub fn add(&self, address: Option<SocketAddr>, local_address: Option<SocketAddr>, descriptor: i32) -> Arc<Client> {
         let client = Arc::new(Client {
             id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
             address,
             local_address,
+            descriptor,
             connected_at: Instant::now(),
             last_command_at: AtomicU64::new(now_ms()),
             database: AtomicUsize::new(0),

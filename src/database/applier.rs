@@ -25,6 +25,8 @@ const BATCH: usize = 1_000;
 const BATCH_BYTES: usize = 4 << 20;
 /// How long a poll waits when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
+/// Entries that one step of the store's background work looks at.
+const SWEEP: usize = 1_000;
 /// How often the log is asked for its end.
 const ENDS_INTERVAL: Duration = Duration::from_secs(1);
 /// A checkpoint is written this often even if nothing was applied: its `as_of` tells how fresh the store is.
@@ -51,6 +53,8 @@ struct Applier {
     batch_bytes: usize,
     applied_since_checkpoint: bool,
     last_checkpoint: Instant,
+    /// The store has background work left.
+    sweeping: bool,
     last_ends: Option<Instant>,
     /// When the log's ends were asked, and what they were: reached, the store is as of that time.
     ends: Option<(u64, Positions)>,
@@ -133,6 +137,7 @@ impl Applier {
             batch_bytes: 0,
             applied_since_checkpoint: false,
             last_checkpoint: Instant::now(),
+            sweeping: true,
             last_ends: None,
             ends: None,
             goal: Some(goal),
@@ -182,15 +187,16 @@ impl Applier {
     fn follow(&mut self) -> Result<(), ApplyError> {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
-            let idle = if self.batch.is_empty() { IDLE } else { Duration::ZERO };
+            let idle = if self.batch.is_empty() && !self.sweeping { IDLE } else { Duration::ZERO };
             self.follower.poll(&mut records, idle)?;
             let nothing_new = records.is_empty();
             for record in records.drain(..) {
                 self.take(record)?;
             }
             self.give_up_on_late_groups()?;
-            if nothing_new || self.batch.len() >= BATCH || !self.batch.is_empty() {
-                self.store_batch()?;
+            self.store_batch()?;
+            if nothing_new && self.sweeping {
+                self.sweeping = self.service.store.sweep(SWEEP)?;
             }
             self.ask_ends();
             self.note_progress();
@@ -310,18 +316,20 @@ impl Applier {
             },
             Payload::Tombstone => ChangeKind::Delete { key },
             Payload::Flush => {
-                database.flushed(at);
+                self.service.flushed(place.database, at);
+                self.sweeping = true;
                 ChangeKind::Flush
             }
         };
         // While loading nobody reads: the store alone is filled, and what memory knows already is kept right.
         let insert = self.goal.is_none();
-        match &kind {
+        let news = match &kind {
             ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert),
             ChangeKind::Delete { key } => database.hot.apply(key, at, None, insert),
-            ChangeKind::Flush => {}
-        }
-        if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &kind {
+            ChangeKind::Flush => false,
+        };
+        // An own record comes by a second time: watchers were told when it was handed to the log.
+        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &kind) {
             database.watches.changed(key);
         }
         self.batch.push(Change {

@@ -9,17 +9,21 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+#[cfg(test)]
+mod tests;
 pub mod hot;
 pub mod transaction;
 pub mod watch;
 pub mod write;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -105,7 +109,15 @@ pub struct Database {
     hot: HotTier,
     pub watches: Watches,
     /// Set when the topic is known to exist.
-    partitions: OnceLock<Box<[Partition]>>,
+    topic: OnceLock<Topic>,
+}
+
+/// What every write has to know of a topic, so that the log is not asked each time.
+struct Topic {
+    name: String,
+    read_only: bool,
+    max_record_bytes: usize,
+    partitions: Box<[Partition]>,
 }
 
 /// How far one partition is. All are offsets after the last one meant; they only grow.
@@ -128,12 +140,12 @@ impl Database {
         Database {
             hot: HotTier::new(budget),
             watches: Watches::default(),
-            partitions: OnceLock::new(),
+            topic: OnceLock::new(),
         }
     }
 
     pub fn partitions(&self) -> &[Partition] {
-        self.partitions.get().map_or(&[], |p| p)
+        self.topic.get().map_or(&[], |topic| &topic.partitions)
     }
 
     fn acknowledged(&self, at: At) {
@@ -142,15 +154,17 @@ impl Database {
         }
     }
 
-    /// A flush marker stands at this place of the log: everything before it is hidden from now on.
-    fn flushed(&self, at: At) {
+    /// A flush marker stands at this place of the log: everything before it is hidden from now on. False if that was known.
+    fn flushed(&self, at: At) -> bool {
         if let Some(partition) = self.partitions().get(at.partition as usize) {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
             if before < at.offset {
                 self.hot
                     .forget(|known| known.partition == at.partition && known.offset < at.offset);
+                return true;
             }
         }
+        false
     }
 
     fn visible(&self, entry: &Entry) -> bool {
@@ -227,11 +241,16 @@ impl Service {
     /// Looks which databases' topics exist by now.
     fn notice_databases(&self) {
         for (number, database) in self.databases.iter().enumerate() {
-            if database.partitions.get().is_none()
+            if database.topic.get().is_none()
                 && let Some(identity) = self.log.identity(number as u16)
             {
-                let partitions = (0..identity.partitions).map(|_| Partition::default()).collect();
-                let _ = database.partitions.set(partitions);
+                // Whoever comes second finds it set.
+                let _ = database.topic.set(Topic {
+                    name: identity.topic,
+                    read_only: identity.read_only,
+                    max_record_bytes: self.log.max_record_bytes(number as u16),
+                    partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
+                });
             }
         }
     }
@@ -268,6 +287,17 @@ impl Service {
                 database.hot.fill(key, entry.as_ref(), token);
                 Ok(Seen { entry, depends: None })
             }
+        }
+    }
+
+    /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was
+    /// handed to the log; who watches a key that is not there is left alone.
+    fn flushed(&self, number: u16, at: At) {
+        let database = &self.databases[number as usize];
+        let absent = |key: &Bytes| matches!(self.read(number, key, true), Ok(Seen { entry: None, .. }));
+        let unaffected: HashSet<Bytes> = database.watches.watched().into_iter().filter(absent).collect();
+        if database.flushed(at) {
+            database.watches.flushed(|key| !unaffected.contains(key));
         }
     }
 

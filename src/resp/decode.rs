@@ -45,7 +45,7 @@ pub struct Limits {
     pub max_args: usize,
     /// Bytes of one argument (`proto-max-bulk-len`).
     pub max_bulk: usize,
-    /// Bytes of an inline request or of a header line.
+    /// Bytes of an inline request or of a header line; 16 or more.
     pub max_line: usize,
     /// Bytes of one request (`client-query-buffer-limit`); above 4 GiB it counts as 4 GiB.
     pub max_request: usize,
@@ -153,7 +153,10 @@ pub(super) struct Span {
 impl Span {
     /// Positions fit: `decode` looks at no more than `u32::MAX` bytes of a buffer.
     pub fn new(start: usize, end: usize) -> Span {
-        Span { start: start as u32, end: end as u32 }
+        Span {
+            start: start as u32,
+            end: end as u32,
+        }
     }
 }
 
@@ -163,9 +166,14 @@ enum State {
     /// A request; its first byte tells which form it has.
     Start,
     /// The header of an argument: `$3\r\n`.
-    Header { args_left: usize },
+    Header {
+        args_left: usize,
+    },
     /// The bytes of an argument and CR LF.
-    Bulk { args_left: usize, len: usize },
+    Bulk {
+        args_left: usize,
+        len: usize,
+    },
     Failed(ProtocolError),
 }
 
@@ -188,8 +196,8 @@ pub struct Decoder {
 }
 
 /// Capacities that an idle connection keeps.
-const KEPT_SPANS: usize = 256;
-const KEPT_REQUESTS: usize = 128;
+const KEPT_SPANS: usize = 1024;
+const KEPT_REQUESTS: usize = 256;
 
 impl Default for Decoder {
     fn default() -> Decoder {
@@ -211,7 +219,7 @@ impl Decoder {
         }
     }
 
-    /// Decodes until `max_requests` complete requests are there or the buffer has no more. Empty requests are
+    /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no more. Empty requests are
     /// skipped, as Redis does.
     ///
     /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection only appends, and
@@ -221,7 +229,11 @@ impl Decoder {
     pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits, max_requests: usize) -> Next {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
-        let max_requests = if limits.authenticated { max_requests } else { 1 };
+        let max_requests = if limits.authenticated {
+            max_requests.max(1)
+        } else {
+            1
+        };
         while self.ends.len() < max_requests {
             match self.step(buffer, limits) {
                 Ok(None) => {}
@@ -254,7 +266,10 @@ impl Decoder {
     /// One of the complete requests, counted from 0.
     pub fn request<'a>(&'a self, index: usize, buffer: &'a [u8]) -> Request<'a> {
         let first = if index == 0 { 0 } else { self.ends[index - 1] };
-        Request { buffer, spans: &self.spans[first..self.ends[index]] }
+        Request {
+            buffer,
+            spans: &self.spans[first..self.ends[index]],
+        }
     }
 
     /// Forgets the complete requests and returns how many bytes at the buffer's start have served: the connection
@@ -268,7 +283,10 @@ impl Decoder {
         self.spans.drain(..complete);
         // Each range moves at most once: from now on its request is the first of the buffer.
         for span in &mut self.spans {
-            *span = Span { start: span.start - served as u32, end: span.end - served as u32 };
+            *span = Span {
+                start: span.start - served as u32,
+                end: span.end - served as u32,
+            };
         }
         self.spans.shrink_to(KEPT_SPANS);
         self.ends.clear();
@@ -300,24 +318,31 @@ impl Decoder {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
         };
-        let count = match count {
-            Some(count) if count <= limits.max_args as i64 => count,
-            _ => return Err(ProtocolError::InvalidCount),
-        };
-        if count > UNAUTHENTICATED_ARGS as i64 && !limits.authenticated {
+        let count = count.ok_or(ProtocolError::InvalidCount)?;
+        // A negative count is an empty request, like zero.
+        let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        if count > limits.max_args {
+            return Err(ProtocolError::InvalidCount);
+        }
+        if count > UNAUTHENTICATED_ARGS && !limits.authenticated {
             return Err(ProtocolError::UnauthenticatedCount);
         }
         self.at = next;
-        match usize::try_from(count) {
-            Ok(args_left @ 1..) => self.state = State::Header { args_left },
-            _ => self.done = next,
+        match count {
+            0 => self.done = next,
+            args_left => self.state = State::Header { args_left },
         }
         Ok(None)
     }
 
     /// `$3\r\n`: how long the next argument is.
     #[inline]
-    fn header(&mut self, buffer: &[u8], limits: &Limits, args_left: usize) -> Result<Option<usize>, ProtocolError> {
+    fn header(
+        &mut self,
+        buffer: &[u8],
+        limits: &Limits,
+        args_left: usize,
+    ) -> Result<Option<usize>, ProtocolError> {
         let (len, next) = match self.number_line(buffer, limits, ProtocolError::BulkHeaderTooBig)? {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
@@ -351,7 +376,9 @@ impl Decoder {
         }
         self.spans.push(Span::new(self.at, self.at + len));
         self.at = next;
-        self.state = State::Header { args_left: args_left - 1 };
+        self.state = State::Header {
+            args_left: args_left - 1,
+        };
         if args_left == 1 {
             self.complete();
         }
@@ -359,8 +386,14 @@ impl Decoder {
     }
 
     /// A request as a person types it.
-    fn inline(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<Option<usize>, ProtocolError> {
-        let Some(newline) = self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)? else {
+    fn inline(
+        &mut self,
+        buffer: &mut [u8],
+        limits: &Limits,
+    ) -> Result<Option<usize>, ProtocolError> {
+        let Some(newline) =
+            self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)?
+        else {
             return Ok(Some(1));
         };
         let mut line = &mut buffer[self.at..newline];
@@ -368,7 +401,8 @@ impl Decoder {
             line = before;
         }
         let complete = self.spans.len();
-        inline::split(line, self.at, &mut self.spans).map_err(|_| ProtocolError::UnbalancedQuotes)?;
+        inline::split(line, self.at, &mut self.spans)
+            .map_err(|_| ProtocolError::UnbalancedQuotes)?;
         self.at = newline + 1;
         self.scanned = 0;
         if self.spans.len() > complete {
@@ -389,12 +423,22 @@ impl Decoder {
 
     /// The number behind the first byte of the line at `at`; CR ends the line, one more byte belongs to it.
     #[inline]
-    fn number_line(&mut self, buffer: &[u8], limits: &Limits, too_big: ProtocolError) -> Result<Line, ProtocolError> {
-        if self.scanned == 0
-            && let Some((value, next)) = usual_number(&buffer[self.at..])
-        {
-            self.count_examined(next);
-            return Ok(Line::Number { value: Some(value), next: self.at + next });
+    fn number_line(
+        &mut self,
+        buffer: &[u8],
+        limits: &Limits,
+        too_big: ProtocolError,
+    ) -> Result<Line, ProtocolError> {
+        if self.scanned == 0 {
+            let line = &buffer[self.at..];
+            let usual = usual_number(line);
+            self.count_examined(usual.map_or(line.len().min(USUAL_DIGITS + 2), |(_, next)| next));
+            if let Some((value, next)) = usual {
+                return Ok(Line::Number {
+                    value: Some(value),
+                    next: self.at + next,
+                });
+            }
         }
         self.unusual_number_line(buffer, limits, too_big)
     }
@@ -413,7 +457,11 @@ impl Decoder {
             return Ok(Line::Missing(1));
         }
         self.scanned = 0;
-        Ok(Line::Number { value: number(&buffer[self.at + 1..cr]), next: cr + 2 })
+        Ok(Line::Number {
+            // The first byte may itself be the CR: then there is nothing behind it.
+            value: buffer.get(self.at + 1..cr).and_then(number),
+            next: cr + 2,
+        })
     }
 
     /// Where the line at `at` ends: at the first `end`. It has to be among the line's first `max + 1` bytes.
@@ -427,13 +475,19 @@ impl Decoder {
         let line = &buffer[self.at..];
         let inside = &line[..line.len().min(max.saturating_add(1))];
         // Redis looks for the end as in a C string: behind a NUL it is never found.
-        let found = inside[self.scanned..].iter().position(|&byte| byte == end || byte == 0);
+        let found = inside[self.scanned..]
+            .iter()
+            .position(|&byte| byte == end || byte == 0);
         self.count_examined(found.map_or(inside.len() - self.scanned, |place| place + 1));
         self.scanned = found.map_or(inside.len(), |place| self.scanned + place);
         if inside.get(self.scanned) == Some(&end) {
             return Ok(Some(self.at + self.scanned));
         }
-        if line.len() > max { Err(too_big) } else { Ok(None) }
+        if line.len() > max {
+            Err(too_big)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Tests prove with it that the work is linear.
@@ -449,23 +503,27 @@ impl Decoder {
 enum Line {
     Missing(usize),
     /// `value` is `None` where it is not a number; `next` is the first byte behind the line.
-    Number { value: Option<i64>, next: usize },
+    Number {
+        value: Option<i64>,
+        next: usize,
+    },
 }
+
+/// More digits than this are not a usual number.
+const USUAL_DIGITS: usize = 9;
 
 /// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte. Anything else is `None`,
 /// right or wrong, and is left to the thorough way.
 #[inline]
 fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
-    const MOST: usize = 9;
     let digits = line.get(1..)?;
     let mut value = 0;
-    for (index, &byte) in digits.iter().enumerate().take(MOST + 1) {
+    for (index, &byte) in digits.iter().enumerate().take(USUAL_DIGITS + 1) {
         match byte {
             b'0'..=b'9' => value = value * 10 + i64::from(byte - b'0'),
             b'\r' if index > 0 && digits.len() > index + 1 => {
                 let leading_zero = digits[0] == b'0' && index > 1;
-                let too_long = index > MOST;
-                return (!leading_zero && !too_long).then_some((value, index + 3));
+                return (!leading_zero).then_some((value, index + 3));
             }
             _ => return None,
         }
@@ -508,13 +566,20 @@ impl<'a> Request<'a> {
     /// All arguments, to be passed on as `&[&[u8]]`.
     #[inline]
     pub fn args(&self) -> Args<'a> {
-        self.iter().collect()
+        let mut args = Args::new();
+        args.reserve(self.spans.len());
+        for arg in self.iter() {
+            args.push(arg);
+        }
+        args
     }
 
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         let buffer = self.buffer;
-        self.spans.iter().map(move |span| &buffer[span.start as usize..span.end as usize])
+        self.spans
+            .iter()
+            .map(move |span| &buffer[span.start as usize..span.end as usize])
     }
 
     /// The command's name.
@@ -544,7 +609,12 @@ impl<'a> Request<'a> {
 impl fmt::Debug for Request<'_> {
     /// Only what is harmless in a log: arguments can hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Request({} and {} arguments)", self.name().escape_ascii(), self.len() - 1)
+        write!(
+            f,
+            "Request({} and {} arguments)",
+            self.name().escape_ascii(),
+            self.len() - 1
+        )
     }
 }
 

@@ -8,10 +8,16 @@ pub fn format_double(value: f64) -> String {
         return "nan".into();
     }
     if value.is_infinite() {
-        return if value > 0.0 { "inf".into() } else { "-inf".into() };
+        return if value > 0.0 {
+            "inf".into()
+        } else {
+            "-inf".into()
+        };
     }
     let scientific = format!("{value:.*e}", DIGITS as usize - 1);
-    let (mantissa, exponent) = scientific.split_once('e').expect("the format has an exponent");
+    let (mantissa, exponent) = scientific
+        .split_once('e')
+        .expect("the format has an exponent");
     let exponent: i32 = exponent.parse().expect("the exponent is a small integer");
     if (-4..DIGITS).contains(&exponent) {
         let decimals = (DIGITS - 1 - exponent) as usize;
@@ -23,7 +29,11 @@ pub fn format_double(value: f64) -> String {
 }
 
 fn trim_zeros(number: &str) -> &str {
-    if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number }
+    if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        number
+    }
 }
 
 #[cfg(test)]
@@ -36,15 +46,32 @@ mod tests {
     fn c_library(value: f64) -> String {
         let mut text = [0u8; 64];
         // SAFETY: the format takes one double and writes at most the given size, NUL included.
-        let len = unsafe { libc::snprintf(text.as_mut_ptr().cast(), text.len(), c"%.17g".as_ptr(), value) };
+        let len = unsafe {
+            libc::snprintf(
+                text.as_mut_ptr().cast(),
+                text.len(),
+                c"%.17g".as_ptr(),
+                value,
+            )
+        };
         String::from_utf8_lossy(&text[..len as usize]).into_owned()
     }
 
     #[test]
     fn as_c_prints_them() {
-        let halfway = 1125899906842624.25; // 18 digits that end in 5: rounds to even
-        let edges = [0.0, -0.0, 1.0, -1.0, 3.0, 0.1, 0.2, 1.5, 1e16, 1e17, 1e-4, 1e-5, 1e100, 1e-100, halfway];
-        let more = [halfway + 0.5, 99999999999999999.0, 9.9999999999999995e16, f64::MAX, f64::MIN_POSITIVE, 5e-324];
+        let halfway = 2f64.powi(50) + 0.25; // 18 digits that end in 5: rounds to even
+        let edges = [
+            0.0, -0.0, 1.0, -1.0, 3.0, 0.1, 0.2, 1.5, 1e16, 1e17, 1e-4, 1e-5, 1e100, 1e-100,
+            halfway,
+        ];
+        let more = [
+            halfway + 0.5,
+            99999999999999999.0,
+            1e17f64.next_down(),
+            f64::MAX,
+            f64::MIN_POSITIVE,
+            5e-324,
+        ];
         for value in edges.into_iter().chain(more) {
             assert_eq!(format_double(value), c_library(value), "{value:e}");
         }
@@ -56,7 +83,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(crate::resp::test_cases())]
 
         #[test]
         fn any_double(value in any::<f64>().prop_filter("finite", |value| value.is_finite())) {

@@ -11,7 +11,11 @@ pub(super) struct Unbalanced;
 /// Quotes and escapes are taken out in place: an argument is never longer than what was typed, so it fits before the
 /// byte being read, and inline arguments are plain ranges into the buffer like any others.
 pub(super) fn split(line: &mut [u8], base: usize, spans: &mut Vec<Span>) -> Result<(), Unbalanced> {
-    let mut words = Words { line, read: 0, write: 0 };
+    let mut words = Words {
+        line,
+        read: 0,
+        write: 0,
+    };
     loop {
         words.skip_blanks();
         if words.peek(0).is_none() {
@@ -60,7 +64,11 @@ impl Words<'_> {
                 b' ' | b'\t' | b'\n' | b'\r' => break,
                 b'"' | b'\'' => {
                     self.read += 1;
-                    return if byte == b'"' { self.double_quoted() } else { self.single_quoted() };
+                    return if byte == b'"' {
+                        self.double_quoted()
+                    } else {
+                        self.single_quoted()
+                    };
                 }
                 other => self.put(other, 1),
             }
@@ -79,7 +87,10 @@ impl Words<'_> {
     }
 
     fn escape(&mut self, escaped: u8) {
-        let hex = |ahead| self.peek(ahead).and_then(|byte| char::from(byte).to_digit(16));
+        let hex = |ahead| {
+            self.peek(ahead)
+                .and_then(|byte| char::from(byte).to_digit(16))
+        };
         match (escaped, hex(2), hex(3)) {
             (b'x', Some(high), Some(low)) => self.put((high * 16 + low) as u8, 4),
             (b'n', ..) => self.put(b'\n', 2),
@@ -103,7 +114,11 @@ impl Words<'_> {
 
     fn close(&mut self, after: Option<u8>) -> Result<(), Unbalanced> {
         self.read += 1;
-        if after.is_none_or(is_blank) { Ok(()) } else { Err(Unbalanced) }
+        if after.is_none_or(is_blank) {
+            Ok(())
+        } else {
+            Err(Unbalanced)
+        }
     }
 }
 
@@ -116,7 +131,12 @@ mod tests {
         let mut spans = Vec::new();
         split(&mut line, 100, &mut spans).ok()?;
         let text = |span: &Span| &line[span.start as usize - 100..span.end as usize - 100];
-        Some(spans.iter().map(|span| text(span).escape_ascii().to_string()).collect())
+        Some(
+            spans
+                .iter()
+                .map(|span| text(span).escape_ascii().to_string())
+                .collect(),
+        )
     }
 
     #[track_caller]
@@ -137,7 +157,10 @@ mod tests {
     fn quotes_and_escapes() {
         check(r#"a "" '' b"#, &["a", "", "", "b"]);
         check(r#"a"b c" d'e f'"#, &["ab c", "de f"]);
-        check(r#""\x41\x0g\n\r\t\b\a\q\"\\""#, &[r#"Ax0g\n\r\t\x08\x07q\"\\"#]);
+        check(
+            r#""\x41\x0g\n\r\t\b\a\q\"\\""#,
+            &[r#"Ax0g\n\r\t\x08\x07q\"\\"#],
+        );
         check(r"'it\'s \n'", &[r"it\'s \\n"]);
         check(r"plain\n\x41", &[r"plain\\n\\x41"]);
         check("\"a\"\x0bb", &["a", "b"]);
@@ -145,7 +168,16 @@ mod tests {
 
     #[test]
     fn unbalanced() {
-        for line in ["\"a", "'a", "\"a\"b", "'a'b", "\"a\\", "\"a\\\"", "a'b'\"c\"", "'a\\'"] {
+        for line in [
+            "\"a",
+            "'a",
+            "\"a\"b",
+            "'a'b",
+            "\"a\\",
+            "\"a\\\"",
+            "a'b'\"c\"",
+            "'a\\'",
+        ] {
             assert_eq!(words(line), None, "{line}");
         }
     }

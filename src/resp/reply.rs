@@ -45,12 +45,15 @@ pub enum Reply {
     /// RESP2: 1 or 0.
     Bool(bool),
     /// Text with its format, three letters (`txt`, `mkd`); RESP2: a bulk string.
-    Verbatim { format: [u8; 3], text: Bytes },
+    Verbatim {
+        format: [u8; 3],
+        text: Bytes,
+    },
     /// Decimal digits of an integer of any size; RESP2: a bulk string.
     BigNumber(Cow<'static, str>),
-    /// Several replies one after the other (SUBSCRIBE answers once per channel).
+    /// Several replies one after the other (SUBSCRIBE answers once per channel). Never inside another reply.
     Several(Vec<Reply>),
-    /// Nothing is sent.
+    /// Nothing is sent. Never inside another reply.
     None,
 }
 
@@ -67,6 +70,27 @@ impl Reply {
     /// Copies `bytes`; a value that is at hand as `Bytes` goes into [`Reply::Bulk`] without a copy.
     pub fn bulk(bytes: impl AsRef<[u8]>) -> Reply {
         Reply::Bulk(Bytes::copy_from_slice(bytes.as_ref()))
+    }
+
+    /// Roughly the bytes that the encoded reply has.
+    pub fn size(&self) -> usize {
+        match self {
+            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => {
+                bytes.len() + 16
+            }
+            Reply::Array(items)
+            | Reply::Set(items)
+            | Reply::Push(items)
+            | Reply::Several(items) => items.iter().map(Reply::size).sum::<usize>() + 16,
+            Reply::Map(pairs) => {
+                pairs
+                    .iter()
+                    .map(|(k, v)| k.size() + v.size())
+                    .sum::<usize>()
+                    + 16
+            }
+            _ => 16,
+        }
     }
 
     pub fn is_error(&self) -> bool {
@@ -99,7 +123,11 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
         Reply::NullArray => out.put_slice(if resp3 { b"_\r\n" } else { b"*-1\r\n" }),
         Reply::Array(items) => write_items(out, b'*', items, version),
         Reply::Map(pairs) => {
-            let (kind, len) = if resp3 { (b'%', pairs.len()) } else { (b'*', 2 * pairs.len()) };
+            let (kind, len) = if resp3 {
+                (b'%', pairs.len())
+            } else {
+                (b'*', 2 * pairs.len())
+            };
             write_header(out, kind, len);
             for (key, value) in pairs {
                 encode(key, version, out);
@@ -150,8 +178,14 @@ pub fn write_bulk(out: &mut BytesMut, bytes: &[u8]) {
 /// `text` starts with the error's code. CR and LF at its ends are dropped and become spaces elsewhere, as in Redis.
 pub fn write_error(out: &mut BytesMut, text: &[u8]) {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
-    let start = text.iter().position(|byte| !is_break(byte)).unwrap_or(text.len());
-    let end = text.iter().rposition(|byte| !is_break(byte)).map_or(start, |last| last + 1);
+    let start = text
+        .iter()
+        .position(|byte| !is_break(byte))
+        .unwrap_or(text.len());
+    let end = text
+        .iter()
+        .rposition(|byte| !is_break(byte))
+        .map_or(start, |last| last + 1);
     write_line(out, b'-', &text[start..end]);
 }
 

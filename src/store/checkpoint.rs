@@ -1,7 +1,14 @@
 //! The position file: how far the store is. Written after the store's data is durable, so a position never runs
 //! ahead of its data; a store that does not match its file is rebuilt.
+//!
+//! The file is text, for people too: one fact a line, the last line a checksum of all before it. It is replaced as a
+//! whole (temporary file, fsync, rename, fsync of the directory), so a crash leaves the old one or the new one.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 /// How far the store is, per database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,4 +29,285 @@ pub struct PartitionPosition {
     pub next_offset: u64,
     /// Milliseconds since the epoch: the store holds everything that the log held at this time.
     pub as_of: u64,
+}
+
+/// First line of the file; the number changes with the file's format or the store's.
+const HEADER: &str = "highwater store position 1";
+
+/// Number of visible keys of one partition, and how many of them have an expiry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyCount {
+    pub keys: u64,
+    pub expiring: u64,
+}
+
+/// Everything the position file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PositionFile {
+    /// Random id of the store, kept in the engine too: a file beside another store is of no use.
+    pub store: u64,
+    /// Number of this checkpoint. The engine holds the same number or a higher one, else it has lost data.
+    pub number: u64,
+    /// The boot during which it was written: after a crash of the whole machine the engine's unsynced pages are gone.
+    pub boot: String,
+    /// Length of the engine's data file: a shorter one was truncated. Exact if `closed`.
+    pub length: u64,
+    /// Everything was flushed, synced and closed after this checkpoint.
+    pub closed: bool,
+    /// Key counts per database and partition; a database that is missing has to be counted.
+    pub counts: BTreeMap<u16, BTreeMap<u32, KeyCount>>,
+    pub checkpoint: Checkpoint,
+}
+
+impl PositionFile {
+    /// `Ok(None)` if there is no file, `Err` with the reason if it cannot be used.
+    pub fn read(path: &Path) -> Result<Option<PositionFile>, String> {
+        match fs::read(path) {
+            Ok(bytes) => parse(&bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("position file cannot be read: {error}")),
+        }
+    }
+
+    /// Replaces the file, durably.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        self.replace(path, File::sync_all)?;
+        sync_parent(path)
+    }
+
+    /// Replaces the file; a crash of the machine may leave the old one or a damaged one.
+    pub fn write_unsynced(&self, path: &Path) -> io::Result<()> {
+        self.replace(path, |_| Ok(()))
+    }
+
+    fn replace(&self, path: &Path, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let temporary = path.with_extension("tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(self.format().as_bytes())?;
+        sync(&file)?;
+        drop(file);
+        fs::rename(&temporary, path)
+    }
+
+    fn format(&self) -> String {
+        let mut text = format!(
+            "{HEADER}\nstore {:016x}\nnumber {}\nboot {}\nlength {}\nclosed {}\n",
+            self.store,
+            self.number,
+            escape(&self.boot),
+            self.length,
+            self.closed
+        );
+        // Writing into a String cannot fail.
+        for (database, of_database) in &self.checkpoint.databases {
+            let _ = writeln!(text, "source {database} {}", escape(&of_database.source));
+            for (partition, position) in &of_database.partitions {
+                let PartitionPosition { next_offset, as_of } = position;
+                let _ = writeln!(
+                    text,
+                    "position {database} {partition} {next_offset} {as_of}"
+                );
+            }
+        }
+        for (database, partitions) in &self.counts {
+            let _ = writeln!(text, "counted {database}");
+            for (partition, KeyCount { keys, expiring }) in partitions {
+                let _ = writeln!(text, "count {database} {partition} {keys} {expiring}");
+            }
+        }
+        let crc = crc32fast::hash(text.as_bytes());
+        let _ = writeln!(text, "crc {crc:08x}");
+        text
+    }
+}
+
+/// Fsync of the directory that holds `path`: makes a rename or removal in it durable.
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<PositionFile, String> {
+    let damaged = |what: &str| format!("position file is damaged ({what})");
+    let text = std::str::from_utf8(bytes).map_err(|_| damaged("not text"))?;
+    let body_len = text.rfind("crc ").ok_or_else(|| damaged("no checksum"))?;
+    let (body, crc_line) = text.split_at(body_len);
+    if crc_line != format!("crc {:08x}\n", crc32fast::hash(body.as_bytes())) {
+        return Err(damaged("checksum"));
+    }
+    let mut lines = body.lines();
+    if lines.next() != Some(HEADER) {
+        return Err("position file is of another version".to_owned());
+    }
+    let mut file = PositionFile::default();
+    for line in lines {
+        parse_line(line, &mut file).ok_or_else(|| damaged(line))?;
+    }
+    Ok(file)
+}
+
+fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
+    let (name, rest) = line.split_once(' ')?;
+    let mut words = rest.split(' ');
+    match name {
+        "store" => file.store = u64::from_str_radix(rest, 16).ok()?,
+        "number" => file.number = rest.parse().ok()?,
+        "boot" => file.boot = unescape(rest)?,
+        "length" => file.length = rest.parse().ok()?,
+        "closed" => file.closed = rest.parse().ok()?,
+        "source" => {
+            let database = number(words.next())?;
+            let source = unescape(words.next()?)?;
+            file.checkpoint
+                .databases
+                .entry(database)
+                .or_default()
+                .source = source;
+        }
+        "position" => {
+            let (database, partition) = (number(words.next())?, number(words.next())?);
+            let position = PartitionPosition {
+                next_offset: number(words.next())?,
+                as_of: number(words.next())?,
+            };
+            file.checkpoint
+                .databases
+                .entry(database)
+                .or_default()
+                .partitions
+                .insert(partition, position);
+        }
+        "counted" => {
+            file.counts.entry(number(words.next())?).or_default();
+        }
+        "count" => {
+            let (database, partition) = (number(words.next())?, number(words.next())?);
+            let count = KeyCount {
+                keys: number(words.next())?,
+                expiring: number(words.next())?,
+            };
+            file.counts
+                .entry(database)
+                .or_default()
+                .insert(partition, count);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn number<T: std::str::FromStr>(word: Option<&str>) -> Option<T> {
+    word?.parse().ok()
+}
+
+/// Percent-encodes what would break the line format: everything but visible ASCII, and `%` itself.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02x}");
+        }
+    }
+    escaped
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> PositionFile {
+        let partitions = BTreeMap::from([
+            (
+                0,
+                PartitionPosition {
+                    next_offset: 42,
+                    as_of: 1_700_000_000_000,
+                },
+            ),
+            (
+                7,
+                PartitionPosition {
+                    next_offset: u64::MAX,
+                    as_of: 0,
+                },
+            ),
+        ]);
+        let databases = BTreeMap::from([
+            (
+                0,
+                DatabaseCheckpoint {
+                    source: "cluster=ä b\n%crc topic=x".to_owned(),
+                    partitions,
+                },
+            ),
+            (15, DatabaseCheckpoint::default()),
+        ]);
+        let counts = BTreeMap::from([
+            (
+                0,
+                BTreeMap::from([(
+                    0,
+                    KeyCount {
+                        keys: 5,
+                        expiring: 2,
+                    },
+                )]),
+            ),
+            (3, BTreeMap::new()),
+        ]);
+        PositionFile {
+            store: 0xabcd_ef01,
+            number: 3,
+            boot: "7a-b".to_owned(),
+            length: 524_288,
+            closed: true,
+            counts,
+            checkpoint: Checkpoint { databases },
+        }
+    }
+
+    #[test]
+    fn survives_a_round_trip() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("position");
+        assert_eq!(PositionFile::read(&path), Ok(None));
+        for file in [example(), PositionFile::default()] {
+            file.write(&path).unwrap();
+            assert_eq!(PositionFile::read(&path), Ok(Some(file)));
+        }
+    }
+
+    #[test]
+    fn any_flipped_or_missing_byte_is_noticed() {
+        let text = example().format().into_bytes();
+        assert!(parse(&text).is_ok());
+        for at in 0..text.len() {
+            assert!(parse(&text[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = text.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(parse(&damaged).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+    }
 }

@@ -110,6 +110,10 @@ pub trait Store: Send + Sync + 'static {
     /// Removes all entries of a database (its topic is another one now), before it is filled anew.
     fn clear(&self, database: u16) -> Result<(), StoreError>;
 
+    /// Background work for the applying thread when it has nothing else to do: looks at about `budget` entries to free what
+    /// flushes have hidden, and the like. True if there is more to do.
+    fn sweep(&self, budget: usize) -> Result<bool, StoreError>;
+
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 }

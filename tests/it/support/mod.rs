@@ -1,1 +1,32 @@
-//! What the tests share.
+//! What the tests share: the real parts (`parts`), a Kafka broker (`kafka`) and the processes
+//! under them (`process`). It knows how to start, stop and talk to things, and judges nothing
+//! that a single test is about.
+
+// A helper may stand here before its first user does.
+#![allow(dead_code)]
+
+pub mod client;
+pub mod kafka;
+pub mod parts;
+pub mod ports;
+pub mod process;
+pub mod resp;
+pub mod server;
+pub mod temp;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `ready` answers something, and panics with `what` when `deadline` has passed.
+pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(
+            Instant::now() < end,
+            "waited {deadline:?} in vain for {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

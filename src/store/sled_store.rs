@@ -1,1 +1,0 @@
-//! sled behind the [`Store`](super::Store) trait.

@@ -1,0 +1,299 @@
+//! How a key and its state are kept in the engine. Pure functions; decoding validates, so damaged bytes are an error
+//! and never a wrong value.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::store::{Meta, Value, key_hash};
+
+/// Values above this are cut into pieces of this size. sled keeps up to 17 values in one leaf and writes the leaf as one
+/// message; messages above 128 KiB leave its log for files of their own, which leak disk. 17 × 6 KiB stays below.
+pub(super) const PIECE_BYTES: usize = 6 * 1024;
+
+/// A length in a head above this is damage.
+const MAX_VALUE_BYTES: u64 = u32::MAX as u64;
+
+/// Stored bytes that cannot be what was written; what of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Damaged(pub &'static str);
+
+const HAS_EXPIRY: u8 = 0x08;
+const KIND_MASK: u8 = 0x07;
+const KIND_INLINE: u8 = 1;
+const KIND_CUT: u8 = 2;
+const KIND_UNREADABLE: u8 = 3;
+
+pub(super) type KeyBuf = SmallVec<[u8; 64]>;
+
+/// Key in the tree of entries: `hash(key) ‖ key`.
+pub(super) fn store_key(key: &[u8]) -> KeyBuf {
+    let mut stored = KeyBuf::with_capacity(8 + key.len());
+    stored.extend_from_slice(&key_hash(key).to_be_bytes());
+    stored.extend_from_slice(key);
+    stored
+}
+
+/// The hash and the user's key of a key in the tree of entries.
+pub(super) fn split_store_key(stored: &[u8]) -> Result<(u64, &[u8]), Damaged> {
+    let (hash, key) = stored.split_first_chunk::<8>().ok_or(Damaged("key"))?;
+    Ok((u64::from_be_bytes(*hash), key))
+}
+
+/// Key in the expiry index: `expire_at ‖ hash ‖ key`, so that the earliest comes first.
+pub(super) fn expiry_key(expire_at: u64, store_key: &[u8]) -> KeyBuf {
+    let mut index = KeyBuf::with_capacity(8 + store_key.len());
+    index.extend_from_slice(&expire_at.to_be_bytes());
+    index.extend_from_slice(store_key);
+    index
+}
+
+pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
+    let (expire_at, store_key) = index
+        .split_first_chunk::<8>()
+        .ok_or(Damaged("expiry index"))?;
+    Ok((u64::from_be_bytes(*expire_at), store_key))
+}
+
+/// What follows the store key in the key of a piece: partition, offset, number of the piece. The record's own place
+/// names its pieces, so those of two versions never mix. Fixed in length, so that no other key's pieces match.
+pub(super) const PIECE_SUFFIX: usize = 4 + 8 + 4;
+
+pub(super) fn piece_key(store_key: &[u8], partition: u32, offset: u64, piece: u32) -> KeyBuf {
+    let mut key = KeyBuf::with_capacity(store_key.len() + PIECE_SUFFIX);
+    key.extend_from_slice(store_key);
+    key.extend_from_slice(&partition.to_be_bytes());
+    key.extend_from_slice(&offset.to_be_bytes());
+    key.extend_from_slice(&piece.to_be_bytes());
+    key
+}
+
+/// The store key, partition, offset and number of a piece.
+pub(super) fn split_piece_key(key: &[u8]) -> Result<(&[u8], u32, u64, u32), Damaged> {
+    let split = || {
+        let (rest, piece) = key.split_last_chunk::<4>()?;
+        let (rest, offset) = rest.split_last_chunk::<8>()?;
+        let (store_key, partition) = rest.split_last_chunk::<4>()?;
+        Some((
+            store_key,
+            u32::from_be_bytes(*partition),
+            u64::from_be_bytes(*offset),
+            u32::from_be_bytes(*piece),
+        ))
+    };
+    split().ok_or(Damaged("key of a piece"))
+}
+
+/// What an entry holds besides its [`Meta`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Body<'a> {
+    Inline(&'a [u8]),
+    /// The value's length; its bytes are in pieces.
+    Cut(usize),
+    Unreadable(&'a str),
+}
+
+impl Body<'_> {
+    pub fn of(value: &Value) -> Body<'_> {
+        match value {
+            Value::String(bytes) if bytes.len() > PIECE_BYTES => Body::Cut(bytes.len()),
+            Value::String(bytes) => Body::Inline(bytes),
+            Value::Unreadable(reason) => Body::Unreadable(reason),
+        }
+    }
+
+    /// How many pieces the value was cut into.
+    pub fn pieces(&self) -> u32 {
+        match self {
+            Body::Cut(length) => u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+}
+
+pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
+    out.clear();
+    let kind = match body {
+        Body::Inline(_) => KIND_INLINE,
+        Body::Cut(_) => KIND_CUT,
+        Body::Unreadable(_) => KIND_UNREADABLE,
+    };
+    out.push(if meta.expire_at.is_some() {
+        kind | HAS_EXPIRY
+    } else {
+        kind
+    });
+    put_varint(u64::from(meta.partition), out);
+    put_varint(meta.offset, out);
+    put_varint(zigzag(meta.timestamp), out);
+    if let Some(expire_at) = meta.expire_at {
+        put_varint(expire_at, out);
+    }
+    match body {
+        Body::Inline(bytes) => out.extend_from_slice(bytes),
+        Body::Cut(length) => put_varint(*length as u64, out),
+        Body::Unreadable(reason) => out.extend_from_slice(reason.as_bytes()),
+    }
+}
+
+pub(super) fn decode(stored: &[u8]) -> Result<(Meta, Body<'_>), Damaged> {
+    try_decode(stored).ok_or(Damaged("entry"))
+}
+
+fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
+    let (&flags, mut rest) = stored.split_first()?;
+    if flags & !(KIND_MASK | HAS_EXPIRY) != 0 {
+        return None;
+    }
+    let meta = Meta {
+        partition: u32::try_from(take_varint(&mut rest)?).ok()?,
+        offset: take_varint(&mut rest)?,
+        timestamp: unzigzag(take_varint(&mut rest)?),
+        expire_at: if flags & HAS_EXPIRY != 0 {
+            Some(take_varint(&mut rest)?)
+        } else {
+            None
+        },
+    };
+    let body = match flags & KIND_MASK {
+        KIND_INLINE => Body::Inline(rest),
+        KIND_CUT => {
+            let length = take_varint(&mut rest)?;
+            if length > MAX_VALUE_BYTES || !rest.is_empty() {
+                return None;
+            }
+            Body::Cut(usize::try_from(length).ok()?)
+        }
+        KIND_UNREADABLE => Body::Unreadable(std::str::from_utf8(rest).ok()?),
+        _ => return None,
+    };
+    Some((meta, body))
+}
+
+/// The value of an entry that is not cut.
+pub(super) fn uncut_value(body: &Body<'_>) -> Option<Value> {
+    match body {
+        Body::Inline(bytes) => Some(Value::String(Bytes::copy_from_slice(bytes))),
+        Body::Unreadable(reason) => Some(Value::Unreadable(Arc::from(*reason))),
+        Body::Cut(_) => None,
+    }
+}
+
+/// LEB128: seven bits a byte, the lowest first.
+fn put_varint(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push((number as u8) | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn take_varint(input: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = input.split_first()?;
+        *input = rest;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// Maps small numbers of either sign to small unsigned ones.
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    ((number >> 1) as i64) ^ -((number & 1) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_survive_a_round_trip() {
+        let mut out = Vec::new();
+        for (partition, offset, timestamp, expire_at) in [
+            (0, 0, 0, None),
+            (1, 127, -1, Some(0)),
+            (u32::MAX, u64::MAX, i64::MIN, Some(u64::MAX)),
+            (7, 1 << 40, i64::MAX, Some(1_700_000_000_000)),
+        ] {
+            let meta = Meta {
+                partition,
+                offset,
+                timestamp,
+                expire_at,
+            };
+            for body in [
+                Body::Inline(b""),
+                Body::Inline(b"\0\xff"),
+                Body::Cut(512 << 20),
+                Body::Unreadable("why"),
+            ] {
+                encode(&meta, &body, &mut out);
+                assert_eq!(decode(&out).unwrap(), (meta, body));
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        let too_long = [KIND_CUT, 0, 0, 0, 0x80, 0x80, 0x80, 0x80, 0x10];
+        for bad in [
+            &[][..],
+            &[0],
+            &[KIND_INLINE],
+            &[KIND_INLINE, 0x80],
+            &[0x11, 0, 0, 0],
+            &[7, 0, 0, 0],
+            &too_long,
+        ] {
+            assert!(decode(bad).is_err(), "{bad:?}");
+        }
+        assert!(
+            decode(&[
+                KIND_INLINE,
+                0,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0xff,
+                0x7f,
+                0
+            ])
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn keys_split_into_what_they_were_made_of() {
+        let stored = store_key(b"k\0");
+        assert_eq!(
+            split_store_key(&stored).unwrap(),
+            (key_hash(b"k\0"), &b"k\0"[..])
+        );
+        assert_eq!(
+            split_expiry_key(&expiry_key(9, &stored)).unwrap(),
+            (9, &stored[..])
+        );
+        assert_eq!(
+            split_piece_key(&piece_key(&stored, 1, 2, 3)).unwrap(),
+            (&stored[..], 1, 2, 3)
+        );
+    }
+}

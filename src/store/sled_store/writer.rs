@@ -1,0 +1,583 @@
+//! The only hand that changes the store: applies changes, keeps the counts, and walks the trees in the background.
+//!
+//! The order of single writes matters, because a crash keeps a prefix of them: a mark that says "changed since checkpoint N" comes
+//! before the first change, pieces before their head, an index entry before its entry; what is superseded goes last. So a crash can
+//! leave pieces and index entries that nothing points to, never a head without them; the walk after an unclean stop removes those.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::entry::{self, Body, PIECE_BYTES};
+use super::{Failure, Mark, SledStore, Trees, View, get_mark, set_mark};
+use crate::store::checkpoint::KeyCount;
+use crate::store::{Change, ChangeKind, Entry, Meta, Value};
+
+pub(super) struct Writer {
+    databases: Vec<DatabaseWriter>,
+    /// Number of the last checkpoint.
+    pub number: u64,
+    /// The engine has the mark that something changed since.
+    dirty: bool,
+    /// The engine may hold later offsets than those being applied: the last stop was unclean.
+    may_be_ahead: bool,
+    /// Generations that are to be dropped once nobody reads them.
+    retired: Vec<Arc<Trees>>,
+    encoded: Vec<u8>,
+}
+
+/// What the writer knows of one database.
+#[derive(Default)]
+pub(super) struct DatabaseWriter {
+    pub generation: u64,
+    /// Visible keys per partition; while a walk counts, only of those that it has passed.
+    pub counts: BTreeMap<u32, KeyCount>,
+    pub walk: Option<Walk>,
+}
+
+/// A pass over a database's trees in small steps: entries (counting the visible, removing the hidden), then pieces and
+/// index entries that belong to nothing.
+pub(super) struct Walk {
+    stage: Stage,
+    /// Everything up to this key has been visited in this stage.
+    cursor: Vec<u8>,
+    /// Whether visible entries are being counted (only in the first stage).
+    counting: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Entries,
+    Pieces,
+    Expiry,
+}
+
+impl Walk {
+    pub fn new(counting: bool) -> Walk {
+        Walk {
+            stage: Stage::Entries,
+            cursor: Vec::new(),
+            counting,
+        }
+    }
+}
+
+impl DatabaseWriter {
+    fn is_counting(&self) -> bool {
+        self.walk.as_ref().is_some_and(|walk| walk.counting)
+    }
+
+    /// Counts a key's change from one visible state to another.
+    fn count(&mut self, store_key: &[u8], old: Option<&Meta>, new: Option<&Meta>) {
+        // What a counting walk has yet to pass will be counted as it then is.
+        if self
+            .walk
+            .as_ref()
+            .is_some_and(|walk| walk.counting && store_key > walk.cursor.as_slice())
+        {
+            return;
+        }
+        if let Some(old) = old {
+            let count = self.counts.entry(old.partition).or_default();
+            debug_assert!(count.keys > 0, "more keys removed than counted");
+            count.keys = count.keys.saturating_sub(1);
+            count.expiring = count
+                .expiring
+                .saturating_sub(u64::from(old.expire_at.is_some()));
+        }
+        if let Some(new) = new {
+            let count = self.counts.entry(new.partition).or_default();
+            count.keys += 1;
+            count.expiring += u64::from(new.expire_at.is_some());
+        }
+    }
+}
+
+impl Writer {
+    pub fn new(
+        databases: Vec<DatabaseWriter>,
+        number: u64,
+        may_be_ahead: bool,
+        retired: Vec<Arc<Trees>>,
+    ) -> Writer {
+        Writer {
+            databases,
+            number,
+            dirty: false,
+            may_be_ahead,
+            retired,
+            encoded: Vec::new(),
+        }
+    }
+
+    pub fn apply(&mut self, store: &SledStore, changes: &[Change]) -> Result<(), Failure> {
+        self.mark_dirty(store)?;
+        for change in changes {
+            let view = store.database(change.database)?.view.load_full();
+            match &change.kind {
+                ChangeKind::Put { key, entry } => self.put(store, change, &view, key, entry)?,
+                ChangeKind::Delete { key } => self.delete(change, &view, key)?,
+                ChangeKind::Flush => self.flush(store, change, &view)?,
+            }
+        }
+        for (database, _) in self.databases.iter().enumerate() {
+            self.publish_counts(store, database);
+        }
+        store.closer.note_length()
+    }
+
+    /// Before the first change after a checkpoint: tells a later start that the position file's counts are outdated.
+    fn mark_dirty(&mut self, store: &SledStore) -> Result<(), Failure> {
+        if !self.dirty {
+            set_mark(&store.meta, &Mark::Dirty, self.number)?;
+            self.dirty = true;
+        }
+        Ok(())
+    }
+
+    pub fn checkpointed(&mut self, number: u64) {
+        self.number = number;
+        self.dirty = false;
+    }
+
+    /// Counts of the databases that need no counting.
+    pub fn known_counts(&self) -> BTreeMap<u16, BTreeMap<u32, KeyCount>> {
+        let known = self
+            .databases
+            .iter()
+            .enumerate()
+            .filter(|(_, database)| !database.is_counting());
+        known
+            .map(|(index, database)| (index as u16, database.counts.clone()))
+            .collect()
+    }
+
+    /// Lets readers see the counts.
+    pub fn publish_counts(&self, store: &SledStore, database: usize) {
+        let (Some(counted), Some(seen)) =
+            (self.databases.get(database), store.databases.get(database))
+        else {
+            return;
+        };
+        seen.keys.store(
+            counted.counts.values().map(|count| count.keys).sum(),
+            Ordering::Relaxed,
+        );
+        seen.expiring.store(
+            counted.counts.values().map(|count| count.expiring).sum(),
+            Ordering::Relaxed,
+        );
+        seen.counted
+            .store(!counted.is_counting(), Ordering::Release);
+    }
+
+    fn put(
+        &mut self,
+        store: &SledStore,
+        change: &Change,
+        view: &Arc<View>,
+        key: &[u8],
+        entry: &Entry,
+    ) -> Result<(), Failure> {
+        let meta = Meta {
+            partition: change.partition,
+            offset: change.offset,
+            ..entry.meta
+        };
+        if view.hides(&meta) {
+            // A record from before a flush that is known already, read again: it supersedes, and is hidden.
+            return self.delete(change, view, key);
+        }
+        let trees = match &view.trees {
+            Some(trees) => Arc::clone(trees),
+            None => self.create_trees(store, change.database)?,
+        };
+        let store_key = entry::store_key(key);
+        let old = match trees.entries.get(&store_key)? {
+            Some(old) => Some(old_state(&old)?),
+            None => None,
+        };
+        if old
+            .as_ref()
+            .is_some_and(|(old, _)| is_outdated(change, old))
+        {
+            return Ok(());
+        }
+        let body = Body::of(&entry.value);
+        if let (Body::Cut(_), Value::String(value)) = (&body, &entry.value) {
+            for (number, piece) in (0u32..).zip(value.chunks(PIECE_BYTES)) {
+                trees.pieces.insert(
+                    entry::piece_key(&store_key, meta.partition, meta.offset, number),
+                    piece,
+                )?;
+            }
+        }
+        if let Some(expire_at) = meta.expire_at {
+            trees
+                .expiry
+                .insert(entry::expiry_key(expire_at, &store_key), &[])?;
+        }
+        entry::encode(&meta, &body, &mut self.encoded);
+        trees.entries.insert(&store_key, self.encoded.as_slice())?;
+        if let Some((old, pieces)) = &old {
+            if meta.expire_at != old.expire_at {
+                remove_expiry(&trees, &store_key, old)?;
+            }
+            remove_pieces(&trees, &store_key, old, *pieces)?;
+        }
+        let visible_old = old
+            .as_ref()
+            .map(|(old, _)| old)
+            .filter(|old| !view.hides(old));
+        self.database(change.database)?
+            .count(&store_key, visible_old, Some(&meta));
+        Ok(())
+    }
+
+    fn delete(&mut self, change: &Change, view: &View, key: &[u8]) -> Result<(), Failure> {
+        let Some(trees) = &view.trees else {
+            return Ok(());
+        };
+        let store_key = entry::store_key(key);
+        let Some(stored) = trees.entries.get(&store_key)? else {
+            return Ok(());
+        };
+        let (old, pieces) = old_state(&stored)?;
+        if is_outdated(change, &old) {
+            return Ok(());
+        }
+        remove_entry(trees, &store_key, &old, pieces)?;
+        if !view.hides(&old) {
+            self.database(change.database)?
+                .count(&store_key, Some(&old), None);
+        }
+        Ok(())
+    }
+
+    fn flush(
+        &mut self,
+        store: &SledStore,
+        change: &Change,
+        view: &Arc<View>,
+    ) -> Result<(), Failure> {
+        let Change {
+            database,
+            partition,
+            offset,
+            ..
+        } = *change;
+        if offset <= view.flushed_below(partition) {
+            return Ok(());
+        }
+        set_mark(
+            &store.meta,
+            &Mark::FlushedBelow {
+                database,
+                partition,
+            },
+            offset,
+        )?;
+        let mut hiding = View::clone(view);
+        hiding.flushed_below.retain(|(of, _)| *of != partition);
+        hiding.flushed_below.push((partition, offset));
+        store.database(database)?.view.store(Arc::new(hiding));
+
+        let may_be_ahead = self.may_be_ahead;
+        let flushed = self.database(database)?;
+        if may_be_ahead || flushed.is_counting() {
+            // The partition may hold entries above this offset, or uncounted ones.
+            flushed.counts.clear();
+            return self.begin_walk(store, database, true);
+        }
+        flushed.counts.remove(&partition);
+        if flushed.counts.values().all(|count| count.keys == 0) {
+            self.begin_generation(store, database)
+        } else {
+            self.begin_walk(store, database, false)
+        }
+    }
+
+    fn begin_walk(
+        &mut self,
+        store: &SledStore,
+        database: u16,
+        counting: bool,
+    ) -> Result<(), Failure> {
+        set_mark(&store.meta, &Mark::Walk { database }, 1)?;
+        self.database(database)?.walk = Some(Walk::new(counting));
+        Ok(())
+    }
+
+    /// Leaves all entries of a database behind; none of them is visible.
+    fn begin_generation(&mut self, store: &SledStore, database: u16) -> Result<(), Failure> {
+        let of = self.database(database)?;
+        of.generation += 1;
+        of.counts.clear();
+        of.walk = None;
+        set_mark(&store.meta, &Mark::Generation { database }, of.generation)?;
+        store.meta.remove(Mark::Walk { database }.key())?;
+        let view = &store.database(database)?.view;
+        let empty = View {
+            trees: None,
+            flushed_below: view.load().flushed_below.clone(),
+        };
+        let left = view.swap(Arc::new(empty));
+        self.retired.extend(left.trees.clone());
+        Ok(())
+    }
+
+    pub fn clear(&mut self, store: &SledStore, database: u16) -> Result<(), Failure> {
+        store.database(database)?;
+        // First the position: after a crash nobody may take the emptied database for one that is up to its position.
+        store.closer.write_position(|position| {
+            let mut without = position.clone();
+            without.checkpoint.databases.remove(&database);
+            without
+        })?;
+        self.mark_dirty(store)?;
+        self.begin_generation(store, database)?;
+        let view = store.database(database)?.view.load_full();
+        for (partition, _) in &view.flushed_below {
+            store.meta.remove(
+                Mark::FlushedBelow {
+                    database,
+                    partition: *partition,
+                }
+                .key(),
+            )?;
+        }
+        store
+            .database(database)?
+            .view
+            .store(Arc::new(View::default()));
+        self.publish_counts(store, usize::from(database));
+        Ok(())
+    }
+
+    fn create_trees(&mut self, store: &SledStore, database: u16) -> Result<Arc<Trees>, Failure> {
+        let generation = self.database(database)?.generation;
+        let trees = Arc::new(Trees::open(&store.db, database, generation)?);
+        let view = &store.database(database)?.view;
+        let flushed_below = view.load().flushed_below.clone();
+        view.store(Arc::new(View {
+            trees: Some(Arc::clone(&trees)),
+            flushed_below,
+        }));
+        Ok(trees)
+    }
+
+    fn database(&mut self, database: u16) -> Result<&mut DatabaseWriter, Failure> {
+        self.databases
+            .get_mut(usize::from(database))
+            .ok_or(Failure::NoSuchDatabase)
+    }
+
+    /// One step of background work; whether there is more.
+    pub fn sweep(&mut self, store: &SledStore, budget: usize) -> Result<bool, Failure> {
+        store.closer.note_length()?;
+        if let Some(database) = self
+            .databases
+            .iter()
+            .position(|database| database.walk.is_some())
+        {
+            self.walk_step(store, database as u16, budget)?;
+        } else if let Some(trees) = self.retired.pop() {
+            // A reader may still hold a view of them.
+            if Arc::strong_count(&trees) > 1 {
+                self.retired.insert(0, trees);
+            } else {
+                trees.drop_from(&store.db)?;
+            }
+        }
+        Ok(!self.retired.is_empty()
+            || self
+                .databases
+                .iter()
+                .any(|database| database.walk.is_some()))
+    }
+
+    /// Visits the next `budget` items of a database's walk, if there is one.
+    pub fn walk_step(
+        &mut self,
+        store: &SledStore,
+        database: u16,
+        budget: usize,
+    ) -> Result<(), Failure> {
+        let view = store.database(database)?.view.load_full();
+        let of = self.database(database)?;
+        let Some(mut walk) = of.walk.take() else {
+            return Ok(());
+        };
+        let done = match &view.trees {
+            Some(trees) => walk_trees(&mut walk, &view, trees, &mut of.counts, budget)?,
+            None => true,
+        };
+        if done {
+            store.meta.remove(Mark::Walk { database }.key())?;
+        } else {
+            of.walk = Some(walk);
+        }
+        self.publish_counts(store, usize::from(database));
+        Ok(())
+    }
+}
+
+/// Only a higher offset of the same partition replaces an entry. One of another partition always does: copies of a key in
+/// several partitions are not kept apart.
+fn is_outdated(change: &Change, old: &Meta) -> bool {
+    old.partition == change.partition && old.offset >= change.offset
+}
+
+/// What an entry in the store was, with its number of pieces.
+fn old_state(stored: &[u8]) -> Result<(Meta, u32), Failure> {
+    let (meta, body) = entry::decode(stored)?;
+    Ok((meta, body.pieces()))
+}
+
+fn remove_entry(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> Result<(), Failure> {
+    trees.entries.remove(store_key)?;
+    remove_expiry(trees, store_key, meta)?;
+    remove_pieces(trees, store_key, meta, pieces)
+}
+
+fn remove_expiry(trees: &Trees, store_key: &[u8], meta: &Meta) -> Result<(), Failure> {
+    if let Some(expire_at) = meta.expire_at {
+        trees
+            .expiry
+            .remove(entry::expiry_key(expire_at, store_key))?;
+    }
+    Ok(())
+}
+
+fn remove_pieces(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> Result<(), Failure> {
+    for piece in 0..pieces {
+        trees.pieces.remove(entry::piece_key(
+            store_key,
+            meta.partition,
+            meta.offset,
+            piece,
+        ))?;
+    }
+    Ok(())
+}
+
+/// One step of a walk; returns whether all stages are done.
+fn walk_trees(
+    walk: &mut Walk,
+    view: &View,
+    trees: &Trees,
+    counts: &mut BTreeMap<u32, KeyCount>,
+    budget: usize,
+) -> Result<bool, Failure> {
+    let tree = match walk.stage {
+        Stage::Entries => &trees.entries,
+        Stage::Pieces => &trees.pieces,
+        Stage::Expiry => &trees.expiry,
+    };
+    let after = Bound::Excluded(walk.cursor.as_slice());
+    let from = if walk.cursor.is_empty() {
+        Bound::Unbounded
+    } else {
+        after
+    };
+    let mut visited = 0;
+    let mut last = None;
+    for found in tree
+        .range::<&[u8], _>((from, Bound::Unbounded))
+        .take(budget)
+    {
+        let (key, stored) = found?;
+        match walk.stage {
+            Stage::Entries => visit_entry(walk.counting, view, trees, counts, &key, &stored)?,
+            Stage::Pieces => {
+                let (store_key, partition, offset, number) = entry::split_piece_key(&key)?;
+                let belongs = |meta: &Meta, pieces| {
+                    meta.partition == partition && meta.offset == offset && number < pieces
+                };
+                remove_orphan(trees, tree, &key, store_key, belongs)?;
+            }
+            Stage::Expiry => {
+                let (expire_at, store_key) = entry::split_expiry_key(&key)?;
+                remove_orphan(trees, tree, &key, store_key, |meta, _| {
+                    meta.expire_at == Some(expire_at)
+                })?;
+            }
+        }
+        visited += 1;
+        last = Some(key);
+    }
+    if let Some(last) = last {
+        walk.cursor = last.to_vec();
+    }
+    if visited < budget {
+        walk.cursor.clear();
+        walk.counting = false;
+        walk.stage = match walk.stage {
+            Stage::Entries => Stage::Pieces,
+            Stage::Pieces => Stage::Expiry,
+            Stage::Expiry => return Ok(true),
+        };
+    }
+    Ok(false)
+}
+
+fn visit_entry(
+    counting: bool,
+    view: &View,
+    trees: &Trees,
+    counts: &mut BTreeMap<u32, KeyCount>,
+    store_key: &[u8],
+    stored: &[u8],
+) -> Result<(), Failure> {
+    let (meta, pieces) = old_state(stored)?;
+    if view.hides(&meta) {
+        remove_entry(trees, store_key, &meta, pieces)?;
+    } else if counting {
+        let count = counts.entry(meta.partition).or_default();
+        count.keys += 1;
+        count.expiring += u64::from(meta.expire_at.is_some());
+    }
+    Ok(())
+}
+
+/// Removes a piece or index entry unless it `belongs` to its key's entry as that now is.
+fn remove_orphan(
+    trees: &Trees,
+    tree: &sled::Tree,
+    key: &[u8],
+    store_key: &[u8],
+    belongs: impl Fn(&Meta, u32) -> bool,
+) -> Result<(), Failure> {
+    let belongs = match trees.entries.get(store_key)? {
+        Some(stored) => {
+            let (meta, pieces) = old_state(&stored)?;
+            belongs(&meta, pieces)
+        }
+        None => false,
+    };
+    if !belongs {
+        tree.remove(key)?;
+    }
+    Ok(())
+}
+
+/// State of a database's writer as it was left in the engine.
+pub(super) fn recover_database(
+    meta: &sled::Tree,
+    database: u16,
+    counts: Option<BTreeMap<u32, KeyCount>>,
+) -> Result<DatabaseWriter, Failure> {
+    let unfinished_walk = get_mark(meta, &Mark::Walk { database })?.is_some();
+    let walk = match counts {
+        None => Some(Walk::new(true)),
+        Some(_) if unfinished_walk => Some(Walk::new(false)),
+        Some(_) => None,
+    };
+    let generation = get_mark(meta, &Mark::Generation { database })?.unwrap_or(0);
+    Ok(DatabaseWriter {
+        generation,
+        counts: counts.unwrap_or_default(),
+        walk,
+    })
+}

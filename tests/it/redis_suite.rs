@@ -1,0 +1,367 @@
+//! Redis's own test suite, version 7.0.15, in its external mode: what redis-server passes here,
+//! Highwater must pass, but for the tests that `tests/redis-suite-skips.txt` lists with a reason.
+//!
+//! Each unit is run against redis-server first. That gives the expected names without a list of
+//! them to keep, and shows that the suite itself works on this machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::server::{Highwater, RedisServer};
+use crate::support::{kafka, parts, ports, process, temp};
+
+/// What one unit may take: the longest takes 10 s with redis-server.
+const UNIT: Duration = Duration::from_secs(300);
+
+/// Tests that need what no server reached from outside can give, or that take minutes.
+const TAGS: &str = "-slow -needs:debug -needs:repl -needs:save -needs:config-maxmemory";
+
+/// One module per unit with a test per log, so that units run in parallel and fail by name.
+macro_rules! units {
+    ($($name:ident: $unit:literal, $redis_passes:literal, $at_least:literal;)*) => {$(
+        mod $name {
+            #[test]
+            fn embedded() {
+                super::on_embedded($unit, $redis_passes, $at_least);
+            }
+
+            #[test]
+            fn on_kafka() {
+                super::on_kafka($unit, $redis_passes, $at_least);
+            }
+        }
+    )*
+
+    #[test]
+    fn self_check_redis_passes_its_own_suite() {
+        $(
+            let run = run_on_redis($unit, $redis_passes);
+            println!("{}: {} passed, {} not for an external server", $unit, count(&run.passed), run.ignored);
+        )*
+        self_check_of_the_skip_list(&[$($unit),*]);
+    }
+    };
+}
+
+// The unit, how many tests redis-server passes at least, and how many Highwater must pass
+// whatever the skip list says.
+units! {
+    protocol: "unit/protocol", 19, 16;
+    string: "unit/type/string", 72, 68;
+    incr: "unit/type/incr", 23, 21;
+    quit: "unit/quit", 3, 3;
+    bitops: "unit/bitops", 45, 0;
+    bitfield: "unit/bitfield", 16, 0;
+    keyspace: "unit/keyspace", 52, 0;
+    expire: "unit/expire", 56, 0;
+    scan: "unit/scan", 17, 0;
+    multi: "unit/multi", 35, 0;
+    other: "unit/other", 12, 0;
+    introspection: "unit/introspection", 27, 0;
+}
+
+fn on_embedded(unit: &str, redis_passes: usize, at_least: usize) {
+    let expected = run_on_redis(unit, redis_passes);
+    let highwater = Highwater::builder().allow("").start();
+    judge(
+        unit,
+        &expected,
+        &run(unit, highwater.port, &skips(unit)),
+        at_least,
+    );
+}
+
+fn on_kafka(unit: &str, redis_passes: usize, at_least: usize) {
+    let expected = run_on_redis(unit, redis_passes);
+    let topic = kafka::fresh_topic("suite");
+    let highwater = Highwater::builder()
+        .kafka(kafka::shared(), &topic)
+        .allow("")
+        .start();
+    judge(
+        unit,
+        &expected,
+        &run(unit, highwater.port, &skips(unit)),
+        at_least,
+    );
+}
+
+fn run_on_redis(unit: &str, at_least: usize) -> Run {
+    let redis = RedisServer::start(&[]);
+    let run = run(unit, redis.port, &[]);
+    let passed = count(&run.passed);
+    let good = run.failed.is_empty() && run.aborted.is_none() && passed >= at_least;
+    assert!(
+        good,
+        "redis-server passed {passed} of its own {at_least} in {unit}:\n{}",
+        run.output
+    );
+    run
+}
+
+// ---- the skip list ----
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Skip {
+    unit: String,
+    test: String,
+    /// Whether the suite may run it at all.
+    run: bool,
+}
+
+fn skips(unit: &str) -> Vec<Skip> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/redis-suite-skips.txt");
+    let text = fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    let all = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    all.map(read_skip)
+        .filter(|skip| unit.is_empty() || skip.unit == unit)
+        .collect()
+}
+
+fn read_skip(line: &str) -> Skip {
+    let parts: Vec<&str> = line.split(" | ").map(str::trim).collect();
+    match parts[..] {
+        [how @ ("skip" | "fails"), unit, test, reason] if !reason.is_empty() => Skip {
+            unit: unit.to_owned(),
+            test: test.to_owned(),
+            run: how == "fails",
+        },
+        _ => panic!("redis-suite-skips.txt: not `fails|skip | unit | test | reason`: {line}"),
+    }
+}
+
+fn self_check_of_the_skip_list(units: &[&str]) {
+    for skip in skips("") {
+        assert!(
+            units.contains(&skip.unit.as_str()),
+            "redis-suite-skips.txt: no unit {}",
+            skip.unit
+        );
+    }
+}
+
+// ---- running a unit ----
+
+/// Names of tests with how often each came: some names come twice in a unit.
+type Names = BTreeMap<String, usize>;
+
+#[derive(Default)]
+struct Run {
+    passed: Names,
+    /// The name and what the suite said about it.
+    failed: Vec<(String, String)>,
+    /// Tests that the suite leaves out by their tags.
+    ignored: usize,
+    /// Why the unit did not come to its end.
+    aborted: Option<String>,
+    output: String,
+}
+
+fn run(unit: &str, port: u16, skips: &[Skip]) -> Run {
+    // A copy, because the suite cleans up in its own folder when it starts.
+    let copy = temp::dir("redis-suite");
+    let mut copying = Command::new("cp");
+    copying
+        .arg("-r")
+        .arg(parts::redis_source().join("tests"))
+        .arg(copy.path());
+    process::run("copy the suite", copying, b"", UNIT);
+    let skip_file = copy.path().join("skips");
+    let not_run = skips
+        .iter()
+        .filter(|skip| !skip.run)
+        .map(|skip| skip.test.as_str());
+    fs::write(&skip_file, not_run.collect::<Vec<_>>().join("\n"))
+        .expect("write the suite's skip file");
+
+    let mut suite = Command::new("tclsh");
+    suite
+        .arg("tests/test_helper.tcl")
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
+        // The port that the suite's two processes talk over is one of the 32 below.
+        .args(["--baseport", &(ports::free() + 32).to_string()])
+        .args(["--durable", "--tags", TAGS, "--single", unit, "--skipfile"])
+        .arg(&skip_file)
+        .current_dir(copy.path())
+        // Without colours.
+        .env("TERM", "dumb");
+    let outcome = process::try_run(suite, b"", UNIT).expect("start tclsh (Debian package tcl)");
+    let mut run = read_output(&String::from_utf8_lossy(&outcome.stdout), unit);
+    run.output = outcome.text();
+    if outcome.status.is_none() {
+        run.aborted = Some(format!("still running after {UNIT:?}"));
+    }
+    run
+}
+
+/// Reads what the suite prints: a line per test, with further lines under a failure.
+fn read_output(text: &str, unit: &str) -> Run {
+    let mut run = Run {
+        aborted: Some("did not reach its end".to_owned()),
+        ..Run::default()
+    };
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some((status, rest)) = line
+            .strip_prefix('[')
+            .and_then(|line| line.split_once("]: "))
+        else {
+            continue;
+        };
+        let mut further = String::new();
+        if matches!(status, "err" | "exception") {
+            while let Some(next) = lines.next_if(|next| !next.starts_with('[')) {
+                further.push_str(next);
+                further.push('\n');
+            }
+        }
+        match status {
+            "ok" => {
+                let name = rest.rsplit_once(" (").map_or(rest, |(name, _time)| name);
+                *run.passed.entry(name.to_owned()).or_default() += 1;
+            }
+            "err" => {
+                let name = rest
+                    .split(&format!(" in tests/{unit}"))
+                    .next()
+                    .unwrap_or(rest);
+                run.failed.push((name.to_owned(), further));
+            }
+            "ignore" => run.ignored += 1,
+            "exception" => {
+                run.aborted = Some(format!("{rest}\n{further}"));
+                return run;
+            }
+            status if status.ends_with("done") => run.aborted = None,
+            _ => {}
+        }
+    }
+    run
+}
+
+// ---- judging it ----
+
+fn judge(unit: &str, expected: &Run, run: &Run, at_least: usize) {
+    let passed = count(&run.passed);
+    let skips = skips(unit);
+    println!(
+        "{unit}: {passed} of {} passed, {} in the skip list",
+        count(&expected.passed),
+        skips.len()
+    );
+    let mut problems = missing(expected, run, &skips);
+    problems.extend(stale(run, &skips));
+    if let Some(why) = &run.aborted {
+        problems.push(format!("the unit was aborted: {why}"));
+    }
+    if passed < at_least {
+        problems.push(format!("{passed} passed, at least {at_least} must"));
+    }
+    assert!(problems.is_empty(), "{unit}:\n{}", problems.join("\n"));
+}
+
+/// The tests that redis-server passes, Highwater does not, and the skip list does not excuse.
+fn missing(expected: &Run, run: &Run, skips: &[Skip]) -> Vec<String> {
+    let excused = |name: &str| skips.iter().any(|skip| skip.test == name);
+    let wanted = expected.passed.iter().filter(|(name, _)| !excused(name));
+    let missing = wanted.filter(|(name, times)| run.passed.get(*name).unwrap_or(&0) < times);
+    let told = |name: &str| -> String {
+        let about = run
+            .failed
+            .iter()
+            .filter(|(failed, _)| failed == name)
+            .map(|(_, text)| text.as_str());
+        about.collect::<Vec<_>>().join("")
+    };
+    let mut problems: Vec<String> = missing
+        .map(|(name, _)| format!("not passed: {name}\n{}", told(name)))
+        .collect();
+    // What fails outside of a test has no name of its own.
+    let outside = run
+        .failed
+        .iter()
+        .filter(|(name, _)| !expected.passed.contains_key(name));
+    problems.extend(outside.map(|(name, text)| format!("failed: {name}\n{text}")));
+    problems
+}
+
+/// Entries of the skip list that passed: an excuse that is no longer needed.
+fn stale(run: &Run, skips: &[Skip]) -> Vec<String> {
+    let failed = |name: &str| run.failed.iter().any(|(failed, _)| failed == name);
+    let passed = skips
+        .iter()
+        .filter(|skip| run.passed.contains_key(&skip.test) && !failed(&skip.test));
+    passed
+        .map(|skip| {
+            format!(
+                "passed, so take it out of redis-suite-skips.txt: {}",
+                skip.test
+            )
+        })
+        .collect()
+}
+
+fn count(names: &Names) -> usize {
+    names.values().sum()
+}
+
+#[test]
+fn self_check_output_of_the_suite_is_understood() {
+    let text = "Starting test server at port 1\n[ready]: 12\nTesting unit/quit\n\
+        [ok]: SET (with) brackets (3 ms)\n[ok]: twice (0 ms)\n[ok]: twice (0 ms)\n\
+        [err]: bad one in tests/unit/quit.tcl\nExpected 1 to equal 2\n    while executing\n\
+        [ignore]: other: Tag: needs:debug denied\n[skip]: left out\n";
+    let run = read_output(text, "unit/quit");
+    assert_eq!(
+        run.passed,
+        [
+            ("SET (with) brackets".to_owned(), 1),
+            ("twice".to_owned(), 2)
+        ]
+        .into()
+    );
+    assert_eq!(run.failed.len(), 1);
+    assert_eq!(run.failed[0].0, "bad one");
+    assert!(
+        run.failed[0].1.starts_with("Expected 1"),
+        "{:?}",
+        run.failed
+    );
+    assert_eq!(run.ignored, 1);
+    assert!(run.aborted.is_some());
+
+    let done = read_output(
+        &format!("{text}[1/1 done]: unit/quit (0 seconds)\n"),
+        "unit/quit",
+    );
+    assert_eq!(done.aborted, None);
+    let died = read_output(
+        &format!("{text}[exception]: Executing test client: I/O error\n  more\n"),
+        "unit/quit",
+    );
+    assert_eq!(
+        died.aborted.as_deref(),
+        Some("Executing test client: I/O error\n  more\n")
+    );
+
+    let skips = [
+        read_skip("fails | unit/quit | bad one | reason"),
+        read_skip("fails | unit/quit | twice | reason"),
+    ];
+    let expected = Run {
+        passed: ["bad one", "twice", "gone"]
+            .map(|name| (name.to_owned(), 1))
+            .into(),
+        ..Run::default()
+    };
+    assert_eq!(missing(&expected, &done, &[]).len(), 2, "bad one and gone");
+    assert_eq!(missing(&expected, &done, &skips), ["not passed: gone\n"]);
+    assert_eq!(stale(&done, &skips).len(), 1, "twice");
+}

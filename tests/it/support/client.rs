@@ -1,0 +1,164 @@
+//! A client that hides nothing: it sends the bytes it is given and returns whole replies as the
+//! bytes that came, RESP2 or RESP3.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use super::resp::{self, Reply};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+pub struct Client {
+    stream: TcpStream,
+    received: Vec<u8>,
+    deadline: Duration,
+}
+
+impl Client {
+    pub fn connect(port: u16) -> Client {
+        Client::try_connect(port).unwrap_or_else(|error| panic!("connect to port {port}: {error}"))
+    }
+
+    pub fn try_connect(port: u16) -> io::Result<Client> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(Client {
+            stream,
+            received: Vec::new(),
+            deadline: DEADLINE,
+        })
+    }
+
+    /// How long a reply may take from now on.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Sends one command and returns its reply, byte for byte.
+    pub fn send(&mut self, args: &[&[u8]]) -> Vec<u8> {
+        self.write(&resp::command(args));
+        self.reply()
+    }
+
+    /// The same for a command written as in redis-cli: `SET k "a\x00b"`.
+    pub fn line(&mut self, line: &str) -> Vec<u8> {
+        self.write(&resp::command_line(line));
+        self.reply()
+    }
+
+    /// Sends one command and compares the reply, which is written as it is on the wire, without
+    /// the last line end: `check("SET k v", "+OK")`, `check("GET k", "$1\r\nv")`.
+    #[track_caller]
+    pub fn check(&mut self, line: &str, expected: &str) {
+        let reply = self.line(line);
+        let expected = format!("{expected}\r\n");
+        assert_eq!(
+            resp::show(&reply),
+            resp::show(expected.as_bytes()),
+            "reply to {line}"
+        );
+    }
+
+    /// Sends all commands at once, then returns all replies.
+    pub fn pipeline(&mut self, lines: &[&str]) -> Vec<Vec<u8>> {
+        let all: Vec<u8> = lines
+            .iter()
+            .flat_map(|line| resp::command_line(line))
+            .collect();
+        self.write(&all);
+        lines.iter().map(|_| self.reply()).collect()
+    }
+
+    /// The reply as a tree, for tests that look into it.
+    pub fn tree(&mut self, line: &str) -> Reply {
+        Reply::parse(&self.line(line))
+    }
+
+    /// The text of a bulk, verbatim or simple string reply.
+    #[track_caller]
+    pub fn text(&mut self, line: &str) -> String {
+        let tree = self.tree(line);
+        let text = tree
+            .bytes()
+            .unwrap_or_else(|| panic!("reply to {line} is no string: {tree:?}"));
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// A field of INFO.
+    pub fn info(&mut self, field: &str) -> Option<String> {
+        let text = self.text("INFO everything");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.map(str::to_owned)
+    }
+
+    /// Sends bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.try_write(bytes)
+            .unwrap_or_else(|error| panic!("send to the server: {error}"));
+    }
+
+    pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// The next whole reply.
+    pub fn reply(&mut self) -> Vec<u8> {
+        match self.try_reply() {
+            Ok(Some(reply)) => reply,
+            Ok(None) => panic!("the server closed the connection instead of answering"),
+            Err(error) => panic!(
+                "read a reply: {error}; so far: {}",
+                resp::show(&self.received)
+            ),
+        }
+    }
+
+    /// The next whole reply, or `None` when the server has closed the connection.
+    pub fn try_reply(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let end = Instant::now() + self.deadline;
+        loop {
+            let whole = resp::measure(&self.received)
+                .map_err(|text| io::Error::new(ErrorKind::InvalidData, text))?;
+            if let Some(length) = whole {
+                let rest = self.received.split_off(length);
+                return Ok(Some(std::mem::replace(&mut self.received, rest)));
+            }
+            if self.read_some(end)? == 0 {
+                return match self.received.is_empty() {
+                    true => Ok(None),
+                    false => Err(ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+    }
+
+    /// Whether the server closes the connection, having sent nothing more, before the deadline.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.try_reply(), Ok(None))
+    }
+
+    /// Reads what has come; 0 is the end of the connection.
+    fn read_some(&mut self, end: Instant) -> io::Result<usize> {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        let mut chunk = [0; 64 * 1024];
+        match self.stream.read(&mut chunk) {
+            Ok(count) => {
+                self.received.extend_from_slice(&chunk[..count]);
+                Ok(count)
+            }
+            // A server that closes with unread input in its buffer makes the kernel send a reset.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::TimedOut.into()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.read_some(end),
+            Err(error) => Err(error),
+        }
+    }
+}

