@@ -21,6 +21,8 @@ pub struct Faults {
     /// Writes take in at most this many bytes.
     pub short_writes: Option<usize>,
     pub fsync_fails: bool,
+    /// After so many changes nothing works any more.
+    pub changes_left: Option<usize>,
     pub set_len_fails: bool,
 }
 
@@ -182,6 +184,17 @@ impl Inode {
 }
 
 impl State {
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.faults.changes_left {
+            Some(0) => Err(io::Error::other("injected death of the disk")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// A file counts as long as it has a name.
     fn used(&self) -> usize {
         self.names
@@ -232,6 +245,7 @@ impl Disk for FaultDisk {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state.lock();
+        state.change()?;
         state.next_inode += 1;
         let inode = state.next_inode;
         state.inodes.insert(inode, Inode::default());
@@ -244,6 +258,7 @@ impl Disk for FaultDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.change()?;
         if !state.names.contains_key(from) {
             return Err(ErrorKind::NotFound.into());
         }
@@ -253,6 +268,7 @@ impl Disk for FaultDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.change()?;
         if !state.names.contains_key(path) {
             return Err(ErrorKind::NotFound.into());
         }
@@ -262,6 +278,7 @@ impl Disk for FaultDisk {
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.change()?;
         if state.faults.fsync_fails {
             return Err(io::Error::other("injected fsync failure"));
         }
@@ -291,6 +308,7 @@ impl DiskFile for FaultFile {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.state.lock();
+        state.change()?;
         let at = at as usize;
         let len = state.inodes[&self.inode].data.len();
         let room = state
@@ -316,6 +334,7 @@ impl DiskFile for FaultFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.change()?;
         if state.faults.set_len_fails {
             return Err(io::Error::other("injected truncation failure"));
         }
@@ -327,6 +346,7 @@ impl DiskFile for FaultFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state.lock();
+        state.change()?;
         if state.faults.fsync_fails {
             return Err(io::Error::other("injected fsync failure"));
         }
