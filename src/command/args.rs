@@ -33,9 +33,27 @@ pub fn int(bytes: &[u8]) -> Result<i64, Fault> {
     parse_int(bytes).ok_or_else(|| NOT_AN_INTEGER.into())
 }
 
+/// An integer of 32 bits.
+pub fn int32(bytes: &[u8]) -> Result<i32, Fault> {
+    i32::try_from(int(bytes)?)
+        .map_err(|_| "ERR value is out of range, value must between -2147483648 and 2147483647".into())
+}
+
 /// True if the argument is this word, in any case.
 pub fn is(bytes: &[u8], word: &str) -> bool {
     bytes.eq_ignore_ascii_case(word.as_bytes())
+}
+
+/// The part from `start` to `end`, both included, of something this long; negative numbers count from its end.
+/// `None` if it is empty. (`-9 -8` of five is the first one: so GETRANGE and its kin have always clipped.)
+pub fn range(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize>> {
+    if start < 0 && end < 0 && start > end {
+        return None;
+    }
+    let length = length as i64;
+    let place = |n: i64| if n < 0 { (length + n).max(0) } else { n };
+    let (start, end) = (place(start), place(end).min(length - 1));
+    (start <= end).then(|| start as usize..end as usize + 1)
 }
 
 /// The argument as text for an error message.
@@ -51,6 +69,26 @@ pub fn wrong_arity(name: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_are_clipped() {
+        for (start, end, expected) in [
+            (0, -1, Some(0..5)),
+            (1, 3, Some(1..4)),
+            (-3, -2, Some(2..4)),
+            (-9, -8, Some(0..1)),
+            (-8, -9, None),
+            (3, 1, None),
+            (5, 9, None),
+            (4, i64::MAX, Some(4..5)),
+            (i64::MIN, i64::MAX, Some(0..5)),
+            (-1, 0, None),
+        ] {
+            assert_eq!(range(start, end, 5), expected, "{start} {end}");
+        }
+        assert_eq!(range(0, -1, 0), None);
+        assert_eq!(range(0, 0, 0), None);
+    }
 
     #[test]
     fn integers_are_as_strict_as_redis() {

@@ -1,6 +1,7 @@
 //! From a request to its reply: looks the command up, checks what every command is checked for, computes it in a transaction,
 //! and says what must happen before the reply may be sent.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -56,10 +57,10 @@ pub enum Before {
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     let command = match find(args) {
         Ok(command) => command,
-        Err(fault) => return refuse(session, fault),
+        Err(fault) => return reject(session, args, fault),
     };
     if let Err(fault) = admit(session, shared, command, args) {
-        return refuse(session, fault);
+        return reject(session, args, fault);
     }
     session.client.details.lock().last_command = command.name;
     session.client.last_command_at.store(now_ms(), Ordering::Relaxed);
@@ -286,6 +287,20 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
     Ok(Reply::simple("QUEUED"))
 }
 
+/// The request cannot be looked into. For EXEC that is the end of its transaction.
+fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
+    match &fault {
+        Fault::Error(text) if args::is(args[0], "exec") => {
+            session.end_transaction();
+            let reason = text.strip_prefix(b"ERR ").unwrap_or(text);
+            Step::Reply(Reply::error(
+                [b"EXECABORT Transaction discarded because of: ", reason].concat(),
+            ))
+        }
+        _ => refuse(session, fault),
+    }
+}
+
 fn refuse(session: &mut Session, fault: Fault) -> Step {
     match fault {
         Fault::Wait(wait) => Step::Before(Before::Wait(wait)),
@@ -384,7 +399,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         ));
     }
     let queued = multi.queued.clone();
-    let watched = session.watch.as_ref().map_or(Vec::new(), |w| w.keys.clone());
+    let watched = session.watch.as_ref().map_or_else(HashMap::new, |w| w.keys.clone());
     let changed = session.watch.as_ref().map(|w| w.changed.clone());
     let requests: Vec<(&'static Entry, Vec<&[u8]>)> = queued
         .iter()
@@ -394,12 +409,17 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let all = requests.iter().any(|(c, _)| matches!(c.keys, Keys::All));
     let barrier = requests.iter().any(|(c, _)| c.has(flag::BARRIER));
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
-    keys.extend(watched.iter().map(|(_, key)| &key[..]));
+    keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
     let (owner, view) = (session.outstanding.clone(), view(session, writes));
     let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
         if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
             return Ok(Reply::NullArray);
+        }
+        for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
+            if transaction.is_expired(*database, key)? {
+                return Ok(Reply::NullArray);
+            }
         }
         let mut replies = Vec::with_capacity(requests.len());
         for (command, args) in &requests {

@@ -1,5 +1,968 @@
-//! keys.
+//! Keys whatever they hold: <https://redis.io/docs/latest/commands/?group=generic>.
 
-use super::Command;
+use bytes::Bytes;
 
-pub static COMMANDS: &[Command] = &[];
+use super::args::{SYNTAX, int, int32, is, parse_int};
+use super::introspection::help_of;
+use super::pattern::KeyPattern;
+use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::database::Transaction;
+use crate::database::hot::own;
+use crate::store::{Entry, key_hash};
+
+const ONE_KEY: Keys = Keys::Range {
+    first: 1,
+    last: 1,
+    step: 1,
+};
+const TWO_KEYS: Keys = Keys::Range {
+    first: 1,
+    last: 2,
+    step: 1,
+};
+const ALL_KEYS: Keys = Keys::Range {
+    first: 1,
+    last: -1,
+    step: 1,
+};
+const OBJECT_KEY: Keys = Keys::Range {
+    first: 2,
+    last: 2,
+    step: 1,
+};
+
+const READ: u32 = flag::READONLY | flag::FAST;
+const WRITE: u32 = flag::WRITE | flag::FAST;
+
+/// Keys that one call of SCAN looks at, whatever its COUNT says.
+const MAX_SCAN: usize = 100_000;
+/// Bytes of names in one reply of SCAN: above, it ends early.
+const MAX_SCAN_BYTES: usize = 64 << 20;
+/// Bytes of names in one reply of KEYS: above, it is refused.
+const MAX_KEYS_BYTES: usize = 1 << 30;
+/// Keys asked of the store at once.
+const CHUNK: usize = 1_000;
+/// What SWAPDB copies at most, both databases together.
+const MAX_SWAP_KEYS: usize = 100_000;
+const MAX_SWAP_BYTES: usize = 64 << 20;
+
+const ROW: Command = Command {
+    categories: &["keyspace"],
+    group: "generic",
+    ..Command::DEFAULT
+};
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "copy",
+        arity: -3,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: TWO_KEYS,
+        since: "6.2.0",
+        summary: "Copies what a key holds, and its expiry, to another key.",
+        run: Run::Now(copy),
+        ..ROW
+    },
+    Command {
+        name: "del",
+        arity: -2,
+        flags: flag::WRITE,
+        keys: ALL_KEYS,
+        complexity: "O(N), N being the number of keys.",
+        summary: "Deletes keys and tells how many there were.",
+        run: Run::Now(del),
+        ..ROW
+    },
+    Command {
+        name: "exists",
+        arity: -2,
+        flags: READ,
+        keys: ALL_KEYS,
+        complexity: "O(N), N being the number of keys.",
+        summary: "Tells how many of the keys exist.",
+        run: Run::Now(exists),
+        ..ROW
+    },
+    Command {
+        name: "expire",
+        arity: -3,
+        flags: WRITE,
+        keys: ONE_KEY,
+        summary: "Lets a key expire in so many seconds.",
+        run: Run::Now(expire),
+        ..ROW
+    },
+    Command {
+        name: "expireat",
+        arity: -3,
+        flags: WRITE,
+        keys: ONE_KEY,
+        since: "1.2.0",
+        summary: "Lets a key expire at a Unix time in seconds.",
+        run: Run::Now(expireat),
+        ..ROW
+    },
+    Command {
+        name: "expiretime",
+        arity: 2,
+        flags: READ,
+        keys: ONE_KEY,
+        since: "7.0.0",
+        summary: "Tells when a key expires, as a Unix time in seconds.",
+        run: Run::Now(expiretime),
+        ..ROW
+    },
+    Command {
+        name: "keys",
+        arity: 2,
+        flags: flag::READONLY | flag::WHOLE_STORE,
+        categories: &["keyspace", "dangerous"],
+        complexity: "O(N), N being the number of keys in the database.",
+        summary: "Lists all keys that match a pattern.",
+        run: Run::Now(keys),
+        ..ROW
+    },
+    Command {
+        name: "move",
+        arity: 3,
+        flags: WRITE,
+        keys: ONE_KEY,
+        summary: "Moves a key to another database.",
+        run: Run::Now(move_key),
+        ..ROW
+    },
+    Command {
+        name: "object",
+        arity: -2,
+        categories: &[],
+        since: "2.2.3",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about how a key's value is kept.",
+        run: Run::Container,
+        subcommands: OBJECT,
+        ..ROW
+    },
+    Command {
+        name: "persist",
+        arity: 2,
+        flags: WRITE,
+        keys: ONE_KEY,
+        since: "2.2.0",
+        summary: "Takes a key's expiry away.",
+        run: Run::Now(persist),
+        ..ROW
+    },
+    Command {
+        name: "pexpire",
+        arity: -3,
+        flags: WRITE,
+        keys: ONE_KEY,
+        since: "2.6.0",
+        summary: "Lets a key expire in so many milliseconds.",
+        run: Run::Now(pexpire),
+        ..ROW
+    },
+    Command {
+        name: "pexpireat",
+        arity: -3,
+        flags: WRITE,
+        keys: ONE_KEY,
+        since: "2.6.0",
+        summary: "Lets a key expire at a Unix time in milliseconds.",
+        run: Run::Now(pexpireat),
+        ..ROW
+    },
+    Command {
+        name: "pexpiretime",
+        arity: 2,
+        flags: READ,
+        keys: ONE_KEY,
+        since: "7.0.0",
+        summary: "Tells when a key expires, as a Unix time in milliseconds.",
+        run: Run::Now(pexpiretime),
+        ..ROW
+    },
+    Command {
+        name: "pttl",
+        arity: 2,
+        flags: READ,
+        keys: ONE_KEY,
+        since: "2.6.0",
+        summary: "Tells how many milliseconds a key has left.",
+        run: Run::Now(pttl),
+        ..ROW
+    },
+    Command {
+        name: "randomkey",
+        arity: 1,
+        flags: flag::READONLY | flag::WHOLE_STORE,
+        summary: "Picks a key at random.",
+        run: Run::Now(randomkey),
+        ..ROW
+    },
+    Command {
+        name: "rename",
+        arity: 3,
+        flags: flag::WRITE,
+        keys: TWO_KEYS,
+        summary: "Gives a key another name, in place of whatever had that name.",
+        run: Run::Now(rename),
+        ..ROW
+    },
+    Command {
+        name: "renamenx",
+        arity: 3,
+        flags: WRITE,
+        keys: TWO_KEYS,
+        summary: "Gives a key another name unless that name is taken.",
+        run: Run::Now(renamenx),
+        ..ROW
+    },
+    Command {
+        name: "scan",
+        arity: -2,
+        flags: flag::READONLY | flag::WHOLE_STORE,
+        since: "2.8.0",
+        complexity: "O(COUNT) for each call, O(N) for all keys.",
+        summary: "Walks through all keys, a part with each call.",
+        run: Run::Now(scan),
+        ..ROW
+    },
+    Command {
+        name: "sort",
+        arity: -2,
+        flags: flag::WRITE | flag::DENYOOM | flag::MOVABLEKEYS,
+        keys: ONE_KEY,
+        categories: &["set", "sortedset", "list", "dangerous"],
+        complexity: "O(N+M*log(M)), N elements of which M are answered.",
+        summary: "Sorts the elements of a list or a set, and may store the result.",
+        compatibility: Compatibility::NotYet,
+        ..ROW
+    },
+    Command {
+        name: "sort_ro",
+        arity: -2,
+        flags: flag::READONLY | flag::MOVABLEKEYS,
+        keys: ONE_KEY,
+        categories: &["set", "sortedset", "list", "dangerous"],
+        since: "7.0.0",
+        complexity: "O(N+M*log(M)), N elements of which M are answered.",
+        summary: "Sorts the elements of a list or a set.",
+        compatibility: Compatibility::NotYet,
+        ..ROW
+    },
+    Command {
+        name: "swapdb",
+        arity: 3,
+        flags: WRITE | flag::WHOLE_STORE,
+        keys: Keys::All,
+        categories: &["keyspace", "dangerous"],
+        group: "server",
+        since: "4.0.0",
+        complexity: "O(N), N being the number of keys in both databases.",
+        summary: "Exchanges what two databases hold.",
+        compatibility: Compatibility::Partial(
+            "both databases are written anew, key by key: at most 100,000 keys and 64 MiB in both together",
+        ),
+        run: Run::Now(swapdb),
+        ..ROW
+    },
+    Command {
+        name: "touch",
+        arity: -2,
+        flags: READ,
+        keys: ALL_KEYS,
+        since: "3.2.1",
+        complexity: "O(N), N being the number of keys.",
+        summary: "Tells how many of the keys exist, and counts as an access to them.",
+        compatibility: Compatibility::Partial("accesses are not recorded, so it is EXISTS"),
+        run: Run::Now(exists),
+        ..ROW
+    },
+    Command {
+        name: "ttl",
+        arity: 2,
+        flags: READ,
+        keys: ONE_KEY,
+        summary: "Tells how many seconds a key has left.",
+        run: Run::Now(ttl),
+        ..ROW
+    },
+    Command {
+        name: "type",
+        arity: 2,
+        flags: READ,
+        keys: ONE_KEY,
+        summary: "Tells what kind of value a key holds.",
+        run: Run::Now(type_of),
+        ..ROW
+    },
+    Command {
+        name: "unlink",
+        arity: -2,
+        flags: WRITE,
+        keys: ALL_KEYS,
+        since: "4.0.0",
+        complexity: "O(N), N being the number of keys.",
+        summary: "As DEL.",
+        run: Run::Now(del),
+        ..ROW
+    },
+];
+
+static OBJECT: &[Command] = &[
+    Command {
+        name: "object|encoding",
+        arity: 3,
+        flags: flag::READONLY,
+        keys: OBJECT_KEY,
+        since: "2.2.3",
+        summary: "Tells how Redis would keep the value in memory: int, embstr or raw.",
+        compatibility: Compatibility::Partial(
+            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here",
+        ),
+        run: Run::Now(object_encoding),
+        ..ROW
+    },
+    Command {
+        name: "object|freq",
+        arity: 3,
+        flags: flag::READONLY,
+        keys: OBJECT_KEY,
+        since: "4.0.0",
+        summary: "Would tell how often the key is used: an error, as no LFU policy can be chosen.",
+        run: Run::Now(object_freq),
+        ..ROW
+    },
+    Command {
+        name: "object|help",
+        arity: 2,
+        flags: flag::LOADING | flag::STALE,
+        since: "6.2.0",
+        summary: "Lists these subcommands.",
+        run: Run::Now(object_help),
+        ..ROW
+    },
+    Command {
+        name: "object|idletime",
+        arity: 3,
+        flags: flag::READONLY,
+        keys: OBJECT_KEY,
+        since: "2.2.3",
+        summary: "Tells how many seconds ago the key was last used.",
+        compatibility: Compatibility::Partial("only writes count, reads do not"),
+        run: Run::Now(object_idletime),
+        ..ROW
+    },
+    Command {
+        name: "object|refcount",
+        arity: 3,
+        flags: flag::READONLY,
+        keys: OBJECT_KEY,
+        since: "2.2.3",
+        summary: "Tells how many references Redis would hold to the value.",
+        run: Run::Now(object_refcount),
+        ..ROW
+    },
+];
+
+// Presence.
+
+fn del(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let mut deleted = 0;
+    for key in &args[1..] {
+        if context.transaction.exists(database, key)? {
+            context.transaction.delete(database, key);
+            deleted += 1;
+        }
+    }
+    Ok(Reply::Int(deleted))
+}
+
+fn exists(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let mut there = 0;
+    for key in &args[1..] {
+        there += i64::from(context.transaction.exists(database, key)?);
+    }
+    Ok(Reply::Int(there))
+}
+
+fn type_of(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let there = context.transaction.exists(database, args[1])?;
+    Ok(Reply::simple(if there { "string" } else { "none" }))
+}
+
+// Expiry.
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Seconds,
+    Milliseconds,
+}
+
+fn expire(context: &mut Context, args: Args) -> Outcome {
+    let now = context.transaction.now;
+    set_expiry(context, args, "expire", Unit::Seconds, now)
+}
+
+fn pexpire(context: &mut Context, args: Args) -> Outcome {
+    let now = context.transaction.now;
+    set_expiry(context, args, "pexpire", Unit::Milliseconds, now)
+}
+
+fn expireat(context: &mut Context, args: Args) -> Outcome {
+    set_expiry(context, args, "expireat", Unit::Seconds, 0)
+}
+
+fn pexpireat(context: &mut Context, args: Args) -> Outcome {
+    set_expiry(context, args, "pexpireat", Unit::Milliseconds, 0)
+}
+
+/// The EXPIRE family; `base` is the time that the argument counts from.
+fn set_expiry(context: &mut Context, args: Args, name: &str, unit: Unit, base: u64) -> Outcome {
+    let condition = Condition::parse(&args[3..])?;
+    let when = expiry_time(int(args[2])?, unit, base)
+        .ok_or_else(|| Fault::error(format!("ERR invalid expire time in '{name}' command")))?;
+    let database = context.database();
+    let Some(entry) = context.transaction.get(database, args[1])? else {
+        return Ok(Reply::Int(0));
+    };
+    if !condition.allows(entry.meta.expire_at, when) {
+        return Ok(Reply::Int(0));
+    }
+    match u64::try_from(when).ok().filter(|at| *at > context.transaction.now) {
+        Some(at) => context.transaction.set(database, args[1], entry.string()?, Some(at)),
+        None => context.transaction.delete(database, args[1]),
+    }
+    Ok(Reply::Int(1))
+}
+
+/// The time meant, milliseconds since the epoch; `None` if it is too far away to be told.
+fn expiry_time(argument: i64, unit: Unit, base: u64) -> Option<i64> {
+    let milliseconds = match unit {
+        Unit::Seconds => argument.checked_mul(1000)?,
+        Unit::Milliseconds => argument,
+    };
+    milliseconds.checked_add(i64::try_from(base).ok()?)
+}
+
+/// NX, XX, GT and LT of the EXPIRE family.
+#[derive(Default)]
+struct Condition {
+    no_expiry: bool,
+    some_expiry: bool,
+    later: bool,
+    earlier: bool,
+}
+
+impl Condition {
+    fn parse(options: Args) -> Result<Self, Fault> {
+        let mut condition = Condition::default();
+        for option in options {
+            match () {
+                _ if is(option, "nx") => condition.no_expiry = true,
+                _ if is(option, "xx") => condition.some_expiry = true,
+                _ if is(option, "gt") => condition.later = true,
+                _ if is(option, "lt") => condition.earlier = true,
+                _ => {
+                    // As Redis tells it: up to a NUL.
+                    let told = option.split(|byte| *byte == 0).next().unwrap_or_default();
+                    return Err(Fault::error([b"ERR Unsupported option ", told].concat()));
+                }
+            }
+        }
+        if condition.no_expiry && (condition.some_expiry || condition.later || condition.earlier) {
+            return Err("ERR NX and XX, GT or LT options at the same time are not compatible".into());
+        }
+        if condition.later && condition.earlier {
+            return Err("ERR GT and LT options at the same time are not compatible".into());
+        }
+        Ok(condition)
+    }
+
+    /// No expiry counts as later than any.
+    fn allows(&self, current: Option<u64>, when: i64) -> bool {
+        let current = current.map(signed);
+        !(self.no_expiry && current.is_some()
+            || self.some_expiry && current.is_none()
+            || self.later && current.is_none_or(|at| when <= at)
+            || self.earlier && current.is_some_and(|at| when >= at))
+    }
+}
+
+/// A foreign producer may have written an expiry beyond what a reply can tell.
+fn signed(milliseconds: u64) -> i64 {
+    i64::try_from(milliseconds).unwrap_or(i64::MAX)
+}
+
+fn persist(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    match context.transaction.get(database, args[1])? {
+        Some(entry) if entry.meta.expire_at.is_some() => {
+            context.transaction.set(database, args[1], entry.string()?, None);
+            Ok(Reply::Int(1))
+        }
+        _ => Ok(Reply::Int(0)),
+    }
+}
+
+fn ttl(context: &mut Context, args: Args) -> Outcome {
+    let now = signed(context.transaction.now);
+    tell_expiry(context, args, |at| rounded_seconds(at - now))
+}
+
+fn pttl(context: &mut Context, args: Args) -> Outcome {
+    let now = signed(context.transaction.now);
+    tell_expiry(context, args, |at| at - now)
+}
+
+fn expiretime(context: &mut Context, args: Args) -> Outcome {
+    tell_expiry(context, args, rounded_seconds)
+}
+
+fn pexpiretime(context: &mut Context, args: Args) -> Outcome {
+    tell_expiry(context, args, |at| at)
+}
+
+fn tell_expiry(context: &mut Context, args: Args, tell: impl Fn(i64) -> i64) -> Outcome {
+    let database = context.database();
+    Ok(Reply::Int(match context.transaction.get(database, args[1])? {
+        None => -2,
+        Some(entry) => entry.meta.expire_at.map_or(-1, |at| tell(signed(at))),
+    }))
+}
+
+fn rounded_seconds(milliseconds: i64) -> i64 {
+    milliseconds.saturating_add(500) / 1000
+}
+
+// Other names, other databases.
+
+fn rename(context: &mut Context, args: Args) -> Outcome {
+    rename_key(context, args, true)?;
+    Ok(Reply::Ok)
+}
+
+fn renamenx(context: &mut Context, args: Args) -> Outcome {
+    Ok(Reply::Int(i64::from(rename_key(context, args, false)?)))
+}
+
+fn rename_key(context: &mut Context, args: Args, replace: bool) -> Result<bool, Fault> {
+    let (database, from, to) = (context.database(), args[1], args[2]);
+    let entry = context.transaction.get(database, from)?.ok_or("ERR no such key")?;
+    if from == to || (!replace && context.transaction.exists(database, to)?) {
+        return Ok(false);
+    }
+    context
+        .transaction
+        .set(database, to, entry.string()?, entry.meta.expire_at);
+    context.transaction.delete(database, from);
+    Ok(true)
+}
+
+const SAME_OBJECT: &str = "ERR source and destination objects are the same";
+const NO_DATABASE: &str = "ERR DB index is out of range";
+
+fn database_index(context: &Context, index: i32) -> Result<u16, Fault> {
+    u16::try_from(index)
+        .ok()
+        .filter(|database| *database < context.transaction.service().database_count())
+        .ok_or_else(|| NO_DATABASE.into())
+}
+
+fn copy(context: &mut Context, args: Args) -> Outcome {
+    let (from, to) = (args[1], args[2]);
+    let database = context.database();
+    let (mut target, mut replace) = (database, false);
+    let mut options = args[3..].iter();
+    while let Some(option) = options.next() {
+        if is(option, "replace") {
+            replace = true;
+        } else if let (true, Some(index)) = (is(option, "db"), options.as_slice().first()) {
+            target = database_index(context, int32(index)?)?;
+            options.next();
+        } else {
+            return Err(SYNTAX.into());
+        }
+    }
+    if target == database && from == to {
+        return Err(SAME_OBJECT.into());
+    }
+    let Some(entry) = context.transaction.get(database, from)? else {
+        return Ok(Reply::Int(0));
+    };
+    if !replace && context.transaction.exists(target, to)? {
+        return Ok(Reply::Int(0));
+    }
+    context
+        .transaction
+        .set(target, to, entry.string()?, entry.meta.expire_at);
+    Ok(Reply::Int(1))
+}
+
+fn move_key(context: &mut Context, args: Args) -> Outcome {
+    let (database, key) = (context.database(), args[1]);
+    let target = database_index(context, int32(args[2])?)?;
+    if target == database {
+        return Err(SAME_OBJECT.into());
+    }
+    let Some(entry) = context.transaction.get(database, key)? else {
+        return Ok(Reply::Int(0));
+    };
+    if context.transaction.exists(target, key)? {
+        return Ok(Reply::Int(0));
+    }
+    context
+        .transaction
+        .set(target, key, entry.string()?, entry.meta.expire_at);
+    context.transaction.delete(database, key);
+    Ok(Reply::Int(1))
+}
+
+fn swapdb(context: &mut Context, args: Args) -> Outcome {
+    let first = int32(args[1]).map_err(|_| Fault::from("ERR invalid first DB index"))?;
+    let second = int32(args[2]).map_err(|_| Fault::from("ERR invalid second DB index"))?;
+    let (first, second) = (database_index(context, first)?, database_index(context, second)?);
+    if first == second {
+        return Ok(Reply::Ok);
+    }
+    let mut room = SwapRoom {
+        keys: MAX_SWAP_KEYS,
+        bytes: MAX_SWAP_BYTES,
+    };
+    let of_first = room.take(context.transaction, first)?;
+    let of_second = room.take(context.transaction, second)?;
+    for (database, key, _) in of_first
+        .iter()
+        .map(|(k, e)| (first, k, e))
+        .chain(of_second.iter().map(|(k, e)| (second, k, e)))
+    {
+        context.transaction.delete(database, key);
+    }
+    for (database, key, entry) in of_first
+        .iter()
+        .map(|(k, e)| (second, k, e))
+        .chain(of_second.iter().map(|(k, e)| (first, k, e)))
+    {
+        context
+            .transaction
+            .set(database, key, entry.string()?, entry.meta.expire_at);
+    }
+    Ok(Reply::Ok)
+}
+
+/// What SWAPDB may still take into memory and into one batch.
+struct SwapRoom {
+    keys: usize,
+    bytes: usize,
+}
+
+impl SwapRoom {
+    /// Everything that a database holds.
+    fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, Entry)>, Fault> {
+        let mut all = Vec::new();
+        let mut from = Some(0);
+        while let Some(start) = from {
+            let mut names = Vec::new();
+            from = transaction.scan_keys(database, start, CHUNK, &mut |key| names.push(own(key)))?;
+            for key in names {
+                let Some(entry) = transaction.get(database, &key)? else {
+                    continue;
+                };
+                let bytes = key.len() + entry.string()?.len();
+                match (self.keys.checked_sub(1), self.bytes.checked_sub(bytes)) {
+                    (Some(keys), Some(bytes)) => (self.keys, self.bytes) = (keys, bytes),
+                    _ => {
+                        return Err(Fault::error(format!(
+                            "ERR SWAPDB writes both databases anew and takes at most {MAX_SWAP_KEYS} keys and {MAX_SWAP_BYTES} bytes in both together; nothing was changed"
+                        )));
+                    }
+                }
+                all.push((key, entry));
+            }
+        }
+        Ok(all)
+    }
+}
+
+// Walking through all keys.
+
+fn keys(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let pattern = KeyPattern::new(args[1]);
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    let mut from = Some(0);
+    while let Some(start) = from {
+        from = context.transaction.scan_keys(database, start, CHUNK, &mut |key| {
+            if bytes <= MAX_KEYS_BYTES && pattern.matches(key) {
+                bytes += key.len() + size_of::<Reply>();
+                found.push(Reply::bulk(key));
+            }
+        })?;
+        if bytes > MAX_KEYS_BYTES {
+            return Err(Fault::error(format!(
+                "ERR the reply of KEYS would have more than {MAX_KEYS_BYTES} bytes; use SCAN"
+            )));
+        }
+    }
+    Ok(Reply::Array(found))
+}
+
+/// SCAN's cursor is the upper bits of the hash to go on from: so many that clients which take it for a double read it exactly.
+const CURSOR_SHIFT: u32 = 64 - 53;
+
+fn scan(context: &mut Context, args: Args) -> Outcome {
+    let cursor = parse_cursor(args[1]).ok_or("ERR invalid cursor")?;
+    let options = ScanOptions::parse(&args[2..])?;
+    let database = context.database();
+    let mut found = Vec::new();
+    let (mut left, mut bytes) = (options.count, 0);
+    let mut next = cursor
+        .checked_shl(CURSOR_SHIFT)
+        .filter(|hash| hash >> CURSOR_SHIFT == cursor);
+    while let Some(from) = next {
+        // Keys of one cursor are told together: a cursor that stays would never end.
+        if (left == 0 || bytes > MAX_SCAN_BYTES) && from >> CURSOR_SHIFT > cursor {
+            break;
+        }
+        let part = left.clamp(1, CHUNK);
+        next = context.transaction.scan_keys(database, from, part, &mut |key| {
+            if options.strings && options.pattern.matches(key) {
+                bytes += key.len() + size_of::<Reply>();
+                found.push(Reply::bulk(key));
+            }
+        })?;
+        left = left.saturating_sub(part);
+    }
+    let cursor = next.map_or(0, |hash| hash >> CURSOR_SHIFT);
+    Ok(Reply::Array(vec![Reply::bulk(cursor.to_string()), Reply::Array(found)]))
+}
+
+struct ScanOptions<'a> {
+    pattern: KeyPattern<'a>,
+    count: usize,
+    /// Strings are wanted: there is nothing else.
+    strings: bool,
+}
+
+impl<'a> ScanOptions<'a> {
+    fn parse(options: &[&'a [u8]]) -> Result<Self, Fault> {
+        let mut parsed = ScanOptions {
+            pattern: KeyPattern::every(),
+            count: 10,
+            strings: true,
+        };
+        for option in options.chunks(2) {
+            match option {
+                [name, count] if is(name, "count") => {
+                    let count = int(count)?;
+                    if count < 1 {
+                        return Err(SYNTAX.into());
+                    }
+                    parsed.count = usize::try_from(count).map_or(MAX_SCAN, |count| count.min(MAX_SCAN));
+                }
+                [name, pattern] if is(name, "match") => parsed.pattern = KeyPattern::new(pattern),
+                [name, kind] if is(name, "type") => parsed.strings = is(kind, "string"),
+                _ => return Err(SYNTAX.into()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// As C's `strtoul` reads it, which is what Redis asks: a sign is allowed, and what follows a NUL is not looked at.
+fn parse_cursor(argument: &[u8]) -> Option<u64> {
+    let text = argument.split(|byte| *byte == 0).next().unwrap_or_default();
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    if text.is_empty() {
+        return Some(0);
+    }
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(if negative { value.wrapping_neg() } else { value })
+}
+
+/// Live keys from a random place on, of which one is picked: the first one alone would favour keys behind a gap.
+const SAMPLE: usize = 16;
+/// Keys looked at before RANDOMKEY gives up: so many expired ones in a row that nobody has deleted yet.
+const MAX_RANDOM: usize = 100_000;
+
+fn randomkey(context: &mut Context, _: Args) -> Outcome {
+    let database = context.database();
+    let start: u64 = rand::random();
+    let mut sample: Vec<Bytes> = Vec::new();
+    let mut looked_at = 0;
+    // From the start to the end, then from the beginning to the start.
+    for (begin, end) in [(start, None), (0, Some(start))] {
+        let mut from = Some(begin);
+        while let Some(hash) = from.filter(|hash| end.is_none_or(|end| *hash < end)) {
+            if sample.len() >= SAMPLE || looked_at >= MAX_RANDOM {
+                break;
+            }
+            let part = if looked_at < SAMPLE { SAMPLE } else { CHUNK };
+            looked_at += part;
+            from = context.transaction.scan_keys(database, hash, part, &mut |key| {
+                if sample.len() < SAMPLE && end.is_none_or(|end| key_hash(key) < end) {
+                    sample.push(own(key));
+                }
+            })?;
+        }
+    }
+    if sample.is_empty() {
+        return Ok(Reply::Null);
+    }
+    let picked = rand::random_range(0..sample.len());
+    Ok(Reply::Bulk(sample.swap_remove(picked)))
+}
+
+// OBJECT.
+
+/// The entry that an OBJECT subcommand is about.
+fn object(context: &mut Context, args: Args) -> Result<Option<Entry>, Fault> {
+    let database = context.database();
+    context.transaction.get(database, args[2])
+}
+
+fn object_encoding(context: &mut Context, args: Args) -> Outcome {
+    match object(context, args)? {
+        None => Ok(Reply::Null),
+        Some(entry) => Ok(Reply::bulk(encoding(&entry.string()?))),
+    }
+}
+
+fn encoding(value: &[u8]) -> &'static str {
+    /// Longest string that Redis keeps in one piece with its header.
+    const EMBEDDED: usize = 44;
+    match value.len() {
+        _ if parse_int(value).is_some() => "int",
+        0..=EMBEDDED => "embstr",
+        _ => "raw",
+    }
+}
+
+fn object_refcount(context: &mut Context, args: Args) -> Outcome {
+    /// Redis shares integers below this one, and tells the highest count for them.
+    const SHARED: std::ops::Range<i64> = 0..10_000;
+    match object(context, args)? {
+        None => Ok(Reply::Null),
+        Some(entry) => {
+            let shared = parse_int(&entry.string()?).is_some_and(|number| SHARED.contains(&number));
+            Ok(Reply::Int(if shared { i64::from(i32::MAX) } else { 1 }))
+        }
+    }
+}
+
+fn object_idletime(context: &mut Context, args: Args) -> Outcome {
+    let now = signed(context.transaction.now);
+    match object(context, args)? {
+        None => Ok(Reply::Null),
+        Some(entry) => Ok(Reply::Int((now - entry.meta.timestamp).max(0) / 1000)),
+    }
+}
+
+fn object_freq(context: &mut Context, args: Args) -> Outcome {
+    match object(context, args)? {
+        None => Ok(Reply::Null),
+        Some(_) => Err("ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
+    }
+}
+
+fn object_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("object", OBJECT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_follow_redis() {
+        for (value, expected) in [
+            ("", "embstr"),
+            ("0", "int"),
+            ("-5", "int"),
+            ("012", "embstr"),
+            ("+1", "embstr"),
+            ("9223372036854775807", "int"),
+            ("-9223372036854775808", "int"),
+            ("9223372036854775808", "embstr"),
+        ] {
+            assert_eq!(encoding(value.as_bytes()), expected, "{value}");
+        }
+        assert_eq!(encoding(&[b'a'; 44]), "embstr");
+        assert_eq!(encoding(&[b'a'; 45]), "raw");
+    }
+
+    #[test]
+    fn expiry_times_that_cannot_be_told_are_refused() {
+        let now = 1_700_000_000_000;
+        assert_eq!(expiry_time(10, Unit::Seconds, now), Some(1_700_000_010_000));
+        assert_eq!(expiry_time(-10, Unit::Milliseconds, 0), Some(-10));
+        assert_eq!(
+            expiry_time(i64::MAX / 1000, Unit::Seconds, 0),
+            Some(i64::MAX / 1000 * 1000)
+        );
+        assert_eq!(expiry_time(i64::MAX / 1000 + 1, Unit::Seconds, 0), None);
+        assert_eq!(expiry_time(i64::MIN, Unit::Seconds, now), None);
+        assert_eq!(expiry_time(i64::MAX, Unit::Milliseconds, now), None);
+        assert!(expiry_time(i64::MIN, Unit::Milliseconds, now).is_some());
+    }
+
+    #[test]
+    fn conditions_compare_with_the_expiry_there_is() {
+        let parse = |options: &[&'static str]| {
+            let options: Vec<&[u8]> = options.iter().map(|o| o.as_bytes()).collect();
+            Condition::parse(&options)
+        };
+        for (options, current, when, allowed) in [
+            (&[][..], None, 5, true),
+            (&["nx"], None, 5, true),
+            (&["NX"], Some(9), 5, false),
+            (&["xx"], None, 5, false),
+            (&["xx"], Some(9), 5, true),
+            (&["gt"], None, 5, false),
+            (&["gt"], Some(5), 5, false),
+            (&["gt"], Some(4), 5, true),
+            (&["lt"], None, 5, true),
+            (&["lt"], Some(5), 5, false),
+            (&["lt"], Some(6), 5, true),
+            (&["xx", "lt"], None, 5, false),
+            (&["gt"], Some(u64::MAX), i64::MAX, false),
+        ] {
+            let condition = parse(options).unwrap_or_else(|_| panic!("{options:?}"));
+            assert_eq!(condition.allows(current, when), allowed, "{options:?} {current:?}");
+        }
+        for refused in [&["nx", "xx"][..], &["nx", "gt"], &["lt", "nx"], &["gt", "lt"], &["no"]] {
+            assert!(parse(refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn cursors_are_read_as_redis_reads_them() {
+        for (text, cursor) in [
+            (&b"0"[..], Some(0)),
+            (b"", Some(0)),
+            (b"17", Some(17)),
+            (b"+17", Some(17)),
+            (b"-1", Some(u64::MAX)),
+            (b"18446744073709551615", Some(u64::MAX)),
+            (b"18446744073709551616", None),
+            (b"7\0x", Some(7)),
+            (b" 7", None),
+            (b"7 ", None),
+            (b"-", None),
+            (b"x", None),
+        ] {
+            assert_eq!(parse_cursor(text), cursor, "{text:?}");
+        }
+    }
+}

@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod execute;
+pub mod pattern;
 pub mod session;
 pub mod table;
 

@@ -1,6 +1,6 @@
 //! Who asks and what the server knows: the state of one connection ([`Session`]) and what all share ([`Shared`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -66,7 +66,8 @@ pub struct Queued {
 #[derive(Default)]
 pub struct Watch {
     pub changed: Arc<Changed>,
-    pub keys: Vec<(u16, Bytes)>,
+    /// Each with whether it was expired already when WATCH met it.
+    pub keys: HashMap<(u16, Bytes), bool>,
 }
 
 /// CLIENT REPLY.

@@ -1,33 +1,253 @@
 //! Strings: <https://redis.io/docs/latest/commands/?group=string>.
 
-use super::args::{self, SYNTAX};
-use super::{Args, Command, Compatibility, Context, Keys, Outcome, Reply, Run, flag};
+mod lcs;
+mod long_double;
+mod options;
 
-const ONE_KEY: Keys = Keys::Range { first: 1, last: 1, step: 1 };
+use bytes::Bytes;
+
+use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
+use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::database::hot::own;
+use long_double::LongDouble;
+use options::{Condition, Expiry, Options, Time, Unit};
+
+const ONE_KEY: Keys = Keys::Range {
+    first: 1,
+    last: 1,
+    step: 1,
+};
+const TWO_KEYS: Keys = Keys::Range {
+    first: 1,
+    last: 2,
+    step: 1,
+};
+const ALL_KEYS: Keys = Keys::Range {
+    first: 1,
+    last: -1,
+    step: 1,
+};
+const KEYS_AND_VALUES: Keys = Keys::Range {
+    first: 1,
+    last: -1,
+    step: 2,
+};
+
+const WRITE: u32 = flag::WRITE | flag::DENYOOM;
+const FAST_WRITE: u32 = WRITE | flag::FAST;
+const FAST_READ: u32 = flag::READONLY | flag::FAST;
+
+/// What the rows have in common.
+const ROW: Command = Command {
+    keys: ONE_KEY,
+    categories: &["string"],
+    group: "string",
+    ..Command::DEFAULT
+};
 
 pub static COMMANDS: &[Command] = &[
     Command {
+        name: "append",
+        arity: 3,
+        flags: FAST_WRITE,
+        since: "2.0.0",
+        complexity: "O(N), N being the length of the new string: it is written whole.",
+        summary: "Adds bytes at the end of a string, which may be missing.",
+        run: Run::Now(append),
+        ..ROW
+    },
+    Command {
+        name: "decr",
+        arity: 2,
+        flags: FAST_WRITE,
+        summary: "Takes one from a counter; a missing one counts as 0.",
+        run: Run::Now(decr),
+        ..ROW
+    },
+    Command {
+        name: "decrby",
+        arity: 3,
+        flags: FAST_WRITE,
+        summary: "Takes an integer from a counter; a missing one counts as 0.",
+        run: Run::Now(decrby),
+        ..ROW
+    },
+    Command {
         name: "get",
         arity: 2,
-        flags: flag::READONLY | flag::FAST,
-        keys: ONE_KEY,
-        categories: &["string"],
-        group: "string",
+        flags: FAST_READ,
         summary: "Returns the string at a key.",
         run: Run::Now(get),
-        ..Command::DEFAULT
+        ..ROW
+    },
+    Command {
+        name: "getdel",
+        arity: 2,
+        flags: flag::WRITE | flag::FAST,
+        since: "6.2.0",
+        summary: "Returns the string at a key and deletes the key.",
+        run: Run::Now(getdel),
+        ..ROW
+    },
+    Command {
+        name: "getex",
+        arity: -2,
+        flags: flag::WRITE | flag::FAST,
+        since: "6.2.0",
+        summary: "Returns the string at a key and sets or removes the key's expiry.",
+        run: Run::Now(getex),
+        ..ROW
+    },
+    Command {
+        name: "getrange",
+        arity: 4,
+        flags: flag::READONLY,
+        since: "2.4.0",
+        complexity: "O(N), N being the length of the part.",
+        summary: "Returns a part of a string, given by its first and last byte.",
+        run: Run::Now(getrange),
+        ..ROW
+    },
+    Command {
+        name: "getset",
+        arity: 3,
+        flags: FAST_WRITE,
+        summary: "Gives a key a string and returns the one it had; SET with GET does the same.",
+        run: Run::Now(getset),
+        ..ROW
+    },
+    Command {
+        name: "incr",
+        arity: 2,
+        flags: FAST_WRITE,
+        summary: "Adds one to a counter; a missing one counts as 0.",
+        run: Run::Now(incr),
+        ..ROW
+    },
+    Command {
+        name: "incrby",
+        arity: 3,
+        flags: FAST_WRITE,
+        summary: "Adds an integer to a counter; a missing one counts as 0.",
+        run: Run::Now(incrby),
+        ..ROW
+    },
+    Command {
+        name: "incrbyfloat",
+        arity: 3,
+        flags: FAST_WRITE,
+        since: "2.6.0",
+        summary: "Adds a number, which may have a fraction, to the one at a key; a missing one counts as 0.",
+        run: Run::Now(incrbyfloat),
+        ..ROW
+    },
+    Command {
+        name: "lcs",
+        arity: -3,
+        flags: flag::READONLY,
+        keys: TWO_KEYS,
+        since: "7.0.0",
+        complexity: "O(N*M), N and M being the lengths of the two strings.",
+        summary: "Finds the longest sequence of bytes that both strings have in the same order, gaps allowed.",
+        compatibility: Compatibility::Partial(
+            "strings whose lengths multiply to more than 2^30 are refused, as Redis does when it has too little memory",
+        ),
+        run: Run::Now(longest_common_subsequence),
+        ..ROW
+    },
+    Command {
+        name: "mget",
+        arity: -2,
+        flags: FAST_READ,
+        keys: ALL_KEYS,
+        complexity: "O(N), N being the number of keys.",
+        summary: "Returns the strings at several keys, all of the same moment.",
+        run: Run::Now(mget),
+        ..ROW
+    },
+    Command {
+        name: "mset",
+        arity: -3,
+        flags: WRITE,
+        keys: KEYS_AND_VALUES,
+        since: "1.0.1",
+        complexity: "O(N), N being the number of keys.",
+        summary: "Gives several keys their strings, all at once.",
+        run: Run::Now(mset),
+        ..ROW
+    },
+    Command {
+        name: "msetnx",
+        arity: -3,
+        flags: WRITE,
+        keys: KEYS_AND_VALUES,
+        since: "1.0.1",
+        complexity: "O(N), N being the number of keys.",
+        summary: "Gives several keys their strings, all at once, if none of the keys exists.",
+        run: Run::Now(msetnx),
+        ..ROW
+    },
+    Command {
+        name: "psetex",
+        arity: 4,
+        flags: WRITE,
+        since: "2.6.0",
+        summary: "Gives a key a string that lives for so many milliseconds.",
+        run: Run::Now(psetex),
+        ..ROW
     },
     Command {
         name: "set",
         arity: -3,
-        flags: flag::WRITE | flag::DENYOOM,
-        keys: ONE_KEY,
-        categories: &["string"],
-        group: "string",
+        flags: WRITE,
         summary: "Gives a key a string, whatever it held before.",
-        compatibility: Compatibility::Full,
         run: Run::Now(set),
-        ..Command::DEFAULT
+        ..ROW
+    },
+    Command {
+        name: "setex",
+        arity: 4,
+        flags: WRITE,
+        since: "2.0.0",
+        summary: "Gives a key a string that lives for so many seconds.",
+        run: Run::Now(setex),
+        ..ROW
+    },
+    Command {
+        name: "setnx",
+        arity: 3,
+        flags: FAST_WRITE,
+        summary: "Gives a key a string if the key does not exist.",
+        run: Run::Now(setnx),
+        ..ROW
+    },
+    Command {
+        name: "setrange",
+        arity: 4,
+        flags: WRITE,
+        since: "2.2.0",
+        complexity: "O(N), N being the length of the new string: it is written whole.",
+        summary: "Overwrites a part of a string from an offset on; a gap is filled with zero bytes.",
+        run: Run::Now(setrange),
+        ..ROW
+    },
+    Command {
+        name: "strlen",
+        arity: 2,
+        flags: FAST_READ,
+        since: "2.2.0",
+        summary: "Returns the length of a string in bytes.",
+        run: Run::Now(strlen),
+        ..ROW
+    },
+    Command {
+        name: "substr",
+        arity: 4,
+        flags: flag::READONLY,
+        complexity: "O(N), N being the length of the part.",
+        summary: "The old name of GETRANGE.",
+        run: Run::Now(getrange),
+        ..ROW
     },
 ];
 
@@ -36,12 +256,317 @@ fn get(context: &mut Context, args: Args) -> Outcome {
     Ok(context.transaction.get_string(database, args[1])?.into())
 }
 
-fn set(context: &mut Context, args: Args) -> Outcome {
-    if args.len() > 3 {
-        return Err(SYNTAX.into());
-    }
+fn mget(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    context.transaction.set(database, args[1], crate::database::hot::own(args[2]), None);
-    let _ = args::int;
+    let values = args[1..]
+        .iter()
+        .map(|key| Ok(context.transaction.get_string(database, key)?.into()));
+    Ok(Reply::Array(values.collect::<Result<_, Fault>>()?))
+}
+
+fn strlen(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let value = context.transaction.get_string(database, args[1])?;
+    Ok(Reply::Int(value.map_or(0, |v| v.len() as i64)))
+}
+
+fn set(context: &mut Context, args: Args) -> Outcome {
+    let options = Options::of_set(&args[3..])?;
+    let (database, key) = (context.database(), args[1]);
+    let given = options
+        .expiry
+        .time()
+        .map(|time| time.absolute(context.transaction.now, "set"))
+        .transpose()?;
+    // Only what an option asks for is read: a read waits for writes of others that are under way.
+    let reads = options.get || options.condition.is_some() || options.expiry == Expiry::Keep;
+    let old = if reads {
+        context.transaction.get(database, key)?
+    } else {
+        None
+    };
+    let refused = match options.condition {
+        Some(Condition::Missing) => old.is_some(),
+        Some(Condition::Exists) => old.is_none(),
+        None => false,
+    };
+    let reply = match &old {
+        Some(old) if options.get => Reply::Bulk(old.string()?),
+        _ if options.get || refused => Reply::Null,
+        _ => Reply::Ok,
+    };
+    if !refused {
+        let kept = old
+            .and_then(|old| old.meta.expire_at)
+            .filter(|_| options.expiry == Expiry::Keep);
+        set_until(context, key, own(args[2]), given.or(kept));
+    }
+    Ok(reply)
+}
+
+fn setex(context: &mut Context, args: Args) -> Outcome {
+    set_for(context, args, Unit::Seconds, "setex")
+}
+
+fn psetex(context: &mut Context, args: Args) -> Outcome {
+    set_for(context, args, Unit::Milliseconds, "psetex")
+}
+
+fn set_for(context: &mut Context, args: Args, unit: Unit, command: &str) -> Outcome {
+    let time = Time {
+        unit,
+        from_now: true,
+        number: args[2],
+    };
+    let expire_at = time.absolute(context.transaction.now, command)?;
+    set_until(context, args[1], own(args[3]), Some(expire_at));
     Ok(Reply::Ok)
+}
+
+/// A string that is expired already is a deleted key.
+fn set_until(context: &mut Context, key: &[u8], value: Bytes, expire_at: Option<u64>) {
+    let database = context.database();
+    if expire_at.is_some_and(|at| at <= context.transaction.now) {
+        context.transaction.delete(database, key);
+    } else {
+        context.transaction.set(database, key, value, expire_at);
+    }
+}
+
+fn setnx(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    if context.transaction.exists(database, args[1])? {
+        return Ok(Reply::Int(0));
+    }
+    context.transaction.set(database, args[1], own(args[2]), None);
+    Ok(Reply::Int(1))
+}
+
+fn mset(context: &mut Context, args: Args) -> Outcome {
+    set_pairs(context, args, "mset")?;
+    Ok(Reply::Ok)
+}
+
+fn msetnx(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    if args.len().is_multiple_of(2) {
+        return Err(wrong_arity("msetnx"));
+    }
+    for key in args[1..].iter().step_by(2) {
+        if context.transaction.exists(database, key)? {
+            return Ok(Reply::Int(0));
+        }
+    }
+    set_pairs(context, args, "msetnx")?;
+    Ok(Reply::Int(1))
+}
+
+fn set_pairs(context: &mut Context, args: Args, command: &str) -> Result<(), Fault> {
+    let database = context.database();
+    let (pairs, []) = args[1..].as_chunks() else {
+        return Err(wrong_arity(command));
+    };
+    for [key, value] in pairs {
+        context.transaction.set(database, key, own(value), None);
+    }
+    Ok(())
+}
+
+fn getset(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let old = context.transaction.get_string(database, args[1])?;
+    context.transaction.set(database, args[1], own(args[2]), None);
+    Ok(old.into())
+}
+
+fn getdel(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let old = context.transaction.get_string(database, args[1])?;
+    if old.is_some() {
+        context.transaction.delete(database, args[1]);
+    }
+    Ok(old.into())
+}
+
+fn getex(context: &mut Context, args: Args) -> Outcome {
+    let options = Options::of_getex(&args[2..])?;
+    let Some(old) = current(context, args[1])? else {
+        return Ok(Reply::Null);
+    };
+    let value = old.value.clone();
+    match options.expiry {
+        Expiry::Given(time) => {
+            let expire_at = time.absolute(context.transaction.now, "getex")?;
+            set_until(context, args[1], old.value, Some(expire_at));
+        }
+        Expiry::Remove if old.expire_at.is_some() => set_until(context, args[1], old.value, None),
+        Expiry::Remove | Expiry::Keep | Expiry::Unsaid => {}
+    }
+    Ok(Reply::Bulk(value))
+}
+
+/// A string that a command changes; its expiry stays.
+pub(super) struct Current {
+    pub value: Bytes,
+    pub expire_at: Option<u64>,
+}
+
+pub(super) fn current(context: &mut Context, key: &[u8]) -> Result<Option<Current>, Fault> {
+    let database = context.database();
+    let Some(entry) = context.transaction.get(database, key)? else {
+        return Ok(None);
+    };
+    Ok(Some(Current {
+        value: entry.string()?,
+        expire_at: entry.meta.expire_at,
+    }))
+}
+
+/// As [`current`]; a missing key is an empty string.
+pub(super) fn current_or_empty(context: &mut Context, key: &[u8]) -> Result<Current, Fault> {
+    Ok(current(context, key)?.unwrap_or(Current {
+        value: Bytes::new(),
+        expire_at: None,
+    }))
+}
+
+/// A copy, filled up with zero bytes to at least this length.
+pub(super) fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
+    let mut padded = vec![0; value.len().max(length)];
+    padded[..value.len()].copy_from_slice(value);
+    padded
+}
+
+fn append(context: &mut Context, args: Args) -> Outcome {
+    let (database, key, more) = (context.database(), args[1], args[2]);
+    let old = current_or_empty(context, key)?;
+    let length = check_length(context, old.value.len() as u64, more)?;
+    let mut value = Vec::with_capacity(length);
+    value.extend_from_slice(&old.value);
+    value.extend_from_slice(more);
+    context.transaction.set(database, key, value.into(), old.expire_at);
+    Ok(Reply::Int(length as i64))
+}
+
+fn setrange(context: &mut Context, args: Args) -> Outcome {
+    let (database, key, part) = (context.database(), args[1], args[3]);
+    let offset = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR offset is out of range"))?;
+    let old = current_or_empty(context, key)?;
+    if part.is_empty() {
+        return Ok(Reply::Int(old.value.len() as i64));
+    }
+    let end = check_length(context, offset, part)?;
+    let mut value = zero_padded(&old.value, end);
+    value[end - part.len()..end].copy_from_slice(part);
+    let length = value.len();
+    context.transaction.set(database, key, value.into(), old.expire_at);
+    Ok(Reply::Int(length as i64))
+}
+
+/// Where `part` ends when it stands at `offset`, if a string may be that long.
+fn check_length(context: &Context, offset: u64, part: &[u8]) -> Result<usize, Fault> {
+    let end = offset
+        .checked_add(part.len() as u64)
+        .and_then(|end| usize::try_from(end).ok());
+    end.filter(|&end| end <= context.shared.config.proto_max_bulk_len())
+        .ok_or(STRING_TOO_LONG.into())
+}
+
+fn getrange(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let (start, end) = (int(args[2])?, int(args[3])?);
+    let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
+    Ok(Reply::Bulk(match args::range(start, end, value.len()) {
+        Some(range) => value.slice(range),
+        None => Bytes::new(),
+    }))
+}
+
+fn incr(context: &mut Context, args: Args) -> Outcome {
+    add(context, args[1], 1)
+}
+
+fn decr(context: &mut Context, args: Args) -> Outcome {
+    add(context, args[1], -1)
+}
+
+fn incrby(context: &mut Context, args: Args) -> Outcome {
+    add(context, args[1], int(args[2])?)
+}
+
+fn decrby(context: &mut Context, args: Args) -> Outcome {
+    let less = int(args[2])?;
+    add(
+        context,
+        args[1],
+        less.checked_neg().ok_or("ERR decrement would overflow")?,
+    )
+}
+
+fn add(context: &mut Context, key: &[u8], delta: i64) -> Outcome {
+    let database = context.database();
+    let (old, expire_at) = match current(context, key)? {
+        Some(current) => (int(&current.value)?, current.expire_at),
+        None => (0, None),
+    };
+    let new = old.checked_add(delta).ok_or(OVERFLOW)?;
+    let text = own(itoa::Buffer::new().format(new).as_bytes());
+    context.transaction.set(database, key, text, expire_at);
+    Ok(Reply::Int(new))
+}
+
+fn incrbyfloat(context: &mut Context, args: Args) -> Outcome {
+    let (database, key) = (context.database(), args[1]);
+    let (old, expire_at) = match current(context, key)? {
+        Some(current) => (LongDouble::parse(&current.value), current.expire_at),
+        None => (Some(LongDouble::ZERO), None),
+    };
+    let old = old.ok_or(args::NOT_A_FLOAT)?;
+    let delta = LongDouble::parse(args[2]).ok_or(args::NOT_A_FLOAT)?;
+    let new = old.plus(delta).ok_or("ERR increment would produce NaN or Infinity")?;
+    let text = Bytes::from(new.to_string());
+    context.transaction.set(database, key, text.clone(), expire_at);
+    Ok(Reply::Bulk(text))
+}
+
+fn longest_common_subsequence(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let a = context.transaction.get_string(database, args[1])?.unwrap_or_default();
+    let b = context.transaction.get_string(database, args[2])?.unwrap_or_default();
+    let (mut length_only, mut places, mut with_length, mut least) = (false, false, false, 0);
+    let mut rest = args[3..].iter();
+    while let Some(word) = rest.next() {
+        match word {
+            word if is(word, "LEN") => length_only = true,
+            word if is(word, "IDX") => places = true,
+            word if is(word, "WITHMATCHLEN") => with_length = true,
+            word if is(word, "MINMATCHLEN") => least = int(rest.next().ok_or(SYNTAX)?)?,
+            _ => return Err(SYNTAX.into()),
+        }
+    }
+    if length_only && places {
+        return Err("ERR If you want both the length and indexes, please just use IDX.".into());
+    }
+    if !lcs::fits(&a, &b) {
+        return Err("ERR Insufficient memory, failed allocating transient memory for LCS".into());
+    }
+    if length_only {
+        return Ok(Reply::Int(lcs::length(&a, &b) as i64));
+    }
+    let common = lcs::find(&a, &b);
+    if !places {
+        return Ok(Reply::Bulk(common.text(&a).into()));
+    }
+    let range = |start: usize, length: usize| {
+        Reply::Array(vec![Reply::Int(start as i64), Reply::Int((start + length) as i64 - 1)])
+    };
+    let matches = common.matches.iter().filter(|m| m.length as i64 >= least).map(|m| {
+        let mut reply = vec![range(m.in_a, m.length), range(m.in_b, m.length)];
+        reply.extend(with_length.then_some(Reply::Int(m.length as i64)));
+        Reply::Array(reply)
+    });
+    Ok(Reply::Map(vec![
+        (Reply::bulk("matches"), Reply::Array(matches.collect())),
+        (Reply::bulk("len"), Reply::Int(common.length as i64)),
+    ]))
 }

@@ -1,5 +1,150 @@
-//! transactions.
+//! Transactions: <https://redis.io/docs/latest/commands/?group=transactions>. EXEC itself is in [`super::execute`].
 
-use super::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-pub static COMMANDS: &[Command] = &[];
+use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::database::write::Write;
+use crate::database::{Wait, hot};
+
+/// Keys that one connection may watch.
+const MAX_WATCHED: usize = 100_000;
+/// What MULTI, DISCARD, WATCH and UNWATCH have in common.
+const FLAGS: u32 = flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::ALLOW_BUSY;
+
+const ROW: Command = Command {
+    categories: &["transaction"],
+    group: "transactions",
+    ..Command::DEFAULT
+};
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "multi",
+        arity: 1,
+        flags: FLAGS | flag::IN_MULTI,
+        since: "1.2.0",
+        summary: "Opens a transaction: commands are queued from here on.",
+        run: Run::Now(multi),
+        ..ROW
+    },
+    Command {
+        name: "exec",
+        arity: 1,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::SKIP_SLOWLOG | flag::IN_MULTI,
+        since: "1.2.0",
+        complexity: "That of the queued commands together.",
+        summary: "Runs the queued commands as one, unless a watched key changed.",
+        run: Run::Exec,
+        ..ROW
+    },
+    Command {
+        name: "discard",
+        arity: 1,
+        flags: FLAGS | flag::IN_MULTI,
+        since: "2.0.0",
+        complexity: "O(N), N being the number of queued commands.",
+        summary: "Drops the queued commands and forgets watched keys.",
+        run: Run::Now(discard),
+        ..ROW
+    },
+    Command {
+        name: "watch",
+        arity: -2,
+        flags: FLAGS | flag::IN_MULTI,
+        keys: Keys::Range {
+            first: 1,
+            last: -1,
+            step: 1,
+        },
+        since: "2.2.0",
+        complexity: "O(1) for each key.",
+        summary: "Makes the next EXEC do nothing if one of these keys changes before it.",
+        run: Run::Now(watch),
+        ..ROW
+    },
+    Command {
+        name: "unwatch",
+        arity: 1,
+        flags: FLAGS,
+        since: "2.2.0",
+        summary: "Forgets all keys that this connection watches.",
+        run: Run::Now(unwatch),
+        ..ROW
+    },
+];
+
+// Errors inside MULTI are replies here, not faults: these commands are run, not queued, and do not make EXEC refuse.
+
+fn multi(context: &mut Context, _: Args) -> Outcome {
+    if context.session.multi.is_some() {
+        return Ok(Reply::error("ERR MULTI calls can not be nested"));
+    }
+    context.session.multi = Some(Default::default());
+    context.session.client.queued.store(0, Ordering::Relaxed);
+    Ok(Reply::Ok)
+}
+
+fn discard(context: &mut Context, _: Args) -> Outcome {
+    if context.session.multi.is_none() {
+        return Err("ERR DISCARD without MULTI".into());
+    }
+    context.session.end_transaction();
+    Ok(Reply::Ok)
+}
+
+/// A key is registered first; then a write of it that was under way before must be over, because that one raised
+/// its flags already, and whoever reads the key from now on must either see it or be told of it.
+fn watch(context: &mut Context, args: Args) -> Outcome {
+    if context.session.multi.is_some() {
+        return Ok(Reply::error("ERR WATCH inside MULTI is not allowed"));
+    }
+    let (database, now) = (context.database(), context.transaction.now);
+    let service = &context.shared.service;
+    for key in &args[1..] {
+        let watch = context.session.watch.get_or_insert_default();
+        let place = (database, hot::own(key));
+        if watch.keys.contains_key(&place) {
+            continue;
+        }
+        if watch.keys.len() == MAX_WATCHED {
+            return Err(Fault::error(format!(
+                "ERR a connection can watch at most {MAX_WATCHED} keys"
+            )));
+        }
+        if context.session.outstanding.count() > 0 {
+            // Among them may be own ones: that they reach the log is no change to this connection.
+            wait_for(service.read(database, key, true)?.depends)?;
+        }
+        service
+            .database(database)
+            .watches
+            .watch(place.1.clone(), &watch.changed);
+        let seen = service.read(database, key, true)?;
+        let expired = seen.entry.is_some_and(|e| e.meta.expire_at.is_some_and(|at| at <= now));
+        watch.keys.insert(place, expired);
+        context
+            .session
+            .client
+            .watching
+            .store(watch.keys.len(), Ordering::Relaxed);
+        wait_for(seen.depends)?;
+    }
+    Ok(Reply::Ok)
+}
+
+fn wait_for(write: Option<Arc<Write>>) -> Result<(), Fault> {
+    match write {
+        Some(write) if write.outcome().is_none() => Err(Fault::Wait(Wait::Write(write))),
+        _ => Ok(()),
+    }
+}
+
+/// Queued by MULTI like any other command; EXEC forgets the keys by itself.
+fn unwatch(context: &mut Context, _: Args) -> Outcome {
+    if context.session.multi.is_none() {
+        context.session.watch = None;
+        context.session.client.watching.store(0, Ordering::Relaxed);
+    }
+    Ok(Reply::Ok)
+}

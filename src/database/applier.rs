@@ -316,19 +316,20 @@ impl Applier {
             },
             Payload::Tombstone => ChangeKind::Delete { key },
             Payload::Flush => {
-                database.flushed(at);
+                self.service.flushed(place.database, at);
                 self.sweeping = true;
                 ChangeKind::Flush
             }
         };
         // While loading nobody reads: the store alone is filled, and what memory knows already is kept right.
         let insert = self.goal.is_none();
-        match &kind {
+        let news = match &kind {
             ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert),
             ChangeKind::Delete { key } => database.hot.apply(key, at, None, insert),
-            ChangeKind::Flush => {}
-        }
-        if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &kind {
+            ChangeKind::Flush => false,
+        };
+        // An own record comes by a second time: watchers were told when it was handed to the log.
+        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &kind) {
             database.watches.changed(key);
         }
         self.batch.push(Change {

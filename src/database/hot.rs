@@ -171,7 +171,8 @@ impl HotTier {
     }
 
     /// The applier read this record from the log. Without `insert` only a key that has a slot is kept up to date.
-    pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool) {
+    /// False if the record was known already: an own one that was acknowledged.
+    pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool) -> bool {
         let mut shard = self.shard(key).lock();
         shard.changes += 1;
         match shard.slots.get_mut(key) {
@@ -181,8 +182,9 @@ impl HotTier {
                 slot.unstored = true;
                 self.budget.unstored.fetch_add(weigh(key, &slot.committed), Ordering::Relaxed);
                 self.insert(&mut shard, key, slot);
+                true
             }
-            None => {}
+            None => true,
         }
     }
 
@@ -229,14 +231,16 @@ impl HotTier {
     }
 
     /// Replaces the committed state if the record is newer; it is pinned until [`HotTier::stored`].
-    fn supersede(&self, key: &[u8], slot: &mut Slot, at: At, entry: Option<Entry>) {
+    /// False if this very record, or a newer one, was known.
+    fn supersede(&self, key: &[u8], slot: &mut Slot, at: At, entry: Option<Entry>) -> bool {
         if let Committed::Known { at: known, .. } = &slot.committed
             && known.partition == at.partition
             && known.offset >= at.offset
             && *known != (At { partition: 0, offset: 0 })
         {
-            return;
+            return false;
         }
+        let same = matches!(&slot.committed, Committed::Known { at: known, entry: Some(_) } if *known == at);
         let new = Committed::Known { at, entry };
         let (new_bytes, old_bytes) = (weigh(key, &new), weigh(key, &slot.committed));
         self.charge(new_bytes, old_bytes);
@@ -246,6 +250,7 @@ impl HotTier {
         self.budget.unstored.fetch_add(new_bytes, Ordering::Relaxed);
         slot.committed = new;
         slot.unstored = true;
+        !same
     }
 
     fn charge(&self, more: usize, less: usize) {

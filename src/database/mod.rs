@@ -9,17 +9,21 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+#[cfg(test)]
+mod tests;
 pub mod hot;
 pub mod transaction;
 pub mod watch;
 pub mod write;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -150,15 +154,17 @@ impl Database {
         }
     }
 
-    /// A flush marker stands at this place of the log: everything before it is hidden from now on.
-    fn flushed(&self, at: At) {
+    /// A flush marker stands at this place of the log: everything before it is hidden from now on. False if that was known.
+    fn flushed(&self, at: At) -> bool {
         if let Some(partition) = self.partitions().get(at.partition as usize) {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
             if before < at.offset {
                 self.hot
                     .forget(|known| known.partition == at.partition && known.offset < at.offset);
+                return true;
             }
         }
+        false
     }
 
     fn visible(&self, entry: &Entry) -> bool {
@@ -281,6 +287,17 @@ impl Service {
                 database.hot.fill(key, entry.as_ref(), token);
                 Ok(Seen { entry, depends: None })
             }
+        }
+    }
+
+    /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was
+    /// handed to the log; who watches a key that is not there is left alone.
+    fn flushed(&self, number: u16, at: At) {
+        let database = &self.databases[number as usize];
+        let absent = |key: &Bytes| matches!(self.read(number, key, true), Ok(Seen { entry: None, .. }));
+        let unaffected: HashSet<Bytes> = database.watches.watched().into_iter().filter(absent).collect();
+        if database.flushed(at) {
+            database.watches.flushed(|key| !unaffected.contains(key));
         }
     }
 

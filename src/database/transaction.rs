@@ -209,6 +209,13 @@ impl Transaction<'_> {
         Ok(seen.entry)
     }
 
+    /// True if the key's time is over but nobody has deleted it yet.
+    pub fn is_expired(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
+        let now = self.now;
+        let entry = self.get_even_expired(database, key)?;
+        Ok(entry.is_some_and(|e| e.meta.expire_at.is_some_and(|at| at <= now)))
+    }
+
     /// The string value of a key.
     pub fn get_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         match self.get(database, key)? {
@@ -267,6 +274,53 @@ impl Transaction<'_> {
         Ok(count.max(0) as u64)
     }
 
+    /// Visits the names of keys that are neither deleted nor expired, in hash order from `from` on; returns where to go on.
+    /// No value is read: a key is as the store has it ([`Service::store_caught_up`] comes first), or as this transaction
+    /// left it. `at_least` counts keys in the store. Keys that this transaction created come with the last part.
+    pub fn scan_keys(
+        &mut self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<Option<u64>, Fault> {
+        let live = |expire_at: Option<u64>| expire_at.is_none_or(|at| at > self.now);
+        let own = |place| self.own_entry(place).is_some_and(|e| live(e.meta.expire_at));
+        let next = if self.flushed.contains(&database) {
+            None
+        } else {
+            let mut meet = |scanned: Scanned<'_>| {
+                let place = self.place(database, scanned.key);
+                if place.map_or_else(|| live(scanned.meta.expire_at), own) {
+                    visit(scanned.key);
+                }
+            };
+            self.service.store.scan(database, from, at_least, &mut meet)?
+        };
+        if next.is_none() {
+            for key in self.created(database)? {
+                if self.place(database, &key).is_some_and(own) {
+                    visit(&key);
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    /// Keys that this transaction wrote and that are not in the store.
+    fn created(&self, database: u16) -> Result<Vec<Bytes>, Fault> {
+        let mut created = Vec::new();
+        for item in &self.items {
+            if let Item::Key { database: d, key, .. } = item
+                && *d == database
+                && (self.flushed.contains(&database) || self.service.store.get(database, key)?.is_none())
+            {
+                created.push(key.clone());
+            }
+        }
+        Ok(created)
+    }
+
     /// Visits keys that are neither deleted nor expired, in hash order from `from` on; returns where to go on.
     /// `at_least` counts keys in the store. Keys that this transaction created come with the last part.
     pub fn scan(
@@ -284,16 +338,7 @@ impl Transaction<'_> {
             self.service.store.scan(database, from, at_least, &mut collect)?
         };
         if next.is_none() {
-            let mut created: Vec<Bytes> = Vec::new();
-            for item in &self.items {
-                if let Item::Key { database: d, key, .. } = item
-                    && *d == database
-                    && (self.flushed.contains(&database) || self.service.store.get(database, key)?.is_none())
-                {
-                    created.push(key.clone());
-                }
-            }
-            keys.append(&mut created);
+            keys.append(&mut self.created(database)?);
         }
         for key in keys {
             if let Some(entry) = self.get(database, &key)? {

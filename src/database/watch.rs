@@ -15,18 +15,33 @@ pub type Changed = AtomicBool;
 pub struct Watches {
     /// Number of keys in `keys`, so that a change costs nothing while nobody watches.
     watched: AtomicUsize,
-    keys: Mutex<HashMap<Bytes, Vec<Weak<Changed>>>>,
+    keys: Mutex<Keys>,
 }
+
+#[derive(Default)]
+struct Keys {
+    flags: HashMap<Bytes, Vec<Weak<Changed>>>,
+    /// Flags of connections that watch no longer are swept out when there are so many keys.
+    sweep_at: usize,
+}
+
+/// Number of keys below which nothing is swept out.
+const MIN_SWEEP: usize = 64;
 
 impl Watches {
     pub fn watch(&self, key: Bytes, flag: &Arc<Changed>) {
         let mut keys = self.keys.lock();
-        keys.retain(|_, flags| {
-            flags.retain(|flag| flag.strong_count() > 0);
-            !flags.is_empty()
-        });
-        keys.entry(key).or_default().push(Arc::downgrade(flag));
-        self.watched.store(keys.len(), Ordering::SeqCst);
+        let flags = keys.flags.entry(key).or_default();
+        flags.retain(|flag| flag.strong_count() > 0);
+        flags.push(Arc::downgrade(flag));
+        if keys.flags.len() >= keys.sweep_at {
+            keys.flags.retain(|_, flags| {
+                flags.retain(|flag| flag.strong_count() > 0);
+                !flags.is_empty()
+            });
+            keys.sweep_at = (2 * keys.flags.len()).max(MIN_SWEEP);
+        }
+        self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
 
     pub fn changed(&self, key: &[u8]) {
@@ -34,22 +49,52 @@ impl Watches {
             return;
         }
         let mut keys = self.keys.lock();
-        for flag in keys.remove(key).into_iter().flatten() {
+        for flag in keys.flags.remove(key).into_iter().flatten() {
             if let Some(flag) = flag.upgrade() {
                 flag.store(true, Ordering::SeqCst);
             }
         }
-        self.watched.store(keys.len(), Ordering::SeqCst);
+        self.watched.store(keys.flags.len(), Ordering::SeqCst);
+    }
+
+    /// The keys that somebody watches.
+    pub fn watched(&self) -> Vec<Bytes> {
+        if self.watched.load(Ordering::SeqCst) == 0 {
+            return Vec::new();
+        }
+        self.keys.lock().flags.keys().cloned().collect()
     }
 
     /// The database is flushed: raises the flags of the watched keys for which `affected` says so.
     pub fn flushed(&self, affected: impl Fn(&[u8]) -> bool) {
-        if self.watched.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let watched: Vec<Bytes> = self.keys.lock().keys().cloned().collect();
-        for key in watched.iter().filter(|key| affected(key)) {
+        for key in self.watched().iter().filter(|key| affected(key)) {
             self.changed(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_raises_the_flags_of_its_key_once() {
+        let (watches, mine, other) = (Watches::default(), Arc::new(Changed::default()), Arc::new(Changed::default()));
+        watches.watch("a".into(), &mine);
+        watches.watch("b".into(), &other);
+        watches.changed(b"a");
+        assert!(mine.load(Ordering::SeqCst) && !other.load(Ordering::SeqCst));
+        assert_eq!(watches.watched(), ["b"]);
+    }
+
+    #[test]
+    fn those_who_left_leave_nothing_behind() {
+        let watches = Watches::default();
+        for number in 0..10_000 {
+            watches.watch(format!("k{number}").into(), &Arc::default());
+            watches.watch("same".into(), &Arc::default());
+        }
+        assert!(watches.watched().len() <= 2 * MIN_SWEEP);
+        assert!(watches.keys.lock().flags["same".as_bytes()].len() <= 2);
     }
 }

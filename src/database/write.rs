@@ -99,9 +99,8 @@ impl Write {
                     database.acknowledged(place);
                 }
                 Item::Flush { database } => {
-                    let database = &self.service.databases[*database as usize];
-                    database.flushed(place);
-                    database.acknowledged(place);
+                    self.service.flushed(*database, place);
+                    self.service.databases[*database as usize].acknowledged(place);
                 }
             }
         }

@@ -75,11 +75,20 @@ impl Reply {
     /// Roughly the bytes that the encoded reply has.
     pub fn size(&self) -> usize {
         match self {
-            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
-            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
-                items.iter().map(Reply::size).sum::<usize>() + 16
+            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => {
+                bytes.len() + 16
             }
-            Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16,
+            Reply::Array(items)
+            | Reply::Set(items)
+            | Reply::Push(items)
+            | Reply::Several(items) => items.iter().map(Reply::size).sum::<usize>() + 16,
+            Reply::Map(pairs) => {
+                pairs
+                    .iter()
+                    .map(|(k, v)| k.size() + v.size())
+                    .sum::<usize>()
+                    + 16
+            }
             _ => 16,
         }
     }

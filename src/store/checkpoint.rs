@@ -71,13 +71,22 @@ impl PositionFile {
 
     /// Replaces the file, durably.
     pub fn write(&self, path: &Path) -> io::Result<()> {
+        self.replace(path, File::sync_all)?;
+        sync_parent(path)
+    }
+
+    /// Replaces the file; a crash of the machine may leave the old one or a damaged one.
+    pub fn write_unsynced(&self, path: &Path) -> io::Result<()> {
+        self.replace(path, |_| Ok(()))
+    }
+
+    fn replace(&self, path: &Path, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
         let mut file = File::create(&temporary)?;
         file.write_all(self.format().as_bytes())?;
-        file.sync_all()?;
+        sync(&file)?;
         drop(file);
-        fs::rename(&temporary, path)?;
-        sync_parent(path)
+        fs::rename(&temporary, path)
     }
 
     fn format(&self) -> String {

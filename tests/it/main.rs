@@ -3,7 +3,11 @@
 //! They run against real parts only: Apache Kafka, Debian's redis-server, Redis's own test suite
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
+mod architecture;
 mod clients;
+mod embedded_node;
+mod kafka_log;
+mod kafka_node;
 mod redis_suite;
 mod self_check;
 mod side_by_side;

@@ -1,1 +1,374 @@
-//! The log on local disk: no Kafka needed.
+//! The log on local disk: no Kafka needed. It is the source of truth then.
+//!
+//! One physical log for all databases; each has one partition, and one sequence gives the offsets of all (so a
+//! database sees gaps). Files in the log's directory:
+//! - `00000000000000000000.segment` …: checksummed frames ([`frame`], [`segment`]), the newest one being appended to;
+//! - `meta`, `mark`: which log this is, and up to where it is known to be on the disk ([`meta`]);
+//! - `LOCK`: one process per directory ([`lock`]).
+//!
+//! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses), [`follower`] (records
+//! out), [`recovery`] (opening), [`compaction`] (the newest record per key stays). The reasons are in
+//! `docs/decisions/embedded-log.md`. Nothing here knows of the store, of RESP, or of what a command means.
+
+pub mod compaction;
+pub mod disk;
+mod follower;
+mod frame;
+pub mod lock;
+mod meta;
+mod recovery;
+mod segment;
+mod writer;
+
+#[cfg(test)]
+mod fault_disk;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use self::disk::{Disk, LocalDisk};
+use self::follower::EmbeddedFollower;
+use self::lock::DirectoryLock;
+use self::meta::{MarkFile, Meta};
+use self::segment::{Segment, io_error};
+use self::writer::{Queue, Writer};
+use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
+
+/// When a record counts as written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// Acknowledged, and seen by readers, once it is on the disk.
+    Always,
+    /// Acknowledged when the operating system has it; on the disk within about a second.
+    EverySecond,
+    /// Acknowledged when the operating system has it, which writes it when it likes.
+    No,
+}
+
+impl Fsync {
+    pub fn name(self) -> &'static str {
+        match self {
+            Fsync::Always => "always",
+            Fsync::EverySecond => "everysec",
+            Fsync::No => "no",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub fsync: Fsync,
+    /// Databases `0..databases` exist.
+    pub databases: u16,
+    /// A segment is closed when it has reached this size (so it can be larger by what is written at once).
+    pub segment_bytes: u64,
+    /// Bounds of the queue of batches that wait for the writer; a batch that alone is larger is taken when nothing
+    /// else waits.
+    pub queue_batches: usize,
+    pub queue_bytes: usize,
+    pub compaction: compaction::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            fsync: Fsync::Always,
+            databases: 16,
+            segment_bytes: 64 * 1024 * 1024,
+            queue_batches: 200_000,
+            queue_bytes: 64 * 1024 * 1024,
+            compaction: compaction::Options::default(),
+        }
+    }
+}
+
+/// For INFO and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Offset after the newest record that readers see.
+    pub end: u64,
+    /// Everything below is on the disk.
+    pub durable: u64,
+    pub segments: usize,
+    pub disk_bytes: u64,
+    pub purged_below: u64,
+    pub compactions: u64,
+    pub fsyncs: u64,
+    /// Why nothing can be written until a restart.
+    pub refusing: Option<String>,
+    /// The newest write or fsync error, also one that has passed.
+    pub last_error: Option<String>,
+}
+
+const MAX_RECORD_BYTES: usize = 513 * 1024 * 1024;
+
+/// What the threads of a log share. Locks are taken in the order of the fields and held briefly.
+struct Shared {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: Options,
+    queue: Mutex<Queue>,
+    queue_filled: Condvar,
+    /// Written only under the queue's lock.
+    epoch: AtomicU64,
+    registry: Mutex<Registry>,
+    segments: RwLock<Vec<Arc<Segment>>>,
+    /// Offset after the newest record that readers may see.
+    end: Mutex<u64>,
+    end_grown: Condvar,
+    /// Everything below is on the disk.
+    durable: AtomicU64,
+    mark: Mutex<MarkFile>,
+    stopping: Mutex<Stopping>,
+    stop_or_work: Condvar,
+    fsyncs: AtomicU64,
+    compactions: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+/// Who reads where, and what may be gone: compaction and new followers agree on it under one lock.
+struct Registry {
+    meta: Meta,
+    followers: Vec<std::sync::Weak<AtomicU64>>,
+}
+
+#[derive(Default)]
+struct Stopping {
+    background: bool,
+    writer_done: bool,
+    compact_now: bool,
+}
+
+impl Shared {
+    fn note_error(&self, error: &str) {
+        *self.last_error.lock() = Some(error.to_owned());
+    }
+}
+
+pub struct EmbeddedLog {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    _lock: Option<DirectoryLock>,
+}
+
+impl EmbeddedLog {
+    /// Opens the log in `dir` (made if need be), after verifying all of it. Blocking.
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, LogError> {
+        LocalDisk
+            .create_dir(dir)
+            .map_err(|e| io_error("create", dir, &e))?;
+        let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
+        Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock))
+    }
+
+    fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        lock: Option<DirectoryLock>,
+    ) -> Result<Arc<Self>, LogError> {
+        let recovered = recovery::recover(&*disk, dir, options.fsync != Fsync::Always)?;
+        let next = recovered.next;
+        let active = recovered
+            .segments
+            .last()
+            .expect("recovery leaves the writer a segment")
+            .clone();
+        let shared = Arc::new(Shared {
+            disk,
+            dir: dir.to_path_buf(),
+            options,
+            queue: Mutex::new(Queue::default()),
+            queue_filled: Condvar::new(),
+            epoch: AtomicU64::new(0),
+            registry: Mutex::new(Registry {
+                meta: recovered.meta,
+                followers: Vec::new(),
+            }),
+            segments: RwLock::new(recovered.segments),
+            end: Mutex::new(next),
+            end_grown: Condvar::new(),
+            durable: AtomicU64::new(next),
+            mark: Mutex::new(recovered.mark),
+            stopping: Mutex::new(Stopping::default()),
+            stop_or_work: Condvar::new(),
+            fsyncs: AtomicU64::new(0),
+            compactions: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+        });
+        let log = Arc::new(Self {
+            shared: shared.clone(),
+            threads: Mutex::default(),
+            _lock: lock,
+        });
+        let writer = Writer::new(shared.clone(), active, next);
+        log.spawn("log-writer", move || writer.run())?;
+        if shared.options.fsync == Fsync::EverySecond {
+            let shared = shared.clone();
+            log.spawn("log-fsync", move || writer::sync_every_second(&shared))?;
+        }
+        if shared.options.compaction.enabled {
+            log.spawn("log-compaction", move || compaction::run(&shared))?;
+        }
+        Ok(log)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|e| LogError::Failed(format!("cannot start the thread {name}: {e}")))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.disk_bytes()
+    }
+
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let refusing = shared.queue.lock().refusing();
+        Status {
+            end: *shared.end.lock(),
+            durable: shared.durable.load(Ordering::Acquire),
+            segments: shared.segments.read().len(),
+            disk_bytes: shared.disk_bytes(),
+            purged_below: shared.registry.lock().meta.purged_below,
+            compactions: shared.compactions.load(Ordering::Relaxed),
+            fsyncs: shared.fsyncs.load(Ordering::Relaxed),
+            refusing,
+            last_error: shared.last_error.lock().clone(),
+        }
+    }
+
+    fn databases(&self) -> impl Iterator<Item = TopicPartition> {
+        (0..self.shared.options.databases).map(|database| TopicPartition {
+            database,
+            partition: 0,
+        })
+    }
+}
+
+impl Shared {
+    fn disk_bytes(&self) -> u64 {
+        self.segments
+            .read()
+            .iter()
+            .map(|segment| segment.readable())
+            .sum()
+    }
+}
+
+impl Log for EmbeddedLog {
+    fn describe(&self) -> String {
+        format!(
+            "embedded log in {} (fsync {})",
+            self.shared.dir.display(),
+            self.shared.options.fsync.name()
+        )
+    }
+
+    fn kind(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn identity(&self, database: u16) -> Option<TopicIdentity> {
+        if database >= self.shared.options.databases {
+            return None;
+        }
+        let meta = self.shared.registry.lock().meta;
+        Some(TopicIdentity {
+            topic: format!("db{database}"),
+            id: format!("{:032x}.{}", meta.id, meta.generation),
+            partitions: 1,
+            read_only: false,
+        })
+    }
+
+    fn create(&self, database: u16) -> Result<(), LogError> {
+        if database < self.shared.options.databases {
+            return Ok(());
+        }
+        let databases = self.shared.options.databases;
+        Err(LogError::Failed(format!(
+            "database {database} does not exist: the log was opened with {databases}"
+        )))
+    }
+
+    fn partition(&self, _database: u16, _key: &[u8]) -> u32 {
+        0
+    }
+
+    fn max_record_bytes(&self, _database: u16) -> usize {
+        MAX_RECORD_BYTES
+    }
+
+    fn chains(&self) -> bool {
+        true
+    }
+
+    fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::Acquire)
+    }
+
+    fn produce(&self, batch: Batch, epoch: u64) {
+        self.shared.produce(batch, epoch);
+    }
+
+    fn ends(&self, _timeout: Duration) -> Result<Positions, LogError> {
+        let end = *self.shared.end.lock();
+        Ok(self.databases().map(|at| (at, end)).collect())
+    }
+
+    fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
+        let from = self
+            .databases()
+            .map(|at| from.get(&at).copied().unwrap_or(0))
+            .collect();
+        Ok(Box::new(EmbeddedFollower::start(
+            self.shared.clone(),
+            from,
+        )?))
+    }
+
+    fn close(&self, timeout: Duration) {
+        self.shared.stop_taking_batches();
+        let deadline = Instant::now() + timeout;
+        let mut stopping = self.shared.stopping.lock();
+        stopping.background = true;
+        self.shared.stop_or_work.notify_all();
+        while !stopping.writer_done {
+            if self
+                .shared
+                .stop_or_work
+                .wait_until(&mut stopping, deadline)
+                .timed_out()
+            {
+                tracing::warn!("the log's writer did not finish in time");
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for EmbeddedLog {
+    fn drop(&mut self) {
+        self.shared.stop_taking_batches();
+        self.shared.stopping.lock().background = true;
+        self.shared.stop_or_work.notify_all();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
+            }
+        }
+    }
+}

@@ -1,1 +1,161 @@
 //! The log on Apache Kafka, by rdkafka.
+//!
+//! Reading order: [`KafkaLog`] here is the whole; `config` its settings and librdkafka's; `topics` which topic each
+//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a write;
+//! `follower` the way back; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
+//! key; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
+//!
+//! Clients, each with librdkafka's own threads: one for questions, one producer, one consumer per follower, and one
+//! for the moment when a topic is created or its settings are read. A thread of our own (`watch`) looks at the topics
+//! every few seconds and puts a new producer in the place of a broken one.
+
+mod admin;
+pub mod codec;
+mod config;
+mod context;
+mod ffi;
+mod follower;
+mod partitioner;
+mod producer;
+mod topics;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+pub use config::{Config, Mapped};
+pub use partitioner::Partitioner;
+
+use self::context::Health;
+use self::follower::KafkaFollower;
+use self::producer::Lane;
+use self::topics::Topics;
+use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity};
+
+/// How often the topics are looked at: so long a database that another node created may stay unnoticed.
+const WATCH: Duration = Duration::from_secs(2);
+/// How often the watch looks whether it has something to do, or to stop.
+const TICK: Duration = Duration::from_millis(100);
+/// Creating a topic at its first write.
+const CREATE: Duration = Duration::from_secs(10);
+
+pub struct KafkaLog {
+    config: Arc<Config>,
+    health: Arc<Health>,
+    topics: Arc<Topics>,
+    lane: Arc<Lane>,
+    stop: Arc<AtomicBool>,
+    watch: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl KafkaLog {
+    /// Reaches Kafka within the startup timeout, creates or verifies the topics. Blocking.
+    pub fn connect(config: Config) -> Result<KafkaLog, LogError> {
+        config.check().map_err(LogError::Failed)?;
+        let config = Arc::new(config);
+        let health = Arc::new(Health::default());
+        let topics = Arc::new(Topics::connect(&config, &health)?);
+        let lane = Arc::new(Lane::start(&config, &topics, &health)?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = {
+            let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
+            std::thread::Builder::new().name("kafka-watch".into()).spawn(move || watch(&topics, &lane, &stop))
+        };
+        let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
+        Ok(KafkaLog { config, health, topics, lane, stop, watch: Mutex::new(Some(watch)) })
+    }
+
+    /// Whether the cluster answered when it was last asked.
+    pub fn connected(&self) -> bool {
+        self.topics.connected()
+    }
+
+    fn stop_watch(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(watch) = self.watch.lock().take()
+            && watch.join().is_err()
+        {
+            tracing::error!("the thread that watches Kafka's topics panicked");
+        }
+    }
+}
+
+fn watch(topics: &Topics, lane: &Lane, stop: &AtomicBool) {
+    let mut next = Instant::now() + WATCH;
+    while !stop.load(Ordering::Acquire) {
+        topics.idle(TICK);
+        lane.mend();
+        if topics.take_hurry() || Instant::now() >= next {
+            if let Err((code, text)) = topics.refresh(WATCH) {
+                tracing::debug!(error = ?code, "cannot look at the topics: {text}");
+            }
+            next = Instant::now() + WATCH;
+        }
+    }
+}
+
+impl Log for KafkaLog {
+    fn describe(&self) -> String {
+        format!("kafka {} topic {}", self.config.bootstrap_servers, self.topics.name(0))
+    }
+
+    fn kind(&self) -> &'static str {
+        "kafka"
+    }
+
+    fn identity(&self, database: u16) -> Option<TopicIdentity> {
+        self.topics.topic(database).map(|topic| topic.identity.clone())
+    }
+
+    fn create(&self, database: u16) -> Result<(), LogError> {
+        self.topics.create(database, CREATE)
+    }
+
+    fn partition(&self, database: u16, key: &[u8]) -> u32 {
+        let states = self.topics.states();
+        let topic = states.get(usize::from(database)).and_then(|state| state.usable());
+        topic.map_or(0, |topic| self.config.partitioner.partition(key, topic.identity.partitions))
+    }
+
+    fn max_record_bytes(&self, database: u16) -> usize {
+        self.topics.topic(database).map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| topic.max_record_bytes())
+    }
+
+    fn tombstone_retention(&self, database: u16) -> Option<Duration> {
+        self.topics.topic(database)?.tombstone_retention
+    }
+
+    fn chains(&self) -> bool {
+        false
+    }
+
+    fn epoch(&self) -> u64 {
+        0
+    }
+
+    fn produce(&self, batch: Batch, _epoch: u64) {
+        self.lane.produce(batch);
+    }
+
+    fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
+        self.topics.ends(timeout)
+    }
+
+    fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
+        Ok(Box::new(KafkaFollower::start(&self.config, &self.topics, &self.health, from)?))
+    }
+
+    fn close(&self, timeout: Duration) {
+        self.lane.close(timeout);
+        self.stop_watch();
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.stop_watch();
+    }
+}

@@ -37,9 +37,7 @@ pub(super) fn store_key(key: &[u8]) -> KeyBuf {
 
 /// The hash and the user's key of a key in the tree of entries.
 pub(super) fn split_store_key(stored: &[u8]) -> Result<(u64, &[u8]), Damaged> {
-    let (hash, key) = stored
-        .split_first_chunk::<8>()
-        .ok_or_else(|| Damaged("key"))?;
+    let (hash, key) = stored.split_first_chunk::<8>().ok_or(Damaged("key"))?;
     Ok((u64::from_be_bytes(*hash), key))
 }
 
@@ -54,7 +52,7 @@ pub(super) fn expiry_key(expire_at: u64, store_key: &[u8]) -> KeyBuf {
 pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
     let (expire_at, store_key) = index
         .split_first_chunk::<8>()
-        .ok_or_else(|| Damaged("expiry index"))?;
+        .ok_or(Damaged("expiry index"))?;
     Ok((u64::from_be_bytes(*expire_at), store_key))
 }
 
@@ -84,7 +82,7 @@ pub(super) fn split_piece_key(key: &[u8]) -> Result<(&[u8], u32, u64, u32), Dama
             u32::from_be_bytes(*piece),
         ))
     };
-    split().ok_or_else(|| Damaged("key of a piece"))
+    split().ok_or(Damaged("key of a piece"))
 }
 
 /// What an entry holds besides its [`Meta`].
@@ -140,7 +138,7 @@ pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
 }
 
 pub(super) fn decode(stored: &[u8]) -> Result<(Meta, Body<'_>), Damaged> {
-    try_decode(stored).ok_or_else(|| Damaged("entry"))
+    try_decode(stored).ok_or(Damaged("entry"))
 }
 
 fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {

@@ -210,20 +210,17 @@ impl Trees {
         const TRUSTED: usize = 64 << 20;
         let mut value = BytesMut::with_capacity(length.min(TRUSTED));
         let piece_key = |piece| entry::piece_key(store_key, meta.partition, meta.offset, piece);
-        let mut next_piece = 0u32;
-        for found in self.pieces.range(piece_key(0)..=piece_key(u32::MAX)) {
+        let pieces = self.pieces.range(piece_key(0)..=piece_key(u32::MAX));
+        for (expected_number, found) in (0u32..).zip(pieces) {
             let (key, piece) = found?;
             let (_, _, _, number) = entry::split_piece_key(&key)?;
-            let expected = PIECE_BYTES.min(length - value.len());
-            if number != next_piece || piece.len() != expected {
-                return if number > next_piece {
-                    Ok(None)
-                } else {
-                    Err(Failure::Damaged("piece"))
-                };
+            if number > expected_number {
+                return Ok(None);
+            }
+            if piece.len() != PIECE_BYTES.min(length - value.len()) {
+                return Err(Failure::Damaged("piece"));
             }
             value.extend_from_slice(&piece);
-            next_piece += 1;
         }
         Ok((value.len() == length).then(|| value.freeze()))
     }

@@ -463,11 +463,16 @@ fn boot_id() -> String {
 }
 
 pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or(panic.downcast_ref::<String>().map(String::as_str));
-    format!("engine panicked: {}", text.unwrap_or("no reason given"))
+    const ENOUGH: usize = 120;
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text
+        .or(panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no reason given");
+    let first_line = text.lines().next().unwrap_or_default();
+    format!(
+        "engine panicked: {}",
+        first_line.chars().take(ENOUGH).collect::<String>()
+    )
 }
 
 /// The files beside the engine's own doing: syncs them, keeps the position file, and notes an orderly close.
@@ -514,6 +519,25 @@ impl Closer {
                 cause,
             }),
         }
+    }
+
+    /// sled shortens its file when the last segments are free. Told to the position file soon, so that a kill does not make
+    /// that look like damage. Not made durable: this is for a kill, which loses nothing that was written.
+    pub fn note_length(&self) -> Result<(), Failure> {
+        let failed = |cause| Failure::Io {
+            path: self.directory.clone(),
+            cause,
+        };
+        let length = self.data.metadata().map_err(failed)?.len();
+        let mut position = self.position.lock();
+        if let Some(position) = position
+            .as_mut()
+            .filter(|position| length < position.length)
+        {
+            position.length = length;
+            position.write_unsynced(&self.path).map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub fn write_position(

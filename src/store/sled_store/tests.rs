@@ -6,6 +6,9 @@ use super::*;
 use crate::store::checkpoint::{DatabaseCheckpoint, PartitionPosition};
 use crate::store::{ChangeKind, key_hash};
 
+mod damage;
+mod model;
+
 fn options() -> Options {
     Options {
         cache_bytes: 32 << 20,
@@ -432,4 +435,118 @@ fn a_clean_stop_keeps_position_and_counts() {
             (2, 1)
         );
     }
+}
+
+#[test]
+fn scan_meets_every_key_that_stays_while_others_come_and_go() {
+    let (_directory, store) = fresh();
+    let stays = |number: u32| Bytes::from(format!("stays {number}"));
+    let changes: Vec<Change> = (0..2_000)
+        .map(|number| put(&stays(number), b"v", meta(u64::from(number) + 1)))
+        .collect();
+    store.apply(&changes).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for offset in 10_000.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let key = format!("comes {}", offset % 997);
+                let big = vec![1; (offset % 3) as usize * 5_000];
+                let stays = put(&stays((offset % 2_000) as u32), &big, meta(offset));
+                let change = if offset % 5 == 0 {
+                    delete(key.as_bytes(), 0, offset + 1)
+                } else {
+                    put(key.as_bytes(), &big, meta(offset + 1))
+                };
+                store.apply(&[stays, change]).unwrap();
+            }
+        });
+        let readers: Vec<_> = (0..2)
+            .map(|reader| {
+                let (store, stays) = (&store, &stays);
+                scope.spawn(move || {
+                    for page in [10, 100, 333] {
+                        let keys = scan_all(store, page + reader);
+                        let seen: std::collections::HashSet<&Bytes> = keys.iter().collect();
+                        assert_eq!(seen.len(), keys.len(), "a key came twice");
+                        assert!(
+                            (0..2_000).all(|number| seen.contains(&stays(number))),
+                            "a key is missing"
+                        );
+                    }
+                })
+            })
+            .collect();
+        let outcome: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        assert!(outcome.iter().all(Result::is_ok));
+    });
+}
+
+#[test]
+fn a_value_is_never_mixed_while_it_is_replaced() {
+    let (_directory, store) = fresh();
+    let value = |offset: u64| vec![offset as u8; 60_000 + (offset % 7) as usize * 5_000];
+    store.apply(&[put(b"k", &value(1), meta(1))]).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut seen = std::collections::HashSet::new();
+            while !stop.load(Ordering::Relaxed) {
+                let Some(Entry {
+                    meta,
+                    value: Value::String(bytes),
+                }) = store.get(0, b"k").unwrap()
+                else {
+                    panic!("the key is always there");
+                };
+                assert!(bytes == value(meta.offset), "offset {}", meta.offset);
+                seen.insert(meta.offset);
+            }
+            seen.len()
+        });
+        for offset in 2..600 {
+            store
+                .apply(&[put(b"k", &value(offset), meta(offset))])
+                .unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 10);
+    });
+}
+
+#[test]
+fn overwriting_large_values_does_not_grow_the_disk() {
+    const SIZE: usize = 200_000;
+    let (_directory, store) = fresh();
+    let live = 100 * SIZE as u64;
+    let mut most = 0;
+    for round in 0..15u64 {
+        for key in 0..100 {
+            let value = vec![rand::random::<u8>(); SIZE];
+            store
+                .apply(&[put(
+                    format!("key {key}").as_bytes(),
+                    &value,
+                    meta(round * 100 + key + 1),
+                )])
+                .unwrap();
+        }
+        store.checkpoint(&position(round)).unwrap();
+        most = most.max(store.disk_bytes());
+    }
+    println!(
+        "live {live}, on disk at most {most}, at last {}",
+        store.disk_bytes()
+    );
+    assert!(most < live * 6, "{most} bytes for {live}");
+    assert_eq!(
+        fs::read_dir(store.closer.directory().join("blobs"))
+            .unwrap()
+            .count(),
+        0,
+        "pieces need no blob files"
+    );
 }

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-const SEGMENT: usize = 512 * 1024;
+pub(super) const SEGMENT: usize = 512 * 1024;
 const SEGMENT_HEADER: usize = 20;
 /// The longest header of a message; less than this at a segment's end stays unused.
 const MAX_MESSAGE_HEADER: usize = 32;
@@ -43,7 +43,7 @@ pub(super) fn verify(directory: &Path) -> Result<(), String> {
 
 /// Removes snapshots that a crash left half-written (sled would read them), and returns the log position (LSN) up to
 /// which the newest one reaches: its name says it.
-fn prepare_snapshots(directory: &Path) -> io::Result<i64> {
+pub(super) fn prepare_snapshots(directory: &Path) -> io::Result<i64> {
     let mut newest = 0;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -145,13 +145,13 @@ impl Check {
     }
 }
 
-struct SegmentHeader {
-    lsn: i64,
+pub(super) struct SegmentHeader {
+    pub lsn: i64,
     stable_lsn: i64,
 }
 
 impl SegmentHeader {
-    fn read(segment: &[u8]) -> Option<SegmentHeader> {
+    pub fn read(segment: &[u8]) -> Option<SegmentHeader> {
         let (crc, rest) = segment.split_first_chunk::<4>()?;
         let numbers: &[u8; 16] = rest.first_chunk()?;
         if !u32::from_le_bytes(*crc) != crc32fast::hash(numbers) {

@@ -124,7 +124,7 @@ impl Writer {
         for (database, _) in self.databases.iter().enumerate() {
             self.publish_counts(store, database);
         }
-        Ok(())
+        store.closer.note_length()
     }
 
     /// Before the first change after a checkpoint: tells a later start that the position file's counts are outdated.
@@ -375,6 +375,7 @@ impl Writer {
 
     /// One step of background work; whether there is more.
     pub fn sweep(&mut self, store: &SledStore, budget: usize) -> Result<bool, Failure> {
+        store.closer.note_length()?;
         if let Some(database) = self
             .databases
             .iter()

@@ -1,0 +1,210 @@
+//! Glob patterns as KEYS, SCAN and CONFIG GET understand them, on bytes: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a byte
+//! that is meant as itself.
+//!
+//! Oddities that clients may rest on are kept: a class that is not closed ends with the pattern, a range may be backwards, a
+//! `]` can be a range's end, and only the empty pattern matches the empty string. Time is at most pattern × string.
+
+/// True if the whole string matches.
+pub fn matches(pattern: &[u8], string: &[u8]) -> bool {
+    glob(pattern, string, |byte| byte)
+}
+
+/// As [`matches`], letters in any case.
+pub fn matches_any_case(pattern: &[u8], string: &[u8]) -> bool {
+    glob(pattern, string, |byte| byte.to_ascii_lowercase())
+}
+
+/// A pattern over names of keys: `*` alone means every key, the empty one too.
+#[derive(Clone, Copy)]
+pub struct KeyPattern<'p> {
+    pattern: &'p [u8],
+    every: bool,
+}
+
+impl<'p> KeyPattern<'p> {
+    pub fn new(pattern: &'p [u8]) -> Self {
+        KeyPattern {
+            pattern,
+            every: pattern == b"*",
+        }
+    }
+
+    pub fn every() -> Self {
+        KeyPattern::new(b"*")
+    }
+
+    pub fn matches(&self, key: &[u8]) -> bool {
+        self.every || matches(self.pattern, key)
+    }
+}
+
+/// When a byte does not fit, the last `*` takes one more byte. Earlier stars need not be tried again: what the pattern has between
+/// two stars fits best where it fits first.
+fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8) -> bool {
+    if string.is_empty() {
+        return pattern.is_empty();
+    }
+    let (mut rest, mut at) = (pattern, 0);
+    let mut star: Option<(&[u8], usize)> = None;
+    loop {
+        if let [b'*', behind @ ..] = rest {
+            if behind.is_empty() {
+                return true;
+            }
+            rest = behind;
+            star = Some((behind, at));
+            continue;
+        }
+        let step = match string.get(at) {
+            None if rest.is_empty() => return true,
+            None => return false,
+            Some(&byte) => one(rest, byte, fold),
+        };
+        if let Some(behind) = step {
+            rest = behind;
+            at += 1;
+        } else if let Some((behind, began)) = star {
+            rest = behind;
+            at = began + 1;
+            star = Some((behind, at));
+        } else {
+            return false;
+        }
+    }
+}
+
+/// The pattern behind its first element, if that (not a `*`) fits the byte.
+fn one(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
+    match pattern {
+        [] => None,
+        [b'?', rest @ ..] => Some(rest),
+        [b'[', b'^', class @ ..] => {
+            let (inside, rest) = in_class(class, byte, fold);
+            (!inside).then_some(rest)
+        }
+        [b'[', class @ ..] => {
+            let (inside, rest) = in_class(class, byte, fold);
+            inside.then_some(rest)
+        }
+        [b'\\', meant, rest @ ..] | [meant, rest @ ..] => (fold(*meant) == fold(byte)).then_some(rest),
+    }
+}
+
+/// Whether the class that begins here (behind `[` or `[^`) names the byte, and what follows it.
+fn in_class(class: &[u8], byte: u8, fold: fn(u8) -> u8) -> (bool, &[u8]) {
+    let byte = fold(byte);
+    let (mut rest, mut inside) = (class, false);
+    loop {
+        rest = match rest {
+            [] => return (inside, rest),
+            [b'\\', meant, behind @ ..] => {
+                inside |= fold(*meant) == byte;
+                behind
+            }
+            [b']', behind @ ..] => return (inside, behind),
+            [from, b'-', to, behind @ ..] => {
+                let (low, high) = (from.min(to), from.max(to));
+                inside |= (fold(*low)..=fold(*high)).contains(&byte);
+                behind
+            }
+            [meant, behind @ ..] => {
+                inside |= fold(*meant) == byte;
+                behind
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_in_redis() {
+        for (pattern, string, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "a", true),
+            ("*", "", false),
+            ("**", "", false),
+            ("a*", "a", true),
+            ("a**", "a", true),
+            ("*a", "a", true),
+            ("*a*", "banana", true),
+            ("h?llo", "hello", true),
+            ("h?llo", "hllo", false),
+            ("h[ae]llo", "hallo", true),
+            ("h[^e]llo", "hello", false),
+            ("h[^e]llo", "hallo", true),
+            ("h[a-c]llo", "hbllo", true),
+            ("h[c-a]llo", "hbllo", true),
+            ("h[a-", "ha", true),
+            ("[abc", "c", true),
+            ("[abc", "d", false),
+            ("[^abc", "d", true),
+            ("[^", "x", true),
+            ("[", "x", false),
+            ("[", "[", false),
+            ("[]", "]", false),
+            ("[^]", "x", true),
+            ("[a-]", "_", true),
+            ("[a-]x", "ax", false),
+            ("[\\]]", "]", true),
+            ("[\\a-z]", "-", true),
+            ("[\\a-z]", "b", false),
+            ("[\\", "\\", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("\\", "\\", true),
+            ("a\\", "a\\", true),
+            ("a*b*c", "aXXbYYc", true),
+            ("a*b*c", "aXXbYY", false),
+            ("*ab", "aab", true),
+            ("?*", "", false),
+        ] {
+            assert_eq!(
+                matches(pattern.as_bytes(), string.as_bytes()),
+                expected,
+                "{pattern:?} {string:?}"
+            );
+        }
+        assert!(matches(b"\xff*", b"\xff\x00"));
+        assert!(!matches(b"A[B-D]", b"ac") && matches_any_case(b"A[B-D]", b"ac"));
+    }
+
+    #[test]
+    fn a_star_alone_means_every_key() {
+        assert!(KeyPattern::every().matches(b"") && KeyPattern::new(b"*").matches(b"k"));
+        assert!(!KeyPattern::new(b"**").matches(b""));
+    }
+
+    #[test]
+    fn many_stars_do_not_take_forever() {
+        let pattern = b"a*".repeat(2_000);
+        assert!(!matches(&[&pattern[..], b"b"].concat(), &[b'a'; 10_000]));
+        assert!(!matches(&[&b"*"[..], &[b'a'; 2_000], b"b"].concat(), &[b'a'; 10_000]));
+    }
+
+    /// Tries every length for every star.
+    fn simple(pattern: &[u8], string: &[u8]) -> bool {
+        match (pattern, string) {
+            ([], _) => string.is_empty(),
+            ([b'*', rest @ ..], _) => (0..=string.len()).any(|taken| simple(rest, &string[taken..])),
+            (_, []) => false,
+            (_, [byte, behind @ ..]) => one(pattern, *byte, |b| b).is_some_and(|rest| simple(rest, behind)),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_last_star_is_enough(
+            pattern in vec(prop::sample::select(b"ab*?[]^-\\".to_vec()), 0..12),
+            string in vec(prop::sample::select(b"ab-]\\".to_vec()), 1..12),
+        ) {
+            prop_assert_eq!(matches(&pattern, &string), simple(&pattern, &string));
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! The service layer on a log that does what the test says: acknowledges, fails or keeps quiet.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::transaction::{Computed, Keys, View};
+use super::write::{Outstanding, Write};
+use super::{Fault, Service, Settings, Transaction, Wait, applier};
+use crate::log::{
+    Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity, TopicPartition,
+};
+use crate::store::sled_store::{Options, SledStore};
+
+const HERE: TopicPartition = TopicPartition {
+    database: 0,
+    partition: 0,
+};
+
+/// One topic of one partition, in memory.
+#[derive(Default)]
+struct ScriptedLog {
+    chains: bool,
+    epoch: AtomicU64,
+    waiting: Mutex<VecDeque<Batch>>,
+    records: Arc<Mutex<Vec<LogRecord>>>,
+}
+
+impl ScriptedLog {
+    /// The oldest batch gets into the log.
+    fn acknowledge(&self) {
+        let batch = self.waiting.lock().pop_front().expect("a batch is under way");
+        let mut appended = Vec::new();
+        {
+            let mut records = self.records.lock();
+            for record in batch.records {
+                let offset = records.len() as u64;
+                records.push(LogRecord {
+                    at: record.to,
+                    offset,
+                    timestamp: 1,
+                    key: record.key,
+                    payload: record.payload,
+                    group: None,
+                });
+                appended.push(Appended {
+                    at: record.to,
+                    offset,
+                    timestamp: 1,
+                });
+            }
+        }
+        batch.completion.complete(Ok(&appended));
+    }
+
+    fn acknowledge_all(&self) {
+        while !self.waiting.lock().is_empty() {
+            self.acknowledge();
+        }
+    }
+
+    /// The oldest batch fails; on a log that chains, all that came after it too.
+    fn fail(&self, error: ProduceError) {
+        let failed: Vec<Batch> = {
+            let mut waiting = self.waiting.lock();
+            let count = if self.chains { waiting.len() } else { 1 };
+            waiting.drain(..count).collect()
+        };
+        if self.chains {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
+        for (index, batch) in failed.into_iter().enumerate() {
+            let error = if index == 0 { error.clone() } else { ProduceError::StaleEpoch };
+            batch.completion.complete(Err(error));
+        }
+    }
+
+    /// Another producer's record.
+    fn foreign(&self, key: &str, value: &str) {
+        let mut records = self.records.lock();
+        let offset = records.len() as u64;
+        records.push(LogRecord {
+            at: HERE,
+            offset,
+            timestamp: 2,
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            payload: Payload::Value {
+                value: Bytes::copy_from_slice(value.as_bytes()),
+                expire_at: None,
+            },
+            group: None,
+        });
+    }
+}
+
+impl Log for ScriptedLog {
+    fn describe(&self) -> String {
+        "scripted log".into()
+    }
+    fn kind(&self) -> &'static str {
+        "scripted"
+    }
+    fn identity(&self, database: u16) -> Option<TopicIdentity> {
+        (database == 0).then(|| TopicIdentity {
+            topic: "t".into(),
+            id: "1".into(),
+            partitions: 1,
+            read_only: false,
+        })
+    }
+    fn create(&self, _: u16) -> Result<(), LogError> {
+        Err(LogError::Failed("cannot create".into()))
+    }
+    fn partition(&self, _: u16, _: &[u8]) -> u32 {
+        0
+    }
+    fn max_record_bytes(&self, _: u16) -> usize {
+        1_000
+    }
+    fn chains(&self) -> bool {
+        self.chains
+    }
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+    fn produce(&self, batch: Batch, epoch: u64) {
+        if epoch != self.epoch() {
+            return batch.completion.complete(Err(ProduceError::StaleEpoch));
+        }
+        self.waiting.lock().push_back(batch);
+    }
+    fn ends(&self, _: Duration) -> Result<Positions, LogError> {
+        Ok(Positions::from([(HERE, self.records.lock().len() as u64)]))
+    }
+    fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
+        Ok(Box::new(ScriptedFollower {
+            records: self.records.clone(),
+            next: from.get(&HERE).copied().unwrap_or(0),
+        }))
+    }
+    fn close(&self, _: Duration) {}
+}
+
+struct ScriptedFollower {
+    records: Arc<Mutex<Vec<LogRecord>>>,
+    next: u64,
+}
+
+impl Follower for ScriptedFollower {
+    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+        let deadline = Instant::now() + timeout.min(Duration::from_millis(5));
+        loop {
+            let records = self.records.lock();
+            let new = &records[self.next as usize..];
+            if !new.is_empty() {
+                out.extend_from_slice(new);
+                self.next = records.len() as u64;
+                return Ok(());
+            }
+            drop(records);
+            if Instant::now() >= deadline {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    fn positions(&self) -> Positions {
+        Positions::from([(HERE, self.next)])
+    }
+    fn skipped(&self) -> u64 {
+        0
+    }
+}
+
+struct Fixture {
+    log: Arc<ScriptedLog>,
+    service: Arc<Service>,
+    applier: Option<std::thread::JoinHandle<()>>,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new(chains: bool) -> Fixture {
+        let log = Arc::new(ScriptedLog {
+            chains,
+            ..ScriptedLog::default()
+        });
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        Fixture::on(log, directory)
+    }
+
+    fn on(log: Arc<ScriptedLog>, directory: tempfile::TempDir) -> Fixture {
+        let options = Options {
+            cache_bytes: 8 << 20,
+            databases: 2,
+        };
+        let opened = SledStore::open(directory.path(), &options).expect("the store opens");
+        let service = Service::new(log.clone(), opened.store, 2, Settings::default());
+        service.memory.limit.store(1 << 20, Ordering::Relaxed);
+        let applier = applier::start(service.clone(), &opened.checkpoint).expect("the applier starts");
+        let fixture = Fixture {
+            log,
+            service,
+            applier: Some(applier),
+            directory,
+        };
+        fixture.wait(|f| f.service.is_serving());
+        fixture
+    }
+
+    /// Stops the node and starts it anew on the same log and directory.
+    fn restart(mut self) -> Fixture {
+        self.stop();
+        let log = self.log.clone();
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().expect("a temporary directory"));
+        drop(self);
+        Fixture::on(log, directory)
+    }
+
+    fn stop(&mut self) {
+        self.service.stop();
+        if let Some(applier) = self.applier.take() {
+            applier.join().expect("the applier ends");
+        }
+    }
+
+    fn wait(&self, reached: impl Fn(&Fixture) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !reached(self) {
+            assert!(Instant::now() < deadline, "not reached in time");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn transact<T>(
+        &self,
+        owner: &Arc<Outstanding>,
+        key: &str,
+        view: View,
+        f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<Computed<T>, Fault> {
+        self.service.transact(owner, Keys::Some(&[key.as_bytes()]), view, f)
+    }
+
+    fn set(&self, owner: &Arc<Outstanding>, key: &str, value: &str) -> Arc<Write> {
+        let value = Bytes::copy_from_slice(value.as_bytes());
+        let computed = self.transact(owner, key, View::Update, |t| {
+            t.set(0, key.as_bytes(), value, None);
+            Ok(())
+        });
+        written(computed)
+    }
+
+    /// What a connection without writes under way reads.
+    fn get(&self, key: &str) -> Option<String> {
+        let read = self
+            .transact(&Arc::default(), key, View::Committed, |t| t.get_string(0, key.as_bytes()))
+            .unwrap_or_else(|_| panic!("reading {key} failed"));
+        read.value.map(|v| String::from_utf8_lossy(&v).into_owned())
+    }
+
+    fn increment(&self, owner: &Arc<Outstanding>, key: &str) -> Result<Computed<i64>, Fault> {
+        self.transact(owner, key, View::Update, |t| {
+            let old = t.get_string(0, key.as_bytes())?;
+            let new = old.map_or(0, |v| String::from_utf8_lossy(&v).parse::<i64>().unwrap_or(0)) + 1;
+            t.set(0, key.as_bytes(), new.to_string().into(), None);
+            Ok(new)
+        })
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn written<T>(computed: Result<Computed<T>, Fault>) -> Arc<Write> {
+    match computed {
+        Ok(Computed { write: Some(write), .. }) => write,
+        _ => panic!("nothing was written"),
+    }
+}
+
+fn not_written() -> ProduceError {
+    ProduceError::NotWritten("for the test".into())
+}
+
+#[test]
+fn a_write_is_seen_by_others_when_it_is_acknowledged_and_by_its_connection_at_once() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    let write = f.set(&owner, "k", "1");
+    assert_eq!(f.get("k"), None);
+    let own = f.transact(&owner, "k", View::Pending, |t| t.get_string(0, b"k"));
+    let Ok(own) = own else { panic!("own read failed") };
+    assert_eq!(own.value.as_deref(), Some(&b"1"[..]));
+    assert!(Arc::ptr_eq(&own.depends[0], &write), "its reply waits for the write");
+    assert_eq!(owner.count(), 1);
+    f.log.acknowledge();
+    assert_eq!(f.get("k").as_deref(), Some("1"));
+    assert_eq!(owner.count(), 0);
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_value() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "k", "old");
+    f.log.acknowledge();
+    let write = f.set(&owner, "k", "new");
+    f.log.fail(not_written());
+    assert_eq!(f.get("k").as_deref(), Some("old"));
+    assert_eq!(write.outcome(), Some(&Err(not_written())));
+}
+
+#[test]
+fn of_two_writes_under_way_the_failed_one_vanishes() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "k", "1");
+    f.set(&owner, "k", "2");
+    f.log.fail(not_written());
+    assert_eq!(f.get("k"), None);
+    f.log.acknowledge();
+    assert_eq!(f.get("k").as_deref(), Some("2"));
+}
+
+#[test]
+fn without_chaining_a_conditional_command_waits_for_the_pending_write() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    let write = f.set(&owner, "n", "41");
+    match f.increment(&owner, "n") {
+        Err(Fault::Wait(Wait::Write(on))) => assert!(Arc::ptr_eq(&on, &write)),
+        _ => panic!("it did not wait"),
+    }
+    f.log.acknowledge();
+    assert!(matches!(f.increment(&owner, "n"), Ok(Computed { value: 42, .. })));
+}
+
+#[test]
+fn with_chaining_a_failure_takes_down_what_rested_on_it() {
+    let f = Fixture::new(true);
+    let owner = Arc::default();
+    let first = written(f.increment(&owner, "n"));
+    let second = written(f.increment(&owner, "n"));
+    f.log.fail(not_written());
+    assert_eq!(first.outcome(), Some(&Err(not_written())));
+    assert_eq!(second.outcome(), Some(&Err(ProduceError::StaleEpoch)));
+    assert!(matches!(f.increment(&owner, "n"), Ok(Computed { value: 1, .. })));
+    f.log.acknowledge();
+    assert_eq!(f.get("n").as_deref(), Some("1"));
+}
+
+#[test]
+fn of_an_own_and_a_foreign_record_the_later_offset_wins() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "k", "own");
+    f.log.foreign("k", "foreign, earlier");
+    f.wait(|f| f.get("k").as_deref() == Some("foreign, earlier"));
+    f.log.acknowledge();
+    assert_eq!(f.get("k").as_deref(), Some("own"));
+    f.log.foreign("k", "foreign, later");
+    f.wait(|f| f.get("k").as_deref() == Some("foreign, later"));
+}
+
+#[test]
+fn a_flush_hides_what_came_before_it_and_nothing_that_came_after() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "before", "1");
+    f.log.acknowledge();
+    f.wait(|f| f.service.store.count(0).is_ok_and(|n| n == 1));
+    let flush = f.service.transact(&owner, Keys::Unlocked, View::Update, |t| {
+        t.flush(0);
+        Ok(())
+    });
+    written(flush);
+    f.set(&owner, "after", "2");
+    f.log.acknowledge_all();
+    assert_eq!(f.get("before"), None);
+    assert_eq!(f.get("after").as_deref(), Some("2"));
+    f.wait(|f| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst) == 3);
+    assert_eq!(f.service.store.count(0).expect("the store counts"), 1);
+    let f = f.restart();
+    assert_eq!(f.get("before"), None);
+    assert_eq!(f.get("after").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_record_that_is_too_large_is_refused_before_it_is_produced() {
+    let f = Fixture::new(false);
+    let refused = f.transact(&Arc::default(), "k", View::Update, |t| {
+        t.set(0, b"k", Bytes::from(vec![0; 1_000]), None);
+        Ok(())
+    });
+    assert!(matches!(refused, Err(Fault::Error(text)) if text.starts_with(b"ERR the record would have")));
+    assert!(f.log.waiting.lock().is_empty());
+}
+
+#[test]
+fn a_watched_key_raises_its_flag_on_own_and_foreign_writes_only() {
+    let f = Fixture::new(false);
+    for foreign in [false, true] {
+        let flag = Arc::default();
+        f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
+        f.set(&Arc::default(), "other", "1");
+        f.log.acknowledge();
+        assert!(!flag.load(Ordering::SeqCst));
+        if foreign {
+            f.log.foreign("k", "1");
+        } else {
+            f.set(&Arc::default(), "k", "1");
+            f.log.acknowledge();
+        }
+        f.wait(|_| flag.load(Ordering::SeqCst));
+        f.wait(|f| {
+            let stored = f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+            stored == f.log.records.lock().len() as u64
+        });
+    }
+}
+
+fn all_stored(f: &Fixture) -> bool {
+    let stored = f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+    stored == f.log.records.lock().len() as u64
+}
+
+#[test]
+fn an_own_write_is_no_change_when_it_is_read_from_the_log() {
+    let f = Fixture::new(false);
+    for value in ["1", "2"] {
+        f.set(&Arc::default(), "k", value);
+        f.log.acknowledge();
+        let flag = Arc::default();
+        f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
+        f.wait(all_stored);
+        assert!(!flag.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
+fn a_flush_under_way_is_a_change_to_whoever_watches_now() {
+    let f = Fixture::new(false);
+    f.set(&Arc::default(), "k", "1");
+    f.log.acknowledge();
+    let flushed = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        t.flush(0);
+        Ok(())
+    });
+    let (there, absent) = (Arc::default(), Arc::default());
+    f.service.database(0).watches.watch(Bytes::from_static(b"k"), &there);
+    f.service.database(0).watches.watch(Bytes::from_static(b"absent"), &absent);
+    assert_eq!(f.get("k").as_deref(), Some("1"));
+    f.log.acknowledge();
+    assert!(written(flushed).outcome().is_some() && f.get("k").is_none());
+    assert!(there.load(Ordering::SeqCst) && !absent.load(Ordering::SeqCst));
+}
+
+#[test]
+fn walking_names_sees_what_the_transaction_did() {
+    let f = Fixture::new(false);
+    for key in ["kept", "deleted", "expired"] {
+        f.set(&Arc::default(), key, "1");
+    }
+    f.log.acknowledge_all();
+    f.wait(all_stored);
+    let names = |t: &mut Transaction<'_>| {
+        let (mut names, mut from) = (Vec::new(), Some(0));
+        while let Some(start) = from {
+            let mut visit = |key: &[u8]| names.push(String::from_utf8_lossy(key).into_owned());
+            from = t.scan_keys(0, start, 1, &mut visit)?;
+        }
+        names.sort();
+        Ok::<_, Fault>(names)
+    };
+    let walked = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        t.delete(0, b"deleted");
+        t.set(0, b"expired", Bytes::new(), Some(t.now));
+        t.set(0, b"created", Bytes::new(), Some(t.now + 60_000));
+        let before = names(t)?;
+        t.flush(0);
+        t.set(0, b"after", Bytes::new(), None);
+        Ok((before, names(t)?))
+    });
+    let Ok(walked) = walked else { panic!("it does not wait") };
+    assert_eq!(walked.value.0, ["created", "kept"]);
+    assert_eq!(walked.value.1, ["after"]);
+}
+
+/// Random writes, failures, foreign records, evictions and restarts against a simple map.
+#[test]
+fn it_answers_as_a_map_does() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut f = Fixture::new(random.random());
+    let mut model = std::collections::HashMap::<String, String>::new();
+    let owner = Arc::default();
+    for step in 0..3_000 {
+        let key = format!("k{}", random.random_range(0..50));
+        let value = format!("{step}-{}", "x".repeat(random.random_range(0..400)));
+        match random.random_range(0..100) {
+            0..40 => {
+                f.set(&owner, &key, &value);
+                f.log.acknowledge();
+                model.insert(key, value);
+            }
+            40..50 => {
+                f.set(&owner, &key, &value);
+                f.log.fail(not_written());
+            }
+            50..60 => {
+                written(f.transact(&owner, &key, View::Update, |t| {
+                    t.delete(0, key.as_bytes());
+                    Ok(())
+                }));
+                f.log.acknowledge();
+                model.remove(&key);
+            }
+            60..70 => {
+                f.log.foreign(&key, &value);
+                model.insert(key, value);
+                let end = f.log.records.lock().len() as u64;
+                f.wait(|f| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst) >= end);
+            }
+            70..72 => f = f.restart(),
+            72 => f.service.memory.limit.store(random.random_range(0..20_000), Ordering::Relaxed),
+            _ => assert_eq!(f.get(&key), model.get(&key).cloned(), "{key} at step {step}, seed {seed}"),
+        }
+    }
+    let f = f.restart();
+    for n in 0..50 {
+        let key = format!("k{n}");
+        assert_eq!(f.get(&key), model.get(&key).cloned(), "{key} at the end, seed {seed}");
+    }
+    assert_eq!(f.service.store.count(0).expect("the store counts"), model.len() as u64, "seed {seed}");
+}

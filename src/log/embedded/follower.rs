@@ -1,0 +1,267 @@
+//! Records out: a follower walks the segments with a reader of its own and waits at the end for more.
+//!
+//! Its position is known to compaction (see [`Registry`](super::Registry)): what it has still to read of tombstones
+//! stays until it has read it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Shared;
+use super::frame::{Kind, RawRecord, Records};
+use super::segment::{Frame, FrameReader, Segment, damage};
+use crate::log::{Follower, Group, LogError, LogRecord, Payload, Positions, TopicPartition};
+
+/// A poll ends once it has this many records or bytes; the last frame is taken whole.
+const POLL_RECORDS: usize = 2048;
+const POLL_BYTES: usize = 4 * 1024 * 1024;
+/// Smaller values are copied, so that keeping one does not keep what was read around it.
+const SHARE_VALUE: usize = 128 * 1024;
+
+pub struct EmbeddedFollower {
+    shared: Arc<Shared>,
+    reader: FrameReader,
+    /// Per database: records below are not wanted.
+    from: Vec<u64>,
+    /// Next offset to read, over all databases; compaction looks at it.
+    position: Arc<AtomicU64>,
+    /// Upper half of the group ids, so that they differ from log to log.
+    group_prefix: u128,
+}
+
+impl EmbeddedFollower {
+    pub fn start(shared: Arc<Shared>, from: Vec<u64>) -> Result<Self, LogError> {
+        let mut registry = shared.registry.lock();
+        let end = *shared.end.lock();
+        let purged_below = registry.meta.purged_below;
+        for (database, &position) in from.iter().enumerate() {
+            if position > end {
+                return Err(LogError::PositionLost(format!(
+                    "position {position} of database {database} is past the end of the log ({end})"
+                )));
+            }
+            if position > 0 && position < purged_below {
+                return Err(LogError::PositionLost(format!(
+                    "deletions after position {position} of database {database} are no longer in the log (removed up \
+                     to offset {purged_below})"
+                )));
+            }
+        }
+        let start = from.iter().copied().min().unwrap_or(end);
+        let position = Arc::new(AtomicU64::new(start));
+        registry
+            .followers
+            .retain(|follower| follower.strong_count() > 0);
+        registry.followers.push(Arc::downgrade(&position));
+        let group_prefix = (registry.meta.id >> 64) << 64;
+        drop(registry);
+        let segment = shared.segment_of(start);
+        Ok(Self {
+            reader: FrameReader::new(segment, start),
+            shared,
+            from,
+            position,
+            group_prefix,
+        })
+    }
+
+    fn position(&self) -> u64 {
+        self.position.load(Ordering::Acquire)
+    }
+
+    /// Takes what there is, up to the bounds. True if the position moved.
+    fn read(&mut self, out: &mut Vec<LogRecord>) -> Result<bool, LogError> {
+        let (start, enough) = (self.position(), out.len() + POLL_RECORDS);
+        let mut bytes = 0;
+        while out.len() < enough && bytes < POLL_BYTES {
+            match self.reader.next()? {
+                Some(frame) => {
+                    bytes += frame.body.len();
+                    self.take(&frame, out)?;
+                    self.position
+                        .fetch_max(frame.header.end(), Ordering::AcqRel);
+                }
+                None if self.enter_next_segment()? => {}
+                None => break,
+            }
+        }
+        Ok(self.position() > start)
+    }
+
+    /// False at the end of the log.
+    fn enter_next_segment(&mut self) -> Result<bool, LogError> {
+        let current = self.reader.segment().clone();
+        let newest = self
+            .shared
+            .segments
+            .read()
+            .last()
+            .is_some_and(|last| last.base <= current.base);
+        if newest {
+            return Ok(false);
+        }
+        if current.readable() > self.reader.at() {
+            // It grew before the next one was begun.
+            return Ok(true);
+        }
+        let end = current
+            .compacted
+            .map_or(self.reader.next_offset(), |c| c.end);
+        let position = self.position.fetch_max(end, Ordering::AcqRel).max(end);
+        let next = self.shared.segment_of(position);
+        // Compaction may have merged the current segment with the next one.
+        if Arc::ptr_eq(&next, &current) || (next.base < position && next.compacted.is_none()) {
+            return Err(damage(
+                &current.path,
+                self.reader.at(),
+                end,
+                "its last frames are missing",
+            ));
+        }
+        self.reader = FrameReader::new(next, position);
+        Ok(true)
+    }
+
+    fn take(&self, frame: &Frame, out: &mut Vec<LogRecord>) -> Result<(), LogError> {
+        let first = out.len();
+        // Of the group at hand: its first offset, and where its records begin in `out`.
+        let mut group: Option<(u64, usize)> = None;
+        for raw in Records::new(frame.header, &frame.body) {
+            let raw = raw.map_err(|e| {
+                out.truncate(first);
+                LogError::Failed(format!(
+                    "{} holds a record that this version cannot read, in the frame of offset {}: {e}",
+                    self.reader.segment().path.display(),
+                    frame.header.base
+                ))
+            })?;
+            if group.map(|(id, _)| id) != raw.group {
+                self.count_group(group, out);
+                group = raw.group.map(|id| (id, out.len()));
+            }
+            let wanted = self
+                .from
+                .get(usize::from(raw.database))
+                .is_some_and(|&from| raw.offset >= from);
+            if wanted {
+                out.push(self.record(&raw, &frame.body));
+            }
+        }
+        self.count_group(group, out);
+        Ok(())
+    }
+
+    /// Writes into each record of a group how many of them its partition has.
+    fn count_group(&self, group: Option<(u64, usize)>, out: &mut [LogRecord]) {
+        let Some((_, first)) = group else { return };
+        let members = &mut out[first..];
+        for i in 0..members.len() {
+            let at = members[i].at;
+            // Counted once per partition, at its first record.
+            if members[..i].iter().any(|m| m.at == at) {
+                continue;
+            }
+            let records = members.iter().filter(|m| m.at == at).count() as u32;
+            for member in members[i..].iter_mut().filter(|m| m.at == at) {
+                if let Some(group) = &mut member.group {
+                    group.records = records;
+                }
+            }
+        }
+    }
+
+    fn record(&self, raw: &RawRecord<'_>, body: &Bytes) -> LogRecord {
+        let (key, payload) = match raw.kind {
+            Kind::Value { value, expire_at } => {
+                let (key, value) = key_and_value(raw.key, value, body);
+                (key, Payload::Value { value, expire_at })
+            }
+            Kind::Tombstone => (Bytes::copy_from_slice(raw.key), Payload::Tombstone),
+            Kind::Flush => (Bytes::copy_from_slice(raw.key), Payload::Flush),
+        };
+        LogRecord {
+            at: TopicPartition {
+                database: raw.database,
+                partition: 0,
+            },
+            offset: raw.offset,
+            timestamp: raw.timestamp,
+            key,
+            payload,
+            group: raw.group.map(|first| Group {
+                id: self.group_prefix | u128::from(first),
+                records: 0,
+            }),
+        }
+    }
+}
+
+fn key_and_value(key: &[u8], value: &[u8], body: &Bytes) -> (Bytes, Bytes) {
+    if value.len() >= SHARE_VALUE.max(body.len() / 2) {
+        return (Bytes::copy_from_slice(key), body.slice_ref(value));
+    }
+    let mut both = Vec::with_capacity(key.len() + value.len());
+    both.extend_from_slice(key);
+    both.extend_from_slice(value);
+    let mut key_bytes = Bytes::from(both);
+    let value_bytes = key_bytes.split_off(key.len());
+    (key_bytes, value_bytes)
+}
+
+impl Follower for EmbeddedFollower {
+    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+        let deadline = Instant::now() + timeout;
+        let before = out.len();
+        loop {
+            let moved = self.read(out)?;
+            if out.len() > before {
+                return Ok(());
+            }
+            if moved {
+                continue;
+            }
+            let mut end = self.shared.end.lock();
+            while *end <= self.position() {
+                if self
+                    .shared
+                    .end_grown
+                    .wait_until(&mut end, deadline)
+                    .timed_out()
+                {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn positions(&self) -> Positions {
+        let position = self.position();
+        (0..)
+            .zip(&self.from)
+            .map(|(database, &from)| {
+                (
+                    TopicPartition {
+                        database,
+                        partition: 0,
+                    },
+                    position.max(from),
+                )
+            })
+            .collect()
+    }
+
+    fn skipped(&self) -> u64 {
+        0
+    }
+}
+
+impl Shared {
+    /// The segment that the offset is in, or would be.
+    fn segment_of(&self, offset: u64) -> Arc<Segment> {
+        let segments = self.segments.read();
+        let after = segments.partition_point(|segment| segment.base <= offset);
+        segments[after.saturating_sub(1)].clone()
+    }
+}

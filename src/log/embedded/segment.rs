@@ -1,0 +1,317 @@
+//! A segment: one file of frames, named by its first offset, and the reader that walks it.
+//!
+//! A segment is either *in order* (the writer appended to it: its frames follow on each other without a gap) or
+//! *compacted* (rewritten as a whole: gaps, and its header says where it ends). The reader checks every checksum, on
+//! each read: damaged bytes are an error that names file and place, never data.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use super::disk::{Disk, DiskFile, read_full, write_all};
+use super::frame::{FrameHeader, HEADER_LEN, checksum};
+use crate::log::LogError;
+
+pub const SEGMENT_SUFFIX: &str = ".segment";
+pub const TEMPORARY_SUFFIX: &str = ".tmp";
+pub const SEGMENT_HEADER_LEN: usize = 48;
+const SEGMENT_MAGIC: [u8; 8] = *b"hwSEG\0\0\x01";
+
+/// How much is read at once; larger frames are read alone.
+const CHUNK: u64 = 256 * 1024;
+
+pub struct Segment {
+    pub base: u64,
+    pub path: PathBuf,
+    pub salt: u32,
+    pub compacted: Option<Compacted>,
+    pub file: Arc<dyn DiskFile>,
+    /// Bytes that readers may see; always at the end of a frame.
+    readable: AtomicU64,
+}
+
+/// What the header of a compacted segment says of the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compacted {
+    /// Offset after the range that the segment stands for.
+    pub end: u64,
+    pub file_len: u64,
+}
+
+pub fn segment_name(base: u64) -> String {
+    format!("{base:020}{SEGMENT_SUFFIX}")
+}
+
+pub fn base_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SEGMENT_SUFFIX)?;
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
+}
+
+pub fn io_error(doing: &str, path: &Path, cause: &std::io::Error) -> LogError {
+    LogError::Failed(format!("cannot {doing} {}: {cause}", path.display()))
+}
+
+impl Segment {
+    /// Makes an empty segment for the writer. It appears under its name only when its header is on the disk.
+    pub fn create(disk: &dyn Disk, dir: &Path, base: u64) -> std::io::Result<Self> {
+        let path = dir.join(segment_name(base));
+        let temporary = dir.join(format!("{}{TEMPORARY_SUFFIX}", segment_name(base)));
+        let salt = rand::random();
+        let made = (|| -> std::io::Result<_> {
+            let file = disk.create(&temporary)?;
+            write_all(&*file, &encode_header(base, salt, None), 0)?;
+            file.sync_all()?;
+            disk.rename(&temporary, &path)?;
+            disk.sync_dir(dir)?;
+            Ok(file)
+        })();
+        let file = made.inspect_err(|_| {
+            // What is left of it is removed at the next open at the latest.
+            let _ = disk.remove(&temporary);
+        })?;
+        Ok(Self::new(
+            path,
+            file,
+            base,
+            salt,
+            None,
+            SEGMENT_HEADER_LEN as u64,
+        ))
+    }
+
+    pub fn new(
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        base: u64,
+        salt: u32,
+        compacted: Option<Compacted>,
+        readable: u64,
+    ) -> Self {
+        Self {
+            base,
+            path,
+            salt,
+            compacted,
+            file,
+            readable: AtomicU64::new(readable),
+        }
+    }
+
+    /// Opens a segment by its header; its whole length is readable.
+    pub fn open(disk: &dyn Disk, dir: &Path, base: u64) -> Result<Self, LogError> {
+        let path = dir.join(segment_name(base));
+        let failed = |cause: std::io::Error| io_error("read", &path, &cause);
+        let file = disk.open(&path).map_err(failed)?;
+        let len = file.len().map_err(failed)?;
+        let mut bytes = [0; SEGMENT_HEADER_LEN];
+        let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;
+        let header = (read == SEGMENT_HEADER_LEN)
+            .then(|| decode_header(&bytes))
+            .flatten();
+        let Some((named, salt, compacted)) = header else {
+            return Err(damage(&path, 0, base, "its header is not readable"));
+        };
+        if named != base {
+            return Err(damage(
+                &path,
+                0,
+                base,
+                &format!("it is the segment of offset {named} under another name"),
+            ));
+        }
+        if let Some(c) = compacted
+            && c.file_len != len
+        {
+            let what = format!("it should have {} bytes and has {len}", c.file_len);
+            return Err(damage(&path, len.min(c.file_len), base, &what));
+        }
+        Ok(Self::new(path, file, base, salt, compacted, len))
+    }
+
+    pub fn readable(&self) -> u64 {
+        self.readable.load(Ordering::Acquire)
+    }
+
+    pub fn set_readable(&self, len: u64) {
+        self.readable.store(len, Ordering::Release);
+    }
+}
+
+/// The error for bytes that cannot be right.
+pub fn damage(path: &Path, at: u64, offset: u64, what: &str) -> LogError {
+    LogError::Failed(format!(
+        "the log is damaged: {} at byte {at} (offset {offset}): {what}; restore the file from a backup, or move the \
+         log's directory away to start with an empty log",
+        path.display()
+    ))
+}
+
+pub fn encode_header(
+    base: u64,
+    salt: u32,
+    compacted: Option<Compacted>,
+) -> [u8; SEGMENT_HEADER_LEN] {
+    let mut bytes = [0; SEGMENT_HEADER_LEN];
+    bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
+    bytes[8..16].copy_from_slice(&base.to_le_bytes());
+    bytes[16..20].copy_from_slice(&salt.to_le_bytes());
+    if let Some(c) = compacted {
+        bytes[20..24].copy_from_slice(&1u32.to_le_bytes());
+        bytes[24..32].copy_from_slice(&c.end.to_le_bytes());
+        bytes[32..40].copy_from_slice(&c.file_len.to_le_bytes());
+    }
+    let crc = checksum(0, &bytes[..44]);
+    bytes[44..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn decode_header(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<(u64, u32, Option<Compacted>)> {
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+    let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    if bytes[..8] != SEGMENT_MAGIC || checksum(0, &bytes[..44]) != u32_at(44) {
+        return None;
+    }
+    let compacted = (u32_at(20) == 1).then(|| Compacted {
+        end: u64_at(24),
+        file_len: u64_at(32),
+    });
+    Some((u64_at(8), u32_at(16), compacted))
+}
+
+/// Why a frame could not be read. Only recovery tells the two apart.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The bytes are wrong.
+    Damaged(LogError),
+    /// The bytes could not be had.
+    Io(LogError),
+}
+
+impl From<ReadError> for LogError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged(e) | ReadError::Io(e) => e,
+        }
+    }
+}
+
+/// A frame as read, its checksums found right.
+pub struct Frame {
+    pub header: FrameHeader,
+    pub body: Bytes,
+}
+
+/// Walks a segment's frames from its start.
+pub struct FrameReader {
+    segment: Arc<Segment>,
+    /// Byte position of the next frame.
+    at: u64,
+    /// Offset that the next frame begins at (or, in a compacted segment, not before).
+    next: u64,
+    /// Frames that end at or below this offset are passed over, their bodies unread.
+    from: u64,
+    chunk: Bytes,
+    chunk_at: u64,
+}
+
+impl FrameReader {
+    pub fn new(segment: Arc<Segment>, from: u64) -> Self {
+        let (at, next) = (SEGMENT_HEADER_LEN as u64, segment.base);
+        Self {
+            segment,
+            at,
+            next,
+            from,
+            chunk: Bytes::new(),
+            chunk_at: 0,
+        }
+    }
+
+    pub fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// Byte position after the last frame read.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Offset after the last frame read.
+    pub fn next_offset(&self) -> u64 {
+        self.next
+    }
+
+    /// The next frame, or `None` at the end of what is readable.
+    pub fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+        loop {
+            let limit = self.segment.readable();
+            if self.at >= limit {
+                return Ok(None);
+            }
+            let header = self.header(limit)?;
+            let body_at = self.at + HEADER_LEN as u64;
+            if header.end() > self.from {
+                let body = self.bytes(body_at, header.body_len as usize, limit)?;
+                if checksum(self.segment.salt, &body) != header.body_crc {
+                    return Err(self.damaged("the checksum of a frame's records is wrong"));
+                }
+                self.advance(&header);
+                return Ok(Some(Frame { header, body }));
+            }
+            self.advance(&header);
+        }
+    }
+
+    fn advance(&mut self, header: &FrameHeader) {
+        self.at += header.frame_len();
+        self.next = header.end();
+    }
+
+    fn header(&mut self, limit: u64) -> Result<FrameHeader, ReadError> {
+        let bytes = self.bytes(self.at, HEADER_LEN, limit)?;
+        let bytes: &[u8; HEADER_LEN] = bytes[..].try_into().expect("as long as asked");
+        let Some(header) = FrameHeader::decode(bytes, self.segment.salt) else {
+            return Err(self.damaged("here should be a frame's header"));
+        };
+        let end = self.segment.compacted.map_or(u64::MAX, |c| c.end);
+        let in_place = match self.segment.compacted {
+            None => header.base == self.next,
+            Some(_) => header.base >= self.next,
+        };
+        if !in_place || header.end() > end {
+            return Err(self.damaged(&format!(
+                "a frame of offset {} is out of place",
+                header.base
+            )));
+        }
+        Ok(header)
+    }
+
+    fn bytes(&mut self, at: u64, len: usize, limit: u64) -> Result<Bytes, ReadError> {
+        if limit.saturating_sub(at) < len as u64 {
+            return Err(self.damaged("the file ends within a frame"));
+        }
+        let chunk_end = self.chunk_at + self.chunk.len() as u64;
+        if at < self.chunk_at || at + len as u64 > chunk_end {
+            let wanted = (limit - at).min(CHUNK).max(len as u64);
+            let mut buffer = vec![0; wanted as usize];
+            let read = read_full(&*self.segment.file, &mut buffer, at)
+                .map_err(|e| ReadError::Io(io_error("read", &self.segment.path, &e)))?;
+            if read < len {
+                return Err(self.damaged("the file ends within a frame"));
+            }
+            buffer.truncate(read);
+            self.chunk = buffer.into();
+            self.chunk_at = at;
+        }
+        let start = (at - self.chunk_at) as usize;
+        Ok(self.chunk.slice(start..start + len))
+    }
+
+    fn damaged(&self, what: &str) -> ReadError {
+        ReadError::Damaged(damage(&self.segment.path, self.at, self.next, what))
+    }
+}

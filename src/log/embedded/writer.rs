@@ -1,0 +1,530 @@
+//! Batches in: a bounded queue, and one thread that writes everything queued at once (group commit).
+//!
+//! What happens when the disk refuses:
+//! - A write fails (disk full): the segment is cut back to its last good length, and that is fsynced, so nothing of
+//!   the batches can come back. They and all that is queued fail with `NotWritten`; the epoch grows, so nothing that
+//!   rests on them is written either. The next batch simply tries again.
+//! - An fsync or the cutting back fails: what is on the disk cannot be known any more. The batches under way are
+//!   `Uncertain`, and the log takes no more until it is opened anew (a later fsync that succeeds proves nothing).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tracing::{error, info, warn};
+
+use super::disk::write_all;
+use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
+use super::segment::Segment;
+use super::{Fsync, MAX_RECORD_BYTES, Shared};
+use crate::log::{Appended, Batch, Payload, ProduceError, Record};
+
+/// A frame takes in further batches until its body has this size.
+const FRAME_TARGET: usize = 64 * 1024;
+/// The largest batch: it is one frame.
+const MAX_BATCH_BYTES: usize = MAX_BODY - FRAME_TARGET - 1024;
+/// A write buffer that grew larger is given back.
+const KEEP_BUFFER: usize = 4 * 1024 * 1024;
+/// With `--fsync always`, small writes go into space that was filled with zeros before: an fsync that need not also
+/// write a new file length takes about two thirds of the time.
+const ZEROS_AHEAD: usize = 1024 * 1024;
+const SMALL_WRITE: usize = 64 * 1024;
+/// When nothing was written for so long, the mark is fsynced too.
+const IDLE: Duration = Duration::from_millis(500);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub struct Queue {
+    batches: Vec<Batch>,
+    bytes: usize,
+    refusing: Option<Refusing>,
+}
+
+#[derive(Clone)]
+enum Refusing {
+    Closed,
+    Broken(String),
+}
+
+impl Queue {
+    pub fn refusing(&self) -> Option<String> {
+        match &self.refusing {
+            Some(Refusing::Broken(cause)) => Some(cause.clone()),
+            _ => None,
+        }
+    }
+
+    fn take(&mut self) -> Vec<Batch> {
+        self.bytes = 0;
+        std::mem::take(&mut self.batches)
+    }
+}
+
+impl Shared {
+    pub(super) fn produce(&self, batch: Batch, epoch: u64) {
+        let size = batch_bytes(&batch);
+        let refusal = self.refusal(&batch, size);
+        let mut queue = self.queue.lock();
+        let refused = match refusal {
+            Some(reason) => Some(ProduceError::NotWritten(reason)),
+            None => self.admit(&queue, size, epoch),
+        };
+        let Some(refused) = refused else {
+            queue.batches.push(batch);
+            queue.bytes += size;
+            let first = queue.batches.len() == 1;
+            drop(queue);
+            if first {
+                self.queue_filled.notify_one();
+            }
+            return;
+        };
+        // A stale batch leaves the epoch alone: else two that overlap would make each other stale for ever.
+        if refused != ProduceError::StaleEpoch {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        drop(queue);
+        batch.completion.complete(Err(refused));
+    }
+
+    /// Why a batch can never be written.
+    fn refusal(&self, batch: &Batch, size: usize) -> Option<String> {
+        if size > MAX_BATCH_BYTES {
+            return Some(format!(
+                "a group of {size} bytes is larger than the log can hold ({MAX_BATCH_BYTES})"
+            ));
+        }
+        batch.records.iter().find_map(|record| {
+            let (to, size) = (record.to, record.size());
+            if to.database >= self.options.databases || to.partition != 0 {
+                Some(format!(
+                    "the log has no database {}, partition {}",
+                    to.database, to.partition
+                ))
+            } else if size > MAX_RECORD_BYTES {
+                Some(format!(
+                    "a record of {size} bytes is larger than the log can hold ({MAX_RECORD_BYTES})"
+                ))
+            } else if matches!(record.payload, Payload::Unreadable { .. }) {
+                Some("a value that cannot be read cannot be written".to_owned())
+            } else {
+                None
+            }
+        })
+    }
+
+    fn admit(&self, queue: &Queue, size: usize, epoch: u64) -> Option<ProduceError> {
+        let full = queue.batches.len() >= self.options.queue_batches
+            || (queue.bytes > 0 && queue.bytes + size > self.options.queue_bytes);
+        match &queue.refusing {
+            Some(Refusing::Closed) => {
+                Some(ProduceError::NotWritten("the log is closed".to_owned()))
+            }
+            Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
+            None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::StaleEpoch),
+            None if full => Some(ProduceError::NotWritten(
+                "the log's queue is full".to_owned(),
+            )),
+            None => None,
+        }
+    }
+
+    pub(super) fn stop_taking_batches(&self) {
+        let mut queue = self.queue.lock();
+        queue.refusing.get_or_insert(Refusing::Closed);
+        self.queue_filled.notify_one();
+    }
+
+    /// Takes out everything that is queued, to be failed; from here on, what rests on it is stale.
+    fn start_failing(&self, broken: Option<&str>) -> Vec<Batch> {
+        let mut queue = self.queue.lock();
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        if let Some(cause) = broken {
+            queue.refusing = Some(Refusing::Broken(cause.to_owned()));
+        }
+        queue.take()
+    }
+
+    /// The log cannot tell any more what is on the disk.
+    fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
+        let cause = format!(
+            "{cause}; nothing is written until a restart, which finds out what is on the disk"
+        );
+        error!("{cause}");
+        self.note_error(&cause);
+        let queued = self.start_failing(Some(&cause));
+        fail(under_way, &ProduceError::Uncertain(cause.clone()));
+        fail(queued, &ProduceError::NotWritten(cause));
+    }
+
+    fn set_durable(&self, durable: u64) {
+        self.durable.fetch_max(durable, Ordering::AcqRel);
+        let mut mark = self.mark.lock();
+        if let Err(e) = mark.advance(durable) {
+            // Recovery then knows less of what was safe; the data is.
+            self.note_error(&format!("cannot write {}: {e}", mark.path().display()));
+        }
+    }
+
+    fn sync(&self, segment: &Segment) -> Result<(), String> {
+        self.fsyncs.fetch_add(1, Ordering::Relaxed);
+        segment
+            .file
+            .sync_data()
+            .map_err(|e| format!("cannot fsync {}: {e}", segment.path.display()))
+    }
+}
+
+fn batch_bytes(batch: &Batch) -> usize {
+    let record_bytes = |record: &Record| match &record.payload {
+        Payload::Value { value, .. } => record.key.len() + value.len() + RECORD_OVERHEAD,
+        _ => record.key.len() + RECORD_OVERHEAD,
+    };
+    batch.records.iter().map(record_bytes).sum()
+}
+
+fn fail(batches: Vec<Batch>, error: &ProduceError) {
+    for batch in batches {
+        batch.completion.complete(Err(error.clone()));
+    }
+}
+
+/// The thread that alone appends.
+pub struct Writer {
+    shared: Arc<Shared>,
+    active: Arc<Segment>,
+    /// Good bytes of the active segment.
+    len: u64,
+    /// The active segment is filled with zeros up to here.
+    zeros_until: u64,
+    /// The disk had no room for zeros; not tried again in this segment.
+    no_zeros: bool,
+    /// Offset of the next record.
+    next: u64,
+    buffer: Vec<u8>,
+    appended: Vec<Appended>,
+    /// Writing fails since the last success; so that it is logged once.
+    failing: bool,
+}
+
+enum Work {
+    Batches(Vec<Batch>),
+    Idle,
+    Closed,
+}
+
+impl Writer {
+    pub fn new(shared: Arc<Shared>, active: Arc<Segment>, next: u64) -> Self {
+        let len = active.readable();
+        Self {
+            shared,
+            active,
+            len,
+            zeros_until: len,
+            no_zeros: false,
+            next,
+            buffer: Vec::new(),
+            appended: Vec::new(),
+            failing: false,
+        }
+    }
+
+    pub fn run(mut self) {
+        loop {
+            match self.wait() {
+                Work::Batches(batches) => self.append(batches),
+                Work::Idle => self.sync_mark(),
+                Work::Closed => break,
+            }
+        }
+        self.finish();
+        self.shared.stopping.lock().writer_done = true;
+        self.shared.stop_or_work.notify_all();
+    }
+
+    fn wait(&self) -> Work {
+        let mark_dirty =
+            self.shared.options.fsync == Fsync::Always && self.shared.mark.lock().dirty();
+        let deadline = mark_dirty.then(|| Instant::now() + IDLE);
+        let mut queue = self.shared.queue.lock();
+        while queue.batches.is_empty() {
+            if queue.refusing.is_some() {
+                return Work::Closed;
+            }
+            match deadline {
+                None => self.shared.queue_filled.wait(&mut queue),
+                Some(deadline) => {
+                    if self
+                        .shared
+                        .queue_filled
+                        .wait_until(&mut queue, deadline)
+                        .timed_out()
+                    {
+                        return Work::Idle;
+                    }
+                }
+            }
+        }
+        Work::Batches(queue.take())
+    }
+
+    fn sync_mark(&self) {
+        let mut mark = self.shared.mark.lock();
+        if let Err(e) = mark.sync() {
+            self.shared
+                .note_error(&format!("cannot fsync {}: {e}", mark.path().display()));
+        }
+    }
+
+    fn append(&mut self, batches: Vec<Batch>) {
+        if self.len >= self.shared.options.segment_bytes
+            && let Err(outcome) = self.rotate()
+        {
+            return self.give_up(batches, outcome);
+        }
+        let end = self.encode(&batches);
+        match self.write() {
+            Ok(()) => self.commit(batches, end),
+            Err(outcome) => self.give_up(batches, outcome),
+        }
+    }
+
+    /// Puts the batches into the buffer, as frames; returns the offset after them.
+    fn encode(&mut self, batches: &[Batch]) -> u64 {
+        self.buffer.clear();
+        self.buffer
+            .reserve(batches.iter().map(batch_bytes).sum::<usize>() + 1024);
+        let durable = self.shared.durable.load(Ordering::Acquire);
+        let timestamp = now();
+        let mut offset = self.next;
+        let mut open: Option<FrameBuilder> = None;
+        for batch in batches {
+            let group = (batch.records.len() > 1).then_some(offset);
+            for record in &batch.records {
+                let frame = open.get_or_insert_with(|| {
+                    FrameBuilder::begin(&mut self.buffer, offset, timestamp)
+                });
+                let raw = RawRecord::of(record, offset, timestamp, group);
+                frame.push(
+                    &mut self.buffer,
+                    &raw.expect("unreadable payloads are refused by produce"),
+                );
+                offset += 1;
+            }
+            if let Some(frame) = open.take_if(|frame| frame.body_len(&self.buffer) >= FRAME_TARGET)
+            {
+                frame.finish(&mut self.buffer, offset, durable, self.active.salt);
+            }
+        }
+        if let Some(frame) = open {
+            frame.finish(&mut self.buffer, offset, durable, self.active.salt);
+        }
+        self.appended.clear();
+        let records = batches.iter().flat_map(|batch| &batch.records);
+        self.appended
+            .extend(records.zip(self.next..).map(|(r, offset)| Appended {
+                at: r.to,
+                offset,
+                timestamp,
+            }));
+        offset
+    }
+
+    fn write(&mut self) -> Result<(), Failure> {
+        if let Err(e) = write_all(&*self.active.file, &self.buffer, self.len) {
+            return Err(self.cut_back(&e));
+        }
+        if self.shared.options.fsync == Fsync::Always {
+            self.zeros_ahead();
+            self.shared.sync(&self.active).map_err(Failure::Broken)?;
+        }
+        Ok(())
+    }
+
+    fn zeros_ahead(&mut self) {
+        let end = self.len + self.buffer.len() as u64;
+        if self.no_zeros || self.buffer.len() > SMALL_WRITE || end <= self.zeros_until {
+            return;
+        }
+        static ZEROS: [u8; ZEROS_AHEAD] = [0; ZEROS_AHEAD];
+        // Zeros after the last frame mean nothing, so a part of them does no harm.
+        match write_all(&*self.active.file, &ZEROS, end) {
+            Ok(()) => self.zeros_until = end + ZEROS_AHEAD as u64,
+            Err(_) => self.no_zeros = true,
+        }
+    }
+
+    fn commit(&mut self, batches: Vec<Batch>, end: u64) {
+        self.len += self.buffer.len() as u64;
+        self.next = end;
+        if self.buffer.capacity() > KEEP_BUFFER {
+            self.buffer = Vec::new();
+        }
+        if self.shared.options.fsync == Fsync::Always {
+            self.shared.set_durable(end);
+        }
+        self.active.set_readable(self.len);
+        *self.shared.end.lock() = end;
+        self.shared.end_grown.notify_all();
+        if std::mem::take(&mut self.failing) {
+            info!("the log can be written again");
+        }
+        let flushed = batches
+            .iter()
+            .flat_map(|b| &b.records)
+            .any(|r| r.payload == Payload::Flush);
+        let mut appended = &self.appended[..];
+        for batch in batches {
+            let (own, rest) = appended.split_at(batch.records.len());
+            appended = rest;
+            batch.completion.complete(Ok(own));
+        }
+        if flushed {
+            self.free_what_was_flushed();
+        }
+    }
+
+    /// A flush marker frees space once it is in a closed segment: not waiting for that to fill by itself.
+    fn free_what_was_flushed(&mut self) {
+        match self.rotate() {
+            Ok(()) => {
+                self.shared.stopping.lock().compact_now = true;
+                self.shared.stop_or_work.notify_all();
+            }
+            // Nobody waits for it; the next batch tries the same and tells.
+            Err(Failure::NoRoom(cause)) => warn!("{cause}"),
+            Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
+        }
+    }
+
+    /// Closes the active segment and goes on in a new one.
+    fn rotate(&mut self) -> Result<(), Failure> {
+        let path = self.active.path.display();
+        let close = self
+            .active
+            .file
+            .set_len(self.len)
+            .and_then(|()| self.active.file.sync_all());
+        close.map_err(|e| Failure::Broken(format!("cannot close {path}: {e}")))?;
+        self.zeros_until = self.len;
+        self.shared.set_durable(self.next);
+        let created = Segment::create(&*self.shared.disk, &self.shared.dir, self.next);
+        let segment = created.map_err(|e| {
+            let dir = self.shared.dir.display();
+            Failure::NoRoom(format!(
+                "cannot create a segment in {dir}: {e}; writing goes on when that is mended"
+            ))
+        })?;
+        self.active = Arc::new(segment);
+        self.len = self.active.readable();
+        self.zeros_until = self.len;
+        self.no_zeros = false;
+        self.shared.segments.write().push(self.active.clone());
+        self.shared.stop_or_work.notify_all();
+        Ok(())
+    }
+
+    /// Removes what a failed write left.
+    fn cut_back(&mut self, cause: &std::io::Error) -> Failure {
+        let path = self.active.path.display();
+        self.zeros_until = self.len;
+        match self
+            .active
+            .file
+            .set_len(self.len)
+            .and_then(|()| self.active.file.sync_all())
+        {
+            Ok(()) => Failure::NoRoom(format!(
+                "cannot write {path}: {cause}; writing goes on when that is mended"
+            )),
+            Err(e) => Failure::Broken(format!(
+                "cannot write {path}: {cause}, nor cut it back: {e}"
+            )),
+        }
+    }
+
+    fn give_up(&mut self, batches: Vec<Batch>, failure: Failure) {
+        match failure {
+            Failure::NoRoom(cause) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!("{cause}");
+                }
+                self.shared.note_error(&cause);
+                // The epoch first: from the first completion on, nothing new may rest on these batches.
+                let queued = self.shared.start_failing(None);
+                fail(batches, &ProduceError::NotWritten(cause.clone()));
+                fail(queued, &ProduceError::NotWritten(cause));
+            }
+            Failure::Broken(cause) => self.shared.break_off(batches, &cause),
+        }
+    }
+
+    /// Leaves the segment without zeros, all of it on the disk, and the mark saying so.
+    fn finish(&mut self) {
+        if self.shared.queue.lock().refusing().is_some() {
+            return;
+        }
+        let closed = self
+            .active
+            .file
+            .set_len(self.len)
+            .and_then(|()| self.active.file.sync_all())
+            .and_then(|()| {
+                self.shared.durable.fetch_max(self.next, Ordering::AcqRel);
+                self.shared.mark.lock().close(self.next)
+            });
+        if let Err(e) = closed {
+            let cause = format!("cannot close {}: {e}", self.active.path.display());
+            self.shared.note_error(&cause);
+            error!("{cause}");
+        }
+    }
+}
+
+/// Why a write was given up.
+enum Failure {
+    /// Nothing of it is in the log; it may go better later.
+    NoRoom(String),
+    /// It cannot be known what is in the log.
+    Broken(String),
+}
+
+/// The thread of `--fsync everysec`.
+pub fn sync_every_second(shared: &Shared) {
+    let mut stopping = shared.stopping.lock();
+    loop {
+        let deadline = Instant::now() + SYNC_INTERVAL;
+        while !stopping.background
+            && !shared
+                .stop_or_work
+                .wait_until(&mut stopping, deadline)
+                .timed_out()
+        {}
+        if stopping.background {
+            return;
+        }
+        parking_lot::MutexGuard::unlocked(&mut stopping, || sync_now(shared));
+    }
+}
+
+fn sync_now(shared: &Shared) {
+    // In this order: what lies before the newest segment was fsynced when that was begun.
+    let end = *shared.end.lock();
+    let Some(active) = shared.segments.read().last().cloned() else {
+        return;
+    };
+    if end <= shared.durable.load(Ordering::Acquire) || shared.queue.lock().refusing().is_some() {
+        return;
+    }
+    match shared.sync(&active) {
+        Ok(()) => shared.set_durable(end),
+        Err(cause) => shared.break_off(Vec::new(), &cause),
+    }
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

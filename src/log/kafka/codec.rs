@@ -1,0 +1,289 @@
+//! Record ↔ key, value and headers of Kafka, as `docs/topic-format.md` says. Pure: knows no client.
+//!
+//! Reading never fails: whoever wrote a header that cannot be understood still replaced the old value, so such a
+//! record becomes [`Payload::Unreadable`] with the reason.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::log::record::{
+    FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE,
+};
+use crate::log::{Group, Payload, Record};
+
+/// Longest piece of a foreign header that a reason quotes.
+const QUOTED: usize = 40;
+const TYPE_STRING: &[u8] = b"string";
+const CONTROL_FLUSH: &[u8] = b"flush";
+
+/// A header's name and its ASCII value.
+pub type Header = (&'static str, SmallVec<[u8; 48]>);
+
+/// What is sent for a record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wire<'a> {
+    pub key: &'a [u8],
+    /// `None` is Kafka's null: a tombstone.
+    pub value: Option<&'a [u8]>,
+    pub headers: SmallVec<[Header; 2]>,
+}
+
+/// What was understood of a record that was read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Decoded {
+    pub payload: Payload,
+    pub group: Option<Group>,
+    /// There is a group header, but it makes no sense: the record is taken as one without a group.
+    pub bad_group: bool,
+}
+
+/// `Err` for a record that only ever is read.
+pub fn encode(record: &Record, group: Option<Group>) -> Result<Wire<'_>, String> {
+    let mut headers = SmallVec::new();
+    let value = match &record.payload {
+        Payload::Value { value, expire_at } => {
+            if let Some(at) = expire_at {
+                headers.push((HEADER_EXPIRE_AT, decimal(*at)));
+            }
+            Some(value.as_ref())
+        }
+        Payload::Tombstone => None,
+        Payload::Flush => {
+            headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FLUSH)));
+            // Not null: compaction removes tombstones, and this has to stay.
+            Some(b"".as_slice())
+        }
+        Payload::Unreadable { reason } => {
+            return Err(format!("an unreadable record cannot be written: {reason}"));
+        }
+    };
+    if let Some(group) = group {
+        let text = format!("{:032x} {}", group.id, group.records);
+        headers.push((HEADER_GROUP, SmallVec::from_slice(text.as_bytes())));
+    }
+    Ok(Wire { key: &record.key, value, headers })
+}
+
+/// `headers` yields name and value as they came; of several with one name the last counts, as everywhere in Kafka.
+pub fn decode<'h>(
+    key: &[u8],
+    value: Option<&[u8]>,
+    headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>,
+) -> Decoded {
+    let (mut expire_at, mut kind, mut group, mut control) = (None, None, None, None);
+    for (name, value) in headers {
+        let place = match name {
+            _ if name == HEADER_EXPIRE_AT.as_bytes() => &mut expire_at,
+            _ if name == HEADER_TYPE.as_bytes() => &mut kind,
+            _ if name == HEADER_GROUP.as_bytes() => &mut group,
+            _ if name == HEADER_CONTROL.as_bytes() => &mut control,
+            _ => continue,
+        };
+        *place = Some(value.unwrap_or_default());
+    }
+    let understood = group.map(parse_group);
+    let payload = match (value, control) {
+        (None, _) => Payload::Tombstone,
+        (Some(_), Some(control)) if key == FLUSH_KEY => match control {
+            CONTROL_FLUSH => Payload::Flush,
+            other => unreadable(HEADER_CONTROL, other, "is not known to this version"),
+        },
+        (Some(value), _) => plain(value, expire_at, kind),
+    };
+    Decoded {
+        payload,
+        group: understood.flatten(),
+        bad_group: understood == Some(None),
+    }
+}
+
+fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Payload {
+    if let Some(kind) = kind.filter(|kind| *kind != TYPE_STRING) {
+        return unreadable(HEADER_TYPE, kind, "is not known to this version");
+    }
+    let expire_at = match expire_at.map(|text| parse_decimal(text).ok_or(text)) {
+        None => None,
+        Some(Ok(at)) => Some(at),
+        Some(Err(text)) => {
+            return unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds");
+        }
+    };
+    Payload::Value { value: Bytes::copy_from_slice(value), expire_at }
+}
+
+fn unreadable(header: &str, value: &[u8], problem: &str) -> Payload {
+    let quoted = value[..value.len().min(QUOTED)].escape_ascii();
+    let rest = if value.len() > QUOTED { "…" } else { "" };
+    Payload::Unreadable { reason: format!("header {header}: \"{quoted}{rest}\" {problem}") }
+}
+
+fn parse_group(text: &[u8]) -> Option<Group> {
+    let (id, records) = (text.get(..32)?, text.get(32..)?.strip_prefix(b" ")?);
+    if !id.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let id = u128::from_str_radix(std::str::from_utf8(id).ok()?, 16).ok()?;
+    let records = u32::try_from(parse_decimal(records)?).ok()?;
+    (records > 0).then_some(Group { id, records })
+}
+
+/// ASCII digits only, and no more than fit Redis's signed 64-bit times.
+fn parse_decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || text.len() > 19 || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (number <= i64::MAX as u64).then_some(number)
+}
+
+fn decimal(number: u64) -> SmallVec<[u8; 48]> {
+    SmallVec::from_slice(itoa::Buffer::new().format(number).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::log::TopicPartition;
+
+    fn read(key: &[u8], value: Option<&[u8]>, headers: &[(&str, Option<&str>)]) -> Decoded {
+        decode(key, value, headers.iter().map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes))))
+    }
+
+    fn value(text: &str, expire_at: Option<u64>) -> Payload {
+        Payload::Value { value: Bytes::copy_from_slice(text.as_bytes()), expire_at }
+    }
+
+    fn reason(decoded: Decoded) -> String {
+        match decoded.payload {
+            Payload::Unreadable { reason } => reason,
+            other => panic!("was understood: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_record_of_any_other_producer_is_a_plain_string() {
+        assert_eq!(read(b"k", Some(b"v"), &[]).payload, value("v", None));
+        assert_eq!(read(b"k", Some(b"v"), &[("trace-id", Some("x"))]).payload, value("v", None));
+        assert_eq!(read(b"k", Some(b"v"), &[("redis-type", Some("string"))]).payload, value("v", None));
+        assert_eq!(read(b"k", Some(b""), &[]).payload, value("", None));
+        assert_eq!(read(b"", Some(b"v"), &[]).payload, value("v", None));
+    }
+
+    #[test]
+    fn null_is_a_tombstone_whatever_the_headers_say() {
+        let headers = [("redis-type", Some("hash")), ("redis-expire-at", Some("soon"))];
+        assert_eq!(read(b"k", None, &headers).payload, Payload::Tombstone);
+    }
+
+    #[test]
+    fn expiry_is_decimal_milliseconds() {
+        let at = |text| read(b"k", Some(b"v"), &[("redis-expire-at", text)]);
+        assert_eq!(at(Some("1700000000123")).payload, value("v", Some(1700000000123)));
+        assert_eq!(at(Some("0")).payload, value("v", Some(0)));
+        assert_eq!(at(Some("9223372036854775807")).payload, value("v", Some(i64::MAX as u64)));
+        for bad in ["", " 1", "1 ", "+1", "-1", "1.5", "0x1", "9223372036854775808", "99999999999999999999", "١"] {
+            assert!(reason(at(Some(bad))).contains("redis-expire-at"), "{bad}");
+        }
+        assert!(reason(at(None)).contains("redis-expire-at"));
+    }
+
+    #[test]
+    fn the_last_of_equal_headers_counts() {
+        let headers = [("redis-expire-at", Some("1")), ("redis-expire-at", Some("2"))];
+        assert_eq!(read(b"k", Some(b"v"), &headers).payload, value("v", Some(2)));
+    }
+
+    #[test]
+    fn an_unknown_type_is_told_and_its_text_is_bounded() {
+        let long = "x".repeat(5000);
+        let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some(&long))]));
+        assert!(text.len() < 200, "{text}");
+        let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some("ha\r\nsh"))]));
+        assert_eq!(text, r#"header redis-type: "ha\r\nsh" is not known to this version"#);
+    }
+
+    #[test]
+    fn a_control_record_needs_both_key_and_header() {
+        let control = [("redis-control", Some("flush"))];
+        assert_eq!(read(FLUSH_KEY, Some(b""), &control).payload, Payload::Flush);
+        assert_eq!(read(FLUSH_KEY, Some(b"v"), &[]).payload, value("v", None));
+        assert_eq!(read(b"k", Some(b"v"), &control).payload, value("v", None));
+        assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::Tombstone);
+        assert!(reason(read(FLUSH_KEY, Some(b""), &[("redis-control", Some("later"))])).contains("later"));
+    }
+
+    #[test]
+    fn a_group_that_makes_no_sense_is_none() {
+        let group = |text: &str| read(b"k", Some(b"v"), &[("redis-group", Some(text))]);
+        let id = "000102030405060708090a0b0c0d0e0f";
+        let good = group(&format!("{id} 12"));
+        assert_eq!(good.group, Some(Group { id: 0x000102030405060708090a0b0c0d0e0f, records: 12 }));
+        assert!(!good.bad_group);
+        let bad = [String::new(), id.into(), format!("{id} "), format!("{id} 0"), format!("{id} 5000000000"),
+            format!("{id}  1"), format!("+{} 1", &id[1..]), format!("{id} -1"), "é".repeat(30)];
+        for text in bad {
+            let decoded = group(&text);
+            assert!(decoded.group.is_none() && decoded.bad_group, "{text}");
+            assert_eq!(decoded.payload, value("v", None));
+        }
+    }
+
+    #[test]
+    fn an_unreadable_record_is_never_written() {
+        let record = Record {
+            to: TopicPartition { database: 0, partition: 0 },
+            key: Bytes::from_static(b"k"),
+            payload: Payload::Unreadable { reason: "why".into() },
+        };
+        assert!(encode(&record, None).is_err());
+    }
+
+    fn payloads() -> impl Strategy<Value = (Vec<u8>, Payload)> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..200);
+        let value = (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64)).prop_map(
+            |(key, value, expire_at)| (key, Payload::Value { value: value.into(), expire_at }),
+        );
+        prop_oneof![
+            value,
+            bytes().prop_map(|key| (key, Payload::Tombstone)),
+            Just((FLUSH_KEY.to_vec(), Payload::Flush)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            (key, payload) in payloads(),
+            group in proptest::option::of((any::<u128>(), 1..=u32::MAX)),
+        ) {
+            let group = group.map(|(id, records)| Group { id, records });
+            let to = TopicPartition { database: 0, partition: 0 };
+            let record = Record { to, key: key.into(), payload };
+            let wire = encode(&record, group).expect("can be written");
+            let sent = wire.key.len() + wire.value.map_or(0, <[u8]>::len)
+                + wire.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            prop_assert!(sent <= record.size());
+            let headers = wire.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_slice())));
+            let decoded = decode(wire.key, wire.value, headers);
+            prop_assert_eq!(decoded, Decoded { payload: record.payload.clone(), group, bad_group: false });
+        }
+
+        #[test]
+        fn any_headers_are_read_without_a_panic(
+            key in proptest::collection::vec(any::<u8>(), 0..20),
+            value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)),
+            headers in proptest::collection::vec(
+                (
+                    proptest::sample::select(vec![HEADER_EXPIRE_AT, HEADER_TYPE, HEADER_GROUP, HEADER_CONTROL, "x"]),
+                    proptest::option::of(proptest::collection::vec(any::<u8>(), 0..60)),
+                ),
+                0..6,
+            ),
+        ) {
+            let borrowed = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_deref()));
+            decode(&key, value.as_deref(), borrowed);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What librdkafka tells beside records: its log lines, passed on to `tracing`, and its errors, remembered so that
+//! an error message can say why. One [`Context`] per client, one [`Health`] for all.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{DeliveryResult, ProducerContext};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::producer::Delivery;
+
+/// A broker that is away makes librdkafka say so every second: one line per facility in this time.
+const QUIET: Duration = Duration::from_secs(30);
+/// Facilities whose last line is remembered.
+const MAX_FACILITIES: usize = 64;
+
+/// Why the cluster cannot be used, as far as the clients have told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    Unreachable,
+    /// The broker is there and does not let us in.
+    Refused,
+}
+
+#[derive(Default)]
+pub(super) struct Health {
+    last: Mutex<Option<(Trouble, String)>>,
+    lines: Mutex<HashMap<String, Line>>,
+}
+
+struct Line {
+    shown: Instant,
+    hidden: u64,
+}
+
+impl Health {
+    /// The last error of any client.
+    pub fn last(&self) -> Option<(Trouble, String)> {
+        self.last.lock().clone()
+    }
+
+    /// The cluster answered: older errors explain nothing any more.
+    pub fn clear(&self) {
+        *self.last.lock() = None;
+    }
+
+    pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
+        use RDKafkaErrorCode::*;
+        let trouble = match code {
+            Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism | IllegalSASLState | SSL => {
+                Trouble::Refused
+            }
+            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => Trouble::Unreachable,
+            _ => {
+                tracing::debug!(target: "librdkafka", error = ?code, "{text}");
+                return;
+            }
+        };
+        let mut last = self.last.lock();
+        // "all brokers are down" says less than why, and a refusal less than a broken connection after it.
+        let replace = match &*last {
+            None => true,
+            Some(_) if code == AllBrokersDown => false,
+            Some((Trouble::Refused, _)) => trouble == Trouble::Refused,
+            Some((Trouble::Unreachable, _)) => true,
+        };
+        if replace {
+            *last = Some((trouble, text.to_owned()));
+        }
+    }
+
+    pub fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        // Properties for producers are given to consumers too, on purpose.
+        let of_no_interest = facility == "CONFWARN";
+        match level {
+            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
+            _ if of_no_interest => tracing::debug!(target: "librdkafka", facility, "{text}"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::info!(target: "librdkafka", facility, "{text}");
+            }
+            _ => {
+                if let Some(hidden) = self.may_show(facility) {
+                    tracing::warn!(target: "librdkafka", facility, hidden, "{text}");
+                }
+            }
+        }
+    }
+
+    /// How many lines were held back since the last one that was shown; `None` to hold this one back too.
+    fn may_show(&self, facility: &str) -> Option<u64> {
+        let mut lines = self.lines.lock();
+        if let Some(line) = lines.get_mut(facility) {
+            if line.shown.elapsed() < QUIET {
+                line.hidden += 1;
+                return None;
+            }
+            let hidden = std::mem::take(&mut line.hidden);
+            line.shown = Instant::now();
+            return Some(hidden);
+        }
+        if lines.len() < MAX_FACILITIES {
+            lines.insert(facility.to_owned(), Line { shown: Instant::now(), hidden: 0 });
+        }
+        Some(0)
+    }
+}
+
+pub(super) struct Context {
+    health: Arc<Health>,
+    /// This client is of no use any more (an idempotent producer that lost its guarantee).
+    fatal: AtomicBool,
+}
+
+impl Context {
+    pub fn new(health: &Arc<Health>) -> Context {
+        Context { health: Arc::clone(health), fatal: AtomicBool::new(false) }
+    }
+
+    pub fn set_fatal(&self) {
+        self.fatal.store(true, Ordering::Release);
+    }
+
+    pub fn is_fatal(&self) -> bool {
+        self.fatal.load(Ordering::Acquire)
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.health.line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        if code == RDKafkaErrorCode::Fatal {
+            self.set_fatal();
+        }
+        self.health.error(code, reason);
+    }
+
+    /// Only asked for with `statistics.interval.ms`, and there is nobody to read them.
+    fn stats_raw(&self, _: &[u8]) {}
+}
+
+impl ConsumerContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Delivery>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        delivery.report(result, &self.health);
+    }
+}
+
+/// An error in words, without the values of settings: they may be secrets.
+pub(super) fn describe_error(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(result, _, name, _) => match *result as i32 {
+            // RD_KAFKA_CONF_UNKNOWN
+            -2 => format!("there is no Kafka property {name}"),
+            _ => format!("the Kafka property {name} has a value that is not allowed"),
+        },
+        KafkaError::Nul(_) => "a Kafka property has a zero byte".into(),
+        KafkaError::AdminOp(code) => describe_code(*code),
+        other => match other.rdkafka_error_code() {
+            Some(code) => describe_code(code),
+            None => other.to_string(),
+        },
+    }
+}
+
+/// librdkafka's words, without its `Local:` and `Broker:`.
+pub(super) fn describe_code(code: RDKafkaErrorCode) -> String {
+    let full = code.to_string();
+    let words = full.split_once('(').map_or(full.as_str(), |(_, words)| words.strip_suffix(')').unwrap_or(words));
+    let words = words.strip_prefix("Broker: ").or(words.strip_prefix("Local: ")).unwrap_or(words);
+    words.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_apart_and_kept() {
+        let health = Health::default();
+        health.error(RDKafkaErrorCode::BrokerTransportFailure, "connection refused");
+        health.error(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!(health.last(), Some((Trouble::Unreachable, "connection refused".into())));
+        health.error(RDKafkaErrorCode::Authentication, "wrong password");
+        health.error(RDKafkaErrorCode::BrokerTransportFailure, "disconnected");
+        assert_eq!(health.last(), Some((Trouble::Refused, "wrong password".into())));
+        health.clear();
+        assert_eq!(health.last(), None);
+    }
+
+    #[test]
+    fn repeated_lines_are_held_back() {
+        let health = Health::default();
+        assert_eq!(health.may_show("FAIL"), Some(0));
+        assert_eq!(health.may_show("FAIL"), None);
+        assert_eq!(health.may_show("ERROR"), Some(0));
+    }
+
+    #[test]
+    fn codes_are_words() {
+        assert_eq!(describe_code(RDKafkaErrorCode::InvalidReplicationFactor), "Invalid replication factor");
+        assert_eq!(describe_code(RDKafkaErrorCode::MessageTimedOut), "Message timed out");
+    }
+}

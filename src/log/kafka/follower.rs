@@ -1,0 +1,272 @@
+//! Reading the log: all partitions of all databases, from the caller's positions, on the caller's thread. Owns the
+//! consumer and its positions; knows nothing of what is done with the records.
+//!
+//! Nothing is read through a consumer group: every node reads everything. A position that Kafka does not have is an
+//! error, never a jump. While the broker is away there is simply nothing, and librdkafka goes on by itself.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::codec;
+use super::config::Config;
+use super::context::{Context, Health, describe_code, describe_error};
+use super::ffi::{Consumer, Event, RecordEvent};
+use super::topics::{State, Topic, Topics};
+use crate::log::{Follower, LogError, LogRecord, Positions, TopicPartition};
+
+/// What one poll returns at most.
+const MAX_RECORDS: usize = 1000;
+const MAX_BYTES: usize = 4 << 20;
+
+pub(super) struct KafkaFollower {
+    consumer: Consumer<Context>,
+    reader: Reader,
+}
+
+/// All but the consumer, so that an event that borrows from the consumer can change it.
+struct Reader {
+    topics: Arc<Topics>,
+    health: Arc<Health>,
+    /// Of `topics`, as last looked at.
+    generation: u64,
+    followed: Vec<Followed>,
+    /// Index in `followed` of the newest record: the next one is likely of the same topic.
+    recent: usize,
+    skipped: u64,
+    bad_group_told: bool,
+    /// What ended this follower.
+    failed: Option<LogError>,
+}
+
+struct Followed {
+    database: u16,
+    topic: Arc<Topic>,
+    /// The next offset of each partition; `None` until the start of the log is known.
+    next: Vec<Option<u64>>,
+}
+
+impl KafkaFollower {
+    pub fn start(
+        config: &Config,
+        topics: &Arc<Topics>,
+        health: &Arc<Health>,
+        from: &Positions,
+    ) -> Result<KafkaFollower, LogError> {
+        let consumer = Consumer::create(&config.follower(), Context::new(health))
+            .map_err(|error| LogError::Failed(describe_error(&error)))?;
+        let reader = Reader {
+            topics: Arc::clone(topics),
+            health: Arc::clone(health),
+            generation: topics.generation(),
+            followed: Vec::new(),
+            recent: 0,
+            skipped: 0,
+            bad_group_told: false,
+            failed: None,
+        };
+        let mut follower = KafkaFollower { consumer, reader };
+        follower.reader.take_new_topics(from);
+        follower.assign()?;
+        Ok(follower)
+    }
+
+    /// Tells the consumer what to read. What it had fetched already comes again and is passed over.
+    fn assign(&self) -> Result<(), LogError> {
+        let failed = |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
+        let mut list = TopicPartitionList::new();
+        for followed in &self.reader.followed {
+            for (partition, next) in followed.next.iter().enumerate() {
+                let offset = match next {
+                    // Nothing was read yet, so nothing is missed where the log now starts.
+                    None | Some(0) => Offset::Beginning,
+                    Some(next) => Offset::Offset(i64::try_from(*next).unwrap_or(i64::MAX)),
+                };
+                list.add_partition_offset(&followed.topic.identity.topic, partition as i32, offset).map_err(failed)?;
+            }
+        }
+        self.consumer.inner().assign(&list).map_err(failed)
+    }
+}
+
+impl Follower for KafkaFollower {
+    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+        if let Some(error) = &self.reader.failed {
+            return Err(error.clone());
+        }
+        if self.reader.look_for_changes()? {
+            self.assign()?;
+        }
+        let end = std::time::Instant::now() + timeout;
+        let (before, mut bytes) = (out.len(), 0);
+        loop {
+            let got = out.len() - before;
+            if got >= MAX_RECORDS || bytes >= MAX_BYTES {
+                break;
+            }
+            // Once there is something, take what else is there, and do not wait for more.
+            let wait = if got > 0 { Duration::ZERO } else { end.saturating_duration_since(std::time::Instant::now()) };
+            let reader = &mut self.reader;
+            match self.consumer.poll(wait, |event| reader.see(event, out)) {
+                Some(read) => bytes += read,
+                None => break,
+            }
+            if self.reader.failed.is_some() {
+                break;
+            }
+        }
+        match &self.reader.failed {
+            // What came before the error is good; the error is told next time.
+            Some(error) if out.len() == before => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn positions(&self) -> Positions {
+        let mut positions = Positions::new();
+        for followed in &self.reader.followed {
+            for (partition, next) in followed.next.iter().enumerate() {
+                let at = TopicPartition { database: followed.database, partition: partition as u32 };
+                positions.insert(at, next.unwrap_or(0));
+            }
+        }
+        positions
+    }
+
+    fn skipped(&self) -> u64 {
+        self.reader.skipped
+    }
+}
+
+impl Reader {
+    /// True if there is something new to read.
+    fn look_for_changes(&mut self) -> Result<bool, LogError> {
+        let generation = self.topics.generation();
+        if generation == self.generation {
+            return Ok(false);
+        }
+        let states = self.topics.states();
+        for followed in &self.followed {
+            let then = &followed.topic.identity;
+            let now = states.get(usize::from(followed.database)).and_then(State::usable).map(|topic| &topic.identity);
+            let change = match now {
+                Some(now) if now == then => continue,
+                Some(now) if now.id == then.id => {
+                    format!("topic {} now has {} partitions, not {}", then.topic, now.partitions, then.partitions)
+                }
+                Some(_) => format!("topic {} was deleted and made again", then.topic),
+                None => format!("topic {} was deleted, or can no longer be used", then.topic),
+            };
+            let error = LogError::IdentityChanged(change);
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
+        drop(states);
+        self.generation = generation;
+        Ok(self.take_new_topics(&Positions::new()))
+    }
+
+    fn take_new_topics(&mut self, from: &Positions) -> bool {
+        let before = self.followed.len();
+        let states = self.topics.states();
+        for (database, state) in states.iter().enumerate() {
+            let database = database as u16;
+            let known = self.followed.iter().any(|followed| followed.database == database);
+            if let (Some(topic), false) = (state.usable(), known) {
+                let place = |partition| from.get(&TopicPartition { database, partition }).copied();
+                let next = (0..topic.identity.partitions).map(place).collect();
+                self.followed.push(Followed { database, topic: Arc::clone(topic), next });
+            }
+        }
+        self.followed.len() > before
+    }
+
+    /// Takes one event in and returns its bytes.
+    fn see(&mut self, event: Event<'_>, out: &mut Vec<LogRecord>) -> usize {
+        match event {
+            Event::Record(record) => return self.see_record(&record, out),
+            Event::End { topic, partition, offset } => {
+                if let (Some(next), Ok(offset)) = (self.place(topic, partition), u64::try_from(offset)) {
+                    *next = Some(next.map_or(offset, |known| known.max(offset)));
+                }
+            }
+            Event::Error { at, code, text, fatal } => self.see_error(at, code, &text, fatal),
+            Event::Log { level, facility, text } => self.health.line(level, facility, &text),
+            Event::Other => {}
+        }
+        0
+    }
+
+    fn see_record(&mut self, record: &RecordEvent<'_>, out: &mut Vec<LogRecord>) -> usize {
+        let Ok(offset) = u64::try_from(record.offset()) else { return 0 };
+        match self.place(record.topic, record.partition()) {
+            None => return 0,
+            // It was read before the last assignment.
+            Some(Some(next)) if offset < *next => return 0,
+            Some(next) => *next = Some(offset + 1),
+        }
+        let Some(key) = record.key() else {
+            self.skipped += 1;
+            return 0;
+        };
+        let decoded = codec::decode(key, record.value(), record.headers());
+        let database = self.followed[self.recent].database;
+        let at = TopicPartition { database, partition: record.partition() as u32 };
+        if decoded.bad_group && !self.bad_group_told {
+            self.bad_group_told = true;
+            let topic = self.topics.name(database);
+            tracing::warn!(topic, at.partition, offset, "a record has a group header that makes no sense; told once");
+        }
+        out.push(LogRecord {
+            at,
+            offset,
+            timestamp: record.timestamp(),
+            key: Bytes::copy_from_slice(key),
+            payload: decoded.payload,
+            group: decoded.group,
+        });
+        key.len() + record.value().map_or(0, <[u8]>::len)
+    }
+
+    /// The position of a partition that is followed; remembers its topic as the recent one.
+    fn place(&mut self, topic: &CStr, partition: i32) -> Option<&mut Option<u64>> {
+        let is_it = |followed: &Followed| followed.topic.identity.topic.as_bytes() == topic.to_bytes();
+        if !self.followed.get(self.recent).is_some_and(is_it) {
+            self.recent = self.followed.iter().position(is_it)?;
+        }
+        self.followed[self.recent].next.get_mut(usize::try_from(partition).ok()?)
+    }
+
+    fn see_error(&mut self, at: Option<(&CStr, i32, i64)>, code: RDKafkaErrorCode, text: &str, fatal: bool) {
+        use RDKafkaErrorCode::*;
+        let place = match at {
+            Some((topic, partition, offset)) => {
+                format!("topic {} partition {partition} offset {offset}", topic.to_string_lossy())
+            }
+            None => "the log".to_owned(),
+        };
+        let words = describe_code(code);
+        match code {
+            AutoOffsetReset | OffsetOutOfRange | LogTruncation if at.is_some() => {
+                self.failed = Some(LogError::PositionLost(format!("{place} is not in the log any more, or not yet: {text}")));
+            }
+            BadMessage | BadCompression | InvalidMessage | TopicAuthorizationFailed | NotImplemented => {
+                self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}")));
+            }
+            _ if fatal => self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}"))),
+            UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => self.topics.hurry(),
+            // Nothing joins the group, so it does not matter whether we may.
+            GroupAuthorizationFailed | CoordinatorNotAvailable | NotCoordinator | CoordinatorLoadInProgress => {}
+            AllBrokersDown => self.topics.hurry(),
+            // librdkafka tries again by itself.
+            _ => self.health.line(RDKafkaLogLevel::Debug, "FOLLOW", &format!("{place}: {words}: {text}")),
+        }
+        self.health.error(code, text);
+    }
+}

@@ -1,0 +1,482 @@
+//! Which topic each database is, and in what state: found, created, verified, watched. Owns every question to the
+//! cluster about topics; knows nothing of records.
+//!
+//! What is known is published as a whole ([`Topics::states`]) with a generation that grows at each change, so that
+//! readers take a snapshot and followers see that something changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::admin::{Admin, Settings};
+use super::config::{Config, Mapped, Sizes};
+use super::context::{Context, Health, Trouble, describe_code, describe_error};
+use super::ffi::{self, Described, Failure};
+use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
+
+/// Largest record of a topic that is created here.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// librdkafka's default, good for every topic that takes batches of this size.
+const BATCH_BYTES: usize = 1_000_000;
+/// What Kafka puts around a record and its batch, with room to spare.
+const FRAMING_BYTES: usize = 128;
+/// Of a topic that does not exist yet.
+pub(super) const NEW_TOPIC_RECORD_BYTES: usize = MAX_MESSAGE_BYTES - FRAMING_BYTES;
+/// One question to the cluster.
+const ASK: Duration = Duration::from_secs(3);
+/// How often a topic has to be missing in a row before it counts as deleted: a broker that has just started may not
+/// know all topics yet.
+const MISSES: u32 = 3;
+
+pub(super) struct Topic {
+    pub identity: TopicIdentity,
+    pub max_message_bytes: usize,
+    pub tombstone_retention: Option<Duration>,
+}
+
+impl Topic {
+    pub fn max_record_bytes(&self) -> usize {
+        self.max_message_bytes.saturating_sub(FRAMING_BYTES)
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum State {
+    Absent,
+    Usable(Arc<Topic>),
+    /// It exists, but cannot be used, for this reason.
+    Refused(String),
+}
+
+impl State {
+    pub fn usable(&self) -> Option<&Arc<Topic>> {
+        match self {
+            State::Usable(topic) => Some(topic),
+            State::Absent | State::Refused(_) => None,
+        }
+    }
+}
+
+pub(super) struct Topics {
+    config: Arc<Config>,
+    health: Arc<Health>,
+    names: Vec<Mapped>,
+    cluster: String,
+    questions: BaseConsumer<Context>,
+    states: ArcSwap<Vec<State>>,
+    generation: AtomicU64,
+    /// Held by the one who finds out and publishes; counts how often in a row a known topic was missing.
+    misses: Mutex<Vec<u32>>,
+    connected: AtomicBool,
+    hurry: AtomicBool,
+}
+
+impl Topics {
+    /// Reaches the cluster and finds or creates the topics that have to be there.
+    pub fn connect(config: &Arc<Config>, health: &Arc<Health>) -> Result<Topics, LogError> {
+        let end = Instant::now() + config.startup_timeout;
+        let questions: BaseConsumer<Context> = config
+            .questions()
+            .create_with_context(Context::new(health))
+            .map_err(|error| LogError::Failed(describe_error(&error)))?;
+        let names = config.topics();
+        let mut topics = Topics {
+            config: Arc::clone(config),
+            health: Arc::clone(health),
+            states: ArcSwap::from_pointee(vec![State::Absent; names.len()]),
+            misses: Mutex::new(vec![0; names.len()]),
+            names,
+            cluster: String::new(),
+            questions,
+            generation: AtomicU64::new(0),
+            connected: AtomicBool::new(true),
+            hurry: AtomicBool::new(false),
+        };
+        topics.wait_for_cluster(end)?;
+        let cluster = topics.questions.client().fetch_cluster_id(ASK);
+        topics.cluster = cluster.unwrap_or_default();
+        topics.refresh(remaining(end)).map_err(|failure| topics.unreachable(&failure))?;
+        topics.require_topics(end)?;
+        Ok(topics)
+    }
+
+    /// The topic's name of a database that is in range.
+    pub fn name(&self, database: u16) -> &str {
+        &self.names[usize::from(database)].topic
+    }
+
+    pub fn states(&self) -> arc_swap::Guard<Arc<Vec<State>>> {
+        self.states.load()
+    }
+
+    pub fn topic(&self, database: u16) -> Option<Arc<Topic>> {
+        self.states.load().get(usize::from(database))?.usable().cloned()
+    }
+
+    /// Grows at each change of [`states`](Topics::states).
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Something happened that a look at the topics may explain.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+    }
+
+    pub fn take_hurry(&self) -> bool {
+        self.hurry.swap(false, Ordering::Relaxed)
+    }
+
+    /// What a producer for all writable topics needs.
+    pub fn sizes(&self) -> Sizes {
+        let states = self.states.load();
+        let writable = states.iter().filter_map(State::usable).filter(|topic| !topic.identity.read_only);
+        let limits = || writable.clone().map(|topic| topic.max_message_bytes);
+        Sizes {
+            message: limits().max().unwrap_or(0).max(MAX_MESSAGE_BYTES),
+            batch: limits().min().unwrap_or(BATCH_BYTES).clamp(1024, BATCH_BYTES),
+        }
+    }
+
+    /// Handles what librdkafka has to tell, for as long as `pause`.
+    pub fn idle(&self, pause: Duration) {
+        let end = Instant::now() + pause;
+        while !remaining(end).is_zero() {
+            // Errors were given to the context by then.
+            let _ = self.questions.poll(remaining(end));
+        }
+    }
+
+    /// Looks at all topics with one question, and publishes what changed.
+    pub fn refresh(&self, timeout: Duration) -> Result<(), Failure> {
+        let mut misses = self.misses.lock();
+        let answer = ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
+        self.note_connection(answer.as_ref().err());
+        let now = self.states.load_full();
+        let mut changed = Vec::new();
+        for (at, described) in answer?.into_iter().enumerate() {
+            match described {
+                Ok(described) if described.served => {
+                    misses[at] = 0;
+                    let known = now[at].usable().map(|topic| (&topic.identity.id, topic.identity.partitions));
+                    let refused = matches!(now[at], State::Refused(_));
+                    if known != Some((&self.identity(&described.id), described.partitions)) && !refused {
+                        changed.push((at, described));
+                    }
+                }
+                Ok(_without_leader) => {}
+                Err((RDKafkaErrorCode::UnknownTopicOrPartition, _)) => misses[at] += 1,
+                Err((code, text)) => self.not_described(at, code, &text),
+            }
+        }
+        let vanished = |at: &usize| misses[*at] >= MISSES && !matches!(now[*at], State::Absent);
+        let vanished: Vec<usize> = (0..now.len()).filter(vanished).collect();
+        if !changed.is_empty() || !vanished.is_empty() {
+            self.publish(changed, &vanished)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, changed: Vec<(usize, Described)>, vanished: &[usize]) -> Result<(), Failure> {
+        let names: Vec<&str> = changed.iter().map(|(at, _)| self.names[*at].topic.as_str()).collect();
+        let settings = Admin::connect(&self.config, &self.health)?.settings(&names, ASK)?;
+        let mut states = Vec::clone(&self.states.load());
+        for ((at, described), settings) in changed.into_iter().zip(settings) {
+            states[at] = self.verify(at, &described, settings);
+        }
+        for at in vanished {
+            tracing::warn!(topic = self.names[*at].topic, "the topic was deleted");
+            states[*at] = State::Absent;
+        }
+        self.states.store(Arc::new(states));
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Judges a topic that was found.
+    fn verify(&self, at: usize, described: &Described, settings: Result<Settings, RDKafkaErrorCode>) -> State {
+        let Mapped { topic: name, read_only } = &self.names[at];
+        let settings = match settings {
+            Ok(settings) => settings,
+            // What is only read needs no guarantee of ours.
+            Err(code) if *read_only => {
+                let cause = describe_code(code);
+                tracing::warn!(topic = name, cause, "the topic's settings cannot be read");
+                Settings::default()
+            }
+            Err(code) => {
+                let cause = describe_code(code);
+                return State::Refused(format!("cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it"));
+            }
+        };
+        let policy = settings.text("cleanup.policy").unwrap_or("unknown");
+        if policy != "compact" && !read_only {
+            return State::Refused(not_compacted(&self.config.bootstrap_servers, name, policy));
+        }
+        for warning in warnings(name, policy, described.replicas, *read_only, &settings) {
+            tracing::warn!(topic = name, "{warning}");
+        }
+        State::Usable(Arc::new(Topic {
+            identity: TopicIdentity {
+                topic: name.clone(),
+                id: self.identity(&described.id),
+                partitions: described.partitions,
+                read_only: *read_only,
+            },
+            max_message_bytes: settings.number("max.message.bytes").unwrap_or(1_000_000),
+            tombstone_retention: settings.number("delete.retention.ms").map(|ms| Duration::from_millis(ms as u64)),
+        }))
+    }
+
+    /// Makes sure that the database has a usable topic.
+    pub fn create(&self, database: u16, timeout: Duration) -> Result<(), LogError> {
+        let end = Instant::now() + timeout;
+        let at = usize::from(database);
+        let Some(Mapped { topic: name, read_only }) = self.names.get(at) else {
+            return Err(LogError::Failed(format!("there is no database {database}")));
+        };
+        match &self.states.load()[at] {
+            State::Usable(_) => return Ok(()),
+            State::Absent if *read_only => return Err(missing(database, name)),
+            State::Absent => self.create_topic(name, remaining(end))?,
+            // Perhaps it was mended meanwhile.
+            State::Refused(_) => {}
+        }
+        self.forget_refusal(at);
+        loop {
+            let seen = self.refresh(remaining(end));
+            match &self.states.load()[at] {
+                State::Usable(_) => return Ok(()),
+                State::Refused(why) => return Err(LogError::Failed(why.clone())),
+                State::Absent if Instant::now() >= end => {
+                    let why = seen.err().map_or("it has no leader yet".to_owned(), |(_, text)| text);
+                    return Err(cannot_create(name, &why));
+                }
+                State::Absent => self.idle(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn create_topic(&self, name: &str, timeout: Duration) -> Result<(), LogError> {
+        let failed = |(_, text): Failure| cannot_create(name, &text);
+        let admin = Admin::connect(&self.config, &self.health).map_err(failed)?;
+        let replicas = match self.config.replication_factor {
+            Some(factor) => Some(factor),
+            None => ffi::any_broker(self.questions.client(), ASK)
+                .and_then(|broker| admin.default_replication(broker, ASK)),
+        };
+        // Every replica but one may be lost without losing what was acknowledged, and writes go on without one.
+        let in_sync = if replicas.is_some_and(|replicas| replicas >= 3) { "2" } else { "1" };
+        let bytes = MAX_MESSAGE_BYTES.to_string();
+        let settings = [
+            ("cleanup.policy", "compact"),
+            ("max.message.bytes", bytes.as_str()),
+            ("min.insync.replicas", in_sync),
+            ("unclean.leader.election.enable", "false"),
+        ];
+        let partitions = self.config.partitions;
+        admin.create_topic(name, partitions, self.config.replication_factor, &settings, timeout).map_err(failed)?;
+        tracing::info!(topic = name, partitions, "created the topic");
+        Ok(())
+    }
+
+    fn forget_refusal(&self, at: usize) {
+        let _one_at_a_time = self.misses.lock();
+        let mut states = Vec::clone(&self.states.load());
+        if matches!(states[at], State::Refused(_)) {
+            states[at] = State::Absent;
+            self.states.store(Arc::new(states));
+        }
+    }
+
+    /// Database 0 and the databases that somebody mapped have to be usable; others are only told of.
+    fn require_topics(&self, end: Instant) -> Result<(), LogError> {
+        if !self.names[0].read_only {
+            self.create(0, remaining(end).max(ASK))?;
+        }
+        let states = self.states.load_full();
+        for (at, state) in states.iter().enumerate() {
+            let database = at as u16;
+            let wanted = database == 0 || self.config.mapped.contains_key(&database);
+            match state {
+                State::Absent if wanted && self.names[at].read_only => {
+                    return Err(missing(database, &self.names[at].topic));
+                }
+                State::Refused(why) if wanted => return Err(LogError::Failed(why.clone())),
+                State::Refused(why) => tracing::warn!(database, "the database cannot be used: {why}"),
+                State::Absent | State::Usable(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_cluster(&self, end: Instant) -> Result<(), LogError> {
+        loop {
+            let patience = remaining(end).min(Duration::from_secs(1)).max(Duration::from_millis(100));
+            let asked = ffi::describe_topics(self.questions.client(), &self.all_names(), patience);
+            self.idle(Duration::from_millis(20));
+            match asked {
+                Ok(_) => {
+                    self.health.clear();
+                    return Ok(());
+                }
+                Err(failure) => {
+                    let refused = self.health.last().is_some_and(|(trouble, _)| trouble == Trouble::Refused);
+                    if refused || Instant::now() >= end {
+                        return Err(self.unreachable(&failure));
+                    }
+                }
+            }
+        }
+    }
+
+    fn unreachable(&self, failure: &Failure) -> LogError {
+        let servers = &self.config.bootstrap_servers;
+        LogError::Failed(match self.health.last() {
+            Some((Trouble::Refused, cause)) => format!(
+                "Kafka at {servers} does not let us in: {cause}; check the security settings (security.protocol, sasl.*, ssl.*)"
+            ),
+            Some((Trouble::Unreachable, cause)) => format!(
+                "cannot reach Kafka at {servers}: {cause}; check --bootstrap-servers and that the broker runs"
+            ),
+            None => format!(
+                "cannot reach Kafka at {servers}: {}; check --bootstrap-servers and that the broker runs",
+                failure.1
+            ),
+        })
+    }
+
+    fn note_connection(&self, failure: Option<&Failure>) {
+        let connected = failure.is_none();
+        let was = self.connected.swap(connected, Ordering::Relaxed);
+        match (was, failure) {
+            (true, Some((_, text))) => {
+                let cause = self.health.last().map_or_else(|| text.clone(), |(_, cause)| cause);
+                tracing::warn!(cause, "lost the connection to Kafka");
+            }
+            (false, None) => tracing::info!("connected to Kafka again"),
+            _ => {}
+        }
+        if connected {
+            self.health.clear();
+        }
+    }
+
+    /// A topic that we may not even look at, or of an impossible name.
+    fn not_described(&self, at: usize, code: RDKafkaErrorCode, text: &str) {
+        let name = &self.names[at].topic;
+        if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], State::Absent) {
+            tracing::debug!(topic = name, error = ?code, "{text}");
+            return;
+        }
+        let mut states = Vec::clone(&self.states.load());
+        states[at] = State::Refused(format!("cannot use topic {name}: {}; allow Describe, Read and Write on it", describe_code(code)));
+        self.states.store(Arc::new(states));
+    }
+
+    /// The high watermark of every partition.
+    pub fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
+        let end = Instant::now() + timeout;
+        let states = self.states.load_full();
+        let mut asked = TopicPartitionList::new();
+        for topic in states.iter().filter_map(State::usable) {
+            for partition in 0..topic.identity.partitions {
+                asked
+                    .add_partition_offset(&topic.identity.topic, partition as i32, Offset::End)
+                    .map_err(|error| LogError::Failed(describe_error(&error)))?;
+            }
+        }
+        if asked.count() == 0 {
+            return Ok(Positions::new());
+        }
+        loop {
+            let answer = self.questions.offsets_for_times(asked.clone(), remaining(end));
+            match answer.map_err(|error| describe_error(&error)).and_then(|list| self.read_ends(&states, &list)) {
+                Ok(positions) => return Ok(positions),
+                Err(cause) if Instant::now() >= end => {
+                    let cause = self.health.last().map_or(cause, |(_, cause)| cause);
+                    return Err(LogError::Failed(format!("cannot ask Kafka for the end of the log: {cause}")));
+                }
+                // A leader that moves: librdkafka has dropped what it knew and asks anew.
+                Err(_) => self.idle(Duration::from_millis(20).min(remaining(end))),
+            }
+        }
+    }
+
+    fn read_ends(&self, states: &[State], list: &TopicPartitionList) -> Result<Positions, String> {
+        let mut positions = Positions::new();
+        for element in list.elements() {
+            element.error().map_err(|error| describe_error(&error))?;
+            let owner = states.iter().position(|state| {
+                state.usable().is_some_and(|topic| topic.identity.topic == element.topic())
+            });
+            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition())) else {
+                return Err("the answer names a partition that was not asked for".into());
+            };
+            let at = TopicPartition { database: database as u16, partition };
+            match element.offset() {
+                Offset::Offset(offset) if offset >= 0 => positions.insert(at, offset as u64),
+                other => return Err(format!("{} has the end {other:?}", element.topic())),
+            };
+        }
+        Ok(positions)
+    }
+
+    fn all_names(&self) -> Vec<&str> {
+        self.names.iter().map(|mapped| mapped.topic.as_str()).collect()
+    }
+
+    fn identity(&self, topic_id: &str) -> String {
+        format!("{}/{topic_id}", self.cluster)
+    }
+}
+
+fn remaining(end: Instant) -> Duration {
+    end.saturating_duration_since(Instant::now())
+}
+
+fn missing(database: u16, name: &str) -> LogError {
+    LogError::Failed(format!(
+        "database {database}: there is no topic {name}; create it, or map the database to a topic that exists"
+    ))
+}
+
+fn cannot_create(name: &str, cause: &str) -> LogError {
+    LogError::Failed(format!("cannot create topic {name}: {cause}; create it with cleanup.policy=compact, or allow it to be created"))
+}
+
+fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
+    format!(
+        "topic {name} has cleanup.policy={policy}, so Kafka would delete data that is still in use; make it compacted: \
+         kafka-configs.sh --bootstrap-server {servers} --alter --entity-type topics --entity-name {name} \
+         --add-config cleanup.policy=compact"
+    )
+}
+
+/// What about a topic can lose data, for a person to know.
+fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings: &Settings) -> Vec<String> {
+    let mut all = Vec::new();
+    if read_only {
+        if policy != "compact" {
+            all.push(format!("topic {name} has cleanup.policy={policy}: keys vanish from it without a delete, and stay here until the next rebuild"));
+        }
+        return all;
+    }
+    if replicas >= 3 && settings.number("min.insync.replicas") == Some(1) {
+        all.push(format!("topic {name} has {replicas} replicas and min.insync.replicas=1: the loss of one broker can lose acknowledged writes; set it to 2"));
+    }
+    if settings.text("unclean.leader.election.enable") == Some("true") {
+        all.push(format!("topic {name} has unclean.leader.election.enable=true: a failover can lose acknowledged writes; set it to false"));
+    }
+    all
+}

@@ -1,0 +1,253 @@
+//! A node on its embedded log: crashes, restarts, and what it refuses.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::support::client::Client;
+use crate::support::ports;
+use crate::support::resp::{Reply, command_line};
+use crate::support::server::Highwater;
+
+fn text_of(reply: &Reply) -> String {
+    String::from_utf8_lossy(reply.bytes().expect("a string")).into_owned()
+}
+
+#[test]
+fn acknowledged_writes_survive_kill_9_under_load() {
+    let mut node = Highwater::embedded();
+    for round in 0..5 {
+        let port = node.port;
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                std::thread::spawn(move || {
+                    let mut client = Client::connect(port);
+                    let mut acknowledged = 0;
+                    for n in 1.. {
+                        let line = format!("SET r{round}w{writer} {n}");
+                        let sent = client.try_write(&command_line(&line)).is_ok();
+                        match sent.then(|| client.try_reply()) {
+                            Some(Ok(Some(reply))) if reply == b"+OK\r\n" => acknowledged = n,
+                            _ => break,
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        node.kill9();
+        let acknowledged: Vec<u64> = writers.into_iter().map(|w| w.join().expect("a writer")).collect();
+        node.restart();
+        let mut client = node.client();
+        for (writer, &at_least) in acknowledged.iter().enumerate() {
+            assert!(at_least > 0, "writer {writer} wrote nothing");
+            let found: u64 = client.text(&format!("GET r{round}w{writer}")).parse().expect("a number");
+            // The one under way when it was killed may be there too.
+            assert!(
+                found == at_least || found == at_least + 1,
+                "writer {writer}: acknowledged {at_least}, found {found}"
+            );
+        }
+        client.check("DBSIZE", &format!(":{}", 4 * (round + 1)));
+    }
+}
+
+/// Random commands and restarts against a simple map.
+#[test]
+fn it_answers_as_a_map_does() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut model: HashMap<String, String> = HashMap::new();
+    let mut node = Highwater::builder().args(&["--maxmemory", "64kb"]).start();
+    let mut client = node.client();
+    for step in 0..3_000 {
+        let key = format!("k{}", random.random_range(0..60));
+        let value = format!("{step}{}", "x".repeat(random.random_range(0..2_000)));
+        match random.random_range(0..1_000) {
+            0..350 => {
+                client.check(&format!("SET {key} {value}"), "+OK");
+                model.insert(key, value);
+            }
+            350..450 => {
+                let reply = format!(":{}", i32::from(model.remove(&key).is_some()));
+                client.check(&format!("DEL {key}"), &reply);
+            }
+            450..520 => {
+                let joined = model.entry(key.clone()).or_default();
+                joined.push('+');
+                let length = joined.len();
+                client.check(&format!("APPEND {key} +"), &format!(":{length}"));
+            }
+            520..560 => {
+                let other = format!("k{}", random.random_range(0..60));
+                let expected = match model.remove(&key) {
+                    Some(value) => {
+                        model.insert(other.clone(), value);
+                        "+OK"
+                    }
+                    None => "-ERR no such key",
+                };
+                client.check(&format!("RENAME {key} {other}"), expected);
+            }
+            560..600 => {
+                client.check(&format!("SET {key} gone PX 1"), "+OK");
+                model.remove(&key);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            600..603 => {
+                client.check("FLUSHDB", "+OK");
+                model.clear();
+            }
+            603..606 => {
+                node.restart();
+                client = node.client();
+            }
+            606..609 => {
+                assert!(node.terminate().success(), "seed {seed}");
+                node.restart();
+                client = node.client();
+            }
+            _ => {
+                let expected = model.get(&key).map_or("$-1".to_owned(), |v| format!("${}\r\n{v}", v.len()));
+                client.check(&format!("GET {key}"), &expected);
+            }
+        }
+    }
+    let mut keys: Vec<String> = client.tree("KEYS *").items().iter().map(text_of).collect();
+    keys.sort();
+    let mut expected: Vec<String> = model.keys().cloned().collect();
+    expected.sort();
+    assert_eq!(keys, expected, "seed {seed}");
+}
+
+#[test]
+fn a_deleted_store_is_rebuilt() {
+    let mut node = Highwater::embedded();
+    let mut client = node.client();
+    for n in 0..300 {
+        client.check(&format!("SET k{n} v{n}"), "+OK");
+    }
+    client.check("SET once 1 PX 1", "+OK");
+    assert!(node.terminate().success());
+    std::fs::remove_dir_all(node.dir().join("store")).expect("the store is removed");
+    node.restart();
+    let mut client = node.client();
+    client.check("GET k299", "$4\r\nv299");
+    client.check("GET once", "$-1");
+    client.check("KEYS once", "*0");
+}
+
+#[test]
+fn a_scan_finishes_across_restarts_and_misses_nothing() {
+    let mut node = Highwater::embedded();
+    let mut client = node.client();
+    for n in 0..500 {
+        client.check(&format!("SET k{n} v"), "+OK");
+    }
+    let mut cursor = "0".to_owned();
+    let mut found = std::collections::HashSet::new();
+    for call in 0.. {
+        let reply = client.tree(&format!("SCAN {cursor} COUNT 40"));
+        let items = reply.items();
+        cursor = text_of(&items[0]);
+        found.extend(items[1].items().iter().map(text_of));
+        if cursor == "0" {
+            break;
+        }
+        client.check(&format!("SET new{call} v"), "+OK");
+        client.check(&format!("DEL new{}", call - 1), if call > 0 { ":1" } else { ":0" });
+        if call % 5 == 2 {
+            node.restart();
+            client = node.client();
+        }
+    }
+    for n in 0..500 {
+        assert!(found.contains(&format!("k{n}")), "k{n} was missed");
+    }
+}
+
+#[test]
+fn expired_keys_get_their_tombstones_in_the_background() {
+    let node = Highwater::embedded();
+    let mut client = node.client();
+    for n in 0..50 {
+        client.check(&format!("SET k{n} v PX 20"), "+OK");
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while client.line("DBSIZE") != b":0\r\n" {
+        assert!(std::time::Instant::now() < deadline, "expired keys are still counted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    client.check("GET k1", "$-1");
+}
+
+#[test]
+fn large_values_round_trip_and_overwriting_them_does_not_grow_the_disk() {
+    let node = Highwater::embedded();
+    let mut client = node.client();
+    for size in [0, 1, 65_535, 65_536, 99_999, 100_000, 100_001, 131_071, 131_072, 131_073, 1 << 20, 20 << 20] {
+        let value: Vec<u8> = (0..size).map(|n: usize| (n * 31 % 251) as u8).collect();
+        assert_eq!(client.send(&[b"SET", b"big", &value]), b"+OK\r\n");
+        let mut expected = format!("${size}\r\n").into_bytes();
+        expected.extend_from_slice(&value);
+        expected.extend_from_slice(b"\r\n");
+        assert!(client.send(&[b"GET", b"big"]) == expected, "a value of {size} bytes changed");
+    }
+    client.check("DEL big", ":1");
+    let value = vec![b'x'; 200_000];
+    for n in 0..1_500 {
+        let key = format!("k{}", n % 20);
+        assert_eq!(client.send(&[b"SET", key.as_bytes(), &value]), b"+OK\r\n");
+    }
+    // 300 MB were written, 4 MB are live.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let bytes = disk_bytes(node.dir());
+        if bytes < 160 << 20 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{} MB on disk", bytes >> 20);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn disk_bytes(dir: &std::path::Path) -> u64 {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        // Files come and go while this walks.
+        if let Ok(meta) = entry.metadata() {
+            sum += if meta.is_dir() { disk_bytes(&entry.path()) } else { meta.len() };
+        }
+    }
+    sum
+}
+
+#[test]
+fn it_refuses_to_start_with_one_clear_line() {
+    let node = Highwater::embedded();
+    let dir = node.dir().to_owned();
+    let soon = Duration::from_secs(20);
+
+    let (status, output) = Highwater::builder().dir(&dir).port(ports::free()).refuse(soon);
+    assert!(!status.success());
+    assert!(output.contains("in use"), "a directory in use: {output}");
+
+    let port = node.port;
+    let (status, output) = Highwater::builder().port(port).refuse(soon);
+    assert!(!status.success());
+    assert!(output.contains(&port.to_string()), "a port in use: {output}");
+
+    let (status, output) = Highwater::builder()
+        .args(&["--bootstrap-servers", "127.0.0.1:1", "--startup-timeout", "2s"])
+        .refuse(soon);
+    assert!(!status.success());
+    assert!(output.contains("127.0.0.1:1"), "no broker: {output}");
+
+    let (status, output) = Highwater::builder().args(&["--prot", "1"]).refuse(soon);
+    assert!(!status.success());
+    assert!(output.contains("--port"), "the nearest name: {output}");
+}
