@@ -38,7 +38,11 @@ impl DataDir {
             LockError::InUse { .. } => format!("use the data directory: {error} (--dir)"),
             LockError::Io { .. } => format!("use the data directory {}: {error}; name another with --dir", path.display()),
         })?;
-        Ok(DataDir { owner: read(path)?, path: path.to_path_buf(), _lock: lock })
+        Ok(DataDir {
+            owner: read(path)?,
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
     }
 
     /// Where the embedded log is.
@@ -73,8 +77,7 @@ impl DataDir {
             Some(_) if wanted.is_unknown() => return Ok(()),
             _ => {}
         }
-        write(&self.path, &wanted)
-            .map_err(|e| format!("write {}: {e}; is the disk full?", self.path.join(META).display()))?;
+        write(&self.path, &wanted).map_err(|e| format!("write {}: {e}; is the disk full?", self.path.join(META).display()))?;
         self.owner = Some(wanted);
         Ok(())
     }
@@ -132,14 +135,19 @@ fn read(dir: &Path) -> Result<Option<Owner>, String> {
     }
     let owner = match field("log").as_deref() {
         Some("embedded") => field("id").map(|id| Owner::Embedded { id }),
-        Some("kafka") => field("cluster").zip(field("topic")).map(|(cluster, topic)| Owner::Kafka { cluster, topic }),
+        Some("kafka") => field("cluster")
+            .zip(field("topic"))
+            .map(|(cluster, topic)| Owner::Kafka { cluster, topic }),
         _ => None,
     };
     owner.map(Some).ok_or_else(|| damaged(&path))
 }
 
 fn damaged(path: &Path) -> String {
-    format!("read {}: it is damaged; if you know which log this directory belongs to, remove the file", path.display())
+    format!(
+        "read {}: it is damaged; if you know which log this directory belongs to, remove the file",
+        path.display()
+    )
 }
 
 /// Whole or not at all, also after a crash.
@@ -165,7 +173,10 @@ mod tests {
     }
 
     fn kafka(cluster: &str, topic: &str) -> Owner {
-        Owner::Kafka { cluster: cluster.into(), topic: topic.into() }
+        Owner::Kafka {
+            cluster: cluster.into(),
+            topic: topic.into(),
+        }
     }
 
     #[test]
@@ -182,7 +193,10 @@ mod tests {
         assert_eq!(dir.claim(kafka("", "kv")), Ok(()));
         for other in [kafka("", "other"), embedded("")] {
             let refused = dir.check(&other).expect_err("another log");
-            assert!(refused.contains("belongs to the Kafka topic kv of cluster c") && refused.contains("--dir"), "{refused}");
+            assert!(
+                refused.contains("belongs to the Kafka topic kv of cluster c") && refused.contains("--dir"),
+                "{refused}"
+            );
         }
         assert!(dir.claim(kafka("d", "kv")).is_err());
     }
@@ -205,9 +219,17 @@ mod tests {
         let temp = tempfile::tempdir().expect("a temporary directory");
         let dir = DataDir::open(temp.path()).expect("is free");
         let refused = DataDir::open(temp.path()).err().expect("in use");
-        assert!(refused.contains("in use") && refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains("in use") && refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(dir);
-        for text in ["", "format=1\n", "format=1\nlog=kafka\ntopic=x\n", "format=2\nlog=embedded\nid=1\n"] {
+        for text in [
+            "",
+            "format=1\n",
+            "format=1\nlog=kafka\ntopic=x\n",
+            "format=2\nlog=embedded\nid=1\n",
+        ] {
             fs::write(temp.path().join(META), text).expect("a file");
             assert!(DataDir::open(temp.path()).is_err(), "{text}");
         }

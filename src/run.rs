@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,7 +47,11 @@ type Problem = String;
 pub fn run(config: Config) -> Result<(), Problem> {
     let logging = logging::start(&config)?;
     let directory = DataDir::open(&config.dir())?;
-    info!("highwater {VERSION} ({}), process {}", if COMMIT.is_empty() { "commit unknown" } else { COMMIT }, std::process::id());
+    info!(
+        "highwater {VERSION} ({}), process {}",
+        if COMMIT.is_empty() { "commit unknown" } else { COMMIT },
+        std::process::id()
+    );
     let ignored = config.given_without_effect();
     if !ignored.is_empty() {
         info!("settings that have no effect here: {}", ignored.join(" "));
@@ -69,7 +74,10 @@ fn provide_files(config: &Config) {
     let allowed = process::raise_open_files(wanted);
     if allowed < wanted {
         let clients = allowed.saturating_sub(OTHER_FILES);
-        warn!("only {allowed} open files are allowed: enough for {clients} clients, not {}; raise ulimit -n", config.maxclients());
+        warn!(
+            "only {allowed} open files are allowed: enough for {clients} clients, not {}; raise ulimit -n",
+            config.maxclients()
+        );
     }
 }
 
@@ -91,9 +99,18 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) ->
             return Ok(());
         }
     };
-    let Opened { store, checkpoint, rebuilt } = store;
+    let Opened {
+        store,
+        checkpoint,
+        rebuilt,
+    } = store;
     let shared = share(config, log, store);
-    info!("{}, checkpoint of the local store in {}", shared.service.log.describe(), shared.config.dir().display());
+    info!(
+        "{}; data directory {}; {} MB of memory for keys and values",
+        shared.service.log.describe(),
+        shared.config.dir().display(),
+        shared.config.memory_limit() >> 20
+    );
     if let Some(reason) = rebuilt {
         warn!(reason, "the local store cannot be used; building it anew from the log");
         shared.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
@@ -103,19 +120,24 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) ->
     info!("listening on {addresses}");
 
     let service = shared.service.clone();
-    let applier = tokio::task::spawn_blocking(move || applier::start(service, &checkpoint)).await;
-    let applier = match applier.map_err(|e| e.to_string()).and_then(|started| started.map_err(|e| e.to_string())) {
-        Ok(applier) => Ok(applier),
-        Err(reason) => {
-            shared.shutdown.ask();
-            Err(format!("read the log: {reason}"))
-        }
+    let starting = tokio::task::spawn_blocking(move || applier::start(service, &checkpoint));
+    let started = tokio::select! {
+        started = starting => Some(started.map_err(|e| e.to_string()).and_then(|s| s.map_err(|e| e.to_string()))),
+        // It may wait long for the log; nobody waits for it then.
+        () = shared.shutdown.asked() => None,
     };
-    if applier.is_ok() {
-        tokio::spawn(tell_progress(shared.clone(), logging));
+    let (applier, refused) = match started {
+        Some(Ok(applier)) => (Some(applier), None),
+        Some(Err(reason)) => (None, Some(format!("read the log: {reason}"))),
+        None => (None, None),
+    };
+    match applier {
+        Some(_) => drop(tokio::spawn(tell_progress(shared.clone(), logging))),
+        None => shared.shutdown.ask(),
     }
     let served = servers_ended(servers, &shared).await;
-    stop_all(&shared, applier?, served).await
+    let stopped = stop_all(&shared, applier).await;
+    refused.map_or(served.and(stopped), Err)
 }
 
 /// Opens the log and the store, after making sure that the directory is theirs. Blocking.
@@ -126,9 +148,14 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
         let id = identity.map(|topic| topic.id).unwrap_or_default();
         match on_kafka {
             // `cluster/topic id`: a topic made anew under its name costs a rebuild, no more.
-            true => Owner::Kafka { cluster: id.split('/').next().unwrap_or_default().into(), topic: topic.clone() },
+            true => Owner::Kafka {
+                cluster: id.split('/').next().unwrap_or_default().into(),
+                topic: topic.clone(),
+            },
             // `log id.generation`
-            false => Owner::Embedded { id: id.split('.').next().unwrap_or_default().into() },
+            false => Owner::Embedded {
+                id: id.split('.').next().unwrap_or_default().into(),
+            },
         }
     };
     directory.check(&wanted(None))?;
@@ -138,10 +165,16 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
         EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
     };
     directory.claim(wanted(log.identity(0)))?;
-    let options = StoreOptions { cache_bytes: config.store_cache(), databases: config.databases() };
+    let options = StoreOptions {
+        cache_bytes: config.store_cache(),
+        databases: config.databases(),
+    };
     let store = SledStore::open(&directory.store(), &options).map_err(|e| {
         let place = directory.store();
-        format!("open the local store: {e}; see to {} (it holds nothing that the log does not)", place.display())
+        format!(
+            "open the local store: {e}; see to {} (it holds nothing that the log does not)",
+            place.display()
+        )
     })?;
     Ok((log, store))
 }
@@ -164,12 +197,25 @@ fn kafka_config(config: &Config) -> Result<kafka::Config, Problem> {
     Ok(kafka::Config {
         bootstrap_servers: config.bootstrap_servers().to_string(),
         topic: config.topic().to_string(),
-        mapped: mapped.map(|(n, m)| (n, Mapped { topic: m.topic, read_only: m.read_only })).collect(),
+        mapped: mapped
+            .map(|(n, m)| {
+                (
+                    n,
+                    Mapped {
+                        topic: m.topic,
+                        read_only: m.read_only,
+                    },
+                )
+            })
+            .collect(),
         databases: config.databases(),
         partitions: config.partitions(),
         replication_factor: config.replication_factor(),
         properties: config.kafka_properties(),
-        partitioner: config.partitioner().parse().map_err(|e| format!("use the partitioner: {e}"))?,
+        partitioner: config
+            .partitioner()
+            .parse()
+            .map_err(|e| format!("use the partitioner: {e}"))?,
         write_timeout: config.write_timeout(),
         startup_timeout: config.startup_timeout(),
     })
@@ -180,14 +226,18 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
     let service = Service::new(log, store, config.databases(), Settings::default());
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let to = service.clone();
-    config.on_change("maxmemory", move |config| to.memory.limit.store(config.memory_limit(), Ordering::Relaxed));
-    let to = service.clone();
-    config.on_change("write-timeout", move |config| {
-        to.settings.write_timeout_ms.store(millis(config.write_timeout()), Ordering::Relaxed);
+    config.on_change("maxmemory", move |config| {
+        to.memory.limit.store(config.memory_limit(), Ordering::Relaxed)
     });
+    service
+        .settings
+        .write_timeout_ms
+        .store(millis(config.write_timeout()), Ordering::Relaxed);
     let to = service.clone();
     config.on_change("checkpoint-interval", move |config| {
-        to.settings.checkpoint_interval_ms.store(millis(config.checkpoint_interval()), Ordering::Relaxed);
+        to.settings
+            .checkpoint_interval_ms
+            .store(millis(config.checkpoint_interval()), Ordering::Relaxed);
     });
     let to = service.clone();
     config.on_change("active-expire", move |config| {
@@ -250,16 +300,17 @@ async fn servers_ended(mut servers: JoinSet<Result<(), String>>, shared: &Shared
 }
 
 /// No connection is open any more: ends the log, then the applier with a last checkpoint.
-async fn stop_all(shared: &Arc<Shared>, applier: std::thread::JoinHandle<()>, served: Result<(), Problem>) -> Result<(), Problem> {
+async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<()>>) -> Result<(), Problem> {
     let service = shared.service.clone();
     let stopped = tokio::task::spawn_blocking(move || {
         service.log.close(service.write_timeout());
         service.stop();
-        applier.join().map_err(|_| "stop cleanly: the applier panicked; the local store will be checked at the next start".to_string())
+        let ended = applier.map_or(Ok(()), JoinHandle::join);
+        ended.map_err(|_| "stop cleanly: the applier panicked; the next start checks the local store".to_string())
     });
     stopped.await.map_err(|e| format!("stop cleanly: {e}"))??;
     info!("stopped after {}", humane(shared.started.elapsed()));
-    served
+    Ok(())
 }
 
 /// Tells how far loading is, and when it is over.
@@ -282,7 +333,10 @@ async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
             bar.set_position(applied.min(total));
         } else if told.elapsed() >= PROGRESS {
             told = Instant::now();
-            info!("loading: {}% ({applied} of {total} records)", applied.min(total) * 100 / total);
+            info!(
+                "loading: {}% ({applied} of {total} records)",
+                applied.min(total) * 100 / total
+            );
         }
     };
     logging.show_bar(None);
@@ -329,7 +383,12 @@ async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem>
             name => name,
         };
         let found: io::Result<Vec<SocketAddr>> = tokio::net::lookup_host((name, port)).await.map(Iterator::collect);
-        let bound = found.and_then(|addresses| addresses.into_iter().map(|address| bind(address, config.tcp_backlog())).collect());
+        let bound = found.and_then(|addresses| {
+            addresses
+                .into_iter()
+                .map(|address| bind(address, config.tcp_backlog()))
+                .collect()
+        });
         let bound: io::Result<Vec<TcpListener>> = bound;
         match bound {
             Ok(bound) => listeners.extend(bound),
@@ -339,7 +398,9 @@ async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem>
         }
     }
     match listeners.is_empty() {
-        true => Err(format!("listen on port {port}: none of the addresses of --bind is on this machine")),
+        true => Err(format!(
+            "listen on port {port}: none of the addresses of --bind is on this machine"
+        )),
         false => Ok(listeners),
     }
 }

@@ -579,8 +579,9 @@ fn complete(values: &mut Values) -> Result<(), String> {
     }
     let brokers = place_of("bootstrap-servers");
     let is_brokers = |name: &str| matches!(name, "bootstrap.servers" | "metadata.broker.list");
-    let (named, rest): (Vec<_>, Vec<_>) =
-        checks::parse_properties(&values[properties])?.into_iter().partition(|(name, _)| is_brokers(name));
+    let (named, rest): (Vec<_>, Vec<_>) = checks::parse_properties(&values[properties])?
+        .into_iter()
+        .partition(|(name, _)| is_brokers(name));
     values[properties] = checks::show_properties(&rest).into();
     if let Some((_, value)) = named.into_iter().next()
         && values[brokers].is_empty()

@@ -267,7 +267,10 @@ fn kafka_properties_come_from_flags_environment_and_a_file() {
         (value("linger.ms"), value("acks"), value("sasl.username")),
         (Some("3"), Some("all"), Some("me"))
     );
-    assert_eq!((value("sasl.password"), value("bootstrap.servers")), (Some("from file"), None));
+    assert_eq!(
+        (value("sasl.password"), value("bootstrap.servers")),
+        (Some("from file"), None)
+    );
     let mapping = Mapping {
         topic: "prices".into(),
         read_only: true,
