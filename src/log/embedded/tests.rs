@@ -1290,3 +1290,115 @@ fn a_flush_frees_the_disk_without_further_writes() {
     });
     assert!(log.status().purged_below > 1000);
 }
+
+/// A from-scratch reader that begins while deletions are being removed must not see the old value without its deletion.
+#[test]
+fn a_reader_may_begin_at_any_moment_of_a_compaction() {
+    let seed: u64 = rand::random();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let disk = FaultDisk::new();
+    let mut options = Options {
+        segment_bytes: 1500,
+        ..compacting(&mut rng)
+    };
+    options.compaction.max_keys = 1000;
+    let log = open(&disk, options.clone()).expect("open");
+    for _ in 0..200 {
+        written(&log, random_batch(&mut rng));
+    }
+    let model = Model::of(&log);
+    let before = disk.after_kill();
+    drop(log);
+    for changes in 0.. {
+        let disk = before.after_kill();
+        let log = open(&disk, options.clone()).expect("open");
+        let (reached, go_on) = disk.pause_after(changes);
+        let finished = std::thread::scope(|scope| {
+            let pass = scope.spawn(|| {
+                compact(&log);
+                // Whoever waits for the pause need not any more.
+                drop(disk.pause_after(usize::MAX));
+            });
+            if reached.recv().is_err() {
+                return true;
+            }
+            // Nobody can begin while the pass holds the registry.
+            let free = log.shared.registry.try_lock().is_some();
+            let mut out = Vec::new();
+            let follower = free.then(|| {
+                let mut follower =
+                    EmbeddedFollower::start(log.shared.clone(), vec![0; 16]).expect("follow");
+                follower.poll_records = 1;
+                follower.poll(&mut out, Duration::ZERO).expect("poll");
+                follower
+            });
+            go_on.send(()).expect("the pass waits");
+            pass.join().expect("the pass");
+            if let Some(mut follower) = follower {
+                while follower.positions() != log.ends(PATIENCE).expect("ends") {
+                    follower.poll(&mut out, Duration::ZERO).expect("poll");
+                }
+                let mut read = Model::default();
+                read.replay(&out);
+                assert_eq!(read, model, "seed {seed}: it began before change {changes}");
+            }
+            false
+        });
+        if finished {
+            assert!(changes > 10, "the pass did something");
+            return;
+        }
+    }
+}
+
+/// Holds up whoever completes it.
+struct Blocking(Mutex<mpsc::Receiver<()>>);
+
+impl Completion for Blocking {
+    fn complete(self: Arc<Self>, _: Result<&[Appended], ProduceError>) {
+        let _ = self.0.lock().recv();
+    }
+}
+
+#[test]
+fn what_failed_does_not_come_back_after_a_power_failure() {
+    let disk = FaultDisk::new();
+    let log = open(
+        &disk,
+        Options {
+            segment_bytes: 1 << 30,
+            ..options()
+        },
+    )
+    .expect("open");
+    // Two frames are written at once, for the writer is held up until both are queued.
+    let (go_on, wait) = mpsc::channel();
+    let completion = Arc::new(Blocking(Mutex::new(wait)));
+    log.produce(
+        Batch {
+            records: [put(0, "before", b"v")].into(),
+            completion,
+        },
+        log.epoch(),
+    );
+    wait_until("the first is written", || log.status().end == 1);
+    let large = vec![b'x'; 1_500_000];
+    let outcomes = ["a", "b"].map(|key| submit(&log, vec![put(0, key, &large)], log.epoch()));
+    // Room for the first of them.
+    disk.set_faults(Faults {
+        capacity: Some(disk.used() + 1_000_000),
+        ..Faults::default()
+    });
+    go_on.send(()).expect("the writer waits");
+    for outcome in outcomes {
+        let outcome = outcome.recv_timeout(PATIENCE).expect("completed");
+        assert!(
+            matches!(outcome, Err(ProduceError::NotWritten(_))),
+            "{outcome:?}"
+        );
+    }
+    for seed in 0..30 {
+        let read = open_and_read(&disk.after_power_failure(seed)).expect("opens");
+        assert_eq!(read.len(), 1, "seed {seed}");
+    }
+}
