@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::args::{SYNTAX, int, int32, is, parse_int};
 use super::introspection::help_of;
 use super::pattern::KeyPattern;
-use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, dump, flag};
 use crate::database::Transaction;
 use crate::database::hot::own;
 use crate::store::{Entry, key_hash};
@@ -71,6 +71,18 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(N), N being the number of keys.",
         summary: "Deletes keys and tells how many there were.",
         run: Run::Now(del),
+        ..ROW
+    },
+    Command {
+        name: "dump",
+        arity: 2,
+        flags: flag::READONLY,
+        keys: ONE_KEY,
+        since: "2.6.0",
+        complexity: "O(N), N being the length of the value.",
+        summary: "Gives a key's value as bytes that RESTORE takes.",
+        compatibility: Compatibility::Partial("long values are not compressed; Redis reads them all the same"),
+        run: Run::Now(dump::dump),
         ..ROW
     },
     Command {
@@ -216,6 +228,19 @@ pub static COMMANDS: &[Command] = &[
         keys: TWO_KEYS,
         summary: "Gives a key another name unless that name is taken.",
         run: Run::Now(renamenx),
+        ..ROW
+    },
+    Command {
+        name: "restore",
+        arity: -4,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: ONE_KEY,
+        categories: &["keyspace", "dangerous"],
+        since: "2.6.0",
+        complexity: "O(N), N being the length of the value.",
+        summary: "Makes a key of what DUMP gave.",
+        compatibility: Compatibility::Partial("strings only; IDLETIME and FREQ have no effect"),
+        run: Run::Now(dump::restore),
         ..ROW
     },
     Command {

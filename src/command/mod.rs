@@ -7,6 +7,7 @@
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
 pub mod args;
+mod dump;
 pub mod execute;
 pub mod pattern;
 pub mod session;

@@ -494,6 +494,27 @@ fn walking_names_sees_what_the_transaction_did() {
     assert_eq!(walked.value.1, ["after"]);
 }
 
+#[test]
+fn the_store_is_never_said_to_be_further_than_it_is() {
+    const KEYS: u64 = 20_000;
+    let f = Fixture::new(false);
+    let written = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        for number in 0..KEYS {
+            t.set(0, number.to_string().as_bytes(), Bytes::new(), None);
+        }
+        Ok(())
+    });
+    assert!(written.is_ok());
+    f.log.acknowledge();
+    // Every record is a key of its own.
+    f.wait(|f| {
+        let told = f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+        let there = f.service.store.count(0).expect("the store counts");
+        assert!(there >= told, "{there} keys, {told} records told");
+        told == KEYS
+    });
+}
+
 /// Random writes, failures, foreign records, evictions and restarts against a simple map.
 #[test]
 fn it_answers_as_a_map_does() {
