@@ -1,5 +1,7 @@
 //! Keys whatever they hold: <https://redis.io/docs/latest/commands/?group=generic>.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::args::{SYNTAX, int, int32, is, parse_int};
@@ -42,8 +44,8 @@ const MAX_SCAN_BYTES: usize = 64 << 20;
 const MAX_KEYS_BYTES: usize = 1 << 30;
 /// Keys asked of the store at once.
 const CHUNK: usize = 1_000;
-/// What SWAPDB copies at most, both databases together.
-const MAX_SWAP_KEYS: usize = 100_000;
+/// What SWAPDB copies at most, both databases together; each key takes two records of one group.
+const MAX_SWAP_KEYS: usize = 50_000;
 const MAX_SWAP_BYTES: usize = 64 << 20;
 
 const ROW: Command = Command {
@@ -287,7 +289,7 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(N), N being the number of keys in both databases.",
         summary: "Exchanges what two databases hold.",
         compatibility: Compatibility::Partial(
-            "both databases are written anew, key by key: at most 100,000 keys and 64 MiB in both together",
+            "both databases are written anew, key by key: at most 50,000 keys and 64 MiB in both together",
         ),
         run: Run::Now(swapdb),
         ..ROW
@@ -660,21 +662,20 @@ fn swapdb(context: &mut Context, args: Args) -> Outcome {
     };
     let of_first = room.take(context.transaction, first)?;
     let of_second = room.take(context.transaction, second)?;
-    for (database, key, _) in of_first
-        .iter()
-        .map(|(k, e)| (first, k, e))
-        .chain(of_second.iter().map(|(k, e)| (second, k, e)))
-    {
-        context.transaction.delete(database, key);
-    }
-    for (database, key, entry) in of_first
-        .iter()
-        .map(|(k, e)| (second, k, e))
-        .chain(of_second.iter().map(|(k, e)| (first, k, e)))
-    {
+    let names: HashSet<&Bytes> = of_first.iter().map(|(key, _)| key).collect();
+    for (key, entry) in &of_first {
+        context.transaction.delete(first, key);
         context
             .transaction
-            .set(database, key, entry.string()?, entry.meta.expire_at);
+            .set(second, key, entry.string()?, entry.meta.expire_at);
+    }
+    for (key, entry) in &of_second {
+        if !names.contains(key) {
+            context.transaction.delete(second, key);
+        }
+        context
+            .transaction
+            .set(first, key, entry.string()?, entry.meta.expire_at);
     }
     Ok(Reply::Ok)
 }
