@@ -53,6 +53,8 @@ impl Health {
 
     pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
         use RDKafkaErrorCode::*;
+        // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
+        let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
         let trouble = match code {
             Authentication
             | SaslAuthenticationFailed
@@ -81,14 +83,12 @@ impl Health {
     }
 
     pub fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        // Properties for producers are given to consumers too, on purpose.
-        let of_no_interest = facility == "CONFWARN";
-        match level {
-            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
-            _ if of_no_interest => tracing::debug!(target: "librdkafka", facility, "{text}"),
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
-                tracing::info!(target: "librdkafka", facility, "{text}");
-            }
+        match (level, facility) {
+            (RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice, _)
+            // Properties for producers are given to consumers too, on purpose.
+            | (_, "CONFWARN")
+            // A cluster that is new or has just started is not ready to give out producer ids; it is asked again.
+            | (_, "GETPID") => tracing::debug!(target: "librdkafka", facility, "{text}"),
             _ => {
                 if let Some(hidden) = self.may_show(facility) {
                     tracing::warn!(target: "librdkafka", facility, hidden, "{text}");

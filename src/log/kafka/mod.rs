@@ -164,7 +164,7 @@ impl Log for KafkaLog {
     }
 
     fn tombstone_retention(&self, database: u16) -> Option<Duration> {
-        self.topics.topic(database)?.tombstone_retention
+        Some(self.topics.topic(database)?.tombstone_retention)
     }
 
     fn chains(&self) -> bool {

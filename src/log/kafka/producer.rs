@@ -532,7 +532,7 @@ mod tests {
         let topic = Topic {
             identity,
             max_message_bytes: 1_000_000,
-            tombstone_retention: None,
+            tombstone_retention: Duration::ZERO,
         };
         let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));
         Lane::start(&config, &topics, &health).expect("start a lane")

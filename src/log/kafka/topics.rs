@@ -22,6 +22,10 @@ use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
 
 /// Largest record of a topic that is created here.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// Kafka's default, for topics whose settings we may not see.
+const TOMBSTONES_KEPT_MS: usize = 24 * 60 * 60 * 1000;
+/// The cleanup policy of such a topic.
+const UNKNOWN: &str = "unknown";
 /// librdkafka's default, good for every topic that takes batches of this size.
 const BATCH_BYTES: usize = 1_000_000;
 /// What Kafka puts around a record and its batch, with room to spare.
@@ -38,7 +42,7 @@ const GONE: Duration = Duration::from_secs(4);
 pub(super) struct Topic {
     pub identity: TopicIdentity,
     pub max_message_bytes: usize,
-    pub tombstone_retention: Option<Duration>,
+    pub tombstone_retention: Duration,
 }
 
 impl Topic {
@@ -301,25 +305,23 @@ impl Topics {
             read_only,
         } = &self.names[at];
         let mut doubts = Vec::new();
+        // Without the right to see them there are no settings, or an error.
         let settings = match settings {
-            Ok(settings) => settings,
+            Ok(settings) if settings.text("cleanup.policy").is_some() => settings,
             // What is only read needs no guarantee of ours.
-            Err(code) if *read_only => {
-                doubts.push(format!(
-                    "the settings of topic {name} cannot be read: {}",
-                    describe_code(code)
-                ));
+            _ if *read_only => {
+                doubts.push(format!("the settings of topic {name} cannot be read"));
                 Settings::default()
             }
-            Err(code) => {
-                let cause = describe_code(code);
+            denied => {
+                let cause = denied.err().map_or("not allowed".to_owned(), describe_code);
                 let why = format!(
                     "cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it"
                 );
                 return (State::Refused(why), doubts);
             }
         };
-        let policy = settings.text("cleanup.policy").unwrap_or("unknown");
+        let policy = settings.text("cleanup.policy").unwrap_or(UNKNOWN);
         if policy != "compact" && !read_only {
             let why = not_compacted(&self.config.bootstrap_servers, name, policy);
             return (State::Refused(why), doubts);
@@ -337,11 +339,13 @@ impl Topics {
             partitions: described.partitions,
             read_only: *read_only,
         };
-        let retention = settings.number("delete.retention.ms");
+        let retention = settings
+            .number("delete.retention.ms")
+            .unwrap_or(TOMBSTONES_KEPT_MS);
         let topic = Topic {
             identity,
             max_message_bytes: settings.number("max.message.bytes").unwrap_or(1_000_000),
-            tombstone_retention: retention.map(|ms| Duration::from_millis(ms as u64)),
+            tombstone_retention: Duration::from_millis(retention as u64),
         };
         (State::Usable(Arc::new(topic)), doubts)
     }
@@ -625,7 +629,7 @@ fn warnings(
 ) -> Vec<String> {
     let mut all = Vec::new();
     if read_only {
-        if policy != "compact" {
+        if policy != "compact" && policy != UNKNOWN {
             all.push(format!("topic {name} has cleanup.policy={policy}: keys vanish from it without a delete, and stay here until the next rebuild"));
         }
         return all;
