@@ -16,6 +16,7 @@ pub mod table;
 // Families, each with its rows and its functions.
 pub mod bits;
 pub mod connection;
+pub mod info;
 pub mod introspection;
 pub mod keys;
 pub mod pending;

@@ -503,6 +503,10 @@ impl Applier {
                 .insert(at.partition, PartitionPosition { next_offset, as_of });
         }
         self.service.store.checkpoint(&checkpoint)?;
+        let counters = &self.service.counters;
+        counters.last_checkpoint_ms.store(now_ms(), Ordering::Relaxed);
+        let applied = counters.records_applied.load(Ordering::Relaxed);
+        counters.last_checkpoint_records.store(applied, Ordering::Relaxed);
         self.applied_since_checkpoint = false;
         self.last_checkpoint = Instant::now();
         Ok(())
