@@ -45,15 +45,18 @@ pub fn is(bytes: &[u8], word: &str) -> bool {
 }
 
 /// The part from `start` to `end`, both included, of something this long; negative numbers count from its end.
-/// `None` if it is empty. (`-9 -8` of five is the first one: so GETRANGE and its kin have always clipped.)
-pub fn range(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize>> {
-    if start < 0 && end < 0 && start > end {
-        return None;
-    }
+/// `None` if it is empty. Numbers before its beginning become its beginning, so `-9 -8` of five is the first one.
+pub fn clip(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize>> {
     let length = length as i64;
     let place = |n: i64| if n < 0 { (length + n).max(0) } else { n };
     let (start, end) = (place(start), place(end).min(length - 1));
     (start <= end).then(|| start as usize..end as usize + 1)
+}
+
+/// As [`clip`], but `-8 -9` is empty however short it is.
+pub fn range(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize>> {
+    let backwards = start < 0 && end < 0 && start > end;
+    if backwards { None } else { clip(start, end, length) }
 }
 
 /// The argument as text for an error message.
@@ -86,6 +89,7 @@ mod tests {
         ] {
             assert_eq!(range(start, end, 5), expected, "{start} {end}");
         }
+        assert_eq!(clip(-8, -9, 5), Some(0..1));
         assert_eq!(range(0, -1, 0), None);
         assert_eq!(range(0, 0, 0), None);
     }
