@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
+use highwater::run;
 
 fn main() -> ExitCode {
     let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
@@ -17,6 +18,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    drop(config);
-    ExitCode::SUCCESS
+    match run::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("highwater: cannot {problem}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -169,7 +169,7 @@ pub fn parse_properties(value: &str) -> Result<Vec<(String, String)>, String> {
     Ok(properties)
 }
 
-fn show_properties(properties: &[(String, String)]) -> String {
+pub fn show_properties(properties: &[(String, String)]) -> String {
     let lines: Vec<String> = properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
     lines.join("\n")
 }

@@ -9,6 +9,7 @@
 pub mod checks;
 pub mod cli;
 pub mod kind;
+pub mod machine;
 mod sources;
 pub mod table;
 mod without_effect;
@@ -449,7 +450,7 @@ impl Config {
         const LARGEST: u64 = 1 << 30;
         const SMALLEST: u64 = 32 << 20;
         match self.number("store-cache") {
-            0 => (crate::telemetry::process::memory_of_machine() / 8).clamp(SMALLEST, LARGEST),
+            0 => (machine::memory() / 8).clamp(SMALLEST, LARGEST),
             bytes => bytes,
         }
     }
@@ -461,7 +462,7 @@ impl Config {
     /// Bytes that keys and values in memory may take (`maxmemory`).
     pub fn memory_limit(&self) -> usize {
         let bytes = match self.number("maxmemory") {
-            0 => crate::telemetry::process::memory_of_machine() / 4,
+            0 => machine::memory() / 4,
             bytes => bytes,
         };
         usize::try_from(bytes).unwrap_or(usize::MAX)
@@ -577,12 +578,15 @@ fn complete(values: &mut Values) -> Result<(), String> {
         values[properties] = SETTINGS[properties].kind.normalise(&all, "")?.into();
     }
     let brokers = place_of("bootstrap-servers");
-    if values[brokers].is_empty() {
-        let known = checks::parse_properties(&values[properties])?;
-        let is_brokers = |name: &str| matches!(name, "bootstrap.servers" | "metadata.broker.list");
-        if let Some((_, value)) = known.into_iter().find(|(name, _)| is_brokers(name)) {
-            values[brokers] = value.into();
-        }
+    let is_brokers = |name: &str| matches!(name, "bootstrap.servers" | "metadata.broker.list");
+    let (named, rest): (Vec<_>, Vec<_>) = checks::parse_properties(&values[properties])?
+        .into_iter()
+        .partition(|(name, _)| is_brokers(name));
+    values[properties] = checks::show_properties(&rest).into();
+    if let Some((_, value)) = named.into_iter().next()
+        && values[brokers].is_empty()
+    {
+        values[brokers] = value.into();
     }
     let dir = place_of("dir");
     let absolute = std::path::absolute(&*values[dir]).map_err(|e| format!("--dir {}: {e}", values[dir]))?;

@@ -47,7 +47,14 @@ impl fmt::Display for Place {
 pub fn unknown(place: &Place, name: &str) -> String {
     let name: String = name.chars().take(80).collect();
     match table::nearest(&name) {
-        Some(nearest) => format!("{place}: there is no setting '{name}'; did you mean '{nearest}'?"),
+        Some(nearest) => {
+            let nearest = match place {
+                Place::Flag(_) => format!("--{nearest}"),
+                Place::Variable(_) => table::variable(nearest),
+                Place::Line(..) => format!("'{nearest}'"),
+            };
+            format!("{place}: there is no setting '{name}'; did you mean {nearest}?")
+        }
         None => format!("{place}: there is no setting '{name}'; highwater --help lists them all"),
     }
 }

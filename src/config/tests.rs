@@ -181,11 +181,11 @@ fn what_is_wrong_is_told_with_its_place_and_the_nearest_name() {
     );
     assert_eq!(
         refusal(&["--prot", "1"], &[]),
-        "--prot: there is no setting 'prot'; did you mean 'port'?"
+        "--prot: there is no setting 'prot'; did you mean --port?"
     );
     assert_eq!(
         refusal(&[], &[("HIGHWATER_BOOTSTRAP_SERVER", "x")]),
-        "environment variable HIGHWATER_BOOTSTRAP_SERVER: there is no setting 'bootstrap-server'; did you mean 'bootstrap-servers'?"
+        "environment variable HIGHWATER_BOOTSTRAP_SERVER: there is no setting 'bootstrap-server'; did you mean HIGHWATER_BOOTSTRAP_SERVERS?"
     );
     assert_eq!(
         refusal(&["--port", "70000"], &[]),
@@ -267,7 +267,10 @@ fn kafka_properties_come_from_flags_environment_and_a_file() {
         (value("linger.ms"), value("acks"), value("sasl.username")),
         (Some("3"), Some("all"), Some("me"))
     );
-    assert_eq!(value("sasl.password"), Some("from file"));
+    assert_eq!(
+        (value("sasl.password"), value("bootstrap.servers")),
+        (Some("from file"), None)
+    );
     let mapping = Mapping {
         topic: "prices".into(),
         read_only: true,

@@ -43,7 +43,7 @@ impl Latency {
         if threshold == 0 || milliseconds < threshold {
             return;
         }
-        let time = crate::database::now_ms() / 1_000;
+        let time = super::unix_seconds();
         let mut events = self.events.lock();
         if events.len() >= MAX_EVENTS && !events.contains_key(event) {
             return;

@@ -2,15 +2,6 @@
 
 use std::time::Duration;
 
-/// Memory that this process may use: the machine's, or less if its control group says so.
-pub fn memory_of_machine() -> u64 {
-    let total = field("/proc/meminfo", "MemTotal:").map_or(1 << 30, |kib| kib << 10);
-    let limit = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
-    total.min(limit.unwrap_or(u64::MAX))
-}
-
 /// Bytes of memory in use (resident set).
 pub fn resident_bytes() -> u64 {
     field("/proc/self/status", "VmRSS:").map_or(0, |kib| kib << 10)

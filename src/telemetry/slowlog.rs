@@ -37,7 +37,7 @@ impl Slowlog {
         if max_len > 0 {
             entries.push_front(SlowCommand {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
-                time: crate::database::now_ms() / 1_000,
+                time: super::unix_seconds(),
                 microseconds,
                 arguments: shorten(arguments),
                 client_address,
