@@ -122,7 +122,7 @@ fn flag(setting: &Setting) -> Arg {
 fn show_memory(bytes: &str) -> String {
     let number = parse_memory(bytes).unwrap_or_default();
     let units = [(30, "gb"), (20, "mb"), (10, "kb")];
-    let fitting = units.iter().find(|(bits, _)| number > 0 && number % (1 << bits) == 0);
+    let fitting = units.iter().find(|(bits, _)| number > 0 && number.is_multiple_of(1 << bits));
     fitting.map_or(bytes.to_string(), |(bits, unit)| format!("{}{unit}", number >> bits))
 }
 
