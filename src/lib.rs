@@ -2,7 +2,7 @@
 //!
 //! Reading order, which is the order in which a request meets the modules: [`server`] takes connections, [`resp`] decodes
 //! requests and encodes replies, [`command`] is the table of commands, [`database`] reads and writes, [`log`] is where the data lives,
-//! [`store`] is the local view of it. [`config`] has every setting once; [`telemetry`] tells what happens.
+//! [`store`] is the local view of it. [`config`] has every setting once; [`telemetry`] tells what happens; [`run`] puts it all together.
 //!
 //! Arrows go one way: `server → resp, command → database → store, log`. `resp` sees neither Kafka nor sled; `store` and `log` know
 //! nothing of each other or of RESP.

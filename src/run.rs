@@ -37,6 +37,8 @@ const OTHER_FILES: u64 = 512;
 const QUIET: Duration = Duration::from_millis(500);
 /// Time between lines about the progress of loading.
 const PROGRESS: Duration = Duration::from_secs(5);
+/// Wrappers such as timeout(1) send one request as two signals.
+const SAME_REQUEST: Duration = Duration::from_millis(200);
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
@@ -353,7 +355,7 @@ async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
 }
 
 fn new_bar(logging: &Logging) -> ProgressBar {
-    let style = ProgressStyle::with_template("loading {bar:40} {percent}% {pos}/{len} records, {per_sec}, {eta} left");
+    let style = ProgressStyle::with_template("loading {bar:40} {percent}%, {eta} left");
     let bar = ProgressBar::new(0);
     if let Ok(style) = style {
         bar.set_style(style);
@@ -458,9 +460,14 @@ impl Stop {
         let number = self.next().await;
         info!("signal {number}: stopping; another one stops at once");
         shared.shutdown.ask();
-        let number = self.next().await;
-        warn!("signal {number}: stopping at once");
-        exit(128 + number);
+        let first = Instant::now();
+        loop {
+            let number = self.next().await;
+            if first.elapsed() > SAME_REQUEST {
+                warn!("signal {number}: stopping at once");
+                exit(128 + number);
+            }
+        }
     }
 }
 
