@@ -248,7 +248,7 @@ fn admit(session: &Session, shared: &Shared, command: &Command, _args: Args<'_>)
         } => {
             let percent = if *total == 0 { 0 } else { applied.min(total) * 100 / total };
             let why = rebuilding.as_ref().map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
-            format!("LOADING Highwater is loading the dataset: {percent}% ({applied} of {total} records{why})")
+            format!("LOADING Highwater is loading the dataset: {percent}%{why}")
         }
         Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
         Status::Serving => return Ok(()),
@@ -342,11 +342,11 @@ pub fn keys_of<'a>(command: &Command, args: &[&'a [u8]]) -> KeyList<'a> {
     }
 }
 
-fn view(session: &Session, writes: bool) -> View {
+fn view(session: &Session, shared: &Shared, writes: bool) -> View {
     match (writes, session.outstanding.count()) {
         (true, _) => View::Update,
-        (false, 0) => View::Committed,
-        (false, _) => View::Pending,
+        (false, 1..) if shared.config.reads_own_writes() => View::Pending,
+        (false, _) => View::Committed,
     }
 }
 
@@ -366,7 +366,7 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     let keys = keys_of(command, args);
     let writes = command.has(flag::WRITE);
     let locks = locks(&keys, writes, matches!(command.keys, Keys::All));
-    let (owner, view) = (session.outstanding.clone(), view(session, writes));
+    let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared.service.transact(&owner, locks, view, |transaction| {
         handler(
             &mut Context {
@@ -416,7 +416,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
     keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
-    let (owner, view) = (session.outstanding.clone(), view(session, writes));
+    let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
         if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
             return Ok(Reply::NullArray);

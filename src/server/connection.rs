@@ -75,6 +75,8 @@ impl Connection {
             let next = self.decoder.decode(&mut input, &self.limits(), BURST);
             let decoder = std::mem::take(&mut self.decoder);
             let outcome = self.answer(&decoder, &input).await;
+            let commands = &self.shared.stats.commands_processed;
+            commands.fetch_add(decoder.len() as u64, Ordering::Relaxed);
             self.decoder = decoder;
             self.input = input;
             outcome?;
@@ -194,8 +196,8 @@ impl Connection {
 
     fn put(&mut self, reply: &Reply, mode: Replies, version: Version) {
         if mode == Replies::On {
-            if reply.is_error() {
-                self.shared.stats.error_replies.fetch_add(1, Ordering::Relaxed);
+            if let Reply::Error(text) = reply {
+                self.shared.stats.count_error(text);
             }
             encode(reply, version, &mut self.output);
         }
