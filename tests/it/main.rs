@@ -6,6 +6,7 @@
 mod architecture;
 mod clients;
 mod embedded_node;
+mod grpc;
 mod kafka_log;
 mod kafka_node;
 mod redis_suite;
