@@ -39,6 +39,18 @@ enum Change {
     SetLen(usize),
 }
 
+impl Change {
+    fn apply(self, data: &mut Vec<u8>) {
+        match self {
+            Change::Write { at, bytes } => {
+                data.resize(data.len().max(at + bytes.len()), 0);
+                data[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+            Change::SetLen(len) => data.resize(len, 0),
+        }
+    }
+}
+
 #[derive(Clone)]
 enum Naming {
     Link(PathBuf, u64),
@@ -372,12 +384,16 @@ impl DiskFile for FaultFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.change()?;
-        if state.faults.fsync_fails {
+        let fails = state.faults.fsync_fails;
+        let inode = state.inodes.get_mut(&self.inode).expect("an open file");
+        if fails {
+            // As Linux has it: the pages stay readable and count as written, so no later fsync writes them.
+            inode.unsynced.clear();
             return Err(io::Error::other("injected fsync failure"));
         }
-        let inode = state.inodes.get_mut(&self.inode).expect("an open file");
-        inode.synced = inode.data.clone();
-        inode.unsynced.clear();
+        for change in std::mem::take(&mut inode.unsynced) {
+            change.apply(&mut inode.synced);
+        }
         Ok(())
     }
 

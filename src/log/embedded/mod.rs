@@ -69,8 +69,7 @@ pub struct Options {
     pub databases: u16,
     /// A segment is closed when it has reached this size (so it can be larger by what is written at once).
     pub segment_bytes: u64,
-    /// Bounds of the queue of batches that wait for the writer; a batch that alone is larger is taken when nothing
-    /// else waits.
+    /// Bounds of the queue of batches that wait for the writer: a batch is refused if either is reached.
     pub queue_batches: usize,
     pub queue_bytes: usize,
     pub compaction: compaction::Options,
@@ -237,17 +236,22 @@ impl EmbeddedLog {
 
     pub fn status(&self) -> Status {
         let shared = &self.shared;
+        // Each lock on its own: within the literal they would all be held to its end.
         let refusing = shared.queue.lock().refusing();
+        let purged_below = shared.registry.lock().meta.purged_below;
+        let segments = shared.segments.read().len();
+        let end = *shared.end.lock();
+        let last_error = shared.last_error.lock().clone();
         Status {
-            end: *shared.end.lock(),
+            end,
             durable: shared.durable.load(Ordering::Acquire),
-            segments: shared.segments.read().len(),
+            segments,
             disk_bytes: shared.disk_bytes(),
-            purged_below: shared.registry.lock().meta.purged_below,
+            purged_below,
             compactions: shared.compactions.load(Ordering::Relaxed),
             fsyncs: shared.fsyncs.load(Ordering::Relaxed),
             refusing,
-            last_error: shared.last_error.lock().clone(),
+            last_error,
         }
     }
 

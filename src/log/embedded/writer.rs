@@ -67,7 +67,7 @@ impl Shared {
         let mut queue = self.queue.lock();
         let refused = match refusal {
             Some(reason) => Some(ProduceError::NotWritten(reason)),
-            None => self.admit(&queue, size, epoch),
+            None => self.admit(&queue, epoch),
         };
         let Some(refused) = refused else {
             queue.batches.push(batch);
@@ -113,9 +113,10 @@ impl Shared {
         })
     }
 
-    fn admit(&self, queue: &Queue, size: usize, epoch: u64) -> Option<ProduceError> {
+    fn admit(&self, queue: &Queue, epoch: u64) -> Option<ProduceError> {
+        // The last batch may go over the bound: else a large one would hardly ever find room on a busy log.
         let full = queue.batches.len() >= self.options.queue_batches
-            || (queue.bytes > 0 && queue.bytes + size > self.options.queue_bytes);
+            || queue.bytes >= self.options.queue_bytes;
         match &queue.refusing {
             Some(Refusing::Closed) => {
                 Some(ProduceError::NotWritten("the log is closed".to_owned()))
