@@ -23,6 +23,7 @@ pub mod datadir;
 pub mod expiry;
 pub mod grpc;
 pub mod log;
+pub mod probe;
 pub mod resp;
 pub mod run;
 pub mod server;

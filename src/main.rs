@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::run;
+use highwater::{probe, run};
 
 fn main() -> ExitCode {
     let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run::run(config) {
+    let done = if config.ping() { probe::ping(&config) } else { run::run(config) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("highwater: cannot {problem}");

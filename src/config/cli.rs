@@ -24,11 +24,14 @@ Every setting can be given on the command line (--port 7000), in the environment
 syntax (port 7000); the first of these that has it holds.";
 const FILE: &str = "FILE";
 const CONFIG: &str = "config";
+const PING: &str = "ping";
 
 /// What the command line says.
 pub struct CommandLine {
     pub file: Option<PathBuf>,
     pub given: Vec<Given>,
+    /// Ask a running server instead of being one.
+    pub ping: bool,
 }
 
 /// The whole command line, for parsing and for `--help`.
@@ -48,7 +51,13 @@ pub fn command() -> Command {
                 .value_name("FILE")
                 .help("The same, as a flag")
                 .conflicts_with(FILE),
-        ));
+        ))
+        .arg(
+            Arg::new(PING)
+                .long(PING)
+                .action(ArgAction::SetTrue)
+                .help("Ask the server on this machine with these settings whether it serves, and exit (for healthchecks)"),
+        );
     command.args(SETTINGS.iter().map(flag))
 }
 
@@ -75,7 +84,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, R
     for (place, setting) in SETTINGS.iter().enumerate() {
         given.extend(of_setting(&matches, place, setting));
     }
-    Ok(CommandLine { file, given })
+    let ping = matches.get_flag(PING);
+    Ok(CommandLine { file, given, ping })
 }
 
 fn of_setting(matches: &ArgMatches, setting: usize, row: &Setting) -> Vec<Given> {

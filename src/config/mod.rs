@@ -66,6 +66,7 @@ type Hook = Box<dyn Fn(&Config) + Send + Sync>;
 pub struct Config {
     values: ArcSwap<Values>,
     file: Option<PathBuf>,
+    ping: bool,
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
     hooks: Mutex<Vec<(usize, Hook)>>,
@@ -100,7 +101,9 @@ impl Config {
         };
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
-        Config::from_given(&given, line.file).map_err(Refused::Wrong)
+        let mut config = Config::from_given(&given, line.file).map_err(Refused::Wrong)?;
+        config.ping = line.ping;
+        Ok(config)
     }
 
     /// The defaults with these values: for tests and tools.
@@ -132,6 +135,7 @@ impl Config {
         let config = Config {
             values: ArcSwap::from_pointee(values),
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
+            ping: false,
             hot: Hot::default(),
             hooks: Mutex::default(),
         };
@@ -229,6 +233,11 @@ impl Config {
     }
 
     /// The file that was read at start.
+    /// `--ping`: ask a running server instead of being one.
+    pub fn ping(&self) -> bool {
+        self.ping
+    }
+
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }

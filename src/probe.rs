@@ -1,0 +1,41 @@
+//! `highwater --ping`: the healthcheck of an image that has no shell and no redis-cli.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use crate::config::Config;
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Asks the server on this machine's loopback interface; an error says what it answered.
+pub fn ping(config: &Config) -> Result<(), String> {
+    let port = config.port();
+    let failed = |error: std::io::Error| format!("reach the server on port {port}: {error}");
+    let address = ("127.0.0.1", port).to_socket_addrs().map_err(failed)?.next();
+    let address = address.ok_or("resolve the loopback address")?;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let mut request = Vec::new();
+    let mut replies = 1;
+    if let Some(password) = config.requirepass() {
+        request.extend_from_slice(format!("*2\r\n$4\r\nAUTH\r\n${}\r\n{password}\r\n", password.len()).as_bytes());
+        replies += 1;
+    }
+    request.extend_from_slice(b"PING\r\n");
+    stream.write_all(&request).map_err(failed)?;
+    let mut answer = String::new();
+    let mut buffer = [0; 512];
+    while answer.matches("\r\n").count() < replies {
+        let read = stream.read(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    if answer.ends_with("+PONG\r\n") {
+        Ok(())
+    } else {
+        Err(format!("serve yet: {}", answer.trim_end()))
+    }
+}
