@@ -185,7 +185,15 @@ impl Applier {
             rebuilding: Some(reason.to_owned()),
         });
         for number in 0..service.database_count() {
-            service.databases[number as usize].hot.forget(|_| true);
+            let database = service.database(number);
+            let (known, now) = (database.partitions().len(), service.log.identity(number));
+            if let Some(topic) = now.filter(|topic| known != 0 && topic.partitions as usize != known) {
+                return Err(ApplyError::Log(LogError::Failed(format!(
+                    "topic {} has {} partitions now, not {known}: its keys have other homes; restart this node to read it anew",
+                    topic.topic, topic.partitions
+                ))));
+            }
+            database.forget();
             service.store.clear(number)?;
         }
         *self = Applier::new(service, Positions::new())?;

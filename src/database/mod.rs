@@ -123,7 +123,7 @@ struct Topic {
     partitions: Box<[Partition]>,
 }
 
-/// How far one partition is. All are offsets after the last one meant; they only grow.
+/// How far one partition is. All are offsets after the last one meant; they only grow, unless the store is rebuilt.
 #[derive(Default)]
 pub struct Partition {
     /// After the newest own record that was acknowledged.
@@ -149,6 +149,17 @@ impl Database {
 
     pub fn partitions(&self) -> &[Partition] {
         self.topic.get().map_or(&[], |topic| &topic.partitions)
+    }
+
+    /// The topic is another one now, under the same name: nothing that was known of it holds.
+    fn forget(&self) {
+        self.hot.forget(|_| true);
+        for partition in self.partitions() {
+            for offset in [&partition.acknowledged, &partition.stored, &partition.flushed, &partition.end] {
+                offset.store(0, Ordering::Release);
+            }
+            partition.as_of.store(0, Ordering::Release);
+        }
     }
 
     fn acknowledged(&self, at: At) {
@@ -404,12 +415,13 @@ impl Service {
                 self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset
             })
         };
-        self.wait_until(reached, "the local store did not reach the last acknowledged write").await
+        self.wait_until(reached, "STALE the local store did not reach the last acknowledged write")
+            .await
     }
 
     /// Waits until the store has room again.
     pub async fn room(&self) -> Result<(), Fault> {
-        self.wait_until(|| !self.is_behind(), "the local store is too far behind the log").await
+        self.wait_until(|| !self.is_behind(), "NOTWRITTEN the local store is too far behind the log").await
     }
 
     async fn wait_until(&self, reached: impl Fn() -> bool, otherwise: &'static str) -> Result<(), Fault> {
@@ -424,7 +436,7 @@ impl Service {
         };
         tokio::time::timeout(self.write_timeout(), wait)
             .await
-            .map_err(|_| Fault::error(format!("NOTWRITTEN {otherwise} within the write timeout; try again later")))
+            .map_err(|_| Fault::error(format!("{otherwise} within the write timeout; try again later")))
     }
 
     /// Asks the applier to stop, after a last checkpoint.
