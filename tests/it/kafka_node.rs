@@ -180,3 +180,56 @@ fn a_frozen_broker_makes_writes_fail_in_time_and_reads_go_on() {
     eventually("writes work again", || client.line("SET after 1") == b"+OK\r\n");
     client.check("GET after", "$1\r\n1");
 }
+
+#[test]
+fn a_topic_made_anew_under_its_name_is_read_anew() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("anew", 1);
+    let node = Highwater::builder().kafka(kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    client.check("SET old 1", "+OK");
+    client.check("FLUSHDB", "+OK");
+    client.check("SET old 2", "+OK");
+    kafka.delete_topic(&topic);
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
+    kcat_writes(kafka, &topic, "new:1\n");
+    eventually("the new topic is served", || client.line("GET new") == b"$1\r\n1\r\n");
+    client.check("GET old", "$-1");
+    client.check("DBSIZE", ":1");
+    client.check("SET newer 1", "+OK");
+    client.check("DBSIZE", ":2");
+}
+
+#[test]
+fn a_database_can_be_any_topic_read_only() {
+    let kafka = kafka::shared();
+    let (topic, prices) = (fresh_topic("mapping"), fresh_topic("prices"));
+    kafka.create_topic(&prices, 3, &[("cleanup.policy", "delete")]);
+    kcat_writes(kafka, &prices, "apple:3\npear:5\nplum:2\n");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--database", &format!("3={prices},readonly")])
+        .start();
+    let mut client = node.client();
+    client.check("SELECT 3", "+OK");
+    client.check("MGET apple pear plum", "*3\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n2");
+    let refused = String::from_utf8_lossy(&client.line("SET apple 4")).into_owned();
+    assert!(refused.starts_with("-READONLY ") && refused.contains(&prices), "{refused}");
+    client.check("GET apple", "$1\r\n3");
+}
+
+#[test]
+fn a_value_that_the_topic_cannot_take_is_refused_before_it_is_sent() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("large");
+    let node = Highwater::on_kafka(kafka, &topic);
+    let mut client = node.client();
+    for size in [1_000_000, 1_048_576, 16_000_000] {
+        let value = vec![b'x'; size];
+        assert_eq!(client.send(&[b"SET", b"big", &value]), b"+OK\r\n", "{size} bytes");
+        client.check("STRLEN big", &format!(":{size}"));
+    }
+    let refused = client.send(&[b"SET", b"big", &vec![b'x'; 17 << 20]]);
+    assert!(refused.starts_with(b"-ERR ") && String::from_utf8_lossy(&refused).contains("max.message.bytes"));
+    client.check("STRLEN big", ":16000000");
+}
