@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let commit = commit.ok().filter(|out| out.status.success()).map(|out| out.stdout);
     let commit = commit.and_then(|out| String::from_utf8(out).ok()).unwrap_or_default();
-    println!("cargo:rustc-env=HIGHWATER_COMMIT={}", commit.trim());
-    println!("cargo:rustc-env=HIGHWATER_TARGET={}", std::env::var("TARGET")?);
-    println!("cargo:rustc-env=HIGHWATER_PROFILE={}", std::env::var("PROFILE")?);
+    println!("cargo:rustc-env=BUILD_COMMIT={}", commit.trim());
+    println!("cargo:rustc-env=BUILD_TARGET={}", std::env::var("TARGET")?);
+    println!("cargo:rustc-env=BUILD_PROFILE={}", std::env::var("PROFILE")?);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Figures for `docs/decisions/store-sled.md`: `cargo bench --profile dev --bench store -- <apply|large|open|batches|flush> [records]`.
+//! Figures for `docs/decisions/store-sled.md`: `cargo bench --profile dev --bench store -- <apply|large|open|batches|flush> [number] [size]`.
 //! Each takes less than a minute; they are for decisions, not for comparison between commits.
 
 use std::path::Path;
@@ -19,7 +19,10 @@ fn main() {
     );
     match what.as_deref() {
         Some("apply") => apply(records.unwrap_or(3_000_000)),
-        Some("large") => large(records.unwrap_or(1_000)),
+        Some("large") => large(
+            records.unwrap_or(5),
+            arguments.next().and_then(|size| size.parse().ok()),
+        ),
         Some("open") => open_time(records.unwrap_or(5_000_000)),
         Some("batches") => batches(records.unwrap_or(500_000)),
         Some("flush") => flush(records.unwrap_or(1_000_000)),
@@ -179,34 +182,45 @@ fn apply(records: u64) {
     );
 }
 
-/// Overwrites of 100 keys with values that are cut.
-fn large(records: u64) {
-    for size in [20_000, 100_000, 1_000_000] {
+/// Overwrites of 20 MB of large values in random order, for some seconds each; then reads of them and of the keys alone.
+fn large(seconds: u64, only: Option<usize>) {
+    let sizes = [5_000, 20_000, 100_000, 200_000, 1_000_000];
+    for size in sizes
+        .into_iter()
+        .filter(|size| only.is_none_or(|only| only == *size))
+    {
         let directory = tempfile::tempdir().expect("a directory");
         let store = open(directory.path());
-        let (started, cpu) = (Instant::now(), cpu_time());
-        let records = records * 200_000 / size as u64;
-        for offset in 1..=records {
-            store
-                .apply(&[put(key(offset % 100), offset, size)])
-                .expect("applies");
+        let keys = 20_000_000 / size as u64;
+        let (started, cpu, mut most, mut puts) = (Instant::now(), cpu_time(), 0, 0u64);
+        while started.elapsed() < Duration::from_secs(seconds) {
+            let changes: Vec<Change> = (1..=20)
+                .map(|next| put(key(scatter(puts + next) % keys), puts + next, size))
+                .collect();
+            store.apply(&changes).expect("applies");
+            puts += 20;
+            most = most.max(store.disk_bytes());
         }
-        let seconds = started.elapsed().as_secs_f64();
-        let megabytes = (records * size as u64) as f64 / 1e6;
-        println!(
-            "{size} B: {:.0} puts/s, {:.0} MB/s, CPU {:?} each",
-            records as f64 / seconds,
-            megabytes / seconds,
-            (cpu_time() - cpu) / records as u32
-        );
-        let started = Instant::now();
-        for number in 0..500 {
-            store.get(0, &key(number % 100)).expect("reads");
+        let megabytes = (puts * size as u64) as f64 / 1e6 / started.elapsed().as_secs_f64();
+        let cpu = (cpu_time() - cpu) / puts as u32;
+        let get = cpu_time();
+        for number in 0..1_000 {
+            store.get(0, &key(scatter(number) % keys)).expect("reads");
         }
+        let get = (cpu_time() - get) / 1_000;
+        let scan = cpu_time();
+        let mut seen = 0;
+        store
+            .scan(0, 0, usize::MAX, &mut |_| seen += 1)
+            .expect("scans");
+        let scan = (cpu_time() - scan) / seen;
+        let blobs =
+            std::fs::read_dir(directory.path().join("sled/blobs")).map_or(0, |files| files.count());
+        let ratio = |bytes: u64| bytes as f64 / 20e6;
         println!(
-            "{size} B: get {:?}; disk {:.1} x live",
-            started.elapsed() / 500,
-            store.disk_bytes() as f64 / (100 * size) as f64
+            "{size} B: {megabytes:.0} MB/s, CPU per put {cpu:?}, get {get:?}, scanned key {scan:?}; disk at most {:.1} x live, at last {:.1}, {blobs} blob files",
+            ratio(most),
+            ratio(store.disk_bytes())
         );
     }
 }

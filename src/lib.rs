@@ -19,9 +19,12 @@
 pub mod command;
 pub mod config;
 pub mod database;
+pub mod datadir;
+pub mod expiry;
 pub mod grpc;
 pub mod log;
 pub mod resp;
+pub mod run;
 pub mod server;
 pub mod store;
 pub mod telemetry;

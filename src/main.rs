@@ -1,1 +1,28 @@
-fn main(){}
+//! Arguments → configuration → run. Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong settings.
+
+use std::process::ExitCode;
+
+use highwater::config::{Config, Refused};
+use highwater::run;
+
+fn main() -> ExitCode {
+    let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
+        Ok(config) => config,
+        Err(Refused::Shown(text)) => {
+            // Nobody is left to tell if this fails.
+            let _ = text.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(Refused::Wrong(reason)) => {
+            eprintln!("highwater: {reason}");
+            return ExitCode::from(2);
+        }
+    };
+    match run::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("highwater: cannot {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}

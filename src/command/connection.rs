@@ -368,8 +368,7 @@ fn set_version(session: &mut Session, version: Version) {
 
 fn auth(context: &mut Context, args: Args) -> Outcome {
     match args {
-        [_, password] if context.shared.config.requirepass().is_none() => {
-            let _ = password;
+        [_, _] if context.shared.config.requirepass().is_none() => {
             Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
         }
         [_, password] => authenticate(context, b"default", password),
@@ -420,7 +419,7 @@ fn hello(context: &mut Context, args: Args) -> Outcome {
         authenticate(context, user, password)?;
     }
     if !context.session.authenticated {
-        return Err("NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time".into());
+        return Err("NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time".into());
     }
     if let Some(name) = name {
         context.session.client.details.lock().name = name;
@@ -468,9 +467,9 @@ fn client_setinfo(context: &mut Context, args: Args) -> Outcome {
         return Err(wrong_arity("client|setinfo"));
     };
     if is(option, "lib-name") {
-        context.session.client.details.lock().library_name = check_name(value, "lib-name")?;
+        context.session.client.details.lock().library_name = check_name(value, &text(option))?;
     } else if is(option, "lib-ver") {
-        context.session.client.details.lock().library_version = check_name(value, "lib-ver")?;
+        context.session.client.details.lock().library_version = check_name(value, &text(option))?;
     } else {
         return Err(Fault::error(format!("ERR Unrecognized option '{}'", text(option))));
     }
@@ -490,7 +489,7 @@ fn client_list(context: &mut Context, args: Args) -> Outcome {
         [] => {}
         [option, kind] if is(option, "type") => normal = is_normal(kind)?,
         [option, list @ ..] if is(option, "id") && !list.is_empty() => {
-            let parsed: Option<Vec<i64>> = list.iter().map(|id| parse_int(id).filter(|id| *id > 0)).collect();
+            let parsed: Option<Vec<i64>> = list.iter().map(|id| parse_int(id)).collect();
             ids = Some(parsed.ok_or("ERR Invalid client ID")?);
         }
         _ => return Err(SYNTAX.into()),
@@ -655,7 +654,12 @@ fn client_pause(context: &mut Context, args: Args) -> Outcome {
         [mode] if is(mode, "write") => true,
         [mode] if is(mode, "all") => false,
         [_] => return Err("ERR CLIENT PAUSE mode must be WRITE or ALL".into()),
-        _ => return Err(wrong_arity("client|pause")),
+        _ => {
+            return Err(Fault::error(format!(
+                "ERR unknown subcommand or wrong number of arguments for '{}'. Try CLIENT HELP.",
+                text(args[1])
+            )));
+        }
     };
     let Some(duration) = parse_int(args[2]) else {
         return Err("ERR timeout is not an integer or out of range".into());

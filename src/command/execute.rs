@@ -57,10 +57,10 @@ pub enum Before {
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     let command = match find(args) {
         Ok(command) => command,
-        Err(fault) => return refuse(session, fault),
+        Err(fault) => return reject(session, args, fault),
     };
     if let Err(fault) = admit(session, shared, command, args) {
-        return refuse(session, fault);
+        return reject(session, args, fault);
     }
     session.client.details.lock().last_command = command.name;
     session.client.last_command_at.store(now_ms(), Ordering::Relaxed);
@@ -210,21 +210,26 @@ fn check_arity(command: &'static Entry, args: Args<'_>) -> Result<&'static Entry
     if fits { Ok(command) } else { Err(wrong_arity(command.name)) }
 }
 
-/// Redis's text, with its limits on what is echoed.
+/// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.
 fn unknown(args: Args<'_>) -> Fault {
-    let mut beginning = String::new();
+    const ECHOED: usize = 128;
+    let echo = |arg: &[u8], limit: usize| {
+        let end = arg.iter().take(limit).position(|&byte| byte == 0);
+        arg[..end.unwrap_or(arg.len().min(limit))].to_vec()
+    };
+    let mut message = b"ERR unknown command '".to_vec();
+    message.extend(echo(args[0], ECHOED));
+    message.extend_from_slice(b"', with args beginning with: ");
+    let start = message.len();
     for arg in &args[1..] {
-        if beginning.len() >= 128 {
+        let Some(left) = ECHOED.checked_sub(message.len() - start).filter(|left| *left > 0) else {
             break;
-        }
-        let left = 128 - beginning.len();
-        beginning.push_str(&format!("'{}' ", text(&arg[..arg.len().min(left)])));
+        };
+        message.push(b'\'');
+        message.extend(echo(arg, left));
+        message.extend_from_slice(b"' ");
     }
-    Fault::error(format!(
-        "ERR unknown command '{}', with args beginning with: {}",
-        text(&args[0][..args[0].len().min(128)]),
-        beginning
-    ))
+    Fault::error(message)
 }
 
 /// Checks that are the same for every command: authentication, and whether this node can be right.
@@ -285,6 +290,20 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
     });
     session.client.queued.store(multi.queued.len(), Ordering::Relaxed);
     Ok(Reply::simple("QUEUED"))
+}
+
+/// The request cannot be looked into. For EXEC that is the end of its transaction.
+fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
+    match &fault {
+        Fault::Error(text) if args::is(args[0], "exec") => {
+            session.end_transaction();
+            let reason = text.strip_prefix(b"ERR ").unwrap_or(text);
+            Step::Reply(Reply::error(
+                [b"EXECABORT Transaction discarded because of: ", reason].concat(),
+            ))
+        }
+        _ => refuse(session, fault),
+    }
 }
 
 fn refuse(session: &mut Session, fault: Fault) -> Step {

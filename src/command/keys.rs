@@ -1,11 +1,13 @@
 //! Keys whatever they hold: <https://redis.io/docs/latest/commands/?group=generic>.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::args::{SYNTAX, int, int32, is, parse_int};
 use super::introspection::help_of;
 use super::pattern::KeyPattern;
-use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, dump, flag};
 use crate::database::Transaction;
 use crate::database::hot::own;
 use crate::store::{Entry, key_hash};
@@ -42,8 +44,8 @@ const MAX_SCAN_BYTES: usize = 64 << 20;
 const MAX_KEYS_BYTES: usize = 1 << 30;
 /// Keys asked of the store at once.
 const CHUNK: usize = 1_000;
-/// What SWAPDB copies at most, both databases together.
-const MAX_SWAP_KEYS: usize = 100_000;
+/// What SWAPDB copies at most, both databases together; each key takes two records of one group.
+const MAX_SWAP_KEYS: usize = 50_000;
 const MAX_SWAP_BYTES: usize = 64 << 20;
 
 const ROW: Command = Command {
@@ -71,6 +73,18 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(N), N being the number of keys.",
         summary: "Deletes keys and tells how many there were.",
         run: Run::Now(del),
+        ..ROW
+    },
+    Command {
+        name: "dump",
+        arity: 2,
+        flags: flag::READONLY,
+        keys: ONE_KEY,
+        since: "2.6.0",
+        complexity: "O(N), N being the length of the value.",
+        summary: "Gives a key's value as bytes that RESTORE takes.",
+        compatibility: Compatibility::Partial("long values are not compressed; Redis reads them all the same"),
+        run: Run::Now(dump::dump),
         ..ROW
     },
     Command {
@@ -219,6 +233,19 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
+        name: "restore",
+        arity: -4,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: ONE_KEY,
+        categories: &["keyspace", "dangerous"],
+        since: "2.6.0",
+        complexity: "O(N), N being the length of the value.",
+        summary: "Makes a key of what DUMP gave.",
+        compatibility: Compatibility::Partial("strings only; IDLETIME and FREQ have no effect"),
+        run: Run::Now(dump::restore),
+        ..ROW
+    },
+    Command {
         name: "scan",
         arity: -2,
         flags: flag::READONLY | flag::WHOLE_STORE,
@@ -262,7 +289,7 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(N), N being the number of keys in both databases.",
         summary: "Exchanges what two databases hold.",
         compatibility: Compatibility::Partial(
-            "both databases are written anew, key by key: at most 100,000 keys and 64 MiB in both together",
+            "both databases are written anew, key by key: at most 50,000 keys and 64 MiB in both together",
         ),
         run: Run::Now(swapdb),
         ..ROW
@@ -467,7 +494,11 @@ impl Condition {
                 _ if is(option, "xx") => condition.some_expiry = true,
                 _ if is(option, "gt") => condition.later = true,
                 _ if is(option, "lt") => condition.earlier = true,
-                _ => return Err(Fault::error([b"ERR Unsupported option ", *option].concat())),
+                _ => {
+                    // As Redis tells it: up to a NUL.
+                    let told = option.split(|byte| *byte == 0).next().unwrap_or_default();
+                    return Err(Fault::error([b"ERR Unsupported option ", told].concat()));
+                }
             }
         }
         if condition.no_expiry && (condition.some_expiry || condition.later || condition.earlier) {
@@ -631,21 +662,20 @@ fn swapdb(context: &mut Context, args: Args) -> Outcome {
     };
     let of_first = room.take(context.transaction, first)?;
     let of_second = room.take(context.transaction, second)?;
-    for (database, key, _) in of_first
-        .iter()
-        .map(|(k, e)| (first, k, e))
-        .chain(of_second.iter().map(|(k, e)| (second, k, e)))
-    {
-        context.transaction.delete(database, key);
-    }
-    for (database, key, entry) in of_first
-        .iter()
-        .map(|(k, e)| (second, k, e))
-        .chain(of_second.iter().map(|(k, e)| (first, k, e)))
-    {
+    let names: HashSet<&Bytes> = of_first.iter().map(|(key, _)| key).collect();
+    for (key, entry) in &of_first {
+        context.transaction.delete(first, key);
         context
             .transaction
-            .set(database, key, entry.string()?, entry.meta.expire_at);
+            .set(second, key, entry.string()?, entry.meta.expire_at);
+    }
+    for (key, entry) in &of_second {
+        if !names.contains(key) {
+            context.transaction.delete(second, key);
+        }
+        context
+            .transaction
+            .set(first, key, entry.string()?, entry.meta.expire_at);
     }
     Ok(Reply::Ok)
 }

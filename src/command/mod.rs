@@ -7,6 +7,7 @@
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
 pub mod args;
+mod dump;
 pub mod execute;
 pub mod pattern;
 pub mod session;
@@ -15,6 +16,7 @@ pub mod table;
 // Families, each with its rows and its functions.
 pub mod bits;
 pub mod connection;
+pub mod info;
 pub mod introspection;
 pub mod keys;
 pub mod pending;

@@ -48,6 +48,8 @@ struct Applier {
     service: Arc<Service>,
     follower: Box<dyn Follower>,
     waiting: VecDeque<LogRecord>,
+    /// Of the group that waits in front: records in the partition of its first one.
+    front_members: u32,
     waiting_since: Option<Instant>,
     batch: Vec<Change>,
     batch_bytes: usize,
@@ -119,6 +121,12 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
     Ok(positions)
 }
 
+/// True if both are of one group and in one partition.
+fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
+    let id = |record: &LogRecord| record.group.map(|group| group.id);
+    id(record).is_some() && id(record) == id(front) && record.at == front.at
+}
+
 impl Applier {
     fn new(service: Arc<Service>, positions: Positions) -> Result<Self, LogError> {
         let goal = service.log.ends(Duration::from_secs(30))?;
@@ -132,6 +140,7 @@ impl Applier {
             service,
             follower,
             waiting: VecDeque::new(),
+            front_members: 0,
             waiting_since: None,
             batch: Vec::new(),
             batch_bytes: 0,
@@ -195,6 +204,7 @@ impl Applier {
             }
             self.give_up_on_late_groups()?;
             self.store_batch()?;
+            self.tell_positions();
             if nothing_new && self.sweeping {
                 self.sweeping = self.service.store.sweep(SWEEP)?;
             }
@@ -202,7 +212,6 @@ impl Applier {
             self.note_progress();
             self.checkpoint_if_due(false)?;
         }
-        self.store_batch()?;
         self.checkpoint_if_due(true)
     }
 
@@ -214,6 +223,8 @@ impl Applier {
             return self.apply(record);
         }
         self.waiting_since.get_or_insert_with(Instant::now);
+        let front = self.waiting.front().unwrap_or(&record);
+        self.front_members += u32::from(is_member(&record, front));
         self.waiting.push_back(record);
         self.apply_complete_groups()
     }
@@ -224,23 +235,25 @@ impl Applier {
             let Some(group) = first.group.filter(|g| g.records > 1) else {
                 let record = self.waiting.pop_front().expect("front was there");
                 self.apply(record)?;
+                self.front_members = self.count_front_members();
                 continue;
             };
             // Records of one group in one partition come in order, so the count per partition decides.
-            let mut here = 0;
-            let at = first.at;
-            for record in &self.waiting {
-                if record.at == at && record.group.is_some_and(|g| g.id == group.id) {
-                    here += 1;
-                }
-            }
-            if here < group.records {
+            if self.front_members < group.records {
                 return Ok(());
             }
             self.apply_group(group.id)?;
+            self.front_members = self.count_front_members();
         }
         self.waiting_since = None;
         Ok(())
+    }
+
+    fn count_front_members(&self) -> u32 {
+        match self.waiting.front() {
+            Some(front) if front.group.is_some() => self.waiting.iter().filter(|r| is_member(r, front)).count() as u32,
+            _ => 0,
+        }
     }
 
     /// Applies all waiting records of a group; they become visible at once to whoever reads several keys.
@@ -273,6 +286,7 @@ impl Applier {
         for record in std::mem::take(&mut self.waiting) {
             self.apply(record)?;
         }
+        self.front_members = 0;
         self.waiting_since = None;
         Ok(())
     }
@@ -367,7 +381,14 @@ impl Applier {
             self.batch_bytes = 0;
             self.applied_since_checkpoint = true;
         }
-        // Positions of the follower are past the waiting records: only those without any may be told.
+        service.progress.notify_waiters();
+        Ok(())
+    }
+
+    /// Tells how far the store is. The follower's positions are past everything that it has given: they hold only
+    /// when all of it is in the store and no record waits for its group.
+    fn tell_positions(&self) {
+        let service = &self.service;
         if self.waiting.is_empty() {
             service.notice_databases();
             for (at, offset) in self.follower.positions() {
@@ -381,7 +402,6 @@ impl Applier {
                 .store(self.follower.skipped(), Ordering::Relaxed);
         }
         service.progress.notify_waiters();
-        Ok(())
     }
 
     /// Asks the log for its ends now and then, so that lag and `as_of` are known.
@@ -483,6 +503,10 @@ impl Applier {
                 .insert(at.partition, PartitionPosition { next_offset, as_of });
         }
         self.service.store.checkpoint(&checkpoint)?;
+        let counters = &self.service.counters;
+        counters.last_checkpoint_ms.store(now_ms(), Ordering::Relaxed);
+        let applied = counters.records_applied.load(Ordering::Relaxed);
+        counters.last_checkpoint_records.store(applied, Ordering::Relaxed);
         self.applied_since_checkpoint = false;
         self.last_checkpoint = Instant::now();
         Ok(())

@@ -85,6 +85,9 @@ pub struct Counters {
     pub writes_refused: AtomicU64,
     pub writes_uncertain: AtomicU64,
     pub last_applied_ms: AtomicU64,
+    /// When the last checkpoint was written (ms since the epoch), and how many records had been applied by then.
+    pub last_checkpoint_ms: AtomicU64,
+    pub last_checkpoint_records: AtomicU64,
 }
 
 /// All databases of this node.

@@ -427,6 +427,94 @@ fn a_watched_key_raises_its_flag_on_own_and_foreign_writes_only() {
     }
 }
 
+fn all_stored(f: &Fixture) -> bool {
+    let stored = f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+    stored == f.log.records.lock().len() as u64
+}
+
+#[test]
+fn an_own_write_is_no_change_when_it_is_read_from_the_log() {
+    let f = Fixture::new(false);
+    for value in ["1", "2"] {
+        f.set(&Arc::default(), "k", value);
+        f.log.acknowledge();
+        let flag = Arc::default();
+        f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
+        f.wait(all_stored);
+        assert!(!flag.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
+fn a_flush_under_way_is_a_change_to_whoever_watches_now() {
+    let f = Fixture::new(false);
+    f.set(&Arc::default(), "k", "1");
+    f.log.acknowledge();
+    let flushed = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        t.flush(0);
+        Ok(())
+    });
+    let (there, absent) = (Arc::default(), Arc::default());
+    f.service.database(0).watches.watch(Bytes::from_static(b"k"), &there);
+    f.service.database(0).watches.watch(Bytes::from_static(b"absent"), &absent);
+    assert_eq!(f.get("k").as_deref(), Some("1"));
+    f.log.acknowledge();
+    assert!(written(flushed).outcome().is_some() && f.get("k").is_none());
+    assert!(there.load(Ordering::SeqCst) && !absent.load(Ordering::SeqCst));
+}
+
+#[test]
+fn walking_names_sees_what_the_transaction_did() {
+    let f = Fixture::new(false);
+    for key in ["kept", "deleted", "expired"] {
+        f.set(&Arc::default(), key, "1");
+    }
+    f.log.acknowledge_all();
+    f.wait(all_stored);
+    let names = |t: &mut Transaction<'_>| {
+        let (mut names, mut from) = (Vec::new(), Some(0));
+        while let Some(start) = from {
+            let mut visit = |key: &[u8]| names.push(String::from_utf8_lossy(key).into_owned());
+            from = t.scan_keys(0, start, 1, &mut visit)?;
+        }
+        names.sort();
+        Ok::<_, Fault>(names)
+    };
+    let walked = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        t.delete(0, b"deleted");
+        t.set(0, b"expired", Bytes::new(), Some(t.now));
+        t.set(0, b"created", Bytes::new(), Some(t.now + 60_000));
+        let before = names(t)?;
+        t.flush(0);
+        t.set(0, b"after", Bytes::new(), None);
+        Ok((before, names(t)?))
+    });
+    let Ok(walked) = walked else { panic!("it does not wait") };
+    assert_eq!(walked.value.0, ["created", "kept"]);
+    assert_eq!(walked.value.1, ["after"]);
+}
+
+#[test]
+fn the_store_is_never_said_to_be_further_than_it_is() {
+    const KEYS: u64 = 20_000;
+    let f = Fixture::new(false);
+    let written = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+        for number in 0..KEYS {
+            t.set(0, number.to_string().as_bytes(), Bytes::new(), None);
+        }
+        Ok(())
+    });
+    assert!(written.is_ok());
+    f.log.acknowledge();
+    // Every record is a key of its own.
+    f.wait(|f| {
+        let told = f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+        let there = f.service.store.count(0).expect("the store counts");
+        assert!(there >= told, "{there} keys, {told} records told");
+        told == KEYS
+    });
+}
+
 /// Random writes, failures, foreign records, evictions and restarts against a simple map.
 #[test]
 fn it_answers_as_a_map_does() {

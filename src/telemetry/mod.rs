@@ -1,12 +1,176 @@
-//! Tracing, counters, health.
+//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), and what
+//! the system says of the process ([`process`]). It knows no command and no database; others tell it.
 
-use std::sync::atomic::AtomicU64;
+pub mod latency;
+pub mod logging;
+pub mod process;
+pub mod slowlog;
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use latency::Latency;
+use slowlog::Slowlog;
+
+/// Time between samples of the rates, as in Redis.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+/// Samples that a rate is the mean of.
+const SAMPLES: usize = 16;
+/// Kinds of errors that are counted apart.
+const MAX_ERROR_KINDS: usize = 128;
+/// Longest kind of error, bytes.
+const MAX_ERROR_KIND: usize = 32;
+
+/// Counters of the whole server since start or CONFIG RESETSTAT. Those of single commands are in the command table.
 #[derive(Default)]
 pub struct Stats {
     pub connections_received: AtomicU64,
     pub connections_rejected: AtomicU64,
+    pub commands_processed: AtomicU64,
     pub input_bytes: AtomicU64,
     pub output_bytes: AtomicU64,
     pub error_replies: AtomicU64,
+    /// Clients that were disconnected because of `client-output-buffer-limit` and `client-query-buffer-limit`.
+    pub output_limit_disconnections: AtomicU64,
+    pub query_limit_disconnections: AtomicU64,
+    pub slowlog: Slowlog,
+    pub latency: Latency,
+    /// Error replies by their first word.
+    error_kinds: Mutex<BTreeMap<String, u64>>,
+    sampler: Mutex<Sampler>,
+}
+
+/// What happens per second, over the last 1.6 seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    pub commands: u64,
+    pub input_kib: f64,
+    pub output_kib: f64,
+}
+
+#[derive(Default)]
+struct Sampler {
+    /// When the last sample was taken, and the counters then.
+    last: Option<(Instant, [u64; 3])>,
+    /// Per second.
+    samples: [[f64; 3]; SAMPLES],
+    next: usize,
+}
+
+impl Stats {
+    /// Counts an error reply (without the leading `-`) by its first word.
+    pub fn count_error(&self, text: &[u8]) {
+        self.error_replies.fetch_add(1, Ordering::Relaxed);
+        let end = text.iter().position(u8::is_ascii_whitespace).unwrap_or(text.len());
+        let kind = String::from_utf8_lossy(&text[..end.min(MAX_ERROR_KIND)]);
+        let mut kinds = self.error_kinds.lock();
+        if let Some(count) = kinds.get_mut(&*kind) {
+            *count += 1;
+        } else if kinds.len() < MAX_ERROR_KINDS {
+            kinds.insert(kind.into_owned(), 1);
+        }
+    }
+
+    /// Error replies by kind, for `INFO errorstats`.
+    pub fn errors(&self) -> Vec<(String, u64)> {
+        self.error_kinds
+            .lock()
+            .iter()
+            .map(|(kind, &count)| (kind.clone(), count))
+            .collect()
+    }
+
+    /// Takes a sample of the rates; to be called each [`SAMPLE_INTERVAL`].
+    pub fn sample(&self, now: Instant) {
+        let counters = [&self.commands_processed, &self.input_bytes, &self.output_bytes];
+        let counts = counters.map(|counter| counter.load(Ordering::Relaxed));
+        let mut sampler = self.sampler.lock();
+        if let Some((then, before)) = sampler.last {
+            let seconds = now.saturating_duration_since(then).as_secs_f64();
+            if seconds <= 0.0 {
+                return;
+            }
+            let next = sampler.next;
+            for which in 0..counts.len() {
+                sampler.samples[next][which] = counts[which].saturating_sub(before[which]) as f64 / seconds;
+            }
+            sampler.next = (next + 1) % SAMPLES;
+        }
+        sampler.last = Some((now, counts));
+    }
+
+    pub fn rates(&self) -> Rates {
+        let sampler = self.sampler.lock();
+        let mean = |which: usize| sampler.samples.iter().map(|sample| sample[which]).sum::<f64>() / SAMPLES as f64;
+        Rates {
+            commands: mean(0) as u64,
+            input_kib: mean(1) / 1024.0,
+            output_kib: mean(2) / 1024.0,
+        }
+    }
+
+    /// CONFIG RESETSTAT; the slow log and the latency events have their own commands for that.
+    pub fn reset(&self) {
+        let counters = [
+            &self.connections_received,
+            &self.connections_rejected,
+            &self.commands_processed,
+            &self.input_bytes,
+            &self.output_bytes,
+            &self.error_replies,
+            &self.output_limit_disconnections,
+            &self.query_limit_disconnections,
+        ];
+        for counter in counters {
+            counter.store(0, Ordering::Relaxed);
+        }
+        self.error_kinds.lock().clear();
+        *self.sampler.lock() = Sampler::default();
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_the_mean_of_the_last_samples() {
+        let stats = Stats::default();
+        let start = Instant::now();
+        stats.sample(start);
+        for tick in 1..=SAMPLES as u32 {
+            stats.commands_processed.fetch_add(10, Ordering::Relaxed);
+            stats.input_bytes.fetch_add(1024, Ordering::Relaxed);
+            stats.sample(start + SAMPLE_INTERVAL * tick);
+        }
+        let rates = stats.rates();
+        assert!((99..=100).contains(&rates.commands), "{rates:?}");
+        assert!((rates.input_kib - 10.0).abs() < 0.01, "{rates:?}");
+        assert_eq!(rates.output_kib, 0.0);
+        stats.reset();
+        assert_eq!(stats.rates(), Rates::default());
+    }
+
+    #[test]
+    fn errors_are_counted_by_their_first_word() {
+        let stats = Stats::default();
+        stats.count_error(b"ERR one");
+        stats.count_error(b"ERR two");
+        stats.count_error(b"WRONGTYPE");
+        assert_eq!(stats.errors(), [("ERR".to_string(), 2), ("WRONGTYPE".to_string(), 1)]);
+        for n in 0..1_000 {
+            stats.count_error(format!("E{n} x").as_bytes());
+        }
+        assert_eq!(stats.errors().len(), MAX_ERROR_KINDS);
+        assert_eq!(stats.error_replies.load(Ordering::Relaxed), 1_003);
+    }
 }

@@ -43,7 +43,7 @@ fn run_redis_py(port: u16) {
 }
 
 fn run_node_redis(port: u16) {
-    let mut client = Command::new("node");
+    let mut client = parts::node();
     client
         .env("NODE_PATH", parts::node_modules())
         .arg(parts::clients_dir().join("node/client.cjs"));

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use highwater::log::kafka::{Config, KafkaLog, Mapped, Partitioner};
 use highwater::log::{
-    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record,
-    TopicPartition,
+    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Payload, Positions,
+    ProduceError, Record, TopicPartition,
 };
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -22,7 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 
 fn config(kafka: &Kafka, topic: &str) -> Config {
-    Config { bootstrap_servers: kafka.bootstrap.clone(), topic: topic.into(), ..Config::default() }
+    Config {
+        bootstrap_servers: kafka.bootstrap.clone(),
+        topic: topic.into(),
+        ..Config::default()
+    }
 }
 
 fn connect(kafka: &Kafka, topic: &str) -> KafkaLog {
@@ -49,26 +53,47 @@ impl Completion for Told {
 
 fn start(log: &dyn Log, records: Vec<Record>) -> Receiver<Outcome> {
     let (told, outcome) = mpsc::channel();
-    log.produce(Batch { records: records.into(), completion: Arc::new(Told(told)) }, 0);
+    log.produce(
+        Batch {
+            records: records.into(),
+            completion: Arc::new(Told(told)),
+        },
+        0,
+    );
     outcome
 }
 
 fn produce(log: &dyn Log, records: Vec<Record>) -> Outcome {
-    start(log, records).recv_timeout(DEADLINE).expect("the batch is answered")
+    start(log, records)
+        .recv_timeout(DEADLINE)
+        .expect("the batch is answered")
 }
 
 fn set(log: &dyn Log, database: u16, key: &str, value: impl Into<Bytes>) -> Record {
-    let payload = Payload::Value { value: value.into(), expire_at: None };
+    let payload = Payload::Value {
+        value: value.into(),
+        expire_at: None,
+    };
     record(log, database, key, payload)
 }
 
 fn record(log: &dyn Log, database: u16, key: &str, payload: Payload) -> Record {
     let key = Bytes::copy_from_slice(key.as_bytes());
-    Record { to: TopicPartition { database, partition: log.partition(database, &key) }, key, payload }
+    Record {
+        to: TopicPartition {
+            database,
+            partition: log.partition(database, &key),
+        },
+        key,
+        payload,
+    }
 }
 
 fn at(database: u16, partition: u32) -> TopicPartition {
-    TopicPartition { database, partition }
+    TopicPartition {
+        database,
+        partition,
+    }
 }
 
 /// Reads until everything that is in the log now has been read.
@@ -78,14 +103,18 @@ fn read_all(log: &dyn Log, follower: &mut dyn Follower) -> Vec<LogRecord> {
     wait_for("the follower to reach the end", DEADLINE, || {
         follower.poll(&mut all, POLL).expect("poll");
         let positions = follower.positions();
-        ends.iter().all(|(at, end)| positions.get(at).is_some_and(|next| next >= end)).then_some(())
+        ends.iter()
+            .all(|(at, end)| positions.get(at).is_some_and(|next| next >= end))
+            .then_some(())
     });
     all
 }
 
 fn read_error(follower: &mut dyn Follower) -> LogError {
     let mut all = Vec::new();
-    wait_for("an error of the follower", DEADLINE, || follower.poll(&mut all, POLL).err())
+    wait_for("an error of the follower", DEADLINE, || {
+        follower.poll(&mut all, POLL).err()
+    })
 }
 
 fn text(record: &LogRecord) -> (String, Option<String>) {
@@ -101,16 +130,31 @@ fn text(record: &LogRecord) -> (String, Option<String>) {
 fn a_new_topic_is_created_compacted() {
     let kafka = kafka::shared();
     let topic = kafka::fresh_topic("created");
-    let log = KafkaLog::connect(Config { partitions: 3, ..config(kafka, &topic) }).expect("connect");
+    let log = KafkaLog::connect(Config {
+        partitions: 3,
+        ..config(kafka, &topic)
+    })
+    .expect("connect");
     for (setting, value) in [
         ("cleanup.policy", "compact"),
         ("max.message.bytes", "16777216"),
         ("unclean.leader.election.enable", "false"),
     ] {
-        assert_eq!(kafka.topic_config(&topic, setting).as_deref(), Some(value), "{setting}");
+        assert_eq!(
+            kafka.topic_config(&topic, setting).as_deref(),
+            Some(value),
+            "{setting}"
+        );
     }
     let identity = log.identity(0).expect("exists");
-    assert_eq!((identity.topic.as_str(), identity.partitions, identity.read_only), (topic.as_str(), 3, false));
+    assert_eq!(
+        (
+            identity.topic.as_str(),
+            identity.partitions,
+            identity.read_only
+        ),
+        (topic.as_str(), 3, false)
+    );
     let (cluster, id) = identity.id.split_once('/').expect("cluster and topic");
     assert_eq!((cluster.len(), id.len()), (22, 22), "{}", identity.id);
     assert_eq!(log.tombstone_retention(0), Some(Duration::from_secs(86400)));
@@ -128,7 +172,10 @@ fn a_topic_that_is_not_compacted_is_refused_with_what_mends_it() {
         let topic = kafka::fresh_topic("deleting");
         kafka.create_topic(&topic, 1, &[("cleanup.policy", policy)]);
         let told = refused(config(kafka, &topic));
-        assert!(told.contains(&format!("topic {topic} has cleanup.policy={policy}")), "{told}");
+        assert!(
+            told.contains(&format!("topic {topic} has cleanup.policy={policy}")),
+            "{told}"
+        );
         let command = format!(
             "kafka-configs.sh --bootstrap-server {} --alter --entity-type topics --entity-name {topic} \
              --add-config cleanup.policy=compact",
@@ -149,9 +196,15 @@ fn a_database_whose_topic_is_not_compacted_is_refused_alone() {
     let log = connect(kafka, &topic);
     assert_eq!(log.identity(2), None);
     let told = log.create(2).expect_err("is refused").to_string();
-    assert!(told.contains(&second) && told.contains("--add-config cleanup.policy=compact"), "{told}");
+    assert!(
+        told.contains(&second) && told.contains("--add-config cleanup.policy=compact"),
+        "{told}"
+    );
     let outcome = produce(&log, vec![set(&log, 2, "k", "v")]);
-    assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(ProduceError::NotWritten(_))),
+        "{outcome:?}"
+    );
     kafka.set_topic_config(&second, &[("cleanup.policy", "compact")]);
     log.create(2).expect("was mended");
     produce(&log, vec![set(&log, 2, "k", "v")]).expect("written");
@@ -169,13 +222,27 @@ fn many_threads_write_and_the_follower_sees_every_key_in_order() {
         for thread in 0..THREADS {
             let log = &log;
             scope.spawn(move || {
-                let write = |n: usize| start(log, vec![set(log, 0, &format!("{thread}-{}", n % KEYS), n.to_string())]);
+                let write = |n: usize| {
+                    start(
+                        log,
+                        vec![set(
+                            log,
+                            0,
+                            &format!("{thread}-{}", n % KEYS),
+                            n.to_string(),
+                        )],
+                    )
+                };
                 let outcomes: Vec<_> = (0..EACH).map(write).collect();
                 let mut last: HashMap<(u32, usize), u64> = HashMap::new();
                 for (n, outcome) in outcomes.iter().enumerate() {
-                    let appended = outcome.recv_timeout(DEADLINE).expect("answered").expect("written");
+                    let appended = outcome
+                        .recv_timeout(DEADLINE)
+                        .expect("answered")
+                        .expect("written");
                     assert!(appended[0].timestamp > 0);
-                    let before = last.insert((appended[0].at.partition, n % KEYS), appended[0].offset);
+                    let before =
+                        last.insert((appended[0].at.partition, n % KEYS), appended[0].offset);
                     assert!(before.is_none_or(|before| before < appended[0].offset));
                 }
             });
@@ -188,7 +255,12 @@ fn many_threads_write_and_the_follower_sees_every_key_in_order() {
         let n: usize = text(seen).1.expect("a value").parse().expect("a number");
         assert_eq!(seen.at.partition, log.partition(0, &seen.key));
         let before = newest.insert(seen.key.clone(), n);
-        assert_eq!(before.map_or(n % KEYS, |before| before + KEYS), n, "{:?}", seen.key);
+        assert_eq!(
+            before.map_or(n % KEYS, |before| before + KEYS),
+            n,
+            "{:?}",
+            seen.key
+        );
     }
     assert_eq!(newest.len(), THREADS * KEYS);
 }
@@ -199,7 +271,10 @@ fn every_payload_comes_back_as_it_was_written() {
     let topic = kafka.compacted_topic("payloads", 2);
     let log = connect(kafka, &topic);
     let binary = Bytes::from((0..=255).collect::<Vec<u8>>());
-    let expiring = Payload::Value { value: binary.clone(), expire_at: Some(1_900_000_000_123) };
+    let expiring = Payload::Value {
+        value: binary.clone(),
+        expire_at: Some(1_900_000_000_123),
+    };
     let control = String::from_utf8_lossy(highwater::log::record::FLUSH_KEY).into_owned();
     let records = vec![
         set(&log, 0, "plain", "v"),
@@ -215,18 +290,39 @@ fn every_payload_comes_back_as_it_was_written() {
     assert_eq!(all.len(), records.len());
     let group = all[0].group.expect("was one batch");
     for (record, appended) in records.iter().zip(&appended) {
-        let seen = all.iter().find(|seen| seen.key == record.key).expect("is there");
-        assert_eq!((&seen.payload, seen.at, seen.offset), (&record.payload, appended.at, appended.offset));
+        let seen = all
+            .iter()
+            .find(|seen| seen.key == record.key)
+            .expect("is there");
+        assert_eq!(
+            (&seen.payload, seen.at, seen.offset),
+            (&record.payload, appended.at, appended.offset)
+        );
         assert_eq!(seen.timestamp, appended.timestamp);
         let together = records.iter().filter(|other| other.to == record.to).count();
-        assert_eq!(seen.group.map(|group| (group.id, group.records)), Some((group.id, together as u32)));
+        assert_eq!(
+            seen.group.map(|group| (group.id, group.records)),
+            Some((group.id, together as u32))
+        );
     }
     let raw = kafka.records(&topic, "read_committed");
-    let raw = |key: &[u8]| raw.iter().find(|seen| seen.key.as_deref() == Some(key)).expect("is there").clone();
+    let raw = |key: &[u8]| {
+        raw.iter()
+            .find(|seen| seen.key.as_deref() == Some(key))
+            .expect("is there")
+            .clone()
+    };
     assert_eq!(raw(b"gone").value, None);
     assert_eq!(raw(b"empty").value.as_deref(), Some(b"".as_slice()));
-    assert_eq!(raw(b"").value.as_deref(), Some(b"under the empty key".as_slice()));
-    assert!(raw(b"expiring").headers.contains(&("redis-expire-at".into(), b"1900000000123".to_vec())));
+    assert_eq!(
+        raw(b"").value.as_deref(),
+        Some(b"under the empty key".as_slice())
+    );
+    assert!(
+        raw(b"expiring")
+            .headers
+            .contains(&("redis-expire-at".into(), b"1900000000123".to_vec()))
+    );
 }
 
 #[test]
@@ -244,14 +340,37 @@ fn records_of_other_producers_are_read() {
     produce(&["-K:"], b"a:1\nb:2\n");
     produce(&["-K:", "-Z"], b"a:\n");
     produce(&["-K:", "-H", "redis-type=hash"], b"h:x\n");
-    produce(&["-K:", "-H", "redis-expire-at=1900000000123", "-H", "other=1"], b"e:x\n");
+    produce(
+        &[
+            "-K:",
+            "-H",
+            "redis-expire-at=1900000000123",
+            "-H",
+            "other=1",
+        ],
+        b"e:x\n",
+    );
     let mut follower = log.follow(&Positions::new()).expect("follow");
     let all = read_all(&log, follower.as_mut());
     assert_eq!(follower.skipped(), 1);
     let plain: Vec<_> = all[..3].iter().map(text).collect();
-    assert_eq!(plain, [("a".into(), Some("1".into())), ("b".into(), Some("2".into())), ("a".into(), None)]);
-    assert!(matches!(&all[3].payload, Payload::Unreadable { reason } if reason.contains("hash")), "{:?}", all[3]);
-    let expected = Payload::Value { value: Bytes::from_static(b"x"), expire_at: Some(1_900_000_000_123) };
+    assert_eq!(
+        plain,
+        [
+            ("a".into(), Some("1".into())),
+            ("b".into(), Some("2".into())),
+            ("a".into(), None)
+        ]
+    );
+    assert!(
+        matches!(&all[3].payload, Payload::Unreadable { reason } if reason.contains("hash")),
+        "{:?}",
+        all[3]
+    );
+    let expected = Payload::Value {
+        value: Bytes::from_static(b"x"),
+        expire_at: Some(1_900_000_000_123),
+    };
     assert_eq!(all[4].payload, expected);
     assert_eq!(all.len(), 5);
 }
@@ -261,26 +380,53 @@ fn a_header_name_that_is_no_text_does_no_harm() {
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("header-name", 1);
     let mut kcat = parts::kcat();
-    kcat.args(["-b", &kafka.bootstrap, "-P", "-t", &topic, "-K:", "-H"]).arg(OsStr::from_bytes(b"\xff\xfe=\xff"));
+    kcat.args(["-b", &kafka.bootstrap, "-P", "-t", &topic, "-K:", "-H"])
+        .arg(OsStr::from_bytes(b"\xff\xfe=\xff"));
     crate::support::process::run("kcat", kcat, b"k:v\n", DEADLINE);
     let log = connect(kafka, &topic);
-    let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
-    assert_eq!(all.iter().map(text).collect::<Vec<_>>(), [("k".into(), Some("v".into()))]);
+    let all = read_all(
+        &log,
+        log.follow(&Positions::new()).expect("follow").as_mut(),
+    );
+    assert_eq!(
+        all.iter().map(text).collect::<Vec<_>>(),
+        [("k".into(), Some("v".into()))]
+    );
 }
 
 #[test]
 fn the_home_of_a_key_is_where_other_producers_put_it() {
     let kafka = kafka::shared();
-    let lines: String = (0..200).map(|n| format!("key-{n}-{}:v\n", "x".repeat(n % 9))).collect();
-    for (partitioner, kcats) in [(Partitioner::Murmur2, "murmur2_random"), (Partitioner::Crc32, "consistent_random")] {
+    let lines: String = (0..200)
+        .map(|n| format!("key-{n}-{}:v\n", "x".repeat(n % 9)))
+        .collect();
+    for (partitioner, kcats) in [
+        (Partitioner::Murmur2, "murmur2_random"),
+        (Partitioner::Crc32, "consistent_random"),
+    ] {
         let topic = kafka.compacted_topic("homes", 7);
         let partition = format!("partitioner={kcats}");
-        kafka.kcat(&["-P", "-t", &topic, "-K:", "-X", &partition], lines.as_bytes());
-        let log = KafkaLog::connect(Config { partitioner, ..config(kafka, &topic) }).expect("connect");
-        let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
+        kafka.kcat(
+            &["-P", "-t", &topic, "-K:", "-X", &partition],
+            lines.as_bytes(),
+        );
+        let log = KafkaLog::connect(Config {
+            partitioner,
+            ..config(kafka, &topic)
+        })
+        .expect("connect");
+        let all = read_all(
+            &log,
+            log.follow(&Positions::new()).expect("follow").as_mut(),
+        );
         assert_eq!(all.len(), 200);
         for seen in all {
-            assert_eq!(log.partition(0, &seen.key), seen.at.partition, "{kcats} {:?}", seen.key);
+            assert_eq!(
+                log.partition(0, &seen.key),
+                seen.at.partition,
+                "{kcats} {:?}",
+                seen.key
+            );
         }
     }
 }
@@ -289,25 +435,45 @@ fn the_home_of_a_key_is_where_other_producers_put_it() {
 fn a_record_that_is_too_large_is_not_written() {
     let kafka = kafka::shared();
     let topic = kafka::fresh_topic("large");
-    let limit = [("cleanup.policy", "compact"), ("max.message.bytes", "100000")];
+    let limit = [
+        ("cleanup.policy", "compact"),
+        ("max.message.bytes", "100000"),
+    ];
     kafka.create_topic(&topic, 1, &limit);
     let log = connect(kafka, &topic);
     let fits = set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 161]);
     assert_eq!(fits.size(), log.max_record_bytes(0));
     produce(&log, vec![fits]).expect("fits");
-    let over = produce(&log, vec![set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 160])]);
-    assert!(matches!(&over, Err(ProduceError::NotWritten(why)) if why.contains("max.message.bytes")), "{over:?}");
+    let over = produce(
+        &log,
+        vec![set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 160])],
+    );
+    assert!(
+        matches!(&over, Err(ProduceError::NotWritten(why)) if why.contains("max.message.bytes")),
+        "{over:?}"
+    );
     // Many that fit, sent as fast as can be, make no batch that does not.
-    let burst: Vec<_> = (0..200).map(|n| start(&log, vec![set(&log, 0, &format!("{n}"), vec![b'x'; 5000])])).collect();
+    let burst: Vec<_> = (0..200)
+        .map(|n| start(&log, vec![set(&log, 0, &format!("{n}"), vec![b'x'; 5000])]))
+        .collect();
     for outcome in burst {
-        outcome.recv_timeout(DEADLINE).expect("answered").expect("written");
+        outcome
+            .recv_timeout(DEADLINE)
+            .expect("answered")
+            .expect("written");
     }
     // What the broker alone knows.
-    kafka.set_topic_config(&topic, &[("cleanup.policy", "compact"), ("max.message.bytes", "2000")]);
+    kafka.set_topic_config(
+        &topic,
+        &[("cleanup.policy", "compact"), ("max.message.bytes", "2000")],
+    );
     let outcome = wait_for("the broker to refuse it", DEADLINE, || {
         produce(&log, vec![set(&log, 0, "k", vec![b'x'; 50_000])]).err()
     });
-    assert!(matches!(outcome, ProduceError::NotWritten(_)), "{outcome:?}");
+    assert!(
+        matches!(outcome, ProduceError::NotWritten(_)),
+        "{outcome:?}"
+    );
     produce(&log, vec![set(&log, 0, "k", "small")]).expect("the log goes on");
 }
 
@@ -317,8 +483,17 @@ fn large_records_go_through_on_a_topic_of_ours() {
     let log = connect(kafka, &kafka::fresh_topic("sixteen"));
     let value = vec![b'x'; log.max_record_bytes(0) - 161];
     produce(&log, vec![set(&log, 0, "k", value.clone())]).expect("written");
-    let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
-    assert_eq!(all[0].payload, Payload::Value { value: value.into(), expire_at: None });
+    let all = read_all(
+        &log,
+        log.follow(&Positions::new()).expect("follow").as_mut(),
+    );
+    assert_eq!(
+        all[0].payload,
+        Payload::Value {
+            value: value.into(),
+            expire_at: None
+        }
+    );
 }
 
 #[test]
@@ -339,8 +514,10 @@ fn a_follower_goes_on_where_another_was() {
     write(20);
     let mut second = log.follow(&positions).expect("follow");
     let all = read_all(&log, second.as_mut());
-    let mut numbers: Vec<usize> =
-        all.iter().map(|seen| text(seen).1.expect("a value").parse().expect("a number")).collect();
+    let mut numbers: Vec<usize> = all
+        .iter()
+        .map(|seen| text(seen).1.expect("a value").parse().expect("a number"))
+        .collect();
     numbers.sort();
     assert_eq!(numbers, (20..40).collect::<Vec<_>>());
 }
@@ -356,7 +533,10 @@ fn a_position_that_the_log_does_not_have_is_lost() {
     let mut follower = log.follow(&past).expect("follow");
     let error = read_error(follower.as_mut());
     assert!(matches!(error, LogError::PositionLost(_)), "{error:?}");
-    assert!(matches!(follower.poll(&mut Vec::new(), POLL), Err(LogError::PositionLost(_))));
+    assert!(matches!(
+        follower.poll(&mut Vec::new(), POLL),
+        Err(LogError::PositionLost(_))
+    ));
     let end = [(at(0, 0), 10)].into();
     let mut follower = log.follow(&end).expect("follow");
     assert!(read_all(&log, follower.as_mut()).is_empty());
@@ -371,12 +551,18 @@ fn a_position_that_was_removed_is_lost_but_a_start_from_nothing_is_none() {
         produce(&log, vec![set(&log, 0, &format!("k{n}"), n.to_string())]).expect("written");
     }
     kafka.set_topic_config(&topic, &[("cleanup.policy", "delete")]);
-    let json = format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":6}}],"version":1}}"#);
+    let json =
+        format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":6}}],"version":1}}"#);
     let file = crate::support::temp::dir("removed");
     let path = file.path().join("offsets.json");
     std::fs::write(&path, json).expect("write a file");
     let path = path.display().to_string();
-    let args = ["--bootstrap-server", &kafka.bootstrap, "--offset-json-file", &path];
+    let args = [
+        "--bootstrap-server",
+        &kafka.bootstrap,
+        "--offset-json-file",
+        &path,
+    ];
     kafka.java("org.apache.kafka.tools.DeleteRecordsCommand", &args, b"");
     let mut follower = log.follow(&[(at(0, 0), 3)].into()).expect("follow");
     let error = read_error(follower.as_mut());
@@ -396,10 +582,18 @@ fn a_database_that_another_node_creates_is_noticed() {
     let mut follower = two.follow(&Positions::new()).expect("follow");
     produce(&one, vec![set(&one, 0, "k", "in 0")]).expect("written");
     assert_eq!(read_all(&two, follower.as_mut()).len(), 1);
-    assert!(matches!(produce(&one, vec![set(&one, 3, "k", "v")]), Err(ProduceError::NotWritten(_))));
+    assert!(matches!(
+        produce(&one, vec![set(&one, 3, "k", "v")]),
+        Err(ProduceError::NotWritten(_))
+    ));
     one.create(3).expect("create");
     one.create(3).expect("it is no error if it is there");
-    assert_eq!(kafka.topic_config(&format!("{topic}.db3"), "cleanup.policy").as_deref(), Some("compact"));
+    assert_eq!(
+        kafka
+            .topic_config(&format!("{topic}.db3"), "cleanup.policy")
+            .as_deref(),
+        Some("compact")
+    );
     produce(&one, vec![set(&one, 3, "k", "in 3")]).expect("written");
     produce(&one, vec![set(&one, 0, "k", "again in 0")]).expect("written");
     let mut all = Vec::new();
@@ -407,9 +601,15 @@ fn a_database_that_another_node_creates_is_noticed() {
         follower.poll(&mut all, POLL).expect("poll");
         (all.len() >= 2).then_some(())
     });
-    let mut seen: Vec<_> = all.iter().map(|seen| (seen.at.database, text(seen).1)).collect();
+    let mut seen: Vec<_> = all
+        .iter()
+        .map(|seen| (seen.at.database, text(seen).1))
+        .collect();
     seen.sort();
-    assert_eq!(seen, [(0, Some("again in 0".into())), (3, Some("in 3".into()))]);
+    assert_eq!(
+        seen,
+        [(0, Some("again in 0".into())), (3, Some("in 3".into()))]
+    );
     assert_eq!(follower.positions(), two.ends(DEADLINE).expect("ends"));
 }
 
@@ -419,16 +619,45 @@ fn a_mapped_topic_can_be_read_only() {
     let prices = kafka::fresh_topic("prices");
     kafka.create_topic(&prices, 2, &[("cleanup.policy", "delete")]);
     kafka.kcat(&["-P", "-t", &prices, "-K:"], b"a:1\n");
-    let mapped = |topic: &str, read_only| [(3, Mapped { topic: topic.into(), read_only })].into();
+    let mapped = |topic: &str, read_only| {
+        [(
+            3,
+            Mapped {
+                topic: topic.into(),
+                read_only,
+            },
+        )]
+        .into()
+    };
     let main = kafka.compacted_topic("beside", 1);
-    let log = KafkaLog::connect(Config { mapped: mapped(&prices, true), ..config(kafka, &main) }).expect("connect");
+    let log = KafkaLog::connect(Config {
+        mapped: mapped(&prices, true),
+        ..config(kafka, &main)
+    })
+    .expect("connect");
     assert!(log.identity(3).expect("exists").read_only);
     let outcome = produce(&log, vec![set(&log, 3, "k", "v")]);
-    assert!(matches!(&outcome, Err(ProduceError::NotWritten(why)) if why.contains("read-only")), "{outcome:?}");
-    assert_eq!(read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut()).len(), 1);
-    let told = refused(Config { mapped: mapped(&prices, false), ..config(kafka, &main) });
+    assert!(
+        matches!(&outcome, Err(ProduceError::NotWritten(why)) if why.contains("read-only")),
+        "{outcome:?}"
+    );
+    assert_eq!(
+        read_all(
+            &log,
+            log.follow(&Positions::new()).expect("follow").as_mut()
+        )
+        .len(),
+        1
+    );
+    let told = refused(Config {
+        mapped: mapped(&prices, false),
+        ..config(kafka, &main)
+    });
     assert!(told.contains("cleanup.policy=delete"), "{told}");
-    let told = refused(Config { mapped: mapped("no-such-topic", true), ..config(kafka, &main) });
+    let told = refused(Config {
+        mapped: mapped("no-such-topic", true),
+        ..config(kafka, &main)
+    });
     assert!(told.contains("there is no topic no-such-topic"), "{told}");
 }
 
@@ -441,7 +670,10 @@ fn a_topic_that_changes_its_identity_ends_the_follower() {
     let mut follower = log.follow(&Positions::new()).expect("follow");
     kafka.add_partitions(&topic, 3);
     let error = read_error(follower.as_mut());
-    assert!(matches!(&error, LogError::IdentityChanged(why) if why.contains("3 partitions, not 1")), "{error:?}");
+    assert!(
+        matches!(&error, LogError::IdentityChanged(why) if why.contains("3 partitions, not 1")),
+        "{error:?}"
+    );
     assert_eq!(log.identity(0).expect("exists").partitions, 3);
 
     let mut follower = log.follow(&Positions::new()).expect("follow");
@@ -449,9 +681,13 @@ fn a_topic_that_changes_its_identity_ends_the_follower() {
     kafka.create_topic(&topic, 3, &[("cleanup.policy", "compact")]);
     let error = read_error(follower.as_mut());
     assert!(matches!(error, LogError::IdentityChanged(_)), "{error:?}");
-    wait_for("the new identity", DEADLINE, || log.identity(0).filter(|now| now.id != first.id));
+    wait_for("the new identity", DEADLINE, || {
+        log.identity(0).filter(|now| now.id != first.id)
+    });
     let mut follower = log.follow(&Positions::new()).expect("follow");
-    wait_for("a write to the new topic", DEADLINE, || produce(&log, vec![set(&log, 0, "k", "v")]).ok());
+    wait_for("a write to the new topic", DEADLINE, || {
+        produce(&log, vec![set(&log, 0, "k", "v")]).ok()
+    });
     assert_eq!(read_all(&log, follower.as_mut()).len(), 1);
 }
 
@@ -461,19 +697,29 @@ fn ends_count_an_open_transaction_and_positions_pass_its_marks() {
     let topic = kafka.compacted_topic("transaction", 1);
     let log = connect(kafka, &topic);
     produce(&log, vec![set(&log, 0, "before", "1")]).expect("written");
-    let foreign: BaseProducer =
-        kafka.client_config().set("transactional.id", &topic).create().expect("create a producer");
+    let foreign: BaseProducer = kafka
+        .client_config()
+        .set("transactional.id", &topic)
+        .create()
+        .expect("create a producer");
     foreign.init_transactions(DEADLINE).expect("init");
     let transaction = |end: &mut dyn FnMut()| {
         foreign.begin_transaction().expect("begin");
-        foreign.send(BaseRecord::to(&topic).key("foreign").payload("x")).map_err(|(error, _)| error).expect("send");
+        foreign
+            .send(BaseRecord::to(&topic).key("foreign").payload("x"))
+            .map_err(|(error, _)| error)
+            .expect("send");
         foreign.flush(DEADLINE).expect("flush");
         end();
     };
     let mut follower = log.follow(&Positions::new()).expect("follow");
     transaction(&mut || {
         let ends = log.ends(DEADLINE).expect("ends");
-        assert_eq!(ends, [(at(0, 0), 2)].into(), "the high watermark, not the last stable offset");
+        assert_eq!(
+            ends,
+            [(at(0, 0), 2)].into(),
+            "the high watermark, not the last stable offset"
+        );
         let mut all = Vec::new();
         wait_for("the record before the transaction", DEADLINE, || {
             follower.poll(&mut all, POLL).expect("poll");
@@ -490,7 +736,10 @@ fn ends_count_an_open_transaction_and_positions_pass_its_marks() {
         follower.poll(&mut all, POLL).expect("poll");
         (follower.positions() == [(at(0, 0), 5)].into()).then_some(())
     });
-    assert_eq!(all.iter().map(text).collect::<Vec<_>>(), [("foreign".into(), Some("x".into()))]);
+    assert_eq!(
+        all.iter().map(text).collect::<Vec<_>>(),
+        [("foreign".into(), Some("x".into()))]
+    );
 }
 
 #[test]
@@ -503,10 +752,21 @@ fn a_broker_that_is_not_there_is_told_within_the_startup_timeout() {
         properties: vec![("sasl.password".into(), "hush".into())],
         ..Config::default()
     });
-    assert!(told.starts_with(&format!("cannot reach Kafka at {servers}: ")), "{told}");
-    assert!(told.contains("onnect") && told.ends_with("check --bootstrap-servers and that the broker runs"), "{told}");
+    assert!(
+        told.starts_with(&format!("cannot reach Kafka at {servers}: ")),
+        "{told}"
+    );
+    assert!(
+        told.contains("onnect")
+            && told.ends_with("check --bootstrap-servers and that the broker runs"),
+        "{told}"
+    );
     assert!(!told.contains("hush"));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[test]
@@ -523,9 +783,15 @@ fn a_broker_that_does_not_let_us_in_is_told_apart() {
         ],
         ..config(kafka, "any")
     });
-    assert!(told.contains("does not let us in") && told.contains("sasl.*"), "{told}");
+    assert!(
+        told.contains("does not let us in") && told.contains("sasl.*"),
+        "{told}"
+    );
     assert!(!told.contains("hush"), "{told}");
-    assert!(began.elapsed() < Duration::from_secs(15), "it did not wait for the whole startup timeout");
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "it did not wait for the whole startup timeout"
+    );
 }
 
 #[test]
@@ -534,9 +800,15 @@ fn a_closed_log_takes_nothing_in() {
     let log = connect(kafka, &kafka.compacted_topic("closed", 1));
     let outcome = start(&log, vec![set(&log, 0, "k", "v")]);
     log.close(DEADLINE);
-    outcome.try_recv().expect("close waited for it").expect("written");
+    outcome
+        .try_recv()
+        .expect("close waited for it")
+        .expect("written");
     let outcome = produce(&log, vec![set(&log, 0, "k", "v")]);
-    assert!(matches!(&outcome, Err(ProduceError::NotWritten(why)) if why.contains("stopping")), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Err(ProduceError::NotWritten(why)) if why.contains("stopping")),
+        "{outcome:?}"
+    );
     log.close(DEADLINE);
 }
 
@@ -546,38 +818,95 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     let kafka = Kafka::start_with(&["auto.create.topics.enable=true"]);
     let topic = kafka.compacted_topic("frozen", 1);
     let write_timeout = Duration::from_secs(3);
-    let log = KafkaLog::connect(Config { write_timeout, ..config(&kafka, &topic) }).expect("connect");
+    let in_time = write_timeout + Duration::from_millis(300);
+    let connect = || {
+        let config = Config {
+            write_timeout,
+            ..config(&kafka, &topic)
+        };
+        KafkaLog::connect(config).expect("connect")
+    };
+    let (log, second) = (connect(), connect());
     let mut follower = log.follow(&Positions::new()).expect("follow");
-    produce(&log, vec![set(&log, 0, "k", "before")]).expect("written");
-    assert_eq!(read_all(&log, follower.as_mut()).len(), 1);
+    let mut seconds = second.follow(&Positions::new()).expect("follow");
+    let mut history = History::default();
+    // A producer that has written has a connection, so that its next record is sent at once.
+    history.write(&log, "first").expect("written");
+    history.write(&second, "by the second").expect("written");
+    assert_eq!(read_all(&second, seconds.as_mut()).len(), 2);
 
     kafka.stop_signal();
     let began = Instant::now();
-    let frozen: Vec<_> = (0..10).map(|n| start(&log, vec![set(&log, 0, "k", format!("frozen {n}"))])).collect();
-    let outcomes: Vec<_> = frozen.iter().map(|outcome| outcome.recv_timeout(DEADLINE).expect("answered")).collect();
-    let took = began.elapsed();
-    assert!(took <= write_timeout + Duration::from_millis(300), "{took:?}");
-    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
-    assert!(matches!(outcomes[0], Err(ProduceError::Uncertain(_))), "it was sent: {outcomes:?}");
-    follower.poll(&mut Vec::new(), POLL).expect("nothing is no error");
-    let told = log.ends(Duration::from_secs(1)).expect_err("no answer").to_string();
-    assert!(told.starts_with("cannot ask Kafka for the end of the log: "), "{told}");
-    wait_for("the loss of the connection to be noticed", DEADLINE, || (!log.connected()).then_some(()));
+    let values: Vec<String> = (0..10).map(|n| format!("frozen {n}")).collect();
+    let frozen: Vec<_> = values
+        .iter()
+        .map(|value| start(&log, vec![set(&log, 0, "k", value.clone())]))
+        .collect();
+    for (value, outcome) in values.iter().zip(frozen) {
+        let outcome = outcome.recv_timeout(DEADLINE).expect("answered");
+        let uncertain = matches!(outcome, Err(ProduceError::Uncertain(_)));
+        assert!(
+            outcome.is_err() && (uncertain || value != "frozen 0"),
+            "the first was sent: {outcome:?}"
+        );
+        history.answers.push((value.clone(), outcome));
+    }
+    assert!(began.elapsed() <= in_time, "{:?}", began.elapsed());
+    history.poll(follower.as_mut());
+    let told = log
+        .ends(Duration::from_secs(1))
+        .expect_err("no answer")
+        .to_string();
+    assert!(
+        told.starts_with("cannot ask Kafka for the end of the log: "),
+        "{told}"
+    );
+    wait_for("the loss of the connection to be noticed", DEADLINE, || {
+        (!log.connected()).then_some(())
+    });
+    let began = Instant::now();
+    let given_up = start(&second, vec![set(&second, 0, "k", "given up")]);
+    drop(seconds);
+    second.close(Duration::from_secs(1));
+    drop(second);
+    let outcome = given_up.try_recv().expect("close answers everything");
+    assert!(
+        matches!(&outcome, Err(ProduceError::Uncertain(_))),
+        "{outcome:?}"
+    );
+    history.answers.push(("given up".into(), outcome));
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "stopping took {:?}",
+        began.elapsed()
+    );
     kafka.cont_signal();
-    recovers(&log, follower.as_mut(), "after the frost", &outcomes);
+    history.goes_on(&log, follower.as_mut(), "after the frost");
+    wait_for("the connection to be noticed", DEADLINE, || {
+        log.connected().then_some(())
+    });
 
     kafka.kill();
     let began = Instant::now();
-    let outcome = produce(&log, vec![set(&log, 0, "k", "dead")]);
-    assert!(began.elapsed() <= write_timeout + Duration::from_millis(300), "{:?}", began.elapsed());
-    assert!(matches!(&outcome, Err(ProduceError::NotWritten(_))), "it was never sent: {outcome:?}");
-    follower.poll(&mut Vec::new(), POLL).expect("nothing is no error");
+    let outcome = history.write(&log, "dead");
+    assert!(began.elapsed() <= in_time, "{:?}", began.elapsed());
+    assert!(
+        matches!(&outcome, Err(ProduceError::NotWritten(_))),
+        "it was never sent: {outcome:?}"
+    );
+    history.poll(follower.as_mut());
     kafka.restart();
-    recovers(&log, follower.as_mut(), "after the crash", &[outcome]);
+    history.goes_on(&log, follower.as_mut(), "after the crash");
 
     let topics = |args: &[&str]| {
         let servers = ["--bootstrap-server", &kafka.bootstrap];
-        kafka.java("org.apache.kafka.tools.TopicCommand", &[&servers, args].concat(), b"").stdout
+        kafka
+            .java(
+                "org.apache.kafka.tools.TopicCommand",
+                &[&servers, args].concat(),
+                b"",
+            )
+            .stdout
     };
     topics(&["--delete", "--topic", &topic]);
     let outcome = produce(&log, vec![set(&log, 0, "k", "deleted")]);
@@ -585,15 +914,58 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     let error = read_error(follower.as_mut());
     assert!(matches!(error, LogError::IdentityChanged(_)), "{error:?}");
     let list = topics(&["--list"]);
-    assert!(!String::from_utf8_lossy(&list).contains(&topic), "a client made the topic anew");
+    assert!(
+        !String::from_utf8_lossy(&list).contains(&topic),
+        "a client made the topic anew"
+    );
 }
 
-/// A write succeeds again, and the follower has seen exactly what may be in the log.
-fn recovers(log: &dyn Log, follower: &mut dyn Follower, value: &str, before: &[Outcome]) {
-    let record = || vec![set(log, 0, "k", value.to_owned())];
-    wait_for("a write that succeeds", DEADLINE, || produce(log, record()).ok());
-    let seen: Vec<_> = read_all(log, follower).iter().map(|seen| text(seen).1.expect("a value")).collect();
-    assert_eq!(seen.last().map(String::as_str), Some(value));
-    let maybe = before.iter().filter(|outcome| matches!(outcome, Err(ProduceError::Uncertain(_)))).count();
-    assert!(seen.iter().filter(|seen| *seen != value).count() <= maybe, "{seen:?} after {before:?}");
+/// What was written and what was read, in values that each are written once.
+#[derive(Default)]
+struct History {
+    answers: Vec<(String, Outcome)>,
+    seen: Vec<String>,
+}
+
+impl History {
+    fn write(&mut self, log: &dyn Log, value: &str) -> Outcome {
+        let outcome = produce(log, vec![set(log, 0, "k", value.to_owned())]);
+        self.answers.push((value.to_owned(), outcome.clone()));
+        outcome
+    }
+
+    /// The broker is away: there may be something left, and nothing is no error.
+    fn poll(&mut self, follower: &mut dyn Follower) {
+        let mut all = Vec::new();
+        follower.poll(&mut all, POLL).expect("nothing is no error");
+        self.seen
+            .extend(all.iter().map(|seen| text(seen).1.expect("a value")));
+    }
+
+    /// A write succeeds again, and no answer so far was wrong: what was acknowledged is in the log, what was told to be
+    /// not written is not, and nothing is there twice.
+    fn goes_on(&mut self, log: &dyn Log, follower: &mut dyn Follower, value: &str) {
+        let mut attempt = 0;
+        wait_for("a write that succeeds", DEADLINE, || {
+            attempt += 1;
+            self.write(log, &format!("{value} {attempt}")).ok()
+        });
+        self.seen.extend(
+            read_all(log, follower)
+                .iter()
+                .map(|seen| text(seen).1.expect("a value")),
+        );
+        for (value, answer) in &self.answers {
+            let times = self.seen.iter().filter(|seen| *seen == value).count();
+            let right = match answer {
+                Ok(_) => times == 1,
+                Err(ProduceError::Uncertain(_)) => times <= 1,
+                Err(_) => times == 0,
+            };
+            assert!(
+                right,
+                "{value} is there {times} times, but was answered {answer:?}"
+            );
+        }
+    }
 }

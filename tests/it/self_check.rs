@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::client::Client;
+use crate::support::server::Highwater;
 use crate::support::{kafka, parts, process};
 
 /// What `tests/run` calls first, so that the network is needed only here.
@@ -75,4 +77,22 @@ fn a_private_kafka_can_be_frozen_killed_and_restarted_with_its_data() {
     kafka.kcat(&["-P", "-t", &topic, "-K:"], b"b:2\n");
     eprintln!("wrote after {:?}", start.elapsed());
     assert_eq!(kafka.records(&topic, "read_uncommitted").len(), 2);
+}
+
+#[test]
+fn a_highwater_can_be_killed_stopped_and_restarted() {
+    let mut highwater = Highwater::embedded();
+    highwater.client().check("SET k v", "+OK");
+    highwater.kill9();
+    assert!(
+        Client::try_connect(highwater.port).is_err(),
+        "it still listens"
+    );
+
+    highwater.restart();
+    highwater.client().check("GET k", "$1\r\nv");
+    assert_eq!(highwater.terminate().code(), Some(0), "{}", highwater.log());
+
+    highwater.restart();
+    highwater.client().check("GET k", "$1\r\nv");
 }

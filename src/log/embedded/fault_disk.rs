@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -21,6 +21,8 @@ pub struct Faults {
     /// Writes take in at most this many bytes.
     pub short_writes: Option<usize>,
     pub fsync_fails: bool,
+    /// After so many changes nothing works any more.
+    pub changes_left: Option<usize>,
     pub set_len_fails: bool,
 }
 
@@ -58,10 +60,18 @@ struct State {
 #[derive(Clone, Default)]
 pub struct FaultDisk {
     state: Arc<Mutex<State>>,
+    gate: Arc<Mutex<Option<Gate>>>,
+}
+
+/// Where whoever changes the disk is made to wait.
+struct Gate {
+    changes_left: usize,
+    reached: mpsc::Sender<()>,
+    release: mpsc::Receiver<()>,
 }
 
 struct FaultFile {
-    state: Arc<Mutex<State>>,
+    disk: FaultDisk,
     inode: u64,
 }
 
@@ -82,6 +92,7 @@ impl FaultDisk {
         state.faults = Faults::default();
         Self {
             state: Arc::new(Mutex::new(state)),
+            gate: Arc::default(),
         }
     }
 
@@ -103,7 +114,41 @@ impl FaultDisk {
         }
         Self {
             state: Arc::new(Mutex::new(state)),
+            gate: Arc::default(),
         }
+    }
+
+    /// The change after so many more waits: it is told by the receiver, and lets it go on by the sender.
+    pub fn pause_after(&self, changes_left: usize) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+        let (reached, was_reached) = mpsc::channel();
+        let (go_on, release) = mpsc::channel();
+        *self.gate.lock() = Some(Gate {
+            changes_left,
+            reached,
+            release,
+        });
+        (was_reached, go_on)
+    }
+
+    /// Every change begins here.
+    fn change(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut gate = self.gate.lock();
+        let arrived = gate.take_if(|gate| gate.changes_left == 0);
+        if let Some(gate) = &mut *gate {
+            gate.changes_left -= 1;
+        }
+        drop(gate);
+        if let Some(gate) = arrived {
+            // A test that ended does not hold anybody up.
+            let _ = gate.reached.send(()).map(|()| gate.release.recv());
+        }
+        let mut state = self.state.lock();
+        match &mut state.faults.changes_left {
+            Some(0) => return Err(io::Error::other("injected death of the disk")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(state)
     }
 
     pub fn names(&self) -> Vec<PathBuf> {
@@ -225,25 +270,25 @@ impl Disk for FaultDisk {
             .copied()
             .ok_or(ErrorKind::NotFound)?;
         Ok(Arc::new(FaultFile {
-            state: self.state.clone(),
+            disk: self.clone(),
             inode,
         }))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.state.lock();
+        let mut state = self.change()?;
         state.next_inode += 1;
         let inode = state.next_inode;
         state.inodes.insert(inode, Inode::default());
         state.rename_logged(Naming::Link(path.to_path_buf(), inode));
         Ok(Arc::new(FaultFile {
-            state: self.state.clone(),
+            disk: self.clone(),
             inode,
         }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.change()?;
         if !state.names.contains_key(from) {
             return Err(ErrorKind::NotFound.into());
         }
@@ -252,7 +297,7 @@ impl Disk for FaultDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.change()?;
         if !state.names.contains_key(path) {
             return Err(ErrorKind::NotFound.into());
         }
@@ -261,7 +306,7 @@ impl Disk for FaultDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.change()?;
         if state.faults.fsync_fails {
             return Err(io::Error::other("injected fsync failure"));
         }
@@ -277,11 +322,11 @@ impl Disk for FaultDisk {
 
 impl DiskFile for FaultFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state.lock().inodes[&self.inode].data.len() as u64)
+        Ok(self.disk.state.lock().inodes[&self.inode].data.len() as u64)
     }
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let state = self.state.lock();
+        let state = self.disk.state.lock();
         let data = &state.inodes[&self.inode].data;
         let rest = data.get(at as usize..).unwrap_or_default();
         let n = rest.len().min(buffer.len());
@@ -290,7 +335,7 @@ impl DiskFile for FaultFile {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        let mut state = self.state.lock();
+        let mut state = self.disk.change()?;
         let at = at as usize;
         let len = state.inodes[&self.inode].data.len();
         let room = state
@@ -315,7 +360,7 @@ impl DiskFile for FaultFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.disk.change()?;
         if state.faults.set_len_fails {
             return Err(io::Error::other("injected truncation failure"));
         }
@@ -326,7 +371,7 @@ impl DiskFile for FaultFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.disk.change()?;
         if state.faults.fsync_fails {
             return Err(io::Error::other("injected fsync failure"));
         }

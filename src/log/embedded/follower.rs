@@ -23,6 +23,8 @@ const SHARE_VALUE: usize = 128 * 1024;
 pub struct EmbeddedFollower {
     shared: Arc<Shared>,
     reader: FrameReader,
+    /// A poll ends once it has so many records.
+    pub(super) poll_records: usize,
     /// Per database: records below are not wanted.
     from: Vec<u64>,
     /// Next offset to read, over all databases; compaction looks at it.
@@ -61,6 +63,7 @@ impl EmbeddedFollower {
         Ok(Self {
             reader: FrameReader::new(segment, start),
             shared,
+            poll_records: POLL_RECORDS,
             from,
             position,
             group_prefix,
@@ -73,7 +76,7 @@ impl EmbeddedFollower {
 
     /// Takes what there is, up to the bounds. True if the position moved.
     fn read(&mut self, out: &mut Vec<LogRecord>) -> Result<bool, LogError> {
-        let (start, enough) = (self.position(), out.len() + POLL_RECORDS);
+        let (start, enough) = (self.position(), out.len() + self.poll_records);
         let mut bytes = 0;
         while out.len() < enough && bytes < POLL_BYTES {
             match self.reader.next()? {

@@ -143,6 +143,7 @@ struct Registry {
 struct Stopping {
     background: bool,
     writer_done: bool,
+    segment_closed: bool,
     compact_now: bool,
 }
 

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -79,6 +80,9 @@ pub fn recover(disk: &dyn Disk, dir: &Path, lossy: bool) -> Result<Recovered, Lo
         segments.push(Arc::new(
             Segment::create(disk, dir, next).map_err(write_failed)?,
         ));
+    }
+    for closed in &segments[..segments.len() - 1] {
+        closed.close_at(Instant::now());
     }
     let sequence = stored_mark.map_or(0, |(_, sequence)| sequence);
     let mark = Mark {

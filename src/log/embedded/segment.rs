@@ -5,8 +5,9 @@
 //! each read: damaged bytes are an error that names file and place, never data.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -30,6 +31,8 @@ pub struct Segment {
     pub file: Arc<dyn DiskFile>,
     /// Bytes that readers may see; always at the end of a frame.
     readable: AtomicU64,
+    /// When the writer left it, or the log was opened.
+    closed_at: OnceLock<Instant>,
 }
 
 /// What the header of a compacted segment says of the whole.
@@ -97,6 +100,7 @@ impl Segment {
             compacted,
             file,
             readable: AtomicU64::new(readable),
+            closed_at: OnceLock::new(),
         }
     }
 
@@ -133,6 +137,20 @@ impl Segment {
 
     pub fn readable(&self) -> u64 {
         self.readable.load(Ordering::Acquire)
+    }
+
+    pub fn close_at(&self, when: Instant) {
+        self.closed_at.get_or_init(|| when);
+    }
+
+    pub fn closed_at(&self) -> Option<Instant> {
+        self.closed_at.get().copied()
+    }
+
+    /// How long it is closed; zero for the writer's.
+    pub fn closed_for(&self) -> Duration {
+        self.closed_at()
+            .map_or(Duration::ZERO, |when| when.elapsed())
     }
 
     pub fn set_readable(&self, len: u64) {

@@ -20,7 +20,7 @@ use super::{Fsync, MAX_RECORD_BYTES, Shared};
 use crate::log::{Appended, Batch, Payload, ProduceError, Record};
 
 /// A frame takes in further batches until its body has this size.
-const FRAME_TARGET: usize = 64 * 1024;
+pub const FRAME_TARGET: usize = 64 * 1024;
 /// The largest batch: it is one frame.
 const MAX_BATCH_BYTES: usize = MAX_BODY - FRAME_TARGET - 1024;
 /// A write buffer that grew larger is given back.
@@ -278,6 +278,7 @@ impl Writer {
 
     fn append(&mut self, batches: Vec<Batch>) {
         if self.len >= self.shared.options.segment_bytes
+            && self.next > self.active.base
             && let Err(outcome) = self.rotate()
         {
             return self.give_up(batches, outcome);
@@ -386,6 +387,9 @@ impl Writer {
 
     /// A flush marker frees space once it is in a closed segment: not waiting for that to fill by itself.
     fn free_what_was_flushed(&mut self) {
+        if self.shared.disk_bytes() < self.shared.options.segment_bytes / 64 {
+            return;
+        }
         match self.rotate() {
             Ok(()) => {
                 self.shared.stopping.lock().compact_now = true;
@@ -415,11 +419,13 @@ impl Writer {
                 "cannot create a segment in {dir}: {e}; writing goes on when that is mended"
             ))
         })?;
+        self.active.close_at(Instant::now());
         self.active = Arc::new(segment);
         self.len = self.active.readable();
         self.zeros_until = self.len;
         self.no_zeros = false;
         self.shared.segments.write().push(self.active.clone());
+        self.shared.stopping.lock().segment_closed = true;
         self.shared.stop_or_work.notify_all();
         Ok(())
     }
@@ -450,6 +456,9 @@ impl Writer {
                     warn!("{cause}");
                 }
                 self.shared.note_error(&cause);
+                // It may be that compaction makes room.
+                self.shared.stopping.lock().compact_now = true;
+                self.shared.stop_or_work.notify_all();
                 // The epoch first: from the first completion on, nothing new may rest on these batches.
                 let queued = self.shared.start_failing(None);
                 fail(batches, &ProduceError::NotWritten(cause.clone()));

@@ -32,9 +32,19 @@ impl Settings {
     }
 }
 
+impl FromIterator<(String, String)> for Settings {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(all: I) -> Settings {
+        Settings(all.into_iter().collect())
+    }
+}
+
 impl Admin {
     pub fn connect(config: &Config, health: &Arc<Health>) -> Result<Admin, Failure> {
-        config.admin().create_with_context(Context::new(health)).map(Admin).map_err(failure)
+        config
+            .admin()
+            .create_with_context(Context::new(health))
+            .map(Admin)
+            .map_err(failure)
     }
 
     /// The settings of each topic, in the order asked.
@@ -46,17 +56,30 @@ impl Admin {
         if topics.is_empty() {
             return Ok(Vec::new());
         }
-        let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+        let asked: Vec<ResourceSpecifier<'_>> = topics
+            .iter()
+            .map(|name| ResourceSpecifier::Topic(name))
+            .collect();
         let options = AdminOptions::new().request_timeout(Some(timeout));
         let answers = block_on(self.0.describe_configs(&asked, &options)).map_err(failure)?;
         if answers.len() != topics.len() {
-            return Err((RDKafkaErrorCode::Fail, "the broker left out settings of topics".into()));
+            return Err((
+                RDKafkaErrorCode::Fail,
+                "the broker left out settings of topics".into(),
+            ));
         }
         let read = |entry: rdkafka::admin::ConfigEntry| Some((entry.name, entry.value?));
         let settings = |resource: rdkafka::admin::ConfigResource| {
-            Settings(resource.entries.into_iter().filter_map(read).collect())
+            resource
+                .entries
+                .into_iter()
+                .filter_map(read)
+                .collect::<Settings>()
         };
-        Ok(answers.into_iter().map(|answer| answer.map(settings)).collect())
+        Ok(answers
+            .into_iter()
+            .map(|answer| answer.map(settings))
+            .collect())
     }
 
     /// The replication factor that the broker gives to topics without one, if we may know.
@@ -65,7 +88,12 @@ impl Admin {
         let asked = [ResourceSpecifier::Broker(broker)];
         let answers = block_on(self.0.describe_configs(&asked, &options)).ok()?;
         let settings = answers.into_iter().next()?.ok()?;
-        settings.get("default.replication.factor")?.value.as_ref()?.parse().ok()
+        settings
+            .get("default.replication.factor")?
+            .value
+            .as_ref()?
+            .parse()
+            .ok()
     }
 
     /// It is no error if the topic exists by then.
@@ -79,15 +107,21 @@ impl Admin {
     ) -> Result<(), Failure> {
         let replicas = TopicReplication::Fixed(replicas.map_or(-1, i32::from));
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
-        let topic = settings
-            .iter()
-            .fold(NewTopic::new(name, partitions, replicas), |topic, (name, value)| topic.set(name, value));
-        let options = AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
+        let topic = settings.iter().fold(
+            NewTopic::new(name, partitions, replicas),
+            |topic, (name, value)| topic.set(name, value),
+        );
+        let options = AdminOptions::new()
+            .request_timeout(Some(timeout))
+            .operation_timeout(Some(timeout));
         let answers = block_on(self.0.create_topics([&topic], &options)).map_err(failure)?;
         match answers.into_iter().next() {
             Some(Ok(_)) | Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, code))) => Err((code, describe_code(code))),
-            None => Err((RDKafkaErrorCode::Fail, "the broker did not answer for the topic".into())),
+            None => Err((
+                RDKafkaErrorCode::Fail,
+                "the broker did not answer for the topic".into(),
+            )),
         }
     }
 }

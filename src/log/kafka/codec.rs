@@ -6,9 +6,7 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::log::record::{
-    FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE,
-};
+use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
 use crate::log::{Group, Payload, Record};
 
 /// Longest piece of a foreign header that a reason quotes.
@@ -61,7 +59,11 @@ pub fn encode(record: &Record, group: Option<Group>) -> Result<Wire<'_>, String>
         let text = format!("{:032x} {}", group.id, group.records);
         headers.push((HEADER_GROUP, SmallVec::from_slice(text.as_bytes())));
     }
-    Ok(Wire { key: &record.key, value, headers })
+    Ok(Wire {
+        key: &record.key,
+        value,
+        headers,
+    })
 }
 
 /// `headers` yields name and value as they came; of several with one name the last counts, as everywhere in Kafka.
@@ -108,13 +110,18 @@ fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Payload
             return unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds");
         }
     };
-    Payload::Value { value: Bytes::copy_from_slice(value), expire_at }
+    Payload::Value {
+        value: Bytes::copy_from_slice(value),
+        expire_at,
+    }
 }
 
 fn unreadable(header: &str, value: &[u8], problem: &str) -> Payload {
     let quoted = value[..value.len().min(QUOTED)].escape_ascii();
     let rest = if value.len() > QUOTED { "…" } else { "" };
-    Payload::Unreadable { reason: format!("header {header}: \"{quoted}{rest}\" {problem}") }
+    Payload::Unreadable {
+        reason: format!("header {header}: \"{quoted}{rest}\" {problem}"),
+    }
 }
 
 fn parse_group(text: &[u8]) -> Option<Group> {
@@ -148,11 +155,20 @@ mod tests {
     use crate::log::TopicPartition;
 
     fn read(key: &[u8], value: Option<&[u8]>, headers: &[(&str, Option<&str>)]) -> Decoded {
-        decode(key, value, headers.iter().map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes))))
+        decode(
+            key,
+            value,
+            headers
+                .iter()
+                .map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes))),
+        )
     }
 
     fn value(text: &str, expire_at: Option<u64>) -> Payload {
-        Payload::Value { value: Bytes::copy_from_slice(text.as_bytes()), expire_at }
+        Payload::Value {
+            value: Bytes::copy_from_slice(text.as_bytes()),
+            expire_at,
+        }
     }
 
     fn reason(decoded: Decoded) -> String {
@@ -165,25 +181,51 @@ mod tests {
     #[test]
     fn a_record_of_any_other_producer_is_a_plain_string() {
         assert_eq!(read(b"k", Some(b"v"), &[]).payload, value("v", None));
-        assert_eq!(read(b"k", Some(b"v"), &[("trace-id", Some("x"))]).payload, value("v", None));
-        assert_eq!(read(b"k", Some(b"v"), &[("redis-type", Some("string"))]).payload, value("v", None));
+        assert_eq!(
+            read(b"k", Some(b"v"), &[("trace-id", Some("x"))]).payload,
+            value("v", None)
+        );
+        assert_eq!(
+            read(b"k", Some(b"v"), &[("redis-type", Some("string"))]).payload,
+            value("v", None)
+        );
         assert_eq!(read(b"k", Some(b""), &[]).payload, value("", None));
         assert_eq!(read(b"", Some(b"v"), &[]).payload, value("v", None));
     }
 
     #[test]
     fn null_is_a_tombstone_whatever_the_headers_say() {
-        let headers = [("redis-type", Some("hash")), ("redis-expire-at", Some("soon"))];
+        let headers = [
+            ("redis-type", Some("hash")),
+            ("redis-expire-at", Some("soon")),
+        ];
         assert_eq!(read(b"k", None, &headers).payload, Payload::Tombstone);
     }
 
     #[test]
     fn expiry_is_decimal_milliseconds() {
         let at = |text| read(b"k", Some(b"v"), &[("redis-expire-at", text)]);
-        assert_eq!(at(Some("1700000000123")).payload, value("v", Some(1700000000123)));
+        assert_eq!(
+            at(Some("1700000000123")).payload,
+            value("v", Some(1700000000123))
+        );
         assert_eq!(at(Some("0")).payload, value("v", Some(0)));
-        assert_eq!(at(Some("9223372036854775807")).payload, value("v", Some(i64::MAX as u64)));
-        for bad in ["", " 1", "1 ", "+1", "-1", "1.5", "0x1", "9223372036854775808", "99999999999999999999", "١"] {
+        assert_eq!(
+            at(Some("9223372036854775807")).payload,
+            value("v", Some(i64::MAX as u64))
+        );
+        for bad in [
+            "",
+            " 1",
+            "1 ",
+            "+1",
+            "-1",
+            "1.5",
+            "0x1",
+            "9223372036854775808",
+            "99999999999999999999",
+            "١",
+        ] {
             assert!(reason(at(Some(bad))).contains("redis-expire-at"), "{bad}");
         }
         assert!(reason(at(None)).contains("redis-expire-at"));
@@ -191,8 +233,14 @@ mod tests {
 
     #[test]
     fn the_last_of_equal_headers_counts() {
-        let headers = [("redis-expire-at", Some("1")), ("redis-expire-at", Some("2"))];
-        assert_eq!(read(b"k", Some(b"v"), &headers).payload, value("v", Some(2)));
+        let headers = [
+            ("redis-expire-at", Some("1")),
+            ("redis-expire-at", Some("2")),
+        ];
+        assert_eq!(
+            read(b"k", Some(b"v"), &headers).payload,
+            value("v", Some(2))
+        );
     }
 
     #[test]
@@ -201,7 +249,10 @@ mod tests {
         let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some(&long))]));
         assert!(text.len() < 200, "{text}");
         let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some("ha\r\nsh"))]));
-        assert_eq!(text, r#"header redis-type: "ha\r\nsh" is not known to this version"#);
+        assert_eq!(
+            text,
+            r#"header redis-type: "ha\r\nsh" is not known to this version"#
+        );
     }
 
     #[test]
@@ -211,7 +262,14 @@ mod tests {
         assert_eq!(read(FLUSH_KEY, Some(b"v"), &[]).payload, value("v", None));
         assert_eq!(read(b"k", Some(b"v"), &control).payload, value("v", None));
         assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::Tombstone);
-        assert!(reason(read(FLUSH_KEY, Some(b""), &[("redis-control", Some("later"))])).contains("later"));
+        assert!(
+            reason(read(
+                FLUSH_KEY,
+                Some(b""),
+                &[("redis-control", Some("later"))]
+            ))
+            .contains("later")
+        );
     }
 
     #[test]
@@ -219,10 +277,25 @@ mod tests {
         let group = |text: &str| read(b"k", Some(b"v"), &[("redis-group", Some(text))]);
         let id = "000102030405060708090a0b0c0d0e0f";
         let good = group(&format!("{id} 12"));
-        assert_eq!(good.group, Some(Group { id: 0x000102030405060708090a0b0c0d0e0f, records: 12 }));
+        assert_eq!(
+            good.group,
+            Some(Group {
+                id: 0x000102030405060708090a0b0c0d0e0f,
+                records: 12
+            })
+        );
         assert!(!good.bad_group);
-        let bad = [String::new(), id.into(), format!("{id} "), format!("{id} 0"), format!("{id} 5000000000"),
-            format!("{id}  1"), format!("+{} 1", &id[1..]), format!("{id} -1"), "é".repeat(30)];
+        let bad = [
+            String::new(),
+            id.into(),
+            format!("{id} "),
+            format!("{id} 0"),
+            format!("{id} 5000000000"),
+            format!("{id}  1"),
+            format!("+{} 1", &id[1..]),
+            format!("{id} -1"),
+            "é".repeat(30),
+        ];
         for text in bad {
             let decoded = group(&text);
             assert!(decoded.group.is_none() && decoded.bad_group, "{text}");
@@ -233,9 +306,14 @@ mod tests {
     #[test]
     fn an_unreadable_record_is_never_written() {
         let record = Record {
-            to: TopicPartition { database: 0, partition: 0 },
+            to: TopicPartition {
+                database: 0,
+                partition: 0,
+            },
             key: Bytes::from_static(b"k"),
-            payload: Payload::Unreadable { reason: "why".into() },
+            payload: Payload::Unreadable {
+                reason: "why".into(),
+            },
         };
         assert!(encode(&record, None).is_err());
     }
@@ -243,7 +321,15 @@ mod tests {
     fn payloads() -> impl Strategy<Value = (Vec<u8>, Payload)> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..200);
         let value = (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64)).prop_map(
-            |(key, value, expire_at)| (key, Payload::Value { value: value.into(), expire_at }),
+            |(key, value, expire_at)| {
+                (
+                    key,
+                    Payload::Value {
+                        value: value.into(),
+                        expire_at,
+                    },
+                )
+            },
         );
         prop_oneof![
             value,

@@ -69,7 +69,11 @@ impl Default for Config {
 /// Values of properties stay out: they may be secrets.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let properties: Vec<&str> = self.properties.iter().map(|(name, _)| name.as_str()).collect();
+        let properties: Vec<&str> = self
+            .properties
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
         f.debug_struct("Config")
             .field("bootstrap_servers", &self.bootstrap_servers)
             .field("topic", &self.topic)
@@ -103,7 +107,10 @@ impl Config {
         };
         let topic = |database| match self.mapped.get(&database) {
             Some(mapped) => mapped.clone(),
-            None => Mapped { topic: named(database), read_only: false },
+            None => Mapped {
+                topic: named(database),
+                read_only: false,
+            },
         };
         (0..self.databases).map(topic).collect()
     }
@@ -113,15 +120,23 @@ impl Config {
         if self.databases == 0 {
             return Err("there must be at least one database".into());
         }
-        if let Some(database) = self.mapped.keys().find(|database| **database >= self.databases) {
+        if let Some(database) = self
+            .mapped
+            .keys()
+            .find(|database| **database >= self.databases)
+        {
             let last = self.databases - 1;
-            return Err(format!("database {database} is mapped to a topic, but the last database is {last}"));
+            return Err(format!(
+                "database {database} is mapped to a topic, but the last database is {last}"
+            ));
         }
         let mut taken = BTreeMap::new();
         for (database, Mapped { topic, .. }) in self.topics().into_iter().enumerate() {
             check_topic_name(&topic)?;
             if let Some(other) = taken.insert(topic.clone(), database) {
-                return Err(format!("databases {other} and {database} are both the topic {topic}"));
+                return Err(format!(
+                    "databases {other} and {database} are both the topic {topic}"
+                ));
             }
         }
         if self.partitions == 0 || self.replication_factor == Some(0) {
@@ -130,7 +145,9 @@ impl Config {
         if self.write_timeout < Duration::from_secs(1) {
             return Err("the write timeout is at least one second".into());
         }
-        self.properties.iter().try_for_each(|(name, value)| check_property(name, value))
+        self.properties
+            .iter()
+            .try_for_each(|(name, value)| check_property(name, value))
     }
 
     /// For the producer.
@@ -139,14 +156,28 @@ impl Config {
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("linger.ms", "0.2")
-            .set("queue.buffering.max.messages", MAX_QUEUED_RECORDS.to_string())
-            .set("queue.buffering.max.kbytes", MAX_QUEUED_KIBIBYTES.to_string())
+            // Records that come while a request is under way wait for the next and so make a batch anyway. Any
+            // more than 0 is a whole millisecond in librdkafka, five times the way to the broker and back.
+            .set("linger.ms", "0")
+            .set(
+                "queue.buffering.max.messages",
+                MAX_QUEUED_RECORDS.to_string(),
+            )
+            .set(
+                "queue.buffering.max.kbytes",
+                MAX_QUEUED_KIBIBYTES.to_string(),
+            )
             .set("retry.backoff.ms", "50");
         self.add_users(&mut config);
         config
-            .set("message.timeout.ms", self.message_timeout().as_millis().to_string())
-            .set("message.max.bytes", sizes.message.clamp(1000, 1_000_000_000).to_string())
+            .set(
+                "message.timeout.ms",
+                self.message_timeout().as_millis().to_string(),
+            )
+            .set(
+                "message.max.bytes",
+                sizes.message.clamp(1000, 1_000_000_000).to_string(),
+            )
             .set("batch.size", sizes.batch.to_string())
             .set("batch.num.messages", MAX_BATCH_RECORDS.to_string());
         config
@@ -168,6 +199,8 @@ impl Config {
         self.add_users(&mut config);
         config
             .set("group.id", "highwater-follower")
+            // Nobody waits for this consumer, however long its caller takes.
+            .set("max.poll.interval.ms", "86400000")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
@@ -205,7 +238,11 @@ impl Config {
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000");
         let debug = self.properties.iter().any(|(name, _)| name == "debug");
-        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
+        config.set_log_level(if debug {
+            RDKafkaLogLevel::Debug
+        } else {
+            RDKafkaLogLevel::Info
+        });
         config
     }
 
@@ -218,7 +255,10 @@ impl Config {
 
 /// Properties that a guarantee rests on, or that have a setting of their own, each with the reason.
 const REFUSED: &[(&[&str], &str)] = &[
-    (&["bootstrap.servers", "metadata.broker.list"], "use --bootstrap-servers"),
+    (
+        &["bootstrap.servers", "metadata.broker.list"],
+        "use --bootstrap-servers",
+    ),
     (
         &["message.timeout.ms", "delivery.timeout.ms"],
         "use --write-timeout",
@@ -228,10 +268,23 @@ const REFUSED: &[(&[&str], &str)] = &[
         "use --partitioner",
     ),
     (
-        &["acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "retries",
-            "message.send.max.retries", "max.in.flight", "max.in.flight.requests.per.connection",
-            "queuing.strategy", "transactional.id", "transaction.timeout.ms", "batch.num.messages",
-            "delivery.report.only.error", "produce.offset.report", "test.mock.num.brokers"],
+        &[
+            "acks",
+            "request.required.acks",
+            "enable.idempotence",
+            "enable.gapless.guarantee",
+            "retries",
+            "message.send.max.retries",
+            "max.in.flight",
+            "max.in.flight.requests.per.connection",
+            "queuing.strategy",
+            "transactional.id",
+            "transaction.timeout.ms",
+            "batch.num.messages",
+            "delivery.report.only.error",
+            "produce.offset.report",
+            "test.mock.num.brokers",
+        ],
         "an acknowledged write rests on it",
     ),
     (
@@ -239,9 +292,20 @@ const REFUSED: &[(&[&str], &str)] = &[
         "it follows the topics' max.message.bytes",
     ),
     (
-        &["group.id", "group.instance.id", "group.protocol", "enable.auto.commit", "auto.commit.enable",
-            "auto.commit.interval.ms", "enable.auto.offset.store", "offset.store.method", "auto.offset.reset",
-            "isolation.level", "enable.partition.eof", "check.crcs"],
+        &[
+            "group.id",
+            "group.instance.id",
+            "group.protocol",
+            "enable.auto.commit",
+            "auto.commit.enable",
+            "auto.commit.interval.ms",
+            "enable.auto.offset.store",
+            "offset.store.method",
+            "auto.offset.reset",
+            "isolation.level",
+            "enable.partition.eof",
+            "check.crcs",
+        ],
         "every node reads all of the topic, from its own position",
     ),
     (
@@ -249,8 +313,20 @@ const REFUSED: &[(&[&str], &str)] = &[
         "topics are created compacted or not at all",
     ),
     (
-        &["log.queue", "log_cb", "enabled_events", "opaque", "error_cb", "dr_cb", "dr_msg_cb", "stats_cb",
-            "throttle_cb", "rebalance_cb", "offset_commit_cb", "consume_cb"],
+        &[
+            "log.queue",
+            "log_cb",
+            "enabled_events",
+            "opaque",
+            "error_cb",
+            "dr_cb",
+            "dr_msg_cb",
+            "stats_cb",
+            "throttle_cb",
+            "rebalance_cb",
+            "offset_commit_cb",
+            "consume_cb",
+        ],
         "it is used by the program itself",
     ),
 ];
@@ -271,8 +347,15 @@ fn check_property(name: &str, value: &str) -> Result<(), String> {
 
 fn check_topic_name(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(allowed) {
-        return Err(format!("{name:?} is no name of a topic: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"));
+    if name.is_empty()
+        || name.len() > 249
+        || name == "."
+        || name == ".."
+        || !name.bytes().all(allowed)
+    {
+        return Err(format!(
+            "{name:?} is no name of a topic: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"
+        ));
     }
     Ok(())
 }
@@ -282,50 +365,94 @@ mod tests {
     use super::*;
 
     fn with(properties: &[(&str, &str)]) -> Config {
-        let owned = properties.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        Config { properties: owned.collect(), ..Config::default() }
+        let owned = properties
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        Config {
+            properties: owned.collect(),
+            ..Config::default()
+        }
     }
 
     #[test]
     fn databases_are_topics() {
-        let prices = Mapped { topic: "prices".into(), read_only: true };
-        let config = Config { databases: 3, mapped: [(2, prices.clone())].into(), ..Config::default() };
+        let prices = Mapped {
+            topic: "prices".into(),
+            read_only: true,
+        };
+        let config = Config {
+            databases: 3,
+            mapped: [(2, prices.clone())].into(),
+            ..Config::default()
+        };
         let topics = config.topics();
-        assert_eq!([&topics[0].topic, &topics[1].topic], ["highwater", "highwater.db1"]);
+        assert_eq!(
+            [&topics[0].topic, &topics[1].topic],
+            ["highwater", "highwater.db1"]
+        );
         assert_eq!(topics[2], prices);
         assert_eq!(config.check(), Ok(()));
     }
 
     #[test]
     fn two_databases_cannot_be_one_topic() {
-        let same = Mapped { topic: "highwater".into(), read_only: false };
-        let config = Config { mapped: [(3, same)].into(), ..Config::default() };
-        assert_eq!(config.check(), Err("databases 0 and 3 are both the topic highwater".into()));
+        let same = Mapped {
+            topic: "highwater".into(),
+            read_only: false,
+        };
+        let config = Config {
+            mapped: [(3, same)].into(),
+            ..Config::default()
+        };
+        assert_eq!(
+            config.check(),
+            Err("databases 0 and 3 are both the topic highwater".into())
+        );
     }
 
     #[test]
     fn a_topic_name_is_checked() {
-        let config = Config { topic: "a b".into(), ..Config::default() };
+        let config = Config {
+            topic: "a b".into(),
+            ..Config::default()
+        };
         assert!(config.check().is_err_and(|text| text.contains("\"a b\"")));
     }
 
     #[test]
     fn properties_that_a_guarantee_rests_on_are_refused() {
-        assert_eq!(with(&[("compression.type", "zstd"), ("linger.ms", "2")]).check(), Ok(()));
+        assert_eq!(
+            with(&[("compression.type", "zstd"), ("linger.ms", "2")]).check(),
+            Ok(())
+        );
         for (names, why) in REFUSED {
             for name in *names {
                 let told = with(&[(name, "1")]).check();
-                assert!(told.as_ref().is_err_and(|text| text.contains(name) && text.contains(why)), "{told:?}");
+                assert!(
+                    told.as_ref()
+                        .is_err_and(|text| text.contains(name) && text.contains(why)),
+                    "{told:?}"
+                );
             }
         }
     }
 
     #[test]
     fn a_property_that_is_none_is_told_and_no_secret_is() {
-        let told = with(&[("no.such.thing", "hush")]).check().expect_err("is refused");
-        assert!(told.contains("no.such.thing") && !told.contains("hush"), "{told}");
-        let told = with(&[("linger.ms", "hush")]).check().expect_err("is refused");
-        assert!(told.contains("linger.ms") && !told.contains("hush"), "{told}");
+        let told = with(&[("no.such.thing", "hush")])
+            .check()
+            .expect_err("is refused");
+        assert!(
+            told.contains("no.such.thing") && !told.contains("hush"),
+            "{told}"
+        );
+        let told = with(&[("linger.ms", "hush")])
+            .check()
+            .expect_err("is refused");
+        assert!(
+            told.contains("linger.ms") && !told.contains("hush"),
+            "{told}"
+        );
         let config = with(&[("sasl.password", "hush")]);
         assert!(!format!("{config:?}").contains("hush"));
     }
@@ -333,8 +460,16 @@ mod tests {
     #[test]
     fn a_users_property_reaches_every_client() {
         let config = with(&[("client.id", "mine"), ("linger.ms", "7")]);
-        let sizes = Sizes { message: 1 << 20, batch: 1 << 20 };
-        for client in [config.producer(sizes), config.follower(), config.questions(), config.admin()] {
+        let sizes = Sizes {
+            message: 1 << 20,
+            batch: 1 << 20,
+        };
+        for client in [
+            config.producer(sizes),
+            config.follower(),
+            config.questions(),
+            config.admin(),
+        ] {
             assert_eq!(client.get("client.id"), Some("mine"));
             assert_eq!(client.get("linger.ms"), Some("7"));
         }

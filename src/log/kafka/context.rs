@@ -53,11 +53,17 @@ impl Health {
 
     pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
         use RDKafkaErrorCode::*;
+        // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
+        let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
         let trouble = match code {
-            Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism | IllegalSASLState | SSL => {
-                Trouble::Refused
+            Authentication
+            | SaslAuthenticationFailed
+            | UnsupportedSASLMechanism
+            | IllegalSASLState
+            | SSL => Trouble::Refused,
+            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => {
+                Trouble::Unreachable
             }
-            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => Trouble::Unreachable,
             _ => {
                 tracing::debug!(target: "librdkafka", error = ?code, "{text}");
                 return;
@@ -77,14 +83,12 @@ impl Health {
     }
 
     pub fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        // Properties for producers are given to consumers too, on purpose.
-        let of_no_interest = facility == "CONFWARN";
-        match level {
-            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{text}"),
-            _ if of_no_interest => tracing::debug!(target: "librdkafka", facility, "{text}"),
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
-                tracing::info!(target: "librdkafka", facility, "{text}");
-            }
+        match (level, facility) {
+            (RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice, _)
+            // Properties for producers are given to consumers too, on purpose.
+            | (_, "CONFWARN")
+            // A cluster that is new or has just started is not ready to give out producer ids; it is asked again.
+            | (_, "GETPID") => tracing::debug!(target: "librdkafka", facility, "{text}"),
             _ => {
                 if let Some(hidden) = self.may_show(facility) {
                     tracing::warn!(target: "librdkafka", facility, hidden, "{text}");
@@ -106,7 +110,13 @@ impl Health {
             return Some(hidden);
         }
         if lines.len() < MAX_FACILITIES {
-            lines.insert(facility.to_owned(), Line { shown: Instant::now(), hidden: 0 });
+            lines.insert(
+                facility.to_owned(),
+                Line {
+                    shown: Instant::now(),
+                    hidden: 0,
+                },
+            );
         }
         Some(0)
     }
@@ -120,7 +130,10 @@ pub(super) struct Context {
 
 impl Context {
     pub fn new(health: &Arc<Health>) -> Context {
-        Context { health: Arc::clone(health), fatal: AtomicBool::new(false) }
+        Context {
+            health: Arc::clone(health),
+            fatal: AtomicBool::new(false),
+        }
     }
 
     pub fn set_fatal(&self) {
@@ -138,7 +151,9 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(code) = error.rdkafka_error_code() else { return };
+        let Some(code) = error.rdkafka_error_code() else {
+            return;
+        };
         if code == RDKafkaErrorCode::Fatal {
             self.set_fatal();
         }
@@ -179,8 +194,13 @@ pub(super) fn describe_error(error: &KafkaError) -> String {
 /// librdkafka's words, without its `Local:` and `Broker:`.
 pub(super) fn describe_code(code: RDKafkaErrorCode) -> String {
     let full = code.to_string();
-    let words = full.split_once('(').map_or(full.as_str(), |(_, words)| words.strip_suffix(')').unwrap_or(words));
-    let words = words.strip_prefix("Broker: ").or(words.strip_prefix("Local: ")).unwrap_or(words);
+    let words = full.split_once('(').map_or(full.as_str(), |(_, words)| {
+        words.strip_suffix(')').unwrap_or(words)
+    });
+    let words = words
+        .strip_prefix("Broker: ")
+        .or(words.strip_prefix("Local: "))
+        .unwrap_or(words);
     words.to_owned()
 }
 
@@ -191,12 +211,21 @@ mod tests {
     #[test]
     fn a_refusal_is_told_apart_and_kept() {
         let health = Health::default();
-        health.error(RDKafkaErrorCode::BrokerTransportFailure, "connection refused");
+        health.error(
+            RDKafkaErrorCode::BrokerTransportFailure,
+            "connection refused",
+        );
         health.error(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
-        assert_eq!(health.last(), Some((Trouble::Unreachable, "connection refused".into())));
+        assert_eq!(
+            health.last(),
+            Some((Trouble::Unreachable, "connection refused".into()))
+        );
         health.error(RDKafkaErrorCode::Authentication, "wrong password");
         health.error(RDKafkaErrorCode::BrokerTransportFailure, "disconnected");
-        assert_eq!(health.last(), Some((Trouble::Refused, "wrong password".into())));
+        assert_eq!(
+            health.last(),
+            Some((Trouble::Refused, "wrong password".into()))
+        );
         health.clear();
         assert_eq!(health.last(), None);
     }
@@ -211,7 +240,13 @@ mod tests {
 
     #[test]
     fn codes_are_words() {
-        assert_eq!(describe_code(RDKafkaErrorCode::InvalidReplicationFactor), "Invalid replication factor");
-        assert_eq!(describe_code(RDKafkaErrorCode::MessageTimedOut), "Message timed out");
+        assert_eq!(
+            describe_code(RDKafkaErrorCode::InvalidReplicationFactor),
+            "Invalid replication factor"
+        );
+        assert_eq!(
+            describe_code(RDKafkaErrorCode::MessageTimedOut),
+            "Message timed out"
+        );
     }
 }

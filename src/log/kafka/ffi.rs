@@ -19,7 +19,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use rdkafka_sys::rd_kafka_msg_status_t as msg_status;
 
-/// Longest header name and number of headers that are looked at.
+/// Headers of one record that are looked at.
 const MAX_HEADERS: usize = 1000;
 
 /// Whether a message is in the log.
@@ -46,6 +46,15 @@ pub fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Op
     (id >= 0).then_some(id)
 }
 
+/// Makes a producer fail for good.
+#[cfg(test)]
+pub fn fail_for_test<C: ClientContext>(client: &Client<C>, code: sys::rd_kafka_resp_err_t) {
+    // SAFETY: the client is alive, and the text is zero-terminated and copied.
+    unsafe {
+        sys::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as a test wants it".as_ptr())
+    };
+}
+
 /// A failed call: what happened, and librdkafka's words for it.
 pub type Failure = (RDKafkaErrorCode, String);
 
@@ -67,8 +76,16 @@ pub fn describe_topics<C: ClientContext>(
     timeout: Duration,
 ) -> Result<Vec<Result<Described, Failure>>, Failure> {
     let mut by_name = ask_for_topics(client, names, timeout)?;
-    let missing = || (RDKafkaErrorCode::UnknownTopicOrPartition, "the broker's answer leaves it out".to_owned());
-    Ok(names.iter().map(|name| by_name.remove(*name).unwrap_or_else(|| Err(missing()))).collect())
+    let missing = || {
+        (
+            RDKafkaErrorCode::UnknownTopicOrPartition,
+            "the broker's answer leaves it out".to_owned(),
+        )
+    };
+    Ok(names
+        .iter()
+        .map(|name| by_name.remove(*name).unwrap_or_else(|| Err(missing())))
+        .collect())
 }
 
 type ByName = std::collections::HashMap<String, Result<Described, Failure>>;
@@ -78,9 +95,17 @@ fn ask_for_topics<C: ClientContext>(
     names: &[&str],
     timeout: Duration,
 ) -> Result<ByName, Failure> {
-    let bad_name = |_| (RDKafkaErrorCode::InvalidTopic, "a topic name has a zero byte".to_owned());
-    let owned: Vec<CString> =
-        names.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>().map_err(bad_name)?;
+    let bad_name = |_| {
+        (
+            RDKafkaErrorCode::InvalidTopic,
+            "a topic name has a zero byte".to_owned(),
+        )
+    };
+    let owned: Vec<CString> = names
+        .iter()
+        .map(|name| CString::new(*name))
+        .collect::<Result<_, _>>()
+        .map_err(bad_name)?;
     let mut pointers: Vec<*const c_char> = owned.iter().map(|name| name.as_ptr()).collect();
     let rk = client.native_ptr();
     // SAFETY: `rk` is a live client for the whole function. `pointers` are zero-terminated strings that `owned`
@@ -89,11 +114,20 @@ fn ask_for_topics<C: ClientContext>(
     // once, after the event: an answer that comes later than the poll is then dropped by librdkafka.
     unsafe {
         let queue = Queue(sys::rd_kafka_queue_new(rk));
-        let topics = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        let topics =
+            sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let options = sys::rd_kafka_AdminOptions_new(
+            rk,
+            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
         let mut text = [0 as c_char; 256];
         // Refused only outside of 0..3600 s, which `millis` and our callers keep; the default is then used.
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), text.as_mut_ptr(), text.len());
+        sys::rd_kafka_AdminOptions_set_request_timeout(
+            options,
+            millis(timeout),
+            text.as_mut_ptr(),
+            text.len(),
+        );
         sys::rd_kafka_DescribeTopics(rk, topics, options, queue.0);
         sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_TopicCollection_destroy(topics);
@@ -116,14 +150,20 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
         }
         let result = sys::rd_kafka_event_DescribeTopics_result(event.0);
         if result.is_null() {
-            return Err((RDKafkaErrorCode::Fail, "an answer to another question".to_owned()));
+            return Err((
+                RDKafkaErrorCode::Fail,
+                "an answer to another question".to_owned(),
+            ));
         }
         let mut count = 0;
         let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
         let mut all = ByName::new();
         for at in 0..count {
             let topic = *topics.add(at);
-            all.insert(text(sys::rd_kafka_TopicDescription_name(topic)), read_description(topic));
+            all.insert(
+                text(sys::rd_kafka_TopicDescription_name(topic)),
+                read_description(topic),
+            );
         }
         Ok(all)
     }
@@ -131,7 +171,9 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
 
 /// # Safety
 /// `topic` is one of the descriptions of a live event.
-unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Described, Failure> {
+unsafe fn read_description(
+    topic: *const sys::rd_kafka_TopicDescription_t,
+) -> Result<Described, Failure> {
     // SAFETY: as in `read_descriptions`. A null error is no error (rd_kafka_error_code takes it so); the leader
     // of a partition without one is null.
     unsafe {
@@ -141,7 +183,11 @@ unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Re
             return Err((code, text(sys::rd_kafka_error_string(error))));
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(topic);
-        let id = if id.is_null() { String::new() } else { text(sys::rd_kafka_Uuid_base64str(id)) };
+        let id = if id.is_null() {
+            String::new()
+        } else {
+            text(sys::rd_kafka_Uuid_base64str(id))
+        };
         let mut count = 0;
         let partitions = sys::rd_kafka_TopicDescription_partitions(topic, &mut count);
         let (mut served, mut replicas) = (count > 0, 0);
@@ -153,7 +199,12 @@ unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Re
                 sys::rd_kafka_TopicPartitionInfo_replicas(partition, &mut replicas);
             }
         }
-        Ok(Described { id, partitions: count as u32, replicas, served })
+        Ok(Described {
+            id,
+            partitions: count as u32,
+            replicas,
+            served,
+        })
     }
 }
 
@@ -171,10 +222,23 @@ unsafe impl<C: ConsumerContext> Send for Consumer<C> {}
 pub enum Event<'a> {
     Record(RecordEvent<'a>),
     /// The end of a partition is reached; `offset` is the next one that will be written.
-    End { topic: &'a CStr, partition: i32, offset: i64 },
+    End {
+        topic: &'a CStr,
+        partition: i32,
+        offset: i64,
+    },
     /// An error, of a partition if it has one.
-    Error { at: Option<(&'a CStr, i32, i64)>, code: RDKafkaErrorCode, text: String, fatal: bool },
-    Log { level: RDKafkaLogLevel, facility: &'a str, text: String },
+    Error {
+        at: Option<(&'a CStr, i32, i64)>,
+        code: RDKafkaErrorCode,
+        text: String,
+        fatal: bool,
+    },
+    Log {
+        level: RDKafkaLogLevel,
+        facility: &'a str,
+        text: String,
+    },
     /// Nothing of interest.
     Other,
 }
@@ -239,12 +303,26 @@ unsafe fn see_error<R>(event: &EventPtr, see: impl FnOnce(Event<'_>) -> R) -> R 
         let fatal = sys::rd_kafka_event_error_is_fatal(event.0) != 0;
         let place = sys::rd_kafka_event_topic_partition(event.0);
         let Some(at) = place.as_ref() else {
-            return see(Event::Error { at: None, code, text: words, fatal });
+            return see(Event::Error {
+                at: None,
+                code,
+                text: words,
+                fatal,
+            });
         };
         let (topic, partition, offset) = (CStr::from_ptr(at.topic), at.partition, at.offset);
         let seen = match code {
-            RDKafkaErrorCode::PartitionEOF => see(Event::End { topic, partition, offset }),
-            _ => see(Event::Error { at: Some((topic, partition, offset)), code, text: words, fatal }),
+            RDKafkaErrorCode::PartitionEOF => see(Event::End {
+                topic,
+                partition,
+                offset,
+            }),
+            _ => see(Event::Error {
+                at: Some((topic, partition, offset)),
+                code,
+                text: words,
+                fatal,
+            }),
         };
         sys::rd_kafka_topic_partition_destroy(place);
         seen
@@ -254,7 +332,8 @@ unsafe fn see_error<R>(event: &EventPtr, see: impl FnOnce(Event<'_>) -> R) -> R 
 /// # Safety
 /// `event` is a log event; what is returned borrows from it.
 unsafe fn log_line(event: &EventPtr) -> Event<'_> {
-    let (mut facility, mut words, mut level): (*const c_char, *const c_char, c_int) = (ptr::null(), ptr::null(), 0);
+    let (mut facility, mut words, mut level): (*const c_char, *const c_char, c_int) =
+        (ptr::null(), ptr::null(), 0);
     // SAFETY: the call sets all three when it returns 0, to strings that the event owns.
     unsafe {
         if sys::rd_kafka_event_log(event.0, &mut facility, &mut words, &mut level) != 0 {
@@ -268,7 +347,11 @@ unsafe fn log_line(event: &EventPtr) -> Event<'_> {
             _ => RDKafkaLogLevel::Debug,
         };
         let facility = CStr::from_ptr(facility).to_str().unwrap_or("?");
-        Event::Log { level, facility, text: text(words) }
+        Event::Log {
+            level,
+            facility,
+            text: text(words),
+        }
     }
 }
 
@@ -309,7 +392,8 @@ impl<'a> RecordEvent<'a> {
             // SAFETY: `headers` belongs to the message, which lives for 'a; past the last header the call returns
             // an error and sets nothing. The name is zero-terminated.
             unsafe {
-                let code = sys::rd_kafka_header_get_all(headers, at, &mut name, &mut value, &mut size);
+                let code =
+                    sys::rd_kafka_header_get_all(headers, at, &mut name, &mut value, &mut size);
                 (RDKafkaErrorCode::from(code) == RDKafkaErrorCode::NoError)
                     .then(|| (CStr::from_ptr(name).to_bytes(), slice(value.cast(), size)))
             }
@@ -363,9 +447,14 @@ unsafe fn text(string: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(string) }.to_string_lossy().trim().to_owned()
+    unsafe { CStr::from_ptr(string) }
+        .to_string_lossy()
+        .trim()
+        .to_owned()
 }
 
 fn millis(timeout: Duration) -> c_int {
-    c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX).min(3_600_000)
+    c_int::try_from(timeout.as_millis())
+        .unwrap_or(c_int::MAX)
+        .min(3_600_000)
 }

@@ -79,7 +79,8 @@ impl KafkaFollower {
 
     /// Tells the consumer what to read. What it had fetched already comes again and is passed over.
     fn assign(&self) -> Result<(), LogError> {
-        let failed = |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
+        let failed =
+            |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
         let mut list = TopicPartitionList::new();
         for followed in &self.reader.followed {
             for (partition, next) in followed.next.iter().enumerate() {
@@ -88,7 +89,8 @@ impl KafkaFollower {
                     None | Some(0) => Offset::Beginning,
                     Some(next) => Offset::Offset(i64::try_from(*next).unwrap_or(i64::MAX)),
                 };
-                list.add_partition_offset(&followed.topic.identity.topic, partition as i32, offset).map_err(failed)?;
+                list.add_partition_offset(&followed.topic.identity.topic, partition as i32, offset)
+                    .map_err(failed)?;
             }
         }
         self.consumer.inner().assign(&list).map_err(failed)
@@ -111,7 +113,11 @@ impl Follower for KafkaFollower {
                 break;
             }
             // Once there is something, take what else is there, and do not wait for more.
-            let wait = if got > 0 { Duration::ZERO } else { end.saturating_duration_since(std::time::Instant::now()) };
+            let wait = if got > 0 {
+                Duration::ZERO
+            } else {
+                end.saturating_duration_since(std::time::Instant::now())
+            };
             let reader = &mut self.reader;
             match self.consumer.poll(wait, |event| reader.see(event, out)) {
                 Some(read) => bytes += read,
@@ -132,7 +138,10 @@ impl Follower for KafkaFollower {
         let mut positions = Positions::new();
         for followed in &self.reader.followed {
             for (partition, next) in followed.next.iter().enumerate() {
-                let at = TopicPartition { database: followed.database, partition: partition as u32 };
+                let at = TopicPartition {
+                    database: followed.database,
+                    partition: partition as u32,
+                };
                 positions.insert(at, next.unwrap_or(0));
             }
         }
@@ -154,11 +163,17 @@ impl Reader {
         let states = self.topics.states();
         for followed in &self.followed {
             let then = &followed.topic.identity;
-            let now = states.get(usize::from(followed.database)).and_then(State::usable).map(|topic| &topic.identity);
+            let now = states
+                .get(usize::from(followed.database))
+                .and_then(State::usable)
+                .map(|topic| &topic.identity);
             let change = match now {
                 Some(now) if now == then => continue,
                 Some(now) if now.id == then.id => {
-                    format!("topic {} now has {} partitions, not {}", then.topic, now.partitions, then.partitions)
+                    format!(
+                        "topic {} now has {} partitions, not {}",
+                        then.topic, now.partitions, then.partitions
+                    )
                 }
                 Some(_) => format!("topic {} was deleted and made again", then.topic),
                 None => format!("topic {} was deleted, or can no longer be used", then.topic),
@@ -177,11 +192,24 @@ impl Reader {
         let states = self.topics.states();
         for (database, state) in states.iter().enumerate() {
             let database = database as u16;
-            let known = self.followed.iter().any(|followed| followed.database == database);
+            let known = self
+                .followed
+                .iter()
+                .any(|followed| followed.database == database);
             if let (Some(topic), false) = (state.usable(), known) {
-                let place = |partition| from.get(&TopicPartition { database, partition }).copied();
+                let place = |partition| {
+                    from.get(&TopicPartition {
+                        database,
+                        partition,
+                    })
+                    .copied()
+                };
                 let next = (0..topic.identity.partitions).map(place).collect();
-                self.followed.push(Followed { database, topic: Arc::clone(topic), next });
+                self.followed.push(Followed {
+                    database,
+                    topic: Arc::clone(topic),
+                    next,
+                });
             }
         }
         self.followed.len() > before
@@ -191,20 +219,37 @@ impl Reader {
     fn see(&mut self, event: Event<'_>, out: &mut Vec<LogRecord>) -> usize {
         match event {
             Event::Record(record) => return self.see_record(&record, out),
-            Event::End { topic, partition, offset } => {
-                if let (Some(next), Ok(offset)) = (self.place(topic, partition), u64::try_from(offset)) {
+            Event::End {
+                topic,
+                partition,
+                offset,
+            } => {
+                if let (Some(next), Ok(offset)) =
+                    (self.place(topic, partition), u64::try_from(offset))
+                {
                     *next = Some(next.map_or(offset, |known| known.max(offset)));
                 }
             }
-            Event::Error { at, code, text, fatal } => self.see_error(at, code, &text, fatal),
-            Event::Log { level, facility, text } => self.health.line(level, facility, &text),
+            Event::Error {
+                at,
+                code,
+                text,
+                fatal,
+            } => self.see_error(at, code, &text, fatal),
+            Event::Log {
+                level,
+                facility,
+                text,
+            } => self.health.line(level, facility, &text),
             Event::Other => {}
         }
         0
     }
 
     fn see_record(&mut self, record: &RecordEvent<'_>, out: &mut Vec<LogRecord>) -> usize {
-        let Ok(offset) = u64::try_from(record.offset()) else { return 0 };
+        let Ok(offset) = u64::try_from(record.offset()) else {
+            return 0;
+        };
         match self.place(record.topic, record.partition()) {
             None => return 0,
             // It was read before the last assignment.
@@ -217,11 +262,19 @@ impl Reader {
         };
         let decoded = codec::decode(key, record.value(), record.headers());
         let database = self.followed[self.recent].database;
-        let at = TopicPartition { database, partition: record.partition() as u32 };
+        let at = TopicPartition {
+            database,
+            partition: record.partition() as u32,
+        };
         if decoded.bad_group && !self.bad_group_told {
             self.bad_group_told = true;
             let topic = self.topics.name(database);
-            tracing::warn!(topic, at.partition, offset, "a record has a group header that makes no sense; told once");
+            tracing::warn!(
+                topic,
+                at.partition,
+                offset,
+                "a record has a group header that makes no sense; told once"
+            );
         }
         out.push(LogRecord {
             at,
@@ -236,36 +289,69 @@ impl Reader {
 
     /// The position of a partition that is followed; remembers its topic as the recent one.
     fn place(&mut self, topic: &CStr, partition: i32) -> Option<&mut Option<u64>> {
-        let is_it = |followed: &Followed| followed.topic.identity.topic.as_bytes() == topic.to_bytes();
+        let is_it =
+            |followed: &Followed| followed.topic.identity.topic.as_bytes() == topic.to_bytes();
         if !self.followed.get(self.recent).is_some_and(is_it) {
             self.recent = self.followed.iter().position(is_it)?;
         }
-        self.followed[self.recent].next.get_mut(usize::try_from(partition).ok()?)
+        self.followed[self.recent]
+            .next
+            .get_mut(usize::try_from(partition).ok()?)
     }
 
-    fn see_error(&mut self, at: Option<(&CStr, i32, i64)>, code: RDKafkaErrorCode, text: &str, fatal: bool) {
+    fn see_error(
+        &mut self,
+        at: Option<(&CStr, i32, i64)>,
+        code: RDKafkaErrorCode,
+        text: &str,
+        fatal: bool,
+    ) {
         use RDKafkaErrorCode::*;
         let place = match at {
             Some((topic, partition, offset)) => {
-                format!("topic {} partition {partition} offset {offset}", topic.to_string_lossy())
+                format!(
+                    "topic {} partition {partition} offset {offset}",
+                    topic.to_string_lossy()
+                )
             }
             None => "the log".to_owned(),
         };
         let words = describe_code(code);
         match code {
             AutoOffsetReset | OffsetOutOfRange | LogTruncation if at.is_some() => {
-                self.failed = Some(LogError::PositionLost(format!("{place} is not in the log any more, or not yet: {text}")));
+                self.failed = Some(LogError::PositionLost(format!(
+                    "{place} is not in the log any more, or not yet: {text}"
+                )));
             }
-            BadMessage | BadCompression | InvalidMessage | TopicAuthorizationFailed | NotImplemented => {
-                self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}")));
+            BadMessage
+            | BadCompression
+            | InvalidMessage
+            | TopicAuthorizationFailed
+            | NotImplemented => {
+                self.failed = Some(LogError::Failed(format!(
+                    "cannot read {place}: {words}: {text}"
+                )));
             }
-            _ if fatal => self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}"))),
-            UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => self.topics.hurry(),
+            _ if fatal => {
+                self.failed = Some(LogError::Failed(format!(
+                    "cannot read {place}: {words}: {text}"
+                )))
+            }
+            UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => {
+                self.topics.hurry()
+            }
             // Nothing joins the group, so it does not matter whether we may.
-            GroupAuthorizationFailed | CoordinatorNotAvailable | NotCoordinator | CoordinatorLoadInProgress => {}
+            GroupAuthorizationFailed
+            | CoordinatorNotAvailable
+            | NotCoordinator
+            | CoordinatorLoadInProgress => {}
             AllBrokersDown => self.topics.hurry(),
             // librdkafka tries again by itself.
-            _ => self.health.line(RDKafkaLogLevel::Debug, "FOLLOW", &format!("{place}: {words}: {text}")),
+            _ => self.health.line(
+                RDKafkaLogLevel::Debug,
+                "FOLLOW",
+                &format!("{place}: {words}: {text}"),
+            ),
         }
         self.health.error(code, text);
     }

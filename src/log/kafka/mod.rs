@@ -32,11 +32,15 @@ pub use partitioner::Partitioner;
 use self::context::Health;
 use self::follower::KafkaFollower;
 use self::producer::Lane;
-use self::topics::Topics;
+use self::topics::{Depth, Topics};
 use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity};
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
 const WATCH: Duration = Duration::from_secs(2);
+/// The same when something happened that the topics may explain.
+const HURRY: Duration = Duration::from_millis(500);
+/// How often their settings are read anew, and refused ones given another chance.
+const THOROUGH: Duration = Duration::from_secs(30);
 /// How often the watch looks whether it has something to do, or to stop.
 const TICK: Duration = Duration::from_millis(100);
 /// Creating a topic at its first write.
@@ -62,10 +66,20 @@ impl KafkaLog {
         let stop = Arc::new(AtomicBool::new(false));
         let watch = {
             let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
-            std::thread::Builder::new().name("kafka-watch".into()).spawn(move || watch(&topics, &lane, &stop))
+            std::thread::Builder::new()
+                .name("kafka-watch".into())
+                .spawn(move || watch(&topics, &lane, &stop))
         };
-        let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
-        Ok(KafkaLog { config, health, topics, lane, stop, watch: Mutex::new(Some(watch)) })
+        let watch =
+            watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
+        Ok(KafkaLog {
+            config,
+            health,
+            topics,
+            lane,
+            stop,
+            watch: Mutex::new(Some(watch)),
+        })
     }
 
     /// Whether the cluster answered when it was last asked.
@@ -84,22 +98,35 @@ impl KafkaLog {
 }
 
 fn watch(topics: &Topics, lane: &Lane, stop: &AtomicBool) {
-    let mut next = Instant::now() + WATCH;
+    let (mut looked, mut thorough) = (Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         topics.idle(TICK);
         lane.mend();
-        if topics.take_hurry() || Instant::now() >= next {
-            if let Err((code, text)) = topics.refresh(WATCH) {
-                tracing::debug!(error = ?code, "cannot look at the topics: {text}");
-            }
-            next = Instant::now() + WATCH;
+        let wait = if topics.hurries() { HURRY } else { WATCH };
+        if looked.elapsed() < wait {
+            continue;
         }
+        let depth = if thorough.elapsed() < THOROUGH {
+            Depth::News
+        } else {
+            Depth::Thorough
+        };
+        if let Err((code, text)) = topics.refresh(WATCH, depth) {
+            tracing::debug!(error = ?code, "cannot look at the topics: {text}");
+        } else if depth == Depth::Thorough {
+            thorough = Instant::now();
+        }
+        looked = Instant::now();
     }
 }
 
 impl Log for KafkaLog {
     fn describe(&self) -> String {
-        format!("kafka {} topic {}", self.config.bootstrap_servers, self.topics.name(0))
+        format!(
+            "kafka {} topic {}",
+            self.config.bootstrap_servers,
+            self.topics.name(0)
+        )
     }
 
     fn kind(&self) -> &'static str {
@@ -107,7 +134,9 @@ impl Log for KafkaLog {
     }
 
     fn identity(&self, database: u16) -> Option<TopicIdentity> {
-        self.topics.topic(database).map(|topic| topic.identity.clone())
+        self.topics
+            .topic(database)
+            .map(|topic| topic.identity.clone())
     }
 
     fn create(&self, database: u16) -> Result<(), LogError> {
@@ -116,16 +145,26 @@ impl Log for KafkaLog {
 
     fn partition(&self, database: u16, key: &[u8]) -> u32 {
         let states = self.topics.states();
-        let topic = states.get(usize::from(database)).and_then(|state| state.usable());
-        topic.map_or(0, |topic| self.config.partitioner.partition(key, topic.identity.partitions))
+        let topic = states
+            .get(usize::from(database))
+            .and_then(|state| state.usable());
+        topic.map_or(0, |topic| {
+            self.config
+                .partitioner
+                .partition(key, topic.identity.partitions)
+        })
     }
 
     fn max_record_bytes(&self, database: u16) -> usize {
-        self.topics.topic(database).map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| topic.max_record_bytes())
+        self.topics
+            .topic(database)
+            .map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| {
+                topic.max_record_bytes()
+            })
     }
 
     fn tombstone_retention(&self, database: u16) -> Option<Duration> {
-        self.topics.topic(database)?.tombstone_retention
+        Some(self.topics.topic(database)?.tombstone_retention)
     }
 
     fn chains(&self) -> bool {
@@ -145,7 +184,12 @@ impl Log for KafkaLog {
     }
 
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
-        Ok(Box::new(KafkaFollower::start(&self.config, &self.topics, &self.health, from)?))
+        Ok(Box::new(KafkaFollower::start(
+            &self.config,
+            &self.topics,
+            &self.health,
+            from,
+        )?))
     }
 
     fn close(&self, timeout: Duration) {

@@ -41,8 +41,13 @@ struct Producer {
 }
 
 impl Lane {
-    pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
-        let producer = Producer::create(config, topics.sizes(), health).map_err(LogError::Failed)?;
+    pub fn start(
+        config: &Arc<Config>,
+        topics: &Arc<Topics>,
+        health: &Arc<Health>,
+    ) -> Result<Lane, LogError> {
+        let producer =
+            Producer::create(config, topics.sizes(), health).map_err(LogError::Failed)?;
         Ok(Lane {
             config: Arc::clone(config),
             topics: Arc::clone(topics),
@@ -52,7 +57,10 @@ impl Lane {
     }
 
     pub fn produce(&self, batch: Batch) {
-        let Batch { records, completion } = batch;
+        let Batch {
+            records,
+            completion,
+        } = batch;
         if records.is_empty() {
             return completion.complete(Ok(&[]));
         }
@@ -70,7 +78,10 @@ impl Lane {
     fn check(&self, records: &[Record]) -> Result<(), String> {
         let states = self.topics.states();
         for record in records {
-            let TopicPartition { database, partition } = record.to;
+            let TopicPartition {
+                database,
+                partition,
+            } = record.to;
             let topic = match states.get(usize::from(database)) {
                 Some(State::Usable(topic)) => topic,
                 Some(State::Refused(why)) => return Err(why.clone()),
@@ -85,7 +96,9 @@ impl Lane {
             }
             if record.size() > topic.max_record_bytes() {
                 let (size, limit) = (record.size(), topic.max_record_bytes());
-                return Err(format!("a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"));
+                return Err(format!(
+                    "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
+                ));
             }
             if record.key.as_ref() == FLUSH_KEY && matches!(record.payload, Payload::Value { .. }) {
                 return Err("the key of control records cannot be written".into());
@@ -98,10 +111,15 @@ impl Lane {
     }
 
     fn send_one(&self, record: &Record, completion: Arc<dyn Completion>) {
-        let delivery = Box::new(Delivery::Single { to: record.to, completion });
+        let delivery = Box::new(Delivery::Single {
+            to: record.to,
+            completion,
+        });
         let current = self.current.read();
         let refused = match &*current {
-            Some(producer) => producer.send(self.topics.name(record.to.database), record, None, delivery),
+            Some(producer) => {
+                producer.send(self.topics.name(record.to.database), record, None, delivery)
+            }
             None => Err((CLOSED.to_owned(), delivery)),
         };
         drop(current);
@@ -120,12 +138,23 @@ impl Lane {
         };
         let mut refused: SmallVec<[(String, Box<Delivery>); 1]> = SmallVec::new();
         for (at, record) in records.iter().enumerate() {
-            let delivery = Box::new(Delivery::Part { group: Arc::clone(&group), at });
+            let delivery = Box::new(Delivery::Part {
+                group: Arc::clone(&group),
+                at,
+            });
             let sent = match (&*current, &room) {
                 (_, Err(cause)) => Err((cause.clone(), delivery)),
                 (Some(producer), Ok(())) => {
-                    let together = Group { id, records: records_in(records, record.to) };
-                    producer.send(self.topics.name(record.to.database), record, Some(together), delivery)
+                    let together = Group {
+                        id,
+                        records: records_in(records, record.to),
+                    };
+                    producer.send(
+                        self.topics.name(record.to.database),
+                        record,
+                        Some(together),
+                        delivery,
+                    )
                 }
                 (None, Ok(())) => Err((CLOSED.to_owned(), delivery)),
             };
@@ -140,7 +169,12 @@ impl Lane {
     /// Puts a new producer in the place of one that is of no use any more, or whose sizes do not fit a topic that has
     /// come since. Called from time to time.
     pub fn mend(&self) {
-        let Some((fatal, sizes)) = self.current.read().as_ref().map(|now| (now.is_fatal(), now.sizes)) else {
+        let Some((fatal, sizes)) = self
+            .current
+            .read()
+            .as_ref()
+            .map(|now| (now.is_fatal(), now.sizes))
+        else {
             return;
         };
         let wanted = self.topics.sizes();
@@ -184,7 +218,9 @@ fn records_in(records: &[Record], to: TopicPartition) -> u32 {
 impl Producer {
     fn create(config: &Config, sizes: Sizes, health: &Arc<Health>) -> Result<Producer, String> {
         let settings: ClientConfig = config.producer(sizes);
-        let inner = settings.create_with_context(Context::new(health)).map_err(|error| describe_error(&error))?;
+        let inner = settings
+            .create_with_context(Context::new(health))
+            .map_err(|error| describe_error(&error))?;
         Ok(Producer { inner, sizes })
     }
 
@@ -200,14 +236,18 @@ impl Producer {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),
         };
-        let mut message: BaseRecord<'_, [u8], [u8], Box<Delivery>> = BaseRecord::with_opaque_to(topic, delivery)
-            .partition(record.to.partition as i32)
-            .key(wire.key);
+        let mut message: BaseRecord<'_, [u8], [u8], Box<Delivery>> =
+            BaseRecord::with_opaque_to(topic, delivery)
+                .partition(record.to.partition as i32)
+                .key(wire.key);
         message.payload = wire.value;
         if !wire.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(wire.headers.len());
             let add = |all: OwnedHeaders, (key, value): &codec::Header| {
-                all.insert(Header { key, value: Some(value.as_slice()) })
+                all.insert(Header {
+                    key,
+                    value: Some(value.as_slice()),
+                })
             };
             message.headers = Some(wire.headers.iter().fold(headers, add));
         }
@@ -251,15 +291,21 @@ fn not_taken(error: &KafkaError) -> String {
 
 /// Goes with each message through librdkafka and comes back with its report.
 pub(super) enum Delivery {
-    Single { to: TopicPartition, completion: Arc<dyn Completion> },
-    Part { group: Arc<GroupDelivery>, at: usize },
+    Single {
+        to: TopicPartition,
+        completion: Arc<dyn Completion>,
+    },
+    Part {
+        group: Arc<GroupDelivery>,
+        at: usize,
+    },
 }
 
 /// Where and when one record was appended.
 type Place = (u64, i64);
 
 impl Delivery {
-    pub fn report(self: Box<Self>, result: &DeliveryResult<'_>, health: &Health) {
+    pub fn report(self, result: &DeliveryResult<'_>, health: &Health) {
         let outcome = match result {
             Ok(message) => match u64::try_from(message.offset()) {
                 Ok(offset) => Ok((offset, message.timestamp().to_millis().unwrap_or(-1))),
@@ -280,10 +326,14 @@ impl Delivery {
         self.finish(outcome);
     }
 
-    fn finish(self: Box<Self>, outcome: Result<Place, ProduceError>) {
-        match *self {
+    fn finish(self, outcome: Result<Place, ProduceError>) {
+        match self {
             Delivery::Single { to, completion } => match outcome {
-                Ok((offset, timestamp)) => completion.complete(Ok(&[Appended { at: to, offset, timestamp }])),
+                Ok((offset, timestamp)) => completion.complete(Ok(&[Appended {
+                    at: to,
+                    offset,
+                    timestamp,
+                }])),
                 Err(error) => completion.complete(Err(error)),
             },
             Delivery::Part { group, at } => group.part(at, outcome),
@@ -292,9 +342,13 @@ impl Delivery {
 }
 
 fn cause(error: &KafkaError, health: &Health) -> String {
-    let Some(code) = error.rdkafka_error_code() else { return describe_error(error) };
+    let Some(code) = error.rdkafka_error_code() else {
+        return describe_error(error);
+    };
     let words: &dyn Display = match code {
-        RDKafkaErrorCode::MessageTimedOut => &"no acknowledgement from Kafka within the write timeout",
+        RDKafkaErrorCode::MessageTimedOut => {
+            &"no acknowledgement from Kafka within the write timeout"
+        }
         RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => &CLOSED,
         RDKafkaErrorCode::Fatal => &"the Kafka producer failed and is being replaced",
         other => return describe_code(other),
@@ -321,10 +375,26 @@ struct Reports {
 
 impl GroupDelivery {
     fn new(records: &[Record], completion: Arc<dyn Completion>) -> GroupDelivery {
-        let appended = records.iter().map(|record| Appended { at: record.to, offset: 0, timestamp: 0 }).collect();
+        let appended = records
+            .iter()
+            .map(|record| Appended {
+                at: record.to,
+                offset: 0,
+                timestamp: 0,
+            })
+            .collect();
         let open = records.len();
-        let reports = Reports { appended, open, written: 0, not_written: None, uncertain: None };
-        GroupDelivery { completion, reports: Mutex::new(reports) }
+        let reports = Reports {
+            appended,
+            open,
+            written: 0,
+            not_written: None,
+            uncertain: None,
+        };
+        GroupDelivery {
+            completion,
+            reports: Mutex::new(reports),
+        }
     }
 
     fn part(&self, at: usize, outcome: Result<Place, ProduceError>) {
@@ -358,7 +428,10 @@ impl Reports {
             (None, Some(cause)) if self.written == 0 => Err(ProduceError::NotWritten(cause)),
             (uncertain, not_written) => {
                 let cause = uncertain.or(not_written).unwrap_or_default();
-                Err(ProduceError::Uncertain(format!("{} of {all} records are in the log for certain: {cause}", self.written)))
+                Err(ProduceError::Uncertain(format!(
+                    "{} of {all} records are in the log for certain: {cause}",
+                    self.written
+                )))
             }
         }
     }
@@ -367,8 +440,14 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::RDKafkaApiKey;
+    use rdkafka_sys::types::RDKafkaRespErr;
 
+    use super::super::topics::Topic;
     use super::*;
+    use crate::log::TopicIdentity;
 
     #[derive(Default)]
     struct Told(Mutex<Vec<Result<Vec<Appended>, ProduceError>>>);
@@ -380,12 +459,22 @@ mod tests {
     }
 
     fn group_of(outcomes: [Result<Place, ProduceError>; 3]) -> Result<Vec<Appended>, ProduceError> {
-        let to = TopicPartition { database: 0, partition: 0 };
-        let record = Record { to, key: Bytes::from_static(b"k"), payload: Payload::Tombstone };
+        let to = TopicPartition {
+            database: 0,
+            partition: 0,
+        };
+        let record = Record {
+            to,
+            key: Bytes::from_static(b"k"),
+            payload: Payload::Tombstone,
+        };
         let told = Arc::new(Told::default());
         let group = GroupDelivery::new(&[record.clone(), record.clone(), record], told.clone());
         for (at, outcome) in outcomes.into_iter().enumerate() {
-            assert!(told.0.lock().is_empty(), "told before all reports were there");
+            assert!(
+                told.0.lock().is_empty(),
+                "told before all reports were there"
+            );
             group.part(at, outcome);
         }
         let mut all = told.0.lock();
@@ -396,17 +485,134 @@ mod tests {
     #[test]
     fn a_group_is_told_once_and_in_order() {
         let told = group_of([Ok((7, 1)), Ok((9, 2)), Ok((8, 3))]).expect("is written");
-        assert_eq!(told.iter().map(|appended| appended.offset).collect::<Vec<_>>(), [7, 9, 8]);
+        assert_eq!(
+            told.iter()
+                .map(|appended| appended.offset)
+                .collect::<Vec<_>>(),
+            [7, 9, 8]
+        );
     }
 
     #[test]
     fn a_group_is_not_written_only_if_no_record_is() {
         let not = || Err(ProduceError::NotWritten("full".into()));
         let maybe = || Err(ProduceError::Uncertain("late".into()));
-        assert_eq!(group_of([not(), not(), not()]), not().map(|_: Place| Vec::new()));
-        for mixed in [[not(), Ok((1, 1)), not()], [not(), maybe(), not()], [maybe(), maybe(), maybe()]] {
+        assert_eq!(
+            group_of([not(), not(), not()]),
+            not().map(|_: Place| Vec::new())
+        );
+        for mixed in [
+            [not(), Ok((1, 1)), not()],
+            [not(), maybe(), not()],
+            [maybe(), maybe(), maybe()],
+        ] {
             let told = group_of(mixed);
             assert!(matches!(told, Err(ProduceError::Uncertain(_))), "{told:?}");
         }
+    }
+
+    /// A lane to librdkafka's mock of a cluster: it can answer what a real one hardly ever does.
+    fn lane(cluster: &MockCluster<'_, DefaultProducerContext>) -> Lane {
+        let config = Arc::new(Config {
+            bootstrap_servers: cluster.bootstrap_servers(),
+            topic: "mocked".into(),
+            databases: 1,
+            ..Config::default()
+        });
+        cluster
+            .create_topic("mocked", 1, 1)
+            .expect("create a topic");
+        let health = Arc::new(Health::default());
+        let identity = TopicIdentity {
+            topic: "mocked".into(),
+            id: String::new(),
+            partitions: 1,
+            read_only: false,
+        };
+        let topic = Topic {
+            identity,
+            max_message_bytes: 1_000_000,
+            tombstone_retention: Duration::ZERO,
+        };
+        let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));
+        Lane::start(&config, &topics, &health).expect("start a lane")
+    }
+
+    fn write(lane: &Lane) -> Result<Vec<Appended>, ProduceError> {
+        let payload = Payload::Value {
+            value: Bytes::from_static(b"v"),
+            expire_at: None,
+        };
+        let to = TopicPartition {
+            database: 0,
+            partition: 0,
+        };
+        let record = Record {
+            to,
+            key: Bytes::from_static(b"k"),
+            payload,
+        };
+        let told = Arc::new(Told::default());
+        lane.produce(Batch {
+            records: smallvec::smallvec![record],
+            completion: told.clone(),
+        });
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(outcome) = told.0.lock().pop() {
+                return outcome;
+            }
+            assert!(Instant::now() < end, "no answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_without_an_offset_is_uncertain() {
+        let cluster = MockCluster::new(1).expect("start a mock");
+        let lane = lane(&cluster);
+        assert_eq!(write(&lane).expect("is written")[0].offset, 0);
+        let had_it = RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[had_it]);
+        let outcome = write(&lane);
+        assert!(
+            matches!(&outcome, Err(ProduceError::Uncertain(why)) if why.contains("offset")),
+            "{outcome:?}"
+        );
+        write(&lane).expect("goes on");
+    }
+
+    #[test]
+    fn what_the_broker_rejects_is_not_written() {
+        let cluster = MockCluster::new(1).expect("start a mock");
+        let lane = lane(&cluster);
+        let rejected = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[rejected]);
+        let outcome = write(&lane);
+        assert!(
+            matches!(outcome, Err(ProduceError::NotWritten(_))),
+            "{outcome:?}"
+        );
+    }
+
+    #[test]
+    fn a_producer_that_cannot_go_on_is_replaced() {
+        let cluster = MockCluster::new(1).expect("start a mock");
+        let lane = lane(&cluster);
+        write(&lane).expect("is written");
+        let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        let fail = |producer: &Producer| ffi::fail_for_test(producer.inner.client(), fatal);
+        lane.current
+            .read()
+            .as_ref()
+            .map(fail)
+            .expect("there is a producer");
+        let outcome = write(&lane);
+        assert!(
+            matches!(outcome, Err(ProduceError::NotWritten(_))),
+            "{outcome:?}"
+        );
+        lane.mend();
+        write(&lane).expect("the new one writes");
     }
 }

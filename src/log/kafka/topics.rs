@@ -22,6 +22,10 @@ use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
 
 /// Largest record of a topic that is created here.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// Kafka's default, for topics whose settings we may not see.
+const TOMBSTONES_KEPT_MS: usize = 24 * 60 * 60 * 1000;
+/// The cleanup policy of such a topic.
+const UNKNOWN: &str = "unknown";
 /// librdkafka's default, good for every topic that takes batches of this size.
 const BATCH_BYTES: usize = 1_000_000;
 /// What Kafka puts around a record and its batch, with room to spare.
@@ -30,20 +34,30 @@ const FRAMING_BYTES: usize = 128;
 pub(super) const NEW_TOPIC_RECORD_BYTES: usize = MAX_MESSAGE_BYTES - FRAMING_BYTES;
 /// One question to the cluster.
 const ASK: Duration = Duration::from_secs(3);
-/// How often a topic has to be missing in a row before it counts as deleted: a broker that has just started may not
-/// know all topics yet.
-const MISSES: u32 = 3;
+/// How long a topic has to be missing before it counts as deleted: a broker that has just started may not know all
+/// topics yet.
+const GONE: Duration = Duration::from_secs(4);
 
+#[derive(PartialEq)]
 pub(super) struct Topic {
     pub identity: TopicIdentity,
     pub max_message_bytes: usize,
-    pub tombstone_retention: Option<Duration>,
+    pub tombstone_retention: Duration,
 }
 
 impl Topic {
     pub fn max_record_bytes(&self) -> usize {
         self.max_message_bytes.saturating_sub(FRAMING_BYTES)
     }
+}
+
+/// How closely a refresh looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Topics that have come, gone or been made anew.
+    News,
+    /// Also the settings of all topics, and whether a refused one was mended.
+    Thorough,
 }
 
 #[derive(Clone)]
@@ -71,8 +85,8 @@ pub(super) struct Topics {
     questions: BaseConsumer<Context>,
     states: ArcSwap<Vec<State>>,
     generation: AtomicU64,
-    /// Held by the one who finds out and publishes; counts how often in a row a known topic was missing.
-    misses: Mutex<Vec<u32>>,
+    /// Held by the one who finds out and publishes. Since when each topic is missing.
+    missing: Mutex<Vec<Option<Instant>>>,
     connected: AtomicBool,
     hurry: AtomicBool,
 }
@@ -90,7 +104,7 @@ impl Topics {
             config: Arc::clone(config),
             health: Arc::clone(health),
             states: ArcSwap::from_pointee(vec![State::Absent; names.len()]),
-            misses: Mutex::new(vec![0; names.len()]),
+            missing: Mutex::new(vec![None; names.len()]),
             names,
             cluster: String::new(),
             questions,
@@ -101,7 +115,9 @@ impl Topics {
         topics.wait_for_cluster(end)?;
         let cluster = topics.questions.client().fetch_cluster_id(ASK);
         topics.cluster = cluster.unwrap_or_default();
-        topics.refresh(remaining(end)).map_err(|failure| topics.unreachable(&failure))?;
+        topics
+            .refresh(remaining(end), Depth::Thorough)
+            .map_err(|failure| topics.unreachable(&failure))?;
         topics.require_topics(end)?;
         Ok(topics)
     }
@@ -116,7 +132,11 @@ impl Topics {
     }
 
     pub fn topic(&self, database: u16) -> Option<Arc<Topic>> {
-        self.states.load().get(usize::from(database))?.usable().cloned()
+        self.states
+            .load()
+            .get(usize::from(database))?
+            .usable()
+            .cloned()
     }
 
     /// Grows at each change of [`states`](Topics::states).
@@ -133,18 +153,25 @@ impl Topics {
         self.hurry.store(true, Ordering::Relaxed);
     }
 
-    pub fn take_hurry(&self) -> bool {
-        self.hurry.swap(false, Ordering::Relaxed)
+    /// Until the next refresh.
+    pub fn hurries(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
     }
 
     /// What a producer for all writable topics needs.
     pub fn sizes(&self) -> Sizes {
         let states = self.states.load();
-        let writable = states.iter().filter_map(State::usable).filter(|topic| !topic.identity.read_only);
+        let writable = states
+            .iter()
+            .filter_map(State::usable)
+            .filter(|topic| !topic.identity.read_only);
         let limits = || writable.clone().map(|topic| topic.max_message_bytes);
         Sizes {
             message: limits().max().unwrap_or(0).max(MAX_MESSAGE_BYTES),
-            batch: limits().min().unwrap_or(BATCH_BYTES).clamp(1024, BATCH_BYTES),
+            batch: limits()
+                .min()
+                .unwrap_or(BATCH_BYTES)
+                .clamp(1024, BATCH_BYTES),
         }
     }
 
@@ -158,108 +185,201 @@ impl Topics {
     }
 
     /// Looks at all topics with one question, and publishes what changed.
-    pub fn refresh(&self, timeout: Duration) -> Result<(), Failure> {
-        let mut misses = self.misses.lock();
-        let answer = ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
+    pub fn refresh(&self, timeout: Duration, depth: Depth) -> Result<(), Failure> {
+        let mut missing = self.missing.lock();
+        self.hurry.store(false, Ordering::Relaxed);
+        let answer =
+            ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
         self.note_connection(answer.as_ref().err());
         let now = self.states.load_full();
-        let mut changed = Vec::new();
+        let mut suspects = Vec::new();
         for (at, described) in answer?.into_iter().enumerate() {
+            let absent = matches!(
+                described,
+                Err((RDKafkaErrorCode::UnknownTopicOrPartition, _))
+            );
+            missing[at] = absent.then(|| missing[at].unwrap_or_else(Instant::now));
             match described {
                 Ok(described) if described.served => {
-                    misses[at] = 0;
-                    let known = now[at].usable().map(|topic| (&topic.identity.id, topic.identity.partitions));
-                    let refused = matches!(now[at], State::Refused(_));
-                    if known != Some((&self.identity(&described.id), described.partitions)) && !refused {
-                        changed.push((at, described));
+                    if depth == Depth::Thorough || self.is_news(&now[at], &described) {
+                        suspects.push((at, described));
                     }
                 }
-                Ok(_without_leader) => {}
-                Err((RDKafkaErrorCode::UnknownTopicOrPartition, _)) => misses[at] += 1,
+                // Soon there is a leader.
+                Ok(_) => {}
+                Err(_) if absent => {}
                 Err((code, text)) => self.not_described(at, code, &text),
             }
         }
-        let vanished = |at: &usize| misses[*at] >= MISSES && !matches!(now[*at], State::Absent);
-        let vanished: Vec<usize> = (0..now.len()).filter(vanished).collect();
-        if !changed.is_empty() || !vanished.is_empty() {
-            self.publish(changed, &vanished)?;
-        }
-        Ok(())
+        let gone = |at: &usize| missing[*at].is_some_and(|since| since.elapsed() >= GONE);
+        let gone: Vec<usize> = (0..now.len())
+            .filter(|at| gone(at) && !matches!(now[*at], State::Absent))
+            .collect();
+        self.publish(suspects, &gone)
     }
 
-    fn publish(&self, changed: Vec<(usize, Described)>, vanished: &[usize]) -> Result<(), Failure> {
-        let names: Vec<&str> = changed.iter().map(|(at, _)| self.names[*at].topic.as_str()).collect();
+    /// A topic that was not there, or not the same. (A refused one is looked at again in a thorough refresh.)
+    fn is_news(&self, now: &State, described: &Described) -> bool {
+        match now {
+            State::Absent => true,
+            State::Refused(_) => false,
+            State::Usable(topic) => !self.is_same(topic, described),
+        }
+    }
+
+    fn is_same(&self, topic: &Topic, described: &Described) -> bool {
+        topic.identity.id == self.identity(&described.id)
+            && topic.identity.partitions == described.partitions
+    }
+
+    fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), Failure> {
+        if suspects.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = suspects
+            .iter()
+            .map(|(at, _)| self.names[*at].topic.as_str())
+            .collect();
         let settings = Admin::connect(&self.config, &self.health)?.settings(&names, ASK)?;
         let mut states = Vec::clone(&self.states.load());
-        for ((at, described), settings) in changed.into_iter().zip(settings) {
-            states[at] = self.verify(at, &described, settings);
+        let mut changed = !gone.is_empty();
+        for ((at, described), settings) in suspects.into_iter().zip(settings) {
+            if let Some(state) = self.judge(at, &states[at], &described, settings) {
+                states[at] = state;
+                changed = true;
+            }
         }
-        for at in vanished {
+        for at in gone {
             tracing::warn!(topic = self.names[*at].topic, "the topic was deleted");
             states[*at] = State::Absent;
         }
-        self.states.store(Arc::new(states));
-        self.generation.fetch_add(1, Ordering::Release);
+        if changed {
+            self.states.store(Arc::new(states));
+            self.generation.fetch_add(1, Ordering::Release);
+        }
         Ok(())
     }
 
-    /// Judges a topic that was found.
-    fn verify(&self, at: usize, described: &Described, settings: Result<Settings, RDKafkaErrorCode>) -> State {
-        let Mapped { topic: name, read_only } = &self.names[at];
+    /// What becomes of a topic; `None` if it stays what it is. Tells a person what is new.
+    fn judge(
+        &self,
+        at: usize,
+        now: &State,
+        described: &Described,
+        settings: Result<Settings, RDKafkaErrorCode>,
+    ) -> Option<State> {
+        let name = &self.names[at].topic;
+        let (new, warnings) = self.verify(at, described, settings);
+        let same = now
+            .usable()
+            .is_some_and(|topic| self.is_same(topic, described));
+        match (now, &new) {
+            (State::Usable(now), State::Usable(new)) if now == new => return None,
+            (State::Refused(now), State::Refused(new)) if now == new => return None,
+            // Somebody changed its settings. What is here and what comes is as good as it was: go on, but say so.
+            (State::Usable(_), State::Refused(why)) if same => {
+                tracing::error!(topic = name, "{why}");
+                return None;
+            }
+            // At the start the caller tells.
+            (_, State::Refused(why)) if self.generation() > 0 => {
+                tracing::warn!(topic = name, "{why}")
+            }
+            _ if same => {}
+            _ => warnings
+                .iter()
+                .for_each(|warning| tracing::warn!(topic = name, "{warning}")),
+        }
+        Some(new)
+    }
+
+    /// Judges a topic as it is found, with what is doubtful about it.
+    fn verify(
+        &self,
+        at: usize,
+        described: &Described,
+        settings: Result<Settings, RDKafkaErrorCode>,
+    ) -> (State, Vec<String>) {
+        let Mapped {
+            topic: name,
+            read_only,
+        } = &self.names[at];
+        let mut doubts = Vec::new();
+        // Without the right to see them there are no settings, or an error.
         let settings = match settings {
-            Ok(settings) => settings,
+            Ok(settings) if settings.text("cleanup.policy").is_some() => settings,
             // What is only read needs no guarantee of ours.
-            Err(code) if *read_only => {
-                let cause = describe_code(code);
-                tracing::warn!(topic = name, cause, "the topic's settings cannot be read");
+            _ if *read_only => {
+                doubts.push(format!("the settings of topic {name} cannot be read"));
                 Settings::default()
             }
-            Err(code) => {
-                let cause = describe_code(code);
-                return State::Refused(format!("cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it"));
+            denied => {
+                let cause = denied.err().map_or("not allowed".to_owned(), describe_code);
+                let why = format!(
+                    "cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it"
+                );
+                return (State::Refused(why), doubts);
             }
         };
-        let policy = settings.text("cleanup.policy").unwrap_or("unknown");
+        let policy = settings.text("cleanup.policy").unwrap_or(UNKNOWN);
         if policy != "compact" && !read_only {
-            return State::Refused(not_compacted(&self.config.bootstrap_servers, name, policy));
+            let why = not_compacted(&self.config.bootstrap_servers, name, policy);
+            return (State::Refused(why), doubts);
         }
-        for warning in warnings(name, policy, described.replicas, *read_only, &settings) {
-            tracing::warn!(topic = name, "{warning}");
-        }
-        State::Usable(Arc::new(Topic {
-            identity: TopicIdentity {
-                topic: name.clone(),
-                id: self.identity(&described.id),
-                partitions: described.partitions,
-                read_only: *read_only,
-            },
+        doubts.extend(warnings(
+            name,
+            policy,
+            described.replicas,
+            *read_only,
+            &settings,
+        ));
+        let identity = TopicIdentity {
+            topic: name.clone(),
+            id: self.identity(&described.id),
+            partitions: described.partitions,
+            read_only: *read_only,
+        };
+        let retention = settings
+            .number("delete.retention.ms")
+            .unwrap_or(TOMBSTONES_KEPT_MS);
+        let topic = Topic {
+            identity,
             max_message_bytes: settings.number("max.message.bytes").unwrap_or(1_000_000),
-            tombstone_retention: settings.number("delete.retention.ms").map(|ms| Duration::from_millis(ms as u64)),
-        }))
+            tombstone_retention: Duration::from_millis(retention as u64),
+        };
+        (State::Usable(Arc::new(topic)), doubts)
     }
 
     /// Makes sure that the database has a usable topic.
     pub fn create(&self, database: u16, timeout: Duration) -> Result<(), LogError> {
         let end = Instant::now() + timeout;
         let at = usize::from(database);
-        let Some(Mapped { topic: name, read_only }) = self.names.get(at) else {
+        let Some(Mapped {
+            topic: name,
+            read_only,
+        }) = self.names.get(at)
+        else {
             return Err(LogError::Failed(format!("there is no database {database}")));
         };
-        match &self.states.load()[at] {
+        let depth = match &self.states.load()[at] {
             State::Usable(_) => return Ok(()),
             State::Absent if *read_only => return Err(missing(database, name)),
-            State::Absent => self.create_topic(name, remaining(end))?,
+            State::Absent => Depth::News,
             // Perhaps it was mended meanwhile.
-            State::Refused(_) => {}
+            State::Refused(_) => Depth::Thorough,
+        };
+        if depth == Depth::News {
+            self.create_topic(name, remaining(end))?;
         }
-        self.forget_refusal(at);
         loop {
-            let seen = self.refresh(remaining(end));
+            let seen = self.refresh(remaining(end), depth);
             match &self.states.load()[at] {
                 State::Usable(_) => return Ok(()),
                 State::Refused(why) => return Err(LogError::Failed(why.clone())),
                 State::Absent if Instant::now() >= end => {
-                    let why = seen.err().map_or("it has no leader yet".to_owned(), |(_, text)| text);
+                    let why = seen
+                        .err()
+                        .map_or("it has no leader yet".to_owned(), |(_, text)| text);
                     return Err(cannot_create(name, &why));
                 }
                 State::Absent => self.idle(Duration::from_millis(20)),
@@ -276,7 +396,11 @@ impl Topics {
                 .and_then(|broker| admin.default_replication(broker, ASK)),
         };
         // Every replica but one may be lost without losing what was acknowledged, and writes go on without one.
-        let in_sync = if replicas.is_some_and(|replicas| replicas >= 3) { "2" } else { "1" };
+        let in_sync = if replicas.is_some_and(|replicas| replicas >= 3) {
+            "2"
+        } else {
+            "1"
+        };
         let bytes = MAX_MESSAGE_BYTES.to_string();
         let settings = [
             ("cleanup.policy", "compact"),
@@ -285,18 +409,17 @@ impl Topics {
             ("unclean.leader.election.enable", "false"),
         ];
         let partitions = self.config.partitions;
-        admin.create_topic(name, partitions, self.config.replication_factor, &settings, timeout).map_err(failed)?;
+        admin
+            .create_topic(
+                name,
+                partitions,
+                self.config.replication_factor,
+                &settings,
+                timeout,
+            )
+            .map_err(failed)?;
         tracing::info!(topic = name, partitions, "created the topic");
         Ok(())
-    }
-
-    fn forget_refusal(&self, at: usize) {
-        let _one_at_a_time = self.misses.lock();
-        let mut states = Vec::clone(&self.states.load());
-        if matches!(states[at], State::Refused(_)) {
-            states[at] = State::Absent;
-            self.states.store(Arc::new(states));
-        }
     }
 
     /// Database 0 and the databases that somebody mapped have to be usable; others are only told of.
@@ -313,7 +436,9 @@ impl Topics {
                     return Err(missing(database, &self.names[at].topic));
                 }
                 State::Refused(why) if wanted => return Err(LogError::Failed(why.clone())),
-                State::Refused(why) => tracing::warn!(database, "the database cannot be used: {why}"),
+                State::Refused(why) => {
+                    tracing::warn!(database, "the database cannot be used: {why}")
+                }
                 State::Absent | State::Usable(_) => {}
             }
         }
@@ -322,7 +447,9 @@ impl Topics {
 
     fn wait_for_cluster(&self, end: Instant) -> Result<(), LogError> {
         loop {
-            let patience = remaining(end).min(Duration::from_secs(1)).max(Duration::from_millis(100));
+            let patience = remaining(end)
+                .min(Duration::from_secs(1))
+                .max(Duration::from_millis(100));
             let asked = ffi::describe_topics(self.questions.client(), &self.all_names(), patience);
             self.idle(Duration::from_millis(20));
             match asked {
@@ -331,7 +458,10 @@ impl Topics {
                     return Ok(());
                 }
                 Err(failure) => {
-                    let refused = self.health.last().is_some_and(|(trouble, _)| trouble == Trouble::Refused);
+                    let refused = self
+                        .health
+                        .last()
+                        .is_some_and(|(trouble, _)| trouble == Trouble::Refused);
                     if refused || Instant::now() >= end {
                         return Err(self.unreachable(&failure));
                     }
@@ -361,7 +491,10 @@ impl Topics {
         let was = self.connected.swap(connected, Ordering::Relaxed);
         match (was, failure) {
             (true, Some((_, text))) => {
-                let cause = self.health.last().map_or_else(|| text.clone(), |(_, cause)| cause);
+                let cause = self
+                    .health
+                    .last()
+                    .map_or_else(|| text.clone(), |(_, cause)| cause);
                 tracing::warn!(cause, "lost the connection to Kafka");
             }
             (false, None) => tracing::info!("connected to Kafka again"),
@@ -375,12 +508,17 @@ impl Topics {
     /// A topic that we may not even look at, or of an impossible name.
     fn not_described(&self, at: usize, code: RDKafkaErrorCode, text: &str) {
         let name = &self.names[at].topic;
-        if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], State::Absent) {
+        if code == RDKafkaErrorCode::LeaderNotAvailable
+            || !matches!(self.states.load()[at], State::Absent)
+        {
             tracing::debug!(topic = name, error = ?code, "{text}");
             return;
         }
         let mut states = Vec::clone(&self.states.load());
-        states[at] = State::Refused(format!("cannot use topic {name}: {}; allow Describe, Read and Write on it", describe_code(code)));
+        states[at] = State::Refused(format!(
+            "cannot use topic {name}: {}; allow Describe, Read and Write on it",
+            describe_code(code)
+        ));
         self.states.store(Arc::new(states));
     }
 
@@ -400,12 +538,19 @@ impl Topics {
             return Ok(Positions::new());
         }
         loop {
-            let answer = self.questions.offsets_for_times(asked.clone(), remaining(end));
-            match answer.map_err(|error| describe_error(&error)).and_then(|list| self.read_ends(&states, &list)) {
+            let answer = self
+                .questions
+                .offsets_for_times(asked.clone(), remaining(end));
+            match answer
+                .map_err(|error| describe_error(&error))
+                .and_then(|list| self.read_ends(&states, &list))
+            {
                 Ok(positions) => return Ok(positions),
                 Err(cause) if Instant::now() >= end => {
                     let cause = self.health.last().map_or(cause, |(_, cause)| cause);
-                    return Err(LogError::Failed(format!("cannot ask Kafka for the end of the log: {cause}")));
+                    return Err(LogError::Failed(format!(
+                        "cannot ask Kafka for the end of the log: {cause}"
+                    )));
                 }
                 // A leader that moves: librdkafka has dropped what it knew and asks anew.
                 Err(_) => self.idle(Duration::from_millis(20).min(remaining(end))),
@@ -418,12 +563,18 @@ impl Topics {
         for element in list.elements() {
             element.error().map_err(|error| describe_error(&error))?;
             let owner = states.iter().position(|state| {
-                state.usable().is_some_and(|topic| topic.identity.topic == element.topic())
+                state
+                    .usable()
+                    .is_some_and(|topic| topic.identity.topic == element.topic())
             });
-            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition())) else {
+            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition()))
+            else {
                 return Err("the answer names a partition that was not asked for".into());
             };
-            let at = TopicPartition { database: database as u16, partition };
+            let at = TopicPartition {
+                database: database as u16,
+                partition,
+            };
             match element.offset() {
                 Offset::Offset(offset) if offset >= 0 => positions.insert(at, offset as u64),
                 other => return Err(format!("{} has the end {other:?}", element.topic())),
@@ -433,7 +584,10 @@ impl Topics {
     }
 
     fn all_names(&self) -> Vec<&str> {
-        self.names.iter().map(|mapped| mapped.topic.as_str()).collect()
+        self.names
+            .iter()
+            .map(|mapped| mapped.topic.as_str())
+            .collect()
     }
 
     fn identity(&self, topic_id: &str) -> String {
@@ -452,7 +606,9 @@ fn missing(database: u16, name: &str) -> LogError {
 }
 
 fn cannot_create(name: &str, cause: &str) -> LogError {
-    LogError::Failed(format!("cannot create topic {name}: {cause}; create it with cleanup.policy=compact, or allow it to be created"))
+    LogError::Failed(format!(
+        "cannot create topic {name}: {cause}; create it with cleanup.policy=compact, or allow it to be created"
+    ))
 }
 
 fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
@@ -464,10 +620,16 @@ fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
 }
 
 /// What about a topic can lose data, for a person to know.
-fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings: &Settings) -> Vec<String> {
+fn warnings(
+    name: &str,
+    policy: &str,
+    replicas: usize,
+    read_only: bool,
+    settings: &Settings,
+) -> Vec<String> {
     let mut all = Vec::new();
     if read_only {
-        if policy != "compact" {
+        if policy != "compact" && policy != UNKNOWN {
             all.push(format!("topic {name} has cleanup.policy={policy}: keys vanish from it without a delete, and stay here until the next rebuild"));
         }
         return all;
@@ -479,4 +641,61 @@ fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings
         all.push(format!("topic {name} has unclean.leader.election.enable=true: a failover can lose acknowledged writes; set it to false"));
     }
     all
+}
+
+#[cfg(test)]
+impl Topics {
+    /// Topics as if they had been found so, on a cluster that cannot be asked for their settings.
+    pub fn fixed(config: &Arc<Config>, health: &Arc<Health>, found: Vec<Topic>) -> Topics {
+        let context = Context::new(health);
+        Topics {
+            config: Arc::clone(config),
+            health: Arc::clone(health),
+            names: config.topics(),
+            cluster: String::new(),
+            questions: config
+                .questions()
+                .create_with_context(context)
+                .expect("create a client"),
+            missing: Mutex::new(vec![None; found.len()]),
+            states: ArcSwap::from_pointee(
+                found
+                    .into_iter()
+                    .map(|topic| State::Usable(Arc::new(topic)))
+                    .collect(),
+            ),
+            generation: AtomicU64::new(1),
+            connected: AtomicBool::new(true),
+            hurry: AtomicBool::new(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_can_lose_data_are_warned_of() {
+        let settings = |all: &[(&str, &str)]| {
+            Settings::from_iter(
+                all.iter()
+                    .map(|(name, value)| (name.to_string(), value.to_string())),
+            )
+        };
+        let good = [
+            ("min.insync.replicas", "2"),
+            ("unclean.leader.election.enable", "false"),
+        ];
+        let bad = [
+            ("min.insync.replicas", "1"),
+            ("unclean.leader.election.enable", "true"),
+        ];
+        assert!(warnings("t", "compact", 3, false, &settings(&good)).is_empty());
+        assert_eq!(warnings("t", "compact", 3, false, &settings(&bad)).len(), 2);
+        // With one or two replicas there is nothing to demand.
+        assert_eq!(warnings("t", "compact", 1, false, &settings(&bad)).len(), 1);
+        assert!(warnings("t", "compact", 3, true, &settings(&bad)).is_empty());
+        assert_eq!(warnings("t", "delete", 3, true, &settings(&good)).len(), 1);
+    }
 }

@@ -8,9 +8,10 @@ use smallvec::SmallVec;
 
 use crate::store::{Meta, Value, key_hash};
 
-/// Values above this are cut into pieces of this size. sled keeps up to 17 values in one leaf and writes the leaf as one
-/// message; messages above 128 KiB leave its log for files of their own, which leak disk. 17 × 6 KiB stays below.
-pub(super) const PIECE_BYTES: usize = 6 * 1024;
+/// Values above this are cut into pieces of this size. sled writes a leaf as one message, and messages above 128 KiB leave its
+/// log for files of their own, which leak disk. A leaf has up to 20 values (16, and those of a small neighbour merged into it):
+/// this many pieces and their keys stay below.
+pub(super) const PIECE_BYTES: usize = 6_000;
 
 /// A length in a head above this is damage.
 const MAX_VALUE_BYTES: u64 = u32::MAX as u64;

@@ -112,6 +112,9 @@ impl Writer {
     }
 
     pub fn apply(&mut self, store: &SledStore, changes: &[Change]) -> Result<(), Failure> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         self.mark_dirty(store)?;
         for change in changes {
             let view = store.database(change.database)?.view.load_full();

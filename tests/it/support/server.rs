@@ -1,6 +1,7 @@
 //! The server under test, and redis-server to compare it with.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use super::client::Client;
 use super::kafka::Kafka;
-use super::{parts, ports, process, temp};
+use super::{parts, ports, process, resp, temp};
 
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
@@ -372,34 +373,43 @@ fn wait_until_ready(child: &mut Child, port: u16) -> Result<(), String> {
         if let Some(status) = child.try_wait().expect("wait for a child") {
             return Err(format!("ended at its start ({status})"));
         }
-        if is_ready(port) {
+        let Err(obstacle) = ask_if_ready(port) else {
             return Ok(());
-        }
+        };
         if Instant::now() >= end {
-            return Err(format!("did not serve within {START:?}"));
+            return Err(format!("did not serve within {START:?} ({obstacle})"));
         }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn is_ready(port: u16) -> bool {
-    let Ok(mut client) = Client::try_connect(port) else {
-        return false;
-    };
+/// Says what stands in the way where the server is not ready.
+fn ask_if_ready(port: u16) -> Result<(), String> {
+    let mut client = Client::try_connect(port).map_err(|error| format!("connect: {error}"))?;
     client.set_deadline(Duration::from_secs(2));
-    let mut ask = |line| -> Option<Vec<u8>> {
-        client.try_write(&super::resp::command_line(line)).ok()?;
-        client.try_reply().ok()?
+    let mut ask = |line| -> io::Result<Vec<u8>> {
+        client.try_write(&resp::command_line(line))?;
+        client
+            .try_reply()?
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     };
-    match ask("PING").as_deref() {
+    let pong = ask("PING").map_err(|error| format!("PING: {error}"))?;
+    if pong.starts_with(b"-NOAUTH") {
         // It serves, though not a stranger.
-        Some(reply) if reply.starts_with(b"-NOAUTH") => true,
-        Some(b"+PONG\r\n") => {
-            let info = ask("INFO persistence").unwrap_or_default();
-            String::from_utf8_lossy(&info)
-                .lines()
-                .any(|line| line == "loading:0")
-        }
-        _ => false,
+        return Ok(());
+    }
+    if pong != b"+PONG\r\n" {
+        return Err(format!("PING: {}", resp::show(&pong)));
+    }
+    let info = ask("INFO persistence").map_err(|error| format!("INFO: {error}"))?;
+    match String::from_utf8_lossy(&info)
+        .lines()
+        .any(|line| line == "loading:0")
+    {
+        true => Ok(()),
+        false => Err(format!(
+            "no loading:0 in INFO persistence: {}",
+            resp::show(&info)
+        )),
     }
 }

@@ -1,0 +1,327 @@
+//! DUMP and RESTORE: a value as bytes that another server, Redis too, can take in.
+//!
+//! The bytes are those of an RDB file for one string (<https://rdb.fnordig.de/file_format.html>): a type byte, the string (of a length,
+//! as an integer, or LZF-compressed), then two bytes of version and a CRC64 of all before it, both little endian.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::args::{SYNTAX, int, is, parse_int};
+use super::{Args, Context, Fault, Outcome, Reply};
+
+/// What DUMP writes: the oldest version that still says so, strings are the same in all.
+const WRITTEN_VERSION: u16 = 10;
+/// The newest that RESTORE takes: that of Redis 7.2.
+const NEWEST_VERSION: u16 = 11;
+/// Bytes of version and checksum.
+const TRAILER: usize = 10;
+
+const TYPE_STRING: u8 = 0;
+
+/// The two upper bits of a string's first byte.
+mod length {
+    pub const SIX_BITS: u8 = 0;
+    pub const FOURTEEN_BITS: u8 = 1;
+    pub const WHOLE: u8 = 2;
+    pub const ENCODED: u8 = 3;
+    /// First bytes of longer lengths, big endian.
+    pub const FOUR_BYTES: u8 = 0x80;
+    pub const EIGHT_BYTES: u8 = 0x81;
+    /// First bytes of encoded strings.
+    pub const INT8: u8 = 0xc0;
+    pub const INT16: u8 = 0xc1;
+    pub const INT32: u8 = 0xc2;
+    pub const LZF: u8 = 0xc3;
+}
+
+pub(super) fn dump(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    let value = context.transaction.get_string(database, args[1])?;
+    Ok(value.map(|value| serialize(&value)).into())
+}
+
+pub(super) fn restore(context: &mut Context, args: Args) -> Outcome {
+    let options = RestoreOptions::parse(&args[4..])?;
+    let (database, key) = (context.database(), args[1]);
+    let exists = context.transaction.exists(database, key)?;
+    if exists && !options.replace {
+        return Err("BUSYKEY Target key name already exists.".into());
+    }
+    let ttl = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR Invalid TTL value, must be >= 0"))?;
+    let content = verified(args[3]).ok_or("ERR DUMP payload version or checksum are wrong")?;
+    let limit = context.shared.config.proto_max_bulk_len();
+    let value = deserialize(content, limit).ok_or("ERR Bad data format")?;
+    let expire_at = match ttl {
+        0 => None,
+        ttl if options.absolute => Some(ttl),
+        ttl => Some(ttl.saturating_add(context.transaction.now)),
+    };
+    if expire_at.is_none_or(|at| at > context.transaction.now) {
+        context.transaction.set(database, key, value, expire_at);
+    } else if exists {
+        context.transaction.delete(database, key);
+    }
+    Ok(Reply::Ok)
+}
+
+#[derive(Default)]
+struct RestoreOptions {
+    replace: bool,
+    absolute: bool,
+}
+
+impl RestoreOptions {
+    /// IDLETIME and FREQ are checked; nothing here would use them.
+    fn parse(options: Args) -> Result<Self, Fault> {
+        let mut parsed = RestoreOptions::default();
+        let (mut idle, mut frequency) = (false, false);
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            let argument = options.as_slice().first();
+            if is(option, "replace") {
+                parsed.replace = true;
+            } else if is(option, "absttl") {
+                parsed.absolute = true;
+            } else if let (true, false, Some(argument)) = (is(option, "idletime"), frequency, argument) {
+                if int(argument)? < 0 {
+                    return Err("ERR Invalid IDLETIME value, must be >= 0".into());
+                }
+                (idle, _) = (true, options.next());
+            } else if let (true, false, Some(argument)) = (is(option, "freq"), idle, argument) {
+                if !(0..=255).contains(&int(argument)?) {
+                    return Err("ERR Invalid FREQ value, must be >= 0 and <= 255".into());
+                }
+                (frequency, _) = (true, options.next());
+            } else {
+                return Err(SYNTAX.into());
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// A string as DUMP tells it. It is not compressed.
+fn serialize(value: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(value.len() + 1 + 9 + TRAILER);
+    out.put_u8(TYPE_STRING);
+    match parse_int(value).and_then(|number| i32::try_from(number).ok()) {
+        Some(number) => put_integer(&mut out, number),
+        None => {
+            put_length(&mut out, value.len());
+            out.put_slice(value);
+        }
+    }
+    out.put_u16_le(WRITTEN_VERSION);
+    let checksum = crc64(&out);
+    out.put_u64_le(checksum);
+    out.freeze()
+}
+
+fn put_integer(out: &mut BytesMut, number: i32) {
+    if let Ok(number) = i8::try_from(number) {
+        out.put_u8(length::INT8);
+        out.put_i8(number);
+    } else if let Ok(number) = i16::try_from(number) {
+        out.put_u8(length::INT16);
+        out.put_i16_le(number);
+    } else {
+        out.put_u8(length::INT32);
+        out.put_i32_le(number);
+    }
+}
+
+fn put_length(out: &mut BytesMut, len: usize) {
+    match len {
+        0..0x40 => out.put_u8(len as u8),
+        0x40..0x4000 => out.put_u16(u16::from(length::FOURTEEN_BITS) << 14 | len as u16),
+        _ => match u32::try_from(len) {
+            Ok(len) => {
+                out.put_u8(length::FOUR_BYTES);
+                out.put_u32(len);
+            }
+            Err(_) => {
+                out.put_u8(length::EIGHT_BYTES);
+                out.put_u64(len as u64);
+            }
+        },
+    }
+}
+
+/// What stands before the trailer, if version and checksum are right.
+fn verified(payload: &[u8]) -> Option<&[u8]> {
+    let (content, trailer) = payload.split_at_checked(payload.len().checked_sub(TRAILER)?)?;
+    let (version, checksum) = trailer.split_first_chunk::<2>()?;
+    let (covered, _) = payload.split_at(payload.len() - checksum.len());
+    let right = u16::from_le_bytes(*version) <= NEWEST_VERSION
+        && u64::from_le_bytes(checksum.try_into().ok()?) == crc64(covered);
+    right.then_some(content)
+}
+
+/// The string that the content holds; `None` if it holds none, or one longer than `limit`. Like Redis it does not mind
+/// bytes behind it.
+fn deserialize(content: &[u8], limit: usize) -> Option<Bytes> {
+    let (&TYPE_STRING, mut content) = content.split_first()? else {
+        return None;
+    };
+    let first = *content.first()?;
+    if first >> 6 != length::ENCODED {
+        let len = take_length(&mut content, limit)?;
+        return content.get(..len).map(Bytes::copy_from_slice);
+    }
+    content = &content[1..];
+    let number = match first {
+        length::INT8 => i32::from(i8::from_le_bytes(*content.first_chunk()?)),
+        length::INT16 => i32::from(i16::from_le_bytes(*content.first_chunk()?)),
+        length::INT32 => i32::from_le_bytes(*content.first_chunk()?),
+        length::LZF => {
+            let compressed = take_length(&mut content, limit)?;
+            let len = take_length(&mut content, limit)?;
+            return decompress(content.get(..compressed)?, len);
+        }
+        _ => return None,
+    };
+    Some(number.to_string().into())
+}
+
+/// A length, taken off the front; `None` if it is above `limit`.
+fn take_length(content: &mut &[u8], limit: usize) -> Option<usize> {
+    let (&first, rest) = content.split_first()?;
+    let (len, taken) = match (first >> 6, first) {
+        (length::SIX_BITS, _) => (u64::from(first), 0),
+        (length::FOURTEEN_BITS, _) => (u64::from(first & 0x3f) << 8 | u64::from(*rest.first()?), 1),
+        (length::WHOLE, length::FOUR_BYTES) => (u64::from(u32::from_be_bytes(*rest.first_chunk()?)), 4),
+        (length::WHOLE, length::EIGHT_BYTES) => (u64::from_be_bytes(*rest.first_chunk()?), 8),
+        _ => return None,
+    };
+    *content = &rest[taken..];
+    usize::try_from(len).ok().filter(|len| *len <= limit)
+}
+
+/// LZF: a byte below 32 is followed by that many bytes and one more as they are; any other tells how far back to copy from
+/// (13 bits) and how much (3 bits, or a byte more).
+fn decompress(compressed: &[u8], len: usize) -> Option<Bytes> {
+    let mut out = Vec::new();
+    let mut rest = compressed;
+    while let Some((&control, behind)) = rest.split_first() {
+        rest = behind;
+        if control < 32 {
+            let (literal, behind) = rest.split_at_checked(usize::from(control) + 1)?;
+            out.extend_from_slice(literal);
+            rest = behind;
+        } else {
+            let mut count = usize::from(control >> 5) + 2;
+            if control >> 5 == 7 {
+                let (&more, behind) = rest.split_first()?;
+                (count, rest) = (count + usize::from(more), behind);
+            }
+            let (&low, behind) = rest.split_first()?;
+            rest = behind;
+            let back = (usize::from(control & 31) << 8 | usize::from(low)) + 1;
+            let from = out.len().checked_sub(back)?;
+            // Byte by byte: it may copy what it has just written.
+            for at in from..from + count {
+                out.push(out[at]);
+            }
+        }
+        if out.len() > len {
+            return None;
+        }
+    }
+    (out.len() == len).then(|| out.into())
+}
+
+/// CRC-64 as RDB files have it: polynomial ad93d23594c935a9, reflected, from 0.
+fn crc64(bytes: &[u8]) -> u64 {
+    const REFLECTED: u64 = 0xad93_d235_94c9_35a9_u64.reverse_bits();
+    const TABLE: [u64; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let (mut crc, mut bit) = (byte as u64, 0);
+            while bit < 8 {
+                crc = if crc & 1 == 1 { crc >> 1 ^ REFLECTED } else { crc >> 1 };
+                bit += 1;
+            }
+            table[byte] = crc;
+            byte += 1;
+        }
+        table
+    };
+    bytes
+        .iter()
+        .fold(0, |crc, byte| TABLE[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    fn read(payload: &[u8]) -> Option<Bytes> {
+        deserialize(verified(payload)?, LIMIT)
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_rdb_files() {
+        assert_eq!(crc64(b"123456789"), 0xe9c6_d914_c4b8_d9ca);
+    }
+
+    /// As redis-server 7.0.15 dumped `123` and 45 times `a`.
+    #[test]
+    fn what_redis_dumped_is_read() {
+        let number = b"\x00\xc0{\n\x00H\xe2S\xe1\x00zg\xb9";
+        assert_eq!(&serialize(b"123")[..], number);
+        assert_eq!(read(number).as_deref(), Some(&b"123"[..]));
+        let compressed = b"\x00\xc3\t-\x01aa\xe0 \x00\x01aa\n\x00\xb8%\xa6\xf9\xa5\x12\x8e\xd9";
+        assert_eq!(read(compressed).as_deref(), Some(&[b'a'; 45][..]));
+    }
+
+    #[test]
+    fn what_is_dumped_can_be_restored() {
+        for value in [
+            "",
+            "0",
+            "-1",
+            "127",
+            "128",
+            "-32769",
+            "2147483648",
+            "-2147483648",
+            "007",
+            "text",
+        ] {
+            assert_eq!(
+                read(&serialize(value.as_bytes())).as_deref(),
+                Some(value.as_bytes()),
+                "{value}"
+            );
+        }
+        for len in [63, 64, 16_383, 16_384, LIMIT] {
+            assert_eq!(read(&serialize(&vec![b'x'; len])).map(|v| v.len()), Some(len));
+        }
+        assert_eq!(read(&serialize(&vec![b'x'; LIMIT + 1])), None);
+    }
+
+    #[test]
+    fn damage_is_noticed() {
+        let good = serialize(b"some value");
+        for at in 0..good.len() {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1;
+            assert_eq!(verified(&bad), None, "byte {at}");
+            assert_eq!(verified(&good[..at]), None, "cut at {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_content_makes_it_fail(content in vec(any::<u8>(), 0..64), string in vec(0xc0u8..=0xc3, 1)) {
+            deserialize(&content, LIMIT);
+            deserialize(&[&[TYPE_STRING], &string[..], &content].concat(), LIMIT);
+            decompress(&content, LIMIT);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The command line: one flag per setting, made from the table, and what `--help` and `--version` say.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::Refused;
+use super::kind::{Kind, parse_memory};
+use super::sources::{Given, Place, unknown};
+use super::table::{Effect, Group, SETTINGS, Setting};
+
+const ABOUT: &str =
+    "A Redis-protocol server whose data lives in a compacted Kafka topic or, without Kafka, in a durable log on local disk.";
+const EXAMPLES: &str = "\
+Examples:
+  highwater                                                   embedded log in ./data, port 6379
+  highwater --bootstrap-servers 127.0.0.1:9092 --topic kv     the compacted topic kv
+  highwater my.conf --port 7000                               settings from a file, one overridden";
+const SOURCES: &str = "\
+Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
+syntax (port 7000); the first of these that has it holds.";
+const FILE: &str = "FILE";
+const CONFIG: &str = "config";
+
+/// What the command line says.
+pub struct CommandLine {
+    pub file: Option<PathBuf>,
+    pub given: Vec<Given>,
+}
+
+/// The whole command line, for parsing and for `--help`.
+pub fn command() -> Command {
+    let command = Command::new("highwater")
+        .about(ABOUT)
+        .version(version())
+        .override_usage("highwater [FILE] [--NAME VALUE]...")
+        .max_term_width(120)
+        .next_line_help(true)
+        .after_help(format!("{EXAMPLES}\n\n{SOURCES}"))
+        .after_long_help(format!("{EXAMPLES}\n\n{SOURCES}\n\n{}", without_effect()))
+        .arg(path(Arg::new(FILE).help("Settings in redis.conf syntax")))
+        .arg(path(
+            Arg::new(CONFIG)
+                .long("config")
+                .value_name("FILE")
+                .help("The same, as a flag")
+                .conflicts_with(FILE),
+        ));
+    command.args(SETTINGS.iter().map(flag))
+}
+
+/// Version, build, librdkafka.
+pub fn version() -> String {
+    format!(
+        "{} ({}, {} build for {})\nlibrdkafka {}",
+        super::VERSION,
+        if super::COMMIT.is_empty() {
+            "commit unknown"
+        } else {
+            super::COMMIT
+        },
+        super::PROFILE,
+        super::TARGET,
+        rdkafka::util::get_rdkafka_version().1,
+    )
+}
+
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, Refused> {
+    let matches = command().try_get_matches_from(arguments).map_err(refusal)?;
+    let file = [FILE, CONFIG].iter().find_map(|id| matches.get_one::<PathBuf>(id).cloned());
+    let mut given = Vec::new();
+    for (place, setting) in SETTINGS.iter().enumerate() {
+        given.extend(of_setting(&matches, place, setting));
+    }
+    Ok(CommandLine { file, given })
+}
+
+fn of_setting(matches: &ArgMatches, setting: usize, row: &Setting) -> Vec<Given> {
+    let occurrences = matches.get_occurrences::<String>(row.name).into_iter().flatten();
+    occurrences
+        .map(|words| Given {
+            setting,
+            words: words.cloned().collect(),
+            place: Place::Flag(format!("--{}", row.name)),
+        })
+        .collect()
+}
+
+fn path(arg: Arg) -> Arg {
+    arg.value_parser(ValueParser::path_buf())
+}
+
+fn flag(setting: &Setting) -> Arg {
+    let default = match (setting.default, setting.kind) {
+        ("", _) => String::new(),
+        (default, Kind::Memory { .. }) => format!(" [default: {}]", show_memory(default)),
+        (default, _) => format!(" [default: {default}]"),
+    };
+    let mut arg = Arg::new(setting.name)
+        .long(setting.name)
+        .aliases(setting.aliases)
+        .value_name(setting.kind.placeholder())
+        .help(format!("{}{default}", setting.summary))
+        .help_heading(setting.group.heading())
+        .allow_negative_numbers(true)
+        .action(ArgAction::Append)
+        .hide(setting.group == Group::WithoutEffect);
+    if let Some(letter) = setting.short {
+        arg = arg.short(letter);
+    }
+    if setting.kind.takes_words() && setting.short.is_none() {
+        arg.num_args(1..)
+    } else {
+        arg.num_args(1)
+    }
+}
+
+/// Bytes in the largest unit that fits.
+fn show_memory(bytes: &str) -> String {
+    let number = parse_memory(bytes).unwrap_or_default();
+    let units = [(30, "gb"), (20, "mb"), (10, "kb")];
+    let fitting = units.iter().find(|(bits, _)| number > 0 && number.is_multiple_of(1 << bits));
+    fitting.map_or(bytes.to_string(), |(bits, unit)| format!("{}{unit}", number >> bits))
+}
+
+/// The settings that mean nothing here, by reason.
+fn without_effect() -> String {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for setting in SETTINGS.iter() {
+        let (Effect::None(why) | Effect::OnlyDefault(why)) = setting.effect else {
+            continue;
+        };
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(setting.name),
+            None => reasons.push((why, vec![setting.name])),
+        }
+    }
+    let mut text =
+        String::from("Settings of Redis that are accepted without effect, so that a redis.conf can be used as it is:\n");
+    for (why, names) in reasons {
+        text.push_str(&format!("  {}\n    ({why})\n", names.join(" ")));
+    }
+    text.trim_end().to_string()
+}
+
+/// Help and version are shown as they are; everything else becomes one line.
+fn refusal(error: clap::Error) -> Refused {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let argument = context(ContextKind::InvalidArg).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refused::Shown(Box::new(error)),
+        ErrorKind::UnknownArgument => match argument.strip_prefix("--") {
+            Some(name) => Refused::Wrong(unknown(&Place::Flag(argument.clone()), name)),
+            None => Refused::Wrong(format!(
+                "'{argument}' is one argument too many; highwater --help says what there is"
+            )),
+        },
+        ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
+            let flag = argument.split(' ').next().unwrap_or_default();
+            Refused::Wrong(format!("{flag}: a value is missing"))
+        }
+        ErrorKind::InvalidUtf8 => Refused::Wrong("the command line is not UTF-8".into()),
+        ErrorKind::ArgumentConflict => Refused::Wrong("two files of settings are given; one can include the other".into()),
+        _ => Refused::Wrong(error.to_string().lines().next().unwrap_or_default().to_string()),
+    }
+}

@@ -1,0 +1,238 @@
+//! Where values come from besides the command line: the environment and files in redis.conf syntax. Every value keeps its place, so that an
+//! error can name it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::table::{self, SETTINGS};
+
+/// Files that include files that include ...
+const MAX_INCLUDES: usize = 16;
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Directives of redis.conf that are no settings, and why they are not taken.
+const NOT_TAKEN: &[(&str, &str)] = &[
+    ("user", "there is one user, the default one; its password is requirepass"),
+    ("rename-command", "commands keep their names"),
+    ("loadmodule", "there are no modules"),
+];
+
+/// A value and where it stands.
+#[derive(Clone)]
+pub struct Given {
+    /// Place of the setting in the table.
+    pub setting: usize,
+    pub words: Vec<String>,
+    pub place: Place,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Place {
+    Flag(String),
+    Variable(String),
+    Line(PathBuf, usize),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Flag(flag) => write!(f, "{flag}"),
+            Place::Variable(name) => write!(f, "environment variable {name}"),
+            Place::Line(path, line) => write!(f, "{}:{line}", path.display()),
+        }
+    }
+}
+
+/// What to say of a name that is no setting.
+pub fn unknown(place: &Place, name: &str) -> String {
+    let name: String = name.chars().take(80).collect();
+    match table::nearest(&name) {
+        Some(nearest) => {
+            let nearest = match place {
+                Place::Flag(_) => format!("--{nearest}"),
+                Place::Variable(_) => table::variable(nearest),
+                Place::Line(..) => format!("'{nearest}'"),
+            };
+            format!("{place}: there is no setting '{name}'; did you mean {nearest}?")
+        }
+        None => format!("{place}: there is no setting '{name}'; highwater --help lists them all"),
+    }
+}
+
+/// The values in the environment. An empty variable counts as not set.
+pub fn from_environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Vec<Given>, String> {
+    let mut given = Vec::new();
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|name| name.starts_with("HIGHWATER_")) else {
+            continue;
+        };
+        let place = Place::Variable(name.to_string());
+        let value = value.into_string().map_err(|_| format!("{place}: the value is not UTF-8"))?;
+        if value.is_empty() || is_from_elsewhere(name, &value) {
+            continue;
+        }
+        let known = SETTINGS
+            .iter()
+            .position(|setting| setting.names().any(|known| table::variable(known) == name));
+        let Some(setting) = known else {
+            let plain = name["HIGHWATER_".len()..].to_ascii_lowercase().replace('_', "-");
+            return Err(unknown(&place, &plain));
+        };
+        given.push(Given {
+            setting,
+            words: vec![value],
+            place,
+        });
+    }
+    Ok(given)
+}
+
+/// Variables that others set: Kubernetes for a service named `highwater`, and the project's own tests.
+fn is_from_elsewhere(name: &str, value: &str) -> bool {
+    ["HIGHWATER_SERVICE_", "HIGHWATER_PORT_", "HIGHWATER_TEST_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || (name == "HIGHWATER_PORT" && value.contains("://"))
+}
+
+/// The values in a file in redis.conf syntax, with those of the files that it includes.
+pub fn from_file(path: &Path) -> Result<Vec<Given>, String> {
+    let mut given = Vec::new();
+    read_into(path, &mut given, 0)?;
+    Ok(given)
+}
+
+fn read_into(path: &Path, given: &mut Vec<Given>, depth: usize) -> Result<(), String> {
+    if depth > MAX_INCLUDES {
+        return Err(format!(
+            "{}: files include each other more than {MAX_INCLUDES} deep",
+            path.display()
+        ));
+    }
+    let text = read_text(path)?;
+    for (number, line) in text.lines().enumerate() {
+        let place = Place::Line(path.to_path_buf(), number + 1);
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut words = split(line).ok_or_else(|| format!("{place}: a quote is not closed, or text follows it"))?;
+        let name = words.remove(0);
+        if words.is_empty() {
+            return Err(format!("{place}: '{name}' has no value; an empty one is written \"\""));
+        }
+        if name.eq_ignore_ascii_case("include") {
+            for file in &words {
+                read_into(&path.parent().unwrap_or(Path::new("")).join(file), given, depth + 1)?;
+            }
+            continue;
+        }
+        if let Some((name, why)) = NOT_TAKEN.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)) {
+            return Err(format!("{place}: '{name}' is not supported: {why}"));
+        }
+        let setting = table::place(&name).ok_or_else(|| unknown(&place, &name))?;
+        given.push(Given { setting, words, place });
+    }
+    Ok(())
+}
+
+/// The properties in a file of librdkafka properties, as kcat's `-F` takes it.
+pub fn properties_file(path: &Path) -> Result<String, String> {
+    let mut properties = String::new();
+    for (number, line) in read_text(path)?.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if !line.contains('=') {
+            return Err(format!("{}:{}: a line is PROPERTY=VALUE", path.display(), number + 1));
+        }
+        properties.push_str(line);
+        properties.push('\n');
+    }
+    Ok(properties)
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let cannot = |cause: &dyn fmt::Display| format!("cannot read {}: {cause}", path.display());
+    let size = std::fs::metadata(path).map_err(|e| cannot(&e))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(cannot(&format!(
+            "it has {size} bytes, more than the {MAX_FILE_BYTES} that are read"
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(|e| cannot(&e))?;
+    String::from_utf8(bytes).map_err(|_| cannot(&"it is not UTF-8"))
+}
+
+/// Splits a line as redis.conf has it: blanks separate, quotes hold together, `\n`, `\x41` and the like inside double quotes.
+/// `None` if a quote is not closed or something other than a blank follows it.
+pub fn split(line: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_start();
+    while !rest.is_empty() {
+        let (word, after) = match rest.chars().next() {
+            Some('"') => quoted(&rest[1..])?,
+            Some('\'') => single_quoted(&rest[1..])?,
+            _ => {
+                let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+                (rest[..end].to_string(), &rest[end..])
+            }
+        };
+        if after.chars().next().is_some_and(|c| !c.is_whitespace()) {
+            return None;
+        }
+        words.push(word);
+        rest = after.trim_start();
+    }
+    Some(words)
+}
+
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut word = Vec::new();
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    loop {
+        let byte = *bytes.get(at)?;
+        at += 1;
+        match byte {
+            b'"' => return Some((String::from_utf8(word).ok()?, &text[at..])),
+            b'\\' => {
+                let escaped = *bytes.get(at)?;
+                at += 1;
+                let code = text.get(at..at + 2).filter(|_| escaped == b'x');
+                match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                    Some(byte) => {
+                        at += 2;
+                        word.push(byte);
+                    }
+                    None => word.push(match escaped {
+                        b'n' => b'\n',
+                        b'r' => b'\r',
+                        b't' => b'\t',
+                        b'b' => 8,
+                        b'a' => 7,
+                        other => other,
+                    }),
+                }
+            }
+            byte => word.push(byte),
+        }
+    }
+}
+
+fn single_quoted(text: &str) -> Option<(String, &str)> {
+    let mut word = String::new();
+    let mut rest = text;
+    loop {
+        let end = rest.find('\'')?;
+        match rest[..end].strip_suffix('\\') {
+            Some(before) => word.push_str(&format!("{before}'")),
+            None => {
+                word.push_str(&rest[..end]);
+                return Some((word, &rest[end + 1..]));
+            }
+        }
+        rest = &rest[end + 1..];
+    }
+}

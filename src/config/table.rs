@@ -1,0 +1,494 @@
+//! Every setting once: what it is called, what it may be, whether it can change while the server runs, and what it does.
+//!
+//! Names and defaults that Redis has too are those of Redis 7.0 and 7.2 (facts, see <https://redis.io/docs/latest/operate/oss_and_stack/management/config/>);
+//! those that mean nothing here are in [`super::without_effect`].
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use super::checks;
+use super::kind::{COUNT, Kind, LARGE, MEMORY, PORT};
+use super::without_effect;
+
+/// One setting.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    pub name: &'static str,
+    /// Redis's older names for it.
+    pub aliases: &'static [&'static str],
+    /// Its letter on the command line.
+    pub short: Option<char>,
+    pub kind: Kind,
+    pub default: &'static str,
+    pub change: Change,
+    pub group: Group,
+    pub effect: Effect,
+    /// Given several times, the values add up.
+    pub adds_up: bool,
+    pub secret: bool,
+    /// What it does; for people.
+    pub summary: &'static str,
+}
+
+/// Whether CONFIG SET may change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Yes.
+    Any,
+    /// Only at start; setting what it is already is fine.
+    AtStart,
+    /// Only at start; Redis refuses it whatever the value.
+    Immutable,
+    /// As `Immutable`, with Redis's other text.
+    Protected,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Works,
+    /// Accepted and returned, nothing else; why.
+    None(&'static str),
+    /// Ignoring it could do harm: nothing but the default is accepted; why.
+    OnlyDefault(&'static str),
+}
+
+/// Headings of `--help`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Server,
+    Log,
+    Kafka,
+    Store,
+    Limits,
+    Logging,
+    WithoutEffect,
+}
+
+impl Group {
+    pub fn heading(self) -> &'static str {
+        match self {
+            Group::Server => "Server",
+            Group::Log => "Log",
+            Group::Kafka => "Kafka",
+            Group::Store => "Store",
+            Group::Limits => "Limits",
+            Group::Logging => "Logging and statistics",
+            Group::WithoutEffect => "Without effect",
+        }
+    }
+}
+
+impl Setting {
+    /// What rows leave out.
+    pub const DEFAULT: Setting = Setting {
+        name: "",
+        aliases: &[],
+        short: None,
+        kind: Kind::Text,
+        default: "",
+        change: Change::Any,
+        group: Group::Server,
+        effect: Effect::Works,
+        adds_up: false,
+        secret: false,
+        summary: "",
+    };
+
+    /// Its environment variable.
+    pub fn variable(&self) -> String {
+        variable(self.name)
+    }
+
+    /// All its names, the proper one first.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
+    }
+}
+
+/// The environment variable of a setting of this name.
+pub fn variable(name: &str) -> String {
+    format!("HIGHWATER_{}", name.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// Every setting: those that do something, then the others.
+pub static SETTINGS: LazyLock<Vec<Setting>> =
+    LazyLock::new(|| EFFECTIVE.iter().chain(without_effect::SETTINGS).copied().collect());
+
+/// Place in [`SETTINGS`] by name and alias, lower case.
+static PLACES: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
+    let named = SETTINGS.iter().enumerate();
+    named
+        .flat_map(|(at, setting)| setting.names().map(move |name| (name, at)))
+        .collect()
+});
+
+/// Place of a setting, by its name in any case.
+pub fn place(name: &str) -> Option<usize> {
+    PLACES
+        .get(name)
+        .or_else(|| PLACES.get(name.to_ascii_lowercase().as_str()))
+        .copied()
+}
+
+/// The name that looks most like this one, if any does.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    const ALIKE: f64 = 0.8;
+    let name = name.to_ascii_lowercase();
+    let likeness = |known: &&'static str| strsim::jaro_winkler(&name, known);
+    PLACES
+        .keys()
+        .copied()
+        .map(|known| (likeness(&known), known))
+        .filter(|(alike, _)| *alike > ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))
+        .map(|(_, known)| known)
+}
+
+const D: Setting = Setting::DEFAULT;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Settings that do something, in the order of `--help`.
+const EFFECTIVE: &[Setting] = &[
+    // Server
+    Setting {
+        name: "port",
+        kind: PORT,
+        default: "6379",
+        change: Change::AtStart,
+        summary: "Port for Redis clients; 0 for none.",
+        ..D
+    },
+    Setting {
+        name: "bind",
+        kind: Kind::Words,
+        default: "127.0.0.1 -::1",
+        change: Change::AtStart,
+        summary: "Addresses to listen on; one with a leading - may be missing on this machine; * is every IPv4 address, ::* every IPv6 address.",
+        ..D
+    },
+    Setting {
+        name: "dir",
+        default: "./data",
+        change: Change::Protected,
+        summary: "Data directory; made if it is not there.",
+        ..D
+    },
+    Setting {
+        name: "databases",
+        kind: Kind::Integer { min: 1, max: 1_024 },
+        default: "16",
+        change: Change::Immutable,
+        summary: "Number of databases for SELECT.",
+        ..D
+    },
+    Setting {
+        name: "requirepass",
+        secret: true,
+        summary: "Password that clients must give with AUTH or HELLO.",
+        ..D
+    },
+    Setting {
+        name: "protected-mode",
+        kind: Kind::YesNo,
+        default: "yes",
+        summary: "Without a password, take connections from this machine only.",
+        ..D
+    },
+    Setting {
+        name: "grpc-port",
+        kind: PORT,
+        default: "0",
+        change: Change::AtStart,
+        summary: "Port for gRPC clients (kvs2, health, reflection); 0 for none.",
+        ..D
+    },
+    Setting {
+        name: "threads",
+        kind: Kind::Integer { min: 0, max: 1_024 },
+        default: "0",
+        change: Change::AtStart,
+        summary: "Threads that serve connections; 0 for one per core.",
+        ..D
+    },
+    Setting {
+        name: "read-consistency",
+        kind: Kind::Choice(&["session", "eventual"]),
+        default: "session",
+        change: Change::AtStart,
+        summary: "session: what a connection wrote or saw, it sees; eventual: reads may also miss that.",
+        ..D
+    },
+    Setting {
+        name: "active-expire",
+        kind: Kind::YesNo,
+        default: "yes",
+        summary: "Delete expired keys from the embedded log in the background (they are never shown, either way).",
+        ..D
+    },
+    // Log
+    Setting {
+        name: "fsync",
+        aliases: &["appendfsync"],
+        kind: Kind::Choice(&["everysec", "always", "no"]),
+        default: "always",
+        change: Change::AtStart,
+        group: Group::Log,
+        summary: "When the embedded log is flushed to disk: always (before OK), everysec or no (a power failure can lose what was answered OK).",
+        ..D
+    },
+    Setting {
+        name: "segment-bytes",
+        kind: Kind::Memory {
+            min: 64 * KIB,
+            max: 2 * GIB,
+        },
+        default: "67108864",
+        change: Change::AtStart,
+        group: Group::Log,
+        summary: "Size at which the embedded log begins a new file; compaction works on whole files.",
+        ..D
+    },
+    Setting {
+        name: "write-timeout",
+        kind: Kind::Time {
+            min: Duration::from_secs(1),
+            max: HOUR,
+        },
+        default: "5s",
+        change: Change::AtStart,
+        group: Group::Log,
+        summary: "Longest time between a write and its reply, OK or error.",
+        ..D
+    },
+    Setting {
+        name: "startup-timeout",
+        kind: Kind::Time {
+            min: Duration::from_secs(1),
+            max: HOUR,
+        },
+        default: "1m",
+        change: Change::AtStart,
+        group: Group::Log,
+        summary: "How long a start may take to reach the log before it is given up.",
+        ..D
+    },
+    // Kafka
+    Setting {
+        name: "bootstrap-servers",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Kafka brokers, HOST:PORT,HOST:PORT; without them the embedded log under the data directory is used.",
+        ..D
+    },
+    Setting {
+        name: "topic",
+        default: "highwater",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Topic of database 0; database N is TOPIC.dbN.",
+        ..D
+    },
+    Setting {
+        name: "database",
+        kind: Kind::Checked(checks::DATABASES),
+        adds_up: true,
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Shows another topic as database N; may be given several times.",
+        ..D
+    },
+    Setting {
+        name: "partitions",
+        kind: Kind::Integer { min: 1, max: 10_000 },
+        default: "1",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Partitions of topics that are created; the order of writes holds per partition.",
+        ..D
+    },
+    Setting {
+        name: "replication-factor",
+        kind: Kind::Integer { min: 0, max: 100 },
+        default: "0",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Replicas of topics that are created; 0 for the broker's default.",
+        ..D
+    },
+    Setting {
+        name: "partitioner",
+        kind: Kind::Choice(&["murmur2", "crc32"]),
+        default: "murmur2",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "How keys go to partitions: murmur2 as the Java client does, crc32 as librdkafka and kcat do by default.",
+        ..D
+    },
+    Setting {
+        name: "kafka-property",
+        short: Some('X'),
+        kind: Kind::Checked(checks::PROPERTIES),
+        adds_up: true,
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "Any librdkafka property (TLS, SASL, ...); may be given several times, in the environment one a line.",
+        ..D
+    },
+    Setting {
+        name: "kafka-properties-file",
+        short: Some('F'),
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "File with one PROPERTY=VALUE a line, as kcat takes it; the right place for secrets.",
+        ..D
+    },
+    // Store
+    Setting {
+        name: "store-cache",
+        kind: MEMORY,
+        default: "0",
+        change: Change::AtStart,
+        group: Group::Store,
+        summary: "Memory that the local store caches its pages in; 0 for an eighth of the machine's, at most 1gb.",
+        ..D
+    },
+    Setting {
+        name: "checkpoint-interval",
+        kind: Kind::Time {
+            min: Duration::from_millis(100),
+            max: HOUR,
+        },
+        default: "5s",
+        group: Group::Store,
+        summary: "Time between checkpoints of the local store: about so much of the log is read again after a crash.",
+        ..D
+    },
+    // Limits
+    Setting {
+        name: "maxmemory",
+        kind: MEMORY,
+        default: "0",
+        group: Group::Limits,
+        summary: "Memory for keys and values in front of the local store; never deletes a key; 0 for a quarter of the machine's.",
+        ..D
+    },
+    Setting {
+        name: "maxclients",
+        kind: Kind::Integer {
+            min: 1,
+            max: u32::MAX as i64,
+        },
+        default: "10000",
+        group: Group::Limits,
+        summary: "Connections at one time.",
+        ..D
+    },
+    Setting {
+        name: "timeout",
+        kind: COUNT,
+        default: "0",
+        group: Group::Limits,
+        summary: "Seconds after which an idle connection is closed; 0 for never.",
+        ..D
+    },
+    Setting {
+        name: "tcp-keepalive",
+        kind: COUNT,
+        default: "300",
+        group: Group::Limits,
+        summary: "Seconds after which a silent peer is probed; 0 for never. Holds for new connections.",
+        ..D
+    },
+    Setting {
+        name: "tcp-backlog",
+        kind: COUNT,
+        default: "511",
+        change: Change::Immutable,
+        group: Group::Limits,
+        summary: "Connections that may wait to be taken.",
+        ..D
+    },
+    Setting {
+        name: "proto-max-bulk-len",
+        kind: Kind::Memory {
+            min: MIB,
+            max: i64::MAX as u64,
+        },
+        default: "536870912",
+        group: Group::Limits,
+        summary: "Longest string of a request, and longest value.",
+        ..D
+    },
+    Setting {
+        name: "client-query-buffer-limit",
+        kind: Kind::Memory {
+            min: MIB,
+            max: i64::MAX as u64,
+        },
+        default: "1073741824",
+        group: Group::Limits,
+        summary: "Longest request.",
+        ..D
+    },
+    Setting {
+        name: "client-output-buffer-limit",
+        kind: Kind::Checked(checks::OUTPUT_LIMITS),
+        default: "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60",
+        group: Group::Limits,
+        summary: "Replies that may wait for a client that does not read, before it is disconnected; classes normal and pubsub.",
+        ..D
+    },
+    // Logging and statistics
+    Setting {
+        name: "loglevel",
+        kind: Kind::Choice(&["debug", "verbose", "notice", "warning", "nothing"]),
+        default: "notice",
+        group: Group::Logging,
+        summary: "How much is logged.",
+        ..D
+    },
+    Setting {
+        name: "logfile",
+        change: Change::Immutable,
+        group: Group::Logging,
+        summary: "File for the log lines instead of standard error.",
+        ..D
+    },
+    Setting {
+        name: "log-format",
+        kind: Kind::Choice(&["text", "json"]),
+        default: "text",
+        change: Change::AtStart,
+        group: Group::Logging,
+        summary: "Log lines for people, or one JSON object a line.",
+        ..D
+    },
+    Setting {
+        name: "slowlog-log-slower-than",
+        kind: Kind::Integer { min: -1, max: i64::MAX },
+        default: "10000",
+        group: Group::Logging,
+        summary: "Microseconds from which a command is noted for SLOWLOG; -1 for never.",
+        ..D
+    },
+    Setting {
+        name: "slowlog-max-len",
+        kind: LARGE,
+        default: "128",
+        group: Group::Logging,
+        summary: "Entries that SLOWLOG keeps.",
+        ..D
+    },
+    Setting {
+        name: "latency-monitor-threshold",
+        kind: LARGE,
+        default: "0",
+        group: Group::Logging,
+        summary: "Milliseconds from which an event is noted for LATENCY; 0 for never.",
+        ..D
+    },
+];

@@ -1,0 +1,237 @@
+//! The data directory: one process at a time (`LOCK`), and one log for ever (`meta`).
+//!
+//! ```text
+//! log/    the embedded log, where the data is     store/  the local view of the log, disposable
+//! meta    which log this directory belongs to     LOCK    held while a process runs, with its id
+//! ```
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::log::embedded::lock::{DirectoryLock, LockError};
+
+const META: &str = "meta";
+const FORMAT: u32 = 1;
+
+/// The log that a directory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Embedded { id: String },
+    Kafka { cluster: String, topic: String },
+}
+
+/// The directory is ours as long as this lives.
+pub struct DataDir {
+    path: PathBuf,
+    owner: Option<Owner>,
+    _lock: DirectoryLock,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, locks it, and reads whose it is.
+    pub fn open(path: &Path) -> Result<DataDir, String> {
+        fs::create_dir_all(path)
+            .map_err(|e| format!("create the data directory {}: {e}; name another with --dir", path.display()))?;
+        let lock = DirectoryLock::take(path).map_err(|error| match error {
+            LockError::InUse { .. } => format!("use the data directory: {error} (--dir)"),
+            LockError::Io { .. } => format!("use the data directory {}: {error}; name another with --dir", path.display()),
+        })?;
+        Ok(DataDir {
+            owner: read(path)?,
+            path: path.to_path_buf(),
+            _lock: lock,
+        })
+    }
+
+    /// Where the embedded log is.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the local store is.
+    pub fn store(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    /// Refuses a log of the wrong kind or name before it is touched; ids are not looked at.
+    pub fn check(&self, wanted: &Owner) -> Result<(), String> {
+        match (&self.owner, wanted) {
+            (Some(Owner::Embedded { .. }), Owner::Embedded { .. }) if !self.log().exists() => Err(format!(
+                "find the log that was in {}; put it back, or remove {} to begin with an empty one",
+                self.log().display(),
+                self.path.join(META).display()
+            )),
+            (Some(Owner::Embedded { .. }), Owner::Embedded { .. }) | (None, _) => Ok(()),
+            (Some(Owner::Kafka { topic, .. }), Owner::Kafka { topic: now, .. }) if topic == now => Ok(()),
+            (Some(owner), wanted) => Err(self.refusal(owner, wanted)),
+        }
+    }
+
+    /// The directory belongs to this log from now on; refused if it belongs to another.
+    pub fn claim(&mut self, wanted: Owner) -> Result<(), String> {
+        match &self.owner {
+            Some(owner) if *owner == wanted => return Ok(()),
+            Some(owner) if !owner.is_unknown() && !wanted.is_unknown() => return Err(self.refusal(owner, &wanted)),
+            Some(_) if wanted.is_unknown() => return Ok(()),
+            _ => {}
+        }
+        write(&self.path, &wanted).map_err(|e| format!("write {}: {e}; is the disk full?", self.path.join(META).display()))?;
+        self.owner = Some(wanted);
+        Ok(())
+    }
+
+    fn refusal(&self, owner: &Owner, wanted: &Owner) -> String {
+        format!(
+            "use the data directory {} for {wanted}: it belongs to {owner}; name another with --dir",
+            self.path.display()
+        )
+    }
+}
+
+impl Owner {
+    /// The log could not tell its id.
+    fn is_unknown(&self) -> bool {
+        match self {
+            Owner::Embedded { id } => id.is_empty(),
+            Owner::Kafka { cluster, .. } => cluster.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Embedded { id } if id.is_empty() => write!(f, "an embedded log"),
+            Owner::Embedded { id } => write!(f, "the embedded log {id}"),
+            Owner::Kafka { cluster, topic } if cluster.is_empty() => write!(f, "the Kafka topic {topic}"),
+            Owner::Kafka { cluster, topic } => write!(f, "the Kafka topic {topic} of cluster {cluster}"),
+        }
+    }
+}
+
+fn read(dir: &Path) -> Result<Option<Owner>, String> {
+    let path = dir.join(META);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("read {}: {error}", path.display())),
+    };
+    let field = |name: &str| {
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix('=').map(str::to_string);
+        text.lines().find_map(value)
+    };
+    let format: Option<u32> = field("format").and_then(|number| number.parse().ok());
+    match format {
+        Some(FORMAT) => {}
+        Some(newer) => {
+            return Err(format!(
+                "use the data directory {}: it has format {newer}, this version knows {FORMAT}; start the version that wrote it",
+                dir.display()
+            ));
+        }
+        None => return Err(damaged(&path)),
+    }
+    let owner = match field("log").as_deref() {
+        Some("embedded") => field("id").map(|id| Owner::Embedded { id }),
+        Some("kafka") => field("cluster")
+            .zip(field("topic"))
+            .map(|(cluster, topic)| Owner::Kafka { cluster, topic }),
+        _ => None,
+    };
+    owner.map(Some).ok_or_else(|| damaged(&path))
+}
+
+fn damaged(path: &Path) -> String {
+    format!(
+        "read {}: it is damaged; if you know which log this directory belongs to, remove the file",
+        path.display()
+    )
+}
+
+/// Whole or not at all, also after a crash.
+fn write(dir: &Path, owner: &Owner) -> io::Result<()> {
+    let text = match owner {
+        Owner::Embedded { id } => format!("format={FORMAT}\nlog=embedded\nid={id}\n"),
+        Owner::Kafka { cluster, topic } => format!("format={FORMAT}\nlog=kafka\ncluster={cluster}\ntopic={topic}\n"),
+    };
+    let new = dir.join("meta.new");
+    let mut file = File::create(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(META))?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embedded(id: &str) -> Owner {
+        Owner::Embedded { id: id.into() }
+    }
+
+    fn kafka(cluster: &str, topic: &str) -> Owner {
+        Owner::Kafka {
+            cluster: cluster.into(),
+            topic: topic.into(),
+        }
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_log() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let path = temp.path().join("a/b");
+        let mut dir = DataDir::open(&path).expect("is made");
+        assert_eq!(dir.check(&kafka("", "kv")), Ok(()));
+        assert_eq!(dir.claim(kafka("c", "kv")), Ok(()));
+        assert_eq!(dir.claim(kafka("c", "kv")), Ok(()));
+        drop(dir);
+        let mut dir = DataDir::open(&path).expect("is free");
+        assert_eq!(dir.check(&kafka("", "kv")), Ok(()));
+        assert_eq!(dir.claim(kafka("", "kv")), Ok(()));
+        for other in [kafka("", "other"), embedded("")] {
+            let refused = dir.check(&other).expect_err("another log");
+            assert!(
+                refused.contains("belongs to the Kafka topic kv of cluster c") && refused.contains("--dir"),
+                "{refused}"
+            );
+        }
+        assert!(dir.claim(kafka("d", "kv")).is_err());
+    }
+
+    #[test]
+    fn an_embedded_log_that_is_gone_is_no_empty_one() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let mut dir = DataDir::open(temp.path()).expect("is free");
+        assert_eq!(dir.check(&embedded("")), Ok(()));
+        fs::create_dir(dir.log()).expect("a directory");
+        assert_eq!(dir.claim(embedded("1")), Ok(()));
+        assert_eq!(dir.check(&embedded("")), Ok(()));
+        assert!(dir.claim(embedded("2")).is_err());
+        fs::remove_dir(dir.log()).expect("the directory goes");
+        assert!(dir.check(&embedded("")).expect_err("gone").contains("put it back"));
+    }
+
+    #[test]
+    fn a_second_process_and_a_damaged_file_are_refused() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let dir = DataDir::open(temp.path()).expect("is free");
+        let refused = DataDir::open(temp.path()).err().expect("in use");
+        assert!(
+            refused.contains("in use") && refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
+        drop(dir);
+        for text in [
+            "",
+            "format=1\n",
+            "format=1\nlog=kafka\ntopic=x\n",
+            "format=2\nlog=embedded\nid=1\n",
+        ] {
+            fs::write(temp.path().join(META), text).expect("a file");
+            assert!(DataDir::open(temp.path()).is_err(), "{text}");
+        }
+    }
+}

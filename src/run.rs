@@ -1,0 +1,473 @@
+//! Assembly: configuration → data directory, log, store, service, applier, listeners; and the way back when the server stops.
+//!
+//! Whatever prevents a start is one line: what could not be done, why, and what to do.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::exit;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use crate::command::Shared;
+use crate::config::{COMMIT, Config, VERSION};
+use crate::database::{Service, Settings, Status, applier, now_ms};
+use crate::datadir::{DataDir, Owner};
+use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
+use crate::log::kafka::{self, KafkaLog, Mapped};
+use crate::log::{Log, TopicIdentity};
+use crate::store::Store;
+use crate::store::sled_store::{Opened, Options as StoreOptions, SledStore};
+use crate::telemetry::logging::{self, Logging};
+use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
+use crate::{expiry, grpc, server};
+
+/// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
+const OTHER_FILES: u64 = 512;
+/// Loading that takes longer than this is shown.
+const QUIET: Duration = Duration::from_millis(500);
+/// Time between lines about the progress of loading.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// How long threads that still wait for something may hold up the end of the process.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+/// What cannot be done, why, and what to do; shown behind "highwater: cannot".
+type Problem = String;
+
+/// Runs the server until it is asked to stop.
+pub fn run(config: Config) -> Result<(), Problem> {
+    let logging = logging::start(&config)?;
+    let directory = DataDir::open(&config.dir())?;
+    info!(
+        "highwater {VERSION} ({}), process {}",
+        if COMMIT.is_empty() { "commit unknown" } else { COMMIT },
+        std::process::id()
+    );
+    let ignored = config.given_without_effect();
+    if !ignored.is_empty() {
+        info!("settings that have no effect here: {}", ignored.join(" "));
+    }
+    provide_files(&config);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(config.threads())
+        .thread_name("worker")
+        .enable_all()
+        .build()
+        .map_err(|e| format!("start the worker threads: {e}"))?;
+    let outcome = runtime.block_on(serve(Arc::new(config), directory, logging));
+    runtime.shutdown_timeout(LEFTOVERS);
+    outcome
+}
+
+/// Raises the limit of open files to what the settings ask for, or says what it is enough for.
+fn provide_files(config: &Config) {
+    let wanted = config.maxclients() as u64 + OTHER_FILES;
+    let allowed = process::raise_open_files(wanted);
+    if allowed < wanted {
+        let clients = allowed.saturating_sub(OTHER_FILES);
+        warn!(
+            "only {allowed} open files are allowed: enough for {clients} clients, not {}; raise ulimit -n",
+            config.maxclients()
+        );
+    }
+}
+
+async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) -> Result<(), Problem> {
+    // Bound first: a port in use is told before anything else is touched, and clients are answered while the data is loaded.
+    let listeners = listen(&config, config.port()).await?;
+    let grpc_listeners = listen(&config, config.grpc_port()).await?;
+    if listeners.is_empty() && grpc_listeners.is_empty() {
+        return Err("serve anybody: neither --port nor --grpc-port is given; give one of them".into());
+    }
+    let addresses = addresses(&listeners, &grpc_listeners);
+    let mut stop = Stop::new()?;
+    let opening = config.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&opening, &mut directory).map(|opened| (opened, directory)));
+    let ((log, store), _directory) = tokio::select! {
+        opened = opened => opened.map_err(|e| format!("open the log: {e}"))??,
+        () = stop.asked() => {
+            info!("asked to stop before the log was open");
+            return Ok(());
+        }
+    };
+    let Opened {
+        store,
+        checkpoint,
+        rebuilt,
+    } = store;
+    let shared = share(config, log, store);
+    info!(
+        "{}; data directory {}; {} MB of memory for keys and values",
+        shared.service.log.describe(),
+        shared.config.dir().display(),
+        shared.config.memory_limit() >> 20
+    );
+    if let Some(reason) = rebuilt {
+        warn!(reason, "the local store cannot be used; building it anew from the log");
+        shared.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
+    }
+    tokio::spawn(stop.watch(shared.clone()));
+    let servers = start_servers(&shared, listeners, grpc_listeners);
+    info!("listening on {addresses}");
+
+    let service = shared.service.clone();
+    let starting = tokio::task::spawn_blocking(move || applier::start(service, &checkpoint));
+    let started = tokio::select! {
+        started = starting => Some(started.map_err(|e| e.to_string()).and_then(|s| s.map_err(|e| e.to_string()))),
+        // It may wait long for the log; nobody waits for it then.
+        () = shared.shutdown.asked() => None,
+    };
+    let (applier, refused) = match started {
+        Some(Ok(applier)) => (Some(applier), None),
+        Some(Err(reason)) => (None, Some(format!("read the log: {reason}"))),
+        None => (None, None),
+    };
+    match applier {
+        Some(_) => drop(tokio::spawn(tell_progress(shared.clone(), logging))),
+        None => shared.shutdown.ask(),
+    }
+    let served = servers_ended(servers, &shared).await;
+    let stopped = stop_all(&shared, applier).await;
+    refused.map_or(served.and(stopped), Err)
+}
+
+/// Opens the log and the store, after making sure that the directory is theirs. Blocking.
+fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opened), Problem> {
+    let on_kafka = !config.bootstrap_servers().is_empty();
+    let topic = config.topic().to_string();
+    let wanted = |identity: Option<TopicIdentity>| {
+        let id = identity.map(|topic| topic.id).unwrap_or_default();
+        match on_kafka {
+            // `cluster/topic id`: a topic made anew under its name costs a rebuild, no more.
+            true => Owner::Kafka {
+                cluster: id.split('/').next().unwrap_or_default().into(),
+                topic: topic.clone(),
+            },
+            // `log id.generation`
+            false => Owner::Embedded {
+                id: id.split('.').next().unwrap_or_default().into(),
+            },
+        }
+    };
+    directory.check(&wanted(None))?;
+    let log: Arc<dyn Log> = if on_kafka {
+        Arc::new(KafkaLog::connect(kafka_config(config)?).map_err(|e| format!("open the log: {e}"))?)
+    } else {
+        EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
+    };
+    directory.claim(wanted(log.identity(0)))?;
+    let options = StoreOptions {
+        cache_bytes: config.store_cache(),
+        databases: config.databases(),
+    };
+    let store = SledStore::open(&directory.store(), &options).map_err(|e| {
+        let place = directory.store();
+        format!(
+            "open the local store: {e}; see to {} (it holds nothing that the log does not)",
+            place.display()
+        )
+    })?;
+    Ok((log, store))
+}
+
+fn embedded_options(config: &Config) -> EmbeddedOptions {
+    EmbeddedOptions {
+        fsync: match &*config.fsync() {
+            "no" => Fsync::No,
+            "everysec" => Fsync::EverySecond,
+            _ => Fsync::Always,
+        },
+        databases: config.databases(),
+        segment_bytes: config.segment_bytes(),
+        ..EmbeddedOptions::default()
+    }
+}
+
+fn kafka_config(config: &Config) -> Result<kafka::Config, Problem> {
+    let mapped = config.database_topics().into_iter();
+    Ok(kafka::Config {
+        bootstrap_servers: config.bootstrap_servers().to_string(),
+        topic: config.topic().to_string(),
+        mapped: mapped
+            .map(|(n, m)| {
+                (
+                    n,
+                    Mapped {
+                        topic: m.topic,
+                        read_only: m.read_only,
+                    },
+                )
+            })
+            .collect(),
+        databases: config.databases(),
+        partitions: config.partitions(),
+        replication_factor: config.replication_factor(),
+        properties: config.kafka_properties(),
+        partitioner: config
+            .partitioner()
+            .parse()
+            .map_err(|e| format!("use the partitioner: {e}"))?,
+        write_timeout: config.write_timeout(),
+        startup_timeout: config.startup_timeout(),
+    })
+}
+
+/// Puts together what all connections share, and lets changes of settings reach it.
+fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<Shared> {
+    let service = Service::new(log, store, config.databases(), Settings::default());
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let to = service.clone();
+    config.on_change("maxmemory", move |config| {
+        to.memory.limit.store(config.memory_limit(), Ordering::Relaxed)
+    });
+    service
+        .settings
+        .write_timeout_ms
+        .store(millis(config.write_timeout()), Ordering::Relaxed);
+    let to = service.clone();
+    config.on_change("checkpoint-interval", move |config| {
+        to.settings
+            .checkpoint_interval_ms
+            .store(millis(config.checkpoint_interval()), Ordering::Relaxed);
+    });
+    let to = service.clone();
+    config.on_change("active-expire", move |config| {
+        to.settings.active_expire.store(config.active_expire(), Ordering::Relaxed);
+    });
+    Arc::new(Shared {
+        service,
+        config,
+        clients: Default::default(),
+        stats: Stats::default(),
+        pause: Default::default(),
+        shutdown: Default::default(),
+        started: Instant::now(),
+        started_at: now_ms(),
+        run_id: format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>()),
+    })
+}
+
+fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<TcpListener>) -> JoinSet<Result<(), String>> {
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let shared = shared.clone();
+        servers.spawn(async move {
+            server::serve(listener, shared).await;
+            Ok(())
+        });
+    }
+    for listener in grpc {
+        servers.spawn(grpc::serve(listener, shared.clone()));
+    }
+    tokio::spawn(expiry::sweep(shared.service.clone()));
+    tokio::spawn(sample_rates(shared.clone()));
+    servers
+}
+
+async fn sample_rates(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        shared.stats.sample(Instant::now());
+    }
+}
+
+/// Waits until all servers have ended; one that ends before it was asked to takes the others along.
+async fn servers_ended(mut servers: JoinSet<Result<(), String>>, shared: &Shared) -> Result<(), Problem> {
+    let mut outcome = Ok(());
+    while let Some(ended) = servers.join_next().await {
+        let reason = match ended {
+            Ok(Ok(())) if shared.shutdown.is_asked() => continue,
+            Ok(Ok(())) => "a listener ended".to_string(),
+            Ok(Err(reason)) => reason,
+            Err(panicked) => panicked.to_string(),
+        };
+        error!(reason, "cannot go on");
+        outcome = Err(format!("go on: {reason}"));
+        shared.shutdown.ask();
+    }
+    outcome
+}
+
+/// No connection is open any more: ends the log, then the applier with a last checkpoint.
+async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<()>>) -> Result<(), Problem> {
+    let service = shared.service.clone();
+    let stopped = tokio::task::spawn_blocking(move || {
+        service.log.close(service.write_timeout());
+        service.stop();
+        let ended = applier.map_or(Ok(()), JoinHandle::join);
+        ended.map_err(|_| "stop cleanly: the applier panicked; the next start checks the local store".to_string())
+    });
+    stopped.await.map_err(|e| format!("stop cleanly: {e}"))??;
+    info!("stopped after {}", humane(shared.started.elapsed()));
+    Ok(())
+}
+
+/// Tells how far loading is, and when it is over.
+async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
+    let service = &shared.service;
+    let mut bar: Option<ProgressBar> = None;
+    let mut told = Instant::now();
+    let status = loop {
+        let Status::Loading { applied, total, .. } = *service.status() else {
+            break service.status();
+        };
+        // The status may have changed since it was looked at: never wait for long.
+        let _ = tokio::time::timeout(Duration::from_millis(100), service.changed()).await;
+        if shared.started.elapsed() < QUIET || total == 0 {
+            continue;
+        }
+        if logging.is_terminal() {
+            let bar = bar.get_or_insert_with(|| new_bar(&logging));
+            bar.set_length(total);
+            bar.set_position(applied.min(total));
+        } else if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            info!(
+                "loading: {}% ({applied} of {total} records)",
+                applied.min(total) * 100 / total
+            );
+        }
+    };
+    logging.show_bar(None);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    // The applier itself tells why it failed.
+    if *status == Status::Serving {
+        match shared.config.port() {
+            0 => info!("ready for gRPC on port {}", shared.config.grpc_port()),
+            port => info!("ready: redis-cli -p {port}"),
+        }
+    }
+}
+
+fn new_bar(logging: &Logging) -> ProgressBar {
+    let style = ProgressStyle::with_template("loading {bar:40} {percent}% {pos}/{len} records, {per_sec}, {eta} left");
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    logging.show_bar(Some(bar.clone()));
+    bar
+}
+
+/// Listens on the addresses of `bind`; on none if the port is 0.
+async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
+    let mut listeners = Vec::new();
+    if port == 0 {
+        return Ok(listeners);
+    }
+    for (host, optional) in config.bind() {
+        let cannot = |cause: io::Error| {
+            let remedy = match cause.kind() {
+                io::ErrorKind::AddrInUse => "stop what listens there, or choose another with --port",
+                io::ErrorKind::PermissionDenied => "ports below 1024 need rights; choose another with --port",
+                _ => "see to --bind",
+            };
+            format!("listen on {host} port {port}: {cause}; {remedy}")
+        };
+        let name = match host.as_str() {
+            "*" => "0.0.0.0",
+            "::*" => "::",
+            name => name,
+        };
+        let found: io::Result<Vec<SocketAddr>> = tokio::net::lookup_host((name, port)).await.map(Iterator::collect);
+        let bound = found.and_then(|addresses| {
+            addresses
+                .into_iter()
+                .map(|address| bind(address, config.tcp_backlog()))
+                .collect()
+        });
+        let bound: io::Result<Vec<TcpListener>> = bound;
+        match bound {
+            Ok(bound) => listeners.extend(bound),
+            // As in Redis: an address with a minus may be missing, but not taken.
+            Err(cause) if optional && cause.kind() != io::ErrorKind::AddrInUse => {}
+            Err(cause) => return Err(cannot(cause)),
+        }
+    }
+    match listeners.is_empty() {
+        true => Err(format!(
+            "listen on port {port}: none of the addresses of --bind is on this machine"
+        )),
+        false => Ok(listeners),
+    }
+}
+
+fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() {
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(backlog)
+}
+
+fn addresses(listeners: &[TcpListener], grpc: &[TcpListener]) -> String {
+    let of = |listeners: &[TcpListener], what: &str| -> Vec<String> {
+        let known = listeners.iter().filter_map(|listener| listener.local_addr().ok());
+        known.map(|address| format!("{address}{what}")).collect()
+    };
+    [of(listeners, ""), of(grpc, " (gRPC)")].concat().join(", ")
+}
+
+/// The signals that ask the server to stop.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Stop, Problem> {
+        let handler = |kind| signal(kind).map_err(|e| format!("take signals: {e}"));
+        Ok(Stop {
+            interrupt: handler(SignalKind::interrupt())?,
+            terminate: handler(SignalKind::terminate())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        self.next().await;
+    }
+
+    /// The next signal's number.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.interrupt.recv() => libc::SIGINT,
+            _ = self.terminate.recv() => libc::SIGTERM,
+        }
+    }
+
+    /// The first signal stops the server in good order, the next one at once.
+    async fn watch(mut self, shared: Arc<Shared>) {
+        let number = self.next().await;
+        info!("signal {number}: stopping; another one stops at once");
+        shared.shutdown.ask();
+        let number = self.next().await;
+        warn!("signal {number}: stopping at once");
+        exit(128 + number);
+    }
+}
+
+fn humane(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds >= 3_600 => format!("{} hours {} minutes", seconds / 3_600, seconds % 3_600 / 60),
+        seconds if seconds >= 60 => format!("{} minutes {} seconds", seconds / 60, seconds % 60),
+        seconds => format!("{seconds} seconds"),
+    }
+}

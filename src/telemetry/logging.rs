@@ -1,0 +1,132 @@
+//! Log lines: text or JSON, to standard error or a file, the level changeable while the server runs.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+
+use indicatif::ProgressBar;
+use parking_lot::Mutex;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::Config;
+
+/// Starts logging as the configuration says; a change of `loglevel` takes effect at once. Once per process.
+pub fn start(config: &Config) -> Result<Logging, String> {
+    let output = match config.logfile() {
+        None => Output::Stderr(Arc::default()),
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(&path);
+            let file = file.map_err(|e| format!("open the log file {}: {e}; name another with --logfile", path.display()))?;
+            Output::File(Arc::new(Mutex::new(file)))
+        }
+    };
+    let logging = Logging { output: output.clone() };
+    let (filter, handle) = reload::Layer::new(filter(&config.loglevel()));
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if config.log_is_json() {
+        tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(output)
+            .boxed()
+    } else {
+        let colours = logging.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let text = tracing_subscriber::fmt::layer().with_target(false).with_ansi(colours);
+        text.with_writer(output).boxed()
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|e| format!("start logging: {e}"))?;
+    config.on_change("loglevel", move |config| {
+        if let Err(error) = handle.modify(|current| *current = self::filter(&config.loglevel())) {
+            tracing::error!(%error, "cannot change the log level");
+        }
+    });
+    Ok(logging)
+}
+
+/// Where log lines go.
+pub struct Logging {
+    output: Output,
+}
+
+impl Logging {
+    /// True if a person watches the log lines.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.output, Output::Stderr(_)) && io::stderr().is_terminal()
+    }
+
+    /// While there is a bar, log lines are written above it.
+    pub fn show_bar(&self, bar: Option<ProgressBar>) {
+        if let Output::Stderr(shown) = &self.output {
+            *shown.lock() = bar;
+        }
+    }
+}
+
+/// Redis's levels. Libraries are one level quieter.
+fn filter(level: &str) -> Targets {
+    let (own, others) = match level {
+        "debug" => (LevelFilter::TRACE, LevelFilter::DEBUG),
+        "verbose" => (LevelFilter::DEBUG, LevelFilter::INFO),
+        "notice" => (LevelFilter::INFO, LevelFilter::WARN),
+        "warning" => (LevelFilter::WARN, LevelFilter::ERROR),
+        _ => (LevelFilter::OFF, LevelFilter::OFF),
+    };
+    Targets::new().with_default(others).with_target("highwater", own)
+}
+
+#[derive(Clone)]
+enum Output {
+    Stderr(Arc<Mutex<Option<ProgressBar>>>),
+    File(Arc<Mutex<File>>),
+}
+
+impl<'a> MakeWriter<'a> for Output {
+    type Writer = Output;
+
+    fn make_writer(&'a self) -> Output {
+        self.clone()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Output::File(file) => file.lock().write_all(bytes),
+            Output::Stderr(bar) => match &*bar.lock() {
+                Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
+                None => io::stderr().write_all(bytes),
+            },
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_as_in_redis() {
+        let would = |level: &str, target: &str, at: tracing::Level| filter(level).would_enable(target, &at);
+        assert!(would("notice", "highwater::log", tracing::Level::INFO));
+        assert!(!would("notice", "highwater::log", tracing::Level::DEBUG));
+        assert!(!would("notice", "sled", tracing::Level::INFO));
+        assert!(would("verbose", "highwater::log", tracing::Level::DEBUG));
+        assert!(!would("warning", "highwater::log", tracing::Level::INFO));
+        assert!(!would("nothing", "highwater::log", tracing::Level::ERROR));
+    }
+}
