@@ -174,13 +174,13 @@ impl Type {
         }
     }
 
-    /// A number that SET was given: for an unsigned integer a negative one is a very large one.
+    /// A number that SET was given, as Redis takes it: for an unsigned integer a negative one is a very large one, and so is,
+    /// for a signed one, a number so low that its distance to the largest is beyond 64 bits. It matters to SAT alone.
     fn given(self, number: i64) -> i128 {
-        if self.signed {
-            i128::from(number)
-        } else {
-            i128::from(number as u64)
-        }
+        let number = i128::from(number);
+        let far = self.bits < 64 && self.max() - number > i128::from(i64::MAX);
+        let taken_for_large = if self.signed { far } else { number < 0 };
+        if taken_for_large { number + (1 << 64) } else { number }
     }
 
     /// The number to store; `None` if it does not fit and must not be made to.
@@ -250,6 +250,9 @@ mod tests {
             ("u8", 256, [Some(0), Some(255), None]),
             ("u8", -1, [Some(255), Some(0), None]),
             ("u8", of("u8").given(-1), [Some(255), Some(255), None]),
+            ("i8", of("i8").given(i64::MIN), [Some(0), Some(127), None]),
+            ("i8", of("i8").given(i64::MIN + 128), [Some(-128), Some(-128), None]),
+            ("i64", of("i64").given(i64::MIN), [Some(i64::MIN); 3]),
             ("u8", 255 + max, [Some(254), Some(255), None]),
             ("i8", 127, [Some(127); 3]),
             ("i8", -128, [Some(-128); 3]),
