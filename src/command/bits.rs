@@ -261,7 +261,7 @@ fn position(value: &[u8], bits: Range<usize>, bit: bool) -> Option<usize> {
 
 fn bitop(context: &mut Context, args: Args) -> Outcome {
     let (database, to, from) = (context.database(), args[2], &args[3..]);
-    let operations: [(&str, fn(u8, u8) -> u8); 4] = [
+    let operations: [(&str, Combine); 4] = [
         ("AND", |a, b| a & b),
         ("OR", |a, b| a | b),
         ("XOR", |a, b| a ^ b),
@@ -280,7 +280,7 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
         let result = if *name == "NOT" {
             values[0].iter().map(|byte| !byte).collect()
         } else {
-            combine(&values, length, operation)
+            combine(&values, length, *operation)
         };
         context.transaction.set(database, to, result.into(), None);
     } else if context.transaction.exists(database, to)? {
@@ -289,8 +289,11 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Int(length as i64))
 }
 
+/// Combines two bytes bit by bit.
+type Combine = fn(u8, u8) -> u8;
+
 /// Combines the values one after the other; the shorter ones go on with zeros.
-fn combine<V: AsRef<[u8]>>(values: &[V], length: usize, operation: impl Fn(u8, u8) -> u8) -> Vec<u8> {
+fn combine<V: AsRef<[u8]>>(values: &[V], length: usize, operation: Combine) -> Vec<u8> {
     let Some((first, others)) = values.split_first() else {
         return Vec::new();
     };
