@@ -5,7 +5,7 @@ mod field;
 
 use std::ops::Range;
 
-use super::args::{SYNTAX, clip, int, is, parse_int, range};
+use super::args::{SYNTAX, clip, int, is, parse_int};
 use super::strings::{current_or_empty, zero_padded};
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, flag};
 
@@ -113,12 +113,18 @@ fn check_offset(context: &Context, offset: Option<i64>) -> Result<usize, Fault> 
 
 /// The bit at this place; those after the end are 0.
 fn bit_at(value: &[u8], place: usize) -> bool {
-    value.get(place / 8).is_some_and(|byte| byte & (0x80 >> (place % 8)) != 0)
+    value
+        .get(place / 8)
+        .is_some_and(|byte| byte & (0x80 >> (place % 8)) != 0)
 }
 
 fn set_bit_at(value: &mut [u8], place: usize, bit: bool) {
     let mask = 0x80 >> (place % 8);
-    if bit { value[place / 8] |= mask } else { value[place / 8] &= !mask }
+    if bit {
+        value[place / 8] |= mask
+    } else {
+        value[place / 8] &= !mask
+    }
 }
 
 fn getbit(context: &mut Context, args: Args) -> Outcome {
@@ -162,22 +168,35 @@ fn in_bits(range: Range<usize>, unit: usize) -> Range<usize> {
 }
 
 fn bitcount(context: &mut Context, args: Args) -> Outcome {
+    let database = context.database();
+    // A missing key is answered before the arguments are looked at: so does Redis up to 7.2, from 8.0 on no more.
+    let Some(value) = context.transaction.get_string(database, args[1])? else {
+        return Ok(Reply::Int(0));
+    };
     let (start, end) = match args.len() {
         2 => (0, -1),
         4 | 5 => (int(args[2])?, int(args[3])?),
         _ => return Err(SYNTAX.into()),
     };
+    if start < 0 && end < 0 && start > end {
+        return Ok(Reply::Int(0));
+    }
     let unit = unit(args.get(4))?;
-    let database = context.database();
-    let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
-    let part = range(start, end, value.len() * 8 / unit);
+    let part = clip(start, end, value.len() * 8 / unit);
     Ok(Reply::Int(part.map_or(0, |part| count(&value, in_bits(part, unit)))))
 }
 
 fn count(value: &[u8], bits: Range<usize>) -> i64 {
     let (whole, edges) = split(&bits);
-    let inner: u64 = value[whole].chunks(8).map(|chunk| u64::from(word(chunk).count_ones())).sum();
-    let outer = edges.into_iter().flatten().filter(|&place| bit_at(value, place)).count();
+    let inner: u64 = value[whole]
+        .chunks(8)
+        .map(|chunk| u64::from(word(chunk).count_ones()))
+        .sum();
+    let outer = edges
+        .into_iter()
+        .flatten()
+        .filter(|&place| bit_at(value, place))
+        .count();
     inner as i64 + outer as i64
 }
 
@@ -203,16 +222,17 @@ fn bitpos(context: &mut Context, args: Args) -> Outcome {
         1 => true,
         _ => return Err("ERR The bit argument must be 1 or 0.".into()),
     };
+    let database = context.database();
+    // As in BITCOUNT, before the other arguments are looked at.
+    let Some(value) = context.transaction.get_string(database, args[1])? else {
+        return Ok(Reply::Int(if bit { -1 } else { 0 }));
+    };
     if args.len() > 6 {
         return Err(SYNTAX.into());
     }
     let start = args.get(3).map_or(Ok(0), |start| int(start))?;
     let unit = unit(args.get(5))?;
     let end = args.get(4).map(|end| int(end)).transpose()?;
-    let database = context.database();
-    let Some(value) = context.transaction.get_string(database, args[1])? else {
-        return Ok(Reply::Int(if bit { -1 } else { 0 }));
-    };
     let Some(part) = clip(start, end.unwrap_or(-1), value.len() * 8 / unit) else {
         return Ok(Reply::Int(-1));
     };
@@ -232,12 +252,16 @@ fn position(value: &[u8], bits: Range<usize>, bit: bool) -> Option<usize> {
         let byte = whole.start + value[whole.clone()].iter().position(|&byte| byte != without)?;
         (byte * 8..byte * 8 + 8).find(wanted)
     };
-    before.clone().find(wanted).or_else(inner).or_else(|| after.clone().find(wanted))
+    before
+        .clone()
+        .find(wanted)
+        .or_else(inner)
+        .or_else(|| after.clone().find(wanted))
 }
 
 fn bitop(context: &mut Context, args: Args) -> Outcome {
     let (database, to, from) = (context.database(), args[2], &args[3..]);
-    let operations: [(&str, fn(u8, u8) -> u8); 4] = [
+    let operations: [(&str, Combine); 4] = [
         ("AND", |a, b| a & b),
         ("OR", |a, b| a | b),
         ("XOR", |a, b| a ^ b),
@@ -256,7 +280,7 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
         let result = if *name == "NOT" {
             values[0].iter().map(|byte| !byte).collect()
         } else {
-            combine(&values, length, operation)
+            combine(&values, length, *operation)
         };
         context.transaction.set(database, to, result.into(), None);
     } else if context.transaction.exists(database, to)? {
@@ -265,15 +289,20 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Int(length as i64))
 }
 
+/// Combines two bytes bit by bit.
+type Combine = fn(u8, u8) -> u8;
+
 /// Combines the values one after the other; the shorter ones go on with zeros.
-fn combine<V: AsRef<[u8]>>(values: &[V], length: usize, operation: impl Fn(u8, u8) -> u8) -> Vec<u8> {
+fn combine<V: AsRef<[u8]>>(values: &[V], length: usize, operation: Combine) -> Vec<u8> {
     let Some((first, others)) = values.split_first() else {
         return Vec::new();
     };
     let mut result = zero_padded(first.as_ref(), length);
     for other in others {
         let (with, beyond) = result.split_at_mut(other.as_ref().len());
-        with.iter_mut().zip(other.as_ref()).for_each(|(a, b)| *a = operation(*a, *b));
+        with.iter_mut()
+            .zip(other.as_ref())
+            .for_each(|(a, b)| *a = operation(*a, *b));
         beyond.iter_mut().for_each(|a| *a = operation(*a, 0));
     }
     result

@@ -476,10 +476,9 @@ fn getrange(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
     let (start, end) = (int(args[2])?, int(args[3])?);
     let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
-    Ok(Reply::Bulk(match args::range(start, end, value.len()) {
-        Some(range) => value.slice(range),
-        None => Bytes::new(),
-    }))
+    let backwards = start < 0 && end < 0 && start > end;
+    let part = args::clip(start, end, value.len()).filter(|_| !backwards);
+    Ok(Reply::Bulk(part.map_or(Bytes::new(), |part| value.slice(part))))
 }
 
 fn incr(context: &mut Context, args: Args) -> Outcome {

@@ -39,9 +39,16 @@ pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
     let (database, key) = (context.database(), args[1]);
     let old = current(context, key)?;
     let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
-    let written = operations.iter().filter(|operation| !matches!(operation.kind, Kind::Get));
-    let Some(last) = written.map(|operation| operation.place + operation.of.bits as usize - 1).max() else {
-        return Ok(Reply::Array(operations.iter().map(|operation| operation.get(&bytes)).collect()));
+    let written = operations
+        .iter()
+        .filter(|operation| !matches!(operation.kind, Kind::Get));
+    let Some(last) = written
+        .map(|operation| operation.place + operation.of.bits as usize - 1)
+        .max()
+    else {
+        return Ok(Reply::Array(
+            operations.iter().map(|operation| operation.get(&bytes)).collect(),
+        ));
     };
     // Room is made even for operations that fail then.
     let mut value = zero_padded(&bytes, last / 8 + 1);
@@ -59,7 +66,9 @@ pub fn bitfield_ro(context: &mut Context, args: Args) -> Outcome {
     }
     let database = context.database();
     let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
-    Ok(Reply::Array(operations.iter().map(|operation| operation.get(&value)).collect()))
+    Ok(Reply::Array(
+        operations.iter().map(|operation| operation.get(&value)).collect(),
+    ))
 }
 
 fn parse(context: &Context, mut words: &[&[u8]]) -> Result<Vec<Operation>, Fault> {
@@ -108,13 +117,16 @@ fn parse_overflow(word: &[u8]) -> Result<Overflow, Fault> {
 
 fn parse_type(word: &[u8]) -> Result<Type, Fault> {
     let parsed = match word {
-        [b'i', bits @ ..] => parse_int(bits).filter(|bits| (1..=64).contains(bits)).map(|bits| (true, bits)),
-        [b'u', bits @ ..] => parse_int(bits).filter(|bits| (1..=63).contains(bits)).map(|bits| (false, bits)),
+        [b'i', bits @ ..] => parse_int(bits)
+            .filter(|bits| (1..=64).contains(bits))
+            .map(|bits| (true, bits)),
+        [b'u', bits @ ..] => parse_int(bits)
+            .filter(|bits| (1..=63).contains(bits))
+            .map(|bits| (false, bits)),
         _ => None,
     };
-    let (signed, bits) = parsed.ok_or(
-        "ERR Invalid bitfield type. Use something like i16 u8. Note that u64 is not supported but i64 is.",
-    )?;
+    let (signed, bits) = parsed
+        .ok_or("ERR Invalid bitfield type. Use something like i16 u8. Note that u64 is not supported but i64 is.")?;
     Ok(Type {
         signed,
         bits: bits as u32,
@@ -155,12 +167,20 @@ impl Type {
     }
 
     fn max(self) -> i128 {
-        if self.signed { (1 << (self.bits - 1)) - 1 } else { (1 << self.bits) - 1 }
+        if self.signed {
+            (1 << (self.bits - 1)) - 1
+        } else {
+            (1 << self.bits) - 1
+        }
     }
 
-    /// A number that SET was given: for an unsigned integer a negative one is a very large one.
+    /// A number that SET was given, as Redis takes it: for an unsigned integer a negative one is a very large one, and so is,
+    /// for a signed one, a number so low that its distance to the largest is beyond 64 bits. It matters to SAT alone.
     fn given(self, number: i64) -> i128 {
-        if self.signed { i128::from(number) } else { i128::from(number as u64) }
+        let number = i128::from(number);
+        let far = self.bits < 64 && self.max() - number > i128::from(i64::MAX);
+        let taken_for_large = if self.signed { far } else { number < 0 };
+        if taken_for_large { number + (1 << 64) } else { number }
     }
 
     /// The number to store; `None` if it does not fit and must not be made to.
@@ -180,7 +200,11 @@ impl Type {
         let bits = (place..place + self.bits as usize).map(|place| bit_at(value, place));
         let raw = bits.fold(0, |raw: u64, bit| raw << 1 | u64::from(bit));
         let unused = 64 - self.bits;
-        if self.signed { (raw << unused) as i64 >> unused } else { raw as i64 }
+        if self.signed {
+            (raw << unused) as i64 >> unused
+        } else {
+            raw as i64
+        }
     }
 
     fn write(self, value: &mut [u8], place: usize, number: i64) {
@@ -201,7 +225,13 @@ mod tests {
     #[test]
     fn types() {
         assert_eq!(of("i64"), Type { signed: true, bits: 64 });
-        assert_eq!(of("u63"), Type { signed: false, bits: 63 });
+        assert_eq!(
+            of("u63"),
+            Type {
+                signed: false,
+                bits: 63
+            }
+        );
         for text in ["", "i", "u", "i0", "i65", "u64", "u-1", "I8", "x8", "8", "i08", "i8 "] {
             assert!(parse_type(text.as_bytes()).is_err(), "{text}");
         }
@@ -220,6 +250,9 @@ mod tests {
             ("u8", 256, [Some(0), Some(255), None]),
             ("u8", -1, [Some(255), Some(0), None]),
             ("u8", of("u8").given(-1), [Some(255), Some(255), None]),
+            ("i8", of("i8").given(i64::MIN), [Some(0), Some(127), None]),
+            ("i8", of("i8").given(i64::MIN + 128), [Some(-128), Some(-128), None]),
+            ("i64", of("i64").given(i64::MIN), [Some(i64::MIN); 3]),
             ("u8", 255 + max, [Some(254), Some(255), None]),
             ("i8", 127, [Some(127); 3]),
             ("i8", -128, [Some(-128); 3]),
@@ -255,7 +288,11 @@ mod tests {
                     assert_eq!(of(text).read(&value, place), number, "{text} {place}");
                     let inside = place..place + of(text).bits as usize;
                     let outside = (0..128).filter(|place| !inside.contains(place));
-                    assert!(outside.map(|place| bit_at(&value, place)).all(|bit| bit == (background != 0)));
+                    assert!(
+                        outside
+                            .map(|place| bit_at(&value, place))
+                            .all(|bit| bit == (background != 0))
+                    );
                 }
             }
         }
