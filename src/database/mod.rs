@@ -65,7 +65,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             write_timeout_ms: AtomicU64::new(5_000),
-            max_unstored_bytes: AtomicU64::new(256 << 20),
+            max_unstored_bytes: AtomicU64::new(1 << 30),
             checkpoint_interval_ms: AtomicU64::new(5_000),
             active_expire: AtomicBool::new(true),
         }
