@@ -193,10 +193,10 @@ impl Connection {
     }
 
     fn put(&mut self, reply: &Reply, mode: Replies, version: Version) {
+        if let Reply::Error(text) = reply {
+            self.shared.stats.count_error(text);
+        }
         if mode == Replies::On {
-            if reply.is_error() {
-                self.shared.stats.error_replies.fetch_add(1, Ordering::Relaxed);
-            }
             encode(reply, version, &mut self.output);
         }
     }
