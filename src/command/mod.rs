@@ -9,6 +9,7 @@
 pub mod args;
 mod dump;
 pub mod execute;
+pub mod info;
 pub mod pattern;
 pub mod session;
 pub mod table;

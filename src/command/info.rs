@@ -1,0 +1,477 @@
+//! INFO: <https://redis.io/docs/latest/commands/info/>. Sections and fields have Redis's names, so that its tools read them; a section `Kafka`
+//! tells of the log behind the databases. A field of something that does not exist here is left out or 0.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::args::is;
+use super::connection::REDIS_VERSION;
+use super::session::Shared;
+use super::table::{self, Entry};
+use super::{Args, CommandStats, Context, Fault, Outcome};
+use crate::config::{COMMIT, TARGET, VERSION, machine};
+use crate::database::{Partition, Status, now_ms};
+use crate::telemetry::process;
+
+/// Partitions of a database that are told one by one.
+const MAX_PARTITIONS: usize = 32;
+
+type Section = fn(&Shared, &mut String) -> Result<(), Fault>;
+
+/// Sections in their order; true if INFO without arguments shows them.
+const SECTIONS: &[(&str, bool, Section)] = &[
+    ("Server", true, server),
+    ("Clients", true, clients),
+    ("Memory", true, memory),
+    ("Persistence", true, persistence),
+    ("Stats", true, stats),
+    ("Replication", true, replication),
+    ("CPU", true, cpu),
+    ("Modules", true, modules),
+    ("Commandstats", false, commandstats),
+    ("Errorstats", true, errorstats),
+    ("Cluster", true, cluster),
+    ("Kafka", true, kafka),
+    ("Keyspace", true, keyspace),
+];
+
+pub fn info(context: &mut Context, args: Args) -> Outcome {
+    let asked = &args[1..];
+    let all = asked.iter().any(|section| is(section, "all") || is(section, "everything"));
+    let usual = asked.is_empty() || asked.iter().any(|section| is(section, "default"));
+    let mut text = String::new();
+    for (name, by_default, section) in SECTIONS {
+        if all || (usual && *by_default) || asked.iter().any(|asked| is(asked, name)) {
+            if !text.is_empty() {
+                text.push_str("\r\n");
+            }
+            text.push_str(&format!("# {name}\r\n"));
+            section(context.shared, &mut text)?;
+        }
+    }
+    Ok(super::server::verbatim(text))
+}
+
+/// Whether an INFO with these arguments looks at the store.
+pub fn tells_of_keys(args: Args) -> bool {
+    let words = ["keyspace", "default", "all", "everything"];
+    args.len() == 1 || args[1..].iter().any(|asked| words.iter().any(|word| is(asked, word)))
+}
+
+/// Appends `name:value` lines.
+macro_rules! fields {
+    ($to:expr, $($name:literal: $value:expr),+ $(,)?) => {{
+        // Writing to a String cannot fail.
+        $( let _ = write!($to, concat!($name, ":{}\r\n"), $value); )+
+    }};
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn used(counter: &AtomicUsize) -> u64 {
+    counter.load(Ordering::Relaxed) as u64
+}
+
+/// Bytes for people, as Redis shows them.
+fn humane(bytes: u64) -> String {
+    const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
+    if bytes < 1_024 {
+        return format!("{bytes}B");
+    }
+    let mut amount = bytes as f64 / 1_024.0;
+    let mut unit = 0;
+    while amount >= 1_024.0 && unit + 1 < UNITS.len() {
+        amount /= 1_024.0;
+        unit += 1;
+    }
+    format!("{amount:.2}{}", UNITS[unit])
+}
+
+fn setting(shared: &Shared, name: &str) -> String {
+    let found = shared.config.get(|known| known == name);
+    found.into_iter().next().map_or(String::new(), |(_, value)| value)
+}
+
+fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let uptime = shared.started.elapsed().as_secs();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let executable = std::env::current_exe().unwrap_or_default();
+    fields!(to,
+        "redis_version": REDIS_VERSION,
+        "redis_git_sha1": "00000000",
+        "redis_git_dirty": 0,
+        "redis_build_id": "0",
+        "redis_mode": "standalone",
+        "highwater_version": VERSION,
+        "highwater_git_sha1": COMMIT,
+        "highwater_target": TARGET,
+        "os": format_args!("{} {} {}", "Linux", kernel.trim(), std::env::consts::ARCH),
+        "arch_bits": usize::BITS,
+        "multiplexing_api": "epoll",
+        "process_id": std::process::id(),
+        "process_supervised": "no",
+        "run_id": shared.run_id,
+        "tcp_port": shared.config.port(),
+        "server_time_usec": now.as_micros(),
+        "uptime_in_seconds": uptime,
+        "uptime_in_days": uptime / 86_400,
+        "hz": setting(shared, "hz"),
+        "configured_hz": setting(shared, "hz"),
+        "lru_clock": now.as_secs() & 0xff_ffff,
+        "executable": executable.display(),
+        "config_file": shared.config.file().unwrap_or(std::path::Path::new("")).display(),
+        "io_threads_active": u8::from(shared.config.threads() > 1),
+    );
+    Ok(())
+}
+
+fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let clients = shared.clients.list();
+    let most = |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
+    fields!(to,
+        "connected_clients": clients.len(),
+        "cluster_connections": 0,
+        "maxclients": shared.config.maxclients(),
+        "client_recent_max_input_buffer": most(|client| &client.input_bytes),
+        "client_recent_max_output_buffer": most(|client| &client.output_bytes),
+        "blocked_clients": 0,
+        "tracking_clients": 0,
+        "clients_in_timeout_table": 0,
+    );
+    Ok(())
+}
+
+fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (resident, peak) = (process::resident_bytes(), process::peak_resident_bytes());
+    let data = used(&shared.service.memory.used);
+    let total = machine::memory();
+    let limit: u64 = setting(shared, "maxmemory").parse().unwrap_or(0);
+    let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
+    fields!(to,
+        "used_memory": resident,
+        "used_memory_human": humane(resident),
+        "used_memory_rss": resident,
+        "used_memory_rss_human": humane(resident),
+        "used_memory_peak": peak,
+        "used_memory_peak_human": humane(peak),
+        "used_memory_peak_perc": format_args!("{:.2}%", percent(resident, peak)),
+        "used_memory_overhead": resident.saturating_sub(data),
+        "used_memory_startup": 0,
+        "used_memory_dataset": data,
+        "used_memory_dataset_perc": format_args!("{:.2}%", percent(data, resident)),
+        "total_system_memory": total,
+        "total_system_memory_human": humane(total),
+        "used_memory_lua": 0,
+        "used_memory_lua_human": "0B",
+        "number_of_cached_scripts": 0,
+        "number_of_functions": 0,
+        "number_of_libraries": 0,
+        "used_memory_scripts": 0,
+        "used_memory_scripts_human": "0B",
+        "maxmemory": limit,
+        "maxmemory_human": humane(limit),
+        "maxmemory_policy": setting(shared, "maxmemory-policy"),
+        "mem_fragmentation_ratio": "1.00",
+        "mem_fragmentation_bytes": 0,
+        "mem_clients_slaves": 0,
+        "mem_clients_normal": shared.clients.list().iter().map(|c| used(&c.input_bytes) + used(&c.output_bytes)).sum::<u64>(),
+        "mem_aof_buffer": 0,
+        "mem_allocator": "libc",
+        "active_defrag_running": 0,
+        "lazyfree_pending_objects": 0,
+        "lazyfreed_objects": 0,
+    );
+    Ok(())
+}
+
+fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let status = shared.service.status();
+    let loading = matches!(*status, Status::Loading { .. });
+    fields!(to, "loading": u8::from(loading), "async_loading": 0);
+    if let Status::Loading { applied, total, .. } = *status {
+        let seconds = shared.started.elapsed().as_secs_f64().max(0.001);
+        let left = total.saturating_sub(applied);
+        let eta = if applied == 0 { -1 } else { (left as f64 * seconds / applied as f64) as i64 };
+        fields!(to,
+            "loading_start_time": shared.started_at / 1_000,
+            "loading_total_bytes": 0,
+            "loading_rdb_used_mem": 0,
+            "loading_loaded_bytes": 0,
+            "loading_loaded_perc": format_args!("{:.2}", applied.min(total) as f64 * 100.0 / total.max(1) as f64),
+            "loading_eta_seconds": eta,
+            "loading_loaded_records": applied,
+            "loading_total_records": total,
+        );
+    }
+    fields!(to,
+        "current_cow_peak": 0,
+        "current_cow_size": 0,
+        "current_cow_size_age": 0,
+        "current_fork_perc": "0.00",
+        "current_save_keys_processed": 0,
+        "current_save_keys_total": 0,
+        // Everything acknowledged is in the log.
+        "rdb_changes_since_last_save": 0,
+        "rdb_bgsave_in_progress": 0,
+        "rdb_last_save_time": now_ms() / 1_000,
+        "rdb_last_bgsave_status": "ok",
+        "rdb_last_bgsave_time_sec": 0,
+        "rdb_current_bgsave_time_sec": -1,
+        "rdb_saves": 0,
+        "rdb_last_cow_size": 0,
+        "rdb_last_load_keys_expired": 0,
+        "rdb_last_load_keys_loaded": 0,
+        "aof_enabled": 0,
+        "aof_rewrite_in_progress": 0,
+        "aof_rewrite_scheduled": 0,
+        "aof_last_rewrite_time_sec": -1,
+        "aof_current_rewrite_time_sec": -1,
+        "aof_last_bgrewrite_status": "ok",
+        "aof_last_write_status": if matches!(*status, Status::Failed(_)) { "err" } else { "ok" },
+        "aof_last_cow_size": 0,
+        "module_fork_in_progress": 0,
+        "module_fork_last_cow_size": 0,
+    );
+    Ok(())
+}
+
+fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (stats, counters, rates) = (&shared.stats, &shared.service.counters, shared.stats.rates());
+    let unexpected = get(&counters.writes_refused) + get(&counters.writes_uncertain);
+    fields!(to,
+        "total_connections_received": get(&stats.connections_received),
+        "total_commands_processed": get(&stats.commands_processed),
+        "instantaneous_ops_per_sec": rates.commands,
+        "total_net_input_bytes": get(&stats.input_bytes),
+        "total_net_output_bytes": get(&stats.output_bytes),
+        "total_net_repl_input_bytes": 0,
+        "total_net_repl_output_bytes": 0,
+        "instantaneous_input_kbps": format_args!("{:.2}", rates.input_kib),
+        "instantaneous_output_kbps": format_args!("{:.2}", rates.output_kib),
+        "instantaneous_input_repl_kbps": "0.00",
+        "instantaneous_output_repl_kbps": "0.00",
+        "rejected_connections": get(&stats.connections_rejected),
+        "sync_full": 0,
+        "sync_partial_ok": 0,
+        "sync_partial_err": 0,
+        "expired_keys": get(&counters.expired),
+        "expired_stale_perc": "0.00",
+        "expired_time_cap_reached_count": 0,
+        "expire_cycle_cpu_milliseconds": 0,
+        // Keys leave memory but never the database.
+        "evicted_keys": 0,
+        "evicted_clients": get(&stats.output_limit_disconnections) + get(&stats.query_limit_disconnections),
+        "total_eviction_exceeded_time": 0,
+        "current_eviction_exceeded_time": 0,
+        "keyspace_hits": get(&counters.hits),
+        "keyspace_misses": get(&counters.misses),
+        "pubsub_channels": 0,
+        "pubsub_patterns": 0,
+        "pubsubshard_channels": 0,
+        "latest_fork_usec": 0,
+        "total_forks": 0,
+        "migrate_cached_sockets": 0,
+        "slave_expires_tracked_keys": 0,
+        "active_defrag_hits": 0,
+        "active_defrag_misses": 0,
+        "active_defrag_key_hits": 0,
+        "active_defrag_key_misses": 0,
+        "total_active_defrag_time": 0,
+        "current_active_defrag_time": 0,
+        "tracking_total_keys": 0,
+        "tracking_total_items": 0,
+        "tracking_total_prefixes": 0,
+        "unexpected_error_replies": unexpected,
+        "total_error_replies": get(&stats.error_replies),
+        "dump_payload_sanitizations": 0,
+        "client_query_buffer_limit_disconnections": get(&stats.query_limit_disconnections),
+        "client_output_buffer_limit_disconnections": get(&stats.output_limit_disconnections),
+    );
+    Ok(())
+}
+
+fn replication(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    fields!(to,
+        "role": "master",
+        "connected_slaves": 0,
+        "master_failover_state": "no-failover",
+        "master_replid": shared.run_id,
+        "master_replid2": "0000000000000000000000000000000000000000",
+        "master_repl_offset": 0,
+        "second_repl_offset": -1,
+        "repl_backlog_active": 0,
+        "repl_backlog_size": 0,
+        "repl_backlog_first_byte_offset": 0,
+        "repl_backlog_histlen": 0,
+    );
+    Ok(())
+}
+
+fn cpu(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (system, user) = process::cpu_times();
+    fields!(to,
+        "used_cpu_sys": format_args!("{:.6}", system.as_secs_f64()),
+        "used_cpu_user": format_args!("{:.6}", user.as_secs_f64()),
+        "used_cpu_sys_children": "0.000000",
+        "used_cpu_user_children": "0.000000",
+    );
+    Ok(())
+}
+
+fn modules(_: &Shared, _: &mut String) -> Result<(), Fault> {
+    Ok(())
+}
+
+fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    fn line(entry: &Entry, to: &mut String) {
+        let CommandStats {
+            calls,
+            nanoseconds,
+            rejected,
+            failed,
+        } = &entry.stats;
+        let (calls, rejected, failed) = (get(calls), get(rejected), get(failed));
+        if calls + rejected + failed == 0 {
+            return;
+        }
+        let microseconds = get(nanoseconds) / 1_000;
+        let each = get(nanoseconds) as f64 / 1_000.0 / calls.max(1) as f64;
+        let _ = write!(
+            to,
+            "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}\r\n",
+            entry.name
+        );
+    }
+    for entry in table::all() {
+        line(entry, to);
+        entry.subcommands.iter().for_each(|sub| line(sub, to));
+    }
+    Ok(())
+}
+
+fn errorstats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    for (kind, count) in shared.stats.errors() {
+        let _ = write!(to, "errorstat_{kind}:count={count}\r\n");
+    }
+    Ok(())
+}
+
+fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    fields!(to, "cluster_enabled": 0);
+    Ok(())
+}
+
+/// The log behind the databases, how far this node is, and what did not go well. Each number of keys below `kafka_db` is as a client of
+/// Kafka would count: offsets.
+fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (service, counters) = (&shared.service, &shared.service.counters);
+    let status = service.status();
+    fields!(to,
+        "log_kind": service.log.kind(),
+        "log_description": service.log.describe(),
+        "log_status": match &*status {
+            Status::Loading { .. } => "loading",
+            Status::Serving => "serving",
+            Status::Failed(_) => "failed",
+        },
+    );
+    match &*status {
+        Status::Failed(reason) => fields!(to, "log_failure": reason.replace(['\r', '\n'], " ")),
+        Status::Loading { rebuilding: Some(reason), .. } => {
+            fields!(to, "log_rebuilding": reason.replace(['\r', '\n'], " "));
+        }
+        _ => {}
+    }
+    fields!(to,
+        "records_applied": get(&counters.records_applied),
+        "records_skipped": get(&counters.records_skipped),
+        "last_applied_time_ms": get(&counters.last_applied_ms),
+        "rebuilds": get(&counters.rebuilds),
+        "writes_refused": get(&counters.writes_refused),
+        "writes_uncertain": get(&counters.writes_uncertain),
+        "unstored_bytes": used(&service.memory.unstored),
+        "unstored_limit_bytes": get(&service.settings.max_unstored_bytes),
+        "hot_tier_used_bytes": used(&service.memory.used),
+        "hot_tier_limit_bytes": used(&service.memory.limit),
+        "hot_tier_evicted": used(&service.memory.evicted),
+        "store_reads": get(&counters.store_reads),
+        "store_disk_bytes": service.store.disk_bytes(),
+    );
+    for database in 0..service.database_count() {
+        if let Some(identity) = service.log.identity(database) {
+            let partitions = service.database(database).partitions();
+            let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
+            if database > 0 && partitions.iter().all(untouched) {
+                continue;
+            }
+            let lag: u64 = partitions.iter().map(lag).sum();
+            let _ = write!(
+                to,
+                "kafka_db{database}:topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}\r\n",
+                identity.topic,
+                identity.id,
+                identity.partitions,
+                u8::from(identity.read_only),
+                partitions.iter().map(age).max().unwrap_or(-1),
+            );
+            for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
+                let _ = write!(
+                    to,
+                    "kafka_db{database}_p{number}:position={},end={},lag={},acknowledged={},as_of_age_ms={}\r\n",
+                    get(&partition.stored),
+                    get(&partition.end),
+                    self::lag(partition),
+                    get(&partition.acknowledged),
+                    age(partition),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Offsets between this node and the log's end, as far as it is known.
+fn lag(partition: &Partition) -> u64 {
+    let end = get(&partition.end).max(get(&partition.acknowledged));
+    end.saturating_sub(get(&partition.stored))
+}
+
+/// Milliseconds since this node had all that the log had; -1 if it never had.
+fn age(partition: &Partition) -> i64 {
+    match partition.as_of.load(Ordering::Relaxed) {
+        ..=0 => -1,
+        as_of => (now_ms() as i64 - as_of).max(0),
+    }
+}
+
+fn keyspace(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let service: &Arc<_> = &shared.service;
+    for database in 0..service.database_count() {
+        if service.database(database).partitions().is_empty() {
+            continue;
+        }
+        let keys = service.store.count(database)?;
+        if keys > 0 {
+            let expires = service.store.count_expiring(database)?;
+            let _ = write!(to, "db{database}:keys={keys},expires={expires},avg_ttl=0\r\n");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_as_redis_shows_them() {
+        let shown = [0, 1_023, 1_024, 1_536, 990_312, 12_365_824, 25_274_793_984].map(humane);
+        assert_eq!(shown, ["0B", "1023B", "1.00K", "1.50K", "967.10K", "11.79M", "23.54G"]);
+    }
+}
