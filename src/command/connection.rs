@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Client, ClientDetails, Replies, Session, Shared};
-use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag};
+use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag, table};
 use crate::database::now_ms;
 use crate::resp::Version;
 
@@ -526,9 +526,9 @@ fn describe(client: &Client) -> String {
         name,
         library_name,
         library_version,
-        last_command,
     } = client.details.lock().clone();
     let address = |a: Option<std::net::SocketAddr>| a.map_or("?:0".to_owned(), |a| a.to_string());
+    let last_command = table::name_of(client.last_command.load(Ordering::Relaxed)).unwrap_or("NULL");
     let queued = client.queued.load(Ordering::Relaxed);
     let input = client.input_bytes.load(Ordering::Relaxed);
     let output = client.output_bytes.load(Ordering::Relaxed);
@@ -563,7 +563,7 @@ fn describe(client: &Client) -> String {
         output,
         output,
         input + output + size_of::<Client>(),
-        if last_command.is_empty() { "NULL" } else { last_command },
+        last_command,
         if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
         text(&library_name),
         text(&library_version),

@@ -4,18 +4,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::time::Instant;
 
 use super::args::{self, text, wrong_arity};
-use super::session::{Queued, Session, Shared};
+use super::session::{Client, Queued, Session, Shared};
 use super::table::Entry;
-use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, table};
+use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, info, table};
+use crate::config::table as settings;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
-use crate::database::{Status, Wait, now_ms};
+use crate::database::{Status, Wait};
 use crate::log::ProduceError;
 
 /// Times a command is computed anew because a write that it rested on failed.
@@ -55,23 +56,33 @@ pub enum Before {
 
 /// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] has been awaited.
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
+    if is_http(args[0]) {
+        tracing::debug!(client = session.client.id, "a client speaks HTTP; closing the connection");
+        session.close = true;
+        return Step::Reply(Reply::None);
+    }
     let command = match find(args) {
         Ok(command) => command,
         Err(fault) => return reject(session, args, fault),
     };
-    if let Err(fault) = admit(session, shared, command, args) {
+    if let Err(fault) = check_arity(command, args).and_then(|()| admit(session, shared, command)) {
+        command.stats.rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
     }
-    session.client.details.lock().last_command = command.name;
-    session.client.last_command_at.store(now_ms(), Ordering::Relaxed);
+    let started = Instant::now();
+    let since_start = started.saturating_duration_since(shared.started).as_millis() as u64;
+    session.client.last_command.store(command.number, Ordering::Relaxed);
+    session
+        .client
+        .last_command_at
+        .store(shared.started_at + since_start, Ordering::Relaxed);
     if session.multi.is_some() && !command.has(flag::IN_MULTI) {
         return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| reply_of(session, fault)));
     }
-    if let Some(before) = before(session, shared, command, prepared) {
+    if let Some(before) = before(session, shared, command, args, prepared) {
         return Step::Before(before);
     }
-    command.stats.calls.fetch_add(1, Ordering::Relaxed);
-    match command.run {
+    let step = match command.run {
         Run::Now(_) => compute_one(session, shared, command, args),
         Run::Later(handler) => match handler(session, shared, args) {
             Ok(waiting) => Step::Later(waiting),
@@ -79,7 +90,71 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         },
         Run::Exec => exec(session, shared),
         Run::Container | Run::NotYet => refuse(session, unknown(args)),
+    };
+    if let Step::Reply(reply) | Step::Pending(Pending { reply, .. }) = &step {
+        note(&session.client, shared, command, args, started.elapsed(), reply.is_error());
     }
+    step
+}
+
+/// A page in a browser can be made to send requests to a server on the same machine, each line of which would be a command: as in
+/// Redis, what only HTTP says ends the connection.
+fn is_http(name: &[u8]) -> bool {
+    args::is(name, "post") || args::is(name, "host:")
+}
+
+/// Counts a command that was computed, and remembers it if it was slow.
+fn note(client: &Client, shared: &Shared, command: &Entry, args: Args<'_>, took: Duration, failed: bool) {
+    let (stats, config) = (&shared.stats, &shared.config);
+    stats.commands_processed.fetch_add(1, Ordering::Relaxed);
+    command.stats.calls.fetch_add(1, Ordering::Relaxed);
+    let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    command.stats.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    if failed {
+        command.stats.failed.fetch_add(1, Ordering::Relaxed);
+    }
+    let microseconds = nanoseconds / 1_000;
+    if u64::try_from(config.slowlog_log_slower_than()).is_ok_and(|limit| microseconds >= limit)
+        && !command.has(flag::SKIP_SLOWLOG)
+    {
+        let address = client.address.map_or(String::new(), |address| address.to_string());
+        let name = client.details.lock().name.clone();
+        let arguments = without_secrets(command, args);
+        stats
+            .slowlog
+            .note(&arguments, microseconds, address, name, config.slowlog_max_len());
+    }
+    let event = if command.has(flag::FAST) { "fast-command" } else { "command" };
+    stats
+        .latency
+        .note(event, microseconds / 1_000, config.latency_monitor_threshold());
+}
+
+/// The arguments as SLOWLOG may show them.
+fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
+    let mut shown = args.to_vec();
+    let mut hide = |at: usize| {
+        if let Some(argument) = shown.get_mut(at) {
+            *argument = b"(redacted)";
+        }
+    };
+    match command.name {
+        "auth" => (1..args.len()).for_each(hide),
+        "hello" => {
+            if let Some(at) = args.iter().skip(2).position(|argument| args::is(argument, "auth")) {
+                (at + 3..at + 5).for_each(hide);
+            }
+        }
+        "config|set" => {
+            for at in (2..args.len()).step_by(2) {
+                if settings::place(&text(args[at])).is_some_and(|place| settings::SETTINGS[place].secret) {
+                    hide(at + 1);
+                }
+            }
+        }
+        _ => {}
+    }
+    shown
 }
 
 impl Before {
@@ -124,13 +199,26 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                         "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
                     ));
                 }
-                prepared |= matches!(before, Before::WholeStore);
-                if let Err(fault) = before.happened(&session.outstanding, shared).await {
+                let whole_store = matches!(before, Before::WholeStore);
+                prepared |= whole_store;
+                if let Err(fault) = before.happened(&session.outstanding, shared).await
+                    // What answers even while loading (INFO) then tells of the store as it is.
+                    && !(whole_store && find(args).is_ok_and(|command| command.has(flag::LOADING)))
+                {
                     return Step::Reply(reply_of(session, fault));
                 }
                 step = execute(session, shared, args, prepared);
             }
-            Step::Later(waiting) => return Step::Reply(waiting.await),
+            Step::Later(waiting) => {
+                let started = Instant::now();
+                let reply = waiting.await;
+                if let Ok(command) = find(args) {
+                    // The time of a command that is there to wait says nothing.
+                    let took = if command.has(flag::BLOCKING) { Duration::ZERO } else { started.elapsed() };
+                    note(&session.client, shared, command, args, took, reply.is_error());
+                }
+                return Step::Reply(reply);
+            }
             step => return step,
         }
     }
@@ -188,14 +276,14 @@ fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
     if command.subcommands.is_empty() || (args.len() < 2 && !matches!(command.run, Run::Container)) {
         return match command.run {
             Run::NotYet => Err(unknown(args)),
-            _ => check_arity(command, args),
+            _ => Ok(command),
         };
     }
     let Some(name) = args.get(1) else {
         return Err(wrong_arity(command.name));
     };
     match table::find_subcommand(command, name) {
-        Some(sub) if !matches!(sub.run, Run::NotYet) => check_arity(sub, args),
+        Some(sub) if !matches!(sub.run, Run::NotYet) => Ok(sub),
         _ => Err(Fault::error(format!(
             "ERR unknown subcommand '{}'. Try {} HELP.",
             text(&name[..name.len().min(128)]),
@@ -204,10 +292,10 @@ fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
     }
 }
 
-fn check_arity(command: &'static Entry, args: Args<'_>) -> Result<&'static Entry, Fault> {
+fn check_arity(command: &Entry, args: Args<'_>) -> Result<(), Fault> {
     let count = args.len() as i32;
     let fits = if command.arity >= 0 { count == command.arity } else { count >= -command.arity };
-    if fits { Ok(command) } else { Err(wrong_arity(command.name)) }
+    if fits { Ok(()) } else { Err(wrong_arity(command.name)) }
 }
 
 /// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.
@@ -233,7 +321,7 @@ fn unknown(args: Args<'_>) -> Fault {
 }
 
 /// Checks that are the same for every command: authentication, and whether this node can be right.
-fn admit(session: &Session, shared: &Shared, command: &Command, _args: Args<'_>) -> Result<(), Fault> {
+fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fault> {
     if !session.authenticated && !command.has(flag::NO_AUTH) {
         return Err("NOAUTH Authentication required.".into());
     }
@@ -256,7 +344,7 @@ fn admit(session: &Session, shared: &Shared, command: &Command, _args: Args<'_>)
 }
 
 /// What must happen before this command, besides what it finds out itself.
-fn before(session: &Session, shared: &Shared, command: &Command, prepared: bool) -> Option<Before> {
+fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>, prepared: bool) -> Option<Before> {
     if let Some(paused) = shared.pause.current() {
         let writes = |c: &Command| c.has(flag::WRITE | flag::MAY_REPLICATE);
         let in_exec = session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
@@ -267,12 +355,17 @@ fn before(session: &Session, shared: &Shared, command: &Command, prepared: bool)
             return Some(Before::Unpaused);
         }
     }
+    if prepared || !shared.service.is_serving() {
+        return None;
+    }
     let whole = |c: &Command| c.has(flag::WHOLE_STORE);
     let in_exec = || {
         matches!(command.run, Run::Exec)
             && session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| whole(q.command)))
     };
-    (!prepared && (whole(command) || in_exec())).then_some(Before::WholeStore)
+    // INFO is what probes ask for: only one of its sections looks at the store.
+    let looks = whole(command) && (command.name != "info" || info::tells_of_keys(args));
+    (looks || in_exec()).then_some(Before::WholeStore)
 }
 
 fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outcome {
@@ -432,17 +525,22 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 replies.push(Reply::error("ERR Command not allowed inside a transaction"));
                 continue;
             };
-            command.stats.calls.fetch_add(1, Ordering::Relaxed);
+            let started = Instant::now();
             let mut context = Context {
                 session: &mut *session,
                 shared,
                 transaction: &mut *transaction,
             };
-            match handler(&mut context, args) {
-                Ok(reply) => replies.push(reply),
-                Err(Fault::Error(text)) => replies.push(Reply::Error(text)),
+            let reply = match handler(&mut context, args) {
+                Ok(reply) => reply,
+                Err(Fault::Error(text)) => Reply::Error(text),
                 Err(wait) => return Err(wait),
+            };
+            if let Reply::Error(text) = &reply {
+                shared.stats.count_error(text);
             }
+            note(&session.client, shared, command, args, started.elapsed(), reply.is_error());
+            replies.push(reply);
         }
         Ok(Reply::Array(replies))
     });

@@ -1,316 +1,479 @@
-//! INFO: Redis's sections and field names (<https://redis.io/docs/latest/commands/info/>), with what is true here, and one
-//! section of ours, `Kafka`, about the log.
+//! INFO: <https://redis.io/docs/latest/commands/info/>. Sections and fields have Redis's names, so that its tools read them; a section `Kafka`
+//! tells of the log behind the databases. A field of something that does not exist here is left out or 0.
 
 use std::fmt::Write;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::args::is;
 use super::connection::REDIS_VERSION;
-use super::{Args, Context, Fault, Outcome, Reply, Shared, table};
-use crate::database::{Status, Transaction, now_ms};
+use super::session::Shared;
+use super::table::{self, Entry};
+use super::{Args, CommandStats, Context, Fault, Outcome};
+use crate::config::{COMMIT, TARGET, VERSION, machine};
+use crate::database::{Partition, Status, now_ms};
 use crate::telemetry::process;
 
-/// Sections in the order they are told; those with `false` only on demand.
-const SECTIONS: &[(&str, bool)] = &[
-    ("Server", true),
-    ("Clients", true),
-    ("Memory", true),
-    ("Persistence", true),
-    ("Stats", true),
-    ("Replication", true),
-    ("CPU", true),
-    ("Modules", true),
-    ("Commandstats", false),
-    ("Errorstats", true),
-    ("Cluster", true),
-    ("Keyspace", true),
-    ("Kafka", true),
+/// Partitions of a database that are told one by one.
+const MAX_PARTITIONS: usize = 32;
+
+type Section = fn(&Shared, &mut String) -> Result<(), Fault>;
+
+/// Sections in their order; true if INFO without arguments shows them.
+const SECTIONS: &[(&str, bool, Section)] = &[
+    ("Server", true, server),
+    ("Clients", true, clients),
+    ("Memory", true, memory),
+    ("Persistence", true, persistence),
+    ("Stats", true, stats),
+    ("Replication", true, replication),
+    ("CPU", true, cpu),
+    ("Modules", true, modules),
+    ("Commandstats", false, commandstats),
+    ("Errorstats", true, errorstats),
+    ("Cluster", true, cluster),
+    ("Kafka", true, kafka),
+    ("Keyspace", true, keyspace),
 ];
 
-struct Source<'s, 't> {
-    shared: &'s Shared,
-    transaction: &'s mut Transaction<'t>,
-}
-
 pub fn info(context: &mut Context, args: Args) -> Outcome {
-    let wanted = |name: &str, default: bool| {
-        let all = |arg: &&[u8]| is(arg, "all") || is(arg, "everything");
-        let defaults = args.len() == 1 || args[1..].iter().any(|arg| is(arg, "default"));
-        (default && defaults) || args[1..].iter().any(|arg| all(arg) || is(arg, name))
-    };
-    let shared = context.shared.clone();
-    let mut source = Source {
-        shared: &shared,
-        transaction: context.transaction,
-    };
+    let asked = &args[1..];
+    let all = asked.iter().any(|section| is(section, "all") || is(section, "everything"));
+    let usual = asked.is_empty() || asked.iter().any(|section| is(section, "default"));
     let mut text = String::new();
-    for (name, default) in SECTIONS {
-        if wanted(name, *default) {
+    for (name, by_default, section) in SECTIONS {
+        if all || (usual && *by_default) || asked.iter().any(|asked| is(asked, name)) {
             if !text.is_empty() {
                 text.push_str("\r\n");
             }
-            let _ = write!(text, "# {name}\r\n");
-            section(name, &mut source, &mut text)?;
+            text.push_str(&format!("# {name}\r\n"));
+            section(context.shared, &mut text)?;
         }
     }
-    Ok(Reply::Verbatim {
-        format: *b"txt",
-        text: text.into(),
-    })
+    Ok(super::server::verbatim(text))
 }
 
-/// `name:value` lines. Writing to a `String` cannot fail.
+/// Whether an INFO with these arguments looks at the store.
+pub fn tells_of_keys(args: Args) -> bool {
+    let words = ["keyspace", "default", "all", "everything"];
+    args.len() == 1 || args[1..].iter().any(|asked| words.iter().any(|word| is(asked, word)))
+}
+
+/// Appends `name:value` lines.
 macro_rules! fields {
-    ($out:expr, $($name:literal: $value:expr),+ $(,)?) => {
-        { $(let _ = write!($out, concat!($name, ":{}\r\n"), $value);)+ }
-    };
+    ($to:expr, $($name:literal: $value:expr),+ $(,)?) => {{
+        // Writing to a String cannot fail.
+        $( let _ = write!($to, concat!($name, ":{}\r\n"), $value); )+
+    }};
 }
 
-fn section(name: &str, source: &mut Source, out: &mut String) -> Result<(), Fault> {
-    match name {
-        "Server" => server(source.shared, out),
-        "Clients" => clients(source.shared, out),
-        "Memory" => memory(source.shared, out),
-        "Persistence" => persistence(source.shared, out),
-        "Stats" => stats(source.shared, out),
-        "Replication" => replication(source.shared, out),
-        "CPU" => {
-            let (system, user) = process::cpu_times();
-            fields!(out,
-                "used_cpu_sys": format_args!("{:.6}", system.as_secs_f64()),
-                "used_cpu_user": format_args!("{:.6}", user.as_secs_f64()),
-            );
-        }
-        "Commandstats" => command_stats(out),
-        "Errorstats" => {
-            for (kind, count) in source.shared.stats.errors() {
-                let _ = write!(out, "errorstat_{kind}:count={count}\r\n");
-            }
-        }
-        "Cluster" => fields!(out, "cluster_enabled": 0),
-        "Keyspace" => keyspace(source, out)?,
-        "Kafka" => log(source.shared, out),
-        _ => {}
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn used(counter: &AtomicUsize) -> u64 {
+    counter.load(Ordering::Relaxed) as u64
+}
+
+/// Bytes for people, as Redis shows them.
+fn humane(bytes: u64) -> String {
+    const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
+    if bytes < 1_024 {
+        return format!("{bytes}B");
     }
+    let mut amount = bytes as f64 / 1_024.0;
+    let mut unit = 0;
+    while amount >= 1_024.0 && unit + 1 < UNITS.len() {
+        amount /= 1_024.0;
+        unit += 1;
+    }
+    format!("{amount:.2}{}", UNITS[unit])
+}
+
+fn setting(shared: &Shared, name: &str) -> String {
+    let found = shared.config.get(|known| known == name);
+    found.into_iter().next().map_or(String::new(), |(_, value)| value)
+}
+
+fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let uptime = shared.started.elapsed().as_secs();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let executable = std::env::current_exe().unwrap_or_default();
+    fields!(to,
+        "redis_version": REDIS_VERSION,
+        "redis_git_sha1": "00000000",
+        "redis_git_dirty": 0,
+        "redis_build_id": "0",
+        "redis_mode": "standalone",
+        "highwater_version": VERSION,
+        "highwater_git_sha1": COMMIT,
+        "highwater_target": TARGET,
+        "os": format_args!("{} {} {}", "Linux", kernel.trim(), std::env::consts::ARCH),
+        "arch_bits": usize::BITS,
+        "multiplexing_api": "epoll",
+        "process_id": std::process::id(),
+        "process_supervised": "no",
+        "run_id": shared.run_id,
+        "tcp_port": shared.config.port(),
+        "server_time_usec": now.as_micros(),
+        "uptime_in_seconds": uptime,
+        "uptime_in_days": uptime / 86_400,
+        "hz": setting(shared, "hz"),
+        "configured_hz": setting(shared, "hz"),
+        "lru_clock": now.as_secs() & 0xff_ffff,
+        "executable": executable.display(),
+        "config_file": shared.config.file().unwrap_or(std::path::Path::new("")).display(),
+        "io_threads_active": u8::from(shared.config.threads() > 1),
+    );
     Ok(())
 }
 
-fn server(shared: &Shared, out: &mut String) {
-    let up = shared.started.elapsed().as_secs();
-    fields!(out,
-        "redis_version": REDIS_VERSION,
-        "redis_mode": "standalone",
-        "highwater_version": crate::config::VERSION,
-        "highwater_build": crate::config::COMMIT,
-        "os": format_args!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "arch_bits": usize::BITS,
-        "process_id": std::process::id(),
-        "run_id": shared.run_id,
-        "tcp_port": shared.config.port(),
-        "server_time_usec": now_ms() * 1_000,
-        "uptime_in_seconds": up,
-        "uptime_in_days": up / 86_400,
-        "hz": 10,
-        "executable": std::env::current_exe().unwrap_or_default().display(),
-        "config_file": shared.config.file().map_or(String::new(), |f| f.display().to_string()),
-    );
-}
-
-fn clients(shared: &Shared, out: &mut String) {
-    let list = shared.clients.list();
-    let largest = |of: fn(&super::session::Client) -> usize| list.iter().map(|c| of(c)).max().unwrap_or(0);
-    fields!(out,
-        "connected_clients": list.len(),
+fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let clients = shared.clients.list();
+    let most = |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
+    fields!(to,
+        "connected_clients": clients.len(),
         "cluster_connections": 0,
         "maxclients": shared.config.maxclients(),
-        "client_recent_max_input_buffer": largest(|c| c.input_bytes.load(Relaxed)),
-        "client_recent_max_output_buffer": largest(|c| c.output_bytes.load(Relaxed)),
+        "client_recent_max_input_buffer": most(|client| &client.input_bytes),
+        "client_recent_max_output_buffer": most(|client| &client.output_bytes),
         "blocked_clients": 0,
         "tracking_clients": 0,
+        "clients_in_timeout_table": 0,
     );
+    Ok(())
 }
 
-fn memory(shared: &Shared, out: &mut String) {
-    let used = process::resident_bytes();
-    let budget = &shared.service.memory;
-    let limit = budget.limit.load(Relaxed) as u64;
-    fields!(out,
-        "used_memory": used,
-        "used_memory_human": human(used),
-        "used_memory_rss": used,
-        "used_memory_rss_human": human(used),
-        "used_memory_peak": process::peak_resident_bytes(),
-        "used_memory_peak_human": human(process::peak_resident_bytes()),
-        "used_memory_dataset": budget.used.load(Relaxed),
+fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (resident, peak) = (process::resident_bytes(), process::peak_resident_bytes());
+    let data = used(&shared.service.memory.used);
+    let total = machine::memory();
+    let limit: u64 = setting(shared, "maxmemory").parse().unwrap_or(0);
+    let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
+    fields!(to,
+        "used_memory": resident,
+        "used_memory_human": humane(resident),
+        "used_memory_rss": resident,
+        "used_memory_rss_human": humane(resident),
+        "used_memory_peak": peak,
+        "used_memory_peak_human": humane(peak),
+        "used_memory_peak_perc": format_args!("{:.2}%", percent(resident, peak)),
+        "used_memory_overhead": resident.saturating_sub(data),
+        "used_memory_startup": 0,
+        "used_memory_dataset": data,
+        "used_memory_dataset_perc": format_args!("{:.2}%", percent(data, resident)),
+        "total_system_memory": total,
+        "total_system_memory_human": humane(total),
+        "used_memory_lua": 0,
+        "used_memory_lua_human": "0B",
+        "number_of_cached_scripts": 0,
+        "number_of_functions": 0,
+        "number_of_libraries": 0,
+        "used_memory_scripts": 0,
+        "used_memory_scripts_human": "0B",
         "maxmemory": limit,
-        "maxmemory_human": human(limit),
-        "maxmemory_policy": "noeviction",
-        "hot_tier_bytes": budget.used.load(Relaxed),
-        "hot_tier_unstored_bytes": budget.unstored.load(Relaxed),
+        "maxmemory_human": humane(limit),
+        "maxmemory_policy": setting(shared, "maxmemory-policy"),
         "mem_fragmentation_ratio": "1.00",
+        "mem_fragmentation_bytes": 0,
+        "mem_clients_slaves": 0,
+        "mem_clients_normal": shared.clients.list().iter().map(|c| used(&c.input_bytes) + used(&c.output_bytes)).sum::<u64>(),
+        "mem_aof_buffer": 0,
         "mem_allocator": "libc",
+        "active_defrag_running": 0,
+        "lazyfree_pending_objects": 0,
+        "lazyfreed_objects": 0,
     );
+    Ok(())
 }
 
-fn persistence(shared: &Shared, out: &mut String) {
+fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let status = shared.service.status();
-    let counters = &shared.service.counters;
-    fields!(out,
-        "loading": i32::from(!shared.service.is_serving()),
-        "async_loading": 0,
-        "rdb_changes_since_last_save": 0,
-        "rdb_bgsave_in_progress": 0,
-        "rdb_last_save_time": counters.last_checkpoint_ms.load(Relaxed) / 1_000,
-        "rdb_last_bgsave_status": "ok",
-        "aof_enabled": 0,
-        "aof_rewrite_in_progress": 0,
-    );
-    if let Status::Loading { applied, total, .. } = &*status {
-        fields!(out,
+    let loading = matches!(*status, Status::Loading { .. });
+    fields!(to, "loading": u8::from(loading), "async_loading": 0);
+    if let Status::Loading { applied, total, .. } = *status {
+        let seconds = shared.started.elapsed().as_secs_f64().max(0.001);
+        let left = total.saturating_sub(applied);
+        let eta = if applied == 0 { -1 } else { (left as f64 * seconds / applied as f64) as i64 };
+        fields!(to,
             "loading_start_time": shared.started_at / 1_000,
-            "loading_total_records": total,
+            "loading_total_bytes": 0,
+            "loading_rdb_used_mem": 0,
+            "loading_loaded_bytes": 0,
+            "loading_loaded_perc": format_args!("{:.2}", applied.min(total) as f64 * 100.0 / total.max(1) as f64),
+            "loading_eta_seconds": eta,
             "loading_loaded_records": applied,
-            "loading_loaded_perc": format_args!("{:.2}", *applied as f64 * 100.0 / (*total).max(1) as f64),
+            "loading_total_records": total,
         );
     }
+    fields!(to,
+        "current_cow_peak": 0,
+        "current_cow_size": 0,
+        "current_cow_size_age": 0,
+        "current_fork_perc": "0.00",
+        "current_save_keys_processed": 0,
+        "current_save_keys_total": 0,
+        // Everything acknowledged is in the log.
+        "rdb_changes_since_last_save": 0,
+        "rdb_bgsave_in_progress": 0,
+        "rdb_last_save_time": now_ms() / 1_000,
+        "rdb_last_bgsave_status": "ok",
+        "rdb_last_bgsave_time_sec": 0,
+        "rdb_current_bgsave_time_sec": -1,
+        "rdb_saves": 0,
+        "rdb_last_cow_size": 0,
+        "rdb_last_load_keys_expired": 0,
+        "rdb_last_load_keys_loaded": 0,
+        "aof_enabled": 0,
+        "aof_rewrite_in_progress": 0,
+        "aof_rewrite_scheduled": 0,
+        "aof_last_rewrite_time_sec": -1,
+        "aof_current_rewrite_time_sec": -1,
+        "aof_last_bgrewrite_status": "ok",
+        "aof_last_write_status": if matches!(*status, Status::Failed(_)) { "err" } else { "ok" },
+        "aof_last_cow_size": 0,
+        "module_fork_in_progress": 0,
+        "module_fork_last_cow_size": 0,
+    );
+    Ok(())
 }
 
-fn stats(shared: &Shared, out: &mut String) {
-    let (stats, service) = (&shared.stats, &shared.service);
-    let rates = stats.rates();
-    let calls: u64 = every_entry().map(|entry| entry.stats.calls.load(Relaxed)).sum();
-    fields!(out,
-        "total_connections_received": stats.connections_received.load(Relaxed),
-        "total_commands_processed": calls,
+fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (stats, counters, rates) = (&shared.stats, &shared.service.counters, shared.stats.rates());
+    let unexpected = get(&counters.writes_refused) + get(&counters.writes_uncertain);
+    fields!(to,
+        "total_connections_received": get(&stats.connections_received),
+        "total_commands_processed": get(&stats.commands_processed),
         "instantaneous_ops_per_sec": rates.commands,
-        "total_net_input_bytes": stats.input_bytes.load(Relaxed),
-        "total_net_output_bytes": stats.output_bytes.load(Relaxed),
+        "total_net_input_bytes": get(&stats.input_bytes),
+        "total_net_output_bytes": get(&stats.output_bytes),
+        "total_net_repl_input_bytes": 0,
+        "total_net_repl_output_bytes": 0,
         "instantaneous_input_kbps": format_args!("{:.2}", rates.input_kib),
         "instantaneous_output_kbps": format_args!("{:.2}", rates.output_kib),
-        "rejected_connections": stats.connections_rejected.load(Relaxed),
-        "expired_keys": service.counters.expired.load(Relaxed),
-        // Keys never go for want of memory; the hot tier only forgets what the store has.
+        "instantaneous_input_repl_kbps": "0.00",
+        "instantaneous_output_repl_kbps": "0.00",
+        "rejected_connections": get(&stats.connections_rejected),
+        "sync_full": 0,
+        "sync_partial_ok": 0,
+        "sync_partial_err": 0,
+        "expired_keys": get(&counters.expired),
+        "expired_stale_perc": "0.00",
+        "expired_time_cap_reached_count": 0,
+        "expire_cycle_cpu_milliseconds": 0,
+        // Keys leave memory but never the database.
         "evicted_keys": 0,
-        "keyspace_hits": service.counters.hits.load(Relaxed),
-        "keyspace_misses": service.counters.misses.load(Relaxed),
+        "evicted_clients": get(&stats.output_limit_disconnections) + get(&stats.query_limit_disconnections),
+        "total_eviction_exceeded_time": 0,
+        "current_eviction_exceeded_time": 0,
+        "keyspace_hits": get(&counters.hits),
+        "keyspace_misses": get(&counters.misses),
         "pubsub_channels": 0,
         "pubsub_patterns": 0,
+        "pubsubshard_channels": 0,
         "latest_fork_usec": 0,
-        "total_error_replies": stats.error_replies.load(Relaxed),
-        "client_query_buffer_limit_disconnections": stats.query_limit_disconnections.load(Relaxed),
-        "client_output_buffer_limit_disconnections": stats.output_limit_disconnections.load(Relaxed),
-        "hot_tier_evictions": service.memory.evicted.load(Relaxed),
-        "store_reads": service.counters.store_reads.load(Relaxed),
+        "total_forks": 0,
+        "migrate_cached_sockets": 0,
+        "slave_expires_tracked_keys": 0,
+        "active_defrag_hits": 0,
+        "active_defrag_misses": 0,
+        "active_defrag_key_hits": 0,
+        "active_defrag_key_misses": 0,
+        "total_active_defrag_time": 0,
+        "current_active_defrag_time": 0,
+        "tracking_total_keys": 0,
+        "tracking_total_items": 0,
+        "tracking_total_prefixes": 0,
+        "unexpected_error_replies": unexpected,
+        "total_error_replies": get(&stats.error_replies),
+        "dump_payload_sanitizations": 0,
+        "client_query_buffer_limit_disconnections": get(&stats.query_limit_disconnections),
+        "client_output_buffer_limit_disconnections": get(&stats.output_limit_disconnections),
     );
+    Ok(())
 }
 
-fn replication(shared: &Shared, out: &mut String) {
-    let offset: u64 = partitions(shared).map(|(_, _, p)| p.acknowledged.load(Relaxed).max(p.stored.load(Relaxed))).sum();
-    fields!(out,
+fn replication(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    fields!(to,
         "role": "master",
         "connected_slaves": 0,
         "master_failover_state": "no-failover",
         "master_replid": shared.run_id,
-        "master_repl_offset": offset,
+        "master_replid2": "0000000000000000000000000000000000000000",
+        "master_repl_offset": 0,
+        "second_repl_offset": -1,
+        "repl_backlog_active": 0,
+        "repl_backlog_size": 0,
+        "repl_backlog_first_byte_offset": 0,
+        "repl_backlog_histlen": 0,
     );
+    Ok(())
 }
 
-fn every_entry() -> impl Iterator<Item = &'static table::Entry> {
-    table::all().iter().flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
+fn cpu(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (system, user) = process::cpu_times();
+    fields!(to,
+        "used_cpu_sys": format_args!("{:.6}", system.as_secs_f64()),
+        "used_cpu_user": format_args!("{:.6}", user.as_secs_f64()),
+        "used_cpu_sys_children": "0.000000",
+        "used_cpu_user_children": "0.000000",
+    );
+    Ok(())
 }
 
-fn command_stats(out: &mut String) {
-    for entry in every_entry() {
-        let calls = entry.stats.calls.load(Relaxed);
-        let rejected = entry.stats.rejected.load(Relaxed);
-        if calls + rejected == 0 {
-            continue;
+fn modules(_: &Shared, _: &mut String) -> Result<(), Fault> {
+    Ok(())
+}
+
+fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    fn line(entry: &Entry, to: &mut String) {
+        let CommandStats {
+            calls,
+            nanoseconds,
+            rejected,
+            failed,
+        } = &entry.stats;
+        let (calls, rejected, failed) = (get(calls), get(rejected), get(failed));
+        if calls + rejected + failed == 0 {
+            return;
         }
-        let micros = entry.stats.nanoseconds.load(Relaxed) / 1_000;
+        let microseconds = get(nanoseconds) / 1_000;
+        let each = get(nanoseconds) as f64 / 1_000.0 / calls.max(1) as f64;
         let _ = write!(
-            out,
-            "cmdstat_{}:calls={calls},usec={micros},usec_per_call={:.2},rejected_calls={rejected},failed_calls={}\r\n",
-            entry.name,
-            micros as f64 / calls.max(1) as f64,
-            entry.stats.failed.load(Relaxed),
+            to,
+            "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}\r\n",
+            entry.name
         );
     }
+    for entry in table::all() {
+        line(entry, to);
+        entry.subcommands.iter().for_each(|sub| line(sub, to));
+    }
+    Ok(())
 }
 
-fn keyspace(source: &mut Source, out: &mut String) -> Result<(), Fault> {
-    if !source.shared.service.is_serving() {
-        return Ok(());
+fn errorstats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    for (kind, count) in shared.stats.errors() {
+        let _ = write!(to, "errorstat_{kind}:count={count}\r\n");
     }
-    for database in 0..source.shared.service.database_count() {
-        if source.shared.service.database(database).partitions().is_empty() {
-            continue;
+    Ok(())
+}
+
+fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
+    fields!(to, "cluster_enabled": 0);
+    Ok(())
+}
+
+/// The log behind the databases, how far this node is, and what did not go well. Each number of keys below `kafka_db` is as a client of
+/// Kafka would count: offsets.
+fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let (service, counters) = (&shared.service, &shared.service.counters);
+    let status = service.status();
+    fields!(to,
+        "log_kind": service.log.kind(),
+        "log_description": service.log.describe(),
+        "log_status": match &*status {
+            Status::Loading { .. } => "loading",
+            Status::Serving => "serving",
+            Status::Failed(_) => "failed",
+        },
+    );
+    match &*status {
+        Status::Failed(reason) => fields!(to, "log_failure": reason.replace(['\r', '\n'], " ")),
+        Status::Loading { rebuilding: Some(reason), .. } => {
+            fields!(to, "log_rebuilding": reason.replace(['\r', '\n'], " "));
         }
-        let keys = source.transaction.count(database)?;
-        if keys > 0 {
-            let expiring = source.shared.service.store.count_expiring(database)?;
-            let _ = write!(out, "db{database}:keys={keys},expires={expiring},avg_ttl=0\r\n");
+        _ => {}
+    }
+    fields!(to,
+        "records_applied": get(&counters.records_applied),
+        "records_skipped": get(&counters.records_skipped),
+        "last_applied_time_ms": get(&counters.last_applied_ms),
+        "last_checkpoint_time": get(&counters.last_checkpoint_ms) / 1_000,
+        "last_checkpoint_records": get(&counters.last_checkpoint_records),
+        "rebuilds": get(&counters.rebuilds),
+        "writes_refused": get(&counters.writes_refused),
+        "writes_uncertain": get(&counters.writes_uncertain),
+        "unstored_bytes": used(&service.memory.unstored),
+        "unstored_limit_bytes": get(&service.settings.max_unstored_bytes),
+        "hot_tier_used_bytes": used(&service.memory.used),
+        "hot_tier_limit_bytes": used(&service.memory.limit),
+        "hot_tier_evicted": used(&service.memory.evicted),
+        "store_reads": get(&counters.store_reads),
+        "store_disk_bytes": service.store.disk_bytes(),
+    );
+    for database in 0..service.database_count() {
+        if let Some(identity) = service.log.identity(database) {
+            let partitions = service.database(database).partitions();
+            let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
+            if database > 0 && partitions.iter().all(untouched) {
+                continue;
+            }
+            let lag: u64 = partitions.iter().map(lag).sum();
+            let _ = write!(
+                to,
+                "kafka_db{database}:topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}\r\n",
+                identity.topic,
+                identity.id,
+                identity.partitions,
+                u8::from(identity.read_only),
+                partitions.iter().map(age).max().unwrap_or(-1),
+            );
+            for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
+                let _ = write!(
+                    to,
+                    "kafka_db{database}_p{number}:position={},end={},lag={},acknowledged={},as_of_age_ms={}\r\n",
+                    get(&partition.stored),
+                    get(&partition.end),
+                    self::lag(partition),
+                    get(&partition.acknowledged),
+                    age(partition),
+                );
+            }
         }
     }
     Ok(())
 }
 
-fn partitions(shared: &Shared) -> impl Iterator<Item = (u16, usize, &crate::database::Partition)> {
-    (0..shared.service.database_count()).flat_map(move |database| {
-        let partitions = shared.service.database(database).partitions().iter().enumerate();
-        partitions.map(move |(number, partition)| (database, number, partition))
-    })
+/// Offsets between this node and the log's end, as far as it is known.
+fn lag(partition: &Partition) -> u64 {
+    let end = get(&partition.end).max(get(&partition.acknowledged));
+    end.saturating_sub(get(&partition.stored))
 }
 
-fn log(shared: &Shared, out: &mut String) {
-    let service = &shared.service;
-    let counters = &service.counters;
-    fields!(out,
-        "log": service.log.kind(),
-        "log_description": service.log.describe(),
-        "status": match &*service.status() {
-            Status::Serving => "serving".to_owned(),
-            Status::Loading { rebuilding: Some(reason), .. } => format!("rebuilding: {reason}"),
-            Status::Loading { .. } => "loading".to_owned(),
-            Status::Failed(reason) => format!("failed: {reason}"),
-        },
-        "records_applied": counters.records_applied.load(Relaxed),
-        "records_skipped": counters.records_skipped.load(Relaxed),
-        "writes_refused": counters.writes_refused.load(Relaxed),
-        "writes_uncertain": counters.writes_uncertain.load(Relaxed),
-        "rebuilds": counters.rebuilds.load(Relaxed),
-        "last_checkpoint_time": counters.last_checkpoint_ms.load(Relaxed) / 1_000,
-        "last_checkpoint_records": counters.last_checkpoint_records.load(Relaxed),
-        "store_bytes_on_disk": service.store.disk_bytes(),
-    );
-    for database in 0..service.database_count() {
-        if let Some(topic) = service.log.identity(database) {
-            let used = service.database(database).partitions().iter().any(|p| p.stored.load(Relaxed) > 0);
-            if database == 0 || used {
-                let mode = if topic.read_only { ",readonly" } else { "" };
-                let _ = write!(out, "db{database}:topic={},id={},partitions={}{mode}\r\n", topic.topic, topic.id, topic.partitions);
-            }
-        }
+/// Milliseconds since this node had all that the log had; -1 if it never had.
+fn age(partition: &Partition) -> i64 {
+    match partition.as_of.load(Ordering::Relaxed) {
+        ..=0 => -1,
+        as_of => (now_ms() as i64 - as_of).max(0),
     }
-    for (database, number, partition) in partitions(shared) {
-        let stored = partition.stored.load(Relaxed);
-        let end = partition.end.load(Relaxed).max(stored);
-        if database != 0 && end == 0 {
+}
+
+fn keyspace(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    let service: &Arc<_> = &shared.service;
+    for database in 0..service.database_count() {
+        if service.database(database).partitions().is_empty() {
             continue;
         }
-        let age = now_ms().saturating_sub(partition.as_of.load(Relaxed) as u64);
-        let _ = write!(
-            out,
-            "db{database}_partition{number}:next_offset={stored},end={end},lag={},as_of_age_ms={age}\r\n",
-            end - stored
-        );
+        let keys = service.store.count(database)?;
+        if keys > 0 {
+            let expires = service.store.count_expiring(database)?;
+            let _ = write!(to, "db{database}:keys={keys},expires={expires},avg_ttl=0\r\n");
+        }
     }
+    Ok(())
 }
 
-/// A number of bytes as Redis shows it.
-fn human(bytes: u64) -> String {
-    let units = [(1u64 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-    match units.iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, letter)) => format!("{:.2}{letter}", bytes as f64 / *unit as f64),
-        None => format!("{bytes}B"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_as_redis_shows_them() {
+        let shown = [0, 1_023, 1_024, 1_536, 990_312, 12_365_824, 25_274_793_984].map(humane);
+        assert_eq!(shown, ["0B", "1023B", "1.00K", "1.50K", "967.10K", "11.79M", "23.54G"]);
     }
 }

@@ -9,6 +9,7 @@
 pub mod args;
 mod dump;
 pub mod execute;
+pub mod info;
 pub mod pattern;
 pub mod session;
 pub mod table;
@@ -16,7 +17,6 @@ pub mod table;
 // Families, each with its rows and its functions.
 pub mod bits;
 pub mod connection;
-pub mod info;
 pub mod introspection;
 pub mod keys;
 pub mod pending;

@@ -1,70 +1,240 @@
-//! The server itself: <https://redis.io/docs/latest/commands/?group=server>.
+//! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in [`super::info`].
 
-use super::args::{SYNTAX, int, is, text, wrong_arity};
-use super::{Args, Command, Context, Fault, Outcome, Reply, Run, Session, Shared, Waiting, flag};
+mod observe;
+mod users;
+
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use super::args::{SYNTAX, int, is, parse_int, text, wrong_arity};
+use super::connection::REDIS_VERSION;
+use super::introspection::help_of;
+use super::session::{Client, Session, Shared};
+use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag};
+use super::{info, pattern, table};
+use crate::config::VERSION;
+use crate::database::now_ms;
+
+/// What commands of administrators have in common.
+const ADMIN: u32 = flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE;
+const HELP: u32 = flag::LOADING | flag::STALE;
+const SAVES: u32 = flag::ADMIN | flag::NOSCRIPT | flag::NO_ASYNC_LOADING;
+const DURABLE: Compatibility =
+    Compatibility::Partial("nothing is left to save: what was acknowledged is in the log, on disk as fsync says");
+
+const ROW: Command = Command {
+    group: "server",
+    ..Command::DEFAULT
+};
 
 pub static COMMANDS: &[Command] = &[
     Command {
+        name: "acl",
+        arity: -2,
+        since: "6.0.0",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about users.",
+        compatibility: Compatibility::Partial("there is one user, default, who may do everything"),
+        run: Run::Container,
+        subcommands: users::ACL,
+        ..ROW
+    },
+    Command {
+        name: "bgrewriteaof",
+        arity: 1,
+        flags: SAVES,
+        summary: "Asks for a compact append-only file; the log compacts itself.",
+        compatibility: Compatibility::Partial("the log compacts itself; nothing more is done"),
+        run: Run::Now(bgrewriteaof),
+        ..ROW
+    },
+    Command {
+        name: "bgsave",
+        arity: -1,
+        flags: SAVES,
+        summary: "Saves in the background; here everything is saved already.",
+        compatibility: DURABLE,
+        run: Run::Now(bgsave),
+        ..ROW
+    },
+    Command {
         name: "config",
         arity: -2,
-        group: "server",
         since: "2.0.0",
-        summary: "Settings.",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about settings.",
+        compatibility: Compatibility::Partial("REWRITE is refused; settings without effect are listed below"),
         run: Run::Container,
         subcommands: CONFIG,
-        compatibility: super::Compatibility::Full,
-        ..Command::DEFAULT
+        ..ROW
     },
     Command {
         name: "dbsize",
         arity: 1,
         flags: flag::READONLY | flag::FAST | flag::WHOLE_STORE,
         categories: &["keyspace"],
-        group: "server",
         summary: "Returns the number of keys in the database.",
         run: Run::Now(dbsize),
-        ..Command::DEFAULT
+        ..ROW
     },
     Command {
         name: "debug",
         arity: -2,
-        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        group: "server",
-        summary: "For tests.",
+        flags: ADMIN,
+        complexity: "Depends on the subcommand.",
+        summary: "Commands for tests of the server.",
+        compatibility: Compatibility::Partial("SLEEP (holds up its own connection only), SET-ACTIVE-EXPIRE and LOG"),
         run: Run::Later(debug),
-        ..Command::DEFAULT
+        ..ROW
     },
     Command {
         name: "flushall",
         arity: -1,
         flags: flag::WRITE | flag::BARRIER,
+        keys: Keys::All,
         categories: &["keyspace", "dangerous"],
-        group: "server",
+        complexity: "O(1); space is freed in the background.",
         summary: "Removes all keys of all databases.",
         run: Run::Now(flushall),
-        ..Command::DEFAULT
+        ..ROW
     },
     Command {
         name: "flushdb",
         arity: -1,
         flags: flag::WRITE | flag::BARRIER,
+        keys: Keys::All,
         categories: &["keyspace", "dangerous"],
-        group: "server",
+        complexity: "O(1); space is freed in the background.",
         summary: "Removes all keys of the database.",
         run: Run::Now(flushdb),
-        ..Command::DEFAULT
+        ..ROW
+    },
+    Command {
+        name: "function",
+        arity: -2,
+        group: "scripting",
+        since: "7.0.0",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about libraries of functions.",
+        compatibility: Compatibility::Partial("there are no functions yet: FLUSH and LIST"),
+        run: Run::Container,
+        subcommands: FUNCTION,
+        ..ROW
     },
     Command {
         name: "info",
         arity: -1,
-        flags: flag::LOADING | flag::STALE,
+        flags: flag::LOADING | flag::STALE | flag::WHOLE_STORE,
         categories: &["dangerous"],
-        group: "server",
-        summary: "Tells about the server.",
-        run: Run::Now(super::info::info),
-        ..Command::DEFAULT
+        summary: "Tells how the server is doing.",
+        compatibility: Compatibility::Partial(
+            "fields of what is not there are 0; no latencystats; a section kafka tells of the log",
+        ),
+        run: Run::Now(info::info),
+        ..ROW
+    },
+    Command {
+        name: "lastsave",
+        arity: 1,
+        flags: flag::LOADING | flag::STALE | flag::FAST,
+        categories: &["admin", "dangerous"],
+        summary: "Returns the time up to which everything is saved: now.",
+        compatibility: DURABLE,
+        run: Run::Now(lastsave),
+        ..ROW
+    },
+    Command {
+        name: "latency",
+        arity: -2,
+        since: "2.8.13",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about events that took long.",
+        compatibility: Compatibility::Partial("commands are the only events; HISTOGRAM is empty"),
+        run: Run::Container,
+        subcommands: observe::LATENCY,
+        ..ROW
+    },
+    Command {
+        name: "lolwut",
+        arity: -1,
+        flags: flag::READONLY | flag::FAST,
+        since: "5.0.0",
+        summary: "Draws something, and tells the version.",
+        run: Run::Now(lolwut),
+        ..ROW
+    },
+    Command {
+        name: "memory",
+        arity: -2,
+        since: "4.0.0",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about memory.",
+        compatibility: Compatibility::Partial("USAGE and DOCTOR"),
+        run: Run::Container,
+        subcommands: observe::MEMORY,
+        ..ROW
+    },
+    Command {
+        name: "role",
+        arity: 1,
+        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST,
+        categories: &["admin", "dangerous"],
+        since: "2.8.12",
+        summary: "Returns the role in replication: every node is a master without replicas.",
+        run: Run::Now(role),
+        ..ROW
+    },
+    Command {
+        name: "save",
+        arity: 1,
+        flags: SAVES | flag::NO_MULTI,
+        summary: "Saves; here everything is saved already.",
+        compatibility: DURABLE,
+        run: Run::Now(save),
+        ..ROW
+    },
+    Command {
+        name: "shutdown",
+        arity: -1,
+        flags: ADMIN | flag::NO_MULTI | flag::ALLOW_BUSY,
+        summary: "Stops the server in good order.",
+        compatibility: Compatibility::Partial("SAVE, NOSAVE, NOW and FORCE make no difference; it cannot be aborted"),
+        run: Run::Now(shutdown),
+        ..ROW
+    },
+    Command {
+        name: "slowlog",
+        arity: -2,
+        since: "2.2.12",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about the log of slow commands.",
+        run: Run::Container,
+        subcommands: observe::SLOWLOG,
+        ..ROW
+    },
+    Command {
+        name: "time",
+        arity: 1,
+        flags: flag::LOADING | flag::STALE | flag::FAST,
+        since: "2.6.0",
+        summary: "Returns the server's time: seconds and microseconds.",
+        run: Run::Now(time),
+        ..ROW
+    },
+    Command {
+        name: "wait",
+        arity: 3,
+        flags: flag::NOSCRIPT,
+        categories: &["connection"],
+        group: "generic",
+        since: "3.0.0",
+        summary: "Waits for replicas to have this connection's writes.",
+        compatibility: Compatibility::Partial(
+            "there are no replicas, so it answers 0, after the timeout; at once where Redis would wait forever; not inside MULTI",
+        ),
+        run: Run::Later(wait),
+        ..ROW
     },
 ];
 
@@ -72,43 +242,101 @@ const CONFIG: &[Command] = &[
     Command {
         name: "config|get",
         arity: -3,
-        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        group: "server",
+        flags: ADMIN,
         since: "2.0.0",
-        summary: "Returns settings whose names match.",
+        complexity: "O(N), N being the number of settings.",
+        summary: "Returns settings whose names match patterns.",
         run: Run::Now(config_get),
-        ..Command::DEFAULT
+        ..ROW
+    },
+    Command {
+        name: "config|help",
+        arity: 2,
+        flags: HELP,
+        since: "5.0.0",
+        summary: "Lists the subcommands.",
+        run: Run::Now(config_help),
+        ..ROW
+    },
+    Command {
+        name: "config|resetstat",
+        arity: 2,
+        flags: ADMIN,
+        since: "2.0.0",
+        summary: "Sets the counters of INFO to zero.",
+        run: Run::Now(config_resetstat),
+        ..ROW
+    },
+    Command {
+        name: "config|rewrite",
+        arity: 2,
+        flags: ADMIN,
+        since: "2.8.0",
+        summary: "Would write the settings to their file; refused.",
+        compatibility: Compatibility::Partial("always refused: the file is yours"),
+        run: Run::Now(config_rewrite),
+        ..ROW
     },
     Command {
         name: "config|set",
         arity: -4,
-        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        group: "server",
+        flags: ADMIN,
         since: "2.0.0",
-        summary: "Changes settings.",
+        complexity: "O(N), N being the number of settings.",
+        summary: "Changes settings, all of them or none.",
         run: Run::Now(config_set),
-        ..Command::DEFAULT
+        ..ROW
     },
 ];
 
-fn config_get(context: &mut Context, args: Args) -> Outcome {
-    let found = context
-        .shared
-        .config
-        .get(|name| args[2..].iter().any(|p| super::pattern::matches_any_case(p, name.as_bytes())));
-    Ok(Reply::Map(
-        found.into_iter().map(|(name, value)| (Reply::bulk(name), Reply::bulk(value))).collect(),
-    ))
-}
+const FUNCTIONS: Command = Command {
+    flags: flag::NOSCRIPT,
+    categories: &["scripting"],
+    group: "scripting",
+    since: "7.0.0",
+    ..Command::DEFAULT
+};
 
-fn config_set(context: &mut Context, args: Args) -> Outcome {
-    let (pairs, rest) = args[2..].as_chunks::<2>();
-    if !rest.is_empty() {
-        return Err(wrong_arity("config|set"));
+const FUNCTION: &[Command] = &[
+    Command {
+        name: "function|flush",
+        arity: -2,
+        flags: flag::WRITE | flag::NOSCRIPT,
+        summary: "Removes all libraries; there are none.",
+        run: Run::Now(function_flush),
+        ..FUNCTIONS
+    },
+    Command {
+        name: "function|help",
+        arity: 2,
+        flags: HELP,
+        summary: "Lists the subcommands.",
+        run: Run::Now(function_help),
+        ..FUNCTIONS
+    },
+    Command {
+        name: "function|list",
+        arity: -2,
+        summary: "Lists the libraries; there are none.",
+        run: Run::Now(function_list),
+        ..FUNCTIONS
+    },
+    not_yet("function|delete", 3, "Removes a library."),
+    not_yet("function|dump", 2, "Returns all libraries as bytes."),
+    not_yet("function|kill", 2, "Ends the function that is running."),
+    not_yet("function|load", -3, "Creates a library."),
+    not_yet("function|restore", -3, "Takes in what DUMP returned."),
+    not_yet("function|stats", 2, "Tells which function is running."),
+];
+
+const fn not_yet(name: &'static str, arity: i32, summary: &'static str) -> Command {
+    Command {
+        name,
+        arity,
+        summary,
+        compatibility: Compatibility::NotYet,
+        ..FUNCTIONS
     }
-    let pairs: Vec<(&[u8], &[u8])> = pairs.iter().map(|[name, value]| (*name, *value)).collect();
-    context.shared.config.set(&pairs).map_err(|e| Fault::error(e.to_string()))?;
-    Ok(Reply::Ok)
 }
 
 fn dbsize(context: &mut Context, _: Args) -> Outcome {
@@ -116,41 +344,261 @@ fn dbsize(context: &mut Context, _: Args) -> Outcome {
     Ok(Reply::Int(context.transaction.count(database)? as i64))
 }
 
-fn debug(_: &mut Session, _: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {
-    if args.len() == 3 && is(args[1], "sleep") {
-        let seconds: f64 = text(args[2]).parse().unwrap_or(0.0);
-        return Ok(Box::pin(async move {
-            tokio::time::sleep(Duration::from_secs_f64(seconds.clamp(0.0, 1e6))).await;
-            Reply::Ok
-        }));
-    }
-    let _ = int;
-    Err("ERR unknown DEBUG subcommand".into())
-}
-
-fn check_mode(args: Args) -> Result<(), Fault> {
-    match &args[1..] {
-        [] => Ok(()),
-        [mode] if is(mode, "async") || is(mode, "sync") => Ok(()),
+fn check_flush_mode(args: Args) -> Result<(), Fault> {
+    match args {
+        [_] => Ok(()),
+        [_, mode] if is(mode, "sync") || is(mode, "async") => Ok(()),
         _ => Err(SYNTAX.into()),
     }
 }
 
 fn flushdb(context: &mut Context, args: Args) -> Outcome {
-    check_mode(args)?;
+    check_flush_mode(args)?;
     let database = context.database();
-    if !context.transaction.service().database(database).partitions().is_empty() {
-        context.transaction.flush(database);
-    }
+    flush(context, database);
     Ok(Reply::Ok)
 }
 
 fn flushall(context: &mut Context, args: Args) -> Outcome {
-    check_mode(args)?;
-    for database in 0..context.transaction.service().database_count() {
-        if !context.transaction.service().database(database).partitions().is_empty() {
-            context.transaction.flush(database);
-        }
+    check_flush_mode(args)?;
+    for database in 0..context.shared.service.database_count() {
+        flush(context, database);
     }
     Ok(Reply::Ok)
+}
+
+/// A database without a topic is empty, and is not given one for that.
+fn flush(context: &mut Context, database: u16) {
+    if !context.shared.service.database(database).partitions().is_empty() {
+        context.transaction.flush(database);
+    }
+}
+
+fn time(_: &mut Context, _: Args) -> Outcome {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(Reply::Array(vec![
+        Reply::bulk(now.as_secs().to_string()),
+        Reply::bulk(now.subsec_micros().to_string()),
+    ]))
+}
+
+fn save(_: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::Ok)
+}
+
+fn bgsave(_: &mut Context, args: Args) -> Outcome {
+    match args {
+        [_] => Ok(Reply::simple("Background saving started")),
+        [_, option] if is(option, "schedule") => Ok(Reply::simple("Background saving started")),
+        _ => Err(SYNTAX.into()),
+    }
+}
+
+fn bgrewriteaof(_: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::simple("Background append only file rewriting started"))
+}
+
+/// Everything that was acknowledged until now is saved; who waits for this to change after BGSAVE sees it change.
+fn lastsave(_: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::Int((now_ms() / 1_000) as i64))
+}
+
+/// There is no stream of replication here, so its offset stays 0.
+fn role(_: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::Array(vec![
+        Reply::bulk("master"),
+        Reply::Int(0),
+        Reply::Array(Vec::new()),
+    ]))
+}
+
+fn shutdown(context: &mut Context, args: Args) -> Outcome {
+    let (mut save, mut no_save, mut others, mut abort) = (false, false, false, false);
+    for option in &args[1..] {
+        match () {
+            () if is(option, "save") => save = true,
+            () if is(option, "nosave") => no_save = true,
+            () if is(option, "now") || is(option, "force") => others = true,
+            () if is(option, "abort") => abort = true,
+            () => return Err(SYNTAX.into()),
+        }
+    }
+    if (save && no_save) || (abort && (save || no_save || others)) {
+        return Err(SYNTAX.into());
+    }
+    if abort {
+        return Err("ERR No shutdown in progress.".into());
+    }
+    tracing::info!(client = context.session.client.id, "a client asked for a shutdown");
+    context.session.close = true;
+    context.shared.shutdown.ask();
+    Ok(Reply::None)
+}
+
+fn lolwut(_: &mut Context, args: Args) -> Outcome {
+    if let [_, option, version, rest @ ..] = args
+        && is(option, "version")
+    {
+        int(version)?;
+        for number in rest {
+            int(number)?;
+        }
+    }
+    /// Heights of a river at high water.
+    const WAVE: [&str; 4] = ["▁▂▃▅▆▇█▇▆▅▃▂▁", "▂▃▅▆▇█▇▆▅▃▂▁▁", "▃▅▆▇█▇▆▅▃▂▁▁▂", "▅▆▇█▇▆▅▃▂▁▁▂▃"];
+    let shift = rand::random_range(0..WAVE.len());
+    let mut art = String::new();
+    for line in 0..WAVE.len() {
+        art.push_str(WAVE[(line + shift) % WAVE.len()]);
+        art.push('\n');
+    }
+    art.push_str(&format!("\nHigh water. Redis ver. {REDIS_VERSION} (Highwater {VERSION})\n"));
+    Ok(verbatim(art))
+}
+
+/// Redis's answer where a subcommand has too many arguments.
+pub(super) fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Fault {
+    Fault::error(format!(
+        "ERR unknown subcommand or wrong number of arguments for '{}'. Try {} HELP.",
+        text(&subcommand[..subcommand.len().min(128)]),
+        container.to_ascii_uppercase()
+    ))
+}
+
+pub(super) fn verbatim(text: String) -> Reply {
+    Reply::Verbatim {
+        format: *b"txt",
+        text: text.into(),
+    }
+}
+
+// Settings.
+
+fn config_get(context: &mut Context, args: Args) -> Outcome {
+    let patterns = &args[2..];
+    let is_meant = |name: &str| patterns.iter().any(|p| pattern::matches_any_case(p, name.as_bytes()));
+    let found = context.shared.config.get(is_meant).into_iter();
+    // As in Redis, a name that was asked for as such comes back as it was written.
+    let named = found.map(|(name, value)| {
+        let asked = patterns.iter().find(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
+        (asked.map_or_else(|| Reply::bulk(&name), Reply::bulk), Reply::bulk(value))
+    });
+    Ok(Reply::Map(named.collect()))
+}
+
+fn config_set(context: &mut Context, args: Args) -> Outcome {
+    let (pairs, rest) = args[2..].as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(SYNTAX.into());
+    }
+    let pairs: Vec<(&[u8], &[u8])> = pairs.iter().map(|[name, value]| (*name, *value)).collect();
+    context
+        .shared
+        .config
+        .set(&pairs)
+        .map_err(|error| Fault::error(error.to_string()))?;
+    Ok(Reply::Ok)
+}
+
+fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
+    context.shared.stats.reset();
+    table::reset_stats();
+    let counters = &context.shared.service.counters;
+    for counter in [&counters.hits, &counters.misses, &counters.expired, &counters.store_reads] {
+        counter.store(0, Ordering::Relaxed);
+    }
+    Ok(Reply::Ok)
+}
+
+fn config_rewrite(context: &mut Context, _: Args) -> Outcome {
+    match context.shared.config.file() {
+        None => Err("ERR The server is running without a config file".into()),
+        Some(file) => Err(Fault::error(format!(
+            "ERR Rewriting config file: not supported; write the setting to {} yourself",
+            file.display()
+        ))),
+    }
+}
+
+fn config_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("config", CONFIG))
+}
+
+// Functions: there are none.
+
+fn function_flush(_: &mut Context, args: Args) -> Outcome {
+    match &args[2..] {
+        [] => Ok(Reply::Ok),
+        [mode] if is(mode, "sync") || is(mode, "async") => Ok(Reply::Ok),
+        [_, _, ..] => Err(unknown_subcommand("function", args[1])),
+        _ => Err("ERR FUNCTION FLUSH only supports SYNC|ASYNC option".into()),
+    }
+}
+
+fn function_list(_: &mut Context, args: Args) -> Outcome {
+    let mut options = args[2..].iter();
+    while let Some(option) = options.next() {
+        if is(option, "libraryname") {
+            options.next().ok_or("ERR library name argument was not given")?;
+        } else if !is(option, "withcode") {
+            return Err(Fault::error(format!("ERR Unknown argument {}", text(option))));
+        }
+    }
+    Ok(Reply::Array(Vec::new()))
+}
+
+fn function_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("function", FUNCTION))
+}
+
+// Commands that take time.
+
+/// Waits, but not beyond the end of the connection or of the server.
+async fn pause(client: Arc<Client>, shared: Arc<Shared>, time: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = client.killed() => {}
+        () = shared.shutdown.asked() => {}
+    }
+}
+
+fn wait(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {
+    let replicas = int(args[1])?;
+    let timeout = parse_int(args[2]).ok_or("ERR timeout is not an integer or out of range")?;
+    let timeout = u64::try_from(timeout).map_err(|_| Fault::from("ERR timeout is negative"))?;
+    let time = Duration::from_millis(if replicas <= 0 { 0 } else { timeout });
+    let (client, shared) = (session.client.clone(), shared.clone());
+    Ok(Box::pin(async move {
+        pause(client, shared, time).await;
+        Reply::Int(0)
+    }))
+}
+
+fn debug(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {
+    /// Longest DEBUG SLEEP.
+    const LONGEST: f64 = 3_600.0;
+    match &args[1..] {
+        [what, seconds] if is(what, "sleep") => {
+            let seconds: f64 = text(seconds).parse().unwrap_or(0.0);
+            let time = Duration::from_secs_f64(if seconds > 0.0 { seconds.min(LONGEST) } else { 0.0 });
+            let (client, shared) = (session.client.clone(), shared.clone());
+            Ok(Box::pin(async move {
+                pause(client, shared, time).await;
+                Reply::Ok
+            }))
+        }
+        [what, on] if is(what, "set-active-expire") => {
+            let on = parse_int(on).unwrap_or(0) != 0;
+            shared.service.settings.active_expire.store(on, Ordering::Relaxed);
+            Ok(Box::pin(async { Reply::Ok }))
+        }
+        [what, line] if is(what, "log") => {
+            tracing::info!(client = session.client.id, "DEBUG LOG: {}", text(line).escape_debug());
+            Ok(Box::pin(async { Reply::Ok }))
+        }
+        [what, ..] => Err(unknown_subcommand("debug", what)),
+        [] => Err(wrong_arity("debug")),
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub struct Client {
     pub connected_at: Instant,
     /// Milliseconds since the epoch of the last command.
     pub last_command_at: AtomicU64,
+    /// Number of the last command (`table::name_of`); `u32::MAX` before the first.
+    pub last_command: AtomicU32,
     pub database: AtomicUsize,
     pub resp3: AtomicBool,
     /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
@@ -111,7 +113,6 @@ pub struct ClientDetails {
     pub name: Bytes,
     pub library_name: Bytes,
     pub library_version: Bytes,
-    pub last_command: &'static str,
 }
 
 /// All connections, by id.
@@ -196,6 +197,7 @@ impl Clients {
             descriptor,
             connected_at: Instant::now(),
             last_command_at: AtomicU64::new(now_ms()),
+            last_command: AtomicU32::new(u32::MAX),
             database: AtomicUsize::new(0),
             resp3: AtomicBool::new(false),
             queued: AtomicUsize::new(usize::MAX),

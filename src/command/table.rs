@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
 
 use super::{Command, CommandStats, bits, connection, introspection, keys, pending, server, strings, transactions};
 
@@ -25,6 +26,8 @@ const MAX_NAME: usize = 32;
 pub struct Entry {
     pub command: &'static Command,
     pub stats: CommandStats,
+    /// Its place in [`NAMES`].
+    pub number: u32,
     pub subcommands: Vec<Entry>,
 }
 
@@ -37,18 +40,49 @@ impl Deref for Entry {
 }
 
 static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
-    fn entry(command: &'static Command) -> Entry {
+    fn entry(command: &'static Command, next: &mut u32) -> Entry {
+        let number = *next;
+        *next += 1;
         Entry {
             command,
             stats: CommandStats::default(),
-            subcommands: command.subcommands.iter().map(entry).collect(),
+            number,
+            subcommands: command.subcommands.iter().map(|sub| entry(sub, next)).collect(),
         }
     }
-    FAMILIES.iter().flat_map(|(_, commands)| commands.iter()).map(entry).collect()
+    let mut next = 0;
+    let commands = FAMILIES.iter().flat_map(|(_, commands)| commands.iter());
+    commands.map(|command| entry(command, &mut next)).collect()
 });
 
 static BY_NAME: LazyLock<HashMap<&'static [u8], &'static Entry, rustc_hash::FxBuildHasher>> =
     LazyLock::new(|| ENTRIES.iter().map(|entry| (entry.name.as_bytes(), entry)).collect());
+
+/// Names of all commands and subcommands, by [`Entry::number`].
+static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    let with_subcommands = |entry: &'static Entry| std::iter::once(entry).chain(&entry.subcommands);
+    ENTRIES.iter().flat_map(with_subcommands).map(|entry| entry.name).collect()
+});
+
+/// The name of the command or subcommand with this [`Entry::number`].
+pub fn name_of(number: u32) -> Option<&'static str> {
+    NAMES.get(number as usize).copied()
+}
+
+/// Forgets the counters of all commands (CONFIG RESETSTAT).
+pub fn reset_stats() {
+    for entry in ENTRIES.iter().flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands)) {
+        let CommandStats {
+            calls,
+            nanoseconds,
+            rejected,
+            failed,
+        } = &entry.stats;
+        for counter in [calls, nanoseconds, rejected, failed] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+}
 
 /// Every command; subcommands are in [`Entry::subcommands`].
 pub fn all() -> &'static [Entry] {

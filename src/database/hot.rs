@@ -18,7 +18,7 @@ use crate::store::Entry;
 
 const SHARDS: usize = 64;
 /// What a slot costs beside its key and value (measured roughly: table entry, slot, allocator rounding), bytes.
-const SLOT_OVERHEAD: usize = 136;
+pub const SLOT_OVERHEAD: usize = 136;
 /// Slots looked at per insert when room must be made.
 const EVICTION_STEPS: usize = 8;
 

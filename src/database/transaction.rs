@@ -192,13 +192,13 @@ impl Transaction<'_> {
     pub fn get(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
         let now = self.now;
         let entry = self.get_even_expired(database, key)?;
-        let live = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now));
+        let entry = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now));
         if self.view != View::Update {
             let counters = &self.service.counters;
-            let counter = if live.is_some() { &counters.hits } else { &counters.misses };
+            let counter = if entry.is_some() { &counters.hits } else { &counters.misses };
             counter.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(live)
+        Ok(entry)
     }
 
     /// As [`Transaction::get`], but an expired key is still seen.

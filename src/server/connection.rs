@@ -195,10 +195,10 @@ impl Connection {
     }
 
     fn put(&mut self, reply: &Reply, mode: Replies, version: Version) {
+        if let Reply::Error(text) = reply {
+            self.shared.stats.count_error(text);
+        }
         if mode == Replies::On {
-            if let Reply::Error(text) = reply {
-                self.shared.stats.count_error(text);
-            }
             encode(reply, version, &mut self.output);
         }
     }

@@ -1,0 +1,328 @@
+//! SLOWLOG, LATENCY and MEMORY.
+
+use super::{unknown_subcommand, verbatim};
+use crate::command::args::{SYNTAX, int, is, parse_int, text};
+use crate::command::introspection::help_of;
+use crate::command::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::config::machine;
+use crate::database::hot::SLOT_OVERHEAD;
+use crate::telemetry::process;
+
+const ADMIN: u32 = flag::ADMIN | flag::LOADING | flag::STALE;
+const HELP: u32 = flag::LOADING | flag::STALE;
+
+const ROW: Command = Command {
+    flags: ADMIN,
+    group: "server",
+    since: "2.2.12",
+    ..Command::DEFAULT
+};
+
+pub const SLOWLOG: &[Command] = &[
+    Command {
+        name: "slowlog|get",
+        arity: -2,
+        complexity: "O(N), N being the number of entries.",
+        summary: "Returns the newest entries.",
+        run: Run::Now(slowlog_get),
+        ..ROW
+    },
+    Command {
+        name: "slowlog|help",
+        arity: 2,
+        flags: HELP,
+        since: "6.2.0",
+        summary: "Lists the subcommands.",
+        run: Run::Now(slowlog_help),
+        ..ROW
+    },
+    Command {
+        name: "slowlog|len",
+        arity: 2,
+        summary: "Returns the number of entries.",
+        run: Run::Now(slowlog_len),
+        ..ROW
+    },
+    Command {
+        name: "slowlog|reset",
+        arity: 2,
+        complexity: "O(N), N being the number of entries.",
+        summary: "Forgets all entries.",
+        run: Run::Now(slowlog_reset),
+        ..ROW
+    },
+];
+
+const EVENTS: Command = Command {
+    flags: ADMIN | flag::NOSCRIPT,
+    since: "2.8.13",
+    ..ROW
+};
+
+pub const LATENCY: &[Command] = &[
+    Command {
+        name: "latency|doctor",
+        arity: 2,
+        summary: "Tells in words which events took long.",
+        run: Run::Now(latency_doctor),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|graph",
+        arity: 3,
+        summary: "Draws the samples of an event.",
+        run: Run::Now(latency_graph),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|help",
+        arity: 2,
+        flags: HELP,
+        summary: "Lists the subcommands.",
+        run: Run::Now(latency_help),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|histogram",
+        arity: -2,
+        since: "7.0.0",
+        complexity: "O(N), N being the number of commands.",
+        summary: "Returns how long commands took, as histograms.",
+        compatibility: Compatibility::Partial("no histograms are kept: empty"),
+        run: Run::Now(latency_histogram),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|history",
+        arity: 3,
+        summary: "Returns the samples of an event.",
+        run: Run::Now(latency_history),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|latest",
+        arity: 2,
+        summary: "Returns the last sample of every event.",
+        run: Run::Now(latency_latest),
+        ..EVENTS
+    },
+    Command {
+        name: "latency|reset",
+        arity: -2,
+        summary: "Forgets events.",
+        run: Run::Now(latency_reset),
+        ..EVENTS
+    },
+];
+
+const SPACE: Command = Command {
+    flags: 0,
+    since: "4.0.0",
+    ..ROW
+};
+
+pub const MEMORY: &[Command] = &[
+    Command {
+        name: "memory|doctor",
+        arity: 2,
+        summary: "Tells in words how memory is used.",
+        run: Run::Now(memory_doctor),
+        ..SPACE
+    },
+    Command {
+        name: "memory|help",
+        arity: 2,
+        flags: HELP,
+        summary: "Lists the subcommands.",
+        run: Run::Now(memory_help),
+        ..SPACE
+    },
+    Command {
+        name: "memory|usage",
+        arity: -3,
+        flags: flag::READONLY,
+        keys: Keys::Range {
+            first: 2,
+            last: 2,
+            step: 1,
+        },
+        summary: "Returns the bytes that a key takes in memory.",
+        run: Run::Now(memory_usage),
+        ..SPACE
+    },
+    Command {
+        name: "memory|malloc-stats",
+        arity: 2,
+        summary: "Tells what the allocator knows.",
+        compatibility: Compatibility::NotYet,
+        ..SPACE
+    },
+    Command {
+        name: "memory|purge",
+        arity: 2,
+        summary: "Gives unused memory back to the system.",
+        compatibility: Compatibility::NotYet,
+        ..SPACE
+    },
+    Command {
+        name: "memory|stats",
+        arity: 2,
+        summary: "Tells what memory is used for.",
+        compatibility: Compatibility::NotYet,
+        ..SPACE
+    },
+];
+
+fn number(value: u64) -> Reply {
+    Reply::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn slowlog_get(context: &mut Context, args: Args) -> Outcome {
+    const USUAL: usize = 10;
+    let count = match &args[2..] {
+        [] => USUAL,
+        [count] => match parse_int(count) {
+            Some(-1) => usize::MAX,
+            Some(count) if count >= 0 => count as usize,
+            _ => return Err("ERR count should be greater than or equal to -1".into()),
+        },
+        _ => return Err(unknown_subcommand("slowlog", args[1])),
+    };
+    let entries = context.shared.stats.slowlog.latest(count);
+    let described = entries.into_iter().map(|entry| {
+        Reply::Array(vec![
+            number(entry.id),
+            number(entry.time),
+            number(entry.microseconds),
+            Reply::Array(entry.arguments.into_iter().map(Reply::Bulk).collect()),
+            Reply::bulk(entry.client_address),
+            Reply::Bulk(entry.client_name),
+        ])
+    });
+    Ok(Reply::Array(described.collect()))
+}
+
+fn slowlog_len(context: &mut Context, _: Args) -> Outcome {
+    Ok(number(context.shared.stats.slowlog.len() as u64))
+}
+
+fn slowlog_reset(context: &mut Context, _: Args) -> Outcome {
+    context.shared.stats.slowlog.reset();
+    Ok(Reply::Ok)
+}
+
+fn slowlog_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("slowlog", SLOWLOG))
+}
+
+fn latency_latest(context: &mut Context, _: Args) -> Outcome {
+    let events = context.shared.stats.latency.latest();
+    let described = events.into_iter().map(|event| {
+        Reply::Array(vec![
+            Reply::bulk(event.event),
+            number(event.last.time),
+            number(event.last.milliseconds),
+            number(event.max),
+        ])
+    });
+    Ok(Reply::Array(described.collect()))
+}
+
+fn latency_history(context: &mut Context, args: Args) -> Outcome {
+    let samples = context.shared.stats.latency.history(args[2]);
+    let described = samples
+        .into_iter()
+        .map(|sample| Reply::Array(vec![number(sample.time), number(sample.milliseconds)]));
+    Ok(Reply::Array(described.collect()))
+}
+
+fn latency_reset(context: &mut Context, args: Args) -> Outcome {
+    Ok(number(context.shared.stats.latency.reset(&args[2..]) as u64))
+}
+
+/// One bar for each sample, oldest first.
+fn latency_graph(context: &mut Context, args: Args) -> Outcome {
+    const WIDEST: u64 = 60;
+    let samples = context.shared.stats.latency.history(args[2]);
+    let Some(most) = samples.iter().map(|sample| sample.milliseconds).max() else {
+        return Err(Fault::error(format!(
+            "ERR No samples available for event '{}'",
+            text(args[2])
+        )));
+    };
+    let now = crate::database::now_ms() / 1_000;
+    let mut drawing = format!("{}: at most {most} ms\n", text(args[2]));
+    for sample in samples {
+        let width = (sample.milliseconds * WIDEST).div_ceil(most.max(1)) as usize;
+        let ago = now.saturating_sub(sample.time);
+        drawing.push_str(&format!("{ago:>6}s ago {:>6} ms {}\n", sample.milliseconds, "#".repeat(width)));
+    }
+    Ok(verbatim(drawing))
+}
+
+fn latency_doctor(context: &mut Context, _: Args) -> Outcome {
+    if context.shared.config.latency_monitor_threshold() == 0 {
+        return Ok(verbatim(
+            "Slow events are not noted. CONFIG SET latency-monitor-threshold <milliseconds> turns that on.\n".into(),
+        ));
+    }
+    let events = context.shared.stats.latency.latest();
+    if events.is_empty() {
+        return Ok(verbatim("No slow event was noted.\n".into()));
+    }
+    let mut report = String::from("Slow events:\n");
+    for event in events {
+        report.push_str(&format!(
+            "- {}: last {} ms, at most {} ms\n",
+            event.event, event.last.milliseconds, event.max
+        ));
+    }
+    report.push_str("SLOWLOG GET tells which commands took long.\n");
+    Ok(verbatim(report))
+}
+
+/// As Redis answers when it keeps none.
+fn latency_histogram(_: &mut Context, _: Args) -> Outcome {
+    Ok(Reply::Map(Vec::new()))
+}
+
+fn latency_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("latency", LATENCY))
+}
+
+fn memory_usage(context: &mut Context, args: Args) -> Outcome {
+    let mut options = &args[3..];
+    while let [option, samples, rest @ ..] = options
+        && is(option, "samples")
+    {
+        if int(samples)? < 0 {
+            return Err(SYNTAX.into());
+        }
+        options = rest;
+    }
+    if !options.is_empty() {
+        return Err(SYNTAX.into());
+    }
+    let database = context.database();
+    let value = context.transaction.get_string(database, args[2])?;
+    Ok(value.map_or(Reply::Null, |value| {
+        number((SLOT_OVERHEAD + args[2].len() + value.len()) as u64)
+    }))
+}
+
+fn memory_doctor(_: &mut Context, _: Args) -> Outcome {
+    let (used, total) = (process::resident_bytes(), machine::memory());
+    let advice = match used > total / 10 * 9 {
+        true => "That is most of it: lower maxmemory or store-cache.",
+        false => "Nothing to say against that.",
+    };
+    Ok(verbatim(format!(
+        "{} MB of {} MB of memory are in use. {advice}\n",
+        used >> 20,
+        total >> 20
+    )))
+}
+
+fn memory_help(_: &mut Context, _: Args) -> Outcome {
+    Ok(help_of("memory", MEMORY))
+}
