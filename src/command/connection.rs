@@ -29,8 +29,6 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "client",
         arity: -2,
-        flags: 0,
-        categories: &["connection"],
         group: "connection",
         since: "2.4.0",
         complexity: "Depends on the subcommand.",

@@ -272,12 +272,10 @@ pub fn failed(shared: &Shared, error: &ProduceError) -> Reply {
 }
 
 fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
-    let command = table::find(args[0]).ok_or_else(|| unknown(args))?;
+    let there = table::find(args[0]).filter(|command| !matches!(command.run, Run::NotYet));
+    let command = there.ok_or_else(|| unknown(args))?;
     if command.subcommands.is_empty() || (args.len() < 2 && !matches!(command.run, Run::Container)) {
-        return match command.run {
-            Run::NotYet => Err(unknown(args)),
-            _ => Ok(command),
-        };
+        return Ok(command);
     }
     let Some(name) = args.get(1) else {
         return Err(wrong_arity(command.name));

@@ -7,6 +7,8 @@
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
 pub mod args;
+#[cfg(test)]
+mod compat_doc;
 mod dump;
 pub mod execute;
 pub mod info;

@@ -225,7 +225,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "wait",
         arity: 3,
-        flags: flag::NOSCRIPT,
+        flags: flag::BLOCKING,
         categories: &["connection"],
         group: "generic",
         since: "3.0.0",

@@ -1,0 +1,205 @@
+//! `redis-compat.md`, made from the tables of commands and settings, and what must hold of the table of commands as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+
+use super::table::{self, Entry};
+use super::{Compatibility, Run};
+use crate::command::connection::REDIS_VERSION;
+use crate::config::table::{Effect, SETTINGS};
+
+const GROUPS: &[(&str, &str)] = &[
+    ("string", "Strings"),
+    ("bitmap", "Bits"),
+    ("generic", "Keys"),
+    ("transactions", "Transactions"),
+    ("connection", "Connection"),
+    ("server", "Server"),
+    ("hash", "Hashes"),
+    ("list", "Lists"),
+    ("set", "Sets"),
+    ("sorted-set", "Sorted sets"),
+    ("stream", "Streams"),
+    ("geo", "Geo"),
+    ("hyperloglog", "HyperLogLog"),
+    ("pubsub", "Pub/Sub"),
+    ("scripting", "Scripts and functions"),
+    ("cluster", "Cluster"),
+];
+
+const INTRODUCTION: &str = "\
+A command that is there takes the arguments and gives the replies and errors of Redis, in RESP2 and RESP3; that is tested side by side with \
+redis-server. *Full* means that no difference is known, *partial* says what is missing or different, and *not yet* is answered as Redis \
+answers an unknown command and is not listed by COMMAND.
+
+This file is made from the table of commands: `UPDATE_DOCS=1 cargo test compat` writes it anew.
+";
+
+const DIFFERENCES: &[&str] = &[
+    "**OK means that the log has it.** A write is answered when the log has acknowledged it. Two errors that Redis does not have tell of a write that \
+     was not: `NOTWRITTEN` (it certainly is not in the log; try again freely) and `UNCERTAIN` (it may be there, or may still arrive).",
+    "**A node says when it cannot be right.** While the local store is filled from the log, commands on data answer `LOADING` with the progress. \
+     A database that shows a topic read-only answers writes with `READONLY`.",
+    "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
+    "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
+     `INFO` gives the resident set as `used_memory`.",
+    "**Expired keys** are never shown. On the embedded log they are deleted in the background; on Kafka, where others write too, they stay in the \
+     topic until somebody writes or deletes them, and until then count in DBSIZE and INFO.",
+    "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
+    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there, and \
+     WAIT finds no replicas.",
+    "**There is one user**, `default`, with the password of `requirepass` or none.",
+    "**Commands of one connection** are run in order, those of several connections at the same time on all cores. A slow command (KEYS, a long \
+     LCS, DEBUG SLEEP) holds up its own connection and not the server.",
+    "**Words of help are our own**: summaries, HELP, LOLWUT, MEMORY DOCTOR and LATENCY DOCTOR say it differently.",
+];
+
+fn document() -> String {
+    let mut text = format!("# Compatibility with Redis {REDIS_VERSION}\n\n{INTRODUCTION}");
+    counts(&mut text);
+    for (group, title) in GROUPS {
+        commands(group, title, &mut text);
+    }
+    text.push_str("\n## Known differences\n\n");
+    for difference in DIFFERENCES {
+        let _ = writeln!(text, "- {difference}");
+    }
+    settings(&mut text);
+    suite(&mut text);
+    text
+}
+
+fn counts(text: &mut String) {
+    let count = |wanted: fn(Compatibility) -> bool| table::all().iter().filter(|c| wanted(c.compatibility)).count();
+    let _ = writeln!(
+        text,
+        "\nCommands without their subcommands: {} full, {} partial, {} not yet.",
+        count(|c| c == Compatibility::Full),
+        count(|c| matches!(c, Compatibility::Partial(_))),
+        count(|c| c == Compatibility::NotYet),
+    );
+}
+
+fn commands(group: &str, title: &str, text: &mut String) {
+    let mut entries: Vec<&Entry> = table::all().iter().filter(|entry| entry.group == group).collect();
+    entries.sort_by_key(|entry| entry.name);
+    let _ = write!(text, "\n## {title}\n\n| command | since | compatibility |\n|---|---|---|\n");
+    for entry in entries {
+        line(entry, text);
+        let mut subcommands: Vec<&Entry> = entry.subcommands.iter().collect();
+        subcommands.sort_by_key(|entry| entry.name);
+        subcommands.into_iter().for_each(|sub| line(sub, text));
+    }
+}
+
+fn line(entry: &Entry, text: &mut String) {
+    let compatibility = match entry.compatibility {
+        Compatibility::Full => "full".to_string(),
+        Compatibility::Partial(what) => format!("partial: {}", cell(what)),
+        Compatibility::NotYet => "not yet".to_string(),
+    };
+    let name = entry.name.to_ascii_uppercase().replace('|', " ");
+    let _ = writeln!(text, "| {name} | {} | {compatibility} |", entry.since);
+}
+
+/// Text inside a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('*', "\\*")
+}
+
+/// Settings without effect, together with others that have none for the same reason.
+fn settings(text: &mut String) {
+    text.push_str(
+        "\n## Settings without effect\n\nThese settings of Redis are taken and returned by CONFIG, for redis.conf files and tools that set them, and do nothing here.\n\n\
+         | why | settings |\n|---|---|\n",
+    );
+    let mut ignored: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut refused: Vec<(&str, &str)> = Vec::new();
+    for setting in SETTINGS.iter() {
+        match setting.effect {
+            Effect::Works => {}
+            Effect::None(why) => ignored.entry(why).or_default().push(setting.name),
+            Effect::OnlyDefault(why) => refused.push((setting.name, why)),
+        }
+    }
+    for (why, names) in ignored {
+        let _ = writeln!(text, "| {} | {} |", cell(why), names.join(" "));
+    }
+    text.push_str("\nThese take nothing but their default, because ignoring them could do harm:\n\n| setting | why |\n|---|---|\n");
+    for (name, why) in refused {
+        let _ = writeln!(text, "| {name} | {} |", cell(why));
+    }
+}
+
+/// Tests of Redis's own suite that need not pass, as `tests/redis-suite-skips.txt` has them.
+fn suite(text: &mut String) {
+    let skips = read("tests/redis-suite-skips.txt");
+    let rows: Vec<Vec<&str>> = skips
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        .map(|line| line.splitn(4, '|').map(str::trim).collect())
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    text.push_str("\n## Tests of Redis's own suite that do not hold here\n\n| unit | test | why |\n|---|---|---|\n");
+    for row in rows {
+        if let [_, unit, name, why] = row[..] {
+            let _ = writeln!(text, "| {unit} | {} | {} |", cell(name), cell(why));
+        }
+    }
+}
+
+fn path(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(path(name)).unwrap_or_default()
+}
+
+#[test]
+fn compat_document_is_up_to_date() {
+    let document = document();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path("redis-compat.md"), &document).expect("redis-compat.md can be written");
+    }
+    assert!(
+        read("redis-compat.md") == document,
+        "redis-compat.md is stale; write it anew with: UPDATE_DOCS=1 cargo test compat"
+    );
+}
+
+fn with_subcommands() -> impl Iterator<Item = &'static Entry> {
+    table::all()
+        .iter()
+        .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
+}
+
+#[test]
+fn no_command_has_two_rows() {
+    let mut seen = BTreeSet::new();
+    let twice: Vec<&str> = with_subcommands().map(|e| e.name).filter(|name| !seen.insert(*name)).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
+
+#[test]
+fn rows_are_complete() {
+    for entry in with_subcommands() {
+        let name = entry.name;
+        assert!(entry.arity != 0 && !entry.summary.is_empty() && !entry.since.is_empty(), "{name}");
+        assert!(GROUPS.iter().any(|(group, _)| *group == entry.group), "{name}: group {}", entry.group);
+        assert_eq!(
+            matches!(entry.run, Run::NotYet),
+            entry.compatibility == Compatibility::NotYet,
+            "{name}: not yet, or is it?"
+        );
+        assert_eq!(table::name_of(entry.number), Some(name));
+    }
+    for entry in table::all() {
+        for sub in &entry.subcommands {
+            assert_eq!(sub.name.split_once('|').map(|(container, _)| container), Some(entry.name));
+        }
+    }
+}
