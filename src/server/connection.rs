@@ -73,6 +73,7 @@ impl Connection {
         loop {
             let mut input = std::mem::take(&mut self.input);
             let next = self.decoder.decode(&mut input, &self.limits(), BURST);
+            self.session.client.input_bytes.store(input.len(), Ordering::Relaxed);
             let decoder = std::mem::take(&mut self.decoder);
             let outcome = self.answer(&decoder, &input).await;
             let commands = &self.shared.stats.commands_processed;
