@@ -374,8 +374,7 @@ fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The log behind the databases, how far this node is, and what did not go well. Each number of keys below `kafka_db` is as a client of
-/// Kafka would count: offsets.
+/// The log behind the databases, how far this node is, and what did not go well. Positions, ends and lags are offsets.
 fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let (service, counters) = (&shared.service, &shared.service.counters);
     let status = service.status();
