@@ -38,7 +38,9 @@ const SECTIONS: &[(&str, bool, Section)] = &[
 
 pub fn info(context: &mut Context, args: Args) -> Outcome {
     let asked = &args[1..];
-    let all = asked.iter().any(|section| is(section, "all") || is(section, "everything"));
+    let all = asked
+        .iter()
+        .any(|section| is(section, "all") || is(section, "everything"));
     let usual = asked.is_empty() || asked.iter().any(|section| is(section, "default"));
     let mut text = String::new();
     for (name, by_default, section) in SECTIONS {
@@ -133,7 +135,8 @@ fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
 
 fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let clients = shared.clients.list();
-    let most = |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
+    let most =
+        |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
     fields!(to,
         "connected_clients": clients.len(),
         "cluster_connections": 0,
@@ -197,7 +200,11 @@ fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     if let Status::Loading { applied, total, .. } = *status {
         let seconds = shared.started.elapsed().as_secs_f64().max(0.001);
         let left = total.saturating_sub(applied);
-        let eta = if applied == 0 { -1 } else { (left as f64 * seconds / applied as f64) as i64 };
+        let eta = if applied == 0 {
+            -1
+        } else {
+            (left as f64 * seconds / applied as f64) as i64
+        };
         fields!(to,
             "loading_start_time": shared.started_at / 1_000,
             "loading_total_bytes": 0,
@@ -367,8 +374,7 @@ fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The log behind the databases, how far this node is, and what did not go well. Each number of keys below `kafka_db` is as a client of
-/// Kafka would count: offsets.
+/// The log behind the databases, how far this node is, and what did not go well. Positions, ends and lags are offsets.
 fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let (service, counters) = (&shared.service, &shared.service.counters);
     let status = service.status();
@@ -383,7 +389,10 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     );
     match &*status {
         Status::Failed(reason) => fields!(to, "log_failure": reason.replace(['\r', '\n'], " ")),
-        Status::Loading { rebuilding: Some(reason), .. } => {
+        Status::Loading {
+            rebuilding: Some(reason),
+            ..
+        } => {
             fields!(to, "log_rebuilding": reason.replace(['\r', '\n'], " "));
         }
         _ => {}

@@ -264,10 +264,20 @@ fn range_of(specs: &[KeySpec]) -> (i32, i32, i32) {
         return (0, 0, 0);
     };
     // A last key counted from the end stays so; of the others the rightmost.
-    let last = specs
-        .iter()
-        .map(|spec| if spec.last < 0 { spec.last } else { spec.first + spec.last });
-    let last = last.reduce(|one, other| if one < 0 || other < 0 { one.min(other) } else { one.max(other) });
+    let last = specs.iter().map(|spec| {
+        if spec.last < 0 {
+            spec.last
+        } else {
+            spec.first + spec.last
+        }
+    });
+    let last = last.reduce(|one, other| {
+        if one < 0 || other < 0 {
+            one.min(other)
+        } else {
+            one.max(other)
+        }
+    });
     (first.first, last.unwrap_or(0), first.step)
 }
 
@@ -309,9 +319,7 @@ fn list(_: &mut Context, args: Args) -> Outcome {
                 // There are no modules.
                 () if is(kind, "module") => Vec::new(),
                 () if is(kind, "aclcat") => names(&|entry| categories(entry).iter().any(|own| is(by, own))),
-                () if is(kind, "pattern") => {
-                    names(&|entry| pattern::matches_any_case(by, entry.name.as_bytes()))
-                }
+                () if is(kind, "pattern") => names(&|entry| pattern::matches_any_case(by, entry.name.as_bytes())),
                 () => return Err(SYNTAX.into()),
             };
             Ok(Reply::Array(found))
@@ -330,7 +338,9 @@ fn names(is_meant: &dyn Fn(&Entry) -> bool) -> Vec<Reply> {
 
 fn getkeys(_: &mut Context, args: Args) -> Outcome {
     let keys = keys_among(&args[2..])?;
-    Ok(Reply::Array(keys.into_iter().map(|(key, _)| Reply::bulk(key)).collect()))
+    Ok(Reply::Array(
+        keys.into_iter().map(|(key, _)| Reply::bulk(key)).collect(),
+    ))
 }
 
 fn getkeysandflags(_: &mut Context, args: Args) -> Outcome {
@@ -344,9 +354,9 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], &'static str)>,
     const NO_SUCH: &str = "ERR Invalid command specified";
     let command = table::find(request[0]).filter(|entry| is_there(entry)).ok_or(NO_SUCH)?;
     let command = match request.get(1) {
-        Some(own) if !command.subcommands.is_empty() => {
-            table::find_subcommand(command, own).filter(|entry| is_there(entry)).ok_or(NO_SUCH)?
-        }
+        Some(own) if !command.subcommands.is_empty() => table::find_subcommand(command, own)
+            .filter(|entry| is_there(entry))
+            .ok_or(NO_SUCH)?,
         _ => command,
     };
     let specs = facts::key_specs(command);
@@ -354,12 +364,20 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], &'static str)>,
         return Err("ERR The command has no key arguments".into());
     }
     let count = request.len() as i32;
-    if if command.arity >= 0 { count != command.arity } else { count < -command.arity } {
+    if if command.arity >= 0 {
+        count != command.arity
+    } else {
+        count < -command.arity
+    } {
         return Err("ERR Invalid number of arguments specified for command".into());
     }
     let mut keys = Vec::new();
     for spec in &specs {
-        let last = if spec.last < 0 { count + spec.last } else { spec.first + spec.last };
+        let last = if spec.last < 0 {
+            count + spec.last
+        } else {
+            spec.first + spec.last
+        };
         let places = (spec.first..=last).step_by(spec.step as usize);
         let flags = facts::flags_for(command.name, request).unwrap_or(spec.flags);
         keys.extend(places.filter_map(|at| request.get(at as usize).map(|key| (*key, flags))));

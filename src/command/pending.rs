@@ -3,7 +3,13 @@
 
 use super::{Command, Compatibility};
 
-const fn row(group: &'static str, name: &'static str, arity: i32, since: &'static str, summary: &'static str) -> Command {
+const fn row(
+    group: &'static str,
+    name: &'static str,
+    arity: i32,
+    since: &'static str,
+    summary: &'static str,
+) -> Command {
     Command {
         name,
         arity,

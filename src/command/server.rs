@@ -454,7 +454,9 @@ fn lolwut(_: &mut Context, args: Args) -> Outcome {
         art.push_str(WAVE[(line + shift) % WAVE.len()]);
         art.push('\n');
     }
-    art.push_str(&format!("\nHigh water. Redis ver. {REDIS_VERSION} (Highwater {VERSION})\n"));
+    art.push_str(&format!(
+        "\nHigh water. Redis ver. {REDIS_VERSION} (Highwater {VERSION})\n"
+    ));
     Ok(verbatim(art))
 }
 
@@ -482,8 +484,13 @@ fn config_get(context: &mut Context, args: Args) -> Outcome {
     let found = context.shared.config.get(is_meant).into_iter();
     // As in Redis, a name that was asked for as such comes back as it was written.
     let named = found.map(|(name, value)| {
-        let asked = patterns.iter().find(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
-        (asked.map_or_else(|| Reply::bulk(&name), Reply::bulk), Reply::bulk(value))
+        let asked = patterns
+            .iter()
+            .find(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
+        (
+            asked.map_or_else(|| Reply::bulk(&name), Reply::bulk),
+            Reply::bulk(value),
+        )
     });
     Ok(Reply::Map(named.collect()))
 }
@@ -506,7 +513,12 @@ fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
     context.shared.stats.reset();
     table::reset_stats();
     let counters = &context.shared.service.counters;
-    for counter in [&counters.hits, &counters.misses, &counters.expired, &counters.store_reads] {
+    for counter in [
+        &counters.hits,
+        &counters.misses,
+        &counters.expired,
+        &counters.store_reads,
+    ] {
         counter.store(0, Ordering::Relaxed);
     }
     Ok(Reply::Ok)

@@ -178,7 +178,11 @@ pub fn flags_for(name: &str, request: &[&[u8]]) -> Option<&'static str> {
     let says = |from: usize, word: &str| request.iter().skip(from).any(|argument| is(argument, word));
     match name {
         "set" => Some(if says(3, "get") { CHANGES } else { SETS }),
-        "bitfield" => Some(if says(2, "set") || says(2, "incrby") { CHANGES } else { READS }),
+        "bitfield" => Some(if says(2, "set") || says(2, "incrby") {
+            CHANGES
+        } else {
+            READS
+        }),
         _ => None,
     }
 }

@@ -255,7 +255,11 @@ fn latency_graph(context: &mut Context, args: Args) -> Outcome {
     for sample in samples {
         let width = (sample.milliseconds * WIDEST).div_ceil(most.max(1)) as usize;
         let ago = now.saturating_sub(sample.time);
-        drawing.push_str(&format!("{ago:>6}s ago {:>6} ms {}\n", sample.milliseconds, "#".repeat(width)));
+        drawing.push_str(&format!(
+            "{ago:>6}s ago {:>6} ms {}\n",
+            sample.milliseconds,
+            "#".repeat(width)
+        ));
     }
     Ok(verbatim(drawing))
 }

@@ -107,7 +107,9 @@ fn has_password(context: &Context) -> bool {
 
 fn list(context: &mut Context, _: Args) -> Outcome {
     let password = if has_password(context) { "" } else { "nopass " };
-    Ok(Reply::Array(vec![Reply::bulk(format!("user default on {password}{RULES}"))]))
+    Ok(Reply::Array(vec![Reply::bulk(format!(
+        "user default on {password}{RULES}"
+    ))]))
 }
 
 fn getuser(context: &mut Context, args: Args) -> Outcome {
