@@ -14,10 +14,7 @@ const READ: usize = 16 << 10;
 fn main() {
     let get = |key: usize| request(&[b"GET", format!("key:{key:012}").as_bytes()]);
     let set = |key: usize| request(&[b"SET", format!("key:{key:012}").as_bytes(), &[b'v'; 64]]);
-    let mset: Vec<&[u8]> = [&b"MSET"[..]]
-        .into_iter()
-        .chain([&b"value"[..]; 20_000])
-        .collect();
+    let mset: Vec<&[u8]> = [&b"MSET"[..]].into_iter().chain([&b"value"[..]; 20_000]).collect();
     let runs = [
         ("64 GETs in one read", (0..64).flat_map(get).collect(), 64),
         (

@@ -10,9 +10,7 @@ use highwater::store::sled_store::{Options, SledStore};
 use highwater::store::{Change, ChangeKind, Checkpoint, Entry, Meta, Store, Value, key_hash};
 
 fn main() {
-    let mut arguments = std::env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench");
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let (what, records) = (
         arguments.next(),
         arguments.next().and_then(|records| records.parse().ok()),
@@ -40,11 +38,7 @@ fn open(directory: &Path) -> std::sync::Arc<SledStore> {
         },
     )
     .expect("opens");
-    println!(
-        "open: {:?}, rebuilt {:?}",
-        started.elapsed(),
-        opened.rebuilt
-    );
+    println!("open: {:?}, rebuilt {:?}", started.elapsed(), opened.rebuilt);
     opened.store
 }
 
@@ -145,10 +139,7 @@ fn beside_reader(keys: u64, read: impl FnMut(Bytes) + Send, work: impl FnOnce())
 /// CPU time of this thread: on a machine that does other things too, the better measure.
 fn cpu_time() -> Duration {
     let schedule = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = schedule
-        .split(' ')
-        .next()
-        .and_then(|number| number.parse().ok());
+    let nanoseconds = schedule.split(' ').next().and_then(|number| number.parse().ok());
     Duration::from_nanos(nanoseconds.unwrap_or(0))
 }
 
@@ -171,9 +162,7 @@ fn apply(records: u64) {
         beside_reader(keys, read, || fill(&store, records / 3, keys, sorted));
     }
     let started = Instant::now();
-    store
-        .checkpoint(&Checkpoint::default())
-        .expect("checkpoint");
+    store.checkpoint(&Checkpoint::default()).expect("checkpoint");
     println!(
         "checkpoint: {:?}; disk {} MB; {}",
         started.elapsed(),
@@ -185,10 +174,7 @@ fn apply(records: u64) {
 /// Overwrites of 20 MB of large values in random order, for some seconds each; then reads of them and of the keys alone.
 fn large(seconds: u64, only: Option<usize>) {
     let sizes = [5_000, 20_000, 100_000, 200_000, 1_000_000];
-    for size in sizes
-        .into_iter()
-        .filter(|size| only.is_none_or(|only| only == *size))
-    {
+    for size in sizes.into_iter().filter(|size| only.is_none_or(|only| only == *size)) {
         let directory = tempfile::tempdir().expect("a directory");
         let store = open(directory.path());
         let keys = 20_000_000 / size as u64;
@@ -210,12 +196,9 @@ fn large(seconds: u64, only: Option<usize>) {
         let get = (cpu_time() - get) / 1_000;
         let scan = cpu_time();
         let mut seen = 0;
-        store
-            .scan(0, 0, usize::MAX, &mut |_| seen += 1)
-            .expect("scans");
+        store.scan(0, 0, usize::MAX, &mut |_| seen += 1).expect("scans");
         let scan = (cpu_time() - scan) / seen;
-        let blobs =
-            std::fs::read_dir(directory.path().join("sled/blobs")).map_or(0, |files| files.count());
+        let blobs = std::fs::read_dir(directory.path().join("sled/blobs")).map_or(0, |files| files.count());
         let ratio = |bytes: u64| bytes as f64 / 20e6;
         println!(
             "{size} B: {megabytes:.0} MB/s, CPU per put {cpu:?}, get {get:?}, scanned key {scan:?}; disk at most {:.1} x live, at last {:.1}, {blobs} blob files",
@@ -234,27 +217,19 @@ fn open_time(records: u64) {
         let changes: Vec<Change> = offsets.map(|offset| put(key(offset), offset, 64)).collect();
         store.apply(&changes).expect("applies");
     }
-    store
-        .checkpoint(&Checkpoint::default())
-        .expect("checkpoint");
+    store.checkpoint(&Checkpoint::default()).expect("checkpoint");
     println!("disk {} MB; {}", store.disk_bytes() >> 20, resident());
     let started = Instant::now();
     drop(store);
     println!("close: {:?}", started.elapsed());
     for _ in 0..2 {
         let store = open(directory.path());
-        store
-            .apply(&[put(key(1), u64::from(u32::MAX), 64)])
-            .expect("applies");
+        store.apply(&[put(key(1), u64::from(u32::MAX), 64)]).expect("applies");
         drop(store);
     }
     let store = open(directory.path());
     let started = Instant::now();
-    println!(
-        "counted {} in {:?}",
-        store.count(0).expect("counts"),
-        started.elapsed()
-    );
+    println!("counted {} in {:?}", store.count(0).expect("counts"), started.elapsed());
     let started = Instant::now();
     while store.sweep(1_000).expect("sweeps") {}
     println!("rest of the walk: {:?}; {}", started.elapsed(), resident());
@@ -276,8 +251,7 @@ fn batches(records: u64) {
         beside_reader(keys, read, || {
             let (started, cpu) = (Instant::now(), cpu_time());
             for batch in 0..records / 1_000 {
-                let puts = (batch * 1_000..(batch + 1) * 1_000)
-                    .map(|number| stored(key(scatter(number) % keys)));
+                let puts = (batch * 1_000..(batch + 1) * 1_000).map(|number| stored(key(scatter(number) % keys)));
                 if way == "batch" {
                     let mut changes = sled::Batch::default();
                     puts.for_each(|key| changes.insert(key, &[7; 80][..]));

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use highwater::log::embedded::{EmbeddedLog, Fsync, Options};
-use highwater::log::{
-    Appended, Batch, Completion, Log, Payload, Positions, ProduceError, Record, TopicPartition,
-};
+use highwater::log::{Appended, Batch, Completion, Log, Payload, Positions, ProduceError, Record, TopicPartition};
 
 const KEYS: u64 = 1_000_000;
 const WINDOW: u64 = 5_000;
@@ -68,9 +66,7 @@ fn one_at_a_time(dir: &Path, fsync: Fsync, seconds: Duration) {
         },
     )
     .expect("open");
-    let mut follower = log
-        .follow(&log.ends(seconds).expect("ends"))
-        .expect("follow");
+    let mut follower = log.follow(&log.ends(seconds).expect("ends")).expect("follow");
     let (mut acked, mut followed, began) = (Vec::new(), Vec::new(), Instant::now());
     let (acks, mut out) = (Arc::new(Acks::default()), Vec::new());
     while began.elapsed() < seconds {
@@ -79,9 +75,7 @@ fn one_at_a_time(dir: &Path, fsync: Fsync, seconds: Duration) {
         acks.wait_for(acked.len() as u64 + 1);
         acked.push(start.elapsed());
         while out.is_empty() {
-            follower
-                .poll(&mut out, Duration::from_secs(1))
-                .expect("poll");
+            follower.poll(&mut out, Duration::from_secs(1)).expect("poll");
         }
         out.clear();
         followed.push(start.elapsed());
@@ -111,17 +105,13 @@ fn many(dir: &Path, fsync: Fsync, seconds: Duration) {
     .expect("open");
     let (before, began) = (log.status(), Instant::now());
     let acks = Arc::new(Acks::default());
-    let mut follower = log
-        .follow(&log.ends(seconds).expect("ends"))
-        .expect("follow");
+    let mut follower = log.follow(&log.ends(seconds).expect("ends")).expect("follow");
     let (mut sent, mut peak, mut shown) = (0, 0, 0);
     let followed = std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let (mut out, mut count) = (Vec::new(), 0);
             while began.elapsed() < seconds {
-                follower
-                    .poll(&mut out, Duration::from_millis(10))
-                    .expect("poll");
+                follower.poll(&mut out, Duration::from_millis(10)).expect("poll");
                 count += out.drain(..).len();
             }
             count
@@ -162,11 +152,7 @@ fn reopen(dir: &Path) {
     let log = EmbeddedLog::open(dir, Options::default()).expect("open");
     let opened = began.elapsed();
     let (ends, began) = (log.ends(opened).expect("ends"), Instant::now());
-    let (mut follower, mut out, mut count) = (
-        log.follow(&Positions::new()).expect("follow"),
-        Vec::new(),
-        0,
-    );
+    let (mut follower, mut out, mut count) = (log.follow(&Positions::new()).expect("follow"), Vec::new(), 0);
     while follower.positions() != ends {
         follower.poll(&mut out, opened).expect("poll");
         count += out.drain(..).len();

@@ -32,11 +32,18 @@ pub struct DataDir {
 impl DataDir {
     /// Makes the directory if need be, locks it, and reads whose it is.
     pub fn open(path: &Path) -> Result<DataDir, String> {
-        fs::create_dir_all(path)
-            .map_err(|e| format!("create the data directory {}: {e}; name another with --dir", path.display()))?;
+        fs::create_dir_all(path).map_err(|e| {
+            format!(
+                "create the data directory {}: {e}; name another with --dir",
+                path.display()
+            )
+        })?;
         let lock = DirectoryLock::take(path).map_err(|error| match error {
             LockError::InUse { .. } => format!("use the data directory: {error} (--dir)"),
-            LockError::Io { .. } => format!("use the data directory {}: {error}; name another with --dir", path.display()),
+            LockError::Io { .. } => format!(
+                "use the data directory {}: {error}; name another with --dir",
+                path.display()
+            ),
         })?;
         Ok(DataDir {
             owner: read(path)?,
@@ -77,7 +84,8 @@ impl DataDir {
             Some(_) if wanted.is_unknown() => return Ok(()),
             _ => {}
         }
-        write(&self.path, &wanted).map_err(|e| format!("write {}: {e}; is the disk full?", self.path.join(META).display()))?;
+        write(&self.path, &wanted)
+            .map_err(|e| format!("write {}: {e}; is the disk full?", self.path.join(META).display()))?;
         self.owner = Some(wanted);
         Ok(())
     }

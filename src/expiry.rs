@@ -56,7 +56,10 @@ fn sweep_all(service: &Arc<Service>, owner: &Arc<Outstanding>) -> Result<bool, S
         if service.database(database).partitions().is_empty() {
             continue;
         }
-        let keys = service.store.expired(database, now_ms(), KEYS).map_err(|e| e.to_string())?;
+        let keys = service
+            .store
+            .expired(database, now_ms(), KEYS)
+            .map_err(|e| e.to_string())?;
         let mut deleted = 0;
         for key in &keys {
             deleted += u64::from(delete_if_expired(service, owner, database, key)?);
@@ -68,7 +71,12 @@ fn sweep_all(service: &Arc<Service>, owner: &Arc<Outstanding>) -> Result<bool, S
     Ok(more)
 }
 
-fn delete_if_expired(service: &Arc<Service>, owner: &Arc<Outstanding>, database: u16, key: &[u8]) -> Result<bool, String> {
+fn delete_if_expired(
+    service: &Arc<Service>,
+    owner: &Arc<Outstanding>,
+    database: u16,
+    key: &[u8],
+) -> Result<bool, String> {
     let computed = service.transact(owner, Keys::Some(&[key]), View::Update, |transaction| {
         let now = transaction.now;
         let entry = transaction.get_even_expired(database, key)?;

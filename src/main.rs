@@ -18,7 +18,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let done = if config.ping() { probe::ping(&config) } else { run::run(config) };
+    let done = if config.ping() {
+        probe::ping(&config)
+    } else {
+        run::run(config)
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

@@ -243,7 +243,9 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
     });
     let to = service.clone();
     config.on_change("active-expire", move |config| {
-        to.settings.active_expire.store(config.active_expire(), Ordering::Relaxed);
+        to.settings
+            .active_expire
+            .store(config.active_expire(), Ordering::Relaxed);
     });
     Arc::new(Shared {
         service,
@@ -258,7 +260,11 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
     })
 }
 
-fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<TcpListener>) -> JoinSet<Result<(), String>> {
+fn start_servers(
+    shared: &Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    grpc: Vec<TcpListener>,
+) -> JoinSet<Result<(), String>> {
     let mut servers = JoinSet::new();
     for listener in listeners {
         let shared = shared.clone();

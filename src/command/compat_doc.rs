@@ -41,6 +41,11 @@ const DIFFERENCES: &[&str] = &[
      was not: `NOTWRITTEN` (it certainly is not in the log; try again freely) and `UNCERTAIN` (it may be there, or may still arrive).",
     "**A node says when it cannot be right.** While the local store is filled from the log, commands on data answer `LOADING` with the progress. \
      A database that shows a topic read-only answers writes with `READONLY`.",
+    "**On Kafka, commands whose outcome rests on a read, or that write several keys** (INCR, SET NX, EXPIRE, MSET, RENAME, MULTI … EXEC and \
+     their like) are atomic among the clients of one node. Against other nodes and other producers they are not yet, nor across a crash in \
+     the middle of several records: that comes with Kafka transactions. On the embedded log they are wholly atomic.",
+    "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by; other consumers of the topic \
+     still see those, for no tombstones are written for them yet.",
     "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `INFO` gives the resident set as `used_memory`.",

@@ -33,7 +33,9 @@ pub static COMMANDS: &[Command] = &[
         since: "2.4.0",
         complexity: "Depends on the subcommand.",
         summary: "Commands about connections.",
-        compatibility: Compatibility::Partial("CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK are not there yet"),
+        compatibility: Compatibility::Partial(
+            "CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK are not there yet",
+        ),
         run: Run::Container,
         subcommands: CLIENT,
         ..Command::DEFAULT
@@ -74,7 +76,13 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "quit",
         arity: -1,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY | flag::IN_MULTI,
+        flags: flag::NOSCRIPT
+            | flag::LOADING
+            | flag::STALE
+            | flag::FAST
+            | flag::NO_AUTH
+            | flag::ALLOW_BUSY
+            | flag::IN_MULTI,
         categories: &["connection"],
         group: "connection",
         since: "1.0.0",
@@ -85,7 +93,13 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "reset",
         arity: 1,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::NO_AUTH | flag::ALLOW_BUSY | flag::IN_MULTI,
+        flags: flag::NOSCRIPT
+            | flag::LOADING
+            | flag::STALE
+            | flag::FAST
+            | flag::NO_AUTH
+            | flag::ALLOW_BUSY
+            | flag::IN_MULTI,
         categories: &["connection"],
         group: "connection",
         since: "6.2.0",
@@ -329,8 +343,13 @@ fn echo(_: &mut Context, args: Args) -> Outcome {
 }
 
 fn select(context: &mut Context, args: Args) -> Outcome {
-    let index = int(args[1]).ok().and_then(|i| i32::try_from(i).ok()).ok_or(NOT_AN_INTEGER)?;
-    let database = u16::try_from(index).ok().filter(|d| *d < context.shared.service.database_count());
+    let index = int(args[1])
+        .ok()
+        .and_then(|i| i32::try_from(i).ok())
+        .ok_or(NOT_AN_INTEGER)?;
+    let database = u16::try_from(index)
+        .ok()
+        .filter(|d| *d < context.shared.service.database_count());
     select_database(context.session, database.ok_or("ERR DB index is out of range")?);
     Ok(Reply::Ok)
 }
@@ -409,7 +428,10 @@ fn hello(context: &mut Context, args: Args) -> Outcome {
                 rest
             }
             [option, ..] => {
-                return Err(Fault::error(format!("ERR Syntax error in HELLO option '{}'", text(option))));
+                return Err(Fault::error(format!(
+                    "ERR Syntax error in HELLO option '{}'",
+                    text(option)
+                )));
             }
         };
     }
@@ -441,7 +463,11 @@ fn client_id(context: &mut Context, _: Args) -> Outcome {
 
 fn client_getname(context: &mut Context, _: Args) -> Outcome {
     let name = context.session.client.details.lock().name.clone();
-    Ok(if name.is_empty() { Reply::Null } else { Reply::Bulk(name) })
+    Ok(if name.is_empty() {
+        Reply::Null
+    } else {
+        Reply::Bulk(name)
+    })
 }
 
 fn client_setname(context: &mut Context, args: Args) -> Outcome {
@@ -665,7 +691,10 @@ fn client_pause(context: &mut Context, args: Args) -> Outcome {
     if duration < 0 {
         return Err("ERR timeout is negative".into());
     }
-    context.shared.pause.pause(now_ms().saturating_add(duration as u64), writes_only);
+    context
+        .shared
+        .pause
+        .pause(now_ms().saturating_add(duration as u64), writes_only);
     Ok(Reply::Ok)
 }
 
@@ -694,12 +723,20 @@ fn on_or_off(argument: &[u8]) -> Result<bool, Fault> {
 }
 
 fn client_no_evict(context: &mut Context, args: Args) -> Outcome {
-    context.session.client.no_evict.store(on_or_off(args[2])?, Ordering::Relaxed);
+    context
+        .session
+        .client
+        .no_evict
+        .store(on_or_off(args[2])?, Ordering::Relaxed);
     Ok(Reply::Ok)
 }
 
 fn client_no_touch(context: &mut Context, args: Args) -> Outcome {
-    context.session.client.no_touch.store(on_or_off(args[2])?, Ordering::Relaxed);
+    context
+        .session
+        .client
+        .no_touch
+        .store(on_or_off(args[2])?, Ordering::Relaxed);
     Ok(Reply::Ok)
 }
 

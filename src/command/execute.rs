@@ -57,7 +57,10 @@ pub enum Before {
 /// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] has been awaited.
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     if is_http(args[0]) {
-        tracing::debug!(client = session.client.id, "a client speaks HTTP; closing the connection");
+        tracing::debug!(
+            client = session.client.id,
+            "a client speaks HTTP; closing the connection"
+        );
         session.close = true;
         return Step::Reply(Reply::None);
     }
@@ -92,7 +95,14 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Run::Container | Run::NotYet => refuse(session, unknown(args)),
     };
     if let Step::Reply(reply) | Step::Pending(Pending { reply, .. }) = &step {
-        note(&session.client, shared, command, args, started.elapsed(), reply.is_error());
+        note(
+            &session.client,
+            shared,
+            command,
+            args,
+            started.elapsed(),
+            reply.is_error(),
+        );
     }
     step
 }
@@ -124,7 +134,11 @@ fn note(client: &Client, shared: &Shared, command: &Entry, args: Args<'_>, took:
             .slowlog
             .note(&arguments, microseconds, address, name, config.slowlog_max_len());
     }
-    let event = if command.has(flag::FAST) { "fast-command" } else { "command" };
+    let event = if command.has(flag::FAST) {
+        "fast-command"
+    } else {
+        "command"
+    };
     stats
         .latency
         .note(event, microseconds / 1_000, config.latency_monitor_threshold());
@@ -214,7 +228,11 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                 let reply = waiting.await;
                 if let Ok(command) = find(args) {
                     // The time of a command that is there to wait says nothing.
-                    let took = if command.has(flag::BLOCKING) { Duration::ZERO } else { started.elapsed() };
+                    let took = if command.has(flag::BLOCKING) {
+                        Duration::ZERO
+                    } else {
+                        started.elapsed()
+                    };
                     note(&session.client, shared, command, args, took, reply.is_error());
                 }
                 return Step::Reply(reply);
@@ -292,7 +310,11 @@ fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
 
 fn check_arity(command: &Entry, args: Args<'_>) -> Result<(), Fault> {
     let count = args.len() as i32;
-    let fits = if command.arity >= 0 { count == command.arity } else { count >= -command.arity };
+    let fits = if command.arity >= 0 {
+        count == command.arity
+    } else {
+        count >= -command.arity
+    };
     if fits { Ok(()) } else { Err(wrong_arity(command.name)) }
 }
 
@@ -332,8 +354,14 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
             total,
             rebuilding,
         } => {
-            let percent = if *total == 0 { 0 } else { applied.min(total) * 100 / total };
-            let why = rebuilding.as_ref().map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
+            let percent = if *total == 0 {
+                0
+            } else {
+                applied.min(total) * 100 / total
+            };
+            let why = rebuilding
+                .as_ref()
+                .map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
             format!("LOADING Highwater is loading the dataset: {percent}%{why}")
         }
         Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
@@ -345,7 +373,10 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
 fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>, prepared: bool) -> Option<Before> {
     if let Some(paused) = shared.pause.current() {
         let writes = |c: &Command| c.has(flag::WRITE | flag::MAY_REPLICATE);
-        let in_exec = session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
+        let in_exec = session
+            .multi
+            .as_ref()
+            .is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
         if (!paused.writes_only && !command.has(flag::ADMIN) && !command.has(flag::IN_MULTI))
             || writes(command)
             || (matches!(command.run, Run::Exec) && in_exec)
@@ -359,7 +390,10 @@ fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>,
     let whole = |c: &Command| c.has(flag::WHOLE_STORE);
     let in_exec = || {
         matches!(command.run, Run::Exec)
-            && session.multi.as_ref().is_some_and(|m| m.queued.iter().any(|q| whole(q.command)))
+            && session
+                .multi
+                .as_ref()
+                .is_some_and(|m| m.queued.iter().any(|q| whole(q.command)))
     };
     // INFO is what probes ask for: only one of its sections looks at the store.
     let looks = whole(command) && (command.name != "info" || info::tells_of_keys(args));
@@ -373,7 +407,9 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
     let multi = session.multi.get_or_insert_default();
     multi.bytes += args.iter().map(|a| a.len() + 32).sum::<usize>();
     if multi.bytes > MAX_QUEUED_BYTES {
-        return Err(Fault::error(format!("ERR MULTI takes at most {MAX_QUEUED_BYTES} bytes of commands")));
+        return Err(Fault::error(format!(
+            "ERR MULTI takes at most {MAX_QUEUED_BYTES} bytes of commands"
+        )));
     }
     multi.queued.push(Queued {
         command,
@@ -508,40 +544,49 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
-    let computed = shared.service.transact(&owner, locks(&keys, writes, all), view, |transaction| {
-        if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
-            return Ok(Reply::NullArray);
-        }
-        for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
-            if transaction.is_expired(*database, key)? {
+    let computed = shared
+        .service
+        .transact(&owner, locks(&keys, writes, all), view, |transaction| {
+            if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
                 return Ok(Reply::NullArray);
             }
-        }
-        let mut replies = Vec::with_capacity(requests.len());
-        for (command, args) in &requests {
-            let Run::Now(handler) = command.run else {
-                replies.push(Reply::error("ERR Command not allowed inside a transaction"));
-                continue;
-            };
-            let started = Instant::now();
-            let mut context = Context {
-                session: &mut *session,
-                shared,
-                transaction: &mut *transaction,
-            };
-            let reply = match handler(&mut context, args) {
-                Ok(reply) => reply,
-                Err(Fault::Error(text)) => Reply::Error(text),
-                Err(wait) => return Err(wait),
-            };
-            if let Reply::Error(text) = &reply {
-                shared.stats.count_error(text);
+            for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
+                if transaction.is_expired(*database, key)? {
+                    return Ok(Reply::NullArray);
+                }
             }
-            note(&session.client, shared, command, args, started.elapsed(), reply.is_error());
-            replies.push(reply);
-        }
-        Ok(Reply::Array(replies))
-    });
+            let mut replies = Vec::with_capacity(requests.len());
+            for (command, args) in &requests {
+                let Run::Now(handler) = command.run else {
+                    replies.push(Reply::error("ERR Command not allowed inside a transaction"));
+                    continue;
+                };
+                let started = Instant::now();
+                let mut context = Context {
+                    session: &mut *session,
+                    shared,
+                    transaction: &mut *transaction,
+                };
+                let reply = match handler(&mut context, args) {
+                    Ok(reply) => reply,
+                    Err(Fault::Error(text)) => Reply::Error(text),
+                    Err(wait) => return Err(wait),
+                };
+                if let Reply::Error(text) = &reply {
+                    shared.stats.count_error(text);
+                }
+                note(
+                    &session.client,
+                    shared,
+                    command,
+                    args,
+                    started.elapsed(),
+                    reply.is_error(),
+                );
+                replies.push(reply);
+            }
+            Ok(Reply::Array(replies))
+        });
     if let Err(Fault::Wait(wait)) = computed {
         // It will be computed again, from where it began.
         session.database = database;

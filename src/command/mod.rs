@@ -89,7 +89,11 @@ pub enum Compatibility {
 pub enum Keys {
     None,
     /// As COMMAND tells it: first, last (negative: from the end), step.
-    Range { first: i32, last: i32, step: i32 },
+    Range {
+        first: i32,
+        last: i32,
+        step: i32,
+    },
     /// Every key may be meant (SWAPDB): all are locked.
     All,
     /// The number of keys stands at this argument, the keys follow.

@@ -61,7 +61,11 @@ static BY_NAME: LazyLock<HashMap<&'static [u8], &'static Entry, rustc_hash::FxBu
 /// Names of all commands and subcommands, by [`Entry::number`].
 static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
     let with_subcommands = |entry: &'static Entry| std::iter::once(entry).chain(&entry.subcommands);
-    ENTRIES.iter().flat_map(with_subcommands).map(|entry| entry.name).collect()
+    ENTRIES
+        .iter()
+        .flat_map(with_subcommands)
+        .map(|entry| entry.name)
+        .collect()
 });
 
 /// The name of the command or subcommand with this [`Entry::number`].
@@ -71,7 +75,10 @@ pub fn name_of(number: u32) -> Option<&'static str> {
 
 /// Forgets the counters of all commands (CONFIG RESETSTAT).
 pub fn reset_stats() {
-    for entry in ENTRIES.iter().flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands)) {
+    for entry in ENTRIES
+        .iter()
+        .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
+    {
         let CommandStats {
             calls,
             nanoseconds,

@@ -170,7 +170,10 @@ pub fn parse_properties(value: &str) -> Result<Vec<(String, String)>, String> {
 }
 
 pub fn show_properties(properties: &[(String, String)]) -> String {
-    let lines: Vec<String> = properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let lines: Vec<String> = properties
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     lines.join("\n")
 }
 
@@ -212,8 +215,10 @@ fn save_points(value: &str) -> Result<String, String> {
         return Ok(String::new());
     }
     let at_least = |word: &str, least: i32| word.parse::<i32>().is_ok_and(|n| n >= least);
-    let fits = words.len().is_multiple_of(2) && words.chunks(2).all(|pair| at_least(pair[0], 1) && at_least(pair[1], 0));
-    fits.then(|| words.join(" ")).ok_or_else(|| "Invalid save parameters".into())
+    let fits =
+        words.len().is_multiple_of(2) && words.chunks(2).all(|pair| at_least(pair[0], 1) && at_least(pair[1], 0));
+    fits.then(|| words.join(" "))
+        .ok_or_else(|| "Invalid save parameters".into())
 }
 
 /// Event classes in the order in which Redis shows them; `A` stands for all of `ALL`.

@@ -12,8 +12,7 @@ use super::kind::{Kind, parse_memory};
 use super::sources::{Given, Place, unknown};
 use super::table::{Effect, Group, SETTINGS, Setting};
 
-const ABOUT: &str =
-    "A Redis-protocol server whose data lives in a compacted Kafka topic or, without Kafka, in a durable log on local disk.";
+const ABOUT: &str = "A Redis-protocol server whose data lives in a compacted Kafka topic or, without Kafka, in a durable log on local disk.";
 const EXAMPLES: &str = "\
 Examples:
   highwater                                                   embedded log in ./data, port 6379
@@ -36,28 +35,26 @@ pub struct CommandLine {
 
 /// The whole command line, for parsing and for `--help`.
 pub fn command() -> Command {
-    let command = Command::new("highwater")
-        .about(ABOUT)
-        .version(version())
-        .override_usage("highwater [FILE] [--NAME VALUE]...")
-        .max_term_width(120)
-        .next_line_help(true)
-        .after_help(format!("{EXAMPLES}\n\n{SOURCES}"))
-        .after_long_help(format!("{EXAMPLES}\n\n{SOURCES}\n\n{}", without_effect()))
-        .arg(path(Arg::new(FILE).help("Settings in redis.conf syntax")))
-        .arg(path(
-            Arg::new(CONFIG)
-                .long("config")
-                .value_name("FILE")
-                .help("The same, as a flag")
-                .conflicts_with(FILE),
-        ))
-        .arg(
-            Arg::new(PING)
-                .long(PING)
-                .action(ArgAction::SetTrue)
-                .help("Ask the server on this machine with these settings whether it serves, and exit (for healthchecks)"),
-        );
+    let command =
+        Command::new("highwater")
+            .about(ABOUT)
+            .version(version())
+            .override_usage("highwater [FILE] [--NAME VALUE]...")
+            .max_term_width(120)
+            .next_line_help(true)
+            .after_help(format!("{EXAMPLES}\n\n{SOURCES}"))
+            .after_long_help(format!("{EXAMPLES}\n\n{SOURCES}\n\n{}", without_effect()))
+            .arg(path(Arg::new(FILE).help("Settings in redis.conf syntax")))
+            .arg(path(
+                Arg::new(CONFIG)
+                    .long("config")
+                    .value_name("FILE")
+                    .help("The same, as a flag")
+                    .conflicts_with(FILE),
+            ))
+            .arg(Arg::new(PING).long(PING).action(ArgAction::SetTrue).help(
+                "Ask the server on this machine with these settings whether it serves, and exit (for healthchecks)",
+            ));
     command.args(SETTINGS.iter().map(flag))
 }
 
@@ -79,7 +76,9 @@ pub fn version() -> String {
 
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, Refused> {
     let matches = command().try_get_matches_from(arguments).map_err(refusal)?;
-    let file = [FILE, CONFIG].iter().find_map(|id| matches.get_one::<PathBuf>(id).cloned());
+    let file = [FILE, CONFIG]
+        .iter()
+        .find_map(|id| matches.get_one::<PathBuf>(id).cloned());
     let mut given = Vec::new();
     for (place, setting) in SETTINGS.iter().enumerate() {
         given.extend(of_setting(&matches, place, setting));
@@ -132,7 +131,9 @@ fn flag(setting: &Setting) -> Arg {
 fn show_memory(bytes: &str) -> String {
     let number = parse_memory(bytes).unwrap_or_default();
     let units = [(30, "gb"), (20, "mb"), (10, "kb")];
-    let fitting = units.iter().find(|(bits, _)| number > 0 && number.is_multiple_of(1 << bits));
+    let fitting = units
+        .iter()
+        .find(|(bits, _)| number > 0 && number.is_multiple_of(1 << bits));
     fitting.map_or(bytes.to_string(), |(bits, unit)| format!("{}{unit}", number >> bits))
 }
 
@@ -148,8 +149,9 @@ fn without_effect() -> String {
             None => reasons.push((why, vec![setting.name])),
         }
     }
-    let mut text =
-        String::from("Settings of Redis that are accepted without effect, so that a redis.conf can be used as it is:\n");
+    let mut text = String::from(
+        "Settings of Redis that are accepted without effect, so that a redis.conf can be used as it is:\n",
+    );
     for (why, names) in reasons {
         text.push_str(&format!("  {}\n    ({why})\n", names.join(" ")));
     }
@@ -176,7 +178,9 @@ fn refusal(error: clap::Error) -> Refused {
             Refused::Wrong(format!("{flag}: a value is missing"))
         }
         ErrorKind::InvalidUtf8 => Refused::Wrong("the command line is not UTF-8".into()),
-        ErrorKind::ArgumentConflict => Refused::Wrong("two files of settings are given; one can include the other".into()),
+        ErrorKind::ArgumentConflict => {
+            Refused::Wrong("two files of settings are given; one can include the other".into())
+        }
         _ => Refused::Wrong(error.to_string().lines().next().unwrap_or_default().to_string()),
     }
 }

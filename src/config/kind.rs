@@ -49,9 +49,8 @@ impl Kind {
             Kind::Memory { min, max } => memory(value, *min, *max).map(|n| n.to_string()),
             Kind::MemoryOrPercent => memory_or_percent(value),
             Kind::Time { min, max } => time(value, *min, *max).map(show_time),
-            Kind::Choice(choices) => {
-                choose(value, choices).ok_or_else(|| format!("argument(s) must be one of the following: {}", choices.join(", ")))
-            }
+            Kind::Choice(choices) => choose(value, choices)
+                .ok_or_else(|| format!("argument(s) must be one of the following: {}", choices.join(", "))),
             Kind::Text | Kind::Words => Ok(value.to_string()),
             Kind::Checked(check) => (check.normalise)(value, current),
         }

@@ -3,9 +3,12 @@
 /// Memory that this process may use: the machine's, or less if its control group says so.
 pub fn memory() -> u64 {
     let total = total_memory().unwrap_or(1 << 30);
-    let limit = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    let limit = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    .iter()
+    .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
     total.min(limit.unwrap_or(u64::MAX))
 }
 

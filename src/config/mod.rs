@@ -201,7 +201,8 @@ impl Config {
         }
         let mut changed = Vec::new();
         for (place, name, value) in changes {
-            let value = new_value(&SETTINGS[place], value, &values[place]).map_err(|reason| SetError::Failed { name, reason })?;
+            let value = new_value(&SETTINGS[place], value, &values[place])
+                .map_err(|reason| SetError::Failed { name, reason })?;
             if let Some(value) = value {
                 values[place] = value.into();
                 changed.push(place);
@@ -267,12 +268,15 @@ impl Config {
             .expect("checked when it was set");
         let limits = OutputLimits::parse(&self.value("client-output-buffer-limit")).expect("checked when it was set");
         let password = self.value("requirepass");
-        hot.proto_max_bulk_len.store(size("proto-max-bulk-len"), Ordering::Relaxed);
+        hot.proto_max_bulk_len
+            .store(size("proto-max-bulk-len"), Ordering::Relaxed);
         hot.client_query_buffer_limit
             .store(size("client-query-buffer-limit"), Ordering::Relaxed);
         hot.output_limits.store(Arc::new(limits));
-        hot.requirepass.store(Arc::new(Some(password).filter(|p| !p.is_empty())));
-        hot.protected_mode.store(self.is("protected-mode", "yes"), Ordering::Relaxed);
+        hot.requirepass
+            .store(Arc::new(Some(password).filter(|p| !p.is_empty())));
+        hot.protected_mode
+            .store(self.is("protected-mode", "yes"), Ordering::Relaxed);
         hot.maxclients.store(size("maxclients"), Ordering::Relaxed);
         hot.timeout_seconds.store(self.number("timeout"), Ordering::Relaxed);
         hot.tcp_keepalive.store(self.number("tcp-keepalive"), Ordering::Relaxed);
@@ -565,14 +569,18 @@ fn start_value(setting: &Setting, given: &Given, current: &str, again: bool) -> 
     } else {
         format!(" '{value}'")
     };
-    let value = setting
-        .kind
-        .normalise(&joined, current)
-        .map_err(|reason| format!("{named}{echoed}: {reason}; {} takes {}", setting.name, setting.kind.hint()))?;
+    let value = setting.kind.normalise(&joined, current).map_err(|reason| {
+        format!(
+            "{named}{echoed}: {reason}; {} takes {}",
+            setting.name,
+            setting.kind.hint()
+        )
+    })?;
     match setting.effect {
-        Effect::OnlyDefault(why) if value != setting.default => {
-            Err(format!("{named}{echoed}: not supported: {why}; leave {} out", setting.name))
-        }
+        Effect::OnlyDefault(why) if value != setting.default => Err(format!(
+            "{named}{echoed}: not supported: {why}; leave {} out",
+            setting.name
+        )),
         _ => Ok(value),
     }
 }

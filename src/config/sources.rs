@@ -12,7 +12,10 @@ const MAX_INCLUDES: usize = 16;
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Directives of redis.conf that are no settings, and why they are not taken.
 const NOT_TAKEN: &[(&str, &str)] = &[
-    ("user", "there is one user, the default one; its password is requirepass"),
+    (
+        "user",
+        "there is one user, the default one; its password is requirepass",
+    ),
     ("rename-command", "commands keep their names"),
     ("loadmodule", "there are no modules"),
 ];
@@ -67,7 +70,9 @@ pub fn from_environment(variables: impl Iterator<Item = (OsString, OsString)>) -
             continue;
         };
         let place = Place::Variable(name.to_string());
-        let value = value.into_string().map_err(|_| format!("{place}: the value is not UTF-8"))?;
+        let value = value
+            .into_string()
+            .map_err(|_| format!("{place}: the value is not UTF-8"))?;
         if value.is_empty() || is_from_elsewhere(name, &value) {
             continue;
         }

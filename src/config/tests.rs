@@ -135,7 +135,10 @@ fn files_have_the_syntax_of_redis_conf() {
     assert_eq!(config.requirepass().as_deref(), Some("a \"bA"));
     assert_eq!(config.logfile(), Some(PathBuf::from("it's.log")));
     assert_eq!(get(&config, "save"), "900 1 300 10");
-    assert_eq!(config.bind(), [("127.0.0.1".to_string(), false), ("::1".to_string(), true)]);
+    assert_eq!(
+        config.bind(),
+        [("127.0.0.1".to_string(), false), ("::1".to_string(), true)]
+    );
     assert_eq!(
         (get(&config, "replica-priority"), get(&config, "slave-priority")),
         ("5".into(), "5".into())
@@ -169,7 +172,10 @@ fn the_command_line_takes_what_redis_server_takes() {
     assert_eq!(get(&config, "save"), "");
     assert_eq!(config.output_limits().normal.hard, 1);
     let config = load(&["--save", "60", "1", "--slowlog-log-slower-than", "-1"], &[]).unwrap();
-    assert_eq!((get(&config, "save"), config.slowlog_log_slower_than()), ("60 1".into(), -1));
+    assert_eq!(
+        (get(&config, "save"), config.slowlog_log_slower_than()),
+        ("60 1".into(), -1)
+    );
 }
 
 #[test]
@@ -202,7 +208,10 @@ fn what_is_wrong_is_told_with_its_place_and_the_nearest_name() {
     let conf = file("port 7000 # inline\n");
     assert_eq!(
         refusal(&[path(&conf)], &[]),
-        format!("{}:1: port takes one value: a whole number from 0 to 65535", path(&conf))
+        format!(
+            "{}:1: port takes one value: a whole number from 0 to 65535",
+            path(&conf)
+        )
     );
     for text in [
         "port",
@@ -349,7 +358,10 @@ fn config_set_has_redis_texts() {
             &[("timeout", "1"), ("databases", "2")],
             failed("databases", "can't set immutable config"),
         ),
-        (&[("databases", "16")], failed("databases", "can't set immutable config")),
+        (
+            &[("databases", "16")],
+            failed("databases", "can't set immutable config"),
+        ),
         (&[("dir", "/tmp")], failed("dir", "can't set protected config")),
         (
             &[("timeout", "1"), ("Timeout", "2")],
@@ -405,7 +417,10 @@ fn config_set_has_redis_texts() {
                 "Invalid client class specified in buffer limit configuration.",
             ),
         ),
-        (&[("list-max-ziplist-size", "5"), ("list-max-listpack-size", "6")], Ok(())),
+        (
+            &[("list-max-ziplist-size", "5"), ("list-max-listpack-size", "6")],
+            Ok(()),
+        ),
         (
             &[("port", "6379"), ("bind", "127.0.0.1 -::1"), ("appendfsync", "always")],
             Ok(()),
@@ -465,7 +480,14 @@ fn values_are_written_as_redis_writes_them() {
 #[test]
 fn everything_that_config_get_shows_can_be_set_again() {
     let config = load(
-        &["--bootstrap-servers", "h:1", "-X", "sasl.password=x", "--database", "3=p"],
+        &[
+            "--bootstrap-servers",
+            "h:1",
+            "-X",
+            "sasl.password=x",
+            "--database",
+            "3=p",
+        ],
         &[],
     )
     .unwrap();

@@ -88,7 +88,9 @@ fn source_of(service: &Service, database: u16) -> Option<String> {
 fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positions, LogError> {
     let mut positions = Positions::new();
     for (&database, known) in &checkpoint.databases {
-        let source = (database < service.database_count()).then(|| source_of(service, database)).flatten();
+        let source = (database < service.database_count())
+            .then(|| source_of(service, database))
+            .flatten();
         let retention = service.log.tombstone_retention(database);
         let oldest = known.partitions.values().map(|p| p.as_of).min().unwrap_or(0);
         let reason = if source.as_deref() != Some(known.source.as_str()) {
@@ -112,7 +114,10 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
             continue;
         }
         for (&partition, position) in &known.partitions {
-            if let Some(partition) = service.databases[database as usize].partitions().get(partition as usize) {
+            if let Some(partition) = service.databases[database as usize]
+                .partitions()
+                .get(partition as usize)
+            {
                 partition.as_of.store(position.as_of as i64, Ordering::Relaxed);
             }
             positions.insert(TopicPartition { database, partition }, position.next_offset);
@@ -132,7 +137,10 @@ impl Applier {
         let goal = service.log.ends(Duration::from_secs(30))?;
         let follower = service.log.follow(&positions)?;
         for (at, &offset) in &positions {
-            if let Some(partition) = service.databases[at.database as usize].partitions().get(at.partition as usize) {
+            if let Some(partition) = service.databases[at.database as usize]
+                .partitions()
+                .get(at.partition as usize)
+            {
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
@@ -204,7 +212,11 @@ impl Applier {
     fn follow(&mut self) -> Result<(), ApplyError> {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
-            let idle = if self.batch.is_empty() && !self.sweeping { IDLE } else { Duration::ZERO };
+            let idle = if self.batch.is_empty() && !self.sweeping {
+                IDLE
+            } else {
+                Duration::ZERO
+            };
             self.follower.poll(&mut records, idle)?;
             let nothing_new = records.is_empty();
             for record in records.drain(..) {
@@ -400,7 +412,10 @@ impl Applier {
         if self.waiting.is_empty() {
             service.notice_databases();
             for (at, offset) in self.follower.positions() {
-                if let Some(partition) = service.databases[at.database as usize].partitions().get(at.partition as usize) {
+                if let Some(partition) = service.databases[at.database as usize]
+                    .partitions()
+                    .get(at.partition as usize)
+                {
                     partition.stored.fetch_max(offset, Ordering::AcqRel);
                 }
             }
@@ -442,8 +457,10 @@ impl Applier {
     }
 
     fn has_stored(&self, ends: &Positions) -> bool {
-        ends.iter()
-            .all(|(at, &end)| self.partition(at).is_some_and(|p| p.stored.load(Ordering::Acquire) >= end))
+        ends.iter().all(|(at, &end)| {
+            self.partition(at)
+                .is_some_and(|p| p.stored.load(Ordering::Acquire) >= end)
+        })
     }
 
     fn note_progress(&mut self) {

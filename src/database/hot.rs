@@ -45,7 +45,10 @@ pub struct At {
 enum Committed {
     /// Not known here: the store has it.
     Cold,
-    Known { at: At, entry: Option<Entry> },
+    Known {
+        at: At,
+        entry: Option<Entry>,
+    },
 }
 
 struct Slot {
@@ -126,10 +129,16 @@ impl HotTier {
         if shard.changes != token || self.budget.limit.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let at = entry.map_or(At { partition: 0, offset: 0 }, |e| At {
-            partition: e.meta.partition,
-            offset: e.meta.offset,
-        });
+        let at = entry.map_or(
+            At {
+                partition: 0,
+                offset: 0,
+            },
+            |e| At {
+                partition: e.meta.partition,
+                offset: e.meta.offset,
+            },
+        );
         let committed = Committed::Known {
             at,
             entry: entry.cloned(),
@@ -180,7 +189,9 @@ impl HotTier {
             None if insert => {
                 let mut slot = Slot::new(Committed::Known { at, entry });
                 slot.unstored = true;
-                self.budget.unstored.fetch_add(weigh(key, &slot.committed), Ordering::Relaxed);
+                self.budget
+                    .unstored
+                    .fetch_add(weigh(key, &slot.committed), Ordering::Relaxed);
                 self.insert(&mut shard, key, slot);
                 true
             }
@@ -236,7 +247,11 @@ impl HotTier {
         if let Committed::Known { at: known, .. } = &slot.committed
             && known.partition == at.partition
             && known.offset >= at.offset
-            && *known != (At { partition: 0, offset: 0 })
+            && *known
+                != (At {
+                    partition: 0,
+                    offset: 0,
+                })
         {
             return false;
         }
@@ -301,10 +316,11 @@ impl Slot {
 fn weigh(key: &[u8], committed: &Committed) -> usize {
     let value = match committed {
         Committed::Known {
-            entry: Some(Entry {
-                value: crate::store::Value::String(value),
-                ..
-            }),
+            entry:
+                Some(Entry {
+                    value: crate::store::Value::String(value),
+                    ..
+                }),
             ..
         } => value.len(),
         _ => 0,

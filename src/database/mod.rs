@@ -9,9 +9,9 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+pub mod hot;
 #[cfg(test)]
 mod tests;
-pub mod hot;
 pub mod transaction;
 pub mod watch;
 pub mod write;
@@ -43,7 +43,11 @@ const STRIPES: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     /// The store is being filled up to the log's end.
-    Loading { applied: u64, total: u64, rebuilding: Option<String> },
+    Loading {
+        applied: u64,
+        total: u64,
+        rebuilding: Option<String>,
+    },
     Serving,
     /// The applier stopped for good; the reason is for people.
     Failed(String),
@@ -155,7 +159,12 @@ impl Database {
     fn forget(&self) {
         self.hot.forget(|_| true);
         for partition in self.partitions() {
-            for offset in [&partition.acknowledged, &partition.stored, &partition.flushed, &partition.end] {
+            for offset in [
+                &partition.acknowledged,
+                &partition.stored,
+                &partition.flushed,
+                &partition.end,
+            ] {
                 offset.store(0, Ordering::Release);
             }
             partition.as_of.store(0, Ordering::Release);
@@ -411,17 +420,24 @@ impl Service {
             })
             .collect();
         let reached = || {
-            wanted.iter().all(|&(d, p, offset)| {
-                self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset
-            })
+            wanted
+                .iter()
+                .all(|&(d, p, offset)| self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset)
         };
-        self.wait_until(reached, "STALE the local store did not reach the last acknowledged write")
-            .await
+        self.wait_until(
+            reached,
+            "STALE the local store did not reach the last acknowledged write",
+        )
+        .await
     }
 
     /// Waits until the store has room again.
     pub async fn room(&self) -> Result<(), Fault> {
-        self.wait_until(|| !self.is_behind(), "NOTWRITTEN the local store is too far behind the log").await
+        self.wait_until(
+            || !self.is_behind(),
+            "NOTWRITTEN the local store is too far behind the log",
+        )
+        .await
     }
 
     async fn wait_until(&self, reached: impl Fn() -> bool, otherwise: &'static str) -> Result<(), Fault> {

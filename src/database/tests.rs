@@ -12,7 +12,8 @@ use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Service, Settings, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity, TopicPartition,
+    Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
+    TopicPartition,
 };
 use crate::store::sled_store::{Options, SledStore};
 
@@ -74,7 +75,11 @@ impl ScriptedLog {
             self.epoch.fetch_add(1, Ordering::SeqCst);
         }
         for (index, batch) in failed.into_iter().enumerate() {
-            let error = if index == 0 { error.clone() } else { ProduceError::StaleEpoch };
+            let error = if index == 0 {
+                error.clone()
+            } else {
+                ProduceError::StaleEpoch
+            };
             batch.completion.complete(Err(error));
         }
     }
@@ -258,7 +263,9 @@ impl Fixture {
     /// What a connection without writes under way reads.
     fn get(&self, key: &str) -> Option<String> {
         let read = self
-            .transact(&Arc::default(), key, View::Committed, |t| t.get_string(0, key.as_bytes()))
+            .transact(&Arc::default(), key, View::Committed, |t| {
+                t.get_string(0, key.as_bytes())
+            })
             .unwrap_or_else(|_| panic!("reading {key} failed"));
         read.value.map(|v| String::from_utf8_lossy(&v).into_owned())
     }
@@ -456,7 +463,10 @@ fn a_flush_under_way_is_a_change_to_whoever_watches_now() {
     });
     let (there, absent) = (Arc::default(), Arc::default());
     f.service.database(0).watches.watch(Bytes::from_static(b"k"), &there);
-    f.service.database(0).watches.watch(Bytes::from_static(b"absent"), &absent);
+    f.service
+        .database(0)
+        .watches
+        .watch(Bytes::from_static(b"absent"), &absent);
     assert_eq!(f.get("k").as_deref(), Some("1"));
     f.log.acknowledge();
     assert!(written(flushed).outcome().is_some() && f.get("k").is_none());
@@ -555,8 +565,16 @@ fn it_answers_as_a_map_does() {
                 f.wait(|f| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst) >= end);
             }
             70..72 => f = f.restart(),
-            72 => f.service.memory.limit.store(random.random_range(0..20_000), Ordering::Relaxed),
-            _ => assert_eq!(f.get(&key), model.get(&key).cloned(), "{key} at step {step}, seed {seed}"),
+            72 => f
+                .service
+                .memory
+                .limit
+                .store(random.random_range(0..20_000), Ordering::Relaxed),
+            _ => assert_eq!(
+                f.get(&key),
+                model.get(&key).cloned(),
+                "{key} at step {step}, seed {seed}"
+            ),
         }
     }
     let f = f.restart();
@@ -564,5 +582,9 @@ fn it_answers_as_a_map_does() {
         let key = format!("k{n}");
         assert_eq!(f.get(&key), model.get(&key).cloned(), "{key} at the end, seed {seed}");
     }
-    assert_eq!(f.service.store.count(0).expect("the store counts"), model.len() as u64, "seed {seed}");
+    assert_eq!(
+        f.service.store.count(0).expect("the store counts"),
+        model.len() as u64,
+        "seed {seed}"
+    );
 }

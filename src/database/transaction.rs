@@ -195,7 +195,11 @@ impl Transaction<'_> {
         let entry = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now));
         if self.view != View::Update {
             let counters = &self.service.counters;
-            let counter = if entry.is_some() { &counters.hits } else { &counters.misses };
+            let counter = if entry.is_some() {
+                &counters.hits
+            } else {
+                &counters.misses
+            };
             counter.fetch_add(1, Ordering::Relaxed);
         }
         Ok(entry)
@@ -246,7 +250,8 @@ impl Transaction<'_> {
 
     /// Hides everything in the database. Writes of this transaction that come after it stay.
     pub fn flush(&mut self, database: u16) {
-        self.items.retain(|item| !matches!(item, Item::Key { database: d, .. } if *d == database));
+        self.items
+            .retain(|item| !matches!(item, Item::Key { database: d, .. } if *d == database));
         self.places.clear();
         for (place, item) in self.items.iter().enumerate() {
             if let Item::Key { database, key, .. } = item {
@@ -268,9 +273,17 @@ impl Transaction<'_> {
     /// Counts what is in the store: [`Service::store_caught_up`] comes first.
     pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
         let flushed = self.flushed.contains(&database);
-        let mut count = if flushed { 0 } else { self.service.store.count(database)? as i64 };
+        let mut count = if flushed {
+            0
+        } else {
+            self.service.store.count(database)? as i64
+        };
         for item in &self.items {
-            if let Item::Key { database: d, key, state } = item
+            if let Item::Key {
+                database: d,
+                key,
+                state,
+            } = item
                 && *d == database
             {
                 let before = !flushed && self.service.read(database, key, true)?.entry.is_some();

@@ -79,7 +79,11 @@ mod tests {
 
     #[test]
     fn a_change_raises_the_flags_of_its_key_once() {
-        let (watches, mine, other) = (Watches::default(), Arc::new(Changed::default()), Arc::new(Changed::default()));
+        let (watches, mine, other) = (
+            Watches::default(),
+            Arc::new(Changed::default()),
+            Arc::new(Changed::default()),
+        );
         watches.watch("a".into(), &mine);
         watches.watch("b".into(), &other);
         watches.changed(b"a");

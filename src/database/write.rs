@@ -22,9 +22,15 @@ pub enum NewState {
 /// One record of a write.
 #[derive(Clone, Debug)]
 pub enum Item {
-    Key { database: u16, key: Bytes, state: NewState },
+    Key {
+        database: u16,
+        key: Bytes,
+        state: NewState,
+    },
     /// Flush marker of one partition.
-    Flush { database: u16 },
+    Flush {
+        database: u16,
+    },
 }
 
 /// One batch on its way to the log.

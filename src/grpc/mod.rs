@@ -23,7 +23,8 @@ mod kvs2 {
 
 use kvs2::kvs2_server::{Kvs2, Kvs2Server};
 use kvs2::{
-    GetReply, GetRequest, MultiGetReply, MultiGetRequest, MultiGetResponsePart, ReadStatus, SetReply, SetRequest, SetStatus,
+    GetReply, GetRequest, MultiGetReply, MultiGetRequest, MultiGetResponsePart, ReadStatus, SetReply, SetRequest,
+    SetStatus,
 };
 
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kvs2.descriptors"));
@@ -48,7 +49,11 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
     let reporting = tokio::spawn(async move {
         loop {
             let changed = watch.service.changed();
-            let status = if watch.service.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing };
+            let status = if watch.service.is_serving() {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
             reporter.set_service_status(SERVICE, status).await;
             reporter.set_service_status("", status).await;
             let _ = tokio::time::timeout(std::time::Duration::from_millis(200), changed).await;
@@ -59,7 +64,10 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
         .add_service(health)
         .add_service(reflection)
         .add_service(api)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move { stop.shutdown.asked().await })
+        .serve_with_incoming_shutdown(
+            TcpListenerStream::new(listener),
+            async move { stop.shutdown.asked().await },
+        )
         .await
         .map_err(|e| format!("gRPC server: {e}"));
     reporting.abort();
@@ -92,7 +100,11 @@ impl Api {
         loop {
             match service.transact(&owner, Keys::Some(&[key]), view, &f) {
                 Ok(Computed { value, write: None, .. }) => return Ok(value),
-                Ok(Computed { value, write: Some(write), .. }) => match write.finished().await {
+                Ok(Computed {
+                    value,
+                    write: Some(write),
+                    ..
+                }) => match write.finished().await {
                     Ok(()) => return Ok(value),
                     Err(ProduceError::StaleEpoch) => {}
                     Err(error @ ProduceError::NotWritten(_)) => return Err(Status::unavailable(error.to_string())),
@@ -126,9 +138,11 @@ fn part(value: Option<Bytes>) -> (i32, Bytes) {
 impl Kvs2 for Api {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let key = request.into_inner().key;
-        let read = self.service()?.transact(&Arc::default(), Keys::Unlocked, View::Committed, |t| {
-            t.get_string(DATABASE, &key)
-        });
+        let read = self
+            .service()?
+            .transact(&Arc::default(), Keys::Unlocked, View::Committed, |t| {
+                t.get_string(DATABASE, &key)
+            });
         let (status, data) = part(read.map_err(refused)?.value);
         Ok(Response::new(GetReply { status, data }))
     }
@@ -140,7 +154,9 @@ impl Kvs2 for Api {
             Ok(())
         })
         .await?;
-        Ok(Response::new(SetReply { status: SetStatus::Published.into() }))
+        Ok(Response::new(SetReply {
+            status: SetStatus::Published.into(),
+        }))
     }
 
     async fn multi_get(&self, request: Request<MultiGetRequest>) -> Result<Response<MultiGetReply>, Status> {
@@ -148,14 +164,22 @@ impl Kvs2 for Api {
         if keys.len() > MAX_KEYS {
             return Err(Status::invalid_argument(format!("at most {MAX_KEYS} keys at once")));
         }
-        let read = self.service()?.transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
-            let mut parts = Vec::with_capacity(keys.len());
-            for key in &keys {
-                let (status, data) = part(t.get_string(DATABASE, key)?);
-                parts.push(MultiGetResponsePart { key: key.clone(), status, data });
-            }
-            Ok(parts)
-        });
-        Ok(Response::new(MultiGetReply { parts: read.map_err(refused)?.value }))
+        let read = self
+            .service()?
+            .transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
+                let mut parts = Vec::with_capacity(keys.len());
+                for key in &keys {
+                    let (status, data) = part(t.get_string(DATABASE, key)?);
+                    parts.push(MultiGetResponsePart {
+                        key: key.clone(),
+                        status,
+                        data,
+                    });
+                }
+                Ok(parts)
+            });
+        Ok(Response::new(MultiGetReply {
+            parts: read.map_err(refused)?.value,
+        }))
     }
 }

@@ -229,11 +229,7 @@ impl Decoder {
     pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits, max_requests: usize) -> Next {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
-        let max_requests = if limits.authenticated {
-            max_requests.max(1)
-        } else {
-            1
-        };
+        let max_requests = if limits.authenticated { max_requests.max(1) } else { 1 };
         while self.ends.len() < max_requests {
             match self.step(buffer, limits) {
                 Ok(None) => {}
@@ -337,12 +333,7 @@ impl Decoder {
 
     /// `$3\r\n`: how long the next argument is.
     #[inline]
-    fn header(
-        &mut self,
-        buffer: &[u8],
-        limits: &Limits,
-        args_left: usize,
-    ) -> Result<Option<usize>, ProtocolError> {
+    fn header(&mut self, buffer: &[u8], limits: &Limits, args_left: usize) -> Result<Option<usize>, ProtocolError> {
         let (len, next) = match self.number_line(buffer, limits, ProtocolError::BulkHeaderTooBig)? {
             Line::Missing(bytes) => return Ok(Some(bytes)),
             Line::Number { value, next } => (value, next),
@@ -386,14 +377,8 @@ impl Decoder {
     }
 
     /// A request as a person types it.
-    fn inline(
-        &mut self,
-        buffer: &mut [u8],
-        limits: &Limits,
-    ) -> Result<Option<usize>, ProtocolError> {
-        let Some(newline) =
-            self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)?
-        else {
+    fn inline(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<Option<usize>, ProtocolError> {
+        let Some(newline) = self.find(buffer, b'\n', limits.max_line, ProtocolError::InlineTooBig)? else {
             return Ok(Some(1));
         };
         let mut line = &mut buffer[self.at..newline];
@@ -401,8 +386,7 @@ impl Decoder {
             line = before;
         }
         let complete = self.spans.len();
-        inline::split(line, self.at, &mut self.spans)
-            .map_err(|_| ProtocolError::UnbalancedQuotes)?;
+        inline::split(line, self.at, &mut self.spans).map_err(|_| ProtocolError::UnbalancedQuotes)?;
         self.at = newline + 1;
         self.scanned = 0;
         if self.spans.len() > complete {
@@ -423,12 +407,7 @@ impl Decoder {
 
     /// The number behind the first byte of the line at `at`; CR ends the line, one more byte belongs to it.
     #[inline]
-    fn number_line(
-        &mut self,
-        buffer: &[u8],
-        limits: &Limits,
-        too_big: ProtocolError,
-    ) -> Result<Line, ProtocolError> {
+    fn number_line(&mut self, buffer: &[u8], limits: &Limits, too_big: ProtocolError) -> Result<Line, ProtocolError> {
         if self.scanned == 0 {
             let line = &buffer[self.at..];
             let usual = usual_number(line);
@@ -475,19 +454,13 @@ impl Decoder {
         let line = &buffer[self.at..];
         let inside = &line[..line.len().min(max.saturating_add(1))];
         // Redis looks for the end as in a C string: behind a NUL it is never found.
-        let found = inside[self.scanned..]
-            .iter()
-            .position(|&byte| byte == end || byte == 0);
+        let found = inside[self.scanned..].iter().position(|&byte| byte == end || byte == 0);
         self.count_examined(found.map_or(inside.len() - self.scanned, |place| place + 1));
         self.scanned = found.map_or(inside.len(), |place| self.scanned + place);
         if inside.get(self.scanned) == Some(&end) {
             return Ok(Some(self.at + self.scanned));
         }
-        if line.len() > max {
-            Err(too_big)
-        } else {
-            Ok(None)
-        }
+        if line.len() > max { Err(too_big) } else { Ok(None) }
     }
 
     /// Tests prove with it that the work is linear.

@@ -11,12 +11,7 @@ type Requests = Vec<Vec<Vec<u8>>>;
 
 /// Plays a connection: `pieces` are the sizes of its reads, over and over. Returns the requests that were executed
 /// and the error that closed the connection.
-fn play(
-    bytes: &[u8],
-    pieces: &[usize],
-    limits: &Limits,
-    max_requests: usize,
-) -> (Requests, Option<ProtocolError>) {
+fn play(bytes: &[u8], pieces: &[usize], limits: &Limits, max_requests: usize) -> (Requests, Option<ProtocolError>) {
     let (mut decoder, mut buffer, mut executed) = (Decoder::new(), BytesMut::new(), Vec::new());
     let (mut received, mut nothing_before, mut calls) = (0, 0, 0);
     let mut pieces = pieces.iter().cycle();
@@ -46,11 +41,7 @@ fn play(
                     break;
                 }
                 Next::Failed(error) => {
-                    assert_eq!(
-                        decoder.decode(&mut buffer, limits, max_requests),
-                        next,
-                        "stays failed"
-                    );
+                    assert_eq!(decoder.decode(&mut buffer, limits, max_requests), next, "stays failed");
                     return (executed, Some(error));
                 }
             }
@@ -144,17 +135,7 @@ fn multibulk() {
 
 #[test]
 fn count() {
-    for bad in [
-        "",
-        "a",
-        "+1",
-        "01",
-        "-0",
-        " 1",
-        "1 ",
-        "2147483648",
-        "3000000000",
-    ] {
+    for bad in ["", "a", "+1", "01", "-0", " 1", "1 ", "2147483648", "3000000000"] {
         refused(format!("*{bad}\r\n"), "invalid multibulk length");
     }
     refused("*9223372036854775808\r\n", "invalid multibulk length");
@@ -187,20 +168,12 @@ fn bulk_header() {
         (":1", ':'),
     ];
     for (bad, shown) in got {
-        refused(
-            format!("*1\r\n{bad}\r\n"),
-            &format!("expected '$', got '{shown}'"),
-        );
+        refused(format!("*1\r\n{bad}\r\n"), &format!("expected '$', got '{shown}'"));
     }
     let error = b"-ERR Protocol error: expected '$', got '\xff'\r\n";
     check_with(&Limits::default(), b"*1\r\n\xff\r\n", &[], error);
     let error = b"-ERR Protocol error: invalid bulk length\r\n";
-    check_with(
-        &Limits::default(),
-        "PING\r\n*1\r\n$-3\r\nPING\r\n",
-        &["PING"],
-        error,
-    );
+    check_with(&Limits::default(), "PING\r\n*1\r\n$-3\r\nPING\r\n", &["PING"], error);
 }
 
 #[test]
@@ -242,15 +215,7 @@ fn inline() {
         "ECHO \"\\x41\"\r\n*1\r\n$4\r\nPING\r\nECHO '\\''\r\n",
         &["ECHO|A", "PING", "ECHO|\\'"],
     );
-    for bad in [
-        "\"a",
-        "'a",
-        "\"a\"b",
-        "'a'b",
-        "\"a\\",
-        "\"a\\\"",
-        "a'b'\"c\"",
-    ] {
+    for bad in ["\"a", "'a", "\"a\"b", "'a'b", "\"a\\", "\"a\\\"", "a'b'\"c\""] {
         refused(format!("ECHO {bad}\r\n"), "unbalanced quotes in request");
     }
 }
@@ -290,10 +255,7 @@ fn authentication_counts_from_the_next_request_on() {
     assert_eq!(decoder.len(), 1);
     limits.authenticated = true;
     let served = decoder.finish();
-    assert_eq!(
-        decoder.decode(&mut bytes[served..], &limits, 1024),
-        Next::Missing(1)
-    );
+    assert_eq!(decoder.decode(&mut bytes[served..], &limits, 1024), Next::Missing(1));
 }
 
 #[test]
@@ -312,12 +274,7 @@ fn a_request_has_a_bound() {
         &["a".repeat(29).as_str()],
         error,
     );
-    check_with(
-        &limits,
-        format!("*9\r\n{}", "$0\r\n\r\n".repeat(8)),
-        &[],
-        error,
-    );
+    check_with(&limits, format!("*9\r\n{}", "$0\r\n\r\n".repeat(8)), &[], error);
 }
 
 #[test]
@@ -355,11 +312,7 @@ fn work_is_linear_in_the_bytes_of_headers() {
         }
         assert_eq!(decoder.len(), 1);
         // A line has up to 8 bytes here, each looked at once, its last and the usual form tried in vain aside.
-        assert!(
-            decoder.examined <= lines * 20,
-            "{} bytes examined",
-            decoder.examined
-        );
+        assert!(decoder.examined <= lines * 20, "{} bytes examined", decoder.examined);
     }
 }
 
@@ -466,22 +419,14 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    let small = (
-        3usize..12,
-        10usize..60,
-        16usize..80,
-        40usize..400,
-        any::<bool>(),
-    );
-    let small = small.prop_map(
-        |(max_args, max_bulk, max_line, max_request, authenticated)| Limits {
-            max_args,
-            max_bulk,
-            max_line,
-            max_request,
-            authenticated,
-        },
-    );
+    let small = (3usize..12, 10usize..60, 16usize..80, 40usize..400, any::<bool>());
+    let small = small.prop_map(|(max_args, max_bulk, max_line, max_request, authenticated)| Limits {
+        max_args,
+        max_bulk,
+        max_line,
+        max_request,
+        authenticated,
+    });
     prop_oneof![Just(Limits::default()), small]
 }
 

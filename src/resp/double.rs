@@ -8,16 +8,10 @@ pub fn format_double(value: f64) -> String {
         return "nan".into();
     }
     if value.is_infinite() {
-        return if value > 0.0 {
-            "inf".into()
-        } else {
-            "-inf".into()
-        };
+        return if value > 0.0 { "inf".into() } else { "-inf".into() };
     }
     let scientific = format!("{value:.*e}", DIGITS as usize - 1);
-    let (mantissa, exponent) = scientific
-        .split_once('e')
-        .expect("the format has an exponent");
+    let (mantissa, exponent) = scientific.split_once('e').expect("the format has an exponent");
     let exponent: i32 = exponent.parse().expect("the exponent is a small integer");
     if (-4..DIGITS).contains(&exponent) {
         let decimals = (DIGITS - 1 - exponent) as usize;
@@ -46,14 +40,7 @@ mod tests {
     fn c_library(value: f64) -> String {
         let mut text = [0u8; 64];
         // SAFETY: the format takes one double and writes at most the given size, NUL included.
-        let len = unsafe {
-            libc::snprintf(
-                text.as_mut_ptr().cast(),
-                text.len(),
-                c"%.17g".as_ptr(),
-                value,
-            )
-        };
+        let len = unsafe { libc::snprintf(text.as_mut_ptr().cast(), text.len(), c"%.17g".as_ptr(), value) };
         String::from_utf8_lossy(&text[..len as usize]).into_owned()
     }
 
@@ -61,8 +48,7 @@ mod tests {
     fn as_c_prints_them() {
         let halfway = 2f64.powi(50) + 0.25; // 18 digits that end in 5: rounds to even
         let edges = [
-            0.0, -0.0, 1.0, -1.0, 3.0, 0.1, 0.2, 1.5, 1e16, 1e17, 1e-4, 1e-5, 1e100, 1e-100,
-            halfway,
+            0.0, -0.0, 1.0, -1.0, 3.0, 0.1, 0.2, 1.5, 1e16, 1e17, 1e-4, 1e-5, 1e100, 1e-100, halfway,
         ];
         let more = [
             halfway + 0.5,

@@ -87,10 +87,7 @@ impl Words<'_> {
     }
 
     fn escape(&mut self, escaped: u8) {
-        let hex = |ahead| {
-            self.peek(ahead)
-                .and_then(|byte| char::from(byte).to_digit(16))
-        };
+        let hex = |ahead| self.peek(ahead).and_then(|byte| char::from(byte).to_digit(16));
         match (escaped, hex(2), hex(3)) {
             (b'x', Some(high), Some(low)) => self.put((high * 16 + low) as u8, 4),
             (b'n', ..) => self.put(b'\n', 2),
@@ -131,12 +128,7 @@ mod tests {
         let mut spans = Vec::new();
         split(&mut line, 100, &mut spans).ok()?;
         let text = |span: &Span| &line[span.start as usize - 100..span.end as usize - 100];
-        Some(
-            spans
-                .iter()
-                .map(|span| text(span).escape_ascii().to_string())
-                .collect(),
-        )
+        Some(spans.iter().map(|span| text(span).escape_ascii().to_string()).collect())
     }
 
     #[track_caller]
@@ -157,10 +149,7 @@ mod tests {
     fn quotes_and_escapes() {
         check(r#"a "" '' b"#, &["a", "", "", "b"]);
         check(r#"a"b c" d'e f'"#, &["ab c", "de f"]);
-        check(
-            r#""\x41\x0g\n\r\t\b\a\q\"\\""#,
-            &[r#"Ax0g\n\r\t\x08\x07q\"\\"#],
-        );
+        check(r#""\x41\x0g\n\r\t\b\a\q\"\\""#, &[r#"Ax0g\n\r\t\x08\x07q\"\\"#]);
         check(r"'it\'s \n'", &[r"it\'s \\n"]);
         check(r"plain\n\x41", &[r"plain\\n\\x41"]);
         check("\"a\"\x0bb", &["a", "b"]);
@@ -168,16 +157,7 @@ mod tests {
 
     #[test]
     fn unbalanced() {
-        for line in [
-            "\"a",
-            "'a",
-            "\"a\"b",
-            "'a'b",
-            "\"a\\",
-            "\"a\\\"",
-            "a'b'\"c\"",
-            "'a\\'",
-        ] {
+        for line in ["\"a", "'a", "\"a\"b", "'a'b", "\"a\\", "\"a\\\"", "a'b'\"c\"", "'a\\'"] {
             assert_eq!(words(line), None, "{line}");
         }
     }

@@ -75,20 +75,11 @@ impl Reply {
     /// Roughly the bytes that the encoded reply has.
     pub fn size(&self) -> usize {
         match self {
-            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => {
-                bytes.len() + 16
+            Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
+            Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
+                items.iter().map(Reply::size).sum::<usize>() + 16
             }
-            Reply::Array(items)
-            | Reply::Set(items)
-            | Reply::Push(items)
-            | Reply::Several(items) => items.iter().map(Reply::size).sum::<usize>() + 16,
-            Reply::Map(pairs) => {
-                pairs
-                    .iter()
-                    .map(|(k, v)| k.size() + v.size())
-                    .sum::<usize>()
-                    + 16
-            }
+            Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16,
             _ => 16,
         }
     }
@@ -178,10 +169,7 @@ pub fn write_bulk(out: &mut BytesMut, bytes: &[u8]) {
 /// `text` starts with the error's code. CR and LF at its ends are dropped and become spaces elsewhere, as in Redis.
 pub fn write_error(out: &mut BytesMut, text: &[u8]) {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
-    let start = text
-        .iter()
-        .position(|byte| !is_break(byte))
-        .unwrap_or(text.len());
+    let start = text.iter().position(|byte| !is_break(byte)).unwrap_or(text.len());
     let end = text
         .iter()
         .rposition(|byte| !is_break(byte))

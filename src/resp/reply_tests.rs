@@ -19,11 +19,7 @@ fn encoded(reply: &Reply, version: Version) -> BytesMut {
 fn check(reply: Reply, resp2: &str, resp3: &str) {
     for (version, expected) in [(Version::Resp2, resp2), (Version::Resp3, resp3)] {
         let text = encoded(&reply, version).escape_ascii().to_string();
-        assert_eq!(
-            text,
-            expected.as_bytes().escape_ascii().to_string(),
-            "{reply:?}"
-        );
+        assert_eq!(text, expected.as_bytes().escape_ascii().to_string(), "{reply:?}");
     }
 }
 
@@ -52,11 +48,7 @@ fn scalars() {
         ",0.10000000000000001\r\n",
     );
     check(Reply::Double(f64::INFINITY), "$3\r\ninf\r\n", ",inf\r\n");
-    check(
-        Reply::Double(f64::NEG_INFINITY),
-        "$4\r\n-inf\r\n",
-        ",-inf\r\n",
-    );
+    check(Reply::Double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n");
     check(Reply::Double(f64::NAN), "$3\r\nnan\r\n", ",nan\r\n");
     check(
         Reply::BigNumber("-12345678901234567890".into()),
@@ -65,10 +57,7 @@ fn scalars() {
     );
     let text = Bytes::from_static(b"some");
     check(
-        Reply::Verbatim {
-            format: *b"txt",
-            text,
-        },
+        Reply::Verbatim { format: *b"txt", text },
         "$4\r\nsome\r\n",
         "=8\r\ntxt:some\r\n",
     );
@@ -77,21 +66,9 @@ fn scalars() {
 #[test]
 fn aggregates() {
     let items = || vec![Reply::Int(1), Reply::Null];
-    check(
-        Reply::Array(items()),
-        "*2\r\n:1\r\n$-1\r\n",
-        "*2\r\n:1\r\n_\r\n",
-    );
-    check(
-        Reply::Set(items()),
-        "*2\r\n:1\r\n$-1\r\n",
-        "~2\r\n:1\r\n_\r\n",
-    );
-    check(
-        Reply::Push(items()),
-        "*2\r\n:1\r\n$-1\r\n",
-        ">2\r\n:1\r\n_\r\n",
-    );
+    check(Reply::Array(items()), "*2\r\n:1\r\n$-1\r\n", "*2\r\n:1\r\n_\r\n");
+    check(Reply::Set(items()), "*2\r\n:1\r\n$-1\r\n", "~2\r\n:1\r\n_\r\n");
+    check(Reply::Push(items()), "*2\r\n:1\r\n$-1\r\n", ">2\r\n:1\r\n_\r\n");
     let pairs = vec![
         (Reply::bulk("k"), Reply::Bool(true)),
         (Reply::Int(2), Reply::Array(vec![])),
@@ -101,10 +78,7 @@ fn aggregates() {
         "*4\r\n$1\r\nk\r\n:1\r\n:2\r\n*0\r\n",
         "%2\r\n$1\r\nk\r\n#t\r\n:2\r\n*0\r\n",
     );
-    check_both(
-        Reply::Several(vec![Reply::Ok, Reply::Int(1)]),
-        "+OK\r\n:1\r\n",
-    );
+    check_both(Reply::Several(vec![Reply::Ok, Reply::Int(1)]), "+OK\r\n:1\r\n");
     check_both(Reply::None, "");
 }
 
@@ -162,9 +136,7 @@ fn from_frame3(frame: Frame3) -> Reply {
         Frame3::Null => Reply::Null,
         Frame3::Boolean { data, .. } => Reply::Bool(data),
         Frame3::Double { data, .. } => Reply::Double(data),
-        Frame3::BigNumber { data, .. } => {
-            Reply::BigNumber(String::from_utf8(data).expect("UTF-8").into())
-        }
+        Frame3::BigNumber { data, .. } => Reply::BigNumber(String::from_utf8(data).expect("UTF-8").into()),
         Frame3::VerbatimString { data, format, .. } => Reply::Verbatim {
             format: match format {
                 VerbatimStringFormat::Text => *b"txt",
@@ -198,10 +170,7 @@ fn ordered(reply: Reply) -> Reply {
             Reply::Set(items)
         }
         Reply::Map(pairs) => {
-            let mut pairs: Vec<_> = pairs
-                .into_iter()
-                .map(|(key, value)| (key, ordered(value)))
-                .collect();
+            let mut pairs: Vec<_> = pairs.into_iter().map(|(key, value)| (key, ordered(value))).collect();
             pairs.sort_by_key(|(key, _)| format!("{key:?}"));
             Reply::Map(pairs)
         }
@@ -230,8 +199,7 @@ fn replies() -> impl Strategy<Value = Reply> {
     scalar.prop_recursive(3, 40, 6, move |inner| {
         let items = prop::collection::vec(inner.clone(), 0..6);
         let keys = prop::collection::btree_set(any::<i64>(), 0..6);
-        let pairs =
-            prop::collection::btree_map(prop::collection::vec(any::<u8>(), 0..10), inner, 0..6);
+        let pairs = prop::collection::btree_map(prop::collection::vec(any::<u8>(), 0..10), inner, 0..6);
         prop_oneof![
             items.clone().prop_map(Reply::Array),
             items.prop_map(Reply::Push),

@@ -113,7 +113,10 @@ impl Connection {
             self.input = BytesMut::new();
         }
         self.input.reserve(next.room(self.input.len()));
-        self.session.client.input_bytes.store(self.input.len(), Ordering::Relaxed);
+        self.session
+            .client
+            .input_bytes
+            .store(self.input.len(), Ordering::Relaxed);
         let client = self.session.client.clone();
         let idle = self.shared.config.timeout();
         let read = tokio::select! {
@@ -151,7 +154,12 @@ impl Connection {
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
-                    held.push(Held { args, reply, mode, version });
+                    held.push(Held {
+                        args,
+                        reply,
+                        mode,
+                        version,
+                    });
                     if barrier || held_bytes > MAX_HELD {
                         self.settle_all(&mut held).await;
                         held_bytes = 0;
@@ -175,7 +183,13 @@ impl Connection {
             return;
         }
         self.session.outstanding.none().await;
-        for Held { args, reply, mode, version } in held.drain(..) {
+        for Held {
+            args,
+            reply,
+            mode,
+            version,
+        } in held.drain(..)
+        {
             let reply = match reply {
                 Ok(reply) => reply,
                 Err(pending) => settle(&mut self.session, &self.shared, &args, pending).await,
@@ -210,7 +224,10 @@ impl Connection {
         }
         let client = self.session.client.clone();
         client.output_bytes.store(self.output.len(), Ordering::Relaxed);
-        self.shared.stats.output_bytes.fetch_add(self.output.len() as u64, Ordering::Relaxed);
+        self.shared
+            .stats
+            .output_bytes
+            .fetch_add(self.output.len() as u64, Ordering::Relaxed);
         tokio::select! {
             biased;
             written = self.writer.write_all(&self.output) => written?,
@@ -225,4 +242,3 @@ impl Connection {
         Ok(())
     }
 }
-

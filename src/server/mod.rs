@@ -68,7 +68,9 @@ async fn welcome(stream: TcpStream, shared: Arc<Shared>) {
 fn is_protected(stream: &TcpStream, shared: &Shared) -> bool {
     shared.config.protected_mode()
         && shared.config.requirepass().is_none()
-        && !stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+        && !stream
+            .peer_addr()
+            .is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
 }
 
 fn prepare(stream: &TcpStream, shared: &Shared) {

@@ -103,10 +103,7 @@ impl PositionFile {
             let _ = writeln!(text, "source {database} {}", escape(&of_database.source));
             for (partition, position) in &of_database.partitions {
                 let PartitionPosition { next_offset, as_of } = position;
-                let _ = writeln!(
-                    text,
-                    "position {database} {partition} {next_offset} {as_of}"
-                );
+                let _ = writeln!(text, "position {database} {partition} {next_offset} {as_of}");
             }
         }
         for (database, partitions) in &self.counts {
@@ -160,11 +157,7 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
         "source" => {
             let database = number(words.next())?;
             let source = unescape(words.next()?)?;
-            file.checkpoint
-                .databases
-                .entry(database)
-                .or_default()
-                .source = source;
+            file.checkpoint.databases.entry(database).or_default().source = source;
         }
         "position" => {
             let (database, partition) = (number(words.next())?, number(words.next())?);
@@ -188,10 +181,7 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
                 keys: number(words.next())?,
                 expiring: number(words.next())?,
             };
-            file.counts
-                .entry(database)
-                .or_default()
-                .insert(partition, count);
+            file.counts.entry(database).or_default().insert(partition, count);
         }
         _ => return None,
     }
@@ -263,16 +253,7 @@ mod tests {
             (15, DatabaseCheckpoint::default()),
         ]);
         let counts = BTreeMap::from([
-            (
-                0,
-                BTreeMap::from([(
-                    0,
-                    KeyCount {
-                        keys: 5,
-                        expiring: 2,
-                    },
-                )]),
-            ),
+            (0, BTreeMap::from([(0, KeyCount { keys: 5, expiring: 2 })])),
             (3, BTreeMap::new()),
         ]);
         PositionFile {

@@ -55,8 +55,13 @@ pub struct Change {
 
 #[derive(Clone, Debug)]
 pub enum ChangeKind {
-    Put { key: Bytes, entry: Entry },
-    Delete { key: Bytes },
+    Put {
+        key: Bytes,
+        entry: Entry,
+    },
+    Delete {
+        key: Bytes,
+    },
     /// Hides every entry of this database and partition with a lower offset, at once; the space is freed in the background.
     Flush,
 }
@@ -66,7 +71,11 @@ pub enum StoreError {
     #[error("store {doing}: {cause}")]
     Engine { doing: &'static str, cause: String },
     #[error("store {doing} {path}: {cause}")]
-    Io { doing: &'static str, path: String, cause: std::io::Error },
+    Io {
+        doing: &'static str,
+        path: String,
+        cause: std::io::Error,
+    },
 }
 
 /// A key met by [`Store::scan`]; the value is not read.

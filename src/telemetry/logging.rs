@@ -21,7 +21,8 @@ pub fn start(config: &Config) -> Result<Logging, String> {
         None => Output::Stderr(Arc::default()),
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(&path);
-            let file = file.map_err(|e| format!("open the log file {}: {e}; name another with --logfile", path.display()))?;
+            let file =
+                file.map_err(|e| format!("open the log file {}: {e}; name another with --logfile", path.display()))?;
             Output::File(Arc::new(Mutex::new(file)))
         }
     };

@@ -32,7 +32,14 @@ pub struct Slowlog {
 
 impl Slowlog {
     /// Notes a command; the log then has at most `max_len` entries.
-    pub fn note(&self, arguments: &[&[u8]], microseconds: u64, client_address: String, client_name: Bytes, max_len: usize) {
+    pub fn note(
+        &self,
+        arguments: &[&[u8]],
+        microseconds: u64,
+        client_address: String,
+        client_name: Bytes,
+        max_len: usize,
+    ) {
         let mut entries = self.entries.lock();
         if max_len > 0 {
             entries.push_front(SlowCommand {

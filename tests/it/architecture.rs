@@ -36,7 +36,12 @@ fn modules_use_only_what_they_may() {
     let mut wrong = Vec::new();
     for path in &files {
         let relative = path.strip_prefix(&src).expect("under src");
-        let first = relative.components().next().expect("a name").as_os_str().to_string_lossy();
+        let first = relative
+            .components()
+            .next()
+            .expect("a name")
+            .as_os_str()
+            .to_string_lossy();
         let module = first.trim_end_matches(".rs").to_owned();
         let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
             continue;

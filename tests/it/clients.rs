@@ -85,8 +85,7 @@ fn run_redis_rs(port: u16) {
     let error = failed.expect_err("INCR of a word").to_string();
     assert!(error.contains("not an integer"), "{error}");
 
-    let in_one =
-        redis::Client::open(format!("redis://127.0.0.1:{port}/1")).expect("a good address");
+    let in_one = redis::Client::open(format!("redis://127.0.0.1:{port}/1")).expect("a good address");
     let mut in_one = in_one.get_connection().expect("connect to database 1");
     let () = in_one.set("rs:one", 1).expect("SET");
     assert_eq!(in_one.del("rs:one"), Ok(1));
@@ -119,11 +118,7 @@ fn in_bulk(connection: &mut redis::Connection) -> redis::RedisResult<()> {
     assert_eq!(got, (0..100).collect::<Vec<_>>());
 
     let mut transaction = redis::pipe();
-    transaction
-        .atomic()
-        .set("rs:n", 41)
-        .ignore()
-        .incr("rs:n", 1);
+    transaction.atomic().set("rs:n", 41).ignore().incr("rs:n", 1);
     let (sum,): (i64,) = transaction.query(connection)?;
     assert_eq!(sum, 42);
     Ok(())

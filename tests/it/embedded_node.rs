@@ -44,7 +44,10 @@ fn acknowledged_writes_survive_kill_9_under_load() {
         let mut client = node.client();
         for (writer, &at_least) in acknowledged.iter().enumerate() {
             assert!(at_least > 0, "writer {writer} wrote nothing");
-            let found: u64 = client.text(&format!("GET r{round}w{writer}")).parse().expect("a number");
+            let found: u64 = client
+                .text(&format!("GET r{round}w{writer}"))
+                .parse()
+                .expect("a number");
             // The one under way when it was killed may be there too.
             assert!(
                 found == at_least || found == at_least + 1,
@@ -112,7 +115,9 @@ fn it_answers_as_a_map_does() {
                 client = node.client();
             }
             _ => {
-                let expected = model.get(&key).map_or("$-1".to_owned(), |v| format!("${}\r\n{v}", v.len()));
+                let expected = model
+                    .get(&key)
+                    .map_or("$-1".to_owned(), |v| format!("${}\r\n{v}", v.len()));
                 client.check(&format!("GET {key}"), &expected);
             }
         }
@@ -189,13 +194,29 @@ fn expired_keys_get_their_tombstones_in_the_background() {
 fn large_values_round_trip_and_overwriting_them_does_not_grow_the_disk() {
     let node = Highwater::embedded();
     let mut client = node.client();
-    for size in [0, 1, 65_535, 65_536, 99_999, 100_000, 100_001, 131_071, 131_072, 131_073, 1 << 20, 20 << 20] {
+    for size in [
+        0,
+        1,
+        65_535,
+        65_536,
+        99_999,
+        100_000,
+        100_001,
+        131_071,
+        131_072,
+        131_073,
+        1 << 20,
+        20 << 20,
+    ] {
         let value: Vec<u8> = (0..size).map(|n: usize| (n * 31 % 251) as u8).collect();
         assert_eq!(client.send(&[b"SET", b"big", &value]), b"+OK\r\n");
         let mut expected = format!("${size}\r\n").into_bytes();
         expected.extend_from_slice(&value);
         expected.extend_from_slice(b"\r\n");
-        assert!(client.send(&[b"GET", b"big"]) == expected, "a value of {size} bytes changed");
+        assert!(
+            client.send(&[b"GET", b"big"]) == expected,
+            "a value of {size} bytes changed"
+        );
     }
     client.check("DEL big", ":1");
     let value = vec![b'x'; 200_000];
@@ -220,7 +241,11 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         // Files come and go while this walks.
         if let Ok(meta) = entry.metadata() {
-            sum += if meta.is_dir() { disk_bytes(&entry.path()) } else { meta.len() };
+            sum += if meta.is_dir() {
+                disk_bytes(&entry.path())
+            } else {
+                meta.len()
+            };
         }
     }
     sum

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use highwater::log::kafka::{Config, KafkaLog, Mapped, Partitioner};
 use highwater::log::{
-    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Payload, Positions,
-    ProduceError, Record, TopicPartition,
+    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record,
+    TopicPartition,
 };
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -90,10 +90,7 @@ fn record(log: &dyn Log, database: u16, key: &str, payload: Payload) -> Record {
 }
 
 fn at(database: u16, partition: u32) -> TopicPartition {
-    TopicPartition {
-        database,
-        partition,
-    }
+    TopicPartition { database, partition }
 }
 
 /// Reads until everything that is in the log now has been read.
@@ -140,19 +137,11 @@ fn a_new_topic_is_created_compacted() {
         ("max.message.bytes", "16777216"),
         ("unclean.leader.election.enable", "false"),
     ] {
-        assert_eq!(
-            kafka.topic_config(&topic, setting).as_deref(),
-            Some(value),
-            "{setting}"
-        );
+        assert_eq!(kafka.topic_config(&topic, setting).as_deref(), Some(value), "{setting}");
     }
     let identity = log.identity(0).expect("exists");
     assert_eq!(
-        (
-            identity.topic.as_str(),
-            identity.partitions,
-            identity.read_only
-        ),
+        (identity.topic.as_str(), identity.partitions, identity.read_only),
         (topic.as_str(), 3, false)
     );
     let (cluster, id) = identity.id.split_once('/').expect("cluster and topic");
@@ -201,10 +190,7 @@ fn a_database_whose_topic_is_not_compacted_is_refused_alone() {
         "{told}"
     );
     let outcome = produce(&log, vec![set(&log, 2, "k", "v")]);
-    assert!(
-        matches!(outcome, Err(ProduceError::NotWritten(_))),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
     kafka.set_topic_config(&second, &[("cleanup.policy", "compact")]);
     log.create(2).expect("was mended");
     produce(&log, vec![set(&log, 2, "k", "v")]).expect("written");
@@ -222,27 +208,13 @@ fn many_threads_write_and_the_follower_sees_every_key_in_order() {
         for thread in 0..THREADS {
             let log = &log;
             scope.spawn(move || {
-                let write = |n: usize| {
-                    start(
-                        log,
-                        vec![set(
-                            log,
-                            0,
-                            &format!("{thread}-{}", n % KEYS),
-                            n.to_string(),
-                        )],
-                    )
-                };
+                let write = |n: usize| start(log, vec![set(log, 0, &format!("{thread}-{}", n % KEYS), n.to_string())]);
                 let outcomes: Vec<_> = (0..EACH).map(write).collect();
                 let mut last: HashMap<(u32, usize), u64> = HashMap::new();
                 for (n, outcome) in outcomes.iter().enumerate() {
-                    let appended = outcome
-                        .recv_timeout(DEADLINE)
-                        .expect("answered")
-                        .expect("written");
+                    let appended = outcome.recv_timeout(DEADLINE).expect("answered").expect("written");
                     assert!(appended[0].timestamp > 0);
-                    let before =
-                        last.insert((appended[0].at.partition, n % KEYS), appended[0].offset);
+                    let before = last.insert((appended[0].at.partition, n % KEYS), appended[0].offset);
                     assert!(before.is_none_or(|before| before < appended[0].offset));
                 }
             });
@@ -255,12 +227,7 @@ fn many_threads_write_and_the_follower_sees_every_key_in_order() {
         let n: usize = text(seen).1.expect("a value").parse().expect("a number");
         assert_eq!(seen.at.partition, log.partition(0, &seen.key));
         let before = newest.insert(seen.key.clone(), n);
-        assert_eq!(
-            before.map_or(n % KEYS, |before| before + KEYS),
-            n,
-            "{:?}",
-            seen.key
-        );
+        assert_eq!(before.map_or(n % KEYS, |before| before + KEYS), n, "{:?}", seen.key);
     }
     assert_eq!(newest.len(), THREADS * KEYS);
 }
@@ -290,10 +257,7 @@ fn every_payload_comes_back_as_it_was_written() {
     assert_eq!(all.len(), records.len());
     let group = all[0].group.expect("was one batch");
     for (record, appended) in records.iter().zip(&appended) {
-        let seen = all
-            .iter()
-            .find(|seen| seen.key == record.key)
-            .expect("is there");
+        let seen = all.iter().find(|seen| seen.key == record.key).expect("is there");
         assert_eq!(
             (&seen.payload, seen.at, seen.offset),
             (&record.payload, appended.at, appended.offset)
@@ -314,10 +278,7 @@ fn every_payload_comes_back_as_it_was_written() {
     };
     assert_eq!(raw(b"gone").value, None);
     assert_eq!(raw(b"empty").value.as_deref(), Some(b"".as_slice()));
-    assert_eq!(
-        raw(b"").value.as_deref(),
-        Some(b"under the empty key".as_slice())
-    );
+    assert_eq!(raw(b"").value.as_deref(), Some(b"under the empty key".as_slice()));
     assert!(
         raw(b"expiring")
             .headers
@@ -341,13 +302,7 @@ fn records_of_other_producers_are_read() {
     produce(&["-K:", "-Z"], b"a:\n");
     produce(&["-K:", "-H", "redis-type=hash"], b"h:x\n");
     produce(
-        &[
-            "-K:",
-            "-H",
-            "redis-expire-at=1900000000123",
-            "-H",
-            "other=1",
-        ],
+        &["-K:", "-H", "redis-expire-at=1900000000123", "-H", "other=1"],
         b"e:x\n",
     );
     let mut follower = log.follow(&Positions::new()).expect("follow");
@@ -384,10 +339,7 @@ fn a_header_name_that_is_no_text_does_no_harm() {
         .arg(OsStr::from_bytes(b"\xff\xfe=\xff"));
     crate::support::process::run("kcat", kcat, b"k:v\n", DEADLINE);
     let log = connect(kafka, &topic);
-    let all = read_all(
-        &log,
-        log.follow(&Positions::new()).expect("follow").as_mut(),
-    );
+    let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
     assert_eq!(
         all.iter().map(text).collect::<Vec<_>>(),
         [("k".into(), Some("v".into()))]
@@ -397,36 +349,23 @@ fn a_header_name_that_is_no_text_does_no_harm() {
 #[test]
 fn the_home_of_a_key_is_where_other_producers_put_it() {
     let kafka = kafka::shared();
-    let lines: String = (0..200)
-        .map(|n| format!("key-{n}-{}:v\n", "x".repeat(n % 9)))
-        .collect();
+    let lines: String = (0..200).map(|n| format!("key-{n}-{}:v\n", "x".repeat(n % 9))).collect();
     for (partitioner, kcats) in [
         (Partitioner::Murmur2, "murmur2_random"),
         (Partitioner::Crc32, "consistent_random"),
     ] {
         let topic = kafka.compacted_topic("homes", 7);
         let partition = format!("partitioner={kcats}");
-        kafka.kcat(
-            &["-P", "-t", &topic, "-K:", "-X", &partition],
-            lines.as_bytes(),
-        );
+        kafka.kcat(&["-P", "-t", &topic, "-K:", "-X", &partition], lines.as_bytes());
         let log = KafkaLog::connect(Config {
             partitioner,
             ..config(kafka, &topic)
         })
         .expect("connect");
-        let all = read_all(
-            &log,
-            log.follow(&Positions::new()).expect("follow").as_mut(),
-        );
+        let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
         assert_eq!(all.len(), 200);
         for seen in all {
-            assert_eq!(
-                log.partition(0, &seen.key),
-                seen.at.partition,
-                "{kcats} {:?}",
-                seen.key
-            );
+            assert_eq!(log.partition(0, &seen.key), seen.at.partition, "{kcats} {:?}", seen.key);
         }
     }
 }
@@ -435,19 +374,13 @@ fn the_home_of_a_key_is_where_other_producers_put_it() {
 fn a_record_that_is_too_large_is_not_written() {
     let kafka = kafka::shared();
     let topic = kafka::fresh_topic("large");
-    let limit = [
-        ("cleanup.policy", "compact"),
-        ("max.message.bytes", "100000"),
-    ];
+    let limit = [("cleanup.policy", "compact"), ("max.message.bytes", "100000")];
     kafka.create_topic(&topic, 1, &limit);
     let log = connect(kafka, &topic);
     let fits = set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 161]);
     assert_eq!(fits.size(), log.max_record_bytes(0));
     produce(&log, vec![fits]).expect("fits");
-    let over = produce(
-        &log,
-        vec![set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 160])],
-    );
+    let over = produce(&log, vec![set(&log, 0, "k", vec![b'x'; log.max_record_bytes(0) - 160])]);
     assert!(
         matches!(&over, Err(ProduceError::NotWritten(why)) if why.contains("max.message.bytes")),
         "{over:?}"
@@ -457,23 +390,14 @@ fn a_record_that_is_too_large_is_not_written() {
         .map(|n| start(&log, vec![set(&log, 0, &format!("{n}"), vec![b'x'; 5000])]))
         .collect();
     for outcome in burst {
-        outcome
-            .recv_timeout(DEADLINE)
-            .expect("answered")
-            .expect("written");
+        outcome.recv_timeout(DEADLINE).expect("answered").expect("written");
     }
     // What the broker alone knows.
-    kafka.set_topic_config(
-        &topic,
-        &[("cleanup.policy", "compact"), ("max.message.bytes", "2000")],
-    );
+    kafka.set_topic_config(&topic, &[("cleanup.policy", "compact"), ("max.message.bytes", "2000")]);
     let outcome = wait_for("the broker to refuse it", DEADLINE, || {
         produce(&log, vec![set(&log, 0, "k", vec![b'x'; 50_000])]).err()
     });
-    assert!(
-        matches!(outcome, ProduceError::NotWritten(_)),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, ProduceError::NotWritten(_)), "{outcome:?}");
     produce(&log, vec![set(&log, 0, "k", "small")]).expect("the log goes on");
 }
 
@@ -483,10 +407,7 @@ fn large_records_go_through_on_a_topic_of_ours() {
     let log = connect(kafka, &kafka::fresh_topic("sixteen"));
     let value = vec![b'x'; log.max_record_bytes(0) - 161];
     produce(&log, vec![set(&log, 0, "k", value.clone())]).expect("written");
-    let all = read_all(
-        &log,
-        log.follow(&Positions::new()).expect("follow").as_mut(),
-    );
+    let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
     assert_eq!(
         all[0].payload,
         Payload::Value {
@@ -551,18 +472,12 @@ fn a_position_that_was_removed_is_lost_but_a_start_from_nothing_is_none() {
         produce(&log, vec![set(&log, 0, &format!("k{n}"), n.to_string())]).expect("written");
     }
     kafka.set_topic_config(&topic, &[("cleanup.policy", "delete")]);
-    let json =
-        format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":6}}],"version":1}}"#);
+    let json = format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":6}}],"version":1}}"#);
     let file = crate::support::temp::dir("removed");
     let path = file.path().join("offsets.json");
     std::fs::write(&path, json).expect("write a file");
     let path = path.display().to_string();
-    let args = [
-        "--bootstrap-server",
-        &kafka.bootstrap,
-        "--offset-json-file",
-        &path,
-    ];
+    let args = ["--bootstrap-server", &kafka.bootstrap, "--offset-json-file", &path];
     kafka.java("org.apache.kafka.tools.DeleteRecordsCommand", &args, b"");
     let mut follower = log.follow(&[(at(0, 0), 3)].into()).expect("follow");
     let error = read_error(follower.as_mut());
@@ -589,9 +504,7 @@ fn a_database_that_another_node_creates_is_noticed() {
     one.create(3).expect("create");
     one.create(3).expect("it is no error if it is there");
     assert_eq!(
-        kafka
-            .topic_config(&format!("{topic}.db3"), "cleanup.policy")
-            .as_deref(),
+        kafka.topic_config(&format!("{topic}.db3"), "cleanup.policy").as_deref(),
         Some("compact")
     );
     produce(&one, vec![set(&one, 3, "k", "in 3")]).expect("written");
@@ -601,15 +514,9 @@ fn a_database_that_another_node_creates_is_noticed() {
         follower.poll(&mut all, POLL).expect("poll");
         (all.len() >= 2).then_some(())
     });
-    let mut seen: Vec<_> = all
-        .iter()
-        .map(|seen| (seen.at.database, text(seen).1))
-        .collect();
+    let mut seen: Vec<_> = all.iter().map(|seen| (seen.at.database, text(seen).1)).collect();
     seen.sort();
-    assert_eq!(
-        seen,
-        [(0, Some("again in 0".into())), (3, Some("in 3".into()))]
-    );
+    assert_eq!(seen, [(0, Some("again in 0".into())), (3, Some("in 3".into()))]);
     assert_eq!(follower.positions(), two.ends(DEADLINE).expect("ends"));
 }
 
@@ -642,11 +549,7 @@ fn a_mapped_topic_can_be_read_only() {
         "{outcome:?}"
     );
     assert_eq!(
-        read_all(
-            &log,
-            log.follow(&Positions::new()).expect("follow").as_mut()
-        )
-        .len(),
+        read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut()).len(),
         1
     );
     let told = refused(Config {
@@ -757,16 +660,11 @@ fn a_broker_that_is_not_there_is_told_within_the_startup_timeout() {
         "{told}"
     );
     assert!(
-        told.contains("onnect")
-            && told.ends_with("check --bootstrap-servers and that the broker runs"),
+        told.contains("onnect") && told.ends_with("check --bootstrap-servers and that the broker runs"),
         "{told}"
     );
     assert!(!told.contains("hush"));
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -783,10 +681,7 @@ fn a_broker_that_does_not_let_us_in_is_told_apart() {
         ],
         ..config(kafka, "any")
     });
-    assert!(
-        told.contains("does not let us in") && told.contains("sasl.*"),
-        "{told}"
-    );
+    assert!(told.contains("does not let us in") && told.contains("sasl.*"), "{told}");
     assert!(!told.contains("hush"), "{told}");
     assert!(
         began.elapsed() < Duration::from_secs(15),
@@ -800,10 +695,7 @@ fn a_closed_log_takes_nothing_in() {
     let log = connect(kafka, &kafka.compacted_topic("closed", 1));
     let outcome = start(&log, vec![set(&log, 0, "k", "v")]);
     log.close(DEADLINE);
-    outcome
-        .try_recv()
-        .expect("close waited for it")
-        .expect("written");
+    outcome.try_recv().expect("close waited for it").expect("written");
     let outcome = produce(&log, vec![set(&log, 0, "k", "v")]);
     assert!(
         matches!(&outcome, Err(ProduceError::NotWritten(why)) if why.contains("stopping")),
@@ -853,14 +745,8 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     }
     assert!(began.elapsed() <= in_time, "{:?}", began.elapsed());
     history.poll(follower.as_mut());
-    let told = log
-        .ends(Duration::from_secs(1))
-        .expect_err("no answer")
-        .to_string();
-    assert!(
-        told.starts_with("cannot ask Kafka for the end of the log: "),
-        "{told}"
-    );
+    let told = log.ends(Duration::from_secs(1)).expect_err("no answer").to_string();
+    assert!(told.starts_with("cannot ask Kafka for the end of the log: "), "{told}");
     wait_for("the loss of the connection to be noticed", DEADLINE, || {
         (!log.connected()).then_some(())
     });
@@ -870,10 +756,7 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     second.close(Duration::from_secs(1));
     drop(second);
     let outcome = given_up.try_recv().expect("close answers everything");
-    assert!(
-        matches!(&outcome, Err(ProduceError::Uncertain(_))),
-        "{outcome:?}"
-    );
+    assert!(matches!(&outcome, Err(ProduceError::Uncertain(_))), "{outcome:?}");
     history.answers.push(("given up".into(), outcome));
     assert!(
         began.elapsed() < Duration::from_secs(8),
@@ -901,11 +784,7 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     let topics = |args: &[&str]| {
         let servers = ["--bootstrap-server", &kafka.bootstrap];
         kafka
-            .java(
-                "org.apache.kafka.tools.TopicCommand",
-                &[&servers, args].concat(),
-                b"",
-            )
+            .java("org.apache.kafka.tools.TopicCommand", &[&servers, args].concat(), b"")
             .stdout
     };
     topics(&["--delete", "--topic", &topic]);
@@ -938,8 +817,7 @@ impl History {
     fn poll(&mut self, follower: &mut dyn Follower) {
         let mut all = Vec::new();
         follower.poll(&mut all, POLL).expect("nothing is no error");
-        self.seen
-            .extend(all.iter().map(|seen| text(seen).1.expect("a value")));
+        self.seen.extend(all.iter().map(|seen| text(seen).1.expect("a value")));
     }
 
     /// A write succeeds again, and no answer so far was wrong: what was acknowledged is in the log, what was told to be
@@ -962,10 +840,7 @@ impl History {
                 Err(ProduceError::Uncertain(_)) => times <= 1,
                 Err(_) => times == 0,
             };
-            assert!(
-                right,
-                "{value} is there {times} times, but was answered {answer:?}"
-            );
+            assert!(right, "{value} is there {times} times, but was answered {answer:?}");
         }
     }
 }

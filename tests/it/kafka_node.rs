@@ -29,11 +29,16 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
     let topic = fresh_topic("shared");
     let node = Highwater::on_kafka(kafka, &topic);
     assert_eq!(kafka.topic_config(&topic, "cleanup.policy").as_deref(), Some("compact"));
-    assert_eq!(kafka.topic_config(&topic, "max.message.bytes").as_deref(), Some("16777216"));
+    assert_eq!(
+        kafka.topic_config(&topic, "max.message.bytes").as_deref(),
+        Some("16777216")
+    );
 
     let mut client = node.client();
     kcat_writes(kafka, &topic, "greeting:hello\n");
-    eventually("kcat's record is read", || client.line("GET greeting") == b"$5\r\nhello\r\n");
+    eventually("kcat's record is read", || {
+        client.line("GET greeting") == b"$5\r\nhello\r\n"
+    });
 
     client.check("SET answer 42", "+OK");
     client.check("SET brief x PX 60000", "+OK");
@@ -41,7 +46,10 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
     let records = kafka.records(&topic, "read_committed");
     let of = |key: &str| {
         let found = records.iter().filter(|r| r.key.as_deref() == Some(key.as_bytes()));
-        found.last().unwrap_or_else(|| panic!("{key} is not in the topic")).clone()
+        found
+            .last()
+            .unwrap_or_else(|| panic!("{key} is not in the topic"))
+            .clone()
     };
     assert_eq!(of("answer").value.as_deref(), Some(&b"42"[..]));
     assert!(of("answer").headers.is_empty(), "a plain value is a plain record");
@@ -50,8 +58,14 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
     let (name, at) = &brief.headers[0];
     assert_eq!(name, "redis-expire-at");
     let at: u64 = String::from_utf8_lossy(at).parse().expect("milliseconds");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_millis() as u64;
-    assert!((now + 30_000..now + 61_000).contains(&at), "absolute expiry {at}, now {now}");
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("a clock")
+        .as_millis() as u64;
+    assert!(
+        (now + 30_000..now + 61_000).contains(&at),
+        "absolute expiry {at}, now {now}"
+    );
 
     // A tombstone of kcat's: -Z makes an empty value null.
     kcat_writes(kafka, &topic, "answer:\n");
@@ -88,7 +102,9 @@ fn a_second_node_shows_the_same_within_moments() {
     a.check("SET elsewhere 1", "+OK");
     assert!(kafka.topic_exists(&format!("{topic}.db3")));
     b.check("SELECT 3", "+OK");
-    eventually("the other node follows the new topic", || b.line("GET elsewhere") == b"$1\r\n1\r\n");
+    eventually("the other node follows the new topic", || {
+        b.line("GET elsewhere") == b"$1\r\n1\r\n"
+    });
 }
 
 #[test]
@@ -103,7 +119,9 @@ fn after_kill_9_everything_acknowledged_is_there_without_rereading() {
     // A checkpoint is written within seconds of the last write.
     eventually("a checkpoint", || {
         std::thread::sleep(Duration::from_millis(200));
-        client.info("last_checkpoint_records").is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n >= 2_000))
+        client
+            .info("last_checkpoint_records")
+            .is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n >= 2_000))
     });
     client.check("SET late 1", "+OK");
     node.kill9();
@@ -114,7 +132,11 @@ fn after_kill_9_everything_acknowledged_is_there_without_rereading() {
     }
     client.check("GET late", "$1\r\n1");
     client.check("DBSIZE", ":2001");
-    let reread: u64 = client.info("records_applied").expect("INFO has it").parse().expect("a number");
+    let reread: u64 = client
+        .info("records_applied")
+        .expect("INFO has it")
+        .parse()
+        .expect("a number");
     assert!(reread < 1_000, "it read {reread} records again");
 }
 
@@ -132,7 +154,11 @@ fn a_node_whose_directory_is_gone_rebuilds_and_says_so() {
     let entries = std::fs::read_dir(node.dir()).expect("the data directory");
     for entry in entries.flatten() {
         let path = entry.path();
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
         removed.unwrap_or_else(|e| panic!("remove {}: {e}", path.display()));
     }
     node.restart();
@@ -174,7 +200,11 @@ fn a_frozen_broker_makes_writes_fail_in_time_and_reads_go_on() {
         reply.starts_with("-UNCERTAIN ") || reply.starts_with("-NOTWRITTEN "),
         "{reply}"
     );
-    assert!(asked.elapsed() < Duration::from_secs(8), "the error took {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "the error took {:?}",
+        asked.elapsed()
+    );
     client.check("GET before", "$1\r\n1");
     kafka.cont_signal();
     eventually("writes work again", || client.line("SET after 1") == b"+OK\r\n");
@@ -214,7 +244,10 @@ fn a_database_can_be_any_topic_read_only() {
     client.check("SELECT 3", "+OK");
     client.check("MGET apple pear plum", "*3\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n2");
     let refused = String::from_utf8_lossy(&client.line("SET apple 4")).into_owned();
-    assert!(refused.starts_with("-READONLY ") && refused.contains(&prices), "{refused}");
+    assert!(
+        refused.starts_with("-READONLY ") && refused.contains(&prices),
+        "{refused}"
+    );
     client.check("GET apple", "$1\r\n3");
 }
 

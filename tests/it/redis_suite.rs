@@ -69,30 +69,15 @@ fn on_embedded(unit: &str, redis_passes: usize, at_least: usize) {
     let expected = run_on_redis(unit, redis_passes);
     let highwater = Highwater::builder().allow("").start();
     let skips = skips(unit, false);
-    judge(
-        unit,
-        &expected,
-        &run(unit, highwater.port, &skips),
-        at_least,
-        &skips,
-    );
+    judge(unit, &expected, &run(unit, highwater.port, &skips), at_least, &skips);
 }
 
 fn on_kafka(unit: &str, redis_passes: usize, at_least: usize) {
     let expected = run_on_redis(unit, redis_passes);
     let topic = kafka::fresh_topic("suite");
-    let highwater = Highwater::builder()
-        .kafka(kafka::shared(), &topic)
-        .allow("")
-        .start();
+    let highwater = Highwater::builder().kafka(kafka::shared(), &topic).allow("").start();
     let skips = skips(unit, true);
-    judge(
-        unit,
-        &expected,
-        &run(unit, highwater.port, &skips),
-        at_least,
-        &skips,
-    );
+    judge(unit, &expected, &run(unit, highwater.port, &skips), at_least, &skips);
 }
 
 fn run_on_redis(unit: &str, at_least: usize) -> Run {
@@ -121,8 +106,7 @@ struct Skip {
 
 fn skips(unit: &str, on_kafka: bool) -> Vec<Skip> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/redis-suite-skips.txt");
-    let text = fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
     let all = text
         .lines()
         .map(str::trim)
@@ -183,12 +167,8 @@ fn run(unit: &str, port: u16, skips: &[Skip]) -> Run {
         .arg(copy.path());
     process::run("copy the suite", copying, b"", UNIT);
     let skip_file = copy.path().join("skips");
-    let not_run = skips
-        .iter()
-        .filter(|skip| !skip.run)
-        .map(|skip| skip.test.as_str());
-    fs::write(&skip_file, not_run.collect::<Vec<_>>().join("\n"))
-        .expect("write the suite's skip file");
+    let not_run = skips.iter().filter(|skip| !skip.run).map(|skip| skip.test.as_str());
+    fs::write(&skip_file, not_run.collect::<Vec<_>>().join("\n")).expect("write the suite's skip file");
 
     let mut suite = Command::new("tclsh");
     suite
@@ -218,10 +198,7 @@ fn read_output(text: &str, unit: &str) -> Run {
     };
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
-        let Some((status, rest)) = line
-            .strip_prefix('[')
-            .and_then(|line| line.split_once("]: "))
-        else {
+        let Some((status, rest)) = line.strip_prefix('[').and_then(|line| line.split_once("]: ")) else {
             continue;
         };
         let mut further = String::new();
@@ -237,10 +214,7 @@ fn read_output(text: &str, unit: &str) -> Run {
                 *run.passed.entry(name.to_owned()).or_default() += 1;
             }
             "err" => {
-                let name = rest
-                    .split(&format!(" in tests/{unit}"))
-                    .next()
-                    .unwrap_or(rest);
+                let name = rest.split(&format!(" in tests/{unit}")).next().unwrap_or(rest);
                 run.failed.push((name.to_owned(), further));
             }
             "ignore" => run.ignored += 1,
@@ -307,12 +281,7 @@ fn stale(run: &Run, skips: &[Skip]) -> Vec<String> {
         .iter()
         .filter(|skip| run.passed.contains_key(&skip.test) && !failed(&skip.test));
     passed
-        .map(|skip| {
-            format!(
-                "passed, so take it out of redis-suite-skips.txt: {}",
-                skip.test
-            )
-        })
+        .map(|skip| format!("passed, so take it out of redis-suite-skips.txt: {}", skip.test))
         .collect()
 }
 
@@ -329,26 +298,15 @@ fn self_check_output_of_the_suite_is_understood() {
     let run = read_output(text, "unit/quit");
     assert_eq!(
         run.passed,
-        [
-            ("SET (with) brackets".to_owned(), 1),
-            ("twice".to_owned(), 2)
-        ]
-        .into()
+        [("SET (with) brackets".to_owned(), 1), ("twice".to_owned(), 2)].into()
     );
     assert_eq!(run.failed.len(), 1);
     assert_eq!(run.failed[0].0, "bad one");
-    assert!(
-        run.failed[0].1.starts_with("Expected 1"),
-        "{:?}",
-        run.failed
-    );
+    assert!(run.failed[0].1.starts_with("Expected 1"), "{:?}", run.failed);
     assert_eq!(run.ignored, 1);
     assert!(run.aborted.is_some());
 
-    let done = read_output(
-        &format!("{text}[1/1 done]: unit/quit (0 seconds)\n"),
-        "unit/quit",
-    );
+    let done = read_output(&format!("{text}[1/1 done]: unit/quit (0 seconds)\n"), "unit/quit");
     assert_eq!(done.aborted, None);
     let died = read_output(
         &format!("{text}[exception]: Executing test client: I/O error\n  more\n"),
@@ -364,9 +322,7 @@ fn self_check_output_of_the_suite_is_understood() {
         read_skip("fails | unit/quit | twice | reason"),
     ];
     let expected = Run {
-        passed: ["bad one", "twice", "gone"]
-            .map(|name| (name.to_owned(), 1))
-            .into(),
+        passed: ["bad one", "twice", "gone"].map(|name| (name.to_owned(), 1)).into(),
         ..Run::default()
     };
     assert_eq!(missing(&expected, &done, &[]).len(), 2, "bad one and gone");

@@ -11,23 +11,12 @@ use crate::support::{kafka, parts, process};
 #[test]
 fn prefetch_parts() {
     parts::prefetch();
-    assert!(
-        parts::redis_source()
-            .join("tests/test_helper.tcl")
-            .is_file()
-    );
-    for mut program in [
-        parts::redis_server(),
-        parts::redis_cli(),
-        parts::redis_benchmark(),
-    ] {
+    assert!(parts::redis_source().join("tests/test_helper.tcl").is_file());
+    for mut program in [parts::redis_server(), parts::redis_cli(), parts::redis_benchmark()] {
         program.arg("--version");
         let output = process::run("the version", program, b"", Duration::from_secs(20));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            text.contains("7.0."),
-            "the reference is Redis 7.0, this is: {text}"
-        );
+        assert!(text.contains("7.0."), "the reference is Redis 7.0, this is: {text}");
     }
 }
 
@@ -39,10 +28,7 @@ fn kafka_takes_and_gives_records_with_topics_of_any_settings() {
         kafka.topic_config(&topic, "delete.retention.ms").as_deref(),
         Some("1000")
     );
-    kafka.kcat(
-        &["-P", "-t", &topic, "-p", "1", "-K:", "-Z", "-H", "h=1"],
-        b"a:1\na:\n",
-    );
+    kafka.kcat(&["-P", "-t", &topic, "-p", "1", "-K:", "-Z", "-H", "h=1"], b"a:1\na:\n");
 
     let seen = kafka.records(&topic, "read_committed");
     assert_eq!(seen.len(), 2, "{seen:?}");
@@ -64,10 +50,8 @@ fn a_private_kafka_can_be_frozen_killed_and_restarted_with_its_data() {
     kafka.kcat(&["-P", "-t", &topic, "-K:"], b"a:1\n");
 
     kafka.stop_signal();
-    let client: rdkafka::consumer::BaseConsumer =
-        kafka.client_config().create().expect("create a client");
-    let asked =
-        rdkafka::consumer::Consumer::fetch_metadata(&client, None, Duration::from_millis(300));
+    let client: rdkafka::consumer::BaseConsumer = kafka.client_config().create().expect("create a client");
+    let asked = rdkafka::consumer::Consumer::fetch_metadata(&client, None, Duration::from_millis(300));
     assert!(asked.is_err(), "a frozen broker answered");
     kafka.cont_signal();
 
@@ -84,10 +68,7 @@ fn a_highwater_can_be_killed_stopped_and_restarted() {
     let mut highwater = Highwater::embedded();
     highwater.client().check("SET k v", "+OK");
     highwater.kill9();
-    assert!(
-        Client::try_connect(highwater.port).is_err(),
-        "it still listens"
-    );
+    assert!(Client::try_connect(highwater.port).is_err(), "it still listens");
 
     highwater.restart();
     highwater.client().check("GET k", "$1\r\nv");

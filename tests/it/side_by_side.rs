@@ -168,10 +168,8 @@ enum Verdict {
 }
 
 fn read_table(family: &str) -> Vec<Step> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/side_by_side/{family}.txt"));
-    let text = fs::read_to_string(&path)
-        .unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/side_by_side/{family}.txt"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
     parse_table(&text)
 }
 
@@ -209,11 +207,7 @@ fn judge_otherwise(step: &mut Step, line: &str) {
     } else if let Some(reply) = line.strip_prefix("!7.2 ") {
         step.verdict = Verdict::Written([reply.to_owned(), reply.to_owned()]);
     } else {
-        assert!(
-            line.len() > 3,
-            "a difference without a reason under {}",
-            step.text
-        );
+        assert!(line.len() > 3, "a difference without a reason under {}", step.text);
         step.verdict = Verdict::Differs;
     }
 }
@@ -223,9 +217,7 @@ fn parse_action(line: &str) -> Action {
         return Action::Section;
     }
     if let Some(time) = line.strip_prefix("wait ") {
-        return Action::Wait(Duration::from_millis(
-            time.parse().expect("wait takes milliseconds"),
-        ));
+        return Action::Wait(Duration::from_millis(time.parse().expect("wait takes milliseconds")));
     }
     let (connection, rest) = match line.split_once("> ") {
         Some((number, rest)) if number.len() == 1 && number.as_bytes()[0].is_ascii_digit() => {
@@ -245,10 +237,7 @@ fn parse_action(line: &str) -> Action {
             .strip_prefix('"')
             .and_then(|text| text.strip_suffix('"'))
             .expect("raw takes quoted bytes");
-        (
-            resp::unescape(quoted),
-            count.parse().expect("raw takes a number"),
-        )
+        (resp::unescape(quoted), count.parse().expect("raw takes a number"))
     } else if let Some(rest) = rest.strip_prefix("silent ") {
         (resp::command_line(rest), 0)
     } else {
@@ -266,13 +255,7 @@ fn parse_action(line: &str) -> Action {
 
 type Judge = fn(&Step, Compare, usize, &[u8], &[u8]) -> Option<String>;
 
-fn compare(
-    steps: &[Step],
-    reference: u16,
-    tested: u16,
-    protocol: usize,
-    judge: Judge,
-) -> Vec<String> {
+fn compare(steps: &[Step], reference: u16, tested: u16, protocol: usize, judge: Judge) -> Vec<String> {
     let mut reference = Peer::new(reference, protocol);
     let mut tested = Peer::new(tested, protocol);
     let mut problems = Vec::new();
@@ -290,10 +273,7 @@ fn compare(
                     "{section}: FLUSHALL on redis-server"
                 );
                 if got != expected {
-                    problems.push(format!(
-                        "RESP{protocol} {section}: cannot begin: {}",
-                        resp::show(&got)
-                    ));
+                    problems.push(format!("RESP{protocol} {section}: cannot begin: {}", resp::show(&got)));
                 }
             }
             Action::Wait(time) => std::thread::sleep(*time),
@@ -306,11 +286,7 @@ fn compare(
                 let expected = reference.ask(*connection, bytes, *replies);
                 let got = tested.ask(*connection, bytes, *replies);
                 if show_all {
-                    println!(
-                        "RESP{protocol} {section}: {}\n    {}",
-                        step.text,
-                        resp::show(&expected)
-                    );
+                    println!("RESP{protocol} {section}: {}\n    {}", step.text, resp::show(&expected));
                 }
                 if let Some(problem) = judge(step, *compare, protocol, &expected, &got) {
                     problems.push(format!(
@@ -324,19 +300,11 @@ fn compare(
     problems
 }
 
-fn judge(
-    step: &Step,
-    compare: Compare,
-    protocol: usize,
-    expected: &[u8],
-    got: &[u8],
-) -> Option<String> {
+fn judge(step: &Step, compare: Compare, protocol: usize, expected: &[u8], got: &[u8]) -> Option<String> {
     let (expected_shown, got_shown) = (brief(expected), brief(got));
     match &step.verdict {
         Verdict::Same if same(compare, expected, got) => None,
-        Verdict::Same => Some(format!(
-            "    redis      {expected_shown}\n    highwater  {got_shown}"
-        )),
+        Verdict::Same => Some(format!("    redis      {expected_shown}\n    highwater  {got_shown}")),
         Verdict::Differs if same(compare, expected, got) => Some(format!(
             "    both answer {got_shown}: the difference is gone, take its mark out of the table"
         )),
@@ -351,13 +319,7 @@ fn judge(
 
 /// With redis-server on both sides all replies are the same; and an expectation that is written
 /// for 7.2 must be something that 7.0 does not answer.
-fn judge_reference(
-    step: &Step,
-    compare: Compare,
-    protocol: usize,
-    one: &[u8],
-    other: &[u8],
-) -> Option<String> {
+fn judge_reference(step: &Step, compare: Compare, protocol: usize, one: &[u8], other: &[u8]) -> Option<String> {
     if let Verdict::Written(replies) = &step.verdict
         && one == resp::unescape(&format!("{}\\r\\n", replies[protocol - 2]))
     {
@@ -367,8 +329,7 @@ fn judge_reference(
         ));
     }
     let (one_shown, other_shown) = (brief(one), brief(other));
-    (!same(compare, one, other))
-        .then(|| format!("    one    {one_shown}\n    other  {other_shown}"))
+    (!same(compare, one, other)).then(|| format!("    one    {one_shown}\n    other  {other_shown}"))
 }
 
 /// A reply for the report: enough to see what is wrong.
@@ -481,11 +442,7 @@ fn self_check_differences_are_seen() {
     assert!(judged("~ PTTL k", ":12\r\n", ":93\r\n"));
     assert!(!judged("~ PTTL k", ":12\r\n", "$2\r\n12\r\n"));
     assert!(!judged("~ PTTL k", "-ERR a\r\n", "-WRONGTYPE a\r\n"));
-    assert!(judged(
-        "~ KEYS *",
-        "*1\r\n$1\r\na\r\n",
-        "*2\r\n$1\r\na\r\n$1\r\nb\r\n"
-    ));
+    assert!(judged("~ KEYS *", "*1\r\n$1\r\na\r\n", "*2\r\n$1\r\na\r\n$1\r\nb\r\n"));
     assert!(!judged("~ KEYS *", "*1\r\n$1\r\na\r\n", "*1\r\n:1\r\n"));
 
     assert!(judged(
@@ -493,11 +450,7 @@ fn self_check_differences_are_seen() {
         "*2\r\n$1\r\nb\r\n$1\r\na\r\n",
         "*2\r\n$1\r\na\r\n$1\r\nb\r\n"
     ));
-    assert!(!judged(
-        "% KEYS *",
-        "*2\r\n$1\r\nb\r\n$1\r\na\r\n",
-        "*1\r\n$1\r\na\r\n"
-    ));
+    assert!(!judged("% KEYS *", "*2\r\n$1\r\nb\r\n$1\r\na\r\n", "*1\r\n$1\r\na\r\n"));
     assert!(!judged(
         "KEYS *",
         "*2\r\n$1\r\nb\r\n$1\r\na\r\n",
@@ -512,9 +465,7 @@ fn self_check_differences_are_seen() {
 
 #[test]
 fn self_check_tables_are_read_as_written() {
-    let steps = parse_table(
-        "# c\n== s\n2> ~ GET \"a b\"\nraw 2 \"PI\\r\\n\"\nsilent CLIENT REPLY OFF\nwait 5\n",
-    );
+    let steps = parse_table("# c\n== s\n2> ~ GET \"a b\"\nraw 2 \"PI\\r\\n\"\nsilent CLIENT REPLY OFF\nwait 5\n");
     let command = |connection, bytes: &[u8], replies, compare| Action::Command {
         connection,
         bytes: bytes.to_vec(),

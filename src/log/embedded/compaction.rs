@@ -26,8 +26,7 @@ use tracing::{debug, warn};
 use super::disk::{DiskFile, write_all};
 use super::frame::{FrameBuilder, Kind, RawRecord, Records};
 use super::segment::{
-    Compacted, Frame, FrameReader, SEGMENT_HEADER_LEN, Segment, TEMPORARY_SUFFIX, encode_header,
-    io_error,
+    Compacted, Frame, FrameReader, SEGMENT_HEADER_LEN, Segment, TEMPORARY_SUFFIX, encode_header, io_error,
 };
 use super::writer::FRAME_TARGET;
 use super::{Registry, Shared};
@@ -110,11 +109,7 @@ impl Schedule {
                 Some(not_before) if self.asked => deadline.min(not_before),
                 _ => deadline,
             };
-            if shared
-                .stop_or_work
-                .wait_until(&mut stopping, until)
-                .timed_out()
-            {
+            if shared.stop_or_work.wait_until(&mut stopping, until).timed_out() {
                 break;
             }
         }
@@ -123,10 +118,7 @@ impl Schedule {
 
     /// Whether what came since the last pass is worth one: half of what was left by that, and a segment at least.
     fn due(&mut self, shared: &Shared) -> bool {
-        if self
-            .failing
-            .is_some_and(|since| since.elapsed() < PAUSE_AFTER_FAILURE)
-        {
+        if self.failing.is_some_and(|since| since.elapsed() < PAUSE_AFTER_FAILURE) {
             return false;
         }
         let may_ask = self
@@ -147,8 +139,7 @@ impl Schedule {
             *bytes += pair[0].readable();
         }
         let purge = self.kept.is_some_and(|(bytes, since)| {
-            bytes > clean / 4
-                && since.elapsed() >= shared.options.compaction.keep_deletions.max(LOOK_INTERVAL)
+            bytes > clean / 4 && since.elapsed() >= shared.options.compaction.keep_deletions.max(LOOK_INTERVAL)
         });
         dirty >= shared.options.segment_bytes.max(clean / 2) || purge
     }
@@ -199,9 +190,7 @@ pub(super) struct Done {
 pub(super) fn pass(shared: &Shared) -> Result<Done, Stop> {
     let clean_below = shared.registry.lock().meta.clean_below;
     let mut segments = shared.segments.read().clone();
-    let active = segments
-        .pop()
-        .expect("there is always the writer's segment");
+    let active = segments.pop().expect("there is always the writer's segment");
     let mut rule = Rule::gather(shared, &segments, clean_below, active.base)?;
     rule.purge_below = purge_limit(shared, &segments, rule.covered);
 
@@ -268,12 +257,7 @@ enum Verdict {
 
 impl Rule {
     /// Reads what came since the last pass, as far as the map has room.
-    fn gather(
-        shared: &Shared,
-        segments: &[Arc<Segment>],
-        from: u64,
-        end: u64,
-    ) -> Result<Self, Stop> {
+    fn gather(shared: &Shared, segments: &[Arc<Segment>], from: u64, end: u64) -> Result<Self, Stop> {
         let mut rule = Self {
             hasher: RandomState::new(),
             seed: rand::random(),
@@ -291,9 +275,7 @@ impl Rule {
                 check_stop(shared)?;
                 for record in records(segment, &frame) {
                     let record = record?;
-                    if record.offset >= from
-                        && !rule.add(&record, shared.options.compaction.max_keys)
-                    {
+                    if record.offset >= from && !rule.add(&record, shared.options.compaction.max_keys) {
                         rule.covered = record.offset;
                         return Ok(rule);
                     }
@@ -320,10 +302,7 @@ impl Rule {
     fn name(&self, record: &RawRecord<'_>) -> [u64; 2] {
         let seed = self.seed ^ u64::from(record.database);
         let keyed = self.hasher.hash_one((record.database, record.key));
-        [
-            keyed,
-            xxhash_rust::xxh3::xxh3_64_with_seed(record.key, seed),
-        ]
+        [keyed, xxhash_rust::xxh3::xxh3_64_with_seed(record.key, seed)]
     }
 
     fn judge(&self, record: &RawRecord<'_>) -> Verdict {
@@ -361,10 +340,7 @@ fn check_stop(shared: &Shared) -> Result<(), Stop> {
     }
 }
 
-fn records<'a>(
-    segment: &'a Segment,
-    frame: &'a Frame,
-) -> impl Iterator<Item = Result<RawRecord<'a>, LogError>> + 'a {
+fn records<'a>(segment: &'a Segment, frame: &'a Frame) -> impl Iterator<Item = Result<RawRecord<'a>, LogError>> + 'a {
     Records::new(frame.header, &frame.body).map(|record| {
         record.map_err(|e| {
             let (path, base) = (segment.path.display(), frame.header.base);
@@ -382,17 +358,12 @@ fn purge_limit(shared: &Shared, segments: &[Arc<Segment>], covered: u64) -> u64 
         .iter()
         .find(|segment| segment.closed_for() < keep)
         .map_or(u64::MAX, |segment| segment.base);
-    covered
-        .min(young)
-        .min(shared.registry.lock().slowest_follower())
+    covered.min(young).min(shared.registry.lock().slowest_follower())
 }
 
 impl Registry {
     fn slowest_follower(&self) -> u64 {
-        let positions = self
-            .followers
-            .iter()
-            .filter_map(|follower| follower.upgrade());
+        let positions = self.followers.iter().filter_map(|follower| follower.upgrade());
         positions
             .map(|position| position.load(Ordering::Acquire))
             .min()
@@ -525,13 +496,9 @@ fn rewrite(
                 output.copy(segment, &frame, looked, &mut record)?;
             }
         }
-        output.finish(
-            first,
-            segments.iter().map(|s| s.closed_at()).max().flatten(),
-        )
+        output.finish(first, segments.iter().map(|s| s.closed_at()).max().flatten())
     });
-    let replaced =
-        written.and_then(|segment| replace(shared, segments, segment, &temporary, purge_below));
+    let replaced = written.and_then(|segment| replace(shared, segments, segment, &temporary, purge_below));
     if replaced.is_err() {
         // It may never have been made; what is left of it is removed at the next open at the latest.
         let _ = shared.disk.remove(&temporary);
@@ -553,12 +520,7 @@ struct Output {
 }
 
 impl Output {
-    fn create(
-        shared: &Shared,
-        base: u64,
-        temporary: &std::path::Path,
-        end: u64,
-    ) -> Result<Self, Stop> {
+    fn create(shared: &Shared, base: u64, temporary: &std::path::Path, end: u64) -> Result<Self, Stop> {
         let file = shared
             .disk
             .create(temporary)
@@ -577,13 +539,7 @@ impl Output {
     }
 
     /// Takes over what stays of a frame. Groups never span frames, so neither do what is left of them here.
-    fn copy(
-        &mut self,
-        segment: &Segment,
-        frame: &Frame,
-        looked: &Looked,
-        index: &mut usize,
-    ) -> Result<(), Stop> {
+    fn copy(&mut self, segment: &Segment, frame: &Frame, looked: &Looked, index: &mut usize) -> Result<(), Stop> {
         let end = frame.header.end();
         if let Some((open, _)) = &self.frame {
             let body = open.body_len(&self.buffer) + frame.body.len();
@@ -600,20 +556,14 @@ impl Output {
             }
             let (open, open_end) = self.frame.get_or_insert_with(|| {
                 (
-                    FrameBuilder::begin(
-                        &mut self.buffer,
-                        frame.header.base,
-                        frame.header.timestamp,
-                    ),
+                    FrameBuilder::begin(&mut self.buffer, frame.header.base, frame.header.timestamp),
                     end,
                 )
             });
             *open_end = end;
             open.push(&mut self.buffer, &record);
         }
-        if self.frame.is_none() && self.buffer.len() >= WRITE_CHUNK
-            || self.buffer.len() >= 2 * WRITE_CHUNK
-        {
+        if self.frame.is_none() && self.buffer.len() >= WRITE_CHUNK || self.buffer.len() >= 2 * WRITE_CHUNK {
             self.end_frame();
             self.flush()?;
         }

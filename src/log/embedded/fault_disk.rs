@@ -241,10 +241,7 @@ impl Inode {
 impl State {
     /// A file counts as long as it has a name.
     fn used(&self) -> usize {
-        self.names
-            .values()
-            .map(|inode| self.inodes[inode].data.len())
-            .sum()
+        self.names.values().map(|inode| self.inodes[inode].data.len()).sum()
     }
 
     fn rename_logged(&mut self, naming: Naming) {
@@ -259,28 +256,14 @@ impl Disk for FaultDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let names = self
-            .names()
-            .into_iter()
-            .filter(|path| path.parent() == Some(dir));
+        let names = self.names().into_iter().filter(|path| path.parent() == Some(dir));
         Ok(names
-            .map(|path| {
-                path.file_name()
-                    .expect("a name")
-                    .to_string_lossy()
-                    .into_owned()
-            })
+            .map(|path| path.file_name().expect("a name").to_string_lossy().into_owned())
             .collect())
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let inode = self
-            .state
-            .lock()
-            .names
-            .get(path)
-            .copied()
-            .ok_or(ErrorKind::NotFound)?;
+        let inode = self.state.lock().names.get(path).copied().ok_or(ErrorKind::NotFound)?;
         Ok(Arc::new(FaultFile {
             disk: self.clone(),
             inode,
@@ -354,9 +337,7 @@ impl DiskFile for FaultFile {
             .faults
             .capacity
             .map_or(usize::MAX, |capacity| capacity.saturating_sub(state.used()));
-        let fits = bytes
-            .len()
-            .min((len + room.min(usize::MAX - len)).saturating_sub(at));
+        let fits = bytes.len().min((len + room.min(usize::MAX - len)).saturating_sub(at));
         let n = fits.min(state.faults.short_writes.unwrap_or(usize::MAX));
         if n == 0 && !bytes.is_empty() {
             return Err(ErrorKind::StorageFull.into());

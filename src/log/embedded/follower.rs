@@ -53,9 +53,7 @@ impl EmbeddedFollower {
         }
         let start = from.iter().copied().min().unwrap_or(end);
         let position = Arc::new(AtomicU64::new(start));
-        registry
-            .followers
-            .retain(|follower| follower.strong_count() > 0);
+        registry.followers.retain(|follower| follower.strong_count() > 0);
         registry.followers.push(Arc::downgrade(&position));
         let group_prefix = (registry.meta.id >> 64) << 64;
         drop(registry);
@@ -83,8 +81,7 @@ impl EmbeddedFollower {
                 Some(frame) => {
                     bytes += frame.body.len();
                     self.take(&frame, out)?;
-                    self.position
-                        .fetch_max(frame.header.end(), Ordering::AcqRel);
+                    self.position.fetch_max(frame.header.end(), Ordering::AcqRel);
                 }
                 None if self.enter_next_segment()? => {}
                 None => break,
@@ -109,9 +106,7 @@ impl EmbeddedFollower {
             // It grew before the next one was begun.
             return Ok(true);
         }
-        let end = current
-            .compacted
-            .map_or(self.reader.next_offset(), |c| c.end);
+        let end = current.compacted.map_or(self.reader.next_offset(), |c| c.end);
         let position = self.position.fetch_max(end, Ordering::AcqRel).max(end);
         let next = self.shared.segment_of(position);
         // Compaction may have merged the current segment with the next one.
@@ -227,12 +222,7 @@ impl Follower for EmbeddedFollower {
             }
             let mut end = self.shared.end.lock();
             while *end <= self.position() {
-                if self
-                    .shared
-                    .end_grown
-                    .wait_until(&mut end, deadline)
-                    .timed_out()
-                {
+                if self.shared.end_grown.wait_until(&mut end, deadline).timed_out() {
                     return Ok(());
                 }
             }
@@ -243,15 +233,7 @@ impl Follower for EmbeddedFollower {
         let position = self.position();
         (0..)
             .zip(&self.from)
-            .map(|(database, &from)| {
-                (
-                    TopicPartition {
-                        database,
-                        partition: 0,
-                    },
-                    position.max(from),
-                )
-            })
+            .map(|(database, &from)| (TopicPartition { database, partition: 0 }, position.max(from)))
             .collect()
     }
 

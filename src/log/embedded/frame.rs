@@ -50,10 +50,7 @@ pub struct FrameHeader {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
-    Value {
-        value: &'a [u8],
-        expire_at: Option<u64>,
-    },
+    Value { value: &'a [u8], expire_at: Option<u64> },
     Tombstone,
     Flush,
 }
@@ -107,10 +104,7 @@ impl FrameHeader {
             timestamp: u64_at(32) as i64,
             body_crc: u32_at(12),
         };
-        header
-            .base
-            .checked_add(u64::from(header.span))
-            .map(|_| header)
+        header.base.checked_add(u64::from(header.span)).map(|_| header)
     }
 
     fn encode(&self, salt: u32) -> [u8; HEADER_LEN] {
@@ -162,11 +156,7 @@ impl FrameBuilder {
     pub fn begin(out: &mut Vec<u8>, base: u64, timestamp: i64) -> Self {
         let start = out.len();
         out.resize(start + HEADER_LEN, 0);
-        Self {
-            start,
-            base,
-            timestamp,
-        }
+        Self { start, base, timestamp }
     }
 
     pub fn base(&self) -> u64 {
@@ -285,11 +275,7 @@ impl<'a> Records<'a> {
         };
         let key_len = self.length()?;
         let kind = flags & KIND_MASK;
-        let value_len = if kind == KIND_VALUE {
-            self.length()?
-        } else {
-            0
-        };
+        let value_len = if kind == KIND_VALUE { self.length()? } else { 0 };
         let key = self.bytes(key_len)?;
         let kind = match kind {
             KIND_VALUE => Kind::Value {

@@ -20,10 +20,7 @@ pub enum LockError {
     )]
     InUse { dir: PathBuf, holder: String },
     #[error("cannot lock {path}: {cause}")]
-    Io {
-        path: PathBuf,
-        cause: std::io::Error,
-    },
+    Io { path: PathBuf, cause: std::io::Error },
 }
 
 impl DirectoryLock {
@@ -76,9 +73,7 @@ mod tests {
     fn second_holder_is_told_who_has_it() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let first = DirectoryLock::take(dir.path()).expect("free");
-        let refused = DirectoryLock::take(dir.path())
-            .expect_err("taken")
-            .to_string();
+        let refused = DirectoryLock::take(dir.path()).expect_err("taken").to_string();
         assert!(refused.contains("in use by another process"), "{refused}");
         assert!(
             refused.contains(&format!("(process {})", std::process::id())),

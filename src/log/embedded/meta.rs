@@ -55,11 +55,7 @@ impl Meta {
         let file = disk.open(&path).map_err(failed)?;
         let mut bytes = [0; META_LEN + 1];
         let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;
-        match bytes
-            .first_chunk()
-            .filter(|_| read == META_LEN)
-            .and_then(Self::decode)
-        {
+        match bytes.first_chunk().filter(|_| read == META_LEN).and_then(Self::decode) {
             Some(meta) => Ok(Some(meta)),
             None => Err(LogError::Failed(format!(
                 "the log's file {} is damaged; restore it from a backup, or remove it: the log then gets a new \
@@ -155,10 +151,7 @@ impl MarkFile {
             let mut bytes = [0; SLOT_LEN];
             let read = read_full(&*file, &mut bytes, at).map_err(failed)?;
             let slot = (read == SLOT_LEN).then(|| decode_slot(&bytes)).flatten();
-            newest = slot
-                .into_iter()
-                .chain(newest)
-                .max_by_key(|&(_, sequence)| sequence);
+            newest = slot.into_iter().chain(newest).max_by_key(|&(_, sequence)| sequence);
         }
         Ok(newest)
     }

@@ -161,9 +161,7 @@ pub struct EmbeddedLog {
 impl EmbeddedLog {
     /// Opens the log in `dir` (made if need be), after verifying all of it. Blocking.
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, LogError> {
-        LocalDisk
-            .create_dir(dir)
-            .map_err(|e| io_error("create", dir, &e))?;
+        LocalDisk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
         let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
         Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock))
     }
@@ -256,20 +254,13 @@ impl EmbeddedLog {
     }
 
     fn databases(&self) -> impl Iterator<Item = TopicPartition> {
-        (0..self.shared.options.databases).map(|database| TopicPartition {
-            database,
-            partition: 0,
-        })
+        (0..self.shared.options.databases).map(|database| TopicPartition { database, partition: 0 })
     }
 }
 
 impl Shared {
     fn disk_bytes(&self) -> u64 {
-        self.segments
-            .read()
-            .iter()
-            .map(|segment| segment.readable())
-            .sum()
+        self.segments.read().iter().map(|segment| segment.readable()).sum()
     }
 }
 
@@ -335,14 +326,8 @@ impl Log for EmbeddedLog {
     }
 
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
-        let from = self
-            .databases()
-            .map(|at| from.get(&at).copied().unwrap_or(0))
-            .collect();
-        Ok(Box::new(EmbeddedFollower::start(
-            self.shared.clone(),
-            from,
-        )?))
+        let from = self.databases().map(|at| from.get(&at).copied().unwrap_or(0)).collect();
+        Ok(Box::new(EmbeddedFollower::start(self.shared.clone(), from)?))
     }
 
     fn close(&self, timeout: Duration) {
@@ -352,12 +337,7 @@ impl Log for EmbeddedLog {
         stopping.background = true;
         self.shared.stop_or_work.notify_all();
         while !stopping.writer_done {
-            if self
-                .shared
-                .stop_or_work
-                .wait_until(&mut stopping, deadline)
-                .timed_out()
-            {
+            if self.shared.stop_or_work.wait_until(&mut stopping, deadline).timed_out() {
                 tracing::warn!("the log's writer did not finish in time");
                 return;
             }

@@ -13,9 +13,7 @@ use tracing::{info, warn};
 use super::disk::{Disk, read_full, write_all};
 use super::frame::{FrameHeader, HEADER_LEN, MAGIC};
 use super::meta::{Mark, MarkFile, Meta};
-use super::segment::{
-    FrameReader, ReadError, Segment, TEMPORARY_SUFFIX, base_of, damage, io_error, segment_name,
-};
+use super::segment::{FrameReader, ReadError, Segment, TEMPORARY_SUFFIX, base_of, damage, io_error, segment_name};
 use crate::log::LogError;
 
 const COPY_CHUNK: u64 = 1024 * 1024;
@@ -33,8 +31,7 @@ pub struct Recovered {
 /// `lossy`: whether this run will show readers what is not fsynced yet.
 pub fn recover(disk: &dyn Disk, dir: &Path, lossy: bool) -> Result<Recovered, LogError> {
     let write_failed = |e: std::io::Error| io_error("write to", dir, &e);
-    disk.create_dir(dir)
-        .map_err(|e| io_error("create", dir, &e))?;
+    disk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
     let mut segments = open_segments(disk, dir)?;
     let stored_meta = Meta::load(disk, dir)?;
     let stored_mark = MarkFile::load(disk, dir)?;
@@ -45,9 +42,7 @@ pub fn recover(disk: &dyn Disk, dir: &Path, lossy: bool) -> Result<Recovered, Lo
     let newest = segments.len().saturating_sub(1);
     for (i, segment) in segments.iter().enumerate() {
         if segment.base != next {
-            let what = format!(
-                "the segment before it ends at offset {next}; a file is missing or cut short"
-            );
+            let what = format!("the segment before it ends at offset {next}; a file is missing or cut short");
             return Err(damage(&segment.path, 0, segment.base, &what));
         }
         if i == newest && segment.compacted.is_none() {
@@ -77,9 +72,7 @@ pub fn recover(disk: &dyn Disk, dir: &Path, lossy: bool) -> Result<Recovered, Lo
         meta.save(disk, dir).map_err(write_failed)?;
     }
     if segments.last().is_none_or(|last| last.compacted.is_some()) {
-        segments.push(Arc::new(
-            Segment::create(disk, dir, next).map_err(write_failed)?,
-        ));
+        segments.push(Arc::new(Segment::create(disk, dir, next).map_err(write_failed)?));
     }
     for closed in &segments[..segments.len() - 1] {
         closed.close_at(Instant::now());
@@ -123,8 +116,7 @@ fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Arc<Segment>>, LogEr
         let merged = segments.last().and_then(|last| last.compacted);
         if merged.is_some_and(|c| base < c.end) {
             // Its records are in the compacted segment before it; only its removal was not finished.
-            disk.remove(&dir.join(segment_name(base)))
-                .map_err(removal_failed)?;
+            disk.remove(&dir.join(segment_name(base))).map_err(removal_failed)?;
             continue;
         }
         segments.push(Arc::new(Segment::open(disk, dir, base)?));
@@ -204,8 +196,7 @@ fn examine_tail(segment: &Segment, from: u64, len: u64, next: u64) -> Result<Tai
     let mut buffer = vec![0; COPY_CHUNK as usize];
     let mut at = from;
     while at < len {
-        let read = read_full(&*segment.file, &mut buffer, at)
-            .map_err(|e| io_error("read", &segment.path, &e))?;
+        let read = read_full(&*segment.file, &mut buffer, at).map_err(|e| io_error("read", &segment.path, &e))?;
         let chunk = &buffer[..read];
         tail.blank &= chunk.iter().all(|&b| b == 0);
         for start in memchr_magic(chunk) {
@@ -241,8 +232,7 @@ fn rewrite(segment: &Segment, from: u64, to: u64) -> Result<(), LogError> {
     let mut at = from;
     while at < to {
         let mut buffer = vec![0; (to - at).min(COPY_CHUNK) as usize];
-        let read = read_full(&*segment.file, &mut buffer, at)
-            .map_err(|e| io_error("read", &segment.path, &e))?;
+        let read = read_full(&*segment.file, &mut buffer, at).map_err(|e| io_error("read", &segment.path, &e))?;
         if read == 0 {
             return Err(io_error(
                 "read",
@@ -250,8 +240,7 @@ fn rewrite(segment: &Segment, from: u64, to: u64) -> Result<(), LogError> {
                 &std::io::ErrorKind::UnexpectedEof.into(),
             ));
         }
-        write_all(&*segment.file, &buffer[..read], at)
-            .map_err(|e| io_error("write", &segment.path, &e))?;
+        write_all(&*segment.file, &buffer[..read], at).map_err(|e| io_error("write", &segment.path, &e))?;
         at += read as u64;
     }
     Ok(())

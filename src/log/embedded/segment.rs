@@ -49,8 +49,7 @@ pub fn segment_name(base: u64) -> String {
 
 pub fn base_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SEGMENT_SUFFIX)?;
-    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
-        .then(|| digits.parse().ok())?
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
 pub fn io_error(doing: &str, path: &Path, cause: &std::io::Error) -> LogError {
@@ -75,14 +74,7 @@ impl Segment {
             // What is left of it is removed at the next open at the latest.
             let _ = disk.remove(&temporary);
         })?;
-        Ok(Self::new(
-            path,
-            file,
-            base,
-            salt,
-            None,
-            SEGMENT_HEADER_LEN as u64,
-        ))
+        Ok(Self::new(path, file, base, salt, None, SEGMENT_HEADER_LEN as u64))
     }
 
     pub fn new(
@@ -112,9 +104,7 @@ impl Segment {
         let len = file.len().map_err(failed)?;
         let mut bytes = [0; SEGMENT_HEADER_LEN];
         let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;
-        let header = (read == SEGMENT_HEADER_LEN)
-            .then(|| decode_header(&bytes))
-            .flatten();
+        let header = (read == SEGMENT_HEADER_LEN).then(|| decode_header(&bytes)).flatten();
         let Some((named, salt, compacted)) = header else {
             return Err(damage(&path, 0, base, "its header is not readable"));
         };
@@ -149,8 +139,7 @@ impl Segment {
 
     /// How long it is closed; zero for the writer's.
     pub fn closed_for(&self) -> Duration {
-        self.closed_at()
-            .map_or(Duration::ZERO, |when| when.elapsed())
+        self.closed_at().map_or(Duration::ZERO, |when| when.elapsed())
     }
 
     pub fn set_readable(&self, len: u64) {
@@ -167,11 +156,7 @@ pub fn damage(path: &Path, at: u64, offset: u64, what: &str) -> LogError {
     ))
 }
 
-pub fn encode_header(
-    base: u64,
-    salt: u32,
-    compacted: Option<Compacted>,
-) -> [u8; SEGMENT_HEADER_LEN] {
+pub fn encode_header(base: u64, salt: u32, compacted: Option<Compacted>) -> [u8; SEGMENT_HEADER_LEN] {
     let mut bytes = [0; SEGMENT_HEADER_LEN];
     bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
     bytes[8..16].copy_from_slice(&base.to_le_bytes());
@@ -300,10 +285,7 @@ impl FrameReader {
             Some(_) => header.base >= self.next,
         };
         if !in_place || header.end() > end {
-            return Err(self.damaged(&format!(
-                "a frame of offset {} is out of place",
-                header.base
-            )));
+            return Err(self.damaged(&format!("a frame of offset {} is out of place", header.base)));
         }
         Ok(header)
     }

@@ -30,10 +30,7 @@ impl Completion for Told {
 }
 
 fn at(database: u16) -> TopicPartition {
-    TopicPartition {
-        database,
-        partition: 0,
-    }
+    TopicPartition { database, partition: 0 }
 }
 
 fn put(database: u16, key: &str, value: &[u8]) -> Record {
@@ -92,11 +89,7 @@ fn try_read(log: &EmbeddedLog, from: &Positions) -> Result<Vec<LogRecord>, LogEr
     let mut follower = log.follow(from)?;
     let mut out = Vec::new();
     // Past it if the log has grown since.
-    while follower
-        .positions()
-        .iter()
-        .any(|(at, position)| *position < ends[at])
-    {
+    while follower.positions().iter().any(|(at, position)| *position < ends[at]) {
         follower.poll(&mut out, Duration::ZERO)?;
     }
     Ok(out)
@@ -153,20 +146,14 @@ fn what_is_written_is_read_again_also_after_a_restart() {
             let appended = written(&log, vec![put(0, &format!("key{i}"), &[i as u8; 200])]);
             assert_eq!(appended[0].at, at(0));
         }
-        let group = written(
-            &log,
-            vec![put(1, "a", b"1"), delete(2, "b"), put(1, "c", b"")],
-        );
+        let group = written(&log, vec![put(1, "a", b"1"), delete(2, "b"), put(1, "c", b"")]);
         let flushed = written(&log, vec![flush(3)]);
         let records = read_all(&log);
         assert_eq!(records.len(), before + 104);
         let [a, b, c, f] = &records[before + 100..] else {
             panic!("four records")
         };
-        assert_eq!(
-            (a.at, &a.key[..], a.offset),
-            (at(1), &b"a"[..], group[0].offset)
-        );
+        assert_eq!((a.at, &a.key[..], a.offset), (at(1), &b"a"[..], group[0].offset));
         assert_eq!(
             (b.at, &b.payload, b.timestamp),
             (at(2), &Payload::Tombstone, group[1].timestamp)
@@ -192,11 +179,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
         assert_eq!(read_all(&log), records);
         assert_eq!(log.identity(0), identity);
         assert_eq!(log.identity(16), None);
-        assert!(
-            log.describe().contains("data/log (fsync "),
-            "{}",
-            log.describe()
-        );
+        assert!(log.describe().contains("data/log (fsync "), "{}", log.describe());
         let mut positions = from(flushed[0].offset);
         positions.insert(at(1), group[0].offset);
         let later: Vec<_> = [a, c, f].into_iter().cloned().collect();
@@ -208,10 +191,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
             .err()
             .expect("a second one is refused")
     };
-    assert!(
-        refused.to_string().contains("in use by another process"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("in use by another process"), "{refused}");
 }
 
 /// A disk with some dozens of frames in two segments, as a kill leaves it, and what the log holds.
@@ -222,11 +202,7 @@ fn two_segments() -> (FaultDisk, Vec<LogRecord>) {
     while log.status().segments < 2 || i < 50 {
         let value = vec![b'v'; 40 + i * 7 % 90];
         let batch = match i % 5 {
-            0 => vec![
-                put(0, &format!("a{i}"), &value),
-                delete(1, "b"),
-                put(0, "c", b""),
-            ],
+            0 => vec![put(0, &format!("a{i}"), &value), delete(1, "b"), put(0, "c", b"")],
             1 => vec![delete(2, "gone")],
             _ => vec![put(0, &format!("k{i}"), &value)],
         };
@@ -257,10 +233,7 @@ fn segment_files(disk: &FaultDisk) -> Vec<PathBuf> {
 
 /// Bytes up to the last one that is not zero.
 fn used_len(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .rposition(|&b| b != 0)
-        .map_or(0, |last| last + 1)
+    bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1)
 }
 
 fn open_and_read(disk: &FaultDisk) -> Result<Vec<LogRecord>, LogError> {
@@ -304,10 +277,7 @@ fn a_flipped_bit_anywhere_is_refused_or_does_no_harm() {
             let len = used_len(&disk.contents(&path));
             flip_every_byte(&disk, &path, len, |i, outcome| match outcome {
                 Ok(read) => {
-                    assert!(
-                        !is_segment,
-                        "{path:?}: byte {i} of a segment is covered by a checksum"
-                    );
+                    assert!(!is_segment, "{path:?}: byte {i} of a segment is covered by a checksum");
                     assert_eq!(read, records, "{path:?}, byte {i}");
                 }
                 Err(e) => {
@@ -382,10 +352,7 @@ fn a_log_that_was_cut_short_opens_with_whole_batches_or_is_refused() {
         let in_group = read
             .iter()
             .filter(|r| last.is_some() && r.group.map(|g| g.id) == last.map(|g| g.id));
-        assert!(
-            [0, 3].contains(&in_group.count()),
-            "a group is there as a whole"
-        );
+        assert!([0, 3].contains(&in_group.count()), "a group is there as a whole");
     }
     assert_eq!(before, records.len() - 1);
     let refused = open_and_read(&{
@@ -408,18 +375,13 @@ fn a_segment_missing_in_the_middle_is_refused() {
     let refused = open_and_read(&disk)
         .expect_err("the first segment is missing")
         .to_string();
-    assert!(
-        refused.contains("a file is missing or cut short"),
-        "{refused}"
-    );
+    assert!(refused.contains("a file is missing or cut short"), "{refused}");
 }
 
 #[test]
 fn a_missing_meta_file_gives_a_new_identity_and_loses_nothing() {
     let (disk, records) = two_segments();
-    let identity = open(&disk.after_kill(), options())
-        .expect("open")
-        .identity(0);
+    let identity = open(&disk.after_kill(), options()).expect("open").identity(0);
     disk.remove(&file("meta")).expect("there");
     let log = open(&disk, options()).expect("open");
     assert_ne!(log.identity(0), identity);
@@ -450,17 +412,11 @@ fn numbers(records: &[LogRecord]) -> Vec<usize> {
             .parse()
             .expect("a number");
         let (batch, others) = rest.split_at_checked(i % 3 + 1).expect("a whole batch");
-        assert!(
-            batch.iter().all(|r| r.key == first.key),
-            "batch {i} is torn"
-        );
+        assert!(batch.iter().all(|r| r.key == first.key), "batch {i} is torn");
         numbers.push(i);
         rest = others;
     }
-    assert!(
-        numbers.is_sorted_by(|a, b| a < b),
-        "out of order: {numbers:?}"
-    );
+    assert!(numbers.is_sorted_by(|a, b| a < b), "out of order: {numbers:?}");
     numbers
 }
 
@@ -507,13 +463,7 @@ fn run_until_power_fails(seed: u64, fsync: Fsync) {
             known.lock().push(None);
             let completion = Arc::new(Noted(known.clone(), i));
             let records = SmallVec::from_vec(numbered(i, &mut rng));
-            log.produce(
-                Batch {
-                    records,
-                    completion,
-                },
-                log.epoch(),
-            );
+            log.produce(Batch { records, completion }, log.epoch());
             match rng.random_range(0..20) {
                 0 => disk.set_faults(Faults {
                     capacity: Some(disk.used() + rng.random_range(0..900)),
@@ -549,10 +499,7 @@ fn what_was_acknowledged_survives_power_failures_and_what_failed_stays_away() {
 fn without_fsync_a_power_failure_leaves_whole_batches_in_order() {
     let seed: u64 = rand::random();
     for i in 0..60 {
-        run_until_power_fails(
-            seed.wrapping_add(i),
-            [Fsync::EverySecond, Fsync::No][i as usize % 2],
-        );
+        run_until_power_fails(seed.wrapping_add(i), [Fsync::EverySecond, Fsync::No][i as usize % 2]);
     }
 }
 
@@ -575,16 +522,10 @@ fn stores_are_rebuilt_if_what_readers_saw_may_be_lost() {
             disk.after_kill()
         };
         drop(log);
-        let closed = open(&disk.after_power_failure(2), options())
-            .expect("open")
-            .identity(0);
+        let closed = open(&disk.after_power_failure(2), options()).expect("open").identity(0);
         assert_eq!(closed, identity, "{fsync:?}: closed in order");
         let crashed = open(&after, options()).expect("open").identity(0);
-        assert_eq!(
-            crashed == identity,
-            same,
-            "{fsync:?}, power failure {power_fails}"
-        );
+        assert_eq!(crashed == identity, same, "{fsync:?}, power failure {power_fails}");
     }
 }
 
@@ -609,12 +550,7 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
         .recv_timeout(PATIENCE)
         .expect("completed");
     assert_eq!(stale, Err(ProduceError::StaleEpoch));
-    assert!(
-        log.status()
-            .last_error
-            .expect("noted")
-            .contains("cannot write")
-    );
+    assert!(log.status().last_error.expect("noted").contains("cannot write"));
     assert_eq!(log.status().refusing, None);
 
     disk.set_faults(Faults::default());
@@ -627,10 +563,7 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
         capacity: Some(disk.used()),
         ..Faults::default()
     });
-    assert_eq!(
-        open_and_read(&killed).expect("opens on a full disk").len(),
-        2
-    );
+    assert_eq!(open_and_read(&killed).expect("opens on a full disk").len(), 2);
 }
 
 #[test]
@@ -651,8 +584,7 @@ fn after_an_fsync_that_failed_nothing_is_written_until_a_restart() {
         let log = open(&disk, options()).expect("open");
         written(&log, vec![put(0, "before", b"v")]);
         disk.set_faults(faults);
-        let unsure =
-            produce(&log, vec![put(0, "unsure", &[b'x'; 2 << 20])]).expect_err("fsync fails");
+        let unsure = produce(&log, vec![put(0, "unsure", &[b'x'; 2 << 20])]).expect_err("fsync fails");
         assert!(matches!(&unsure, ProduceError::Uncertain(_)), "{unsure}");
         disk.set_faults(Faults::default());
         let refused = produce(&log, vec![put(0, "no", b"v")]).expect_err("refused");
@@ -673,10 +605,7 @@ fn after_an_fsync_that_failed_nothing_is_written_until_a_restart() {
         assert!(read[0].key == "before" && read.len() <= 2, "{read:?}");
         for seed in 0..20 {
             let after = open_and_read(&disk.after_power_failure(seed)).expect("open");
-            assert_eq!(
-                after, read,
-                "what was shown after the restart is on the disk"
-            );
+            assert_eq!(after, read, "what was shown after the restart is on the disk");
         }
     }
 }
@@ -700,9 +629,7 @@ fn with_everysec_a_failed_background_fsync_stops_writing() {
         ..Faults::default()
     });
     written(&log, vec![put(0, "b", b"v")]);
-    wait_until("the failed fsync is noticed", || {
-        log.status().refusing.is_some()
-    });
+    wait_until("the failed fsync is noticed", || log.status().refusing.is_some());
     produce(&log, vec![put(0, "c", b"v")]).expect_err("refused");
     assert_eq!(read_all(&log).len(), 2);
 }
@@ -744,17 +671,11 @@ fn the_queue_is_bounded_and_a_closed_log_refuses() {
             ..put(0, "k", b"")
         },
     ] {
-        assert!(matches!(
-            produce(&log, vec![bad]),
-            Err(ProduceError::NotWritten(_))
-        ));
+        assert!(matches!(produce(&log, vec![bad]), Err(ProduceError::NotWritten(_))));
     }
     log.close(PATIENCE);
     let refused = produce(&log, vec![put(0, "k", b"v")]);
-    assert_eq!(
-        refused,
-        Err(ProduceError::NotWritten("the log is closed".into()))
-    );
+    assert_eq!(refused, Err(ProduceError::NotWritten("the log is closed".into())));
 }
 
 #[test]
@@ -767,29 +688,18 @@ fn followers_see_every_producers_records_in_order_and_nothing_else() {
         ..Options::default()
     };
     let log = EmbeddedLog::open(dir.path(), options).expect("open");
-    let followers: Vec<_> = (0..2)
-        .map(|_| log.follow(&Positions::new()).expect("follow"))
-        .collect();
+    let followers: Vec<_> = (0..2).map(|_| log.follow(&Positions::new()).expect("follow")).collect();
     let (acknowledged, read) = std::thread::scope(|scope| {
         let producers: Vec<_> = (0..PRODUCERS)
             .map(|p| {
                 let log = &log;
                 scope.spawn(move || {
                     let waiting: Vec<_> = (0..EACH)
-                        .map(|i| {
-                            submit(
-                                log,
-                                vec![put(p as u16, &format!("{p}"), format!("{i}").as_bytes())],
-                                0,
-                            )
-                        })
+                        .map(|i| submit(log, vec![put(p as u16, &format!("{p}"), format!("{i}").as_bytes())], 0))
                         .collect();
-                    let offsets = waiting.into_iter().map(|w| {
-                        w.recv_timeout(PATIENCE)
-                            .expect("completed")
-                            .expect("written")[0]
-                            .offset
-                    });
+                    let offsets = waiting
+                        .into_iter()
+                        .map(|w| w.recv_timeout(PATIENCE).expect("completed").expect("written")[0].offset);
                     offsets.collect::<Vec<_>>()
                 })
             })
@@ -800,18 +710,13 @@ fn followers_see_every_producers_records_in_order_and_nothing_else() {
                 scope.spawn(move || {
                     let (mut out, deadline) = (Vec::new(), Instant::now() + PATIENCE);
                     while out.len() < PRODUCERS * EACH && Instant::now() < deadline {
-                        follower
-                            .poll(&mut out, Duration::from_millis(50))
-                            .expect("poll");
+                        follower.poll(&mut out, Duration::from_millis(50)).expect("poll");
                     }
                     out
                 })
             })
             .collect();
-        let acknowledged: Vec<_> = producers
-            .into_iter()
-            .map(|p| p.join().expect("producer"))
-            .collect();
+        let acknowledged: Vec<_> = producers.into_iter().map(|p| p.join().expect("producer")).collect();
         (
             acknowledged,
             readers
@@ -825,19 +730,12 @@ fn followers_see_every_producers_records_in_order_and_nothing_else() {
         let own: Vec<_> = read[0].iter().filter(|r| r.at == at(p as u16)).collect();
         assert!(own.iter().map(|r| r.offset).eq(offsets.iter().copied()));
         let values = own.iter().map(|r| match &r.payload {
-            Payload::Value { value, .. } => String::from_utf8_lossy(value)
-                .parse::<usize>()
-                .expect("a number"),
+            Payload::Value { value, .. } => String::from_utf8_lossy(value).parse::<usize>().expect("a number"),
             other => panic!("{other:?}"),
         });
         assert!(values.eq(0..EACH));
     }
-    assert!(
-        read[0]
-            .iter()
-            .map(|r| r.offset)
-            .eq(0..(PRODUCERS * EACH) as u64)
-    );
+    assert!(read[0].iter().map(|r| r.offset).eq(0..(PRODUCERS * EACH) as u64));
 }
 
 #[test]
@@ -851,9 +749,7 @@ fn large_values_come_back_whole() {
         },
     )
     .expect("open");
-    let sizes = [
-        0, 1, 131_071, 131_072, 131_073, 262_144, 5_000_000, 40_000_000,
-    ];
+    let sizes = [0, 1, 131_071, 131_072, 131_073, 262_144, 5_000_000, 40_000_000];
     let values: Vec<Vec<u8>> = sizes
         .iter()
         .map(|&size| (0..size).map(|i| (i % 251) as u8).collect())
@@ -913,18 +809,11 @@ impl Model {
 
 fn random_batch(rng: &mut StdRng) -> Vec<Record> {
     let one = |rng: &mut StdRng| {
-        let (database, key) = (
-            rng.random_range(0..3),
-            format!("key{}", rng.random_range(0..20)),
-        );
+        let (database, key) = (rng.random_range(0..3), format!("key{}", rng.random_range(0..20)));
         match rng.random_range(0..100) {
             0..3 => flush(database),
             3..30 => delete(database, &key),
-            _ => put(
-                database,
-                &key,
-                &vec![rng.random(); rng.random_range(0..400)],
-            ),
+            _ => put(database, &key, &vec![rng.random(); rng.random_range(0..400)]),
         }
     };
     let records = if rng.random_bool(0.2) {
@@ -942,11 +831,7 @@ fn compact(log: &EmbeddedLog) {
 }
 
 fn compacting(rng: &mut StdRng) -> Options {
-    let max_keys = if rng.random() {
-        1000
-    } else {
-        rng.random_range(1..8)
-    };
+    let max_keys = if rng.random() { 1000 } else { rng.random_range(1..8) };
     let compaction = compaction::Options {
         enabled: false,
         max_keys,
@@ -1004,9 +889,7 @@ fn compaction_keeps_the_state(seed: u64) {
                 9 => {
                     // Its past is not held on to for it any more.
                     followed.replay(&std::mem::take(&mut out));
-                    follower = log
-                        .follow(&log.ends(PATIENCE).expect("ends"))
-                        .expect("follow");
+                    follower = log.follow(&log.ends(PATIENCE).expect("ends")).expect("follow");
                     followed = Model::of(&log);
                 }
                 _ => {}
@@ -1019,10 +902,7 @@ fn compaction_keeps_the_state(seed: u64) {
         assert_eq!(followed, model, "seed {seed}: a follower that runs along");
         assert_eq!(Model::of(&log), model, "seed {seed}: read from the start");
         replica.catch_up(&log);
-        assert_eq!(
-            replica.model, model,
-            "seed {seed}: a store that comes and goes"
-        );
+        assert_eq!(replica.model, model, "seed {seed}: a store that comes and goes");
         let crashed = if rng.random() {
             disk.after_kill()
         } else {
@@ -1070,20 +950,11 @@ fn compaction_may_be_interrupted_anywhere() {
         let outcome = compaction::pass(&log.shared);
         let crashed = [disk.after_kill(), disk.after_power_failure(rng.random())];
         disk.set_faults(Faults::default());
-        assert_eq!(
-            Model::of(&log),
-            model,
-            "seed {seed}, {changes} changes: goes on"
-        );
+        assert_eq!(Model::of(&log), model, "seed {seed}, {changes} changes: goes on");
         drop(log);
         for disk in crashed {
-            let log = open(&disk, options.clone())
-                .unwrap_or_else(|e| panic!("seed {seed}, {changes} changes: {e}"));
-            assert_eq!(
-                Model::of(&log),
-                model,
-                "seed {seed}, {changes} changes: opened again"
-            );
+            let log = open(&disk, options.clone()).unwrap_or_else(|e| panic!("seed {seed}, {changes} changes: {e}"));
+            assert_eq!(Model::of(&log), model, "seed {seed}, {changes} changes: opened again");
             compact(&log);
             assert_eq!(
                 Model::of(&log),
@@ -1144,9 +1015,7 @@ fn compaction_beside_writers_and_readers() {
             .collect();
         let (mut follower, mut out) = (log.follow(&Positions::new()).expect("follow"), Vec::new());
         while !writer.is_finished() || follower.positions() != log.ends(PATIENCE).expect("ends") {
-            follower
-                .poll(&mut out, Duration::from_millis(1))
-                .expect("poll");
+            follower.poll(&mut out, Duration::from_millis(1)).expect("poll");
         }
         for reader in readers {
             assert!(reader.join().expect("reader") > 0);
@@ -1183,16 +1052,10 @@ fn overwriting_does_not_grow_the_disk() {
     for i in 0..30_000 {
         written(
             &log,
-            vec![put(
-                0,
-                &format!("{}", rng.random_range(0..200)),
-                &[i as u8; 1000],
-            )],
+            vec![put(0, &format!("{}", rng.random_range(0..200)), &[i as u8; 1000])],
         );
         if i % 500 == 0 {
-            wait_until("compaction has caught up", || {
-                log.disk_bytes() < 2 * LIVE + 3 * SEGMENT
-            });
+            wait_until("compaction has caught up", || log.disk_bytes() < 2 * LIVE + 3 * SEGMENT);
         }
     }
     assert!(log.status().compactions > 10);
@@ -1257,10 +1120,7 @@ fn deletions_go_when_nobody_needs_them_and_older_positions_are_lost() {
         drop((follower, log));
         open(&disk, options).expect("open")
     };
-    let lost = reopened
-        .follow(&stale)
-        .err()
-        .expect("its deletions are gone");
+    let lost = reopened.follow(&stale).err().expect("its deletions are gone");
     assert!(
         matches!(&lost, LogError::PositionLost(text) if text.contains("no longer in the log")),
         "{lost}"
@@ -1346,8 +1206,7 @@ fn a_reader_may_begin_at_any_moment_of_a_compaction() {
             let free = log.shared.registry.try_lock().is_some();
             let mut out = Vec::new();
             let follower = free.then(|| {
-                let mut follower =
-                    EmbeddedFollower::start(log.shared.clone(), vec![0; 16]).expect("follow");
+                let mut follower = EmbeddedFollower::start(log.shared.clone(), vec![0; 16]).expect("follow");
                 follower.poll_records = 1;
                 follower.poll(&mut out, Duration::ZERO).expect("poll");
                 follower
@@ -1412,10 +1271,7 @@ fn what_failed_does_not_come_back_after_a_power_failure() {
     go_on.send(()).expect("the writer waits");
     for outcome in outcomes {
         let outcome = outcome.recv_timeout(PATIENCE).expect("completed");
-        assert!(
-            matches!(outcome, Err(ProduceError::NotWritten(_))),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
     }
     for seed in 0..30 {
         let read = open_and_read(&disk.after_power_failure(seed)).expect("opens");

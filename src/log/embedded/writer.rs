@@ -115,17 +115,12 @@ impl Shared {
 
     fn admit(&self, queue: &Queue, epoch: u64) -> Option<ProduceError> {
         // The last batch may go over the bound: else a large one would hardly ever find room on a busy log.
-        let full = queue.batches.len() >= self.options.queue_batches
-            || queue.bytes >= self.options.queue_bytes;
+        let full = queue.batches.len() >= self.options.queue_batches || queue.bytes >= self.options.queue_bytes;
         match &queue.refusing {
-            Some(Refusing::Closed) => {
-                Some(ProduceError::NotWritten("the log is closed".to_owned()))
-            }
+            Some(Refusing::Closed) => Some(ProduceError::NotWritten("the log is closed".to_owned())),
             Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
             None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::StaleEpoch),
-            None if full => Some(ProduceError::NotWritten(
-                "the log's queue is full".to_owned(),
-            )),
+            None if full => Some(ProduceError::NotWritten("the log's queue is full".to_owned())),
             None => None,
         }
     }
@@ -148,9 +143,7 @@ impl Shared {
 
     /// The log cannot tell any more what is on the disk.
     fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
-        let cause = format!(
-            "{cause}; nothing is written until a restart, which finds out what is on the disk"
-        );
+        let cause = format!("{cause}; nothing is written until a restart, which finds out what is on the disk");
         error!("{cause}");
         self.note_error(&cause);
         let queued = self.start_failing(Some(&cause));
@@ -244,8 +237,7 @@ impl Writer {
     }
 
     fn wait(&self) -> Work {
-        let mark_dirty =
-            self.shared.options.fsync == Fsync::Always && self.shared.mark.lock().dirty();
+        let mark_dirty = self.shared.options.fsync == Fsync::Always && self.shared.mark.lock().dirty();
         let deadline = mark_dirty.then(|| Instant::now() + IDLE);
         let mut queue = self.shared.queue.lock();
         while queue.batches.is_empty() {
@@ -255,12 +247,7 @@ impl Writer {
             match deadline {
                 None => self.shared.queue_filled.wait(&mut queue),
                 Some(deadline) => {
-                    if self
-                        .shared
-                        .queue_filled
-                        .wait_until(&mut queue, deadline)
-                        .timed_out()
-                    {
+                    if self.shared.queue_filled.wait_until(&mut queue, deadline).timed_out() {
                         return Work::Idle;
                     }
                 }
@@ -303,9 +290,7 @@ impl Writer {
         for batch in batches {
             let group = (batch.records.len() > 1).then_some(offset);
             for record in &batch.records {
-                let frame = open.get_or_insert_with(|| {
-                    FrameBuilder::begin(&mut self.buffer, offset, timestamp)
-                });
+                let frame = open.get_or_insert_with(|| FrameBuilder::begin(&mut self.buffer, offset, timestamp));
                 let raw = RawRecord::of(record, offset, timestamp, group);
                 frame.push(
                     &mut self.buffer,
@@ -313,8 +298,7 @@ impl Writer {
                 );
                 offset += 1;
             }
-            if let Some(frame) = open.take_if(|frame| frame.body_len(&self.buffer) >= FRAME_TARGET)
-            {
+            if let Some(frame) = open.take_if(|frame| frame.body_len(&self.buffer) >= FRAME_TARGET) {
                 frame.finish(&mut self.buffer, offset, durable, self.active.salt);
             }
         }
@@ -444,9 +428,7 @@ impl Writer {
             Ok(()) => Failure::NoRoom(format!(
                 "cannot write {path}: {cause}; writing goes on when that is mended"
             )),
-            Err(e) => Failure::Broken(format!(
-                "cannot write {path}: {cause}, nor cut it back: {e}"
-            )),
+            Err(e) => Failure::Broken(format!("cannot write {path}: {cause}, nor cut it back: {e}")),
         }
     }
 
@@ -504,12 +486,7 @@ pub fn sync_every_second(shared: &Shared) {
     let mut stopping = shared.stopping.lock();
     loop {
         let deadline = Instant::now() + SYNC_INTERVAL;
-        while !stopping.background
-            && !shared
-                .stop_or_work
-                .wait_until(&mut stopping, deadline)
-                .timed_out()
-        {}
+        while !stopping.background && !shared.stop_or_work.wait_until(&mut stopping, deadline).timed_out() {}
         if stopping.background {
             return;
         }
@@ -533,8 +510,6 @@ fn sync_now(shared: &Shared) {
 }
 
 fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -56,30 +56,17 @@ impl Admin {
         if topics.is_empty() {
             return Ok(Vec::new());
         }
-        let asked: Vec<ResourceSpecifier<'_>> = topics
-            .iter()
-            .map(|name| ResourceSpecifier::Topic(name))
-            .collect();
+        let asked: Vec<ResourceSpecifier<'_>> = topics.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         let options = AdminOptions::new().request_timeout(Some(timeout));
         let answers = block_on(self.0.describe_configs(&asked, &options)).map_err(failure)?;
         if answers.len() != topics.len() {
-            return Err((
-                RDKafkaErrorCode::Fail,
-                "the broker left out settings of topics".into(),
-            ));
+            return Err((RDKafkaErrorCode::Fail, "the broker left out settings of topics".into()));
         }
         let read = |entry: rdkafka::admin::ConfigEntry| Some((entry.name, entry.value?));
         let settings = |resource: rdkafka::admin::ConfigResource| {
-            resource
-                .entries
-                .into_iter()
-                .filter_map(read)
-                .collect::<Settings>()
+            resource.entries.into_iter().filter_map(read).collect::<Settings>()
         };
-        Ok(answers
-            .into_iter()
-            .map(|answer| answer.map(settings))
-            .collect())
+        Ok(answers.into_iter().map(|answer| answer.map(settings)).collect())
     }
 
     /// The replication factor that the broker gives to topics without one, if we may know.
@@ -88,12 +75,7 @@ impl Admin {
         let asked = [ResourceSpecifier::Broker(broker)];
         let answers = block_on(self.0.describe_configs(&asked, &options)).ok()?;
         let settings = answers.into_iter().next()?.ok()?;
-        settings
-            .get("default.replication.factor")?
-            .value
-            .as_ref()?
-            .parse()
-            .ok()
+        settings.get("default.replication.factor")?.value.as_ref()?.parse().ok()
     }
 
     /// It is no error if the topic exists by then.
@@ -107,10 +89,11 @@ impl Admin {
     ) -> Result<(), Failure> {
         let replicas = TopicReplication::Fixed(replicas.map_or(-1, i32::from));
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
-        let topic = settings.iter().fold(
-            NewTopic::new(name, partitions, replicas),
-            |topic, (name, value)| topic.set(name, value),
-        );
+        let topic = settings
+            .iter()
+            .fold(NewTopic::new(name, partitions, replicas), |topic, (name, value)| {
+                topic.set(name, value)
+            });
         let options = AdminOptions::new()
             .request_timeout(Some(timeout))
             .operation_timeout(Some(timeout));
@@ -118,10 +101,7 @@ impl Admin {
         match answers.into_iter().next() {
             Some(Ok(_)) | Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, code))) => Err((code, describe_code(code))),
-            None => Err((
-                RDKafkaErrorCode::Fail,
-                "the broker did not answer for the topic".into(),
-            )),
+            None => Err((RDKafkaErrorCode::Fail, "the broker did not answer for the topic".into())),
         }
     }
 }

@@ -195,20 +195,14 @@ mod tests {
 
     #[test]
     fn null_is_a_tombstone_whatever_the_headers_say() {
-        let headers = [
-            ("redis-type", Some("hash")),
-            ("redis-expire-at", Some("soon")),
-        ];
+        let headers = [("redis-type", Some("hash")), ("redis-expire-at", Some("soon"))];
         assert_eq!(read(b"k", None, &headers).payload, Payload::Tombstone);
     }
 
     #[test]
     fn expiry_is_decimal_milliseconds() {
         let at = |text| read(b"k", Some(b"v"), &[("redis-expire-at", text)]);
-        assert_eq!(
-            at(Some("1700000000123")).payload,
-            value("v", Some(1700000000123))
-        );
+        assert_eq!(at(Some("1700000000123")).payload, value("v", Some(1700000000123)));
         assert_eq!(at(Some("0")).payload, value("v", Some(0)));
         assert_eq!(
             at(Some("9223372036854775807")).payload,
@@ -233,14 +227,8 @@ mod tests {
 
     #[test]
     fn the_last_of_equal_headers_counts() {
-        let headers = [
-            ("redis-expire-at", Some("1")),
-            ("redis-expire-at", Some("2")),
-        ];
-        assert_eq!(
-            read(b"k", Some(b"v"), &headers).payload,
-            value("v", Some(2))
-        );
+        let headers = [("redis-expire-at", Some("1")), ("redis-expire-at", Some("2"))];
+        assert_eq!(read(b"k", Some(b"v"), &headers).payload, value("v", Some(2)));
     }
 
     #[test]
@@ -249,10 +237,7 @@ mod tests {
         let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some(&long))]));
         assert!(text.len() < 200, "{text}");
         let text = reason(read(b"k", Some(b"v"), &[("redis-type", Some("ha\r\nsh"))]));
-        assert_eq!(
-            text,
-            r#"header redis-type: "ha\r\nsh" is not known to this version"#
-        );
+        assert_eq!(text, r#"header redis-type: "ha\r\nsh" is not known to this version"#);
     }
 
     #[test]
@@ -262,14 +247,7 @@ mod tests {
         assert_eq!(read(FLUSH_KEY, Some(b"v"), &[]).payload, value("v", None));
         assert_eq!(read(b"k", Some(b"v"), &control).payload, value("v", None));
         assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::Tombstone);
-        assert!(
-            reason(read(
-                FLUSH_KEY,
-                Some(b""),
-                &[("redis-control", Some("later"))]
-            ))
-            .contains("later")
-        );
+        assert!(reason(read(FLUSH_KEY, Some(b""), &[("redis-control", Some("later"))])).contains("later"));
     }
 
     #[test]
@@ -311,17 +289,15 @@ mod tests {
                 partition: 0,
             },
             key: Bytes::from_static(b"k"),
-            payload: Payload::Unreadable {
-                reason: "why".into(),
-            },
+            payload: Payload::Unreadable { reason: "why".into() },
         };
         assert!(encode(&record, None).is_err());
     }
 
     fn payloads() -> impl Strategy<Value = (Vec<u8>, Payload)> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..200);
-        let value = (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64)).prop_map(
-            |(key, value, expire_at)| {
+        let value =
+            (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64)).prop_map(|(key, value, expire_at)| {
                 (
                     key,
                     Payload::Value {
@@ -329,8 +305,7 @@ mod tests {
                         expire_at,
                     },
                 )
-            },
-        );
+            });
         prop_oneof![
             value,
             bytes().prop_map(|key| (key, Payload::Tombstone)),

@@ -69,11 +69,7 @@ impl Default for Config {
 /// Values of properties stay out: they may be secrets.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let properties: Vec<&str> = self
-            .properties
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let properties: Vec<&str> = self.properties.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("Config")
             .field("bootstrap_servers", &self.bootstrap_servers)
             .field("topic", &self.topic)
@@ -120,11 +116,7 @@ impl Config {
         if self.databases == 0 {
             return Err("there must be at least one database".into());
         }
-        if let Some(database) = self
-            .mapped
-            .keys()
-            .find(|database| **database >= self.databases)
-        {
+        if let Some(database) = self.mapped.keys().find(|database| **database >= self.databases) {
             let last = self.databases - 1;
             return Err(format!(
                 "database {database} is mapped to a topic, but the last database is {last}"
@@ -134,9 +126,7 @@ impl Config {
         for (database, Mapped { topic, .. }) in self.topics().into_iter().enumerate() {
             check_topic_name(&topic)?;
             if let Some(other) = taken.insert(topic.clone(), database) {
-                return Err(format!(
-                    "databases {other} and {database} are both the topic {topic}"
-                ));
+                return Err(format!("databases {other} and {database} are both the topic {topic}"));
             }
         }
         if self.partitions == 0 || self.replication_factor == Some(0) {
@@ -159,21 +149,12 @@ impl Config {
             // Records that come while a request is under way wait for the next and so make a batch anyway. Any
             // more than 0 is a whole millisecond in librdkafka, five times the way to the broker and back.
             .set("linger.ms", "0")
-            .set(
-                "queue.buffering.max.messages",
-                MAX_QUEUED_RECORDS.to_string(),
-            )
-            .set(
-                "queue.buffering.max.kbytes",
-                MAX_QUEUED_KIBIBYTES.to_string(),
-            )
+            .set("queue.buffering.max.messages", MAX_QUEUED_RECORDS.to_string())
+            .set("queue.buffering.max.kbytes", MAX_QUEUED_KIBIBYTES.to_string())
             .set("retry.backoff.ms", "50");
         self.add_users(&mut config);
         config
-            .set(
-                "message.timeout.ms",
-                self.message_timeout().as_millis().to_string(),
-            )
+            .set("message.timeout.ms", self.message_timeout().as_millis().to_string())
             .set(
                 "message.max.bytes",
                 sizes.message.clamp(1000, 1_000_000_000).to_string(),
@@ -259,14 +240,8 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["bootstrap.servers", "metadata.broker.list"],
         "use --bootstrap-servers",
     ),
-    (
-        &["message.timeout.ms", "delivery.timeout.ms"],
-        "use --write-timeout",
-    ),
-    (
-        &["partitioner", "partitioner_cb", "msg_order_cmp"],
-        "use --partitioner",
-    ),
+    (&["message.timeout.ms", "delivery.timeout.ms"], "use --write-timeout"),
+    (&["partitioner", "partitioner_cb", "msg_order_cmp"], "use --partitioner"),
     (
         &[
             "acks",
@@ -347,12 +322,7 @@ fn check_property(name: &str, value: &str) -> Result<(), String> {
 
 fn check_topic_name(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty()
-        || name.len() > 249
-        || name == "."
-        || name == ".."
-        || !name.bytes().all(allowed)
-    {
+    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(allowed) {
         return Err(format!(
             "{name:?} is no name of a topic: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"
         ));
@@ -386,10 +356,7 @@ mod tests {
             ..Config::default()
         };
         let topics = config.topics();
-        assert_eq!(
-            [&topics[0].topic, &topics[1].topic],
-            ["highwater", "highwater.db1"]
-        );
+        assert_eq!([&topics[0].topic, &topics[1].topic], ["highwater", "highwater.db1"]);
         assert_eq!(topics[2], prices);
         assert_eq!(config.check(), Ok(()));
     }
@@ -439,20 +406,10 @@ mod tests {
 
     #[test]
     fn a_property_that_is_none_is_told_and_no_secret_is() {
-        let told = with(&[("no.such.thing", "hush")])
-            .check()
-            .expect_err("is refused");
-        assert!(
-            told.contains("no.such.thing") && !told.contains("hush"),
-            "{told}"
-        );
-        let told = with(&[("linger.ms", "hush")])
-            .check()
-            .expect_err("is refused");
-        assert!(
-            told.contains("linger.ms") && !told.contains("hush"),
-            "{told}"
-        );
+        let told = with(&[("no.such.thing", "hush")]).check().expect_err("is refused");
+        assert!(told.contains("no.such.thing") && !told.contains("hush"), "{told}");
+        let told = with(&[("linger.ms", "hush")]).check().expect_err("is refused");
+        assert!(told.contains("linger.ms") && !told.contains("hush"), "{told}");
         let config = with(&[("sasl.password", "hush")]);
         assert!(!format!("{config:?}").contains("hush"));
     }

@@ -56,14 +56,10 @@ impl Health {
         // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
         let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
         let trouble = match code {
-            Authentication
-            | SaslAuthenticationFailed
-            | UnsupportedSASLMechanism
-            | IllegalSASLState
-            | SSL => Trouble::Refused,
-            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => {
-                Trouble::Unreachable
+            Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism | IllegalSASLState | SSL => {
+                Trouble::Refused
             }
+            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => Trouble::Unreachable,
             _ => {
                 tracing::debug!(target: "librdkafka", error = ?code, "{text}");
                 return;
@@ -194,9 +190,9 @@ pub(super) fn describe_error(error: &KafkaError) -> String {
 /// librdkafka's words, without its `Local:` and `Broker:`.
 pub(super) fn describe_code(code: RDKafkaErrorCode) -> String {
     let full = code.to_string();
-    let words = full.split_once('(').map_or(full.as_str(), |(_, words)| {
-        words.strip_suffix(')').unwrap_or(words)
-    });
+    let words = full
+        .split_once('(')
+        .map_or(full.as_str(), |(_, words)| words.strip_suffix(')').unwrap_or(words));
     let words = words
         .strip_prefix("Broker: ")
         .or(words.strip_prefix("Local: "))
@@ -211,21 +207,12 @@ mod tests {
     #[test]
     fn a_refusal_is_told_apart_and_kept() {
         let health = Health::default();
-        health.error(
-            RDKafkaErrorCode::BrokerTransportFailure,
-            "connection refused",
-        );
+        health.error(RDKafkaErrorCode::BrokerTransportFailure, "connection refused");
         health.error(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down");
-        assert_eq!(
-            health.last(),
-            Some((Trouble::Unreachable, "connection refused".into()))
-        );
+        assert_eq!(health.last(), Some((Trouble::Unreachable, "connection refused".into())));
         health.error(RDKafkaErrorCode::Authentication, "wrong password");
         health.error(RDKafkaErrorCode::BrokerTransportFailure, "disconnected");
-        assert_eq!(
-            health.last(),
-            Some((Trouble::Refused, "wrong password".into()))
-        );
+        assert_eq!(health.last(), Some((Trouble::Refused, "wrong password".into())));
         health.clear();
         assert_eq!(health.last(), None);
     }
@@ -244,9 +231,6 @@ mod tests {
             describe_code(RDKafkaErrorCode::InvalidReplicationFactor),
             "Invalid replication factor"
         );
-        assert_eq!(
-            describe_code(RDKafkaErrorCode::MessageTimedOut),
-            "Message timed out"
-        );
+        assert_eq!(describe_code(RDKafkaErrorCode::MessageTimedOut), "Message timed out");
     }
 }

@@ -50,9 +50,7 @@ pub fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Op
 #[cfg(test)]
 pub fn fail_for_test<C: ClientContext>(client: &Client<C>, code: sys::rd_kafka_resp_err_t) {
     // SAFETY: the client is alive, and the text is zero-terminated and copied.
-    unsafe {
-        sys::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as a test wants it".as_ptr())
-    };
+    unsafe { sys::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as a test wants it".as_ptr()) };
 }
 
 /// A failed call: what happened, and librdkafka's words for it.
@@ -90,11 +88,7 @@ pub fn describe_topics<C: ClientContext>(
 
 type ByName = std::collections::HashMap<String, Result<Described, Failure>>;
 
-fn ask_for_topics<C: ClientContext>(
-    client: &Client<C>,
-    names: &[&str],
-    timeout: Duration,
-) -> Result<ByName, Failure> {
+fn ask_for_topics<C: ClientContext>(client: &Client<C>, names: &[&str], timeout: Duration) -> Result<ByName, Failure> {
     let bad_name = |_| {
         (
             RDKafkaErrorCode::InvalidTopic,
@@ -114,20 +108,11 @@ fn ask_for_topics<C: ClientContext>(
     // once, after the event: an answer that comes later than the poll is then dropped by librdkafka.
     unsafe {
         let queue = Queue(sys::rd_kafka_queue_new(rk));
-        let topics =
-            sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let options = sys::rd_kafka_AdminOptions_new(
-            rk,
-            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-        );
+        let topics = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         let mut text = [0 as c_char; 256];
         // Refused only outside of 0..3600 s, which `millis` and our callers keep; the default is then used.
-        sys::rd_kafka_AdminOptions_set_request_timeout(
-            options,
-            millis(timeout),
-            text.as_mut_ptr(),
-            text.len(),
-        );
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), text.as_mut_ptr(), text.len());
         sys::rd_kafka_DescribeTopics(rk, topics, options, queue.0);
         sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_TopicCollection_destroy(topics);
@@ -150,10 +135,7 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
         }
         let result = sys::rd_kafka_event_DescribeTopics_result(event.0);
         if result.is_null() {
-            return Err((
-                RDKafkaErrorCode::Fail,
-                "an answer to another question".to_owned(),
-            ));
+            return Err((RDKafkaErrorCode::Fail, "an answer to another question".to_owned()));
         }
         let mut count = 0;
         let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
@@ -171,9 +153,7 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
 
 /// # Safety
 /// `topic` is one of the descriptions of a live event.
-unsafe fn read_description(
-    topic: *const sys::rd_kafka_TopicDescription_t,
-) -> Result<Described, Failure> {
+unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Described, Failure> {
     // SAFETY: as in `read_descriptions`. A null error is no error (rd_kafka_error_code takes it so); the leader
     // of a partition without one is null.
     unsafe {
@@ -332,8 +312,7 @@ unsafe fn see_error<R>(event: &EventPtr, see: impl FnOnce(Event<'_>) -> R) -> R 
 /// # Safety
 /// `event` is a log event; what is returned borrows from it.
 unsafe fn log_line(event: &EventPtr) -> Event<'_> {
-    let (mut facility, mut words, mut level): (*const c_char, *const c_char, c_int) =
-        (ptr::null(), ptr::null(), 0);
+    let (mut facility, mut words, mut level): (*const c_char, *const c_char, c_int) = (ptr::null(), ptr::null(), 0);
     // SAFETY: the call sets all three when it returns 0, to strings that the event owns.
     unsafe {
         if sys::rd_kafka_event_log(event.0, &mut facility, &mut words, &mut level) != 0 {
@@ -392,8 +371,7 @@ impl<'a> RecordEvent<'a> {
             // SAFETY: `headers` belongs to the message, which lives for 'a; past the last header the call returns
             // an error and sets nothing. The name is zero-terminated.
             unsafe {
-                let code =
-                    sys::rd_kafka_header_get_all(headers, at, &mut name, &mut value, &mut size);
+                let code = sys::rd_kafka_header_get_all(headers, at, &mut name, &mut value, &mut size);
                 (RDKafkaErrorCode::from(code) == RDKafkaErrorCode::NoError)
                     .then(|| (CStr::from_ptr(name).to_bytes(), slice(value.cast(), size)))
             }
@@ -447,10 +425,7 @@ unsafe fn text(string: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(string) }
-        .to_string_lossy()
-        .trim()
-        .to_owned()
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().trim().to_owned()
 }
 
 fn millis(timeout: Duration) -> c_int {

@@ -79,8 +79,7 @@ impl KafkaFollower {
 
     /// Tells the consumer what to read. What it had fetched already comes again and is passed over.
     fn assign(&self) -> Result<(), LogError> {
-        let failed =
-            |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
+        let failed = |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
         let mut list = TopicPartitionList::new();
         for followed in &self.reader.followed {
             for (partition, next) in followed.next.iter().enumerate() {
@@ -192,18 +191,9 @@ impl Reader {
         let states = self.topics.states();
         for (database, state) in states.iter().enumerate() {
             let database = database as u16;
-            let known = self
-                .followed
-                .iter()
-                .any(|followed| followed.database == database);
+            let known = self.followed.iter().any(|followed| followed.database == database);
             if let (Some(topic), false) = (state.usable(), known) {
-                let place = |partition| {
-                    from.get(&TopicPartition {
-                        database,
-                        partition,
-                    })
-                    .copied()
-                };
+                let place = |partition| from.get(&TopicPartition { database, partition }).copied();
                 let next = (0..topic.identity.partitions).map(place).collect();
                 self.followed.push(Followed {
                     database,
@@ -224,23 +214,12 @@ impl Reader {
                 partition,
                 offset,
             } => {
-                if let (Some(next), Ok(offset)) =
-                    (self.place(topic, partition), u64::try_from(offset))
-                {
+                if let (Some(next), Ok(offset)) = (self.place(topic, partition), u64::try_from(offset)) {
                     *next = Some(next.map_or(offset, |known| known.max(offset)));
                 }
             }
-            Event::Error {
-                at,
-                code,
-                text,
-                fatal,
-            } => self.see_error(at, code, &text, fatal),
-            Event::Log {
-                level,
-                facility,
-                text,
-            } => self.health.line(level, facility, &text),
+            Event::Error { at, code, text, fatal } => self.see_error(at, code, &text, fatal),
+            Event::Log { level, facility, text } => self.health.line(level, facility, &text),
             Event::Other => {}
         }
         0
@@ -289,8 +268,7 @@ impl Reader {
 
     /// The position of a partition that is followed; remembers its topic as the recent one.
     fn place(&mut self, topic: &CStr, partition: i32) -> Option<&mut Option<u64>> {
-        let is_it =
-            |followed: &Followed| followed.topic.identity.topic.as_bytes() == topic.to_bytes();
+        let is_it = |followed: &Followed| followed.topic.identity.topic.as_bytes() == topic.to_bytes();
         if !self.followed.get(self.recent).is_some_and(is_it) {
             self.recent = self.followed.iter().position(is_it)?;
         }
@@ -299,13 +277,7 @@ impl Reader {
             .get_mut(usize::try_from(partition).ok()?)
     }
 
-    fn see_error(
-        &mut self,
-        at: Option<(&CStr, i32, i64)>,
-        code: RDKafkaErrorCode,
-        text: &str,
-        fatal: bool,
-    ) {
+    fn see_error(&mut self, at: Option<(&CStr, i32, i64)>, code: RDKafkaErrorCode, text: &str, fatal: bool) {
         use RDKafkaErrorCode::*;
         let place = match at {
             Some((topic, partition, offset)) => {
@@ -323,35 +295,18 @@ impl Reader {
                     "{place} is not in the log any more, or not yet: {text}"
                 )));
             }
-            BadMessage
-            | BadCompression
-            | InvalidMessage
-            | TopicAuthorizationFailed
-            | NotImplemented => {
-                self.failed = Some(LogError::Failed(format!(
-                    "cannot read {place}: {words}: {text}"
-                )));
+            BadMessage | BadCompression | InvalidMessage | TopicAuthorizationFailed | NotImplemented => {
+                self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}")));
             }
-            _ if fatal => {
-                self.failed = Some(LogError::Failed(format!(
-                    "cannot read {place}: {words}: {text}"
-                )))
-            }
-            UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => {
-                self.topics.hurry()
-            }
+            _ if fatal => self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}"))),
+            UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => self.topics.hurry(),
             // Nothing joins the group, so it does not matter whether we may.
-            GroupAuthorizationFailed
-            | CoordinatorNotAvailable
-            | NotCoordinator
-            | CoordinatorLoadInProgress => {}
+            GroupAuthorizationFailed | CoordinatorNotAvailable | NotCoordinator | CoordinatorLoadInProgress => {}
             AllBrokersDown => self.topics.hurry(),
             // librdkafka tries again by itself.
-            _ => self.health.line(
-                RDKafkaLogLevel::Debug,
-                "FOLLOW",
-                &format!("{place}: {words}: {text}"),
-            ),
+            _ => self
+                .health
+                .line(RDKafkaLogLevel::Debug, "FOLLOW", &format!("{place}: {words}: {text}")),
         }
         self.health.error(code, text);
     }

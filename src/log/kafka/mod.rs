@@ -70,8 +70,7 @@ impl KafkaLog {
                 .name("kafka-watch".into())
                 .spawn(move || watch(&topics, &lane, &stop))
         };
-        let watch =
-            watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
+        let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
         Ok(KafkaLog {
             config,
             health,
@@ -122,11 +121,7 @@ fn watch(topics: &Topics, lane: &Lane, stop: &AtomicBool) {
 
 impl Log for KafkaLog {
     fn describe(&self) -> String {
-        format!(
-            "kafka {} topic {}",
-            self.config.bootstrap_servers,
-            self.topics.name(0)
-        )
+        format!("kafka {} topic {}", self.config.bootstrap_servers, self.topics.name(0))
     }
 
     fn kind(&self) -> &'static str {
@@ -134,9 +129,7 @@ impl Log for KafkaLog {
     }
 
     fn identity(&self, database: u16) -> Option<TopicIdentity> {
-        self.topics
-            .topic(database)
-            .map(|topic| topic.identity.clone())
+        self.topics.topic(database).map(|topic| topic.identity.clone())
     }
 
     fn create(&self, database: u16) -> Result<(), LogError> {
@@ -145,22 +138,16 @@ impl Log for KafkaLog {
 
     fn partition(&self, database: u16, key: &[u8]) -> u32 {
         let states = self.topics.states();
-        let topic = states
-            .get(usize::from(database))
-            .and_then(|state| state.usable());
+        let topic = states.get(usize::from(database)).and_then(|state| state.usable());
         topic.map_or(0, |topic| {
-            self.config
-                .partitioner
-                .partition(key, topic.identity.partitions)
+            self.config.partitioner.partition(key, topic.identity.partitions)
         })
     }
 
     fn max_record_bytes(&self, database: u16) -> usize {
         self.topics
             .topic(database)
-            .map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| {
-                topic.max_record_bytes()
-            })
+            .map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| topic.max_record_bytes())
     }
 
     fn tombstone_retention(&self, database: u16) -> Option<Duration> {

@@ -73,10 +73,7 @@ mod tests {
             (b"foobar", -790332482),
             (b"a-little-bit-long-string", -985981536),
             (b"a-little-bit-longer-string", -1486304829),
-            (
-                b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
-                -58897971,
-            ),
+            (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
             (b"abc", 479470107),
         ];
         for (key, hash) in known {
@@ -87,10 +84,7 @@ mod tests {
     #[test]
     fn crc32_is_the_usual_one() {
         assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926);
-        assert_eq!(
-            Partitioner::Crc32.partition(b"123456789", 7),
-            0xcbf4_3926 % 7
-        );
+        assert_eq!(Partitioner::Crc32.partition(b"123456789", 7), 0xcbf4_3926 % 7);
         assert_eq!(Partitioner::Crc32.partition(b"", 7), 0);
     }
 

@@ -23,9 +23,7 @@ use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Status};
 use super::topics::{State, Topics};
 use crate::log::record::FLUSH_KEY;
-use crate::log::{
-    Appended, Batch, Completion, Group, LogError, Payload, ProduceError, Record, TopicPartition,
-};
+use crate::log::{Appended, Batch, Completion, Group, LogError, Payload, ProduceError, Record, TopicPartition};
 
 pub(super) struct Lane {
     config: Arc<Config>,
@@ -41,13 +39,8 @@ struct Producer {
 }
 
 impl Lane {
-    pub fn start(
-        config: &Arc<Config>,
-        topics: &Arc<Topics>,
-        health: &Arc<Health>,
-    ) -> Result<Lane, LogError> {
-        let producer =
-            Producer::create(config, topics.sizes(), health).map_err(LogError::Failed)?;
+    pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
+        let producer = Producer::create(config, topics.sizes(), health).map_err(LogError::Failed)?;
         Ok(Lane {
             config: Arc::clone(config),
             topics: Arc::clone(topics),
@@ -57,10 +50,7 @@ impl Lane {
     }
 
     pub fn produce(&self, batch: Batch) {
-        let Batch {
-            records,
-            completion,
-        } = batch;
+        let Batch { records, completion } = batch;
         if records.is_empty() {
             return completion.complete(Ok(&[]));
         }
@@ -78,10 +68,7 @@ impl Lane {
     fn check(&self, records: &[Record]) -> Result<(), String> {
         let states = self.topics.states();
         for record in records {
-            let TopicPartition {
-                database,
-                partition,
-            } = record.to;
+            let TopicPartition { database, partition } = record.to;
             let topic = match states.get(usize::from(database)) {
                 Some(State::Usable(topic)) => topic,
                 Some(State::Refused(why)) => return Err(why.clone()),
@@ -117,9 +104,7 @@ impl Lane {
         });
         let current = self.current.read();
         let refused = match &*current {
-            Some(producer) => {
-                producer.send(self.topics.name(record.to.database), record, None, delivery)
-            }
+            Some(producer) => producer.send(self.topics.name(record.to.database), record, None, delivery),
             None => Err((CLOSED.to_owned(), delivery)),
         };
         drop(current);
@@ -149,12 +134,7 @@ impl Lane {
                         id,
                         records: records_in(records, record.to),
                     };
-                    producer.send(
-                        self.topics.name(record.to.database),
-                        record,
-                        Some(together),
-                        delivery,
-                    )
+                    producer.send(self.topics.name(record.to.database), record, Some(together), delivery)
                 }
                 (None, Ok(())) => Err((CLOSED.to_owned(), delivery)),
             };
@@ -169,12 +149,7 @@ impl Lane {
     /// Puts a new producer in the place of one that is of no use any more, or whose sizes do not fit a topic that has
     /// come since. Called from time to time.
     pub fn mend(&self) {
-        let Some((fatal, sizes)) = self
-            .current
-            .read()
-            .as_ref()
-            .map(|now| (now.is_fatal(), now.sizes))
-        else {
+        let Some((fatal, sizes)) = self.current.read().as_ref().map(|now| (now.is_fatal(), now.sizes)) else {
             return;
         };
         let wanted = self.topics.sizes();
@@ -236,10 +211,9 @@ impl Producer {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),
         };
-        let mut message: BaseRecord<'_, [u8], [u8], Box<Delivery>> =
-            BaseRecord::with_opaque_to(topic, delivery)
-                .partition(record.to.partition as i32)
-                .key(wire.key);
+        let mut message: BaseRecord<'_, [u8], [u8], Box<Delivery>> = BaseRecord::with_opaque_to(topic, delivery)
+            .partition(record.to.partition as i32)
+            .key(wire.key);
         message.payload = wire.value;
         if !wire.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(wire.headers.len());
@@ -346,9 +320,7 @@ fn cause(error: &KafkaError, health: &Health) -> String {
         return describe_error(error);
     };
     let words: &dyn Display = match code {
-        RDKafkaErrorCode::MessageTimedOut => {
-            &"no acknowledgement from Kafka within the write timeout"
-        }
+        RDKafkaErrorCode::MessageTimedOut => &"no acknowledgement from Kafka within the write timeout",
         RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => &CLOSED,
         RDKafkaErrorCode::Fatal => &"the Kafka producer failed and is being replaced",
         other => return describe_code(other),
@@ -471,10 +443,7 @@ mod tests {
         let told = Arc::new(Told::default());
         let group = GroupDelivery::new(&[record.clone(), record.clone(), record], told.clone());
         for (at, outcome) in outcomes.into_iter().enumerate() {
-            assert!(
-                told.0.lock().is_empty(),
-                "told before all reports were there"
-            );
+            assert!(told.0.lock().is_empty(), "told before all reports were there");
             group.part(at, outcome);
         }
         let mut all = told.0.lock();
@@ -486,9 +455,7 @@ mod tests {
     fn a_group_is_told_once_and_in_order() {
         let told = group_of([Ok((7, 1)), Ok((9, 2)), Ok((8, 3))]).expect("is written");
         assert_eq!(
-            told.iter()
-                .map(|appended| appended.offset)
-                .collect::<Vec<_>>(),
+            told.iter().map(|appended| appended.offset).collect::<Vec<_>>(),
             [7, 9, 8]
         );
     }
@@ -497,10 +464,7 @@ mod tests {
     fn a_group_is_not_written_only_if_no_record_is() {
         let not = || Err(ProduceError::NotWritten("full".into()));
         let maybe = || Err(ProduceError::Uncertain("late".into()));
-        assert_eq!(
-            group_of([not(), not(), not()]),
-            not().map(|_: Place| Vec::new())
-        );
+        assert_eq!(group_of([not(), not(), not()]), not().map(|_: Place| Vec::new()));
         for mixed in [
             [not(), Ok((1, 1)), not()],
             [not(), maybe(), not()],
@@ -519,9 +483,7 @@ mod tests {
             databases: 1,
             ..Config::default()
         });
-        cluster
-            .create_topic("mocked", 1, 1)
-            .expect("create a topic");
+        cluster.create_topic("mocked", 1, 1).expect("create a topic");
         let health = Arc::new(Health::default());
         let identity = TopicIdentity {
             topic: "mocked".into(),
@@ -589,10 +551,7 @@ mod tests {
         let rejected = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
         cluster.request_errors(RDKafkaApiKey::Produce, &[rejected]);
         let outcome = write(&lane);
-        assert!(
-            matches!(outcome, Err(ProduceError::NotWritten(_))),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
     }
 
     #[test]
@@ -602,16 +561,9 @@ mod tests {
         write(&lane).expect("is written");
         let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
         let fail = |producer: &Producer| ffi::fail_for_test(producer.inner.client(), fatal);
-        lane.current
-            .read()
-            .as_ref()
-            .map(fail)
-            .expect("there is a producer");
+        lane.current.read().as_ref().map(fail).expect("there is a producer");
         let outcome = write(&lane);
-        assert!(
-            matches!(outcome, Err(ProduceError::NotWritten(_))),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
         lane.mend();
         write(&lane).expect("the new one writes");
     }

@@ -132,11 +132,7 @@ impl Topics {
     }
 
     pub fn topic(&self, database: u16) -> Option<Arc<Topic>> {
-        self.states
-            .load()
-            .get(usize::from(database))?
-            .usable()
-            .cloned()
+        self.states.load().get(usize::from(database))?.usable().cloned()
     }
 
     /// Grows at each change of [`states`](Topics::states).
@@ -168,10 +164,7 @@ impl Topics {
         let limits = || writable.clone().map(|topic| topic.max_message_bytes);
         Sizes {
             message: limits().max().unwrap_or(0).max(MAX_MESSAGE_BYTES),
-            batch: limits()
-                .min()
-                .unwrap_or(BATCH_BYTES)
-                .clamp(1024, BATCH_BYTES),
+            batch: limits().min().unwrap_or(BATCH_BYTES).clamp(1024, BATCH_BYTES),
         }
     }
 
@@ -188,16 +181,12 @@ impl Topics {
     pub fn refresh(&self, timeout: Duration, depth: Depth) -> Result<(), Failure> {
         let mut missing = self.missing.lock();
         self.hurry.store(false, Ordering::Relaxed);
-        let answer =
-            ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
+        let answer = ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
         self.note_connection(answer.as_ref().err());
         let now = self.states.load_full();
         let mut suspects = Vec::new();
         for (at, described) in answer?.into_iter().enumerate() {
-            let absent = matches!(
-                described,
-                Err((RDKafkaErrorCode::UnknownTopicOrPartition, _))
-            );
+            let absent = matches!(described, Err((RDKafkaErrorCode::UnknownTopicOrPartition, _)));
             missing[at] = absent.then(|| missing[at].unwrap_or_else(Instant::now));
             match described {
                 Ok(described) if described.served => {
@@ -228,18 +217,14 @@ impl Topics {
     }
 
     fn is_same(&self, topic: &Topic, described: &Described) -> bool {
-        topic.identity.id == self.identity(&described.id)
-            && topic.identity.partitions == described.partitions
+        topic.identity.id == self.identity(&described.id) && topic.identity.partitions == described.partitions
     }
 
     fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), Failure> {
         if suspects.is_empty() && gone.is_empty() {
             return Ok(());
         }
-        let names: Vec<&str> = suspects
-            .iter()
-            .map(|(at, _)| self.names[*at].topic.as_str())
-            .collect();
+        let names: Vec<&str> = suspects.iter().map(|(at, _)| self.names[*at].topic.as_str()).collect();
         let settings = Admin::connect(&self.config, &self.health)?.settings(&names, ASK)?;
         let mut states = Vec::clone(&self.states.load());
         let mut changed = !gone.is_empty();
@@ -270,9 +255,7 @@ impl Topics {
     ) -> Option<State> {
         let name = &self.names[at].topic;
         let (new, warnings) = self.verify(at, described, settings);
-        let same = now
-            .usable()
-            .is_some_and(|topic| self.is_same(topic, described));
+        let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
         match (now, &new) {
             (State::Usable(now), State::Usable(new)) if now == new => return None,
             (State::Refused(now), State::Refused(new)) if now == new => return None,
@@ -300,10 +283,7 @@ impl Topics {
         described: &Described,
         settings: Result<Settings, RDKafkaErrorCode>,
     ) -> (State, Vec<String>) {
-        let Mapped {
-            topic: name,
-            read_only,
-        } = &self.names[at];
+        let Mapped { topic: name, read_only } = &self.names[at];
         let mut doubts = Vec::new();
         // Without the right to see them there are no settings, or an error.
         let settings = match settings {
@@ -315,9 +295,7 @@ impl Topics {
             }
             denied => {
                 let cause = denied.err().map_or("not allowed".to_owned(), describe_code);
-                let why = format!(
-                    "cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it"
-                );
+                let why = format!("cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it");
                 return (State::Refused(why), doubts);
             }
         };
@@ -326,22 +304,14 @@ impl Topics {
             let why = not_compacted(&self.config.bootstrap_servers, name, policy);
             return (State::Refused(why), doubts);
         }
-        doubts.extend(warnings(
-            name,
-            policy,
-            described.replicas,
-            *read_only,
-            &settings,
-        ));
+        doubts.extend(warnings(name, policy, described.replicas, *read_only, &settings));
         let identity = TopicIdentity {
             topic: name.clone(),
             id: self.identity(&described.id),
             partitions: described.partitions,
             read_only: *read_only,
         };
-        let retention = settings
-            .number("delete.retention.ms")
-            .unwrap_or(TOMBSTONES_KEPT_MS);
+        let retention = settings.number("delete.retention.ms").unwrap_or(TOMBSTONES_KEPT_MS);
         let topic = Topic {
             identity,
             max_message_bytes: settings.number("max.message.bytes").unwrap_or(1_000_000),
@@ -354,11 +324,7 @@ impl Topics {
     pub fn create(&self, database: u16, timeout: Duration) -> Result<(), LogError> {
         let end = Instant::now() + timeout;
         let at = usize::from(database);
-        let Some(Mapped {
-            topic: name,
-            read_only,
-        }) = self.names.get(at)
-        else {
+        let Some(Mapped { topic: name, read_only }) = self.names.get(at) else {
             return Err(LogError::Failed(format!("there is no database {database}")));
         };
         let depth = match &self.states.load()[at] {
@@ -377,9 +343,7 @@ impl Topics {
                 State::Usable(_) => return Ok(()),
                 State::Refused(why) => return Err(LogError::Failed(why.clone())),
                 State::Absent if Instant::now() >= end => {
-                    let why = seen
-                        .err()
-                        .map_or("it has no leader yet".to_owned(), |(_, text)| text);
+                    let why = seen.err().map_or("it has no leader yet".to_owned(), |(_, text)| text);
                     return Err(cannot_create(name, &why));
                 }
                 State::Absent => self.idle(Duration::from_millis(20)),
@@ -392,8 +356,9 @@ impl Topics {
         let admin = Admin::connect(&self.config, &self.health).map_err(failed)?;
         let replicas = match self.config.replication_factor {
             Some(factor) => Some(factor),
-            None => ffi::any_broker(self.questions.client(), ASK)
-                .and_then(|broker| admin.default_replication(broker, ASK)),
+            None => {
+                ffi::any_broker(self.questions.client(), ASK).and_then(|broker| admin.default_replication(broker, ASK))
+            }
         };
         // Every replica but one may be lost without losing what was acknowledged, and writes go on without one.
         let in_sync = if replicas.is_some_and(|replicas| replicas >= 3) {
@@ -410,13 +375,7 @@ impl Topics {
         ];
         let partitions = self.config.partitions;
         admin
-            .create_topic(
-                name,
-                partitions,
-                self.config.replication_factor,
-                &settings,
-                timeout,
-            )
+            .create_topic(name, partitions, self.config.replication_factor, &settings, timeout)
             .map_err(failed)?;
         tracing::info!(topic = name, partitions, "created the topic");
         Ok(())
@@ -476,9 +435,9 @@ impl Topics {
             Some((Trouble::Refused, cause)) => format!(
                 "Kafka at {servers} does not let us in: {cause}; check the security settings (security.protocol, sasl.*, ssl.*)"
             ),
-            Some((Trouble::Unreachable, cause)) => format!(
-                "cannot reach Kafka at {servers}: {cause}; check --bootstrap-servers and that the broker runs"
-            ),
+            Some((Trouble::Unreachable, cause)) => {
+                format!("cannot reach Kafka at {servers}: {cause}; check --bootstrap-servers and that the broker runs")
+            }
             None => format!(
                 "cannot reach Kafka at {servers}: {}; check --bootstrap-servers and that the broker runs",
                 failure.1
@@ -491,10 +450,7 @@ impl Topics {
         let was = self.connected.swap(connected, Ordering::Relaxed);
         match (was, failure) {
             (true, Some((_, text))) => {
-                let cause = self
-                    .health
-                    .last()
-                    .map_or_else(|| text.clone(), |(_, cause)| cause);
+                let cause = self.health.last().map_or_else(|| text.clone(), |(_, cause)| cause);
                 tracing::warn!(cause, "lost the connection to Kafka");
             }
             (false, None) => tracing::info!("connected to Kafka again"),
@@ -508,9 +464,7 @@ impl Topics {
     /// A topic that we may not even look at, or of an impossible name.
     fn not_described(&self, at: usize, code: RDKafkaErrorCode, text: &str) {
         let name = &self.names[at].topic;
-        if code == RDKafkaErrorCode::LeaderNotAvailable
-            || !matches!(self.states.load()[at], State::Absent)
-        {
+        if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], State::Absent) {
             tracing::debug!(topic = name, error = ?code, "{text}");
             return;
         }
@@ -538,9 +492,7 @@ impl Topics {
             return Ok(Positions::new());
         }
         loop {
-            let answer = self
-                .questions
-                .offsets_for_times(asked.clone(), remaining(end));
+            let answer = self.questions.offsets_for_times(asked.clone(), remaining(end));
             match answer
                 .map_err(|error| describe_error(&error))
                 .and_then(|list| self.read_ends(&states, &list))
@@ -567,8 +519,7 @@ impl Topics {
                     .usable()
                     .is_some_and(|topic| topic.identity.topic == element.topic())
             });
-            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition()))
-            else {
+            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition())) else {
                 return Err("the answer names a partition that was not asked for".into());
             };
             let at = TopicPartition {
@@ -584,10 +535,7 @@ impl Topics {
     }
 
     fn all_names(&self) -> Vec<&str> {
-        self.names
-            .iter()
-            .map(|mapped| mapped.topic.as_str())
-            .collect()
+        self.names.iter().map(|mapped| mapped.topic.as_str()).collect()
     }
 
     fn identity(&self, topic_id: &str) -> String {
@@ -620,13 +568,7 @@ fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
 }
 
 /// What about a topic can lose data, for a person to know.
-fn warnings(
-    name: &str,
-    policy: &str,
-    replicas: usize,
-    read_only: bool,
-    settings: &Settings,
-) -> Vec<String> {
+fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings: &Settings) -> Vec<String> {
     let mut all = Vec::new();
     if read_only {
         if policy != "compact" && policy != UNKNOWN {
@@ -658,12 +600,7 @@ impl Topics {
                 .create_with_context(context)
                 .expect("create a client"),
             missing: Mutex::new(vec![None; found.len()]),
-            states: ArcSwap::from_pointee(
-                found
-                    .into_iter()
-                    .map(|topic| State::Usable(Arc::new(topic)))
-                    .collect(),
-            ),
+            states: ArcSwap::from_pointee(found.into_iter().map(|topic| State::Usable(Arc::new(topic))).collect()),
             generation: AtomicU64::new(1),
             connected: AtomicBool::new(true),
             hurry: AtomicBool::new(false),
@@ -678,19 +615,13 @@ mod tests {
     #[test]
     fn settings_that_can_lose_data_are_warned_of() {
         let settings = |all: &[(&str, &str)]| {
-            Settings::from_iter(
-                all.iter()
-                    .map(|(name, value)| (name.to_string(), value.to_string())),
-            )
+            Settings::from_iter(all.iter().map(|(name, value)| (name.to_string(), value.to_string())))
         };
         let good = [
             ("min.insync.replicas", "2"),
             ("unclean.leader.election.enable", "false"),
         ];
-        let bad = [
-            ("min.insync.replicas", "1"),
-            ("unclean.leader.election.enable", "true"),
-        ];
+        let bad = [("min.insync.replicas", "1"), ("unclean.leader.election.enable", "true")];
         assert!(warnings("t", "compact", 3, false, &settings(&good)).is_empty());
         assert_eq!(warnings("t", "compact", 3, false, &settings(&bad)).len(), 2);
         // With one or two replicas there is nothing to demand.

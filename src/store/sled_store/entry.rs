@@ -51,9 +51,7 @@ pub(super) fn expiry_key(expire_at: u64, store_key: &[u8]) -> KeyBuf {
 }
 
 pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
-    let (expire_at, store_key) = index
-        .split_first_chunk::<8>()
-        .ok_or(Damaged("expiry index"))?;
+    let (expire_at, store_key) = index.split_first_chunk::<8>().ok_or(Damaged("expiry index"))?;
     Ok((u64::from_be_bytes(*expire_at), store_key))
 }
 
@@ -284,14 +282,8 @@ mod tests {
     #[test]
     fn keys_split_into_what_they_were_made_of() {
         let stored = store_key(b"k\0");
-        assert_eq!(
-            split_store_key(&stored).unwrap(),
-            (key_hash(b"k\0"), &b"k\0"[..])
-        );
-        assert_eq!(
-            split_expiry_key(&expiry_key(9, &stored)).unwrap(),
-            (9, &stored[..])
-        );
+        assert_eq!(split_store_key(&stored).unwrap(), (key_hash(b"k\0"), &b"k\0"[..]));
+        assert_eq!(split_expiry_key(&expiry_key(9, &stored)).unwrap(), (9, &stored[..]));
         assert_eq!(
             split_piece_key(&piece_key(&stored, 1, 2, 3)).unwrap(),
             (&stored[..], 1, 2, 3)

@@ -108,10 +108,7 @@ enum Mark {
 enum Failure {
     Engine(sled::Error),
     Damaged(&'static str),
-    Io {
-        path: PathBuf,
-        cause: std::io::Error,
-    },
+    Io { path: PathBuf, cause: std::io::Error },
     NoSuchDatabase,
 }
 
@@ -122,15 +119,9 @@ impl Mark {
             Mark::Format => b"format".to_vec(),
             Mark::Checkpoint => b"checkpoint".to_vec(),
             Mark::Dirty => b"dirty".to_vec(),
-            Mark::FlushedBelow {
-                database,
-                partition,
-            } => [
-                &b"flushed"[..],
-                &database.to_be_bytes(),
-                &partition.to_be_bytes(),
-            ]
-            .concat(),
+            Mark::FlushedBelow { database, partition } => {
+                [&b"flushed"[..], &database.to_be_bytes(), &partition.to_be_bytes()].concat()
+            }
             Mark::Generation { database } => [&b"generation"[..], &database.to_be_bytes()].concat(),
             Mark::Walk { database } => [&b"walk"[..], &database.to_be_bytes()].concat(),
         }
@@ -141,10 +132,7 @@ fn get_mark(meta: &sled::Tree, mark: &Mark) -> Result<Option<u64>, Failure> {
     let Some(stored) = meta.get(mark.key())? else {
         return Ok(None);
     };
-    let bytes = stored
-        .as_ref()
-        .try_into()
-        .map_err(|_| Failure::Damaged("mark"))?;
+    let bytes = stored.as_ref().try_into().map_err(|_| Failure::Damaged("mark"))?;
     Ok(Some(u64::from_be_bytes(bytes)))
 }
 
@@ -201,12 +189,7 @@ impl Trees {
     }
 
     /// The bytes of a value that was cut, or `None` if a piece is missing.
-    fn join_pieces(
-        &self,
-        store_key: &[u8],
-        meta: &Meta,
-        length: usize,
-    ) -> Result<Option<Bytes>, Failure> {
+    fn join_pieces(&self, store_key: &[u8], meta: &Meta, length: usize) -> Result<Option<Bytes>, Failure> {
         const TRUSTED: usize = 64 << 20;
         let mut value = BytesMut::with_capacity(length.min(TRUSTED));
         let piece_key = |piece| entry::piece_key(store_key, meta.partition, meta.offset, piece);
@@ -228,17 +211,11 @@ impl Trees {
 
 impl SledStore {
     fn database(&self, database: u16) -> Result<&Database, Failure> {
-        self.databases
-            .get(usize::from(database))
-            .ok_or(Failure::NoSuchDatabase)
+        self.databases.get(usize::from(database)).ok_or(Failure::NoSuchDatabase)
     }
 
     /// Calls into the engine, which can panic; a panic or damage ends all use of the store.
-    fn call<T>(
-        &self,
-        doing: &'static str,
-        call: impl FnOnce() -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    fn call<T>(&self, doing: &'static str, call: impl FnOnce() -> Result<T, Failure>) -> Result<T, StoreError> {
         if let Some(reason) = self.broken.get() {
             return Err(StoreError::Engine {
                 doing,
@@ -267,13 +244,9 @@ impl SledStore {
     fn give_up(&self, cause: String) -> String {
         let outcome = match self.closer.discard_position() {
             Ok(()) => "the local store is rebuilt at the next start".to_owned(),
-            Err(error) => format!(
-                "delete the store's directory before the next start (its position file: {error})"
-            ),
+            Err(error) => format!("delete the store's directory before the next start (its position file: {error})"),
         };
-        self.broken
-            .get_or_init(|| format!("{cause}; {outcome}"))
-            .clone()
+        self.broken.get_or_init(|| format!("{cause}; {outcome}")).clone()
     }
 
     fn try_get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, Failure> {
@@ -353,11 +326,7 @@ impl SledStore {
     }
 
     /// Reads one of the two counts, after counting if that has not been done.
-    fn counted(
-        &self,
-        database: u16,
-        number: impl Fn(&Database) -> &AtomicU64,
-    ) -> Result<u64, Failure> {
+    fn counted(&self, database: u16, number: impl Fn(&Database) -> &AtomicU64) -> Result<u64, Failure> {
         const STEP: usize = 1_000;
         let of = self.database(database)?;
         while !of.counted.load(Ordering::Acquire) {
@@ -404,9 +373,7 @@ fn get_once(view: &View, store_key: &[u8]) -> Result<Got, Failure> {
         return Ok(Got::Nothing);
     }
     let value = match body {
-        Body::Cut(length) => trees
-            .join_pieces(store_key, &meta, length)?
-            .map(Value::String),
+        Body::Cut(length) => trees.join_pieces(store_key, &meta, length)?.map(Value::String),
         uncut => entry::uncut_value(&uncut),
     };
     Ok(value.map_or(Got::PieceMissing, |value| Got::Entry(Entry { meta, value })))
@@ -440,9 +407,7 @@ impl Store for SledStore {
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
-        self.call("find expired keys", || {
-            self.try_expired(database, now, limit)
-        })
+        self.call("find expired keys", || self.try_expired(database, now, limit))
     }
 
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 
 use super::writer::{DatabaseWriter, Walk, Writer, recover_database};
 use super::{
-    Checkpoint, Database, Failure, Mark, PositionFile, SledStore, StoreError, Trees, View,
-    get_mark, set_mark, sync_parent, sync_tree, verify,
+    Checkpoint, Database, Failure, Mark, PositionFile, SledStore, StoreError, Trees, View, get_mark, set_mark,
+    sync_parent, sync_tree, verify,
 };
 
 /// Format of keys and entries in the engine; another one is rebuilt.
@@ -88,18 +88,14 @@ enum Unusable {
 impl From<Failure> for Unusable {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Engine(sled::Error::Io(error)) if is_environment(&error) => {
-                Unusable::Fatal(StoreError::Engine {
-                    doing: "open",
-                    cause: error.to_string(),
-                })
-            }
+            Failure::Engine(sled::Error::Io(error)) if is_environment(&error) => Unusable::Fatal(StoreError::Engine {
+                doing: "open",
+                cause: error.to_string(),
+            }),
             Failure::Engine(error) => Unusable::Rebuild(error.to_string()),
             Failure::Damaged(what) => Unusable::Rebuild(format!("damaged {what}")),
             Failure::Io { path, cause } => Unusable::Fatal(io_error("open", &path, cause)),
-            Failure::NoSuchDatabase => {
-                Unusable::Rebuild("more databases than configured".to_owned())
-            }
+            Failure::NoSuchDatabase => Unusable::Rebuild("more databases than configured".to_owned()),
         }
     }
 }
@@ -110,10 +106,7 @@ fn is_environment(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
-    ) || matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
-    )
+    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 struct Paths {
@@ -148,22 +141,15 @@ impl Paths {
 
     /// Moves an unusable store out of the way. A rename, since an engine that failed to open may still hold files.
     fn set_aside(&self) -> Result<(), StoreError> {
-        remove_position(&self.position)
-            .map_err(|cause| io_error("remove", &self.position, cause))?;
+        remove_position(&self.position).map_err(|cause| io_error("remove", &self.position, cause))?;
         match fs::rename(&self.sled, &self.quarantine) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("set aside", &self.sled, cause))
-            }
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("set aside", &self.sled, cause)),
             _ => Ok(()),
         }
     }
 }
 
-fn start_empty(
-    paths: &Paths,
-    options: &Options,
-    rebuilt: Option<String>,
-) -> Result<Opened, StoreError> {
+fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Result<Opened, StoreError> {
     let start = || -> Result<SledStore, Failure> {
         let db = open_engine(&paths.sled, options)?;
         let meta = db.open_tree("meta")?;
@@ -191,10 +177,7 @@ fn start_empty(
     let store = match catch_unwind(AssertUnwindSafe(start)) {
         Ok(started) => started.map_err(|failure| match Unusable::from(failure) {
             Unusable::Fatal(error) => error,
-            Unusable::Rebuild(cause) => StoreError::Engine {
-                doing: "create",
-                cause,
-            },
+            Unusable::Rebuild(cause) => StoreError::Engine { doing: "create", cause },
         })?,
         Err(panic) => {
             return Err(StoreError::Engine {
@@ -210,11 +193,7 @@ fn start_empty(
     })
 }
 
-fn open_existing(
-    paths: &Paths,
-    options: &Options,
-    position: PositionFile,
-) -> Result<Opened, Unusable> {
+fn open_existing(paths: &Paths, options: &Options, position: PositionFile) -> Result<Opened, Unusable> {
     check_position(paths, &position).map_err(Unusable::Rebuild)?;
     verify::verify(&paths.sled).map_err(Unusable::Rebuild)?;
     // From here on the engine changes its files: they are no longer as they were closed.
@@ -253,11 +232,7 @@ fn check_position(paths: &Paths, position: &PositionFile) -> Result<(), String> 
     Ok(())
 }
 
-fn recover(
-    paths: &Paths,
-    options: &Options,
-    position: PositionFile,
-) -> Result<SledStore, Unusable> {
+fn recover(paths: &Paths, options: &Options, position: PositionFile) -> Result<SledStore, Unusable> {
     let rebuild = |reason: &str| Err(Unusable::Rebuild(reason.to_owned()));
     let db = open_engine(&paths.sled, options)?;
     let meta = db.open_tree("meta").map_err(Failure::from)?;
@@ -295,16 +270,11 @@ fn recover(
     }
     let retired = open_trees(&db, &mut databases)?;
     let closer = Closer::new(paths, position)?;
-    Ok(assemble(
-        db, meta, closer, databases, number, is_ahead, retired,
-    ))
+    Ok(assemble(db, meta, closer, databases, number, is_ahead, retired))
 }
 
 /// Gives each database its current trees; returns those of generations that were left behind.
-fn open_trees(
-    db: &sled::Db,
-    databases: &mut [(View, DatabaseWriter)],
-) -> Result<Vec<Arc<Trees>>, Failure> {
+fn open_trees(db: &sled::Db, databases: &mut [(View, DatabaseWriter)]) -> Result<Vec<Arc<Trees>>, Failure> {
     let mut left = BTreeMap::new();
     for name in db.tree_names() {
         let Some((database, generation)) = parse_tree_name(&name) else {
@@ -319,9 +289,7 @@ fn open_trees(
                 probe(&trees)?;
                 view.trees = Some(Arc::new(trees));
             }
-        } else if let std::collections::btree_map::Entry::Vacant(vacant) =
-            left.entry((database, generation))
-        {
+        } else if let std::collections::btree_map::Entry::Vacant(vacant) = left.entry((database, generation)) {
             vacant.insert(Arc::new(Trees::open(db, database, generation)?));
         }
     }
@@ -344,11 +312,7 @@ fn probe(trees: &Trees) -> Result<(), Failure> {
 }
 
 fn flushed_below(meta: &sled::Tree, database: u16) -> Result<Vec<(u32, u64)>, Failure> {
-    let first = Mark::FlushedBelow {
-        database,
-        partition: 0,
-    }
-    .key();
+    let first = Mark::FlushedBelow { database, partition: 0 }.key();
     let last = Mark::FlushedBelow {
         database,
         partition: u32::MAX,
@@ -358,19 +322,14 @@ fn flushed_below(meta: &sled::Tree, database: u16) -> Result<Vec<(u32, u64)>, Fa
     for found in meta.range(first..=last) {
         let (key, stored) = found?;
         let partition = key.last_chunk::<4>().ok_or(Failure::Damaged("mark"))?;
-        let offset = stored
-            .as_ref()
-            .try_into()
-            .map_err(|_| Failure::Damaged("mark"))?;
+        let offset = stored.as_ref().try_into().map_err(|_| Failure::Damaged("mark"))?;
         watermarks.push((u32::from_be_bytes(*partition), u64::from_be_bytes(offset)));
     }
     Ok(watermarks)
 }
 
 fn open_engine(directory: &Path, options: &Options) -> Result<sled::Db, Failure> {
-    let config = sled::Config::new()
-        .path(directory)
-        .cache_capacity(options.cache_bytes);
+    let config = sled::Config::new().path(directory).cache_capacity(options.cache_bytes);
     Ok(config.flush_every_ms(Some(ENGINE_FLUSH_MS)).open()?)
 }
 
@@ -425,10 +384,7 @@ fn lock_patiently(file: &File) -> io::Result<()> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::WouldBlock,
-                    "in use by another process",
-                ));
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "in use by another process"));
             }
         }
     }
@@ -444,9 +400,7 @@ fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StoreError {
 
 fn remove_directory(directory: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(directory) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", directory, cause))
-        }
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory, cause)),
         _ => Ok(()),
     }
 }
@@ -534,20 +488,14 @@ impl Closer {
         };
         let length = self.data.metadata().map_err(failed)?.len();
         let mut position = self.position.lock();
-        if let Some(position) = position
-            .as_mut()
-            .filter(|position| length < position.length)
-        {
+        if let Some(position) = position.as_mut().filter(|position| length < position.length) {
             position.length = length;
             position.write_unsynced(&self.path).map_err(failed)?;
         }
         Ok(())
     }
 
-    pub fn write_position(
-        &self,
-        change: impl FnOnce(&PositionFile) -> PositionFile,
-    ) -> Result<(), Failure> {
+    pub fn write_position(&self, change: impl FnOnce(&PositionFile) -> PositionFile) -> Result<(), Failure> {
         let mut position = self.position.lock();
         let Some(last) = position.as_ref() else {
             return Err(Failure::Damaged("store, given up"));

@@ -81,9 +81,7 @@ fn scan_all(store: &SledStore, page: usize) -> Vec<Bytes> {
     let (mut keys, mut from) = (Vec::new(), Some(0));
     while let Some(hash) = from {
         from = store
-            .scan(0, hash, page, &mut |seen| {
-                keys.push(Bytes::copy_from_slice(seen.key))
-            })
+            .scan(0, hash, page, &mut |seen| keys.push(Bytes::copy_from_slice(seen.key)))
             .unwrap();
     }
     keys
@@ -94,13 +92,7 @@ fn sweep_to_end(store: &SledStore) {
 }
 
 fn position(next_offset: u64) -> Checkpoint {
-    let partitions = BTreeMap::from([(
-        0,
-        PartitionPosition {
-            next_offset,
-            as_of: 7,
-        },
-    )]);
+    let partitions = BTreeMap::from([(0, PartitionPosition { next_offset, as_of: 7 })]);
     Checkpoint {
         databases: BTreeMap::from([(
             0,
@@ -133,15 +125,10 @@ fn put_get_delete_and_the_offset_rule() {
     };
     assert_eq!(store.get(0, b"a").unwrap(), Some(expected));
     assert_eq!(value_of(&store, b"").unwrap(), "");
-    assert_eq!(
-        (store.count(0).unwrap(), store.count_expiring(0).unwrap()),
-        (2, 1)
-    );
+    assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 1));
 
     // Lower or equal offsets change nothing; another partition's do.
-    store
-        .apply(&[put(b"a", b"old", meta(2)), delete(b"a", 0, 3)])
-        .unwrap();
+    store.apply(&[put(b"a", b"old", meta(2)), delete(b"a", 0, 3)]).unwrap();
     assert_eq!(value_of(&store, b"a").unwrap(), "2");
     store
         .apply(&[put(
@@ -154,21 +141,10 @@ fn put_get_delete_and_the_offset_rule() {
         )])
         .unwrap();
     assert_eq!(value_of(&store, b"a").unwrap(), "other");
-    assert_eq!(
-        (store.count(0).unwrap(), store.count_expiring(0).unwrap()),
-        (2, 0)
-    );
-    store
-        .apply(&[delete(b"a", 1, 1), delete(b"nothing", 0, 9)])
-        .unwrap();
-    assert_eq!(
-        (store.get(0, b"a").unwrap(), store.count(0).unwrap()),
-        (None, 1)
-    );
-    assert_eq!(
-        (store.get(1, b"").unwrap(), store.count(1).unwrap()),
-        (None, 0)
-    );
+    assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
+    store.apply(&[delete(b"a", 1, 1), delete(b"nothing", 0, 9)]).unwrap();
+    assert_eq!((store.get(0, b"a").unwrap(), store.count(0).unwrap()), (None, 1));
+    assert_eq!((store.get(1, b"").unwrap(), store.count(1).unwrap()), (None, 0));
     assert!(store.get(4, b"").is_err());
 }
 
@@ -176,10 +152,7 @@ fn put_get_delete_and_the_offset_rule() {
 fn unreadable_records_keep_their_reason() {
     let (_directory, store) = fresh();
     let value = Value::Unreadable(Arc::from("type zset"));
-    let entry = Entry {
-        meta: meta(1),
-        value,
-    };
+    let entry = Entry { meta: meta(1), value };
     let kind = ChangeKind::Put {
         key: Bytes::from_static(b"z"),
         entry: entry.clone(),
@@ -214,10 +187,7 @@ fn expired_keys_come_earliest_first() {
     store.apply(&changes).unwrap();
     assert_eq!(store.expired(0, 9, 10).unwrap(), Vec::<Bytes>::new());
     assert_eq!(store.expired(0, 20, 10).unwrap(), ["a", "b"]);
-    assert_eq!(
-        store.expired(0, u64::MAX, 4).unwrap(),
-        ["a", "b", "c", "moved"]
-    );
+    assert_eq!(store.expired(0, u64::MAX, 4).unwrap(), ["a", "b", "c", "moved"]);
     assert_eq!(store.expired(0, u64::MAX, 10).unwrap().len(), 5);
     store.apply(&[flush(0, 6)]).unwrap();
     assert_eq!(
@@ -230,9 +200,7 @@ fn expired_keys_come_earliest_first() {
 #[test]
 fn scan_walks_in_hash_order_page_by_page() {
     let (_directory, store) = fresh();
-    let mut keys: Vec<Bytes> = (0..500)
-        .map(|number| Bytes::from(format!("key:{number}")))
-        .collect();
+    let mut keys: Vec<Bytes> = (0..500).map(|number| Bytes::from(format!("key:{number}"))).collect();
     let changes: Vec<Change> = keys
         .iter()
         .zip(1..)
@@ -264,21 +232,14 @@ fn a_flush_hides_at_once_and_is_swept() {
             },
         ),
     ];
-    changes.extend(
-        (2..300).map(|offset| put(format!("goes-{offset}").as_bytes(), b"v", meta(offset))),
-    );
+    changes.extend((2..300).map(|offset| put(format!("goes-{offset}").as_bytes(), b"v", meta(offset))));
     store.apply(&changes).unwrap();
-    store
-        .apply(&[flush(0, 300), put(b"new", b"n", meta(301))])
-        .unwrap();
+    store.apply(&[flush(0, 300), put(b"new", b"n", meta(301))]).unwrap();
     let check = |store: &SledStore| {
         assert_eq!(value_of(store, b"goes-2"), None);
         assert_eq!(value_of(store, b"stays").unwrap(), big);
         assert_eq!(value_of(store, b"new").unwrap(), "n");
-        assert_eq!(
-            (store.count(0).unwrap(), store.count_expiring(0).unwrap()),
-            (2, 0)
-        );
+        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
         assert_eq!(scan_all(store, 10).len(), 2);
         assert_eq!(store.expired(0, 100, 10).unwrap().len(), 0);
     };
@@ -292,15 +253,9 @@ fn a_flush_hides_at_once_and_is_swept() {
 
     // Everything is hidden: a new generation.
     store.apply(&[flush(0, 400), flush(1, 400)]).unwrap();
-    assert_eq!(
-        (store.count(0).unwrap(), scan_all(&store, 10).len()),
-        (0, 0)
-    );
+    assert_eq!((store.count(0).unwrap(), scan_all(&store, 10).len()), (0, 0));
     store
-        .apply(&[
-            put(b"again", b"x", meta(401)),
-            put(b"hidden", b"x", meta(399)),
-        ])
+        .apply(&[put(b"again", b"x", meta(401)), put(b"hidden", b"x", meta(399))])
         .unwrap();
     sweep_to_end(&store);
     assert_eq!(scan_all(&store, 10), ["again"]);
@@ -316,15 +271,10 @@ fn a_flush_hides_at_once_and_is_swept() {
 #[test]
 fn clear_empties_one_database_and_its_position() {
     let (directory, store) = fresh();
-    store
-        .apply(&[put(b"a", b"1", meta(5)), flush(1, 9)])
-        .unwrap();
+    store.apply(&[put(b"a", b"1", meta(5)), flush(1, 9)]).unwrap();
     store.checkpoint(&position(6)).unwrap();
     store.clear(0).unwrap();
-    assert_eq!(
-        (store.get(0, b"a").unwrap(), store.count(0).unwrap()),
-        (None, 0)
-    );
+    assert_eq!((store.get(0, b"a").unwrap(), store.count(0).unwrap()), (None, 0));
     store
         .apply(&[
             put(b"a", b"new", meta(0)),
@@ -368,18 +318,10 @@ fn values_of_every_size_survive() {
         1 << 20,
         5 << 20,
     ];
-    let value = |size: usize| {
-        (0..size)
-            .map(|at| (at * 31 + size) as u8)
-            .collect::<Vec<u8>>()
-    };
+    let value = |size: usize| (0..size).map(|at| (at * 31 + size) as u8).collect::<Vec<u8>>();
     for (size, offset) in sizes.into_iter().zip(1..) {
         store
-            .apply(&[put(
-                format!("{size}").as_bytes(),
-                &value(size),
-                meta(offset),
-            )])
+            .apply(&[put(format!("{size}").as_bytes(), &value(size), meta(offset))])
             .unwrap();
     }
     let long_key = vec![b'k'; 1 << 20];
@@ -426,14 +368,8 @@ fn a_clean_stop_keeps_position_and_counts() {
             rebuilt,
         } = open(directory.path());
         assert_eq!((checkpoint, rebuilt), (position(7), None));
-        assert!(
-            store.databases[0].counted.load(Ordering::Relaxed),
-            "not counted anew"
-        );
-        assert_eq!(
-            (store.count(0).unwrap(), store.count_expiring(0).unwrap()),
-            (2, 1)
-        );
+        assert!(store.databases[0].counted.load(Ordering::Relaxed), "not counted anew");
+        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 1));
     }
 }
 
@@ -508,9 +444,7 @@ fn a_value_is_never_mixed_while_it_is_replaced() {
             seen.len()
         });
         for offset in 2..600 {
-            store
-                .apply(&[put(b"k", &value(offset), meta(offset))])
-                .unwrap();
+            store.apply(&[put(b"k", &value(offset), meta(offset))]).unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         assert!(reader.join().unwrap() > 10);
@@ -537,16 +471,11 @@ fn overwriting_large_values_does_not_grow_the_disk() {
         store.checkpoint(&position(round)).unwrap();
         most = most.max(store.disk_bytes());
     }
-    println!(
-        "live {live}, on disk at most {most}, at last {}",
-        store.disk_bytes()
-    );
+    println!("live {live}, on disk at most {most}, at last {}", store.disk_bytes());
     // 4 to 7 times, by how busy the machine is; with larger pieces it passes 30 within seconds.
     assert!(most < live * 10, "{most} bytes for {live}");
     assert_eq!(
-        fs::read_dir(store.closer.directory().join("blobs"))
-            .unwrap()
-            .count(),
+        fs::read_dir(store.closer.directory().join("blobs")).unwrap().count(),
         0,
         "pieces need no blob files"
     );

@@ -26,8 +26,7 @@ const KINDS_WHOLE: [u8; 5] = [KIND_FREE, 6, 7, 8, 9];
 
 /// `Err` says what is damaged.
 pub(super) fn verify(directory: &Path) -> Result<(), String> {
-    let replayed_from =
-        prepare_snapshots(directory).map_err(|error| format!("its snapshot: {error}"))?;
+    let replayed_from = prepare_snapshots(directory).map_err(|error| format!("its snapshot: {error}"))?;
     let path = directory.join("db");
     let stable = newest_stable_lsn(&path).map_err(|error| format!("its data file: {error}"))?;
     let mut check = Check {
@@ -77,9 +76,7 @@ struct Check {
 impl Check {
     fn segment(&mut self, offset: u64, segment: &[u8]) {
         match SegmentHeader::read(segment) {
-            Some(header) if header.lsn >= self.replayed_from => {
-                self.messages(offset, header.lsn, segment)
-            }
+            Some(header) if header.lsn >= self.replayed_from => self.messages(offset, header.lsn, segment),
             Some(_) => {}
             // Freed segments are filled with zeros.
             None if segment.iter().all(|byte| *byte == 0) => {}
@@ -136,8 +133,7 @@ impl Check {
         if let Some(damage) = self.damage {
             return Err(damage);
         }
-        let is_replaced =
-            |(page, lsn): (&u64, &i64)| self.whole.get(page).is_some_and(|whole| whole > lsn);
+        let is_replaced = |(page, lsn): (&u64, &i64)| self.whole.get(page).is_some_and(|whole| whole > lsn);
         match self.dangling.iter().all(is_replaced) {
             true => Ok(()),
             false => Err("a file of its large keys is missing".to_owned()),

@@ -82,9 +82,7 @@ impl DatabaseWriter {
             let count = self.counts.entry(old.partition).or_default();
             debug_assert!(count.keys > 0, "more keys removed than counted");
             count.keys = count.keys.saturating_sub(1);
-            count.expiring = count
-                .expiring
-                .saturating_sub(u64::from(old.expire_at.is_some()));
+            count.expiring = count.expiring.saturating_sub(u64::from(old.expire_at.is_some()));
         }
         if let Some(new) = new {
             let count = self.counts.entry(new.partition).or_default();
@@ -95,12 +93,7 @@ impl DatabaseWriter {
 }
 
 impl Writer {
-    pub fn new(
-        databases: Vec<DatabaseWriter>,
-        number: u64,
-        may_be_ahead: bool,
-        retired: Vec<Arc<Trees>>,
-    ) -> Writer {
+    pub fn new(databases: Vec<DatabaseWriter>, number: u64, may_be_ahead: bool, retired: Vec<Arc<Trees>>) -> Writer {
         Writer {
             databases,
             number,
@@ -158,21 +151,16 @@ impl Writer {
 
     /// Lets readers see the counts.
     pub fn publish_counts(&self, store: &SledStore, database: usize) {
-        let (Some(counted), Some(seen)) =
-            (self.databases.get(database), store.databases.get(database))
-        else {
+        let (Some(counted), Some(seen)) = (self.databases.get(database), store.databases.get(database)) else {
             return;
         };
-        seen.keys.store(
-            counted.counts.values().map(|count| count.keys).sum(),
-            Ordering::Relaxed,
-        );
+        seen.keys
+            .store(counted.counts.values().map(|count| count.keys).sum(), Ordering::Relaxed);
         seen.expiring.store(
             counted.counts.values().map(|count| count.expiring).sum(),
             Ordering::Relaxed,
         );
-        seen.counted
-            .store(!counted.is_counting(), Ordering::Release);
+        seen.counted.store(!counted.is_counting(), Ordering::Release);
     }
 
     fn put(
@@ -201,25 +189,19 @@ impl Writer {
             Some(old) => Some(old_state(&old)?),
             None => None,
         };
-        if old
-            .as_ref()
-            .is_some_and(|(old, _)| is_outdated(change, old))
-        {
+        if old.as_ref().is_some_and(|(old, _)| is_outdated(change, old)) {
             return Ok(());
         }
         let body = Body::of(&entry.value);
         if let (Body::Cut(_), Value::String(value)) = (&body, &entry.value) {
             for (number, piece) in (0u32..).zip(value.chunks(PIECE_BYTES)) {
-                trees.pieces.insert(
-                    entry::piece_key(&store_key, meta.partition, meta.offset, number),
-                    piece,
-                )?;
+                trees
+                    .pieces
+                    .insert(entry::piece_key(&store_key, meta.partition, meta.offset, number), piece)?;
             }
         }
         if let Some(expire_at) = meta.expire_at {
-            trees
-                .expiry
-                .insert(entry::expiry_key(expire_at, &store_key), &[])?;
+            trees.expiry.insert(entry::expiry_key(expire_at, &store_key), &[])?;
         }
         entry::encode(&meta, &body, &mut self.encoded);
         trees.entries.insert(&store_key, self.encoded.as_slice())?;
@@ -229,10 +211,7 @@ impl Writer {
             }
             remove_pieces(&trees, &store_key, old, *pieces)?;
         }
-        let visible_old = old
-            .as_ref()
-            .map(|(old, _)| old)
-            .filter(|old| !view.hides(old));
+        let visible_old = old.as_ref().map(|(old, _)| old).filter(|old| !view.hides(old));
         self.database(change.database)?
             .count(&store_key, visible_old, Some(&meta));
         Ok(())
@@ -252,18 +231,12 @@ impl Writer {
         }
         remove_entry(trees, &store_key, &old, pieces)?;
         if !view.hides(&old) {
-            self.database(change.database)?
-                .count(&store_key, Some(&old), None);
+            self.database(change.database)?.count(&store_key, Some(&old), None);
         }
         Ok(())
     }
 
-    fn flush(
-        &mut self,
-        store: &SledStore,
-        change: &Change,
-        view: &Arc<View>,
-    ) -> Result<(), Failure> {
+    fn flush(&mut self, store: &SledStore, change: &Change, view: &Arc<View>) -> Result<(), Failure> {
         let Change {
             database,
             partition,
@@ -273,14 +246,7 @@ impl Writer {
         if offset <= view.flushed_below(partition) {
             return Ok(());
         }
-        set_mark(
-            &store.meta,
-            &Mark::FlushedBelow {
-                database,
-                partition,
-            },
-            offset,
-        )?;
+        set_mark(&store.meta, &Mark::FlushedBelow { database, partition }, offset)?;
         let mut hiding = View::clone(view);
         hiding.flushed_below.retain(|(of, _)| *of != partition);
         hiding.flushed_below.push((partition, offset));
@@ -301,12 +267,7 @@ impl Writer {
         }
     }
 
-    fn begin_walk(
-        &mut self,
-        store: &SledStore,
-        database: u16,
-        counting: bool,
-    ) -> Result<(), Failure> {
+    fn begin_walk(&mut self, store: &SledStore, database: u16, counting: bool) -> Result<(), Failure> {
         set_mark(&store.meta, &Mark::Walk { database }, 1)?;
         self.database(database)?.walk = Some(Walk::new(counting));
         Ok(())
@@ -350,10 +311,7 @@ impl Writer {
                 .key(),
             )?;
         }
-        store
-            .database(database)?
-            .view
-            .store(Arc::new(View::default()));
+        store.database(database)?.view.store(Arc::new(View::default()));
         self.publish_counts(store, usize::from(database));
         Ok(())
     }
@@ -379,11 +337,7 @@ impl Writer {
     /// One step of background work; whether there is more.
     pub fn sweep(&mut self, store: &SledStore, budget: usize) -> Result<bool, Failure> {
         store.closer.note_length()?;
-        if let Some(database) = self
-            .databases
-            .iter()
-            .position(|database| database.walk.is_some())
-        {
+        if let Some(database) = self.databases.iter().position(|database| database.walk.is_some()) {
             self.walk_step(store, database as u16, budget)?;
         } else if let Some(trees) = self.retired.pop() {
             // A reader may still hold a view of them.
@@ -393,20 +347,11 @@ impl Writer {
                 trees.drop_from(&store.db)?;
             }
         }
-        Ok(!self.retired.is_empty()
-            || self
-                .databases
-                .iter()
-                .any(|database| database.walk.is_some()))
+        Ok(!self.retired.is_empty() || self.databases.iter().any(|database| database.walk.is_some()))
     }
 
     /// Visits the next `budget` items of a database's walk, if there is one.
-    pub fn walk_step(
-        &mut self,
-        store: &SledStore,
-        database: u16,
-        budget: usize,
-    ) -> Result<(), Failure> {
+    pub fn walk_step(&mut self, store: &SledStore, database: u16, budget: usize) -> Result<(), Failure> {
         let view = store.database(database)?.view.load_full();
         let of = self.database(database)?;
         let Some(mut walk) = of.walk.take() else {
@@ -446,21 +391,16 @@ fn remove_entry(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> Re
 
 fn remove_expiry(trees: &Trees, store_key: &[u8], meta: &Meta) -> Result<(), Failure> {
     if let Some(expire_at) = meta.expire_at {
-        trees
-            .expiry
-            .remove(entry::expiry_key(expire_at, store_key))?;
+        trees.expiry.remove(entry::expiry_key(expire_at, store_key))?;
     }
     Ok(())
 }
 
 fn remove_pieces(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> Result<(), Failure> {
     for piece in 0..pieces {
-        trees.pieces.remove(entry::piece_key(
-            store_key,
-            meta.partition,
-            meta.offset,
-            piece,
-        ))?;
+        trees
+            .pieces
+            .remove(entry::piece_key(store_key, meta.partition, meta.offset, piece))?;
     }
     Ok(())
 }
@@ -486,18 +426,14 @@ fn walk_trees(
     };
     let mut visited = 0;
     let mut last = None;
-    for found in tree
-        .range::<&[u8], _>((from, Bound::Unbounded))
-        .take(budget)
-    {
+    for found in tree.range::<&[u8], _>((from, Bound::Unbounded)).take(budget) {
         let (key, stored) = found?;
         match walk.stage {
             Stage::Entries => visit_entry(walk.counting, view, trees, counts, &key, &stored)?,
             Stage::Pieces => {
                 let (store_key, partition, offset, number) = entry::split_piece_key(&key)?;
-                let belongs = |meta: &Meta, pieces| {
-                    meta.partition == partition && meta.offset == offset && number < pieces
-                };
+                let belongs =
+                    |meta: &Meta, pieces| meta.partition == partition && meta.offset == offset && number < pieces;
                 remove_orphan(trees, tree, &key, store_key, belongs)?;
             }
             Stage::Expiry => {

@@ -54,19 +54,12 @@ impl Client {
     pub fn check(&mut self, line: &str, expected: &str) {
         let reply = self.line(line);
         let expected = format!("{expected}\r\n");
-        assert_eq!(
-            resp::show(&reply),
-            resp::show(expected.as_bytes()),
-            "reply to {line}"
-        );
+        assert_eq!(resp::show(&reply), resp::show(expected.as_bytes()), "reply to {line}");
     }
 
     /// Sends all commands at once, then returns all replies.
     pub fn pipeline(&mut self, lines: &[&str]) -> Vec<Vec<u8>> {
-        let all: Vec<u8> = lines
-            .iter()
-            .flat_map(|line| resp::command_line(line))
-            .collect();
+        let all: Vec<u8> = lines.iter().flat_map(|line| resp::command_line(line)).collect();
         self.write(&all);
         lines.iter().map(|_| self.reply()).collect()
     }
@@ -110,10 +103,7 @@ impl Client {
         match self.try_reply() {
             Ok(Some(reply)) => reply,
             Ok(None) => panic!("the server closed the connection instead of answering"),
-            Err(error) => panic!(
-                "read a reply: {error}; so far: {}",
-                resp::show(&self.received)
-            ),
+            Err(error) => panic!("read a reply: {error}; so far: {}", resp::show(&self.received)),
         }
     }
 
@@ -121,8 +111,7 @@ impl Client {
     pub fn try_reply(&mut self) -> io::Result<Option<Vec<u8>>> {
         let end = Instant::now() + self.deadline;
         loop {
-            let whole = resp::measure(&self.received)
-                .map_err(|text| io::Error::new(ErrorKind::InvalidData, text))?;
+            let whole = resp::measure(&self.received).map_err(|text| io::Error::new(ErrorKind::InvalidData, text))?;
             if let Some(length) = whole {
                 let rest = self.received.split_off(length);
                 return Ok(Some(std::mem::replace(&mut self.received, rest)));

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
-    TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -34,11 +33,7 @@ pub fn shared() -> &'static Kafka {
 /// A topic name that no other test uses.
 pub fn fresh_topic(hint: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "{hint}-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("{hint}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 pub struct Kafka {
@@ -78,11 +73,7 @@ impl Kafka {
         fs::write(kafka.properties_file(), text).expect("write server.properties");
         let id = format!("{:022}", port);
         let file = kafka.properties_file().display().to_string();
-        kafka.java(
-            "kafka.tools.StorageTool",
-            &["format", "-t", &id, "-c", &file],
-            b"",
-        );
+        kafka.java("kafka.tools.StorageTool", &["format", "-t", &id, "-c", &file], b"");
         kafka.launch();
         kafka
     }
@@ -96,18 +87,12 @@ impl Kafka {
 
     /// Freezes it: connections stay open and nothing answers.
     pub fn stop_signal(&self) {
-        process::signal(
-            self.broker().as_ref().expect("the broker runs"),
-            libc::SIGSTOP,
-        );
+        process::signal(self.broker().as_ref().expect("the broker runs"), libc::SIGSTOP);
     }
 
     /// Lets a frozen broker go on.
     pub fn cont_signal(&self) {
-        process::signal(
-            self.broker().as_ref().expect("the broker runs"),
-            libc::SIGCONT,
-        );
+        process::signal(self.broker().as_ref().expect("the broker runs"), libc::SIGCONT);
     }
 
     /// Starts it again on the same port with the same data, killing it first if it runs.
@@ -123,10 +108,7 @@ impl Kafka {
             topic = topic.set(setting, value);
         }
         let created = block_on(self.admin().create_topics([&topic], &admin_options()));
-        self.judged(
-            &format!("create topic {name}"),
-            created.map(|mut all| all.remove(0)),
-        );
+        self.judged(&format!("create topic {name}"), created.map(|mut all| all.remove(0)));
         self.wait_for_topic(name, partitions);
     }
 
@@ -154,10 +136,7 @@ impl Kafka {
 
     pub fn delete_topic(&self, name: &str) {
         let deleted = block_on(self.admin().delete_topics(&[name], &admin_options()));
-        self.judged(
-            &format!("delete topic {name}"),
-            deleted.map(|mut all| all.remove(0)),
-        );
+        self.judged(&format!("delete topic {name}"), deleted.map(|mut all| all.remove(0)));
         wait_for(&format!("topic {name} to vanish"), TOOL, || {
             (!self.topic_exists(name)).then_some(())
         });
@@ -168,10 +147,7 @@ impl Kafka {
             self.admin()
                 .create_partitions(&[NewPartitions::new(name, total)], &admin_options()),
         );
-        self.judged(
-            &format!("add partitions to {name}"),
-            grown.map(|mut all| all.remove(0)),
-        );
+        self.judged(&format!("add partitions to {name}"), grown.map(|mut all| all.remove(0)));
         self.wait_for_topic(name, total as i32);
     }
 
@@ -190,8 +166,7 @@ impl Kafka {
     /// The settings of a topic that differ from the broker's defaults or were given at creation.
     pub fn topic_config(&self, name: &str, setting: &str) -> Option<String> {
         let asked = [ResourceSpecifier::Topic(name)];
-        let mut described = block_on(self.admin().describe_configs(&asked, &admin_options()))
-            .expect("ask the broker");
+        let mut described = block_on(self.admin().describe_configs(&asked, &admin_options())).expect("ask the broker");
         let described = described
             .remove(0)
             .unwrap_or_else(|code| panic!("settings of {name}: {code}"));
@@ -214,9 +189,7 @@ impl Kafka {
             .set("auto.offset.reset", "error")
             .create()
             .expect("create a consumer");
-        let partitions = self
-            .partitions(topic)
-            .unwrap_or_else(|| panic!("no topic {topic}"));
+        let partitions = self.partitions(topic).unwrap_or_else(|| panic!("no topic {topic}"));
         let mut all = Vec::new();
         for partition in 0..partitions {
             read_partition(&consumer, topic, partition, &mut all);
@@ -254,18 +227,13 @@ impl Kafka {
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
-        self.client_config()
-            .create()
-            .expect("create an admin client")
+        self.client_config().create().expect("create an admin client")
     }
 
     fn judged(
         &self,
         what: &str,
-        outcome: Result<
-            Result<String, (String, rdkafka::types::RDKafkaErrorCode)>,
-            rdkafka::error::KafkaError,
-        >,
+        outcome: Result<Result<String, (String, rdkafka::types::RDKafkaErrorCode)>, rdkafka::error::KafkaError>,
     ) {
         match outcome {
             Ok(Ok(_)) => {}
@@ -283,14 +251,8 @@ impl Kafka {
     /// How many partitions the topic has, each with a leader; `None` when it is not there (yet).
     fn partitions(&self, name: &str) -> Option<i32> {
         let client = self.admin();
-        let metadata = client
-            .inner()
-            .fetch_metadata(Some(name), Duration::from_secs(5))
-            .ok()?;
-        let topic = metadata
-            .topics()
-            .iter()
-            .find(|topic| topic.name() == name)?;
+        let metadata = client.inner().fetch_metadata(Some(name), Duration::from_secs(5)).ok()?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == name)?;
         let served = topic
             .partitions()
             .iter()
@@ -300,9 +262,7 @@ impl Kafka {
     }
 
     fn broker(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.broker
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.broker.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn properties_file(&self) -> PathBuf {
@@ -341,14 +301,8 @@ impl Kafka {
                 .expect("just started")
                 .try_wait()
                 .expect("wait for a child");
-            assert!(
-                exited.is_none(),
-                "the Kafka broker ended: {}",
-                self.log_tail()
-            );
-            let metadata = client
-                .inner()
-                .fetch_metadata(None, Duration::from_millis(500));
+            assert!(exited.is_none(), "the Kafka broker ended: {}", self.log_tail());
+            let metadata = client.inner().fetch_metadata(None, Duration::from_millis(500));
             if metadata.is_ok_and(|metadata| metadata.brokers().len() == 1) {
                 return;
             }
@@ -397,10 +351,7 @@ impl Kafka {
 impl Drop for Kafka {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "---- end of the Kafka broker's log ----\n{}",
-                self.log_tail()
-            );
+            eprintln!("---- end of the Kafka broker's log ----\n{}", self.log_tail());
         }
         self.kill();
     }
@@ -425,12 +376,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn read_partition(
-    consumer: &BaseConsumer,
-    topic: &str,
-    partition: i32,
-    into: &mut Vec<SeenRecord>,
-) {
+fn read_partition(consumer: &BaseConsumer, topic: &str, partition: i32, into: &mut Vec<SeenRecord>) {
     let mut from = TopicPartitionList::new();
     from.add_partition_offset(topic, partition, Offset::Beginning)
         .expect("name a partition");
@@ -451,12 +397,7 @@ fn seen(record: &impl Message) -> SeenRecord {
     let headers = record.headers().map(|headers| {
         headers
             .iter()
-            .map(|header| {
-                (
-                    header.key.to_owned(),
-                    header.value.unwrap_or_default().to_vec(),
-                )
-            })
+            .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
             .collect()
     });
     SeenRecord {

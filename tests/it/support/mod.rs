@@ -23,10 +23,7 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Op
         if let Some(value) = ready() {
             return value;
         }
-        assert!(
-            Instant::now() < end,
-            "waited {deadline:?} in vain for {what}"
-        );
+        assert!(Instant::now() < end, "waited {deadline:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

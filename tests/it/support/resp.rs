@@ -47,13 +47,7 @@ impl Reply {
     }
 
     pub fn is_error(&self) -> bool {
-        matches!(
-            self,
-            Reply::Scalar {
-                kind: b'-' | b'!',
-                ..
-            }
-        )
+        matches!(self, Reply::Scalar { kind: b'-' | b'!', .. })
     }
 
     /// What stays the same when the content may vary: the types, the code of an error, whether a
@@ -67,18 +61,12 @@ impl Reply {
                 bytes,
             } => {
                 let text = String::from_utf8_lossy(bytes);
-                format!(
-                    "{}{}",
-                    *kind as char,
-                    text.split(' ').next().unwrap_or_default()
-                )
+                format!("{}{}", *kind as char, text.split(' ').next().unwrap_or_default())
             }
-            Reply::Scalar { kind: b'$', bytes } => {
-                match std::str::from_utf8(bytes).map(str::parse::<f64>) {
-                    Ok(Ok(_)) => "$number".to_owned(),
-                    _ => "$".to_owned(),
-                }
-            }
+            Reply::Scalar { kind: b'$', bytes } => match std::str::from_utf8(bytes).map(str::parse::<f64>) {
+                Ok(Ok(_)) => "$number".to_owned(),
+                _ => "$".to_owned(),
+            },
             Reply::Scalar { kind, .. } => (*kind as char).to_string(),
             Reply::Aggregate { kind, items } => {
                 let mut shapes: Vec<String> = items.iter().map(Reply::shape).collect();
@@ -98,9 +86,7 @@ impl Reply {
             return self;
         };
         let mut items: Vec<Reply> = items.into_iter().map(Reply::unordered).collect();
-        let flat = items
-            .iter()
-            .all(|item| !matches!(item, Reply::Aggregate { .. }));
+        let flat = items.iter().all(|item| !matches!(item, Reply::Aggregate { .. }));
         if kind == b'%' {
             let mut pairs: Vec<Vec<Reply>> = items.chunks(2).map(<[Reply]>::to_vec).collect();
             pairs.sort();
@@ -118,17 +104,12 @@ pub fn measure(bytes: &[u8]) -> Result<Option<usize>, String> {
     // Replies that are still to come before the whole is complete.
     let mut missing: usize = 1;
     while missing > 0 {
-        let Some(line_length) = bytes[position..]
-            .windows(2)
-            .position(|pair| pair == b"\r\n")
-        else {
+        let Some(line_length) = bytes[position..].windows(2).position(|pair| pair == b"\r\n") else {
             return Ok(None);
         };
         let line = &bytes[position..position + line_length];
         position += line_length + 2;
-        let (&kind, text) = line
-            .split_first()
-            .ok_or("an empty line instead of a reply")?;
+        let (&kind, text) = line.split_first().ok_or("an empty line instead of a reply")?;
         missing -= 1;
         match kind {
             b'+' | b'-' | b':' | b',' | b'#' | b'(' | b'_' => {}
@@ -151,9 +132,7 @@ pub fn measure(bytes: &[u8]) -> Result<Option<usize>, String> {
 }
 
 fn count(text: &[u8]) -> Result<Option<usize>, String> {
-    let number: Option<i64> = std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let number: Option<i64> = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     match number {
         Some(-1) => Ok(None),
         Some(length) if length >= 0 => Ok(Some(length as usize)),
@@ -162,10 +141,7 @@ fn count(text: &[u8]) -> Result<Option<usize>, String> {
 }
 
 fn read(rest: &mut &[u8]) -> Result<Reply, String> {
-    let end = rest
-        .windows(2)
-        .position(|pair| pair == b"\r\n")
-        .ok_or("no line end")?;
+    let end = rest.windows(2).position(|pair| pair == b"\r\n").ok_or("no line end")?;
     let (line, after) = (&rest[..end], &rest[end + 2..]);
     *rest = after;
     let (&kind, text) = line.split_first().ok_or("an empty line")?;
@@ -228,8 +204,7 @@ pub fn split(line: &str) -> Vec<Vec<u8>> {
         while !rest.is_empty() && !rest.starts_with(char::is_whitespace) {
             rest = match rest.as_bytes()[0] {
                 b'"' => {
-                    let end =
-                        closing_quote(rest).unwrap_or_else(|| panic!("unbalanced quotes: {line}"));
+                    let end = closing_quote(rest).unwrap_or_else(|| panic!("unbalanced quotes: {line}"));
                     arg.extend(unescape(&rest[1..end]));
                     &rest[end + 1..]
                 }
@@ -289,9 +264,7 @@ pub fn unescape(text: &str) -> Vec<u8> {
             b'r' => b'\r',
             b't' => b'\t',
             b'x' => {
-                let digits = rest
-                    .get(..2)
-                    .and_then(|digits| std::str::from_utf8(digits).ok());
+                let digits = rest.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
                 rest = rest.get(2..).unwrap_or_default();
                 let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
                 byte.unwrap_or_else(|| panic!("\\x without two digits: {text}"))

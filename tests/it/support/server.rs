@@ -108,10 +108,7 @@ impl Highwater {
         let mut child = self.child.take().expect("the server runs");
         process::wait_until_exit(&mut child, deadline).unwrap_or_else(|| {
             process::kill_group(&mut child);
-            panic!(
-                "still ran after {deadline:?}; its log ends:\n{}",
-                self.tail()
-            )
+            panic!("still ran after {deadline:?}; its log ends:\n{}", self.tail())
         })
     }
 
@@ -129,9 +126,7 @@ impl Highwater {
 
     /// Restarts it with further arguments (the last one of a kind wins).
     pub fn restart_with(&mut self, args: &[&str]) {
-        self.setup
-            .args
-            .extend(args.iter().map(|arg| (*arg).to_owned()));
+        self.setup.args.extend(args.iter().map(|arg| (*arg).to_owned()));
         self.restart();
     }
 
@@ -167,17 +162,8 @@ impl Highwater {
     }
 
     fn unexpected_lines(&self) -> Vec<String> {
-        let suspicious = |line: &&str| {
-            [" WARN ", " ERROR ", "panicked"]
-                .iter()
-                .any(|mark| line.contains(mark))
-        };
-        let allowed = |line: &&str| {
-            self.setup
-                .allowed
-                .iter()
-                .any(|text| line.contains(text.as_str()))
-        };
+        let suspicious = |line: &&str| [" WARN ", " ERROR ", "panicked"].iter().any(|mark| line.contains(mark));
+        let allowed = |line: &&str| self.setup.allowed.iter().any(|text| line.contains(text.as_str()));
         self.log()
             .lines()
             .filter(suspicious)
@@ -389,9 +375,7 @@ fn ask_if_ready(port: u16) -> Result<(), String> {
     client.set_deadline(Duration::from_secs(2));
     let mut ask = |line| -> io::Result<Vec<u8>> {
         client.try_write(&resp::command_line(line))?;
-        client
-            .try_reply()?
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        client.try_reply()?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     };
     let pong = ask("PING").map_err(|error| format!("PING: {error}"))?;
     if pong.starts_with(b"-NOAUTH") {
@@ -402,14 +386,8 @@ fn ask_if_ready(port: u16) -> Result<(), String> {
         return Err(format!("PING: {}", resp::show(&pong)));
     }
     let info = ask("INFO persistence").map_err(|error| format!("INFO: {error}"))?;
-    match String::from_utf8_lossy(&info)
-        .lines()
-        .any(|line| line == "loading:0")
-    {
+    match String::from_utf8_lossy(&info).lines().any(|line| line == "loading:0") {
         true => Ok(()),
-        false => Err(format!(
-            "no loading:0 in INFO persistence: {}",
-            resp::show(&info)
-        )),
+        false => Err(format!("no loading:0 in INFO persistence: {}", resp::show(&info))),
     }
 }

@@ -57,11 +57,7 @@ fn try_lock(path: &Path) -> Option<File> {
 }
 
 fn flock(path: &Path, operation: libc::c_int) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
     loop {
         // SAFETY: the descriptor belongs to `file`, which outlives the call.
         if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {

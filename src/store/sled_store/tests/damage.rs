@@ -13,9 +13,7 @@ fn example(directory: &Path, seed: u64, clean: bool) -> Model {
     for round in 0..3 {
         let store = open(directory).store;
         for _ in 0..60 {
-            let changes: Vec<Change> = (0..50)
-                .map(|_| model.next_change(&mut rng, 2_000))
-                .collect();
+            let changes: Vec<Change> = (0..50).map(|_| model.next_change(&mut rng, 2_000)).collect();
             store.apply(&changes).unwrap();
         }
         if round == 1 {
@@ -24,9 +22,7 @@ fn example(directory: &Path, seed: u64, clean: bool) -> Model {
         }
         store.checkpoint(&model.checkpoint()).unwrap();
         if round == 2 && !clean {
-            let changes: Vec<Change> = (0..500)
-                .map(|_| model.next_change(&mut rng, 2_000))
-                .collect();
+            let changes: Vec<Change> = (0..500).map(|_| model.next_change(&mut rng, 2_000)).collect();
             store.apply(&changes).unwrap();
             let image = directory.with_extension("image");
             copy_open(&store, directory, &image);
@@ -84,11 +80,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Damages a copy of the store in a way, for every file, and checks it.
-fn damage_every_file(
-    clean: bool,
-    places: usize,
-    damage: impl Fn(&mut StdRng, &Path, u64),
-) -> Outcome {
+fn damage_every_file(clean: bool, places: usize, damage: impl Fn(&mut StdRng, &Path, u64)) -> Outcome {
     let seed = rand::random::<u64>();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
@@ -99,20 +91,12 @@ fn damage_every_file(
     for file in files(&original) {
         let file = file.strip_prefix(&original).unwrap();
         let length = fs::metadata(original.join(file)).unwrap().len();
-        let places = if file.ends_with("db") {
-            places * 4
-        } else {
-            places
-        };
+        let places = if file.ends_with("db") { places * 4 } else { places };
         for place in 0..places {
             let damaged = directories.path().join("damaged");
             copy(&original, &damaged);
             damage(&mut rng, &damaged.join(file), length);
-            outcome.check(
-                &damaged,
-                &model,
-                &format!("{} at place {place}", file.display()),
-            );
+            outcome.check(&damaged, &model, &format!("{} at place {place}", file.display()));
             fs::remove_dir_all(damaged).unwrap();
         }
     }
@@ -140,22 +124,12 @@ fn zero_page(rng: &mut StdRng, file: &Path, length: u64) {
 
 fn truncate(rng: &mut StdRng, file: &Path, length: u64) {
     let length = rng.random_range(0..=length);
-    File::options()
-        .write(true)
-        .open(file)
-        .unwrap()
-        .set_len(length)
-        .unwrap();
+    File::options().write(true).open(file).unwrap().set_len(length).unwrap();
 }
 
 fn truncate_to_segment(rng: &mut StdRng, file: &Path, length: u64) {
     let length = rng.random_range(0..=length / (512 << 10)) * (512 << 10);
-    File::options()
-        .write(true)
-        .open(file)
-        .unwrap()
-        .set_len(length)
-        .unwrap();
+    File::options().write(true).open(file).unwrap().set_len(length).unwrap();
 }
 
 #[test]
@@ -203,10 +177,7 @@ fn damage_that_only_a_read_can_meet() {
     for segment in bytes.chunks_mut(verify::SEGMENT) {
         let lsn = verify::SegmentHeader::read(segment).map_or(i64::MAX, |header| header.lsn);
         if lsn + (verify::SEGMENT as i64) < replayed_from {
-            segment[100..]
-                .iter_mut()
-                .step_by(512)
-                .for_each(|byte| *byte ^= 1);
+            segment[100..].iter_mut().step_by(512).for_each(|byte| *byte ^= 1);
         }
     }
     fs::write(&data, bytes).unwrap();
@@ -236,19 +207,13 @@ fn a_store_that_met_damage_is_given_up() {
     assert!(store.apply(&[]).is_err() && store.checkpoint(&position(9)).is_err());
     drop(view);
     drop(store);
-    assert_eq!(
-        open(directory.path()).rebuilt.unwrap(),
-        "its position file is missing"
-    );
+    assert_eq!(open(directory.path()).rebuilt.unwrap(), "its position file is missing");
 }
 
 #[test]
 fn files_of_another_store_or_an_older_time() {
     let directories = tempfile::tempdir().unwrap();
-    let (one, other) = (
-        directories.path().join("one"),
-        directories.path().join("other"),
-    );
+    let (one, other) = (directories.path().join("one"), directories.path().join("other"));
     example(&one, 1, true);
     example(&other, 2, true);
     fs::copy(other.join("position"), one.join("position")).unwrap();
@@ -268,12 +233,8 @@ fn files_of_another_store_or_an_older_time() {
     fs::remove_dir_all(other.join("sled")).unwrap();
     copy(&old, &other.join("sled"));
     let length = fs::metadata(other.join("sled/db")).unwrap().len();
-    let file = PositionFile::read(&other.join("position"))
-        .unwrap()
-        .unwrap();
-    PositionFile { length, ..file }
-        .write(&other.join("position"))
-        .unwrap();
+    let file = PositionFile::read(&other.join("position")).unwrap().unwrap();
+    PositionFile { length, ..file }.write(&other.join("position")).unwrap();
     assert_eq!(
         open(&other).rebuilt.unwrap(),
         "it lost data that its position file counts on"
@@ -285,9 +246,7 @@ fn a_machine_that_restarted_without_closing_the_store() {
     let directories = tempfile::tempdir().unwrap();
     let directory = directories.path().join("store");
     example(&directory, 3, false);
-    let file = PositionFile::read(&directory.join("position"))
-        .unwrap()
-        .unwrap();
+    let file = PositionFile::read(&directory.join("position")).unwrap().unwrap();
     assert!(!file.closed);
     PositionFile {
         boot: "another".to_owned(),
@@ -305,10 +264,7 @@ fn a_machine_that_restarted_without_closing_the_store() {
 fn in_use_by_another_is_an_error_and_no_rebuild() {
     let (directory, store) = fresh();
     store.apply(&[put(b"a", b"1", meta(1))]).unwrap();
-    let error = SledStore::open(directory.path(), &options())
-        .err()
-        .unwrap()
-        .to_string();
+    let error = SledStore::open(directory.path(), &options()).err().unwrap().to_string();
     assert!(error.contains("in use by another process"), "{error}");
     assert_eq!(value_of(&store, b"a").unwrap(), "1");
 }

@@ -65,24 +65,15 @@ impl Model {
         match &change.kind {
             ChangeKind::Put { key, entry } => drop(self.entries.insert(key.clone(), entry.clone())),
             ChangeKind::Delete { key } => drop(self.entries.remove(key)),
-            ChangeKind::Flush => self
-                .entries
-                .retain(|_, entry| entry.meta.partition != change.partition),
+            ChangeKind::Flush => self.entries.retain(|_, entry| entry.meta.partition != change.partition),
         }
         self.log.push(change.clone());
     }
 
     pub fn checkpoint(&self) -> Checkpoint {
         let partitions = (0..PARTITIONS).zip(self.next_offset);
-        let partitions = partitions.map(|(partition, next_offset)| {
-            (
-                partition,
-                PartitionPosition {
-                    next_offset,
-                    as_of: 1,
-                },
-            )
-        });
+        let partitions =
+            partitions.map(|(partition, next_offset)| (partition, PartitionPosition { next_offset, as_of: 1 }));
         let database = DatabaseCheckpoint {
             source: "model".to_owned(),
             partitions: partitions.collect(),
@@ -116,10 +107,7 @@ impl Model {
     /// Panics if the store answers anything else than this model; an error is the store's own.
     fn try_same(&self, store: &SledStore) -> Result<(), StoreError> {
         assert_eq!(store.count(0)?, self.entries.len() as u64, "count");
-        let expiring = self
-            .entries
-            .values()
-            .filter(|entry| entry.meta.expire_at.is_some());
+        let expiring = self.entries.values().filter(|entry| entry.meta.expire_at.is_some());
         assert_eq!(
             store.count_expiring(0)?,
             expiring.clone().count() as u64,
@@ -179,10 +167,7 @@ impl Model {
             return;
         };
         assert_eq!(trees.entries.len(), self.entries.len(), "entries");
-        let expiring = self
-            .entries
-            .values()
-            .filter(|entry| entry.meta.expire_at.is_some());
+        let expiring = self.entries.values().filter(|entry| entry.meta.expire_at.is_some());
         assert_eq!(trees.expiry.len(), expiring.count(), "expiry index");
         let pieces = self.entries.values().map(|entry| match &entry.value {
             Value::String(bytes) if bytes.len() > PIECE_BYTES => bytes.len().div_ceil(PIECE_BYTES),
@@ -231,9 +216,7 @@ fn behaves_like_a_map_through_restarts() {
         match rng.random_range(0..100) {
             0..60 => {
                 let length = rng.random_range(1..60);
-                let changes: Vec<Change> = (0..length)
-                    .map(|_| model.next_change(&mut rng, 300))
-                    .collect();
+                let changes: Vec<Change> = (0..length).map(|_| model.next_change(&mut rng, 300)).collect();
                 store.apply(&changes).unwrap();
             }
             60..70 => drop(store.sweep(rng.random_range(1..200)).unwrap()),
@@ -282,17 +265,14 @@ const CHILD_SEED: &str = "HIGHWATER_TEST_CHILD_SEED";
 /// The process that [`survives_kill_9`] kills; does nothing when run as a test of its own. Says how many changes it has applied.
 #[test]
 fn killed_child() {
-    let (Ok(directory), Ok(seed)) = (std::env::var(CHILD_DIRECTORY), std::env::var(CHILD_SEED))
-    else {
+    let (Ok(directory), Ok(seed)) = (std::env::var(CHILD_DIRECTORY), std::env::var(CHILD_SEED)) else {
         return;
     };
     let mut rng = StdRng::seed_from_u64(seed.parse().unwrap());
     let mut model = Model::default();
     let opened = open(Path::new(&directory));
     for batch in 1u64.. {
-        let changes: Vec<Change> = (0..50)
-            .map(|_| model.next_change(&mut rng, 3_000))
-            .collect();
+        let changes: Vec<Change> = (0..50).map(|_| model.next_change(&mut rng, 3_000)).collect();
         opened.store.apply(&changes).unwrap();
         if batch % 40 == 0 {
             opened.store.checkpoint(&model.checkpoint()).unwrap();
