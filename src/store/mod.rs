@@ -89,7 +89,7 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError>;
 
     /// Visits at least `at_least` visible keys (fewer only at the end) in hash order from the first key whose hash is
-    /// >= `from`, all keys of one hash together. Returns the hash to continue from, or `None` at the end.
+    /// at least `from`, all keys of one hash together. Returns the hash to continue from, or `None` at the end.
     /// Expired keys are visited too.
     fn scan(
         &self,

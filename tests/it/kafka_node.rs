@@ -45,9 +45,9 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
     client.check("DEL greeting", ":1");
     let records = kafka.records(&topic, "read_committed");
     let of = |key: &str| {
-        let found = records.iter().filter(|r| r.key.as_deref() == Some(key.as_bytes()));
+        let mut found = records.iter().filter(|r| r.key.as_deref() == Some(key.as_bytes()));
         found
-            .last()
+            .next_back()
             .unwrap_or_else(|| panic!("{key} is not in the topic"))
             .clone()
     };
