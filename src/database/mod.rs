@@ -39,6 +39,9 @@ pub use transaction::{Fault, Transaction, Wait};
 /// Key locks; a key's stripe is its hash.
 const STRIPES: usize = 1024;
 
+/// How long commands that look at the whole store wait for it to take in what was acknowledged.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What the node can say of itself; a node that cannot be right says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -69,7 +72,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             write_timeout_ms: AtomicU64::new(5_000),
-            max_unstored_bytes: AtomicU64::new(1 << 30),
+            max_unstored_bytes: AtomicU64::new(128 << 20),
             checkpoint_interval_ms: AtomicU64::new(5_000),
             active_expire: AtomicBool::new(true),
         }
@@ -426,6 +429,7 @@ impl Service {
         };
         self.wait_until(
             reached,
+            self.write_timeout().max(STORE_PATIENCE),
             "STALE the local store did not reach the last acknowledged write",
         )
         .await
@@ -435,12 +439,18 @@ impl Service {
     pub async fn room(&self) -> Result<(), Fault> {
         self.wait_until(
             || !self.is_behind(),
+            self.write_timeout(),
             "NOTWRITTEN the local store is too far behind the log",
         )
         .await
     }
 
-    async fn wait_until(&self, reached: impl Fn() -> bool, otherwise: &'static str) -> Result<(), Fault> {
+    async fn wait_until(
+        &self,
+        reached: impl Fn() -> bool,
+        patience: Duration,
+        otherwise: &'static str,
+    ) -> Result<(), Fault> {
         let wait = async {
             loop {
                 let progress = self.progress.notified();
@@ -450,9 +460,9 @@ impl Service {
                 progress.await;
             }
         };
-        tokio::time::timeout(self.write_timeout(), wait)
+        tokio::time::timeout(patience, wait)
             .await
-            .map_err(|_| Fault::error(format!("{otherwise} within the write timeout; try again later")))
+            .map_err(|_| Fault::error(format!("{otherwise} within {} s; try again later", patience.as_secs())))
     }
 
     /// Asks the applier to stop, after a last checkpoint.
