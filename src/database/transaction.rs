@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::write::{Item, NewState, Outstanding, Write};
 use super::{Service, now_ms};
+use crate::log::record::HEADER_BYTES;
 use crate::store::{Entry, Scanned, StoreError, Value};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
@@ -164,13 +165,11 @@ impl Service {
 }
 
 fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault> {
-    /// Upper estimate of a record's headers, bytes.
-    const HEADERS: usize = 160;
     if &key[..] == crate::log::record::FLUSH_KEY {
         return Err(Fault::error("ERR this key is reserved for the topic's control records"));
     }
     let size = key.len()
-        + HEADERS
+        + HEADER_BYTES
         + match state {
             NewState::Value { value, .. } => value.len(),
             NewState::Deleted => 0,
@@ -264,11 +263,6 @@ impl Transaction<'_> {
         }
     }
 
-    /// True if this transaction wrote or flushed anything so far.
-    pub fn has_written(&self) -> bool {
-        !self.items.is_empty()
-    }
-
     /// Number of keys in the database, expired ones without a tombstone included.
     /// Counts what is in the store: [`Service::store_caught_up`] comes first.
     pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
@@ -339,33 +333,6 @@ impl Transaction<'_> {
             }
         }
         Ok(created)
-    }
-
-    /// Visits keys that are neither deleted nor expired, in hash order from `from` on; returns where to go on.
-    /// `at_least` counts keys in the store. Keys that this transaction created come with the last part.
-    pub fn scan(
-        &mut self,
-        database: u16,
-        from: u64,
-        at_least: usize,
-        visit: &mut dyn FnMut(&[u8], &Entry),
-    ) -> Result<Option<u64>, Fault> {
-        let mut keys: Vec<Bytes> = Vec::new();
-        let next = if self.flushed.contains(&database) {
-            None
-        } else {
-            let mut collect = |scanned: Scanned<'_>| keys.push(Bytes::copy_from_slice(scanned.key));
-            self.service.store.scan(database, from, at_least, &mut collect)?
-        };
-        if next.is_none() {
-            keys.append(&mut self.created(database)?);
-        }
-        for key in keys {
-            if let Some(entry) = self.get(database, &key)? {
-                visit(&key, &entry);
-            }
-        }
-        Ok(next)
     }
 
     /// Writes under way that this transaction was computed on.

@@ -17,6 +17,9 @@ pub const HEADER_CONTROL: &str = "redis-control";
 /// Key of the flush marker. Only this exact key is refused to clients.
 pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
 
+/// Upper estimate of the bytes that a record's headers take.
+pub const HEADER_BYTES: usize = 160;
+
 /// A record to be produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -62,11 +65,10 @@ pub struct LogRecord {
 impl Record {
     /// Bytes of key, value and headers, as [`super::Log::max_record_bytes`] counts them (an upper estimate).
     pub fn size(&self) -> usize {
-        const HEADERS: usize = 160;
         let value = match &self.payload {
             Payload::Value { value, .. } => value.len(),
             _ => 0,
         };
-        self.key.len() + value + HEADERS
+        self.key.len() + value + HEADER_BYTES
     }
 }
