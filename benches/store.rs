@@ -23,8 +23,13 @@ fn main() {
         ),
         Some("open") => open_time(records.unwrap_or(5_000_000)),
         Some("batches") => batches(records.unwrap_or(500_000)),
+        Some("sustained") => {
+            let mut number = || arguments.next().and_then(|number| number.parse().ok());
+            let (batch, seconds) = (number().unwrap_or(100_000), number().unwrap_or(10));
+            sustained(records.unwrap_or(1_000_000), batch, seconds)
+        }
         Some("flush") => flush(records.unwrap_or(1_000_000)),
-        _ => println!("say one of: apply large open batches flush"),
+        _ => println!("say one of: apply large open batches flush sustained"),
     }
 }
 
@@ -72,11 +77,12 @@ fn put(key: Bytes, offset: u64, size: usize) -> Change {
     }
 }
 
-fn fill(store: &SledStore, records: u64, keys: u64, sorted: bool) {
+/// Applies records with offsets after `from`, to keys in random order.
+fn fill(store: &SledStore, from: u64, records: u64, keys: u64, sorted: bool) {
     let (started, cpu) = (Instant::now(), cpu_time());
     let mut last = (started, 0);
     for batch in 0..records / 1_000 {
-        let offsets = batch * 1_000 + 1..=(batch + 1) * 1_000;
+        let offsets = from + batch * 1_000 + 1..=from + (batch + 1) * 1_000;
         let mut changes: Vec<Change> = offsets
             .map(|offset| put(key(scatter(offset) % keys), offset, 64))
             .collect();
@@ -158,8 +164,9 @@ fn apply(records: u64) {
     let store = open(directory.path());
     let keys = records / 3;
     let read = |key: Bytes| drop(store.get(0, &key).expect("reads"));
-    for sorted in [true, false, true] {
-        beside_reader(keys, read, || fill(&store, records / 3, keys, sorted));
+    for (round, sorted) in [true, false, true].into_iter().enumerate() {
+        let from = round as u64 * records / 3;
+        beside_reader(keys, read, || fill(&store, from, records / 3, keys, sorted));
     }
     let started = Instant::now();
     store.checkpoint(&Checkpoint::default()).expect("checkpoint");
@@ -169,6 +176,65 @@ fn apply(records: u64) {
         store.disk_bytes() >> 20,
         resident()
     );
+}
+
+/// Records over random keys in batches of some size, newest per key only and sorted by hash, as the write-behind gives them;
+/// then gets without another cache, closing and opening.
+fn sustained(keys: u64, batch: u64, seconds: u64) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let (mut offset, mut stored) = (0, 0);
+    for phase in ["fill", "overwrite"] {
+        let (started, first, stored_first, mut busy) = (Instant::now(), offset, stored, Duration::ZERO);
+        let mut cpu = Duration::ZERO;
+        while match phase {
+            "fill" => offset < keys,
+            _ => started.elapsed() < Duration::from_secs(seconds),
+        } {
+            let mut newest = std::collections::BTreeMap::new();
+            for offset in offset + 1..=offset + batch {
+                let key = match phase {
+                    "fill" => key(offset - 1),
+                    _ => key(scatter(offset) % keys),
+                };
+                newest.insert(key_hash(&key), put(key, offset, 64));
+            }
+            offset += batch;
+            let changes: Vec<Change> = newest.into_values().collect();
+            stored += changes.len();
+            let (apply, before) = (Instant::now(), cpu_time());
+            for changes in changes.chunks(1_000) {
+                store.apply(changes).expect("applies");
+            }
+            busy += apply.elapsed();
+            cpu += cpu_time() - before;
+        }
+        let (records, stored) = (offset - first, stored - stored_first);
+        println!(
+            "{phase}: {records} records, {stored} after dedup; {:.0} records/s, {:.0} stored/s, CPU {:?} each; disk {} MB; {}",
+            records as f64 / busy.as_secs_f64(),
+            stored as f64 / busy.as_secs_f64(),
+            cpu / stored as u32,
+            store.disk_bytes() >> 20,
+            resident()
+        );
+    }
+    let started = Instant::now();
+    const GETS: u64 = 500_000;
+    for number in 0..GETS {
+        store
+            .get(0, &key(scatter(number) % keys))
+            .expect("reads")
+            .expect("is there");
+    }
+    println!("gets: {:.0}/s", GETS as f64 / started.elapsed().as_secs_f64());
+    let started = Instant::now();
+    store.checkpoint(&Checkpoint::default()).expect("checkpoint");
+    println!("checkpoint: {:?}", started.elapsed());
+    drop(store);
+    println!("close: {:?}", started.elapsed());
+    let store = open(directory.path());
+    println!("count {}; {}", store.count(0).expect("counts"), resident());
 }
 
 /// Overwrites of 20 MB of large values in random order, for some seconds each; then reads of them and of the keys alone.
@@ -278,7 +344,7 @@ fn batches(records: u64) {
 fn flush(records: u64) {
     let directory = tempfile::tempdir().expect("a directory");
     let store = open(directory.path());
-    fill(&store, records, records, false);
+    fill(&store, 0, records, records, false);
     let flush = |offset| Change {
         database: 0,
         partition: 0,

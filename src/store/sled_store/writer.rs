@@ -109,12 +109,17 @@ impl Writer {
             return Ok(());
         }
         self.mark_dirty(store)?;
-        for change in changes {
-            let view = store.database(change.database)?.view.load_full();
-            match &change.kind {
-                ChangeKind::Put { key, entry } => self.put(store, change, &view, key, entry)?,
-                ChangeKind::Delete { key } => self.delete(change, &view, key)?,
-                ChangeKind::Flush => self.flush(store, change, &view)?,
+        // A flush replaces the view.
+        let is_flush = |change: &Change| matches!(change.kind, ChangeKind::Flush);
+        let same_view = |a: &Change, b: &Change| a.database == b.database && !is_flush(a) && !is_flush(b);
+        for changes in changes.chunk_by(same_view) {
+            let view = self.view_for(store, changes)?;
+            for change in changes {
+                match &change.kind {
+                    ChangeKind::Put { key, entry } => self.put(change, &view, key, entry)?,
+                    ChangeKind::Delete { key } => self.delete(change, &view, key)?,
+                    ChangeKind::Flush => self.flush(store, change, &view)?,
+                }
             }
         }
         for (database, _) in self.databases.iter().enumerate() {
@@ -163,14 +168,18 @@ impl Writer {
         seen.counted.store(!counted.is_counting(), Ordering::Release);
     }
 
-    fn put(
-        &mut self,
-        store: &SledStore,
-        change: &Change,
-        view: &Arc<View>,
-        key: &[u8],
-        entry: &Entry,
-    ) -> Result<(), Failure> {
+    /// The view of these changes' database, with trees if something is to be put into them.
+    fn view_for(&mut self, store: &SledStore, changes: &[Change]) -> Result<Arc<View>, Failure> {
+        let database = changes[0].database;
+        let view = store.database(database)?.view.load_full();
+        let is_put = |change: &Change| matches!(change.kind, ChangeKind::Put { .. });
+        if view.trees.is_none() && changes.iter().any(is_put) {
+            return self.create_trees(store, database);
+        }
+        Ok(view)
+    }
+
+    fn put(&mut self, change: &Change, view: &View, key: &[u8], entry: &Entry) -> Result<(), Failure> {
         let meta = Meta {
             partition: change.partition,
             offset: change.offset,
@@ -180,19 +189,20 @@ impl Writer {
             // A record from before a flush that is known already, read again: it supersedes, and is hidden.
             return self.delete(change, view, key);
         }
-        let trees = match &view.trees {
-            Some(trees) => Arc::clone(trees),
-            None => self.create_trees(store, change.database)?,
+        let Some(trees) = &view.trees else {
+            return Err(Failure::Damaged("view, it has no trees"));
         };
         let store_key = entry::store_key(key);
-        let old = match trees.entries.get(&store_key)? {
-            Some(old) => Some(old_state(&old)?),
-            None => None,
-        };
-        if old.as_ref().is_some_and(|(old, _)| is_outdated(change, old)) {
+        let body = Body::of(&entry.value);
+        // Pieces and index come before their entry, so with those it has to be known first whether it is outdated. Without
+        // them the insert tells, for half the price: an outdated record comes only when the log is read again after a
+        // crash, while nobody is served.
+        if (body.pieces() > 0 || meta.expire_at.is_some())
+            && let Some(old) = trees.entries.get(&store_key)?
+            && is_outdated(change, &old_state(&old)?.0)
+        {
             return Ok(());
         }
-        let body = Body::of(&entry.value);
         if let (Body::Cut(_), Value::String(value)) = (&body, &entry.value) {
             for (number, piece) in (0u32..).zip(value.chunks(PIECE_BYTES)) {
                 trees
@@ -204,12 +214,17 @@ impl Writer {
             trees.expiry.insert(entry::expiry_key(expire_at, &store_key), &[])?;
         }
         entry::encode(&meta, &body, &mut self.encoded);
-        trees.entries.insert(&store_key, self.encoded.as_slice())?;
-        if let Some((old, pieces)) = &old {
-            if meta.expire_at != old.expire_at {
-                remove_expiry(&trees, &store_key, old)?;
+        let replaced = trees.entries.insert(&store_key, self.encoded.as_slice())?;
+        let old = replaced.as_ref().map(|stored| old_state(stored)).transpose()?;
+        if let (Some(stored), Some((old, pieces))) = (&replaced, &old) {
+            if is_outdated(change, old) {
+                trees.entries.insert(&store_key, stored)?;
+                return Ok(());
             }
-            remove_pieces(&trees, &store_key, old, *pieces)?;
+            if meta.expire_at != old.expire_at {
+                remove_expiry(trees, &store_key, old)?;
+            }
+            remove_pieces(trees, &store_key, old, *pieces)?;
         }
         let visible_old = old.as_ref().map(|(old, _)| old).filter(|old| !view.hides(old));
         self.database(change.database)?
@@ -316,16 +331,16 @@ impl Writer {
         Ok(())
     }
 
-    fn create_trees(&mut self, store: &SledStore, database: u16) -> Result<Arc<Trees>, Failure> {
+    fn create_trees(&mut self, store: &SledStore, database: u16) -> Result<Arc<View>, Failure> {
         let generation = self.database(database)?.generation;
         let trees = Arc::new(Trees::open(&store.db, database, generation)?);
-        let view = &store.database(database)?.view;
-        let flushed_below = view.load().flushed_below.clone();
-        view.store(Arc::new(View {
-            trees: Some(Arc::clone(&trees)),
-            flushed_below,
-        }));
-        Ok(trees)
+        let current = &store.database(database)?.view;
+        let view = Arc::new(View {
+            trees: Some(trees),
+            flushed_below: current.load().flushed_below.clone(),
+        });
+        current.store(Arc::clone(&view));
+        Ok(view)
     }
 
     fn database(&mut self, database: u16) -> Result<&mut DatabaseWriter, Failure> {
