@@ -43,7 +43,8 @@ pub async fn sweep(service: Arc<Service>) {
         }
         // At most one look's writes are under way.
         owner.none().await;
-        if !more {
+        // The next keys to delete are found when the store has these deletes.
+        if !more || service.store_caught_up().await.is_err() {
             tokio::time::sleep(INTERVAL).await;
         }
     }

@@ -229,7 +229,9 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let to = service.clone();
     config.on_change("maxmemory", move |config| {
-        to.memory.limit.store(config.memory_limit(), Ordering::Relaxed)
+        to.memory.limit.store(config.memory_limit(), Ordering::Relaxed);
+        let unstored = unstored_bound(config.memory_limit());
+        to.settings.max_unstored_bytes.store(unstored, Ordering::Relaxed);
     });
     service
         .settings
@@ -258,6 +260,12 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         started_at: now_ms(),
         run_id: format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>()),
     })
+}
+
+/// How much may be acknowledged but not in the store yet: the more, the oftener a key is written again before the store
+/// sees it. Commands that look at the whole store wait for all of it, so not more than it takes in within seconds.
+fn unstored_bound(memory_limit: usize) -> u64 {
+    (memory_limit as u64 / 4).clamp(64 << 20, 512 << 20)
 }
 
 fn start_servers(

@@ -1,8 +1,7 @@
-//! The background consumer: follows the log from the store's own positions and alone changes the store.
+//! The background consumer: follows the log from the store's own positions.
 //!
-//! One thread. A record is applied to the hot tier (and so is visible) at once, and goes to the store with the next batch; the
-//! checkpoint is written after the store's data is durable, so a position never runs ahead of its data. An apply that fails is
-//! fatal, never skipped: the node then says so.
+//! One thread. A record is applied to the hot tier (and so is visible) at once, and handed to [`super::write_behind`], which
+//! alone changes the store. An apply that fails is fatal, never skipped: the node then says so.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,24 +12,17 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::hot::At;
+use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
 use crate::log::{Follower, LogError, LogRecord, Payload, Positions, TopicPartition};
-use crate::store::{
-    Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, Meta, PartitionPosition, StoreError, Value,
-};
+use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
 
-/// Records of one batch to the store (facts: large batches cost sled memory).
+/// Records that are handed to the writer at once.
 const BATCH: usize = 1_000;
-/// Bytes of values of one batch to the store.
-const BATCH_BYTES: usize = 4 << 20;
 /// How long a poll waits when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
-/// Entries that one step of the store's background work looks at.
-const SWEEP: usize = 1_000;
 /// How often the log is asked for its end.
 const ENDS_INTERVAL: Duration = Duration::from_secs(1);
-/// A checkpoint is written this often even if nothing was applied: its `as_of` tells how fresh the store is.
-const IDLE_CHECKPOINT: Duration = Duration::from_secs(60);
 /// A group whose records do not all come within this time is applied as far as it came (forged or broken).
 const GROUP_PATIENCE: Duration = Duration::from_secs(2);
 /// ... or within this many records that wait behind it.
@@ -51,14 +43,10 @@ struct Applier {
     /// Of the group that waits in front: records in the partition of its first one.
     front_members: u32,
     waiting_since: Option<Instant>,
+    /// Applied, not handed over yet.
     batch: Vec<Change>,
-    batch_bytes: usize,
-    applied_since_checkpoint: bool,
-    last_checkpoint: Instant,
-    /// The store has background work left.
-    sweeping: bool,
     last_ends: Option<Instant>,
-    /// When the log's ends were asked, and what they were: reached, the store is as of that time.
+    /// When the log's ends were asked, and what they were: reached, this node is as of that time.
     ends: Option<(u64, Positions)>,
     /// Log ends at start; serving begins when they are reached.
     goal: Option<Positions>,
@@ -69,15 +57,17 @@ struct Applier {
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
     let positions = usable_positions(&service, checkpoint)?;
-    let mut applier = Applier::new(service, positions)?;
+    let mut applier = Applier::new(service.clone(), positions)?;
+    let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
+    let writer = WriteBehind::start(service).map_err(not_started)?;
     std::thread::Builder::new()
         .name("applier".into())
-        .spawn(move || applier.run())
-        .map_err(|e| LogError::Failed(format!("cannot start the applier thread: {e}")))
+        .spawn(move || applier.run(writer))
+        .map_err(not_started)
 }
 
 /// What the store's source must be for its positions to mean something.
-fn source_of(service: &Service, database: u16) -> Option<String> {
+pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
     service
         .log
         .identity(database)
@@ -126,6 +116,23 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
     Ok(positions)
 }
 
+/// How far everything is that was applied up to these positions.
+fn reached(service: &Service, positions: &Positions) -> Reached {
+    let as_of = |at: &TopicPartition| {
+        let partitions = service.databases[at.database as usize].partitions();
+        let partition = partitions.get(at.partition as usize);
+        partition.map_or(0, |partition| partition.as_of.load(Ordering::Relaxed)) as u64
+    };
+    let position = |(at, &next_offset): (&TopicPartition, &u64)| {
+        let as_of = as_of(at);
+        (*at, PartitionPosition { next_offset, as_of })
+    };
+    Reached {
+        positions: positions.iter().map(position).collect(),
+        records: service.counters.records_applied.load(Ordering::Relaxed),
+    }
+}
+
 /// True if both are of one group and in one partition.
 fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
     let id = |record: &LogRecord| record.group.map(|group| group.id);
@@ -144,6 +151,7 @@ impl Applier {
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
+        service.behind.begin(reached(&service, &positions));
         Ok(Applier {
             service,
             follower,
@@ -151,10 +159,6 @@ impl Applier {
             front_members: 0,
             waiting_since: None,
             batch: Vec::new(),
-            batch_bytes: 0,
-            applied_since_checkpoint: false,
-            last_checkpoint: Instant::now(),
-            sweeping: true,
             last_ends: None,
             ends: None,
             goal: Some(goal),
@@ -163,17 +167,32 @@ impl Applier {
         })
     }
 
-    fn run(&mut self) {
+    fn run(&mut self, writer: JoinHandle<Result<(), StoreError>>) {
+        let followed = self.follow_and_start_over();
+        if let Err(error) = &followed {
+            self.fail(error);
+        }
+        self.service.behind.stop();
+        let panicked = |_| {
+            Err(StoreError::Engine {
+                doing: "write",
+                cause: "the thread that writes panicked".into(),
+            })
+        };
+        // What the writer failed of while it was followed has been told.
+        if let (Ok(()), Err(error)) = (followed, writer.join().unwrap_or_else(panicked)) {
+            self.fail(&error.into());
+        }
+    }
+
+    fn follow_and_start_over(&mut self) -> Result<(), ApplyError> {
         loop {
             match self.follow() {
-                Ok(()) => return,
                 Err(ApplyError::Log(LogError::PositionLost(reason) | LogError::IdentityChanged(reason))) => {
                     warn!(reason, "rebuilding the local store from the log");
-                    if let Err(error) = self.start_over(&reason) {
-                        return self.fail(&error);
-                    }
+                    self.start_over(&reason)?;
                 }
-                Err(error) => return self.fail(&error),
+                ended => return ended,
             }
         }
     }
@@ -192,6 +211,7 @@ impl Applier {
             total: 0,
             rebuilding: Some(reason.to_owned()),
         });
+        service.behind.begin(Reached::default());
         for number in 0..service.database_count() {
             let database = service.database(number);
             let (known, now) = (database.partitions().len(), service.log.identity(number));
@@ -212,27 +232,16 @@ impl Applier {
     fn follow(&mut self) -> Result<(), ApplyError> {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
-            let idle = if self.batch.is_empty() && !self.sweeping {
-                IDLE
-            } else {
-                Duration::ZERO
-            };
-            self.follower.poll(&mut records, idle)?;
-            let nothing_new = records.is_empty();
+            self.follower.poll(&mut records, IDLE)?;
             for record in records.drain(..) {
                 self.take(record)?;
             }
             self.give_up_on_late_groups()?;
-            self.store_batch()?;
-            self.tell_positions();
-            if nothing_new && self.sweeping {
-                self.sweeping = self.service.store.sweep(SWEEP)?;
-            }
+            self.hand_over()?;
             self.ask_ends();
             self.note_progress();
-            self.checkpoint_if_due(false)?;
         }
-        self.checkpoint_if_due(true)
+        Ok(())
     }
 
     /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does
@@ -311,7 +320,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Makes one record visible and puts it into the batch for the store.
+    /// Makes one record visible and puts it into the batch for the writer.
     fn apply(&mut self, record: LogRecord) -> Result<(), ApplyError> {
         let LogRecord {
             at: place,
@@ -335,15 +344,11 @@ impl Applier {
             },
             value,
         };
-        self.batch_bytes += key.len();
         let kind = match payload {
-            Payload::Value { value, expire_at } => {
-                self.batch_bytes += value.len();
-                ChangeKind::Put {
-                    key,
-                    entry: entry(Value::String(value), expire_at),
-                }
-            }
+            Payload::Value { value, expire_at } => ChangeKind::Put {
+                key,
+                entry: entry(Value::String(value), expire_at),
+            },
             Payload::Unreadable { reason } => ChangeKind::Put {
                 key,
                 entry: entry(Value::Unreadable(reason.into()), None),
@@ -351,11 +356,10 @@ impl Applier {
             Payload::Tombstone => ChangeKind::Delete { key },
             Payload::Flush => {
                 self.service.flushed(place.database, at);
-                self.sweeping = true;
                 ChangeKind::Flush
             }
         };
-        // While loading nobody reads: the store alone is filled, and what memory knows already is kept right.
+        // While loading nobody reads: what memory knows already is kept right, the rest is shown at the end.
         let insert = self.goal.is_none();
         let news = match &kind {
             ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert),
@@ -372,59 +376,41 @@ impl Applier {
             offset,
             kind,
         });
-        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES {
-            self.store_batch()?;
+        if self.batch.len() >= BATCH {
+            self.push(None)?;
         }
         Ok(())
     }
 
-    /// Writes the batch to the store and lets go of what was pinned for it.
-    fn store_batch(&mut self) -> Result<(), ApplyError> {
-        let service = &self.service;
-        if !self.batch.is_empty() {
-            service.store.apply(&self.batch)?;
-            for change in &self.batch {
-                if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &change.kind {
-                    let at = At {
-                        partition: change.partition,
-                        offset: change.offset,
-                    };
-                    service.databases[change.database as usize].hot.stored(key, at);
-                }
-            }
-            service
-                .counters
-                .records_applied
-                .fetch_add(self.batch.len() as u64, Ordering::Relaxed);
-            service.counters.last_applied_ms.store(now_ms(), Ordering::Relaxed);
-            self.batch.clear();
-            self.batch_bytes = 0;
-            self.applied_since_checkpoint = true;
-        }
-        service.progress.notify_waiters();
-        Ok(())
-    }
-
-    /// Tells how far the store is. The follower's positions are past everything that it has given: they hold only
-    /// when all of it is in the store and no record waits for its group.
-    fn tell_positions(&self) {
-        let service = &self.service;
+    /// Hands what was applied to the writer, with how far that is. The follower's positions are past everything that it
+    /// has given: they hold only when no record waits for its group.
+    fn hand_over(&mut self) -> Result<(), ApplyError> {
+        let service = self.service.clone();
+        let mut so_far = None;
         if self.waiting.is_empty() {
             service.notice_databases();
-            for (at, offset) in self.follower.positions() {
-                if let Some(partition) = service.databases[at.database as usize]
-                    .partitions()
-                    .get(at.partition as usize)
-                {
-                    partition.stored.fetch_max(offset, Ordering::AcqRel);
-                }
-            }
             service
                 .counters
                 .records_skipped
                 .store(self.follower.skipped(), Ordering::Relaxed);
+            so_far = Some(self.follower.positions());
         }
+        self.push(so_far)?;
         service.progress.notify_waiters();
+        Ok(())
+    }
+
+    fn push(&mut self, so_far: Option<Positions>) -> Result<(), ApplyError> {
+        let service = &self.service;
+        if !self.batch.is_empty() {
+            let counters = &service.counters;
+            counters
+                .records_applied
+                .fetch_add(self.batch.len() as u64, Ordering::Relaxed);
+            counters.last_applied_ms.store(now_ms(), Ordering::Relaxed);
+        }
+        let so_far = so_far.map(|positions| reached(service, &positions));
+        Ok(service.behind.push(service, &mut self.batch, so_far)?)
     }
 
     /// Asks the log for its ends now and then, so that lag and `as_of` are known.
@@ -456,16 +442,17 @@ impl Applier {
             .get(at.partition as usize)
     }
 
-    fn has_stored(&self, ends: &Positions) -> bool {
-        ends.iter().all(|(at, &end)| {
-            self.partition(at)
-                .is_some_and(|p| p.stored.load(Ordering::Acquire) >= end)
-        })
+    fn has_applied(&self, ends: &Positions) -> bool {
+        let positions = self.follower.positions();
+        self.waiting.is_empty()
+            && ends
+                .iter()
+                .all(|(at, end)| positions.get(at).is_some_and(|position| position >= end))
     }
 
     fn note_progress(&mut self) {
         if let Some((asked_at, ends)) = &self.ends
-            && self.has_stored(ends)
+            && self.has_applied(ends)
         {
             for at in ends.keys() {
                 if let Some(partition) = self.partition(at) {
@@ -475,7 +462,8 @@ impl Applier {
             self.ends = None;
         }
         let Some(goal) = &self.goal else { return };
-        if self.has_stored(goal) {
+        if self.has_applied(goal) {
+            self.service.behind.show(&self.service);
             info!(
                 records = self.service.counters.records_applied.load(Ordering::Relaxed),
                 seconds = self.started.elapsed().as_secs_f64(),
@@ -502,38 +490,5 @@ impl Applier {
             total: done(goal),
             rebuilding,
         });
-    }
-
-    fn checkpoint_if_due(&mut self, now: bool) -> Result<(), ApplyError> {
-        let interval = self.service.settings.checkpoint_interval_ms.load(Ordering::Relaxed);
-        let since = self.last_checkpoint.elapsed();
-        let due = since >= Duration::from_millis(interval) && self.applied_since_checkpoint || since >= IDLE_CHECKPOINT;
-        if !(now || due) || !self.waiting.is_empty() {
-            return Ok(());
-        }
-        let mut checkpoint = Checkpoint::default();
-        for (at, next_offset) in self.follower.positions() {
-            let Some(source) = source_of(&self.service, at.database) else {
-                continue;
-            };
-            let as_of = self.partition(&at).map_or(0, |p| p.as_of.load(Ordering::Relaxed)) as u64;
-            checkpoint
-                .databases
-                .entry(at.database)
-                .or_insert_with(|| DatabaseCheckpoint {
-                    source,
-                    partitions: Default::default(),
-                })
-                .partitions
-                .insert(at.partition, PartitionPosition { next_offset, as_of });
-        }
-        self.service.store.checkpoint(&checkpoint)?;
-        let counters = &self.service.counters;
-        counters.last_checkpoint_ms.store(now_ms(), Ordering::Relaxed);
-        let applied = counters.records_applied.load(Ordering::Relaxed);
-        counters.last_checkpoint_records.store(applied, Ordering::Relaxed);
-        self.applied_since_checkpoint = false;
-        self.last_checkpoint = Instant::now();
-        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`watch`].
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
+//! store), [`watch`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -15,6 +16,7 @@ mod tests;
 pub mod transaction;
 pub mod watch;
 pub mod write;
+mod write_behind;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::store::{Entry, Store, StoreError, key_hash};
 use hot::{At, Budget, HotTier, Lookup};
 use watch::Watches;
 use write::{Item, NewState, Outstanding, Write};
+use write_behind::WriteBehind;
 
 pub use transaction::{Fault, Transaction, Wait};
 
@@ -62,6 +65,8 @@ pub struct Settings {
     pub write_timeout_ms: AtomicU64,
     /// Bytes of states that may be acknowledged or applied but not yet in the store; above, writes wait.
     pub max_unstored_bytes: AtomicU64,
+    /// How long an applied record may wait for later ones of its key before it goes to the store, milliseconds.
+    pub store_delay_ms: AtomicU64,
     /// Time between checkpoints of the store, milliseconds.
     pub checkpoint_interval_ms: AtomicU64,
     /// Delete expired keys in the background.
@@ -73,6 +78,7 @@ impl Default for Settings {
         Settings {
             write_timeout_ms: AtomicU64::new(5_000),
             max_unstored_bytes: AtomicU64::new(128 << 20),
+            store_delay_ms: AtomicU64::new(1_000),
             checkpoint_interval_ms: AtomicU64::new(5_000),
             active_expire: AtomicBool::new(true),
         }
@@ -104,6 +110,7 @@ pub struct Service {
     pub settings: Settings,
     pub counters: Counters,
     pub memory: Arc<Budget>,
+    behind: WriteBehind,
     databases: Box<[Database]>,
     stripes: Box<[Mutex<()>]>,
     /// Held for writing while several keys become visible at once, for reading while several keys are read.
@@ -224,6 +231,7 @@ impl Service {
             counters: Counters::default(),
             databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
             memory,
+            behind: WriteBehind::default(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             groups: RwLock::new(()),
             status: ArcSwap::from_pointee(Status::Loading {
@@ -404,7 +412,9 @@ impl Service {
 
     /// True if acknowledged states have piled up before the store: writes wait.
     fn is_behind(&self) -> bool {
-        self.memory.unstored.load(Ordering::Relaxed) as u64 > self.settings.max_unstored_bytes.load(Ordering::Relaxed)
+        let unstored = self.memory.unstored.load(Ordering::Relaxed).max(self.behind.bytes());
+        let bound = self.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize;
+        unstored > self.behind.bound(bound)
     }
 
     pub fn write_timeout(&self) -> Duration {
@@ -422,6 +432,7 @@ impl Service {
                 partitions.map(move |(p, partition)| (d, p, partition.acknowledged.load(Ordering::Acquire)))
             })
             .collect();
+        let _hurry = self.behind.hurry();
         let reached = || {
             wanted
                 .iter()

@@ -204,7 +204,12 @@ impl Fixture {
             databases: 2,
         };
         let opened = SledStore::open(directory.path(), &options).expect("the store opens");
-        let service = Service::new(log.clone(), opened.store, 2, Settings::default());
+        // Tests wait for the store.
+        let settings = Settings {
+            store_delay_ms: AtomicU64::new(1),
+            ..Settings::default()
+        };
+        let service = Service::new(log.clone(), opened.store, 2, settings);
         service.memory.limit.store(1 << 20, Ordering::Relaxed);
         let applier = applier::start(service.clone(), &opened.checkpoint).expect("the applier starts");
         let fixture = Fixture {

@@ -1,0 +1,595 @@
+//! Takes applied records to the store, from a thread of its own: the applier waits for the store only at a bound.
+//!
+//! The [`Buffer`] holds what was applied and is not in the store yet: of each key the newest record, in [`Run`]s with a flush
+//! marker between them. The writer takes all of it at once, sorted by hash (neighbours in the store are written together),
+//! and hands it over in small [`Chunk`]s. It puts that off for a moment, since a key that is written again meanwhile costs nothing;
+//! not if somebody waits for the store ([`WriteBehind::hurry`]). While loading it waits for more.
+//!
+//! A position goes with the records up to it: it is told, and written into a checkpoint, only when the store has all of them.
+//! The writer alone applies to the store, sweeps it and writes checkpoints; the applier clears it while the writer rests
+//! ([`WriteBehind::begin`]).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tracing::warn;
+
+use super::applier::source_of;
+use super::hot::At;
+use super::{Service, now_ms};
+use crate::log::TopicPartition;
+use crate::store::{
+    Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
+};
+
+/// Records that the store is given at once. What was written is unpinned, and counted as room, after each.
+const CHUNK: usize = 1_000;
+/// Bytes of values that the store is given at once.
+const CHUNK_BYTES: usize = 4 << 20;
+/// What a record costs in the buffer beside key and value, bytes (measured roughly).
+const HELD_OVERHEAD: usize = 200;
+/// Entries that one step of the store's background work looks at.
+const SWEEP: usize = 1_000;
+/// A checkpoint is written this often even if nothing was applied: its `as_of` tells how fresh the store is.
+const IDLE_CHECKPOINT: Duration = Duration::from_secs(60);
+/// Longest time that the writer rests before it looks whether anything is due.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a stop may take to store what is left; the rest is read from the log again at the next start.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// While loading memory is not needed for reads: this share of it may be buffered.
+const LOADING_SHARE: usize = 3;
+
+/// How far the records are that were handed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reached {
+    pub positions: BTreeMap<TopicPartition, PartitionPosition>,
+    /// Number of records applied by then.
+    pub records: u64,
+}
+
+/// The name of a key in all databases. Hashed once.
+struct Name {
+    hash: u64,
+    database: u16,
+    key: Bytes,
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Name) -> bool {
+        self.hash == other.hash && self.database == other.database && self.key == other.key
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// The newest record of a key.
+struct Held {
+    at: At,
+    entry: Option<Entry>,
+}
+
+/// Records between two flush markers, and the one that ends them.
+#[derive(Default)]
+struct Run {
+    newest: IndexMap<Name, Held, foldhash::fast::RandomState>,
+    flush: Option<Change>,
+}
+
+/// What the store is given at once.
+struct Chunk {
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Buffer {
+    runs: Vec<Run>,
+    run_bytes: usize,
+    /// When the first of `runs` came.
+    since: Option<Instant>,
+    /// Everything up to here is in `runs`, in flight, or stored.
+    reached: Reached,
+    /// What the writer took; the first is being applied.
+    in_flight: VecDeque<Arc<Chunk>>,
+    stored: Reached,
+    /// All of it is to be forgotten as soon as the writer lets go of it.
+    forgetting: bool,
+    /// The writer works outside of the lock. With nothing in flight then, it sorts what it took, or sees to the store.
+    busy: bool,
+    /// Nothing that is here is visible in the hot tier.
+    loading: bool,
+    /// When a stop was asked for.
+    stopping: Option<Instant>,
+    /// The writer is gone, and why.
+    ended: Option<String>,
+}
+
+#[derive(Default)]
+pub(super) struct WriteBehind {
+    buffer: Mutex<Buffer>,
+    /// For the writer: something may be due.
+    work: Condvar,
+    /// For the applier: there is more room, the writer rests, or it has ended.
+    progress: Condvar,
+    bytes: AtomicUsize,
+    /// What loading left; more than the usual bound may be here until it is stored.
+    backlog: AtomicUsize,
+    hurried: AtomicUsize,
+}
+
+/// While it lives, nothing is put off.
+pub(super) struct Hurry<'a>(&'a WriteBehind);
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What the writer does next, outside of the lock.
+enum Job {
+    Write { runs: Vec<Run>, reached: Reached },
+    Checkpoint(Reached),
+    Sweep,
+    Stop(Reached),
+}
+
+/// What the writer has to see to besides writing.
+struct Upkeep {
+    /// The store has background work left.
+    sweeping: bool,
+    checkpointed: Reached,
+    last_checkpoint: Instant,
+}
+
+impl WriteBehind {
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes above which writes wait.
+    pub fn bound(&self, usual: usize) -> usize {
+        usual.max(self.backlog.load(Ordering::Relaxed))
+    }
+
+    /// Makes the writer write at once, until the answer is dropped.
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.hurried.fetch_add(1, Ordering::AcqRel);
+        // Under the lock, so that the writer is not just about to rest.
+        let _buffer = self.buffer.lock();
+        self.work.notify_one();
+        Hurry(self)
+    }
+
+    /// Forgets everything and begins at a position, loading. When this returns, the writer applies nothing until [`WriteBehind::push`].
+    pub fn begin(&self, reached: Reached) {
+        let mut buffer = self.buffer.lock();
+        buffer.forgetting = true;
+        while buffer.busy && buffer.ended.is_none() {
+            self.progress.wait(&mut buffer);
+        }
+        let (stopping, ended) = (buffer.stopping, buffer.ended.take());
+        *buffer = Buffer {
+            stored: reached.clone(),
+            reached,
+            loading: true,
+            stopping,
+            ended,
+            ..Buffer::default()
+        };
+        self.bytes.store(0, Ordering::Relaxed);
+        self.backlog.store(0, Ordering::Relaxed);
+        self.work.notify_one();
+    }
+
+    /// Takes applied records; waits while there are too many. `reached`: what all records up to these amount to, if that can be said.
+    pub fn push(
+        &self,
+        service: &Service,
+        changes: &mut Vec<Change>,
+        reached: Option<Reached>,
+    ) -> Result<(), StoreError> {
+        let mut buffer = self.buffer.lock();
+        let full = self.full(service, buffer.loading);
+        while !changes.is_empty() && self.bytes() > full && buffer.ended.is_none() {
+            self.progress.wait(&mut buffer);
+        }
+        if let Some(cause) = &buffer.ended {
+            return Err(StoreError::Engine {
+                doing: "write",
+                cause: cause.clone(),
+            });
+        }
+        let was_empty = buffer.runs.is_empty();
+        for change in changes.drain(..) {
+            buffer.take_in(change, &self.bytes);
+        }
+        if let Some(reached) = reached {
+            buffer.reached = reached;
+        }
+        if was_empty && !buffer.runs.is_empty() {
+            buffer.since = Some(Instant::now());
+        }
+        if was_empty || buffer.run_bytes >= full / 2 || self.is_hurried() {
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Loading is over: makes everything that the store does not have yet visible, pinned in memory until it has.
+    pub fn show(&self, service: &Service) {
+        let mut buffer = self.buffer.lock();
+        while buffer.busy && buffer.in_flight.is_empty() && buffer.ended.is_none() {
+            self.progress.wait(&mut buffer);
+        }
+        buffer.loading = false;
+        let insert = |database: u16, key: &[u8], at: At, entry: Option<Entry>| {
+            service.databases[database as usize].hot.apply(key, at, entry, true);
+        };
+        for change in buffer.in_flight.iter().flat_map(|chunk| &chunk.changes) {
+            match &change.kind {
+                ChangeKind::Put { key, entry } => insert(change.database, key, place(change), Some(entry.clone())),
+                ChangeKind::Delete { key } => insert(change.database, key, place(change), None),
+                ChangeKind::Flush => {}
+            }
+        }
+        for (name, held) in buffer.runs.iter().flat_map(|run| &run.newest) {
+            insert(name.database, &name.key, held.at, held.entry.clone());
+        }
+        let unstored = service.memory.unstored.load(Ordering::Relaxed);
+        self.backlog
+            .store(unstored.max(self.bytes()) / 4 * 5, Ordering::Relaxed);
+        self.work.notify_one();
+    }
+
+    /// Starts the thread that writes.
+    pub fn start(service: Arc<Service>) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
+        std::thread::Builder::new().name("store writer".into()).spawn(move || {
+            let mut ended = Ended {
+                service: &service,
+                cause: "the thread that writes panicked".into(),
+            };
+            let outcome = run(&service);
+            ended.cause = match &outcome {
+                Ok(()) => "the thread that writes has stopped".into(),
+                Err(error) => error.to_string(),
+            };
+            outcome
+        })
+    }
+
+    /// Asks the writer to store what is left, to write a last checkpoint, and to end.
+    pub fn stop(&self) {
+        let mut buffer = self.buffer.lock();
+        buffer.stopping.get_or_insert_with(Instant::now);
+        self.work.notify_one();
+    }
+
+    fn is_hurried(&self) -> bool {
+        self.hurried.load(Ordering::Acquire) > 0
+    }
+
+    /// Bytes above which the applier waits.
+    fn full(&self, service: &Service, loading: bool) -> usize {
+        let usual = service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize;
+        match loading {
+            true => usual.max(service.memory.limit.load(Ordering::Relaxed) / LOADING_SHARE),
+            // Own writes wait before that.
+            false => self.bound(usual) / 4 * 5,
+        }
+    }
+
+    /// Waits until something is due.
+    fn next(&self, service: &Service, upkeep: &Upkeep) -> Job {
+        let mut buffer = self.buffer.lock();
+        buffer.busy = false;
+        self.progress.notify_all();
+        loop {
+            if buffer.forgetting {
+                self.work.wait(&mut buffer);
+                continue;
+            }
+            let delay = Duration::from_millis(service.settings.store_delay_ms.load(Ordering::Relaxed));
+            let wait = buffer.wait(delay, self.full(service, buffer.loading), self.is_hurried());
+            let job = if wait.is_zero() {
+                buffer.since = None;
+                buffer.run_bytes = 0;
+                Job::Write {
+                    runs: std::mem::take(&mut buffer.runs),
+                    reached: buffer.reached.clone(),
+                }
+            } else if upkeep.is_checkpoint_due(service, &buffer.stored) {
+                Job::Checkpoint(buffer.stored.clone())
+            } else if buffer.stopping.is_some() {
+                Job::Stop(buffer.stored.clone())
+            } else if upkeep.sweeping {
+                Job::Sweep
+            } else {
+                self.work.wait_for(&mut buffer, wait.min(TICK));
+                continue;
+            };
+            buffer.busy = true;
+            return job;
+        }
+    }
+
+    /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
+    /// stop, the positions stay as they were.
+    fn write(&self, service: &Service, runs: Vec<Run>, reached: Reached) -> Result<(), StoreError> {
+        let chunks = runs.into_iter().flat_map(Run::into_chunks).collect();
+        let mut buffer = self.buffer.lock();
+        buffer.in_flight = chunks;
+        while let Some(chunk) = buffer.in_flight.front().cloned() {
+            if buffer.forgetting || buffer.is_out_of_patience() {
+                buffer.in_flight.clear();
+                return Ok(());
+            }
+            let loading = buffer.loading;
+            // Whoever waits for the writer to have sorted.
+            self.progress.notify_all();
+            MutexGuard::unlocked(&mut buffer, || {
+                service.store.apply(&chunk.changes)?;
+                if !loading {
+                    unpin(service, &chunk.changes);
+                }
+                Ok::<_, StoreError>(())
+            })?;
+            // [`WriteBehind::show`] may have pinned it meanwhile.
+            if loading {
+                unpin(service, &chunk.changes);
+            }
+            buffer.in_flight.pop_front();
+            let left = self.bytes.fetch_sub(chunk.bytes, Ordering::Relaxed) - chunk.bytes;
+            if left <= service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize {
+                self.backlog.store(0, Ordering::Relaxed);
+            }
+            self.progress.notify_all();
+            service.progress.notify_waiters();
+        }
+        for (at, position) in &reached.positions {
+            let partitions = service.databases[at.database as usize].partitions();
+            if let Some(partition) = partitions.get(at.partition as usize) {
+                partition.stored.fetch_max(position.next_offset, Ordering::AcqRel);
+            }
+        }
+        buffer.stored = reached;
+        service.progress.notify_waiters();
+        Ok(())
+    }
+}
+
+impl Buffer {
+    /// Keeps a record if it is the newest of its key.
+    fn take_in(&mut self, change: Change, total: &AtomicUsize) {
+        let Change {
+            database,
+            partition,
+            offset,
+            kind,
+        } = change;
+        let at = At { partition, offset };
+        let (key, entry) = match kind {
+            ChangeKind::Put { key, entry } => (key, Some(entry)),
+            ChangeKind::Delete { key } => (key, None),
+            ChangeKind::Flush => {
+                self.last_run().flush = Some(Change {
+                    kind,
+                    ..change_of(database, at)
+                });
+                return;
+            }
+        };
+        let (key_bytes, new) = (key.len(), value_bytes(&entry));
+        let name = Name {
+            hash: key_hash(&key),
+            database,
+            key,
+        };
+        let (more, less) = match self.last_run().newest.entry(name) {
+            indexmap::map::Entry::Vacant(vacant) => {
+                vacant.insert(Held { at, entry });
+                (HELD_OVERHEAD + key_bytes + new, 0)
+            }
+            indexmap::map::Entry::Occupied(mut occupied) => {
+                let held = occupied.get_mut();
+                if held.at.partition == at.partition && held.at.offset >= at.offset {
+                    return;
+                }
+                let old = value_bytes(&held.entry);
+                *held = Held { at, entry };
+                (new, old)
+            }
+        };
+        self.run_bytes = self.run_bytes + more - less;
+        total.fetch_add(more, Ordering::Relaxed);
+        total.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    /// The run that is not ended by a flush marker.
+    fn last_run(&mut self) -> &mut Run {
+        if self.runs.last().is_none_or(|run| run.flush.is_some()) {
+            self.runs.push(Run::default());
+        }
+        self.runs.last_mut().expect("one was pushed")
+    }
+
+    /// How long until what is here is to be written.
+    fn wait(&self, delay: Duration, full: usize, hurried: bool) -> Duration {
+        let (now, never) = (Duration::ZERO, Duration::MAX);
+        match self.since {
+            // What was given up must not be told.
+            _ if self.is_out_of_patience() => never,
+            None if self.reached == self.stored => never,
+            // Positions alone cost nothing.
+            None => now,
+            Some(_) if self.stopping.is_some() || hurried || self.run_bytes >= full / 2 => now,
+            Some(_) if self.loading => never,
+            Some(since) => delay.saturating_sub(since.elapsed()),
+        }
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.stopping.is_some_and(|asked| asked.elapsed() > STOP_PATIENCE)
+    }
+}
+
+impl Run {
+    /// Sorted by hash, the flush marker last.
+    fn into_chunks(self) -> Vec<Arc<Chunk>> {
+        let mut sorted: Vec<(Name, Held)> = self.newest.into_iter().collect();
+        sorted.sort_unstable_by_key(|(name, _)| (name.database, name.hash));
+        let mut chunks = Vec::new();
+        let mut chunk = Chunk {
+            changes: Vec::new(),
+            bytes: 0,
+        };
+        for (name, Held { at, entry }) in sorted {
+            if chunk.changes.len() >= CHUNK || chunk.bytes >= CHUNK_BYTES {
+                let full = std::mem::replace(
+                    &mut chunk,
+                    Chunk {
+                        changes: Vec::with_capacity(CHUNK),
+                        bytes: 0,
+                    },
+                );
+                chunks.push(Arc::new(full));
+            }
+            chunk.bytes += HELD_OVERHEAD + name.key.len() + value_bytes(&entry);
+            let kind = match entry {
+                Some(entry) => ChangeKind::Put { key: name.key, entry },
+                None => ChangeKind::Delete { key: name.key },
+            };
+            chunk.changes.push(Change {
+                kind,
+                ..change_of(name.database, at)
+            });
+        }
+        chunk.changes.extend(self.flush);
+        if !chunk.changes.is_empty() {
+            chunks.push(Arc::new(chunk));
+        }
+        chunks
+    }
+}
+
+/// A change of this place in the log; what it is comes on top.
+fn change_of(database: u16, at: At) -> Change {
+    Change {
+        database,
+        partition: at.partition,
+        offset: at.offset,
+        kind: ChangeKind::Flush,
+    }
+}
+
+fn place(change: &Change) -> At {
+    At {
+        partition: change.partition,
+        offset: change.offset,
+    }
+}
+
+fn value_bytes(entry: &Option<Entry>) -> usize {
+    match entry.as_ref().map(|entry| &entry.value) {
+        Some(Value::String(value)) => value.len(),
+        _ => 0,
+    }
+}
+
+/// The store has these.
+fn unpin(service: &Service, changes: &[Change]) {
+    for change in changes {
+        if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &change.kind {
+            service.databases[change.database as usize]
+                .hot
+                .stored(key, place(change));
+        }
+    }
+}
+
+/// Tells the applier that the writer is gone, however it went.
+struct Ended<'a> {
+    service: &'a Service,
+    cause: String,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let behind = &self.service.behind;
+        let mut buffer = behind.buffer.lock();
+        buffer.busy = false;
+        buffer.ended = Some(std::mem::take(&mut self.cause));
+        behind.progress.notify_all();
+    }
+}
+
+/// The writer's thread.
+fn run(service: &Service) -> Result<(), StoreError> {
+    let behind = &service.behind;
+    let mut upkeep = Upkeep {
+        sweeping: true,
+        checkpointed: behind.buffer.lock().stored.clone(),
+        last_checkpoint: Instant::now(),
+    };
+    loop {
+        match behind.next(service, &upkeep) {
+            Job::Write { runs, reached } => {
+                upkeep.sweeping |= runs.iter().any(|run| run.flush.is_some());
+                behind.write(service, runs, reached)?;
+            }
+            Job::Checkpoint(stored) => upkeep.checkpoint(service, stored)?,
+            Job::Sweep => upkeep.sweeping = service.store.sweep(SWEEP)?,
+            Job::Stop(stored) => {
+                if !behind.buffer.lock().runs.is_empty() || behind.bytes() > 0 {
+                    warn!("not all of the log is in the local store; the rest is read again at the next start");
+                }
+                return upkeep.checkpoint(service, stored);
+            }
+        }
+    }
+}
+
+impl Upkeep {
+    fn is_checkpoint_due(&self, service: &Service, stored: &Reached) -> bool {
+        let interval = Duration::from_millis(service.settings.checkpoint_interval_ms.load(Ordering::Relaxed));
+        let since = self.last_checkpoint.elapsed();
+        since >= interval && stored.records != self.checkpointed.records || since >= IDLE_CHECKPOINT
+    }
+
+    fn checkpoint(&mut self, service: &Service, stored: Reached) -> Result<(), StoreError> {
+        let mut checkpoint = Checkpoint::default();
+        for (at, &position) in &stored.positions {
+            let Some(source) = source_of(service, at.database) else {
+                continue;
+            };
+            let of_database = checkpoint.databases.entry(at.database);
+            let of_database = of_database.or_insert_with(|| DatabaseCheckpoint {
+                source,
+                partitions: BTreeMap::new(),
+            });
+            of_database.partitions.insert(at.partition, position);
+        }
+        service.store.checkpoint(&checkpoint)?;
+        let counters = &service.counters;
+        counters.last_checkpoint_ms.store(now_ms(), Ordering::Relaxed);
+        counters
+            .last_checkpoint_records
+            .store(stored.records, Ordering::Relaxed);
+        self.checkpointed = stored;
+        self.last_checkpoint = Instant::now();
+        Ok(())
+    }
+}
