@@ -359,7 +359,7 @@ impl Applier {
                 ChangeKind::Flush
             }
         };
-        // While loading nobody reads: what memory knows already is kept right, the rest is shown at the end.
+        // While loading nobody reads: what memory knows already is kept right.
         let insert = self.goal.is_none();
         let news = match &kind {
             ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert),
@@ -463,7 +463,7 @@ impl Applier {
         }
         let Some(goal) = &self.goal else { return };
         if self.has_applied(goal) {
-            self.service.behind.show(&self.service);
+            self.service.behind.show();
             info!(
                 records = self.service.counters.records_applied.load(Ordering::Relaxed),
                 seconds = self.started.elapsed().as_secs_f64(),

@@ -317,7 +317,11 @@ impl Service {
             }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
-                let entry = self.store.get(number, key)?.filter(|e| database.visible(e));
+                let entry = match self.behind.get(number, key) {
+                    Some(entry) => entry,
+                    None => self.store.get(number, key)?,
+                };
+                let entry = entry.filter(|e| database.visible(e));
                 database.hot.fill(key, entry.as_ref(), token);
                 Ok(Seen { entry, depends: None })
             }
@@ -434,9 +438,10 @@ impl Service {
             .collect();
         let _hurry = self.behind.hurry();
         let reached = || {
-            wanted
-                .iter()
-                .all(|&(d, p, offset)| self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset)
+            !self.behind.is_loaded_only()
+                && wanted
+                    .iter()
+                    .all(|&(d, p, offset)| self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset)
         };
         self.wait_until(
             reached,
@@ -448,6 +453,7 @@ impl Service {
 
     /// Waits until the store has room again.
     pub async fn room(&self) -> Result<(), Fault> {
+        let _hurry = self.behind.hurry();
         self.wait_until(
             || !self.is_behind(),
             self.write_timeout(),

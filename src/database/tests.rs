@@ -199,14 +199,18 @@ impl Fixture {
     }
 
     fn on(log: Arc<ScriptedLog>, directory: tempfile::TempDir) -> Fixture {
+        // Tests wait for the store.
+        Fixture::with_delay(log, directory, 1)
+    }
+
+    fn with_delay(log: Arc<ScriptedLog>, directory: tempfile::TempDir, delay_ms: u64) -> Fixture {
         let options = Options {
             cache_bytes: 8 << 20,
             databases: 2,
         };
         let opened = SledStore::open(directory.path(), &options).expect("the store opens");
-        // Tests wait for the store.
         let settings = Settings {
-            store_delay_ms: AtomicU64::new(1),
+            store_delay_ms: AtomicU64::new(delay_ms),
             ..Settings::default()
         };
         let service = Service::new(log.clone(), opened.store, 2, settings);
@@ -238,7 +242,7 @@ impl Fixture {
         }
     }
 
-    fn wait(&self, reached: impl Fn(&Fixture) -> bool) {
+    fn wait(&self, mut reached: impl FnMut(&Fixture) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !reached(self) {
             assert!(Instant::now() < deadline, "not reached in time");
@@ -528,6 +532,103 @@ fn the_store_is_never_said_to_be_further_than_it_is() {
         assert!(there >= told, "{there} keys, {told} records told");
         told == KEYS
     });
+}
+
+const LONG: u64 = 3_600_000;
+
+fn count_when_caught_up(f: &Fixture) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let caught_up = runtime.expect("a runtime").block_on(f.service.store_caught_up());
+    assert!(caught_up.is_ok());
+    f.service.store.count(0).expect("the store counts")
+}
+
+#[test]
+fn what_was_loaded_is_read_before_the_store_has_it() {
+    let mut f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "flushed", "1");
+    f.log.acknowledge();
+    written(f.service.transact(&owner, Keys::Unlocked, View::Update, |t| {
+        t.flush(0);
+        Ok(())
+    }));
+    f.log.acknowledge();
+    for (key, value) in [("kept", "1"), ("deleted", "1"), ("kept", "2")] {
+        f.set(&owner, key, value);
+        f.log.acknowledge();
+    }
+    written(f.transact(&owner, "deleted", View::Update, |t| {
+        t.delete(0, b"deleted");
+        Ok(())
+    }));
+    f.log.acknowledge();
+    f.stop();
+    let log = f.log.clone();
+    drop(f);
+
+    let f = Fixture::with_delay(log, tempfile::tempdir().expect("a temporary directory"), LONG);
+    assert_eq!(
+        f.service.store.count(0).expect("the store counts"),
+        0,
+        "nothing is stored"
+    );
+    for _ in 0..2 {
+        assert_eq!(f.get("kept").as_deref(), Some("2"));
+        assert_eq!((f.get("deleted"), f.get("flushed")), (None, None));
+    }
+    f.set(&owner, "kept", "3");
+    f.log.acknowledge();
+    assert_eq!(f.get("kept").as_deref(), Some("3"));
+    assert_eq!(count_when_caught_up(&f), 1);
+    assert_eq!(f.get("kept").as_deref(), Some("3"));
+    let f = f.restart();
+    assert_eq!(f.get("kept").as_deref(), Some("3"));
+}
+
+#[test]
+fn whoever_looks_at_the_whole_store_does_not_wait_for_the_delay() {
+    let f = Fixture::with_delay(
+        Arc::new(ScriptedLog::default()),
+        tempfile::tempdir().expect("a temporary directory"),
+        LONG,
+    );
+    for round in 1..=3 {
+        f.set(&Arc::default(), &format!("k{round}"), "1");
+        f.log.acknowledge();
+        assert_eq!(count_when_caught_up(&f), round);
+    }
+}
+
+#[test]
+fn too_much_before_the_store_makes_writes_wait_until_it_is_stored() {
+    let f = Fixture::with_delay(
+        Arc::new(ScriptedLog::default()),
+        tempfile::tempdir().expect("a temporary directory"),
+        LONG,
+    );
+    f.service.settings.max_unstored_bytes.store(1_000, Ordering::Relaxed);
+    let mut waited = 0;
+    for number in 0..200 {
+        let key = format!("k{number}");
+        let set = || {
+            f.transact(&Arc::default(), &key, View::Update, |t| {
+                t.set(0, key.as_bytes(), Bytes::from(vec![0; 100]), None);
+                Ok(())
+            })
+        };
+        f.wait(|_| match set() {
+            Ok(_) => true,
+            Err(Fault::Wait(Wait::Room)) => {
+                waited += 1;
+                false
+            }
+            _ => panic!("another fault"),
+        });
+        f.log.acknowledge();
+    }
+    assert!(waited > 0);
+    assert_eq!(count_when_caught_up(&f), 200);
 }
 
 /// Random writes, failures, foreign records, evictions and restarts against a simple map.

@@ -1,9 +1,12 @@
 //! Takes applied records to the store, from a thread of its own: the applier waits for the store only at a bound.
 //!
 //! The [`Buffer`] holds what was applied and is not in the store yet: of each key the newest record, in [`Run`]s with a flush
-//! marker between them. The writer takes all of it at once, sorted by hash (neighbours in the store are written together),
-//! and hands it over in small [`Chunk`]s. It puts that off for a moment, since a key that is written again meanwhile costs nothing;
-//! not if somebody waits for the store ([`WriteBehind::hurry`]). While loading it waits for more.
+//! marker between them. The writer takes all of it at once and hands it over sorted by hash (neighbours in the store are written
+//! together), [`Shard`] by shard. It puts that off for a moment, since a key that is written again meanwhile costs nothing; not if
+//! somebody waits for the store ([`WriteBehind::hurry`]). While loading it waits for more.
+//!
+//! What is here is visible in the hot tier, pinned until the store has it. Only what was applied while loading is not: once that is
+//! over, it is read from here ([`WriteBehind::get`]).
 //!
 //! A position goes with the records up to it: it is told, and written into a checkpoint, only when the store has all of them.
 //! The writer alone applies to the store, sweeps it and writes checkpoints; the applier clears it while the writer rests
@@ -12,14 +15,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tracing::warn;
+use tracing::info;
 
 use super::applier::source_of;
 use super::hot::At;
@@ -29,10 +32,10 @@ use crate::store::{
     Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
 };
 
-/// Records that the store is given at once. What was written is unpinned, and counted as room, after each.
+/// Records that the store is given at once. What was written is unpinned after each.
 const CHUNK: usize = 1_000;
-/// Bytes of values that the store is given at once.
-const CHUNK_BYTES: usize = 4 << 20;
+/// Parts of a run, by the first bits of the hash.
+const SHARDS: usize = 64;
 /// What a record costs in the buffer beside key and value, bytes (measured roughly).
 const HELD_OVERHEAD: usize = 200;
 /// Entries that one step of the store's background work looks at.
@@ -81,17 +84,23 @@ struct Held {
     entry: Option<Entry>,
 }
 
-/// Records between two flush markers, and the one that ends them.
+/// The newest records of keys whose hashes begin alike.
 #[derive(Default)]
-struct Run {
+struct Shard {
     newest: IndexMap<Name, Held, foldhash::fast::RandomState>,
+    bytes: usize,
+}
+
+/// Records between two flush markers, and the one that ends them.
+struct Run {
+    shards: Box<[Shard]>,
     flush: Option<Change>,
 }
 
-/// What the store is given at once.
-struct Chunk {
-    changes: Vec<Change>,
-    bytes: usize,
+/// What the writer took.
+enum Part {
+    Shard(Shard),
+    Flush(Change),
 }
 
 #[derive(Default)]
@@ -103,13 +112,12 @@ struct Buffer {
     /// Everything up to here is in `runs`, in flight, or stored.
     reached: Reached,
     /// What the writer took; the first is being applied.
-    in_flight: VecDeque<Arc<Chunk>>,
+    in_flight: VecDeque<Arc<Part>>,
     stored: Reached,
     /// All of it is to be forgotten as soon as the writer lets go of it.
     forgetting: bool,
-    /// The writer works outside of the lock. With nothing in flight then, it sorts what it took, or sees to the store.
+    /// The writer works outside of the lock.
     busy: bool,
-    /// Nothing that is here is visible in the hot tier.
     loading: bool,
     /// When a stop was asked for.
     stopping: Option<Instant>,
@@ -128,6 +136,8 @@ pub(super) struct WriteBehind {
     /// What loading left; more than the usual bound may be here until it is stored.
     backlog: AtomicUsize,
     hurried: AtomicUsize,
+    /// Something that was applied while loading may be here and nowhere else.
+    unseen: AtomicBool,
 }
 
 /// While it lives, nothing is put off.
@@ -141,7 +151,8 @@ impl Drop for Hurry<'_> {
 
 /// What the writer does next, outside of the lock.
 enum Job {
-    Write { runs: Vec<Run>, reached: Reached },
+    /// Applies what is in flight; then the store is as far as this.
+    Write(Reached),
     Checkpoint(Reached),
     Sweep,
     Stop(Reached),
@@ -192,7 +203,13 @@ impl WriteBehind {
         };
         self.bytes.store(0, Ordering::Relaxed);
         self.backlog.store(0, Ordering::Relaxed);
+        self.unseen.store(false, Ordering::Release);
         self.work.notify_one();
+    }
+
+    /// True if something that was applied while loading may not be in the store yet.
+    pub fn is_loaded_only(&self) -> bool {
+        self.unseen.load(Ordering::Acquire)
     }
 
     /// Takes applied records; waits while there are too many. `reached`: what all records up to these amount to, if that can be said.
@@ -229,30 +246,34 @@ impl WriteBehind {
         Ok(())
     }
 
-    /// Loading is over: makes everything that the store does not have yet visible, pinned in memory until it has.
-    pub fn show(&self, service: &Service) {
+    /// Loading is over: what the store does not have yet is read from here.
+    pub fn show(&self) {
         let mut buffer = self.buffer.lock();
-        while buffer.busy && buffer.in_flight.is_empty() && buffer.ended.is_none() {
-            self.progress.wait(&mut buffer);
-        }
         buffer.loading = false;
-        let insert = |database: u16, key: &[u8], at: At, entry: Option<Entry>| {
-            service.databases[database as usize].hot.apply(key, at, entry, true);
-        };
-        for change in buffer.in_flight.iter().flat_map(|chunk| &chunk.changes) {
-            match &change.kind {
-                ChangeKind::Put { key, entry } => insert(change.database, key, place(change), Some(entry.clone())),
-                ChangeKind::Delete { key } => insert(change.database, key, place(change), None),
-                ChangeKind::Flush => {}
-            }
-        }
-        for (name, held) in buffer.runs.iter().flat_map(|run| &run.newest) {
-            insert(name.database, &name.key, held.at, held.entry.clone());
-        }
-        let unstored = service.memory.unstored.load(Ordering::Relaxed);
-        self.backlog
-            .store(unstored.max(self.bytes()) / 4 * 5, Ordering::Relaxed);
+        self.backlog.store(self.bytes() / 4 * 5, Ordering::Relaxed);
+        self.unseen.store(true, Ordering::Release);
         self.work.notify_one();
+    }
+
+    /// What is here of a key that the hot tier does not know. `None`: what the store has is the newest. To be asked
+    /// before the store, since records leave for there.
+    pub fn get(&self, database: u16, key: &[u8]) -> Option<Option<Entry>> {
+        if !self.is_loaded_only() {
+            return None;
+        }
+        let name = Name {
+            hash: key_hash(key),
+            database,
+            key: Bytes::copy_from_slice(key),
+        };
+        let buffer = self.buffer.lock();
+        let waiting = buffer.runs.iter().rev().map(|run| &run.shards[name.shard()]);
+        let in_flight = buffer.in_flight.iter().rev().filter_map(|part| match &**part {
+            Part::Shard(shard) => Some(shard),
+            Part::Flush(_) => None,
+        });
+        let held = waiting.chain(in_flight).find_map(|shard| shard.newest.get(&name))?;
+        Some(held.entry.clone())
     }
 
     /// Starts the thread that writes.
@@ -305,12 +326,8 @@ impl WriteBehind {
             let delay = Duration::from_millis(service.settings.store_delay_ms.load(Ordering::Relaxed));
             let wait = buffer.wait(delay, self.full(service, buffer.loading), self.is_hurried());
             let job = if wait.is_zero() {
-                buffer.since = None;
-                buffer.run_bytes = 0;
-                Job::Write {
-                    runs: std::mem::take(&mut buffer.runs),
-                    reached: buffer.reached.clone(),
-                }
+                buffer.take();
+                Job::Write(buffer.reached.clone())
             } else if upkeep.is_checkpoint_due(service, &buffer.stored) {
                 Job::Checkpoint(buffer.stored.clone())
             } else if buffer.stopping.is_some() {
@@ -328,36 +345,20 @@ impl WriteBehind {
 
     /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
     /// stop, the positions stay as they were.
-    fn write(&self, service: &Service, runs: Vec<Run>, reached: Reached) -> Result<(), StoreError> {
-        let chunks = runs.into_iter().flat_map(Run::into_chunks).collect();
+    fn write(&self, service: &Service, reached: Reached) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
-        buffer.in_flight = chunks;
-        while let Some(chunk) = buffer.in_flight.front().cloned() {
+        let was_loading = buffer.loading;
+        while let Some(part) = buffer.in_flight.front().cloned() {
             if buffer.forgetting || buffer.is_out_of_patience() {
                 buffer.in_flight.clear();
                 return Ok(());
             }
-            let loading = buffer.loading;
-            // Whoever waits for the writer to have sorted.
-            self.progress.notify_all();
-            MutexGuard::unlocked(&mut buffer, || {
-                service.store.apply(&chunk.changes)?;
-                if !loading {
-                    unpin(service, &chunk.changes);
-                }
-                Ok::<_, StoreError>(())
-            })?;
-            // [`WriteBehind::show`] may have pinned it meanwhile.
-            if loading {
-                unpin(service, &chunk.changes);
-            }
+            MutexGuard::unlocked(&mut buffer, || part.apply(service))?;
             buffer.in_flight.pop_front();
-            let left = self.bytes.fetch_sub(chunk.bytes, Ordering::Relaxed) - chunk.bytes;
-            if left <= service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize {
-                self.backlog.store(0, Ordering::Relaxed);
-            }
-            self.progress.notify_all();
-            service.progress.notify_waiters();
+            self.let_go(service, part.bytes());
+        }
+        if !was_loading || buffer.runs.is_empty() {
+            self.unseen.store(false, Ordering::Release);
         }
         for (at, position) in &reached.positions {
             let partitions = service.databases[at.database as usize].partitions();
@@ -368,6 +369,16 @@ impl WriteBehind {
         buffer.stored = reached;
         service.progress.notify_waiters();
         Ok(())
+    }
+
+    /// There is more room.
+    fn let_go(&self, service: &Service, bytes: usize) {
+        let left = self.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        if left <= service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize {
+            self.backlog.store(0, Ordering::Relaxed);
+        }
+        self.progress.notify_all();
+        service.progress.notify_waiters();
     }
 }
 
@@ -398,7 +409,8 @@ impl Buffer {
             database,
             key,
         };
-        let (more, less) = match self.last_run().newest.entry(name) {
+        let shard = &mut self.last_run().shards[name.shard()];
+        let (more, less) = match shard.newest.entry(name) {
             indexmap::map::Entry::Vacant(vacant) => {
                 vacant.insert(Held { at, entry });
                 (HELD_OVERHEAD + key_bytes + new, 0)
@@ -413,6 +425,7 @@ impl Buffer {
                 (new, old)
             }
         };
+        shard.bytes = shard.bytes + more - less;
         self.run_bytes = self.run_bytes + more - less;
         total.fetch_add(more, Ordering::Relaxed);
         total.fetch_sub(less, Ordering::Relaxed);
@@ -424,6 +437,18 @@ impl Buffer {
             self.runs.push(Run::default());
         }
         self.runs.last_mut().expect("one was pushed")
+    }
+
+    /// Puts everything in flight.
+    fn take(&mut self) {
+        for run in self.runs.drain(..) {
+            let shards = run.shards.into_iter().filter(|shard| !shard.newest.is_empty());
+            self.in_flight.extend(shards.map(|shard| Arc::new(Part::Shard(shard))));
+            self.in_flight
+                .extend(run.flush.map(|flush| Arc::new(Part::Flush(flush))));
+        }
+        self.since = None;
+        self.run_bytes = 0;
     }
 
     /// How long until what is here is to be written.
@@ -446,42 +471,61 @@ impl Buffer {
     }
 }
 
-impl Run {
-    /// Sorted by hash, the flush marker last.
-    fn into_chunks(self) -> Vec<Arc<Chunk>> {
-        let mut sorted: Vec<(Name, Held)> = self.newest.into_iter().collect();
-        sorted.sort_unstable_by_key(|(name, _)| (name.database, name.hash));
-        let mut chunks = Vec::new();
-        let mut chunk = Chunk {
-            changes: Vec::new(),
-            bytes: 0,
+impl Default for Run {
+    fn default() -> Run {
+        Run {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            flush: None,
+        }
+    }
+}
+
+impl Part {
+    fn bytes(&self) -> usize {
+        match self {
+            Part::Shard(shard) => shard.bytes,
+            Part::Flush(_) => 0,
+        }
+    }
+
+    /// Gives it to the store.
+    fn apply(&self, service: &Service) -> Result<(), StoreError> {
+        let newest = match self {
+            Part::Flush(change) => return service.store.apply(std::slice::from_ref(change)),
+            Part::Shard(shard) => &shard.newest,
         };
-        for (name, Held { at, entry }) in sorted {
-            if chunk.changes.len() >= CHUNK || chunk.bytes >= CHUNK_BYTES {
-                let full = std::mem::replace(
-                    &mut chunk,
-                    Chunk {
-                        changes: Vec::with_capacity(CHUNK),
-                        bytes: 0,
-                    },
-                );
-                chunks.push(Arc::new(full));
+        let mut sorted: Vec<(&Name, &Held)> = newest.iter().collect();
+        sorted.sort_unstable_by_key(|(name, _)| (name.database, name.hash));
+        let mut changes = Vec::with_capacity(CHUNK.min(sorted.len()));
+        for records in sorted.chunks(CHUNK) {
+            changes.extend(records.iter().map(|(name, held)| held.change(name)));
+            service.store.apply(&changes)?;
+            for (name, held) in records {
+                service.databases[name.database as usize].hot.stored(&name.key, held.at);
             }
-            chunk.bytes += HELD_OVERHEAD + name.key.len() + value_bytes(&entry);
-            let kind = match entry {
-                Some(entry) => ChangeKind::Put { key: name.key, entry },
-                None => ChangeKind::Delete { key: name.key },
-            };
-            chunk.changes.push(Change {
-                kind,
-                ..change_of(name.database, at)
-            });
+            changes.clear();
         }
-        chunk.changes.extend(self.flush);
-        if !chunk.changes.is_empty() {
-            chunks.push(Arc::new(chunk));
+        Ok(())
+    }
+}
+
+impl Name {
+    fn shard(&self) -> usize {
+        (self.hash >> 58) as usize % SHARDS
+    }
+}
+
+impl Held {
+    fn change(&self, name: &Name) -> Change {
+        let key = name.key.clone();
+        let kind = match self.entry.clone() {
+            Some(entry) => ChangeKind::Put { key, entry },
+            None => ChangeKind::Delete { key },
+        };
+        Change {
+            kind,
+            ..change_of(name.database, self.at)
         }
-        chunks
     }
 }
 
@@ -495,28 +539,10 @@ fn change_of(database: u16, at: At) -> Change {
     }
 }
 
-fn place(change: &Change) -> At {
-    At {
-        partition: change.partition,
-        offset: change.offset,
-    }
-}
-
 fn value_bytes(entry: &Option<Entry>) -> usize {
     match entry.as_ref().map(|entry| &entry.value) {
         Some(Value::String(value)) => value.len(),
         _ => 0,
-    }
-}
-
-/// The store has these.
-fn unpin(service: &Service, changes: &[Change]) {
-    for change in changes {
-        if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &change.kind {
-            service.databases[change.database as usize]
-                .hot
-                .stored(key, place(change));
-        }
     }
 }
 
@@ -546,15 +572,18 @@ fn run(service: &Service) -> Result<(), StoreError> {
     };
     loop {
         match behind.next(service, &upkeep) {
-            Job::Write { runs, reached } => {
-                upkeep.sweeping |= runs.iter().any(|run| run.flush.is_some());
-                behind.write(service, runs, reached)?;
+            Job::Write(reached) => {
+                behind.write(service, reached)?;
+                // A flush may have been among it.
+                upkeep.sweeping = true;
             }
             Job::Checkpoint(stored) => upkeep.checkpoint(service, stored)?,
             Job::Sweep => upkeep.sweeping = service.store.sweep(SWEEP)?,
             Job::Stop(stored) => {
-                if !behind.buffer.lock().runs.is_empty() || behind.bytes() > 0 {
-                    warn!("not all of the log is in the local store; the rest is read again at the next start");
+                if behind.bytes() > 0 {
+                    info!(
+                        "the local store does not have everything yet; the rest is read from the log again at the next start"
+                    );
                 }
                 return upkeep.checkpoint(service, stored);
             }
