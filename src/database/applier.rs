@@ -218,11 +218,13 @@ impl Applier {
                 Duration::ZERO
             };
             self.follower.poll(&mut records, idle)?;
+            self.service.notice_databases();
             let nothing_new = records.is_empty();
             for record in records.drain(..) {
                 self.take(record)?;
             }
             self.give_up_on_late_groups()?;
+            self.tell_applied();
             self.store_batch()?;
             self.tell_positions();
             if nothing_new && self.sweeping {
@@ -405,12 +407,35 @@ impl Applier {
         Ok(())
     }
 
+    /// Tells how far this node's readers see: up to the first record per partition that waits for its group. Nobody reads
+    /// while loading, and only the store knows then.
+    fn tell_applied(&self) {
+        let service = &self.service;
+        if self.goal.is_some() {
+            return;
+        }
+        let mut positions = self.follower.positions();
+        for record in &self.waiting {
+            positions
+                .entry(record.at)
+                .and_modify(|position| *position = record.offset.min(*position));
+        }
+        let mut more = false;
+        for (at, position) in positions {
+            if let Some(partition) = self.partition(&at) {
+                more |= partition.applied.fetch_max(position, Ordering::AcqRel) < position;
+            }
+        }
+        if more {
+            service.progress.notify_waiters();
+        }
+    }
+
     /// Tells how far the store is. The follower's positions are past everything that it has given: they hold only
     /// when all of it is in the store and no record waits for its group.
     fn tell_positions(&self) {
         let service = &self.service;
         if self.waiting.is_empty() {
-            service.notice_databases();
             for (at, offset) in self.follower.positions() {
                 if let Some(partition) = service.databases[at.database as usize]
                     .partitions()
@@ -482,6 +507,7 @@ impl Applier {
                 "caught up with the log: serving"
             );
             self.goal = None;
+            self.tell_applied();
             self.service.set_status(Status::Serving);
             return;
         }
