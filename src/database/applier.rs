@@ -233,10 +233,12 @@ impl Applier {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
             self.follower.poll(&mut records, IDLE)?;
+            self.service.notice_databases();
             for record in records.drain(..) {
                 self.take(record)?;
             }
             self.give_up_on_late_groups()?;
+            self.tell_applied();
             self.hand_over()?;
             self.ask_ends();
             self.note_progress();
@@ -382,13 +384,36 @@ impl Applier {
         Ok(())
     }
 
+    /// Tells how far this node's readers see: up to the first record per partition that waits for its group. Nobody reads
+    /// while loading, and only the store knows then.
+    fn tell_applied(&self) {
+        let service = &self.service;
+        if self.goal.is_some() {
+            return;
+        }
+        let mut positions = self.follower.positions();
+        for record in &self.waiting {
+            positions
+                .entry(record.at)
+                .and_modify(|position| *position = record.offset.min(*position));
+        }
+        let mut more = false;
+        for (at, position) in positions {
+            if let Some(partition) = self.partition(&at) {
+                more |= partition.applied.fetch_max(position, Ordering::AcqRel) < position;
+            }
+        }
+        if more {
+            service.progress.notify_waiters();
+        }
+    }
+
     /// Hands what was applied to the writer, with how far that is. The follower's positions are past everything that it
     /// has given: they hold only when no record waits for its group.
     fn hand_over(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
         let mut so_far = None;
         if self.waiting.is_empty() {
-            service.notice_databases();
             service
                 .counters
                 .records_skipped
@@ -470,6 +495,7 @@ impl Applier {
                 "caught up with the log: serving"
             );
             self.goal = None;
+            self.tell_applied();
             self.service.set_status(Status::Serving);
             return;
         }

@@ -142,6 +142,8 @@ struct Topic {
 pub struct Partition {
     /// After the newest own record that was acknowledged.
     pub acknowledged: AtomicU64,
+    /// Everything decided below is visible to readers of this node. A group that waits for its other records bounds it.
+    pub applied: AtomicU64,
     /// After the newest record that is in the store.
     pub stored: AtomicU64,
     /// Everything below is hidden by a flush.
@@ -171,6 +173,7 @@ impl Database {
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
+                &partition.applied,
                 &partition.stored,
                 &partition.flushed,
                 &partition.end,
@@ -449,6 +452,23 @@ impl Service {
             "STALE the local store did not reach the last acknowledged write",
         )
         .await
+    }
+
+    /// Waits until everything below this position is visible here. Without a bound of its own: the caller sets one.
+    pub async fn applied_to(&self, at: TopicPartition, position: u64) {
+        let reached = || {
+            let partitions = self.databases[at.database as usize].partitions();
+            partitions
+                .get(at.partition as usize)
+                .is_some_and(|partition| partition.applied.load(Ordering::Acquire) >= position)
+        };
+        loop {
+            let progress = self.progress.notified();
+            if reached() {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Waits until the store has room again.
