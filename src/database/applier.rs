@@ -48,7 +48,7 @@ struct Applier {
     service: Arc<Service>,
     follower: Box<dyn Follower>,
     waiting: VecDeque<LogRecord>,
-    /// Of the group that waits in front: records in the partition of its first one.
+    /// Records that have come of the group that waits in front.
     front_members: u32,
     waiting_since: Option<Instant>,
     batch: Vec<Change>,
@@ -126,10 +126,10 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
     Ok(positions)
 }
 
-/// True if both are of one group and in one partition.
+/// True if both are of one group.
 fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
     let id = |record: &LogRecord| record.group.map(|group| group.id);
-    id(record).is_some() && id(record) == id(front) && record.at == front.at
+    id(record).is_some() && id(record) == id(front)
 }
 
 impl Applier {
@@ -141,6 +141,7 @@ impl Applier {
                 .partitions()
                 .get(at.partition as usize)
             {
+                partition.applied.fetch_max(offset, Ordering::AcqRel);
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
@@ -258,7 +259,6 @@ impl Applier {
                 self.front_members = self.count_front_members();
                 continue;
             };
-            // Records of one group in one partition come in order, so the count per partition decides.
             if self.front_members < group.records {
                 return Ok(());
             }
@@ -409,13 +409,20 @@ impl Applier {
     /// when all of it is in the store and no record waits for its group.
     fn tell_positions(&self) {
         let service = &self.service;
+        let mut positions = self.follower.positions();
+        for record in &self.waiting {
+            let position = positions.entry(record.at).or_insert(record.offset);
+            *position = (*position).min(record.offset);
+        }
+        for (at, offset) in &positions {
+            if let Some(partition) = self.partition(at) {
+                partition.applied.fetch_max(*offset, Ordering::AcqRel);
+            }
+        }
         if self.waiting.is_empty() {
             service.notice_databases();
-            for (at, offset) in self.follower.positions() {
-                if let Some(partition) = service.databases[at.database as usize]
-                    .partitions()
-                    .get(at.partition as usize)
-                {
+            for (at, offset) in positions {
+                if let Some(partition) = self.partition(&at) {
                     partition.stored.fetch_max(offset, Ordering::AcqRel);
                 }
             }

@@ -19,7 +19,7 @@ pub mod write;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -28,7 +28,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use crate::log::{Batch, Log, Payload, Record, TopicPartition};
+use crate::log::{Batch, Condition, Log, Payload, Record, TopicPartition};
 use crate::store::{Entry, Store, StoreError, key_hash};
 use hot::{At, Budget, HotTier, Lookup};
 use watch::Watches;
@@ -112,6 +112,8 @@ pub struct Service {
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
+    /// Writes with a condition under way.
+    conditional_writes: AtomicUsize,
 }
 
 /// One database: a topic, and what is in memory of it.
@@ -135,6 +137,8 @@ struct Topic {
 pub struct Partition {
     /// After the newest own record that was acknowledged.
     pub acknowledged: AtomicU64,
+    /// Below it, everything that is decided is visible to readers of this node.
+    pub applied: AtomicU64,
     /// After the newest record that is in the store.
     pub stored: AtomicU64,
     /// Everything below is hidden by a flush.
@@ -164,6 +168,7 @@ impl Database {
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
+                &partition.applied,
                 &partition.stored,
                 &partition.flushed,
                 &partition.end,
@@ -205,6 +210,8 @@ pub struct Seen {
     pub entry: Option<Entry>,
     /// The write under way that the entry comes from.
     pub depends: Option<Arc<Write>>,
+    /// The record that says so, if it is known.
+    at: Option<At>,
 }
 
 /// Milliseconds since the epoch.
@@ -233,6 +240,7 @@ impl Service {
             }),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
+            conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
         Arc::new(service)
@@ -293,9 +301,10 @@ impl Service {
         let number = database;
         let database = &self.databases[number as usize];
         match database.hot.get(key, pending) {
-            Lookup::Committed(entry) => Ok(Seen {
+            Lookup::Committed(at, entry) => Ok(Seen {
                 entry: entry.filter(|e| database.visible(e)),
                 depends: None,
+                at: Some(at),
             }),
             Lookup::Pending(write, item) => {
                 let at = At {
@@ -305,13 +314,22 @@ impl Service {
                 Ok(Seen {
                     entry: write.entry(item, at, now_ms() as i64),
                     depends: Some(write),
+                    at: None,
                 })
             }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 let entry = self.store.get(number, key)?.filter(|e| database.visible(e));
                 database.hot.fill(key, entry.as_ref(), token);
-                Ok(Seen { entry, depends: None })
+                let at = entry.as_ref().map(|e| At {
+                    partition: e.meta.partition,
+                    offset: e.meta.offset,
+                });
+                Ok(Seen {
+                    entry,
+                    depends: None,
+                    at,
+                })
             }
         }
     }
@@ -340,7 +358,13 @@ impl Service {
     }
 
     /// Hands the items to the log as one batch. The caller holds the stripes of all keys.
-    fn commit(self: &Arc<Self>, items: SmallVec<[Item; 1]>, owner: &Arc<Outstanding>, epoch: u64) -> Arc<Write> {
+    fn commit(
+        self: &Arc<Self>,
+        items: SmallVec<[Item; 1]>,
+        owner: &Arc<Outstanding>,
+        epoch: u64,
+        condition: Option<Condition>,
+    ) -> Arc<Write> {
         let mut records = SmallVec::new();
         let mut expanded: SmallVec<[Item; 1]> = SmallVec::new();
         for item in items {
@@ -377,7 +401,7 @@ impl Service {
                 }
             }
         }
-        let write = Arc::new(Write::new(self.clone(), owner.clone(), expanded));
+        let write = Write::new(self.clone(), owner.clone(), expanded, condition.is_some());
         for (index, item) in write.items.iter().enumerate() {
             match item {
                 Item::Key { database, key, .. } => {
@@ -395,6 +419,7 @@ impl Service {
         self.log.produce(
             Batch {
                 records,
+                condition,
                 completion: write.clone(),
             },
             epoch,
@@ -433,6 +458,19 @@ impl Service {
             "STALE the local store did not reach the last acknowledged write",
         )
         .await
+    }
+
+    /// Waits until this node has applied everything below this position of the log. Callers bound the time.
+    pub async fn applied_to(&self, at: TopicPartition, position: u64) {
+        loop {
+            let progress = self.progress.notified();
+            let database = &self.databases[at.database as usize];
+            let partition = database.partitions().get(at.partition as usize);
+            if partition.is_some_and(|p| p.applied.load(Ordering::Acquire) >= position) {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Waits until the store has room again.

@@ -55,6 +55,7 @@ fn start(log: &dyn Log, records: Vec<Record>) -> Receiver<Outcome> {
     let (told, outcome) = mpsc::channel();
     log.produce(
         Batch {
+            condition: None,
             records: records.into(),
             completion: Arc::new(Told(told)),
         },
