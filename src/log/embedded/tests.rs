@@ -167,7 +167,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
             }
         );
         let counts = [a, b, c].map(|r| r.group.expect("in a group").records);
-        assert_eq!((counts, a.group), ([2, 1, 2], c.group));
+        assert_eq!((counts, a.group), ([3, 3, 3], c.group));
         assert_eq!(
             (&f.payload, &f.key[..], f.offset),
             (&Payload::Flush, &FLUSH_KEY[..], flushed[0].offset)
