@@ -52,6 +52,7 @@ fn batch(key: u64, acks: &Arc<Acks>) -> Batch {
         },
     };
     Batch {
+        condition: None,
         records: [record].into(),
         completion: acks.clone(),
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! log/    the embedded log, where the data is     store/  the local view of the log, disposable
 //! meta    which log this directory belongs to     LOCK    held while a process runs, with its id
+//! node    this node's own id, on a shared log
 //! ```
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::log::embedded::lock::{DirectoryLock, LockError};
 
 const META: &str = "meta";
+const NODE: &str = "node";
 const FORMAT: u32 = 1;
 
 /// The log that a directory belongs to.
@@ -60,6 +62,21 @@ impl DataDir {
     /// Where the local store is.
     pub fn store(&self) -> PathBuf {
         self.path.join("store")
+    }
+
+    /// This node's own id, made at its first start: 16 hex digits.
+    pub fn node(&self) -> Result<String, String> {
+        let path = self.path.join(NODE);
+        match fs::read_to_string(&path) {
+            Ok(id) if id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(id),
+            // Without it nothing is lost but the quick end of what a killed process left open: a new one does.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("read {}: {error}", path.display())),
+        }
+        let id = format!("{:016x}", rand::random::<u64>());
+        fs::write(&path, &id).map_err(|e| format!("write {}: {e}; is the disk full?", path.display()))?;
+        Ok(id)
     }
 
     /// Refuses a log of the wrong kind or name before it is touched; ids are not looked at.

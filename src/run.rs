@@ -162,7 +162,7 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
     };
     directory.check(&wanted(None))?;
     let log: Arc<dyn Log> = if on_kafka {
-        Arc::new(KafkaLog::connect(kafka_config(config)?).map_err(|e| format!("open the log: {e}"))?)
+        Arc::new(KafkaLog::connect(kafka_config(config, directory.node()?)?).map_err(|e| format!("open the log: {e}"))?)
     } else {
         EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
     };
@@ -194,7 +194,7 @@ fn embedded_options(config: &Config) -> EmbeddedOptions {
     }
 }
 
-fn kafka_config(config: &Config) -> Result<kafka::Config, Problem> {
+fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
     let mapped = config.database_topics().into_iter();
     Ok(kafka::Config {
         bootstrap_servers: config.bootstrap_servers().to_string(),
@@ -220,6 +220,7 @@ fn kafka_config(config: &Config) -> Result<kafka::Config, Problem> {
             .map_err(|e| format!("use the partitioner: {e}"))?,
         write_timeout: config.write_timeout(),
         startup_timeout: config.startup_timeout(),
+        node,
     })
 }
 

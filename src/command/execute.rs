@@ -10,17 +10,18 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::args::{self, text, wrong_arity};
-use super::session::{Client, Queued, Session, Shared};
+use super::session::{Client, Multi, Queued, Session, Shared, Watch};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
-use crate::log::ProduceError;
+use crate::log::{Completion, ProduceError};
 
-/// Times a command is computed anew because a write that it rested on failed.
-const MAX_RECOMPUTED: usize = 8;
+/// Longest pause before a command is computed again that lost against another writer, milliseconds for each time it lost.
+const PAUSE_MS: u64 = 2;
+const MAX_PAUSE_MS: u64 = 50;
 /// Bytes of commands that MULTI may queue.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
 
@@ -44,6 +45,18 @@ pub struct Pending {
     pub depends: SmallVec<[Arc<Write>; 1]>,
     /// The connection must not go on before the writes are acknowledged.
     pub barrier: bool,
+    /// The connection's database when the command was computed.
+    pub database: u16,
+    /// What EXEC ran, so that it can be run again.
+    pub exec: Option<Box<Transaction>>,
+    /// Times that it was computed again.
+    pub repeated: u64,
+}
+
+/// What MULTI queued, and what was watched.
+pub struct Transaction {
+    multi: Option<Multi>,
+    watch: Option<Watch>,
 }
 
 /// What must happen before a command can be computed.
@@ -188,6 +201,10 @@ impl Before {
                 let _ = write.finished().await;
                 Ok(())
             }
+            Before::Wait(Wait::Own) => {
+                owner.none().await;
+                Ok(())
+            }
             Before::Wait(Wait::Room) => service.room().await,
             Before::Wait(Wait::CreateDatabase(database)) => {
                 let creating = service.clone();
@@ -242,41 +259,109 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     }
 }
 
-/// Waits for the writes of a pending reply and gives what may be sent. `request` is what the reply answers: the command is
-/// computed again if a write that it rested on failed while its own did not reach the log.
-pub async fn settle(session: &mut Session, shared: &Arc<Shared>, request: Args<'_>, pending: Pending) -> Reply {
-    let mut pending = pending;
-    for _ in 0..MAX_RECOMPUTED {
-        let own = match &pending.write {
-            Some(write) => write.finished().await.clone(),
-            None => Ok(()),
-        };
-        let mut stale = matches!(own, Err(ProduceError::StaleEpoch));
-        if let (Err(error), false) = (&own, stale) {
-            return failed(shared, error);
+/// Looks at the writes of a pending reply, which the caller has waited for: gives the reply, or what the command is pending on after it
+/// was computed again, because a write that it rested on failed or another writer came first. `request` is what the reply
+/// answers. After `deadline` nothing is computed again.
+pub async fn settle(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    request: Args<'_>,
+    pending: Pending,
+    deadline: Instant,
+) -> Result<Reply, Pending> {
+    let own = match &pending.write {
+        Some(write) => write.finished().await.clone(),
+        None => Ok(()),
+    };
+    let (mut stale, after) = match own {
+        Err(ProduceError::Stale { after }) => (true, after),
+        Err(error) => return Ok(failed(shared, &error)),
+        Ok(()) => (false, None),
+    };
+    for write in &pending.depends {
+        stale |= write.finished().await.is_err();
+    }
+    if !stale {
+        return Ok(pending.reply);
+    }
+    if pending.write.as_ref().is_some_and(|write| !write.has_failed()) {
+        // Cannot be: what rests on a failed write does not reach the log.
+        return Ok(Reply::error("UNCERTAIN a write that this one rested on failed"));
+    }
+    let lost = "NOTWRITTEN others changed what this command reads again and again, until the write timeout";
+    if let Some((at, position)) = after {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if tokio::time::timeout(left, shared.service.applied_to(at, position))
+            .await
+            .is_err()
+        {
+            return Ok(Reply::error(lost));
         }
-        for write in &pending.depends {
-            stale |= write.finished().await.is_err();
-        }
-        if !stale {
-            return pending.reply;
-        }
-        if pending.write.is_some() && own.is_ok() {
-            // Cannot be: a log that chains takes our write down with the one it rested on, others never let us rest on it.
-            return Reply::error("UNCERTAIN a write that this one rested on failed");
-        }
-        if args::is(request[0], "exec") {
-            // Its queue is gone; its records certainly are not in the log.
-            return Reply::error("NOTWRITTEN a write that this transaction rested on failed");
-        }
-        let again = execute(session, shared, request, false);
-        match Box::pin(execute_waiting(session, shared, request, again)).await {
-            Step::Pending(next) => pending = next,
-            Step::Reply(reply) => return reply,
-            Step::Before(_) | Step::Later(_) => return Reply::error("NOTWRITTEN the command could not be computed"),
+        if pending.repeated > 0 {
+            let most = (PAUSE_MS * pending.repeated).min(MAX_PAUSE_MS);
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=most))).await;
         }
     }
-    Reply::error("NOTWRITTEN writes that this command rested on failed again and again")
+    if Instant::now() >= deadline {
+        return Ok(Reply::error(lost));
+    }
+    compute_again(session, shared, request, pending, deadline).await
+}
+
+/// Computes a command again as if nothing of the session had changed since.
+async fn compute_again(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    request: Args<'_>,
+    pending: Pending,
+    deadline: Instant,
+) -> Result<Reply, Pending> {
+    let Pending {
+        database,
+        exec: transaction,
+        repeated,
+        ..
+    } = pending;
+    let command = match find(request) {
+        Ok(command) => command,
+        Err(fault) => return Ok(reply_of(session, fault)),
+    };
+    session.outstanding.forget_failed();
+    let is_exec = transaction.is_some();
+    let now = (session.database, session.multi.take(), session.watch.take());
+    if let Some(transaction) = transaction {
+        (session.multi, session.watch) = (transaction.multi, transaction.watch);
+    }
+    session.database = database;
+    let whole_store = command.has(flag::WHOLE_STORE) || is_exec;
+    let again = loop {
+        if whole_store && let Err(fault) = shared.service.store_caught_up().await {
+            break Ok(reply_of(session, fault));
+        }
+        let step = match is_exec {
+            true => exec(session, shared),
+            false => compute_one(session, shared, command, request),
+        };
+        break match step {
+            Step::Reply(reply) => Ok(reply),
+            Step::Pending(next) => Err(Pending {
+                repeated: repeated + 1,
+                ..next
+            }),
+            Step::Before(before) if Instant::now() < deadline => {
+                match before.happened(&session.outstanding, shared).await {
+                    Ok(()) => continue,
+                    Err(fault) => Ok(reply_of(session, fault)),
+                }
+            }
+            Step::Before(_) | Step::Later(_) => Ok(Reply::error("NOTWRITTEN the command could not be computed")),
+        };
+    };
+    (session.multi, session.watch) = (now.1, now.2);
+    if !is_exec || shared.service.log.chains() {
+        session.database = now.0;
+    }
+    again
 }
 
 /// The error reply for a write that was not acknowledged.
@@ -504,20 +589,26 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
             args,
         )
     });
-    conclude(session, computed, command.has(flag::BARRIER))
-}
-
-fn conclude(session: &mut Session, computed: Result<Computed<Reply>, Fault>, barrier: bool) -> Step {
     match computed {
         Err(fault) => refuse(session, fault),
-        Ok(Computed { value, write, depends }) if write.is_none() && depends.is_empty() => Step::Reply(value),
-        Ok(Computed { value, write, depends }) => Step::Pending(Pending {
-            reply: value,
-            write,
-            depends,
-            barrier,
-        }),
+        Ok(computed) => conclude(computed, session.database, command.has(flag::BARRIER), None),
     }
+}
+
+fn conclude(computed: Computed<Reply>, database: u16, barrier: bool, exec: Option<Box<Transaction>>) -> Step {
+    let Computed { value, write, depends } = computed;
+    if write.is_none() && depends.is_empty() {
+        return Step::Reply(value);
+    }
+    Step::Pending(Pending {
+        reply: value,
+        write,
+        depends,
+        barrier,
+        database,
+        exec,
+        repeated: 0,
+    })
 }
 
 fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
@@ -539,7 +630,8 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         .collect();
     let writes = requests.iter().any(|(c, _)| c.has(flag::WRITE));
     let all = requests.iter().any(|(c, _)| matches!(c.keys, Keys::All));
-    let barrier = requests.iter().any(|(c, _)| c.has(flag::BARRIER));
+    // Computed again, it must find the session as it was: where others write too, nothing is computed behind it.
+    let barrier = !shared.service.log.chains() || requests.iter().any(|(c, _)| c.has(flag::BARRIER));
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
     keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let database = session.database;
@@ -592,6 +684,13 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         session.database = database;
         return Step::Before(Before::Wait(wait));
     }
+    let transaction = Box::new(Transaction {
+        multi: session.multi.take(),
+        watch: session.watch.take(),
+    });
     session.end_transaction();
-    conclude(session, computed, barrier)
+    match computed {
+        Err(fault) => refuse(session, fault),
+        Ok(computed) => conclude(computed, database, barrier, Some(transaction)),
+    }
 }

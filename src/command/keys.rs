@@ -399,7 +399,7 @@ fn del(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
     let mut deleted = 0;
     for key in &args[1..] {
-        if context.transaction.exists(database, key)? {
+        if context.transaction.seems_to_exist(database, key)? {
             context.transaction.delete(database, key);
             deleted += 1;
         }

@@ -40,7 +40,7 @@ struct Applier {
     service: Arc<Service>,
     follower: Box<dyn Follower>,
     waiting: VecDeque<LogRecord>,
-    /// Of the group that waits in front: records in the partition of its first one.
+    /// Records that have come of the group that waits in front.
     front_members: u32,
     waiting_since: Option<Instant>,
     /// Applied, not handed over yet.
@@ -133,10 +133,10 @@ fn reached(service: &Service, positions: &Positions) -> Reached {
     }
 }
 
-/// True if both are of one group and in one partition.
+/// True if both are of one group.
 fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
     let id = |record: &LogRecord| record.group.map(|group| group.id);
-    id(record).is_some() && id(record) == id(front) && record.at == front.at
+    id(record).is_some() && id(record) == id(front)
 }
 
 impl Applier {
@@ -148,6 +148,7 @@ impl Applier {
                 .partitions()
                 .get(at.partition as usize)
             {
+                partition.applied.fetch_max(offset, Ordering::AcqRel);
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
@@ -269,7 +270,6 @@ impl Applier {
                 self.front_members = self.count_front_members();
                 continue;
             };
-            // Records of one group in one partition come in order, so the count per partition decides.
             if self.front_members < group.records {
                 return Ok(());
             }

@@ -70,8 +70,8 @@ struct Shard {
 
 /// What the tier says of a key.
 pub enum Lookup {
-    /// The newest committed state.
-    Committed(Option<Entry>),
+    /// The newest committed state, and the record that it comes from (offset 0 if the key was never met).
+    Committed(At, Option<Entry>),
     /// The newest state is that of a write under way.
     Pending(Arc<Write>, usize),
     /// Ask the store, then [`HotTier::fill`] with this token.
@@ -119,8 +119,14 @@ impl HotTier {
         slot.touched = true;
         match &slot.committed {
             Committed::Cold => Lookup::Cold(changes),
-            Committed::Known { entry, .. } => Lookup::Committed(entry.clone()),
+            Committed::Known { at, entry } => Lookup::Committed(*at, entry.clone()),
         }
+    }
+
+    /// True if writes of this key are under way.
+    pub fn is_pending(&self, key: &[u8]) -> bool {
+        let shard = self.shard(key).lock();
+        shard.slots.get(key).is_some_and(|slot| !slot.pending.is_empty())
     }
 
     /// Remembers what the store answered, unless anything changed since the [`Lookup::Cold`] that gave the token.

@@ -21,7 +21,7 @@ mod write_behind;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -30,7 +30,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use crate::log::{Batch, Log, Payload, Record, TopicPartition};
+use crate::log::{Batch, Condition, Log, Payload, Record, TopicPartition};
 use crate::store::{Entry, Store, StoreError, key_hash};
 use hot::{At, Budget, HotTier, Lookup};
 use watch::Watches;
@@ -119,6 +119,8 @@ pub struct Service {
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
+    /// Writes with a condition under way.
+    conditional_writes: AtomicUsize,
 }
 
 /// One database: a topic, and what is in memory of it.
@@ -215,6 +217,8 @@ pub struct Seen {
     pub entry: Option<Entry>,
     /// The write under way that the entry comes from.
     pub depends: Option<Arc<Write>>,
+    /// The record that says so, if it is known.
+    at: Option<At>,
 }
 
 /// Milliseconds since the epoch.
@@ -244,6 +248,7 @@ impl Service {
             }),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
+            conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
         Arc::new(service)
@@ -304,9 +309,10 @@ impl Service {
         let number = database;
         let database = &self.databases[number as usize];
         match database.hot.get(key, pending) {
-            Lookup::Committed(entry) => Ok(Seen {
+            Lookup::Committed(at, entry) => Ok(Seen {
                 entry: entry.filter(|e| database.visible(e)),
                 depends: None,
+                at: Some(at),
             }),
             Lookup::Pending(write, item) => {
                 let at = At {
@@ -316,6 +322,7 @@ impl Service {
                 Ok(Seen {
                     entry: write.entry(item, at, now_ms() as i64),
                     depends: Some(write),
+                    at: None,
                 })
             }
             Lookup::Cold(token) => {
@@ -326,7 +333,15 @@ impl Service {
                 };
                 let entry = entry.filter(|e| database.visible(e));
                 database.hot.fill(key, entry.as_ref(), token);
-                Ok(Seen { entry, depends: None })
+                let at = entry.as_ref().map(|e| At {
+                    partition: e.meta.partition,
+                    offset: e.meta.offset,
+                });
+                Ok(Seen {
+                    entry,
+                    depends: None,
+                    at,
+                })
             }
         }
     }
@@ -355,7 +370,13 @@ impl Service {
     }
 
     /// Hands the items to the log as one batch. The caller holds the stripes of all keys.
-    fn commit(self: &Arc<Self>, items: SmallVec<[Item; 1]>, owner: &Arc<Outstanding>, epoch: u64) -> Arc<Write> {
+    fn commit(
+        self: &Arc<Self>,
+        items: SmallVec<[Item; 1]>,
+        owner: &Arc<Outstanding>,
+        epoch: u64,
+        condition: Option<Condition>,
+    ) -> Arc<Write> {
         let mut records = SmallVec::new();
         let mut expanded: SmallVec<[Item; 1]> = SmallVec::new();
         for item in items {
@@ -392,7 +413,7 @@ impl Service {
                 }
             }
         }
-        let write = Arc::new(Write::new(self.clone(), owner.clone(), expanded));
+        let write = Write::new(self.clone(), owner.clone(), expanded, condition.is_some());
         for (index, item) in write.items.iter().enumerate() {
             match item {
                 Item::Key { database, key, .. } => {
@@ -410,6 +431,7 @@ impl Service {
         self.log.produce(
             Batch {
                 records,
+                condition,
                 completion: write.clone(),
             },
             epoch,

@@ -78,7 +78,7 @@ impl ScriptedLog {
             let error = if index == 0 {
                 error.clone()
             } else {
-                ProduceError::StaleEpoch
+                ProduceError::Stale { after: None }
             };
             batch.completion.complete(Err(error));
         }
@@ -134,7 +134,7 @@ impl Log for ScriptedLog {
     }
     fn produce(&self, batch: Batch, epoch: u64) {
         if epoch != self.epoch() {
-            return batch.completion.complete(Err(ProduceError::StaleEpoch));
+            return batch.completion.complete(Err(ProduceError::Stale { after: None }));
         }
         self.waiting.lock().push_back(batch);
     }
@@ -367,7 +367,7 @@ fn with_chaining_a_failure_takes_down_what_rested_on_it() {
     let second = written(f.increment(&owner, "n"));
     f.log.fail(not_written());
     assert_eq!(first.outcome(), Some(&Err(not_written())));
-    assert_eq!(second.outcome(), Some(&Err(ProduceError::StaleEpoch)));
+    assert_eq!(second.outcome(), Some(&Err(ProduceError::Stale { after: None })));
     assert!(matches!(f.increment(&owner, "n"), Ok(Computed { value: 1, .. })));
     f.log.acknowledge();
     assert_eq!(f.get("n").as_deref(), Some("1"));

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::write::{Item, NewState, Outstanding, Write};
 use super::{Service, now_ms};
 use crate::log::record::HEADER_BYTES;
+use crate::log::{Completion, Condition, Read, TopicPartition};
 use crate::store::{Entry, Scanned, StoreError, Value};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
@@ -31,6 +32,8 @@ pub enum Fault {
 pub enum Wait {
     /// This write must be over: the command's outcome depends on it, and the log cannot chain the two.
     Write(Arc<Write>),
+    /// All writes of this connection must be over: the log takes what follows by another way, which could be faster.
+    Own,
     /// The database's topic must be created.
     CreateDatabase(u16),
     /// The store must take in what was acknowledged: too much is in memory only.
@@ -101,6 +104,8 @@ pub struct Transaction<'s> {
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
     flushed: SmallVec<[u16; 1]>,
+    /// What its outcome rests on, if others write to the log too.
+    reads: Vec<Read>,
 }
 
 impl Service {
@@ -127,17 +132,52 @@ impl Service {
             places: HashMap::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
+            reads: Vec::new(),
         };
         let value = f(&mut transaction)?;
         drop(snapshot);
-        let Transaction { items, depends, .. } = transaction;
+        let Transaction {
+            items, depends, reads, ..
+        } = transaction;
         let write = if items.is_empty() {
             None
         } else {
             self.admit(&items)?;
-            Some(self.commit(items, owner, epoch))
+            let condition = self.condition(owner, &items, reads, &depends)?;
+            Some(self.commit(items, owner, epoch, condition))
         };
         Ok(Computed { value, write, depends })
+    }
+
+    /// The condition under which these items may be written; `None` for a blind write of one key, and on a log that chains by
+    /// itself. What a connection writes after a write with a condition goes the same way, so that it comes after it.
+    fn condition(
+        &self,
+        owner: &Outstanding,
+        items: &[Item],
+        reads: Vec<Read>,
+        depends: &[Arc<Write>],
+    ) -> Result<Option<Condition>, Fault> {
+        let is_blind = match items {
+            [Item::Key { database, key, .. }] => {
+                let others = self.conditional_writes.load(Ordering::Relaxed) > 0;
+                reads.is_empty()
+                    && owner.conditional() == 0
+                    && !(others && self.databases[*database as usize].hot.is_pending(key))
+            }
+            _ => false,
+        };
+        if is_blind || self.log.chains() {
+            return Ok(None);
+        }
+        if owner.plain() > 0 {
+            return Err(Fault::Wait(Wait::Own));
+        }
+        let before = depends.iter().cloned().chain(owner.last_conditional());
+        Ok(Some(Condition {
+            reads,
+            rests_on: before.map(|write| write as Arc<dyn Completion>).collect(),
+        }))
     }
 
     /// Checks everything that must hold before records are handed to the log.
@@ -206,17 +246,69 @@ impl Transaction<'_> {
 
     /// As [`Transaction::get`], but an expired key is still seen.
     pub fn get_even_expired(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.look(database, key, self.is_conditional())
+    }
+
+    /// True if the key is there as far as this node knows: for the reply alone, what is written does not rest on it.
+    pub fn seems_to_exist(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
+        let now = self.now;
+        let entry = self.look(database, key, false)?;
+        Ok(entry.is_some_and(|e| e.meta.expire_at.is_none_or(|at| at > now)))
+    }
+
+    /// Whether what is written rests on what is read, and others may write at the same time.
+    fn is_conditional(&self) -> bool {
+        self.view == View::Update && !self.service.log.chains()
+    }
+
+    fn look(&mut self, database: u16, key: &[u8], condition: bool) -> Result<Option<Entry>, Fault> {
         if let Some(place) = self.place(database, key) {
             return Ok(self.own_entry(place));
         }
         if self.flushed.contains(&database) {
             return Ok(None);
         }
+        // In this order: what is read is at least as new as what was applied before.
+        let known = condition.then(|| self.applied(database, key)).flatten();
         let seen = self.service.read(database, key, self.view != View::Committed)?;
+        if let Some((at, applied)) = known {
+            // Offset 0 also stands for "no record met".
+            let newer = seen.at.filter(|seen| seen.partition == at.partition && seen.offset > 0);
+            self.reads.push(Read {
+                at,
+                key: Some(Bytes::copy_from_slice(key)),
+                known: newer.map_or(applied, |seen| applied.max(seen.offset + 1)),
+            });
+        }
         if let Some(write) = seen.depends {
             self.depend_on(write)?;
         }
         Ok(seen.entry)
+    }
+
+    /// The key's home, and how far that partition has been applied; `None` while the database has no topic.
+    fn applied(&self, database: u16, key: &[u8]) -> Option<(TopicPartition, u64)> {
+        let partitions = self.service.databases[database as usize].partitions();
+        if partitions.is_empty() {
+            return None;
+        }
+        let partition = self.service.log.partition(database, key);
+        let applied = partitions.get(partition as usize)?.applied.load(Ordering::Acquire);
+        Some((TopicPartition { database, partition }, applied))
+    }
+
+    /// All keys of the database were looked at, in the store.
+    fn look_at_all(&mut self, database: u16) {
+        if !self.is_conditional() {
+            return;
+        }
+        let partitions = self.service.databases[database as usize].partitions().iter();
+        let all = partitions.zip(0..).map(|(progress, partition)| Read {
+            at: TopicPartition { database, partition },
+            key: None,
+            known: progress.stored.load(Ordering::Acquire),
+        });
+        self.reads.extend(all);
     }
 
     /// True if the key's time is over but nobody has deleted it yet.
@@ -266,6 +358,7 @@ impl Transaction<'_> {
     /// Number of keys in the database, expired ones without a tombstone included.
     /// Counts what is in the store: [`Service::store_caught_up`] comes first.
     pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
+        self.look_at_all(database);
         let flushed = self.flushed.contains(&database);
         let mut count = if flushed {
             0
@@ -298,6 +391,7 @@ impl Transaction<'_> {
         at_least: usize,
         visit: &mut dyn FnMut(&[u8]),
     ) -> Result<Option<u64>, Fault> {
+        self.look_at_all(database);
         let live = |expire_at: Option<u64>| expire_at.is_none_or(|at| at > self.now);
         let own = |place| self.own_entry(place).is_some_and(|e| live(e.meta.expire_at));
         let next = if self.flushed.contains(&database) {
@@ -340,7 +434,7 @@ impl Transaction<'_> {
         if write.outcome().is_some() {
             return Ok(());
         }
-        if self.view == View::Update && !self.service.log.chains() {
+        if self.is_conditional() && !write.conditional {
             return Err(Fault::Wait(Wait::Write(write)));
         }
         if !self.depends.iter().any(|w| Arc::ptr_eq(w, &write)) {

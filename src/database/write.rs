@@ -1,9 +1,10 @@
 //! A write under way: what was handed to the log as one batch, who waits for it, and how it ended.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
@@ -36,6 +37,8 @@ pub enum Item {
 /// One batch on its way to the log.
 pub struct Write {
     pub items: SmallVec<[Item; 1]>,
+    /// Handed over with a condition: others with one may be computed on it.
+    pub conditional: bool,
     service: Arc<Service>,
     owner: Arc<Outstanding>,
     outcome: OnceLock<Result<(), ProduceError>>,
@@ -43,15 +46,27 @@ pub struct Write {
 }
 
 impl Write {
-    pub(super) fn new(service: Arc<Service>, owner: Arc<Outstanding>, items: SmallVec<[Item; 1]>) -> Self {
-        owner.count.fetch_add(1, Ordering::Relaxed);
-        Write {
+    pub(super) fn new(
+        service: Arc<Service>,
+        owner: Arc<Outstanding>,
+        items: SmallVec<[Item; 1]>,
+        conditional: bool,
+    ) -> Arc<Self> {
+        let write = Arc::new(Write {
             items,
+            conditional,
             service,
             owner,
             outcome: OnceLock::new(),
             done: Notify::new(),
+        });
+        write.owner.count.fetch_add(1, Ordering::Relaxed);
+        if conditional {
+            write.service.conditional_writes.fetch_add(1, Ordering::Relaxed);
+            write.owner.conditional.fetch_add(1, Ordering::Relaxed);
+            *write.owner.last_conditional.lock() = Arc::downgrade(&write);
         }
+        write
     }
 
     /// How it ended; `None` while under way.
@@ -135,8 +150,15 @@ impl Completion for Write {
         };
         if self.outcome.set(outcome).is_ok() {
             self.done.notify_waiters();
-            self.owner.finish_one();
+            if self.conditional {
+                self.service.conditional_writes.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.owner.finish_one(self.conditional);
         }
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.outcome(), Some(Err(_)))
     }
 }
 
@@ -144,6 +166,9 @@ impl Completion for Write {
 #[derive(Default)]
 pub struct Outstanding {
     count: AtomicUsize,
+    /// How many of them were handed over with a condition, and the last such one.
+    conditional: AtomicUsize,
+    last_conditional: Mutex<Weak<Write>>,
     none: Notify,
 }
 
@@ -152,7 +177,32 @@ impl Outstanding {
         self.count.load(Ordering::Acquire)
     }
 
-    fn finish_one(&self) {
+    /// Writes under way without a condition.
+    pub(super) fn plain(&self) -> usize {
+        self.count().saturating_sub(self.conditional())
+    }
+
+    pub(super) fn conditional(&self) -> usize {
+        self.conditional.load(Ordering::Acquire)
+    }
+
+    /// The newest write with a condition, while somebody still waits for it.
+    pub(super) fn last_conditional(&self) -> Option<Arc<Write>> {
+        self.last_conditional.lock().upgrade()
+    }
+
+    /// What failed is being computed again, in order: nothing has to come after the failed writes.
+    pub fn forget_failed(&self) {
+        let mut last = self.last_conditional.lock();
+        if last.upgrade().is_some_and(|write| write.has_failed()) {
+            *last = Weak::new();
+        }
+    }
+
+    fn finish_one(&self, conditional: bool) {
+        if conditional {
+            self.conditional.fetch_sub(1, Ordering::AcqRel);
+        }
         if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.none.notify_waiters();
         }

@@ -106,7 +106,11 @@ impl Api {
                     ..
                 }) => match write.finished().await {
                     Ok(()) => return Ok(value),
-                    Err(ProduceError::StaleEpoch) => {}
+                    Err(ProduceError::Stale { after }) => {
+                        if let Some((at, position)) = *after {
+                            service.applied_to(at, position).await;
+                        }
+                    }
                     Err(error @ ProduceError::NotWritten(_)) => return Err(Status::unavailable(error.to_string())),
                     Err(error @ ProduceError::Uncertain(_)) => return Err(Status::unknown(error.to_string())),
                 },

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub use record::{Group, LogRecord, Payload, Record};
@@ -40,18 +41,44 @@ pub struct TopicIdentity {
     pub read_only: bool,
 }
 
-/// Records that are produced together. More than one record is an atomic group: on the embedded log all or
-/// none are in the log after a crash; every log stamps them with one [`Group`] so that followers apply
-/// them at once.
+/// Records that are produced together. More than one record is an atomic group: all or none take effect, also after a
+/// crash, and every log stamps them with one [`Group`] so that followers apply them at once.
 pub struct Batch {
     pub records: SmallVec<[Record; 1]>,
+    /// What must still hold when the records take effect. `None`: they hold whatever else
+    /// is in the log.
+    pub condition: Option<Condition>,
     pub completion: Arc<dyn Completion>,
+}
+
+/// What a batch rests on. On a log with one writer the epoch says all of it; on one with many, the batch
+/// answers [`ProduceError::Stale`] if another writer came in between.
+#[derive(Default)]
+pub struct Condition {
+    pub reads: Vec<Read>,
+    /// Batches produced before this one that it was computed on, or has to come after: if one failed, this one is stale.
+    pub rests_on: SmallVec<[Arc<dyn Completion>; 2]>,
+}
+
+/// What the writer knew of a key that its batch was computed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    pub at: TopicPartition,
+    /// `None`: all keys of the partition.
+    pub key: Option<Bytes>,
+    /// Every record of the key (of others than the batches that the condition rests on) below this offset was known.
+    pub known: u64,
 }
 
 /// Told exactly once per batch, from any thread; must be quick and must not block.
 pub trait Completion: Send + Sync {
     /// `Ok` has one entry per record, in the order of [`Batch::records`].
     fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>);
+
+    /// True once it was told an error. Only asked of those that stand in [`Condition::rests_on`].
+    fn has_failed(&self) -> bool {
+        false
+    }
 }
 
 /// Where the log put a record.
@@ -72,9 +99,10 @@ pub enum ProduceError {
     /// It may be in the log, in part or whole, or may still arrive.
     #[error("UNCERTAIN {0}")]
     Uncertain(String),
-    /// The batch rested on an older [`Log::epoch`]; nothing was written. Recompute and produce again.
-    #[error("NOTWRITTEN the write rested on one that failed")]
-    StaleEpoch,
+    /// What the batch rested on did not hold: an older [`Log::epoch`], or its [`Condition`]. Nothing was written. Compute
+    /// it again and produce that, once everything up to `after` (a place in the log, if given) has been applied here.
+    #[error("NOTWRITTEN what the write rested on has changed")]
+    Stale { after: Option<(TopicPartition, u64)> },
 }
 
 /// An error of any other call; the text has the cause and what to do about it.
@@ -118,7 +146,8 @@ pub trait Log: Send + Sync + 'static {
     }
 
     /// True if a batch that fails takes every batch produced after it down with it (or they answer
-    /// [`ProduceError::StaleEpoch`]), so that a command may be computed on a version that is not acknowledged yet.
+    /// [`ProduceError::Stale`]), so that a command may be computed on any version that is not acknowledged yet. Others chain
+    /// only batches with a [`Condition`].
     fn chains(&self) -> bool;
 
     /// Grows each time a batch fails on a log that [chains](Log::chains); always 0 on others. Read it *before*

@@ -10,7 +10,8 @@ pub const HEADER_EXPIRE_AT: &str = "redis-expire-at";
 /// Header with the value's type; absent means `string`.
 pub const HEADER_TYPE: &str = "redis-type";
 /// Header with the atomic group: `<id> <records>`, the id as 32 hex digits, then how many records of the group
-/// are in this partition, ASCII decimal.
+/// are in this partition, ASCII decimal. If it has records in other partitions, then also ` <topic>/<partition>:<records>,…`
+/// with each of those.
 pub const HEADER_GROUP: &str = "redis-group";
 /// Header that, together with a key of [`FLUSH_KEY`], marks a control record.
 pub const HEADER_CONTROL: &str = "redis-control";
@@ -46,7 +47,7 @@ pub enum Payload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
     pub id: u128,
-    /// How many records of the group its partition holds.
+    /// How many records of the group its follower meets, in all partitions together.
     pub records: u32,
 }
 

@@ -5,7 +5,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -177,24 +177,27 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for the writes under way, once, and puts the replies behind them into the output.
+    /// Waits for the writes under way, once for all of them, and puts the replies behind them into the output.
     async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) {
-        if held.is_empty() {
-            return;
+        let deadline = Instant::now() + self.shared.service.write_timeout();
+        let mut open = !held.is_empty();
+        while open {
+            self.session.outstanding.none().await;
+            open = false;
+            for held in held.iter_mut() {
+                if let Err(pending) = std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                    held.reply = settle(&mut self.session, &self.shared, &held.args, pending, deadline).await;
+                    open |= held.reply.is_err();
+                }
+            }
         }
-        self.session.outstanding.none().await;
         for Held {
-            args,
-            reply,
-            mode,
-            version,
+            reply, mode, version, ..
         } in held.drain(..)
         {
-            let reply = match reply {
-                Ok(reply) => reply,
-                Err(pending) => settle(&mut self.session, &self.shared, &args, pending).await,
-            };
-            self.put(&reply, mode, version);
+            if let Ok(reply) = reply {
+                self.put(&reply, mode, version);
+            }
         }
     }
 

@@ -151,22 +151,13 @@ impl EmbeddedFollower {
         Ok(())
     }
 
-    /// Writes into each record of a group how many of them its partition has.
+    /// Writes into each record of a group how many of them there are.
     fn count_group(&self, group: Option<(u64, usize)>, out: &mut [LogRecord]) {
         let Some((_, first)) = group else { return };
         let members = &mut out[first..];
-        for i in 0..members.len() {
-            let at = members[i].at;
-            // Counted once per partition, at its first record.
-            if members[..i].iter().any(|m| m.at == at) {
-                continue;
-            }
-            let records = members.iter().filter(|m| m.at == at).count() as u32;
-            for member in members[i..].iter_mut().filter(|m| m.at == at) {
-                if let Some(group) = &mut member.group {
-                    group.records = records;
-                }
-            }
+        let records = members.len() as u32;
+        for group in members.iter_mut().filter_map(|member| member.group.as_mut()) {
+            group.records = records;
         }
     }
 

@@ -65,6 +65,7 @@ fn submit(log: &EmbeddedLog, records: Vec<Record>, epoch: u64) -> mpsc::Receiver
     let (sender, receiver) = mpsc::channel();
     log.produce(
         Batch {
+            condition: None,
             records: SmallVec::from_vec(records),
             completion: Arc::new(Told(sender)),
         },
@@ -166,7 +167,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
             }
         );
         let counts = [a, b, c].map(|r| r.group.expect("in a group").records);
-        assert_eq!((counts, a.group), ([2, 1, 2], c.group));
+        assert_eq!((counts, a.group), ([3, 3, 3], c.group));
         assert_eq!(
             (&f.payload, &f.key[..], f.offset),
             (&Payload::Flush, &FLUSH_KEY[..], flushed[0].offset)
@@ -463,7 +464,14 @@ fn run_until_power_fails(seed: u64, fsync: Fsync) {
             known.lock().push(None);
             let completion = Arc::new(Noted(known.clone(), i));
             let records = SmallVec::from_vec(numbered(i, &mut rng));
-            log.produce(Batch { records, completion }, log.epoch());
+            log.produce(
+                Batch {
+                    records,
+                    condition: None,
+                    completion,
+                },
+                log.epoch(),
+            );
             match rng.random_range(0..20) {
                 0 => disk.set_faults(Faults {
                     capacity: Some(disk.used() + rng.random_range(0..900)),
@@ -549,7 +557,7 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
     let stale = submit(&log, vec![put(0, "stale", b"v")], epoch)
         .recv_timeout(PATIENCE)
         .expect("completed");
-    assert_eq!(stale, Err(ProduceError::StaleEpoch));
+    assert_eq!(stale, Err(ProduceError::Stale { after: None }));
     assert!(log.status().last_error.expect("noted").contains("cannot write"));
     assert_eq!(log.status().refusing, None);
 
@@ -1255,6 +1263,7 @@ fn what_failed_does_not_come_back_after_a_power_failure() {
     let completion = Arc::new(Blocking(Mutex::new(wait)));
     log.produce(
         Batch {
+            condition: None,
             records: [put(0, "before", b"v")].into(),
             completion,
         },

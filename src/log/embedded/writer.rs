@@ -80,7 +80,7 @@ impl Shared {
             return;
         };
         // A stale batch leaves the epoch alone: else two that overlap would make each other stale for ever.
-        if refused != ProduceError::StaleEpoch {
+        if !matches!(refused, ProduceError::Stale { .. }) {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
         drop(queue);
@@ -119,7 +119,7 @@ impl Shared {
         match &queue.refusing {
             Some(Refusing::Closed) => Some(ProduceError::NotWritten("the log is closed".to_owned())),
             Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
-            None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::StaleEpoch),
+            None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::Stale { after: None }),
             None if full => Some(ProduceError::NotWritten("the log's queue is full".to_owned())),
             None => None,
         }

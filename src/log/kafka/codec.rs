@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
-use crate::log::{Group, Payload, Record};
+use crate::log::{Payload, Record, TopicPartition};
 
 /// Longest piece of a foreign header that a reason quotes.
 const QUOTED: usize = 40;
@@ -26,17 +26,79 @@ pub struct Wire<'a> {
     pub headers: SmallVec<[Header; 2]>,
 }
 
+/// The atomic group that a batch is sent as.
+pub struct Stamp {
+    id: u128,
+    /// How many of its records are in each partition.
+    counts: Vec<(TopicPartition, u32)>,
+}
+
+impl Stamp {
+    pub fn new(records: &[Record]) -> Stamp {
+        let mut counts: Vec<(TopicPartition, u32)> = Vec::new();
+        for record in records {
+            match counts.iter_mut().find(|(at, _)| *at == record.to) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((record.to, 1)),
+            }
+        }
+        Stamp {
+            id: rand::random(),
+            counts,
+        }
+    }
+
+    /// Bytes of the header (an upper estimate) beyond those of a group in one partition.
+    pub fn extra_bytes<'t>(&self, topic: impl Fn(u16) -> &'t str) -> usize {
+        const NUMBERS: usize = 24;
+        match self.counts.len() {
+            1 => 0,
+            _ => self
+                .counts
+                .iter()
+                .map(|(at, _)| topic(at.database).len() + NUMBERS)
+                .sum(),
+        }
+    }
+
+    /// The header's value for a record in this partition.
+    pub fn header<'t>(&self, here: TopicPartition, topic: impl Fn(u16) -> &'t str) -> Vec<u8> {
+        let count = |(at, count): &&(TopicPartition, u32)| (*at == here).then_some(*count);
+        let mut text = format!(
+            "{:032x} {}",
+            self.id,
+            self.counts.iter().find_map(|c| count(&c)).unwrap_or(0)
+        );
+        let mut separator = ' ';
+        for (at, count) in self.counts.iter().filter(|(at, _)| *at != here) {
+            text.push_str(&format!("{separator}{}/{}:{count}", topic(at.database), at.partition));
+            separator = ',';
+        }
+        text.into_bytes()
+    }
+}
+
+/// The atomic group that a record says it belongs to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GroupHeader {
+    pub id: u128,
+    /// Records in the partition of this one.
+    pub here: u32,
+    /// Records in other partitions: topic, partition, how many.
+    pub elsewhere: Vec<(String, u32, u32)>,
+}
+
 /// What was understood of a record that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decoded {
     pub payload: Payload,
-    pub group: Option<Group>,
+    pub group: Option<GroupHeader>,
     /// There is a group header, but it makes no sense: the record is taken as one without a group.
     pub bad_group: bool,
 }
 
 /// `Err` for a record that only ever is read.
-pub fn encode(record: &Record, group: Option<Group>) -> Result<Wire<'_>, String> {
+pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, String> {
     let mut headers = SmallVec::new();
     let value = match &record.payload {
         Payload::Value { value, expire_at } => {
@@ -56,8 +118,7 @@ pub fn encode(record: &Record, group: Option<Group>) -> Result<Wire<'_>, String>
         }
     };
     if let Some(group) = group {
-        let text = format!("{:032x} {}", group.id, group.records);
-        headers.push((HEADER_GROUP, SmallVec::from_slice(text.as_bytes())));
+        headers.push((HEADER_GROUP, SmallVec::from_vec(group)));
     }
     Ok(Wire {
         key: &record.key,
@@ -94,8 +155,8 @@ pub fn decode<'h>(
     };
     Decoded {
         payload,
-        group: understood.flatten(),
         bad_group: understood == Some(None),
+        group: understood.flatten(),
     }
 }
 
@@ -124,14 +185,25 @@ fn unreadable(header: &str, value: &[u8], problem: &str) -> Payload {
     }
 }
 
-fn parse_group(text: &[u8]) -> Option<Group> {
-    let (id, records) = (text.get(..32)?, text.get(32..)?.strip_prefix(b" ")?);
-    if !id.iter().all(u8::is_ascii_hexdigit) {
+fn parse_group(text: &[u8]) -> Option<GroupHeader> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut parts = text.split(' ');
+    let (id, here, elsewhere) = (parts.next()?, parts.next()?, parts.next());
+    if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || parts.next().is_some() {
         return None;
     }
-    let id = u128::from_str_radix(std::str::from_utf8(id).ok()?, 16).ok()?;
-    let records = u32::try_from(parse_decimal(records)?).ok()?;
-    (records > 0).then_some(Group { id, records })
+    let number = |text: &str| u32::try_from(parse_decimal(text.as_bytes())?).ok();
+    let entry = |entry: &str| {
+        let (place, count) = entry.split_once(':')?;
+        let (topic, partition) = place.split_once('/')?;
+        let count = number(count).filter(|count| *count > 0)?;
+        Some((topic.to_owned(), number(partition)?, count))
+    };
+    Some(GroupHeader {
+        id: u128::from_str_radix(id, 16).ok()?,
+        here: number(here).filter(|here| *here > 0)?,
+        elsewhere: elsewhere.map_or(Some(Vec::new()), |list| list.split(',').map(entry).collect())?,
+    })
 }
 
 /// ASCII digits only, and no more than fit Redis's signed 64-bit times.
@@ -257,12 +329,18 @@ mod tests {
         let good = group(&format!("{id} 12"));
         assert_eq!(
             good.group,
-            Some(Group {
+            Some(GroupHeader {
                 id: 0x000102030405060708090a0b0c0d0e0f,
-                records: 12
+                here: 12,
+                elsewhere: Vec::new(),
             })
         );
         assert!(!good.bad_group);
+        let elsewhere = group(&format!("{id} 1 kv/3:2,kv.db1/0:7"))
+            .group
+            .expect("is good")
+            .elsewhere;
+        assert_eq!(elsewhere, [("kv".to_owned(), 3, 2), ("kv.db1".to_owned(), 0, 7)]);
         let bad = [
             String::new(),
             id.into(),
@@ -272,6 +350,11 @@ mod tests {
             format!("{id}  1"),
             format!("+{} 1", &id[1..]),
             format!("{id} -1"),
+            format!("{id} 1 "),
+            format!("{id} 1 kv"),
+            format!("{id} 1 kv/1:0"),
+            format!("{id} 1 kv/1:1,"),
+            format!("{id} 1 kv/1:1 2"),
             "é".repeat(30),
         ];
         for text in bad {
@@ -313,16 +396,37 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn a_batch_over_several_partitions_says_where_the_rest_is() {
+        let record = |database, partition| Record {
+            to: TopicPartition { database, partition },
+            key: Bytes::from_static(b"k"),
+            payload: Payload::Tombstone,
+        };
+        let records = [record(0, 1), record(3, 0), record(0, 1), record(0, 2)];
+        let stamp = Stamp::new(&records);
+        let header = |record: &Record| {
+            let text = stamp.header(record.to, |database| if database == 0 { "kv" } else { "kv.db3" });
+            parse_group(&text).expect("makes sense")
+        };
+        let (first, second) = (header(&records[0]), header(&records[1]));
+        assert_eq!(first.id, second.id);
+        assert_eq!((first.here, second.here), (2, 1));
+        assert_eq!(first.elsewhere, [("kv.db3".to_owned(), 0, 1), ("kv".to_owned(), 2, 1)]);
+        assert_eq!(second.elsewhere, [("kv".to_owned(), 1, 2), ("kv".to_owned(), 2, 1)]);
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read(
             (key, payload) in payloads(),
             group in proptest::option::of((any::<u128>(), 1..=u32::MAX)),
         ) {
-            let group = group.map(|(id, records)| Group { id, records });
+            let header = group.map(|(id, here)| format!("{id:032x} {here}").into_bytes());
+            let group = group.map(|(id, here)| GroupHeader { id, here, elsewhere: Vec::new() });
             let to = TopicPartition { database: 0, partition: 0 };
             let record = Record { to, key: key.into(), payload };
-            let wire = encode(&record, group).expect("can be written");
+            let wire = encode(&record, header).expect("can be written");
             let sent = wire.key.len() + wire.value.map_or(0, <[u8]>::len)
                 + wire.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             prop_assert!(sent <= record.size());

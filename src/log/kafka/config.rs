@@ -40,6 +40,17 @@ pub struct Config {
     pub write_timeout: Duration,
     /// How long a start may take to reach the broker.
     pub startup_timeout: Duration,
+    /// Names this node in its transactional ids; the same after a restart, and no other node's.
+    pub node: String,
+}
+
+/// What a follower is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Isolation {
+    /// Data: what is not committed (yet) is not there.
+    Committed,
+    /// Every record up to the high watermark, also of open and of aborted transactions.
+    Uncommitted,
 }
 
 /// A database that is a topic of its own name.
@@ -62,6 +73,7 @@ impl Default for Config {
             partitioner: Partitioner::Murmur2,
             write_timeout: Duration::from_secs(5),
             startup_timeout: Duration::from_secs(30),
+            node: format!("{:016x}", rand::random::<u64>()),
         }
     }
 }
@@ -81,6 +93,7 @@ impl fmt::Debug for Config {
             .field("partitioner", &self.partitioner)
             .field("write_timeout", &self.write_timeout)
             .field("startup_timeout", &self.startup_timeout)
+            .field("node", &self.node)
             .finish()
     }
 }
@@ -164,6 +177,16 @@ impl Config {
         config
     }
 
+    /// For a producer of the transaction lane. A transaction that is left open (its node was killed, or stands still) holds the
+    /// others up until it times out, so the time is as short as a write may take.
+    pub(super) fn transactional_producer(&self, sizes: Sizes, id: &str) -> ClientConfig {
+        let mut config = self.producer(sizes);
+        config
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", self.write_timeout.as_millis().to_string());
+        config
+    }
+
     /// librdkafka looks for messages that are too old once a second, so what times out is told up to a second late.
     fn message_timeout(&self) -> Duration {
         let early = Duration::from_secs(1).min(self.write_timeout / 2);
@@ -171,10 +194,12 @@ impl Config {
     }
 
     /// For a follower. The group is only a name that librdkafka insists on: nothing joins it or commits to it.
-    pub(super) fn follower(&self) -> ClientConfig {
+    pub(super) fn follower(&self, isolation: Isolation) -> ClientConfig {
         let mut config = self.common();
         config
             .set("fetch.queue.backoff.ms", "5")
+            // So late an end is told behind records of aborted transactions, which are not: whoever lost to one waits for it.
+            .set("fetch.wait.max.ms", "20")
             .set("fetch.error.backoff.ms", "100")
             .set("queued.max.messages.kbytes", PREFETCH_KIBIBYTES.to_string());
         self.add_users(&mut config);
@@ -185,7 +210,13 @@ impl Config {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
+            .set(
+                "isolation.level",
+                match isolation {
+                    Isolation::Committed => "read_committed",
+                    Isolation::Uncommitted => "read_uncommitted",
+                },
+            )
             .set("enable.partition.eof", "true")
             .set("check.crcs", "true");
         config
@@ -423,7 +454,9 @@ mod tests {
         };
         for client in [
             config.producer(sizes),
-            config.follower(),
+            config.follower(Isolation::Committed),
+            config.follower(Isolation::Uncommitted),
+            config.transactional_producer(sizes, "id"),
             config.questions(),
             config.admin(),
         ] {

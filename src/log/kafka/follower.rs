@@ -14,16 +14,19 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::codec;
-use super::config::Config;
+use super::codec::{self, GroupHeader};
+use super::config::{Config, Isolation};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{Consumer, Event, RecordEvent};
 use super::topics::{State, Topic, Topics};
-use crate::log::{Follower, LogError, LogRecord, Positions, TopicPartition};
+use crate::log::{Follower, Group, LogError, LogRecord, Positions, TopicPartition};
 
 /// What one poll returns at most.
 const MAX_RECORDS: usize = 1000;
 const MAX_BYTES: usize = 4 << 20;
+
+/// What is done with a record that has a key.
+type See<'s> = dyn FnMut(&mut Reader, TopicPartition, &RecordEvent<'_>, &[u8]) + 's;
 
 pub(super) struct KafkaFollower {
     consumer: Consumer<Context>,
@@ -58,8 +61,9 @@ impl KafkaFollower {
         topics: &Arc<Topics>,
         health: &Arc<Health>,
         from: &Positions,
+        isolation: Isolation,
     ) -> Result<KafkaFollower, LogError> {
-        let consumer = Consumer::create(&config.follower(), Context::new(health))
+        let consumer = Consumer::create(&config.follower(isolation), Context::new(health))
             .map_err(|error| LogError::Failed(describe_error(&error)))?;
         let reader = Reader {
             topics: Arc::clone(topics),
@@ -94,10 +98,18 @@ impl KafkaFollower {
         }
         self.consumer.inner().assign(&list).map_err(failed)
     }
-}
 
-impl Follower for KafkaFollower {
-    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+    /// As [`Follower::poll`], but only shows where each record is and its key.
+    pub fn poll_keys(
+        &mut self,
+        see: &mut dyn FnMut(TopicPartition, u64, &[u8]),
+        timeout: Duration,
+    ) -> Result<(), LogError> {
+        self.poll_events(timeout, &mut |_, at, record, key| see(at, record.offset() as u64, key))
+    }
+
+    /// Shows some thousand records at most, waiting for the first of them.
+    fn poll_events(&mut self, timeout: Duration, see: &mut See<'_>) -> Result<(), LogError> {
         if let Some(error) = &self.reader.failed {
             return Err(error.clone());
         }
@@ -105,9 +117,8 @@ impl Follower for KafkaFollower {
             self.assign()?;
         }
         let end = std::time::Instant::now() + timeout;
-        let (before, mut bytes) = (out.len(), 0);
+        let (mut got, mut bytes) = (0, 0);
         loop {
-            let got = out.len() - before;
             if got >= MAX_RECORDS || bytes >= MAX_BYTES {
                 break;
             }
@@ -118,8 +129,12 @@ impl Follower for KafkaFollower {
                 end.saturating_duration_since(std::time::Instant::now())
             };
             let reader = &mut self.reader;
-            match self.consumer.poll(wait, |event| reader.see(event, out)) {
-                Some(read) => bytes += read,
+            match self.consumer.poll(wait, |event| reader.see(event, see)) {
+                Some(None) => {}
+                Some(Some(read)) => {
+                    got += 1;
+                    bytes += read;
+                }
                 None => break,
             }
             if self.reader.failed.is_some() {
@@ -128,9 +143,17 @@ impl Follower for KafkaFollower {
         }
         match &self.reader.failed {
             // What came before the error is good; the error is told next time.
-            Some(error) if out.len() == before => Err(error.clone()),
+            Some(error) if got == 0 => Err(error.clone()),
             _ => Ok(()),
         }
+    }
+}
+
+impl Follower for KafkaFollower {
+    fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+        self.poll_events(timeout, &mut |reader, at, record, key| {
+            out.push(reader.decode(at, record, key));
+        })
     }
 
     fn positions(&self) -> Positions {
@@ -205,10 +228,10 @@ impl Reader {
         self.followed.len() > before
     }
 
-    /// Takes one event in and returns its bytes.
-    fn see(&mut self, event: Event<'_>, out: &mut Vec<LogRecord>) -> usize {
+    /// Takes one event in and returns the bytes of its record, if it is one that was wanted.
+    fn see(&mut self, event: Event<'_>, see: &mut See<'_>) -> Option<usize> {
         match event {
-            Event::Record(record) => return self.see_record(&record, out),
+            Event::Record(record) => return self.see_record(&record, see),
             Event::End {
                 topic,
                 partition,
@@ -222,32 +245,34 @@ impl Reader {
             Event::Log { level, facility, text } => self.health.line(level, facility, &text),
             Event::Other => {}
         }
-        0
+        None
     }
 
-    fn see_record(&mut self, record: &RecordEvent<'_>, out: &mut Vec<LogRecord>) -> usize {
-        let Ok(offset) = u64::try_from(record.offset()) else {
-            return 0;
-        };
-        match self.place(record.topic, record.partition()) {
-            None => return 0,
+    fn see_record(&mut self, record: &RecordEvent<'_>, see: &mut See<'_>) -> Option<usize> {
+        let offset = u64::try_from(record.offset()).ok()?;
+        match self.place(record.topic, record.partition())? {
             // It was read before the last assignment.
-            Some(Some(next)) if offset < *next => return 0,
-            Some(next) => *next = Some(offset + 1),
+            Some(next) if offset < *next => return None,
+            next => *next = Some(offset + 1),
         }
         let Some(key) = record.key() else {
             self.skipped += 1;
-            return 0;
+            return None;
         };
-        let decoded = codec::decode(key, record.value(), record.headers());
-        let database = self.followed[self.recent].database;
         let at = TopicPartition {
-            database,
+            database: self.followed[self.recent].database,
             partition: record.partition() as u32,
         };
+        see(self, at, record, key);
+        Some(key.len() + record.value().map_or(0, <[u8]>::len))
+    }
+
+    fn decode(&mut self, at: TopicPartition, record: &RecordEvent<'_>, key: &[u8]) -> LogRecord {
+        let decoded = codec::decode(key, record.value(), record.headers());
+        let offset = record.offset() as u64;
         if decoded.bad_group && !self.bad_group_told {
             self.bad_group_told = true;
-            let topic = self.topics.name(database);
+            let topic = self.topics.name(at.database);
             tracing::warn!(
                 topic,
                 at.partition,
@@ -255,15 +280,28 @@ impl Reader {
                 "a record has a group header that makes no sense; told once"
             );
         }
-        out.push(LogRecord {
+        LogRecord {
             at,
             offset,
             timestamp: record.timestamp(),
             key: Bytes::copy_from_slice(key),
             payload: decoded.payload,
-            group: decoded.group,
-        });
-        key.len() + record.value().map_or(0, <[u8]>::len)
+            group: decoded.group.map(|header| self.group(&header)),
+        }
+    }
+
+    /// The group as far as this follower meets it: partitions that it does not read are not waited for.
+    fn group(&self, header: &GroupHeader) -> Group {
+        let is_read = |(topic, partition, _): &&(String, u32, u32)| {
+            let of_topic = |followed: &&Followed| followed.topic.identity.topic == *topic;
+            let followed = self.followed.iter().find(of_topic);
+            followed.is_some_and(|followed| (*partition as usize) < followed.next.len())
+        };
+        let elsewhere = header.elsewhere.iter().filter(is_read).map(|(_, _, count)| *count);
+        Group {
+            id: header.id,
+            records: elsewhere.fold(header.here, u32::saturating_add),
+        }
     }
 
     /// The position of a partition that is followed; remembers its topic as the recent one.

@@ -1,12 +1,13 @@
 //! The log on Apache Kafka, by rdkafka.
 //!
 //! Reading order: [`KafkaLog`] here is the whole; `config` its settings and librdkafka's; `topics` which topic each
-//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a write;
+//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write,
+//! `transactions` that of a write with a condition or of several records;
 //! `follower` the way back; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
 //! key; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
 //!
-//! Clients, each with librdkafka's own threads: one for questions, one producer, one consumer per follower, and one
-//! for the moment when a topic is created or its settings are read. A thread of our own (`watch`) looks at the topics
+//! Clients, each with librdkafka's own threads: one for questions, one producer, two transactional producers, one consumer per
+//! follower, and one for the moment when a topic is created or its settings are read. A thread of our own (`watch`) looks at the topics
 //! every few seconds and puts a new producer in the place of a broken one.
 
 mod admin;
@@ -18,6 +19,7 @@ mod follower;
 mod partitioner;
 mod producer;
 mod topics;
+mod transactions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use config::Isolation;
 pub use config::{Config, Mapped};
 pub use partitioner::Partitioner;
 
@@ -33,6 +36,7 @@ use self::context::Health;
 use self::follower::KafkaFollower;
 use self::producer::Lane;
 use self::topics::{Depth, Topics};
+use self::transactions::TransactionLane;
 use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity};
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
@@ -51,6 +55,7 @@ pub struct KafkaLog {
     health: Arc<Health>,
     topics: Arc<Topics>,
     lane: Arc<Lane>,
+    transactions: TransactionLane,
     stop: Arc<AtomicBool>,
     watch: Mutex<Option<JoinHandle<()>>>,
 }
@@ -63,6 +68,7 @@ impl KafkaLog {
         let health = Arc::new(Health::default());
         let topics = Arc::new(Topics::connect(&config, &health)?);
         let lane = Arc::new(Lane::start(&config, &topics, &health)?);
+        let transactions = TransactionLane::start(&config, &topics, &health)?;
         let stop = Arc::new(AtomicBool::new(false));
         let watch = {
             let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
@@ -76,6 +82,7 @@ impl KafkaLog {
             health,
             topics,
             lane,
+            transactions,
             stop,
             watch: Mutex::new(Some(watch)),
         })
@@ -163,7 +170,11 @@ impl Log for KafkaLog {
     }
 
     fn produce(&self, batch: Batch, _epoch: u64) {
-        self.lane.produce(batch);
+        match batch.records.as_slice() {
+            [] => batch.completion.complete(Ok(&[])),
+            [record] if batch.condition.is_none() => self.lane.produce(record, batch.completion),
+            _ => self.transactions.produce(batch),
+        }
     }
 
     fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
@@ -176,11 +187,14 @@ impl Log for KafkaLog {
             &self.topics,
             &self.health,
             from,
+            Isolation::Committed,
         )?))
     }
 
     fn close(&self, timeout: Duration) {
-        self.lane.close(timeout);
+        let end = Instant::now() + timeout;
+        self.transactions.close(timeout);
+        self.lane.close(end.saturating_duration_since(Instant::now()));
         self.stop_watch();
     }
 }

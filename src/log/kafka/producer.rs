@@ -1,29 +1,28 @@
 //! The plain lane: one idempotent producer for all topics, acknowledged by all replicas. Owns the sending of batches
 //! and what a delivery report means; knows nothing of who waits for it.
 //!
-//! A batch of several records is sent one after the other, each with the group's header. That is atomic to followers
-//! (they wait for the whole group) but not to failures: a part of it may be refused. Then the batch is `Uncertain`.
-//! Lanes of transactions belong beside this one, behind the same [`Delivery`].
+//! It takes single records that hold whatever else is in the log. Whatever has a condition, or several records, goes by the
+//! other lane ([`super::transactions`]).
 
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
-use smallvec::SmallVec;
+use rdkafka::util::IntoOpaque;
 
 use super::codec;
-use super::config::{Config, MAX_QUEUED_RECORDS, Sizes};
+use super::config::{Config, Sizes};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Status};
 use super::topics::{State, Topics};
 use crate::log::record::FLUSH_KEY;
-use crate::log::{Appended, Batch, Completion, Group, LogError, Payload, ProduceError, Record, TopicPartition};
+use crate::log::{Appended, Completion, LogError, Payload, ProduceError, Record, TopicPartition};
 
 pub(super) struct Lane {
     config: Arc<Config>,
@@ -49,99 +48,22 @@ impl Lane {
         })
     }
 
-    pub fn produce(&self, batch: Batch) {
-        let Batch { records, completion } = batch;
-        if records.is_empty() {
-            return completion.complete(Ok(&[]));
-        }
+    pub fn produce(&self, record: &Record, completion: Arc<dyn Completion>) {
         // Completions are told after the lock is released: whoever is told may produce again.
-        if let Err(cause) = self.check(&records) {
+        if let Err(cause) = check(&self.topics, std::slice::from_ref(record), 0) {
             return completion.complete(Err(ProduceError::NotWritten(cause)));
         }
-        match records.as_slice() {
-            [record] => self.send_one(record, completion),
-            several => self.send_group(several, completion),
-        }
-    }
-
-    /// What can be known to fail is refused before anything is sent.
-    fn check(&self, records: &[Record]) -> Result<(), String> {
-        let states = self.topics.states();
-        for record in records {
-            let TopicPartition { database, partition } = record.to;
-            let topic = match states.get(usize::from(database)) {
-                Some(State::Usable(topic)) => topic,
-                Some(State::Refused(why)) => return Err(why.clone()),
-                _ => return Err(format!("database {database} has no topic yet")),
-            };
-            let name = &topic.identity.topic;
-            if topic.identity.read_only {
-                return Err(format!("topic {name} is read-only here"));
-            }
-            if partition >= topic.identity.partitions {
-                return Err(format!("topic {name} has no partition {partition}"));
-            }
-            if record.size() > topic.max_record_bytes() {
-                let (size, limit) = (record.size(), topic.max_record_bytes());
-                return Err(format!(
-                    "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
-                ));
-            }
-            if record.key.as_ref() == FLUSH_KEY && matches!(record.payload, Payload::Value { .. }) {
-                return Err("the key of control records cannot be written".into());
-            }
-            if let Payload::Unreadable { reason } = &record.payload {
-                return Err(format!("an unreadable record cannot be written: {reason}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn send_one(&self, record: &Record, completion: Arc<dyn Completion>) {
-        let delivery = Box::new(Delivery::Single {
+        let delivery = Box::new(Delivery {
             to: record.to,
             completion,
         });
         let current = self.current.read();
         let refused = match &*current {
-            Some(producer) => producer.send(self.topics.name(record.to.database), record, None, delivery),
+            Some(producer) => producer.send(self.topics.name(record.to.database), record, delivery),
             None => Err((CLOSED.to_owned(), delivery)),
         };
         drop(current);
         if let Err((cause, delivery)) = refused {
-            delivery.finish(Err(ProduceError::NotWritten(cause)));
-        }
-    }
-
-    fn send_group(&self, records: &[Record], completion: Arc<dyn Completion>) {
-        let id = rand::random();
-        let group = Arc::new(GroupDelivery::new(records, completion));
-        let current = self.current.read();
-        let room = match &*current {
-            None => Err(CLOSED.to_owned()),
-            Some(producer) => producer.room_for(records.len()),
-        };
-        let mut refused: SmallVec<[(String, Box<Delivery>); 1]> = SmallVec::new();
-        for (at, record) in records.iter().enumerate() {
-            let delivery = Box::new(Delivery::Part {
-                group: Arc::clone(&group),
-                at,
-            });
-            let sent = match (&*current, &room) {
-                (_, Err(cause)) => Err((cause.clone(), delivery)),
-                (Some(producer), Ok(())) => {
-                    let together = Group {
-                        id,
-                        records: records_in(records, record.to),
-                    };
-                    producer.send(self.topics.name(record.to.database), record, Some(together), delivery)
-                }
-                (None, Ok(())) => Err((CLOSED.to_owned(), delivery)),
-            };
-            refused.extend(sent.err());
-        }
-        drop(current);
-        for (cause, delivery) in refused {
             delivery.finish(Err(ProduceError::NotWritten(cause)));
         }
     }
@@ -184,10 +106,64 @@ impl Lane {
     }
 }
 
-const CLOSED: &str = "the server is stopping";
+pub(super) const CLOSED: &str = "the server is stopping";
 
-fn records_in(records: &[Record], to: TopicPartition) -> u32 {
-    records.iter().filter(|record| record.to == to).count() as u32
+/// What can be known to fail is refused before anything is sent. `header` are bytes that each record's headers have beyond
+/// [`Record::size`].
+pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Result<(), String> {
+    let states = topics.states();
+    for record in records {
+        let TopicPartition { database, partition } = record.to;
+        let topic = match states.get(usize::from(database)) {
+            Some(State::Usable(topic)) => topic,
+            Some(State::Refused(why)) => return Err(why.clone()),
+            _ => return Err(format!("database {database} has no topic yet")),
+        };
+        let name = &topic.identity.topic;
+        if topic.identity.read_only {
+            return Err(format!("topic {name} is read-only here"));
+        }
+        if partition >= topic.identity.partitions {
+            return Err(format!("topic {name} has no partition {partition}"));
+        }
+        let (size, limit) = (record.size() + header, topic.max_record_bytes());
+        if size > limit {
+            return Err(format!(
+                "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
+            ));
+        }
+        if record.key.as_ref() == FLUSH_KEY && matches!(record.payload, Payload::Value { .. }) {
+            return Err("the key of control records cannot be written".into());
+        }
+        if let Payload::Unreadable { reason } = &record.payload {
+            return Err(format!("an unreadable record cannot be written: {reason}"));
+        }
+    }
+    Ok(())
+}
+
+/// A record as rdkafka sends it.
+pub(super) fn base_record<'w, D: IntoOpaque>(
+    topic: &'w str,
+    partition: u32,
+    wire: &codec::Wire<'w>,
+    opaque: D,
+) -> BaseRecord<'w, [u8], [u8], D> {
+    let mut message: BaseRecord<'_, [u8], [u8], D> = BaseRecord::with_opaque_to(topic, opaque)
+        .partition(partition as i32)
+        .key(wire.key);
+    message.payload = wire.value;
+    if !wire.headers.is_empty() {
+        let headers = OwnedHeaders::new_with_capacity(wire.headers.len());
+        let add = |all: OwnedHeaders, (key, value): &codec::Header| {
+            all.insert(Header {
+                key,
+                value: Some(value.as_slice()),
+            })
+        };
+        message.headers = Some(wire.headers.iter().fold(headers, add));
+    }
+    message
 }
 
 impl Producer {
@@ -200,45 +176,18 @@ impl Producer {
     }
 
     /// Hands a record over; gives the delivery back with the cause if it was not taken.
-    fn send(
-        &self,
-        topic: &str,
-        record: &Record,
-        group: Option<Group>,
-        delivery: Box<Delivery>,
-    ) -> Result<(), (String, Box<Delivery>)> {
-        let wire = match codec::encode(record, group) {
+    fn send(&self, topic: &str, record: &Record, delivery: Box<Delivery>) -> Result<(), (String, Box<Delivery>)> {
+        let wire = match codec::encode(record, None) {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),
         };
-        let mut message: BaseRecord<'_, [u8], [u8], Box<Delivery>> = BaseRecord::with_opaque_to(topic, delivery)
-            .partition(record.to.partition as i32)
-            .key(wire.key);
-        message.payload = wire.value;
-        if !wire.headers.is_empty() {
-            let headers = OwnedHeaders::new_with_capacity(wire.headers.len());
-            let add = |all: OwnedHeaders, (key, value): &codec::Header| {
-                all.insert(Header {
-                    key,
-                    value: Some(value.as_slice()),
-                })
-            };
-            message.headers = Some(wire.headers.iter().fold(headers, add));
-        }
+        let message = base_record(topic, record.to.partition, &wire, delivery);
         self.inner.send(message).map_err(|(error, message)| {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
                 self.inner.client().context().set_fatal();
             }
             (not_taken(&error), message.delivery_opaque)
         })
-    }
-
-    fn room_for(&self, records: usize) -> Result<(), String> {
-        let queued = usize::try_from(self.inner.in_flight_count()).unwrap_or(0);
-        match queued + records <= MAX_QUEUED_RECORDS {
-            true => Ok(()),
-            false => Err(QUEUE_FULL.to_owned()),
-        }
     }
 
     fn is_fatal(&self) -> bool {
@@ -254,7 +203,7 @@ impl Producer {
     }
 }
 
-const QUEUE_FULL: &str = "too many writes are waiting for Kafka";
+pub(super) const QUEUE_FULL: &str = "too many writes are waiting for Kafka";
 
 fn not_taken(error: &KafkaError) -> String {
     match error.rdkafka_error_code() {
@@ -264,15 +213,9 @@ fn not_taken(error: &KafkaError) -> String {
 }
 
 /// Goes with each message through librdkafka and comes back with its report.
-pub(super) enum Delivery {
-    Single {
-        to: TopicPartition,
-        completion: Arc<dyn Completion>,
-    },
-    Part {
-        group: Arc<GroupDelivery>,
-        at: usize,
-    },
+pub(super) struct Delivery {
+    to: TopicPartition,
+    completion: Arc<dyn Completion>,
 }
 
 /// Where and when one record was appended.
@@ -301,16 +244,13 @@ impl Delivery {
     }
 
     fn finish(self, outcome: Result<Place, ProduceError>) {
-        match self {
-            Delivery::Single { to, completion } => match outcome {
-                Ok((offset, timestamp)) => completion.complete(Ok(&[Appended {
-                    at: to,
-                    offset,
-                    timestamp,
-                }])),
-                Err(error) => completion.complete(Err(error)),
-            },
-            Delivery::Part { group, at } => group.part(at, outcome),
+        match outcome {
+            Ok((offset, timestamp)) => self.completion.complete(Ok(&[Appended {
+                at: self.to,
+                offset,
+                timestamp,
+            }])),
+            Err(error) => self.completion.complete(Err(error)),
         }
     }
 }
@@ -331,87 +271,10 @@ fn cause(error: &KafkaError, health: &Health) -> String {
     }
 }
 
-/// Collects the reports of a batch of several records.
-pub(super) struct GroupDelivery {
-    completion: Arc<dyn Completion>,
-    reports: Mutex<Reports>,
-}
-
-struct Reports {
-    appended: SmallVec<[Appended; 4]>,
-    open: usize,
-    written: usize,
-    not_written: Option<String>,
-    uncertain: Option<String>,
-}
-
-impl GroupDelivery {
-    fn new(records: &[Record], completion: Arc<dyn Completion>) -> GroupDelivery {
-        let appended = records
-            .iter()
-            .map(|record| Appended {
-                at: record.to,
-                offset: 0,
-                timestamp: 0,
-            })
-            .collect();
-        let open = records.len();
-        let reports = Reports {
-            appended,
-            open,
-            written: 0,
-            not_written: None,
-            uncertain: None,
-        };
-        GroupDelivery {
-            completion,
-            reports: Mutex::new(reports),
-        }
-    }
-
-    fn part(&self, at: usize, outcome: Result<Place, ProduceError>) {
-        let mut reports = self.reports.lock();
-        reports.open -= 1;
-        match outcome {
-            Ok((offset, timestamp)) => {
-                reports.written += 1;
-                reports.appended[at].offset = offset;
-                reports.appended[at].timestamp = timestamp;
-            }
-            Err(ProduceError::NotWritten(cause)) => reports.not_written = Some(cause),
-            Err(ProduceError::Uncertain(cause)) => reports.uncertain = Some(cause),
-            // No lane of this log has epochs.
-            Err(stale @ ProduceError::StaleEpoch) => reports.uncertain = Some(stale.to_string()),
-        }
-        if reports.open > 0 {
-            return;
-        }
-        let appended = std::mem::take(&mut reports.appended);
-        let outcome = reports.judge(appended.len());
-        drop(reports);
-        Arc::clone(&self.completion).complete(outcome.map(|()| appended.as_slice()));
-    }
-}
-
-impl Reports {
-    fn judge(&mut self, all: usize) -> Result<(), ProduceError> {
-        match (self.uncertain.take(), self.not_written.take()) {
-            (None, None) => Ok(()),
-            (None, Some(cause)) if self.written == 0 => Err(ProduceError::NotWritten(cause)),
-            (uncertain, not_written) => {
-                let cause = uncertain.or(not_written).unwrap_or_default();
-                Err(ProduceError::Uncertain(format!(
-                    "{} of {all} records are in the log for certain: {cause}",
-                    self.written
-                )))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use parking_lot::Mutex;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
     use rdkafka::types::RDKafkaApiKey;
@@ -427,51 +290,6 @@ mod tests {
     impl Completion for Told {
         fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>) {
             self.0.lock().push(outcome.map(<[Appended]>::to_vec));
-        }
-    }
-
-    fn group_of(outcomes: [Result<Place, ProduceError>; 3]) -> Result<Vec<Appended>, ProduceError> {
-        let to = TopicPartition {
-            database: 0,
-            partition: 0,
-        };
-        let record = Record {
-            to,
-            key: Bytes::from_static(b"k"),
-            payload: Payload::Tombstone,
-        };
-        let told = Arc::new(Told::default());
-        let group = GroupDelivery::new(&[record.clone(), record.clone(), record], told.clone());
-        for (at, outcome) in outcomes.into_iter().enumerate() {
-            assert!(told.0.lock().is_empty(), "told before all reports were there");
-            group.part(at, outcome);
-        }
-        let mut all = told.0.lock();
-        assert_eq!(all.len(), 1);
-        all.remove(0)
-    }
-
-    #[test]
-    fn a_group_is_told_once_and_in_order() {
-        let told = group_of([Ok((7, 1)), Ok((9, 2)), Ok((8, 3))]).expect("is written");
-        assert_eq!(
-            told.iter().map(|appended| appended.offset).collect::<Vec<_>>(),
-            [7, 9, 8]
-        );
-    }
-
-    #[test]
-    fn a_group_is_not_written_only_if_no_record_is() {
-        let not = || Err(ProduceError::NotWritten("full".into()));
-        let maybe = || Err(ProduceError::Uncertain("late".into()));
-        assert_eq!(group_of([not(), not(), not()]), not().map(|_: Place| Vec::new()));
-        for mixed in [
-            [not(), Ok((1, 1)), not()],
-            [not(), maybe(), not()],
-            [maybe(), maybe(), maybe()],
-        ] {
-            let told = group_of(mixed);
-            assert!(matches!(told, Err(ProduceError::Uncertain(_))), "{told:?}");
         }
     }
 
@@ -515,10 +333,7 @@ mod tests {
             payload,
         };
         let told = Arc::new(Told::default());
-        lane.produce(Batch {
-            records: smallvec::smallvec![record],
-            completion: told.clone(),
-        });
+        lane.produce(&record, told.clone());
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(outcome) = told.0.lock().pop() {

@@ -1,0 +1,383 @@
+//! One transactional producer: sends a group, aborts or commits it, and finds out how a commit ended that was not answered.
+//! Owns the producer's life; knows nothing of conditions.
+//!
+//! Its transactional id is the node's own and stays the same over restarts, so that what a killed process left open is aborted when
+//! the node starts again, and not after `transaction.timeout.ms`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::super::codec::{self, Stamp};
+use super::super::config::{Config, Isolation, Sizes};
+use super::super::context::{Health, describe_code, describe_error};
+use super::super::follower::KafkaFollower;
+use super::super::producer::base_record;
+use super::super::topics::Topics;
+use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
+
+/// One try to make a producer ready.
+const INIT: Duration = Duration::from_secs(1);
+/// Between two looks for room in a full queue, or at a commit that has to be asked for again.
+const AGAIN: Duration = Duration::from_millis(2);
+/// The least time that is spent on an abort, and on finding out an outcome, however late it is.
+const LEAST: Duration = Duration::from_secs(1);
+
+pub(super) struct Client {
+    config: Arc<Config>,
+    topics: Arc<Topics>,
+    health: Arc<Health>,
+    id: String,
+    producer: Option<Producer>,
+    /// Why there is none that is ready; told once.
+    trouble: Option<String>,
+}
+
+struct Producer {
+    inner: ThreadedProducer<Context>,
+    sizes: Sizes,
+    ready: bool,
+}
+
+/// How a transaction ended.
+pub(super) enum Decided {
+    Committed,
+    Aborted(String),
+    Unknown(String),
+}
+
+/// Collects the acknowledgements of one group at a time.
+struct Context {
+    health: Arc<Health>,
+    acks: Mutex<Acks>,
+    all_told: Condvar,
+}
+
+#[derive(Default)]
+struct Acks {
+    /// Of the group at hand: goes with its records, so that a late report of another is passed over.
+    group: u32,
+    open: usize,
+    /// Offset and timestamp.
+    places: Vec<(u64, i64)>,
+    failed: Option<String>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.health.line(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if let Some(code) = error.rdkafka_error_code() {
+            self.health.error(code, reason);
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+}
+
+impl ProducerContext for Context {
+    /// Number of the group, then place in it.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let mut acks = self.acks.lock();
+        if opaque >> 32 != acks.group as usize {
+            return;
+        }
+        acks.open -= 1;
+        match result {
+            Ok(message) => match u64::try_from(message.offset()) {
+                Ok(offset) => {
+                    let place = (offset, message.timestamp().to_millis().unwrap_or(-1));
+                    acks.places[opaque & 0xffff_ffff] = place;
+                }
+                Err(_) => acks.failed = Some("Kafka has a record, but did not tell its offset".into()),
+            },
+            Err((error, _)) => acks.failed = Some(describe_error(error)),
+        }
+        if acks.open == 0 || acks.failed.is_some() {
+            self.all_told.notify_all();
+        }
+    }
+}
+
+impl Client {
+    pub fn new(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>, number: usize) -> Client {
+        Client {
+            id: format!("highwater-{}-{}-{number}", config.topic, config.node),
+            config: config.clone(),
+            topics: topics.clone(),
+            health: health.clone(),
+            producer: None,
+            trouble: None,
+        }
+    }
+
+    /// For an error's text: why there is no producer.
+    pub fn trouble(&self) -> String {
+        let last = self.health.last().map(|(_, cause)| cause);
+        let cause = self.trouble.clone().or(last);
+        cause.map_or(String::new(), |cause| format!(": {cause}"))
+    }
+
+    /// Makes the producer ready if it is not, also for a topic with larger records that has come since. Called when there is
+    /// nothing else to do.
+    pub fn mend(&mut self) {
+        let wanted = self.topics.sizes();
+        let fits = |sizes: &Sizes| sizes.message >= wanted.message && sizes.batch <= wanted.batch;
+        if self.producer.as_ref().is_some_and(|producer| !fits(&producer.sizes)) {
+            self.give_up();
+        }
+        // What went wrong is told when a write needs it.
+        let _ = self.ready(Instant::now() + INIT);
+    }
+
+    fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
+        while !self.producer.as_ref().is_some_and(|producer| producer.ready) {
+            if let Err(cause) = self.try_ready(deadline) {
+                if self.trouble.as_ref() != Some(&cause) {
+                    tracing::debug!(cause, id = self.id, "a transactional producer is not ready");
+                    self.trouble = Some(cause);
+                }
+                if Instant::now() >= deadline {
+                    return Err(format!("Kafka transactions cannot be used{}", self.trouble()));
+                }
+            }
+        }
+        self.trouble = None;
+        self.producer.as_ref().ok_or_else(|| "there is no producer".to_owned())
+    }
+
+    fn try_ready(&mut self, deadline: Instant) -> Result<(), String> {
+        if self.producer.is_none() {
+            self.producer = Some(self.create()?);
+        }
+        let Some(producer) = &mut self.producer else {
+            return Ok(());
+        };
+        let left = deadline.saturating_duration_since(Instant::now()).min(INIT);
+        match producer.inner.init_transactions(left) {
+            Ok(()) => {
+                producer.ready = true;
+                Ok(())
+            }
+            Err(KafkaError::Transaction(error)) if error.is_retriable() => Err(describe_code(error.code())),
+            Err(error) => {
+                let code = error.rdkafka_error_code();
+                self.give_up();
+                std::thread::sleep(AGAIN.max(left.min(Duration::from_millis(100))));
+                Err(match code {
+                    Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => format!(
+                        "no right to use the transactional id {}; allow Describe and Write on transactional ids that begin with highwater-",
+                        self.id
+                    ),
+                    _ => describe_error(&error),
+                })
+            }
+        }
+    }
+
+    fn create(&self) -> Result<Producer, String> {
+        let sizes = self.topics.sizes();
+        let context = Context {
+            health: self.health.clone(),
+            acks: Mutex::default(),
+            all_told: Condvar::new(),
+        };
+        let settings = self.config.transactional_producer(sizes, &self.id);
+        let inner = settings.create_with_context(context).map_err(|e| describe_error(&e))?;
+        Ok(Producer {
+            inner,
+            sizes,
+            ready: false,
+        })
+    }
+
+    /// This producer is of no use any more. The next one, under the same id, aborts what it left open.
+    fn give_up(&mut self) {
+        let Some(Producer { inner, .. }) = self.producer.take() else {
+            return;
+        };
+        if let Some((code, text)) = inner.client().fatal_error() {
+            if code == RDKafkaErrorCode::Fenced || code == RDKafkaErrorCode::ProducerFenced {
+                // A copy of this node's data directory is in use elsewhere, or a stalled transaction was ended for us.
+                self.id = format!(
+                    "{}-{:08x}",
+                    self.id.trim_end_matches(char::is_alphanumeric),
+                    rand::random::<u32>()
+                );
+            }
+            tracing::warn!(error = ?code, id = self.id, "a transactional producer cannot go on and is replaced: {text}");
+        }
+        // Its end can take a moment, and nobody has to wait for it.
+        let dropped = std::thread::Builder::new().spawn(move || drop(inner));
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "cannot start a thread");
+        }
+    }
+
+    /// Sends all records in a new transaction and waits until all are acknowledged. After an error nothing will ever be committed
+    /// of it, and the transaction is aborted as far as that can be done now.
+    pub fn send(&mut self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+        self.ready(deadline)?;
+        let Some(producer) = &self.producer else {
+            return Err("there is no producer".into());
+        };
+        let sent = producer.send(&self.topics, batches, deadline);
+        if sent.is_err() {
+            self.abort();
+        }
+        sent.map_err(|cause| format!("{cause}{}", self.trouble()))
+    }
+
+    pub fn abort(&mut self) {
+        let Some(producer) = &self.producer else { return };
+        if let Err(error) = producer.inner.abort_transaction(LEAST) {
+            tracing::debug!(%error, id = self.id, "cannot abort a transaction");
+            self.give_up();
+        }
+    }
+
+    /// Commits what was sent. If Kafka does not say how that ended, it is found out.
+    pub fn commit(&mut self, appended: &[Appended], deadline: Instant) -> Decided {
+        let Some(producer) = &self.producer else {
+            return Decided::Aborted("there is no producer".into());
+        };
+        let cause = loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
+            match producer.inner.commit_transaction(left) {
+                Ok(()) => return Decided::Committed,
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {
+                    std::thread::sleep(AGAIN);
+                }
+                Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                    let cause = describe_code(error.code());
+                    if producer.inner.abort_transaction(LEAST).is_ok() {
+                        return Decided::Aborted(cause);
+                    }
+                    break cause;
+                }
+                Err(error) => break describe_error(&error),
+            }
+        };
+        self.give_up();
+        let deadline = deadline.max(Instant::now() + LEAST);
+        match self.find_out(appended, deadline) {
+            Ok(true) => Decided::Committed,
+            Ok(false) => Decided::Aborted(cause),
+            Err(why) => Decided::Unknown(format!(
+                "Kafka did not answer a commit ({cause}), and how it ended could not be found out: {why}"
+            )),
+        }
+    }
+
+    /// Whether the records are in the log for good. A new producer with the same id ends what the old one left, so that soon
+    /// there is an answer: a consumer of committed records meets ours, or passes their place.
+    fn find_out(&mut self, appended: &[Appended], deadline: Instant) -> Result<bool, String> {
+        self.ready(deadline)?;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let mut from: Positions = self.topics.ends(left()).map_err(|e| e.to_string())?;
+        let mut last = Positions::new();
+        for own in appended {
+            let first = from.entry(own.at).or_insert(own.offset);
+            *first = (*first).min(own.offset);
+            let last = last.entry(own.at).or_insert(own.offset);
+            *last = (*last).max(own.offset);
+        }
+        let own: HashSet<(TopicPartition, u64)> = appended.iter().map(|own| (own.at, own.offset)).collect();
+        let mut follower = KafkaFollower::start(&self.config, &self.topics, &self.health, &from, Isolation::Committed)
+            .map_err(|e| e.to_string())?;
+        let mut met = false;
+        while !met {
+            let positions = follower.positions();
+            if last
+                .iter()
+                .all(|(at, last)| positions.get(at).is_some_and(|next| next > last))
+            {
+                return Ok(false);
+            }
+            if left().is_zero() {
+                return Err("it took longer than the write timeout".into());
+            }
+            let mut see = |at, offset, _: &[u8]| met |= own.contains(&(at, offset));
+            follower
+                .poll_keys(&mut see, left().min(INIT))
+                .map_err(|e| e.to_string())?;
+        }
+        Ok(true)
+    }
+}
+
+impl Producer {
+    fn send(&self, topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+        self.inner.begin_transaction().map_err(|e| describe_error(&e))?;
+        let records = batches.iter().flat_map(|batch| &batch.records);
+        let mut appended: Vec<Appended> = records
+            .map(|record| Appended {
+                at: record.to,
+                offset: 0,
+                timestamp: 0,
+            })
+            .collect();
+        let context = self.inner.context();
+        let group = {
+            let mut acks = context.acks.lock();
+            *acks = Acks {
+                group: acks.group.wrapping_add(1),
+                open: appended.len(),
+                places: vec![(0, 0); appended.len()],
+                failed: None,
+            };
+            acks.group as usize
+        };
+        let mut place = 0;
+        for batch in batches {
+            let stamp = (batch.records.len() > 1).then(|| Stamp::new(&batch.records));
+            for record in &batch.records {
+                let header = stamp
+                    .as_ref()
+                    .map(|stamp| stamp.header(record.to, |database| topics.name(database)));
+                let wire = codec::encode(record, header)?;
+                let topic = topics.name(record.to.database);
+                let mut message = base_record(topic, record.to.partition, &wire, group << 32 | place);
+                while let Err((error, back)) = self.inner.send(message) {
+                    let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+                    if !full || Instant::now() >= deadline {
+                        return Err(describe_error(&error));
+                    }
+                    std::thread::sleep(AGAIN);
+                    message = back;
+                }
+                place += 1;
+            }
+        }
+        let mut acks = context.acks.lock();
+        while acks.open > 0 && acks.failed.is_none() {
+            if context.all_told.wait_until(&mut acks, deadline).timed_out() {
+                return Err("no acknowledgement from Kafka within the write timeout".into());
+            }
+        }
+        if let Some(cause) = &acks.failed {
+            return Err(cause.clone());
+        }
+        // The last report is still being told. A commit that found it unfinished would wait for 100 ms.
+        while self.inner.in_flight_count() > 0 && Instant::now() < deadline {
+            parking_lot::MutexGuard::unlocked(&mut acks, || std::thread::sleep(Duration::from_micros(20)));
+        }
+        for (own, (offset, timestamp)) in appended.iter_mut().zip(&acks.places) {
+            own.offset = *offset;
+            own.timestamp = *timestamp;
+        }
+        Ok(appended)
+    }
+}

@@ -1,0 +1,392 @@
+//! The transaction lane: batches with a [`Condition`](crate::log::Condition) are committed in groups, each group one Kafka
+//! transaction, *optimistically*. Owns the order of such batches and the judgement whether their conditions held; knows
+//! nothing of who waits for them.
+//!
+//! A group is produced, its acknowledgements collected, and then every record is looked at that came before it in the
+//! partitions that were read ([`tail`]). If another writer, a plain producer included, touched a key that a batch was
+//! computed on, the transaction is aborted: that batch is stale (its writer computes it anew), the others are sent again. So the
+//! earlier offset wins, somebody always makes progress, and an update is never lost. Nothing that lost is ever in the
+//! log for readers or for compaction.
+//!
+//! - Batches keep the order in which they were handed over, so one that rests on another comes after it.
+//! - A group is sent when the one before it is decided; what comes meanwhile waits for the next. Two producers take turns, since Kafka
+//!   makes one wait until the markers of its last transaction are written (KIP-98).
+//! - Before the commit is asked for, every failure means *not written*, whatever the broker has. After it, the outcome is
+//!   found out ([`client`]) before anything is said.
+
+mod client;
+mod tail;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use self::client::{Client, Decided};
+use self::tail::Tail;
+use super::codec::Stamp;
+use super::config::Config;
+use super::context::Health;
+use super::producer::{CLOSED, QUEUE_FULL, check};
+use super::topics::Topics;
+use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Record, TopicPartition};
+
+/// What may wait to be sent: the bound on the lane's memory.
+const MAX_WAITING_RECORDS: usize = 250_000;
+const MAX_WAITING_BYTES: usize = 256 << 20;
+/// Where a group is full. A single batch may be larger.
+const MAX_GROUP_RECORDS: usize = 10_000;
+const MAX_GROUP_BYTES: usize = 16 << 20;
+/// The lane looks that often whether a producer has to be mended, or the tail is of no use any more.
+const TICK: Duration = Duration::from_millis(500);
+/// Kafka takes turns between so many transactional ids.
+const CLIENTS: usize = 2;
+
+pub(super) struct TransactionLane {
+    queue: Arc<Queue>,
+    topics: Arc<Topics>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Told when something was added, or the lane is closed.
+    changed: Condvar,
+    /// Told when the lane has nothing more to do.
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    batches: VecDeque<Handed>,
+    records: usize,
+    bytes: usize,
+    /// A group is being committed.
+    busy: bool,
+    closed: bool,
+}
+
+/// A batch, and when it was handed over.
+struct Handed {
+    batch: Batch,
+    since: Instant,
+}
+
+impl Handed {
+    fn stale(self, after: Option<(TopicPartition, u64)>) {
+        self.batch.completion.complete(Err(ProduceError::Stale { after }));
+    }
+
+    fn failed(self, error: ProduceError) {
+        self.batch.completion.complete(Err(error));
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.records.iter().map(Record::size).sum()
+    }
+
+    /// A batch that it was computed on failed.
+    fn rests_on_failed(&self) -> bool {
+        let condition = self.batch.condition.as_ref();
+        condition.is_some_and(|c| c.rests_on.iter().any(|before| before.has_failed()))
+    }
+}
+
+impl TransactionLane {
+    pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Self, LogError> {
+        let queue = Arc::new(Queue::default());
+        let committer = Committer {
+            queue: queue.clone(),
+            config: config.clone(),
+            topics: topics.clone(),
+            clients: (0..CLIENTS).map(|n| Client::new(config, topics, health, n)).collect(),
+            turn: 0,
+            tail: Tail::new(config, topics, health),
+            alone: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("transactions".into())
+            .spawn(move || committer.run())
+            .map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
+        Ok(TransactionLane {
+            queue,
+            topics: topics.clone(),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    pub fn produce(&self, batch: Batch) {
+        let several = batch.records.len() > 1;
+        let header = if several {
+            Stamp::new(&batch.records).extra_bytes(|database| self.topics.name(database))
+        } else {
+            0
+        };
+        let refused = match check(&self.topics, &batch.records, header) {
+            Ok(()) => self.queue.push(batch),
+            Err(cause) => Err((batch, cause)),
+        };
+        if let Err((batch, cause)) = refused {
+            batch.completion.complete(Err(ProduceError::NotWritten(cause)));
+        }
+    }
+
+    /// Takes in no more, and waits for what is under way.
+    pub fn close(&self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        let mut waiting = self.queue.waiting.lock();
+        waiting.closed = true;
+        self.queue.changed.notify_all();
+        while waiting.busy || !waiting.batches.is_empty() {
+            if self.queue.idle.wait_until(&mut waiting, end).timed_out() {
+                return;
+            }
+        }
+        drop(waiting);
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of Kafka transactions panicked");
+        }
+    }
+}
+
+impl Drop for TransactionLane {
+    fn drop(&mut self) {
+        self.queue.waiting.lock().closed = true;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Queue {
+    fn push(&self, batch: Batch) -> Result<(), (Batch, String)> {
+        let handed = Handed {
+            batch,
+            since: Instant::now(),
+        };
+        let (records, bytes) = (handed.batch.records.len(), handed.bytes());
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err((handed.batch, CLOSED.into()));
+        }
+        let full = waiting.records + records > MAX_WAITING_RECORDS || waiting.bytes + bytes > MAX_WAITING_BYTES;
+        if full && !waiting.batches.is_empty() {
+            return Err((handed.batch, QUEUE_FULL.into()));
+        }
+        waiting.records += records;
+        waiting.bytes += bytes;
+        waiting.batches.push_back(handed);
+        drop(waiting);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// The next group, in order and of at most so many batches; empty after a [`TICK`] without any, `None` when the lane is closed and done.
+    fn next_group(&self, most: usize) -> Option<Vec<Handed>> {
+        let mut waiting = self.waiting.lock();
+        waiting.busy = false;
+        if waiting.batches.is_empty() {
+            self.idle.notify_all();
+            if waiting.closed {
+                return None;
+            }
+            self.changed.wait_for(&mut waiting, TICK);
+        }
+        waiting.busy = !waiting.batches.is_empty();
+        let (mut group, mut records, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(next) = waiting.batches.front() {
+            records += next.batch.records.len();
+            bytes += next.bytes();
+            if !group.is_empty() && (records > MAX_GROUP_RECORDS || bytes > MAX_GROUP_BYTES || group.len() == most) {
+                break;
+            }
+            group.extend(waiting.batches.pop_front());
+        }
+        for handed in &group {
+            waiting.records -= handed.batch.records.len();
+            waiting.bytes -= handed.bytes();
+        }
+        Some(group)
+    }
+
+    /// Back to the front, in their order.
+    fn put_back(&self, group: Vec<Handed>) {
+        let mut waiting = self.waiting.lock();
+        for handed in group.into_iter().rev() {
+            waiting.records += handed.batch.records.len();
+            waiting.bytes += handed.bytes();
+            waiting.batches.push_front(handed);
+        }
+    }
+}
+
+/// The lane's thread.
+struct Committer {
+    queue: Arc<Queue>,
+    config: Arc<Config>,
+    topics: Arc<Topics>,
+    clients: Vec<Client>,
+    turn: usize,
+    tail: Tail,
+    /// So many batches are sent alone: one of them made a group fail, and must not cost the others anything.
+    alone: usize,
+}
+
+/// What became of a group that was sent. Where records are, in the order of all batches' records.
+enum Outcome {
+    Committed(Vec<Appended>),
+    /// Nothing is in the log; these batches (by place in the group) met a conflict at this place of the log.
+    Conflicts(Vec<(usize, (TopicPartition, u64))>),
+    Failed(ProduceError),
+    /// Nothing is in the log, and it may be the fault of one batch.
+    Refused(String),
+}
+
+impl Committer {
+    fn run(mut self) {
+        self.clients.iter_mut().for_each(Client::mend);
+        while let Some(group) = self.queue.next_group(if self.alone > 0 { 1 } else { usize::MAX }) {
+            self.alone = self.alone.saturating_sub(group.len());
+            if group.is_empty() {
+                self.clients.iter_mut().for_each(Client::mend);
+                self.tail.rest_if_unused();
+                continue;
+            }
+            let group = self.without_stale(group);
+            if !group.is_empty() {
+                self.commit(group);
+            }
+        }
+    }
+
+    /// What can be seen to be stale, or comes too late, is told so before anything is sent.
+    fn without_stale(&mut self, group: Vec<Handed>) -> Vec<Handed> {
+        let mut kept = Vec::with_capacity(group.len());
+        for handed in group {
+            if handed.rests_on_failed() {
+                handed.stale(None);
+            } else if handed.since.elapsed() >= self.config.write_timeout / 2 {
+                let cause = format!(
+                    "its turn did not come within the write timeout{}",
+                    self.clients[0].trouble()
+                );
+                handed.failed(ProduceError::NotWritten(cause));
+            } else if let Some(after) = self.tail.seen_conflict(&handed.batch) {
+                handed.stale(Some(after));
+            } else {
+                kept.push(handed);
+            }
+        }
+        kept
+    }
+
+    fn commit(&mut self, group: Vec<Handed>) {
+        // Nothing that has waited for more than half of its time is begun.
+        let oldest = group
+            .iter()
+            .map(|handed| handed.since)
+            .min()
+            .unwrap_or_else(Instant::now);
+        let deadline = oldest + self.config.write_timeout;
+        match self.try_commit(&group, deadline) {
+            Outcome::Committed(appended) => {
+                let mut rest = appended.as_slice();
+                for Handed { batch, .. } in group {
+                    let (mine, others) = rest.split_at(batch.records.len());
+                    rest = others;
+                    batch.completion.complete(Ok(mine));
+                }
+            }
+            Outcome::Refused(_) if group.len() > 1 && Instant::now() < deadline => {
+                self.alone = group.len();
+                self.queue.put_back(group);
+            }
+            Outcome::Refused(cause) => {
+                let error = ProduceError::NotWritten(cause);
+                group.into_iter().for_each(|handed| handed.failed(error.clone()));
+            }
+            Outcome::Failed(error) => group.into_iter().for_each(|handed| handed.failed(error.clone())),
+            Outcome::Conflicts(conflicts) => {
+                let (mut kept, mut conflicts) = (Vec::new(), conflicts.into_iter().peekable());
+                let mut after = None;
+                for (place, handed) in group.into_iter().enumerate() {
+                    if let Some((_, at)) = conflicts.next_if(|(conflicting, _)| *conflicting == place) {
+                        after = Some(at);
+                        handed.stale(after);
+                    } else if handed.rests_on_failed() {
+                        handed.stale(after);
+                    } else {
+                        kept.push(handed);
+                    }
+                }
+                self.queue.put_back(kept);
+            }
+        }
+    }
+
+    fn try_commit(&mut self, group: &[Handed], deadline: Instant) -> Outcome {
+        let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
+        let batches: Vec<&Batch> = group.iter().map(|handed| &handed.batch).collect();
+        if let Err(cause) = self.tail.watch(&batches) {
+            return not_written(cause);
+        }
+        self.turn = (self.turn + 1) % self.clients.len();
+        let client = &mut self.clients[self.turn];
+        let appended = match client.send(&batches, deadline) {
+            Ok(appended) => appended,
+            Err(cause) => return Outcome::Refused(cause),
+        };
+        let conflicts = ends_if_needed(&self.topics, &batches, deadline)
+            .and_then(|ends| self.tail.conflicts(&batches, &appended, ends.as_ref(), deadline));
+        let conflicts = match conflicts {
+            Ok(conflicts) if conflicts.is_empty() => None,
+            Ok(conflicts) => Some(Outcome::Conflicts(conflicts)),
+            Err(cause) => Some(not_written(cause)),
+        };
+        if let Some(outcome) = conflicts {
+            client.abort();
+            self.tail.decided(&appended);
+            return outcome;
+        }
+        match client.commit(&appended, deadline) {
+            Decided::Committed => {
+                self.tail.decided(&appended);
+                Outcome::Committed(appended)
+            }
+            Decided::Aborted(cause) => {
+                self.tail.decided(&appended);
+                not_written(cause)
+            }
+            Decided::Unknown(cause) => Outcome::Failed(ProduceError::Uncertain(cause)),
+        }
+    }
+}
+
+/// The partitions that a batch reads or writes.
+fn partitions(batch: &Batch) -> impl Iterator<Item = TopicPartition> {
+    let reads = batch.condition.iter().flat_map(|condition| &condition.reads);
+    reads
+        .map(|read| read.at)
+        .chain(batch.records.iter().map(|record| record.to))
+}
+
+/// True if the order of records in one partition says who came first.
+fn is_in_one_partition(batch: &Batch) -> bool {
+    let mut all = partitions(batch);
+    let first = all.next();
+    all.all(|at| Some(at) == first)
+}
+
+/// The log's ends after all records were acknowledged, if a batch needs them: over several partitions there is no order, so whoever
+/// reads looks at everything that is there when its own writes are.
+fn ends_if_needed(topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Option<Positions>, String> {
+    let reads = |batch: &&&Batch| batch.condition.as_ref().is_some_and(|c| !c.reads.is_empty());
+    if batches.iter().filter(reads).all(|batch| is_in_one_partition(batch)) {
+        return Ok(None);
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    topics.ends(left).map(Some).map_err(|error| error.to_string())
+}
