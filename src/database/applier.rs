@@ -50,6 +50,9 @@ struct Applier {
     ends: Option<(u64, Positions)>,
     /// Log ends at start; serving begins when they are reached.
     goal: Option<Positions>,
+    /// Of partitions that were met later (a database that another node created): what was there then. Groups there may
+    /// belong to what has been applied long ago, and are not waited for.
+    old_ends: Positions,
     started: Instant,
     start_positions: Positions,
 }
@@ -162,6 +165,7 @@ impl Applier {
             batch: Vec::new(),
             last_ends: None,
             ends: None,
+            old_ends: goal.clone(),
             goal: Some(goal),
             started: Instant::now(),
             start_positions: positions,
@@ -250,8 +254,12 @@ impl Applier {
     /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does
     /// everything behind it.
     fn take(&mut self, record: LogRecord) -> Result<(), ApplyError> {
-        let alone = record.group.is_none_or(|g| g.records <= 1);
-        if self.waiting.is_empty() && (alone || self.goal.is_some()) {
+        if !self.old_ends.contains_key(&record.at) {
+            let ends = self.service.log.ends(self.service.write_timeout())?;
+            self.old_ends
+                .extend(ends.into_iter().filter(|(at, _)| *at == record.at));
+        }
+        if self.waiting.is_empty() && (self.goal.is_some() || !self.is_to_wait(&record)) {
             return self.apply(record);
         }
         self.waiting_since.get_or_insert_with(Instant::now);
@@ -261,10 +269,16 @@ impl Applier {
         self.apply_complete_groups()
     }
 
+    /// True if the record is to be shown together with others.
+    fn is_to_wait(&self, record: &LogRecord) -> bool {
+        let is_old = self.old_ends.get(&record.at).is_some_and(|end| record.offset < *end);
+        record.group.is_some_and(|group| group.records > 1) && !is_old
+    }
+
     /// Applies from the front of the waiting records as far as groups are complete.
     fn apply_complete_groups(&mut self) -> Result<(), ApplyError> {
         while let Some(first) = self.waiting.front() {
-            let Some(group) = first.group.filter(|g| g.records > 1) else {
+            let Some(group) = first.group.filter(|_| self.is_to_wait(first)) else {
                 let record = self.waiting.pop_front().expect("front was there");
                 self.apply(record)?;
                 self.front_members = self.count_front_members();

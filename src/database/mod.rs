@@ -450,7 +450,7 @@ impl Service {
         Duration::from_millis(self.settings.write_timeout_ms.load(Ordering::Relaxed))
     }
 
-    /// Waits until the store has everything that was acknowledged when this was called.
+    /// Waits until the store has everything that was acknowledged or applied when this was called.
     pub async fn store_caught_up(&self) -> Result<(), Fault> {
         let wanted: Vec<(usize, usize, u64)> = self
             .databases
@@ -458,7 +458,10 @@ impl Service {
             .enumerate()
             .flat_map(|(d, database)| {
                 let partitions = database.partitions().iter().enumerate();
-                partitions.map(move |(p, partition)| (d, p, partition.acknowledged.load(Ordering::Acquire)))
+                partitions.map(move |(p, partition)| {
+                    let acknowledged = partition.acknowledged.load(Ordering::Acquire);
+                    (d, p, acknowledged.max(partition.applied.load(Ordering::Acquire)))
+                })
             })
             .collect();
         let _hurry = self.behind.hurry();
@@ -471,7 +474,7 @@ impl Service {
         self.wait_until(
             reached,
             self.write_timeout().max(STORE_PATIENCE),
-            "STALE the local store did not reach the last acknowledged write",
+            "STALE the local store did not reach what was acknowledged and applied",
         )
         .await
     }

@@ -13,3 +13,4 @@ mod redis_suite;
 mod self_check;
 mod side_by_side;
 mod support;
+mod transactions;

@@ -84,7 +84,9 @@ impl Health {
             // Properties for producers are given to consumers too, on purpose.
             | (_, "CONFWARN")
             // A cluster that is new or has just started is not ready to give out producer ids; it is asked again.
-            | (_, "GETPID") => tracing::debug!(target: "librdkafka", facility, "{text}"),
+            | (_, "GETPID")
+            // Whoever replaces the producer tells why.
+            | (_, "FATAL" | "TXNERR") => tracing::debug!(target: "librdkafka", facility, "{text}"),
             _ => {
                 if let Some(hidden) = self.may_show(facility) {
                     tracing::warn!(target: "librdkafka", facility, hidden, "{text}");

@@ -35,7 +35,9 @@ pub(super) struct Client {
     config: Arc<Config>,
     topics: Arc<Topics>,
     health: Arc<Health>,
+    /// The transactional id, and what it begins with.
     id: String,
+    base: String,
     producer: Option<Producer>,
     /// Why there is none that is ready; told once.
     trouble: Option<String>,
@@ -113,8 +115,10 @@ impl ProducerContext for Context {
 
 impl Client {
     pub fn new(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>, number: usize) -> Client {
+        let base = format!("highwater-{}-{}-{number}", config.topic, config.node);
         Client {
-            id: format!("highwater-{}-{}-{number}", config.topic, config.node),
+            id: base.clone(),
+            base,
             config: config.clone(),
             topics: topics.clone(),
             health: health.clone(),
