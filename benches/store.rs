@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use highwater::store::sled_store::{Options, SledStore};
-use highwater::store::{Change, ChangeKind, Checkpoint, Entry, Meta, Store, Value, key_hash};
+use highwater::store::{self, Change, ChangeKind, Checkpoint, Engine, Entry, Meta, Options, Store, Value, key_hash};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -33,9 +32,15 @@ fn main() {
     }
 }
 
-fn open(directory: &Path) -> std::sync::Arc<SledStore> {
+/// sled, or fjall if the environment says `STORE=fjall`.
+fn open(directory: &Path) -> std::sync::Arc<dyn Store> {
     let started = Instant::now();
-    let opened = SledStore::open(
+    let engine = match std::env::var("STORE").as_deref() {
+        Ok("fjall") => Engine::Fjall,
+        _ => Engine::Sled,
+    };
+    let opened = store::open(
+        engine,
         directory,
         &Options {
             cache_bytes: 256 << 20,
@@ -78,7 +83,7 @@ fn put(key: Bytes, offset: u64, size: usize) -> Change {
 }
 
 /// Applies records with offsets after `from`, to keys in random order.
-fn fill(store: &SledStore, from: u64, records: u64, keys: u64, sorted: bool) {
+fn fill(store: &dyn Store, from: u64, records: u64, keys: u64, sorted: bool) {
     let (started, cpu) = (Instant::now(), cpu_time());
     let mut last = (started, 0);
     for batch in 0..records / 1_000 {
@@ -166,7 +171,7 @@ fn apply(records: u64) {
     let read = |key: Bytes| drop(store.get(0, &key).expect("reads"));
     for (round, sorted) in [true, false, true].into_iter().enumerate() {
         let from = round as u64 * records / 3;
-        beside_reader(keys, read, || fill(&store, from, records / 3, keys, sorted));
+        beside_reader(keys, read, || fill(&*store, from, records / 3, keys, sorted));
     }
     let started = Instant::now();
     store.checkpoint(&Checkpoint::default()).expect("checkpoint");
@@ -344,7 +349,7 @@ fn batches(records: u64) {
 fn flush(records: u64) {
     let directory = tempfile::tempdir().expect("a directory");
     let store = open(directory.path());
-    fill(&store, 0, records, records, false);
+    fill(&*store, 0, records, records, false);
     let flush = |offset| Change {
         database: 0,
         partition: 0,

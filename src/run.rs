@@ -26,7 +26,7 @@ use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, TopicIdentity};
 use crate::store::Store;
-use crate::store::sled_store::{Opened, Options as StoreOptions, SledStore};
+use crate::store::{self, Engine, Opened, Options as StoreOptions};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
 use crate::{expiry, grpc, server};
@@ -167,11 +167,15 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
         EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
     };
     directory.claim(wanted(log.identity(0)))?;
+    let engine = match &*config.store() {
+        "fjall" => Engine::Fjall,
+        _ => Engine::Sled,
+    };
     let options = StoreOptions {
         cache_bytes: config.store_cache(),
         databases: config.databases(),
     };
-    let store = SledStore::open(&directory.store(), &options).map_err(|e| {
+    let store = store::open(engine, &directory.store(), &options).map_err(|e| {
         let place = directory.store();
         format!(
             "open the local store: {e}; see to {} (it holds nothing that the log does not)",

@@ -459,6 +459,10 @@ impl Config {
         checks::parse_properties(&self.value("kafka-property")).expect("checked when it was set")
     }
 
+    pub fn store(&self) -> Arc<str> {
+        self.value("store")
+    }
+
     pub fn store_cache(&self) -> u64 {
         const LARGEST: u64 = 1 << 30;
         const SMALLEST: u64 = 32 << 20;

@@ -348,6 +348,15 @@ const EFFECTIVE: &[Setting] = &[
     },
     // Store
     Setting {
+        name: "store",
+        kind: Kind::Choice(&["sled", "fjall"]),
+        default: "sled",
+        change: Change::AtStart,
+        group: Group::Store,
+        summary: "Engine of the local store: sled, or fjall (quicker to write at many millions of keys). Another one than before: a rebuild.",
+        ..D
+    },
+    Setting {
         name: "store-cache",
         kind: MEMORY,
         default: "0",

@@ -15,7 +15,8 @@ use crate::log::{
     Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
     TopicPartition,
 };
-use crate::store::sled_store::{Options, SledStore};
+use crate::store::Options;
+use crate::store::sled_store::SledStore;
 
 const HERE: TopicPartition = TopicPartition {
     database: 0,

@@ -42,6 +42,9 @@ const HELD_OVERHEAD: usize = 200;
 const SWEEP: usize = 1_000;
 /// A checkpoint is written this often even if nothing was applied: its `as_of` tells how fresh the store is.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(60);
+/// After it wrote, the writer rests twice as long, at most this: under load keys are written again meanwhile, and the processor
+/// has other work.
+const REST: Duration = Duration::from_secs(5);
 /// Longest time that the writer rests before it looks whether anything is due.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a stop may take to store what is left; the rest is read from the log again at the next start.
@@ -114,6 +117,8 @@ struct Buffer {
     /// What the writer took; the first is being applied.
     in_flight: VecDeque<Arc<Part>>,
     stored: Reached,
+    /// Not before this without need.
+    rests_until: Option<Instant>,
     /// All of it is to be forgotten as soon as the writer lets go of it.
     forgetting: bool,
     /// The writer works outside of the lock.
@@ -346,6 +351,7 @@ impl WriteBehind {
     /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
     /// stop, the positions stay as they were.
     fn write(&self, service: &Service, reached: Reached) -> Result<(), StoreError> {
+        let started = Instant::now();
         let mut buffer = self.buffer.lock();
         let was_loading = buffer.loading;
         while let Some(part) = buffer.in_flight.front().cloned() {
@@ -367,6 +373,7 @@ impl WriteBehind {
             }
         }
         buffer.stored = reached;
+        buffer.rests_until = Some(Instant::now() + REST.min(started.elapsed() * 2));
         service.progress.notify_waiters();
         Ok(())
     }
@@ -462,7 +469,12 @@ impl Buffer {
             None => now,
             Some(_) if self.stopping.is_some() || hurried || self.run_bytes >= full / 2 => now,
             Some(_) if self.loading => never,
-            Some(since) => delay.saturating_sub(since.elapsed()),
+            Some(since) => {
+                let rest = self
+                    .rests_until
+                    .map(|until| until.saturating_duration_since(Instant::now()));
+                delay.saturating_sub(since.elapsed()).max(rest.unwrap_or(now))
+            }
         }
     }
 

@@ -89,7 +89,11 @@ impl PositionFile {
         fs::rename(&temporary, path)
     }
 
-    fn format(&self) -> String {
+    pub fn parse(bytes: &[u8]) -> Result<PositionFile, String> {
+        parse(bytes)
+    }
+
+    pub fn format(&self) -> String {
         let mut text = format!(
             "{HEADER}\nstore {:016x}\nnumber {}\nboot {}\nlength {}\nclosed {}\n",
             self.store,

@@ -1,13 +1,22 @@
 //! The local store: a disposable view of the log, from which reads are answered.
 //!
-//! One trait, [`Store`]; sled is the default engine ([`sled_store`]). The store knows nothing of the log beyond the
+//! One trait, [`Store`]; sled is the default engine ([`sled_store`]), [`fjall_store`] another. The store knows nothing of the log beyond the
 //! numbers it is given (database, partition, offset) and nothing of RESP. Only the applier (`database::applier`) changes it.
 //!
 //! Keys are kept as `hash(key) ‖ key`, so that [`Store::scan`] walks in hash order and a SCAN cursor is a hash:
 //! stateless, valid across restarts.
 
 pub mod checkpoint;
+mod entry;
+pub mod fjall_store;
 pub mod sled_store;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::path::Path;
+use std::sync::Arc;
+use std::{fs, io};
 
 use bytes::Bytes;
 
@@ -125,4 +134,115 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
+}
+
+/// What keeps the entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Sled,
+    Fjall,
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bound of the engine's page cache. Its own structures come on top: about as much again at small sizes.
+    pub cache_bytes: u64,
+    /// Number of databases; others are refused.
+    pub databases: u16,
+}
+
+pub struct Opened<S: ?Sized = dyn Store> {
+    pub store: Arc<S>,
+    /// How far the store is; empty: nothing usable.
+    pub checkpoint: Checkpoint,
+    /// Why the store that was there had to be left and is built anew.
+    pub rebuilt: Option<String>,
+}
+
+/// Opens the store in `directory`, or an empty one if there is none of this engine that can be trusted. What another engine
+/// kept there is removed.
+pub fn open(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+    let (other, of_other) = match engine {
+        Engine::Sled => ("fjall", &[fjall_store::DIRECTORY][..]),
+        Engine::Fjall => ("sled", &sled_store::FILES[..]),
+    };
+    let mut replaced = None;
+    for name in of_other {
+        let path = directory.join(name);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => remove_directory(&path)?,
+            Ok(_) => fs::remove_file(&path).map_err(|cause| io_error("remove", &path, cause))?,
+            Err(_) => continue,
+        }
+        replaced = Some(format!("it was kept by {other}"));
+    }
+    let opened = match engine {
+        Engine::Sled => sled_store::SledStore::open(directory, options)?.erased(),
+        Engine::Fjall => fjall_store::FjallStore::open(directory, options)?,
+    };
+    Ok(Opened {
+        rebuilt: opened.rebuilt.or(replaced),
+        ..opened
+    })
+}
+
+impl<S: Store> Opened<S> {
+    /// For whoever does not care which engine it is.
+    pub fn erased(self) -> Opened {
+        Opened {
+            store: self.store,
+            checkpoint: self.checkpoint,
+            rebuilt: self.rebuilt,
+        }
+    }
+}
+
+/// Whether an error comes from where the process runs rather than from what is in the files.
+fn is_environment(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(
+        error.kind(),
+        PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
+    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
+fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StoreError {
+    StoreError::Io {
+        doing,
+        path: path.display().to_string(),
+        cause,
+    }
+}
+
+fn remove_directory(directory: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(directory) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory, cause)),
+        _ => Ok(()),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    const ENOUGH: usize = 120;
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text
+        .or(panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no reason given");
+    let first_line = text.lines().next().unwrap_or_default();
+    format!(
+        "engine panicked: {}",
+        first_line.chars().take(ENOUGH).collect::<String>()
+    )
+}
+
+/// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as nothing.
+fn directory_bytes(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(bytes_of).sum()
 }

@@ -14,7 +14,6 @@
 //! - What sled does not notice itself is noticed at [`SledStore::open`]; damage met later ends all use of the store and
 //!   removes the position file, so that the next start rebuilds.
 
-mod entry;
 mod open;
 mod verify;
 mod writer;
@@ -34,11 +33,12 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::checkpoint::{PositionFile, sync_parent};
+use super::entry::{self, Body, Damaged, PIECE_BYTES};
 use super::{Change, Checkpoint, Entry, Meta, Scanned, Store, StoreError, Value};
-use entry::{Body, Damaged, PIECE_BYTES};
 use writer::Writer;
 
-pub use open::{Opened, Options};
+/// What belongs to it in the store's directory.
+pub(super) const FILES: [&str; 2] = ["position", "sled"];
 
 /// The embedded store. Opened by [`SledStore::open`]; dropping it closes the engine and notes that it closed in order.
 pub struct SledStore {
@@ -235,7 +235,7 @@ impl SledStore {
             Ok(Err(Failure::Engine(error @ sled::Error::Io(_)))) => error.to_string(),
             Ok(Err(Failure::Engine(error))) => self.give_up(error.to_string()),
             Ok(Err(Failure::Damaged(what))) => self.give_up(format!("damaged {what}")),
-            Err(panic) => self.give_up(open::panic_text(panic.as_ref())),
+            Err(panic) => self.give_up(super::panic_text(panic.as_ref())),
         };
         Err(StoreError::Engine { doing, cause })
     }
@@ -423,21 +423,8 @@ impl Store for SledStore {
     }
 
     fn disk_bytes(&self) -> u64 {
-        directory_bytes(self.closer.directory())
+        super::directory_bytes(self.closer.directory())
     }
-}
-
-/// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as nothing.
-fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    entries.flatten().map(bytes_of).sum()
 }
 
 /// Fsyncs every file under a directory, and the directory.

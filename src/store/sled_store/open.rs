@@ -8,7 +8,6 @@
 //! - it was closed, or the machine has not restarted since: sled reuses space before what moved out of it is durable;
 //! - sled opens it, without an error or a panic.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -26,6 +25,7 @@ use super::{
     Checkpoint, Database, Failure, Mark, PositionFile, SledStore, StoreError, Trees, View, get_mark, set_mark,
     sync_parent, sync_tree, verify,
 };
+use crate::store::{Opened, Options, io_error, is_environment, panic_text, remove_directory};
 
 /// Format of keys and entries in the engine; another one is rebuilt.
 const FORMAT: u64 = 1;
@@ -37,26 +37,10 @@ const ENGINE_FLUSH_MS: u64 = 100;
 /// sled's threads hold the directory's lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Bound of the engine's page cache. Its own structures come on top: about as much again at small sizes.
-    pub cache_bytes: u64,
-    /// Number of databases; others are refused.
-    pub databases: u16,
-}
-
-pub struct Opened {
-    pub store: Arc<SledStore>,
-    /// How far the store is; empty: nothing usable.
-    pub checkpoint: Checkpoint,
-    /// Why the store that was there had to be left and is built anew.
-    pub rebuilt: Option<String>,
-}
-
 impl SledStore {
     /// Opens the store in `directory`, or an empty one if there is none that can be trusted. An error is what a rebuild
     /// would not mend: no rights, no space, in use by another process.
-    pub fn open(directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+    pub fn open(directory: &Path, options: &Options) -> Result<Opened<SledStore>, StoreError> {
         let paths = Paths::of(directory);
         fs::create_dir_all(directory).map_err(|cause| io_error("create", directory, cause))?;
         remove_directory(&paths.quarantine)?;
@@ -100,15 +84,6 @@ impl From<Failure> for Unusable {
     }
 }
 
-/// Whether an error comes from where the process runs rather than from what is in the files.
-fn is_environment(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(
-        error.kind(),
-        PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
-    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
 struct Paths {
     sled: PathBuf,
     data: PathBuf,
@@ -149,7 +124,7 @@ impl Paths {
     }
 }
 
-fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Result<Opened, StoreError> {
+fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Result<Opened<SledStore>, StoreError> {
     let start = || -> Result<SledStore, Failure> {
         let db = open_engine(&paths.sled, options)?;
         let meta = db.open_tree("meta")?;
@@ -193,7 +168,7 @@ fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Res
     })
 }
 
-fn open_existing(paths: &Paths, options: &Options, position: PositionFile) -> Result<Opened, Unusable> {
+fn open_existing(paths: &Paths, options: &Options, position: PositionFile) -> Result<Opened<SledStore>, Unusable> {
     check_position(paths, &position).map_err(Unusable::Rebuild)?;
     verify::verify(&paths.sled).map_err(Unusable::Rebuild)?;
     // From here on the engine changes its files: they are no longer as they were closed.
@@ -390,21 +365,6 @@ fn lock_patiently(file: &File) -> io::Result<()> {
     }
 }
 
-fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StoreError {
-    StoreError::Io {
-        doing,
-        path: path.display().to_string(),
-        cause,
-    }
-}
-
-fn remove_directory(directory: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(directory) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory, cause)),
-        _ => Ok(()),
-    }
-}
-
 /// Removes the position file, durably.
 fn remove_position(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -418,19 +378,6 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
-}
-
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    const ENOUGH: usize = 120;
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text
-        .or(panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no reason given");
-    let first_line = text.lines().next().unwrap_or_default();
-    format!(
-        "engine panicked: {}",
-        first_line.chars().take(ENOUGH).collect::<String>()
-    )
 }
 
 /// The files beside the engine's own doing: syncs them, keeps the position file, and notes an orderly close.

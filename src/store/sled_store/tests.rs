@@ -1,22 +1,15 @@
-use std::collections::BTreeMap;
-
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::checkpoint::{DatabaseCheckpoint, PartitionPosition};
-use crate::store::{ChangeKind, key_hash};
+use crate::store::tests::model::{Model, copy_open};
+use crate::store::tests::{flush, meta, options, position, put, scan_all, sweep_to_end, value_of};
+use crate::store::{Engine, Opened};
 
 mod damage;
-mod model;
 
-fn options() -> Options {
-    Options {
-        cache_bytes: 32 << 20,
-        databases: 4,
-    }
-}
-
-fn open(directory: &Path) -> Opened {
+fn open(directory: &Path) -> Opened<SledStore> {
     SledStore::open(directory, &options()).expect("the store opens")
 }
 
@@ -25,192 +18,6 @@ fn fresh() -> (TempDir, Arc<SledStore>) {
     let opened = open(directory.path());
     assert_eq!(opened.rebuilt, None);
     (directory, opened.store)
-}
-
-fn meta(offset: u64) -> Meta {
-    Meta {
-        partition: 0,
-        offset,
-        timestamp: 1_700_000_000_000 + offset as i64,
-        expire_at: None,
-    }
-}
-
-fn put(key: &[u8], value: &[u8], meta: Meta) -> Change {
-    let value = Value::String(Bytes::copy_from_slice(value));
-    let kind = ChangeKind::Put {
-        key: Bytes::copy_from_slice(key),
-        entry: Entry { meta, value },
-    };
-    Change {
-        database: 0,
-        partition: meta.partition,
-        offset: meta.offset,
-        kind,
-    }
-}
-
-fn delete(key: &[u8], partition: u32, offset: u64) -> Change {
-    Change {
-        database: 0,
-        partition,
-        offset,
-        kind: ChangeKind::Delete {
-            key: Bytes::copy_from_slice(key),
-        },
-    }
-}
-
-fn flush(partition: u32, offset: u64) -> Change {
-    Change {
-        database: 0,
-        partition,
-        offset,
-        kind: ChangeKind::Flush,
-    }
-}
-
-fn value_of(store: &SledStore, key: &[u8]) -> Option<Bytes> {
-    match store.get(0, key).unwrap()?.value {
-        Value::String(bytes) => Some(bytes),
-        Value::Unreadable(reason) => panic!("unreadable: {reason}"),
-    }
-}
-
-fn scan_all(store: &SledStore, page: usize) -> Vec<Bytes> {
-    let (mut keys, mut from) = (Vec::new(), Some(0));
-    while let Some(hash) = from {
-        from = store
-            .scan(0, hash, page, &mut |seen| keys.push(Bytes::copy_from_slice(seen.key)))
-            .unwrap();
-    }
-    keys
-}
-
-fn sweep_to_end(store: &SledStore) {
-    while store.sweep(100).unwrap() {}
-}
-
-fn position(next_offset: u64) -> Checkpoint {
-    let partitions = BTreeMap::from([(0, PartitionPosition { next_offset, as_of: 7 })]);
-    Checkpoint {
-        databases: BTreeMap::from([(
-            0,
-            DatabaseCheckpoint {
-                source: "test".to_owned(),
-                partitions,
-            },
-        )]),
-    }
-}
-
-#[test]
-fn put_get_delete_and_the_offset_rule() {
-    let (_directory, store) = fresh();
-    assert_eq!(store.get(0, b"a").unwrap(), None);
-    let with_expiry = Meta {
-        expire_at: Some(5),
-        ..meta(3)
-    };
-    store
-        .apply(&[
-            put(b"a", b"1", meta(1)),
-            put(b"a", b"2", with_expiry),
-            put(b"", b"", meta(4)),
-        ])
-        .unwrap();
-    let expected = Entry {
-        meta: with_expiry,
-        value: Value::String(Bytes::from_static(b"2")),
-    };
-    assert_eq!(store.get(0, b"a").unwrap(), Some(expected));
-    assert_eq!(value_of(&store, b"").unwrap(), "");
-    assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 1));
-
-    // Lower or equal offsets change nothing; another partition's do.
-    store.apply(&[put(b"a", b"old", meta(2)), delete(b"a", 0, 3)]).unwrap();
-    assert_eq!(value_of(&store, b"a").unwrap(), "2");
-    store
-        .apply(&[put(
-            b"a",
-            b"other",
-            Meta {
-                partition: 1,
-                ..meta(0)
-            },
-        )])
-        .unwrap();
-    assert_eq!(value_of(&store, b"a").unwrap(), "other");
-    assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
-    store.apply(&[delete(b"a", 1, 1), delete(b"nothing", 0, 9)]).unwrap();
-    assert_eq!((store.get(0, b"a").unwrap(), store.count(0).unwrap()), (None, 1));
-    assert_eq!((store.get(1, b"").unwrap(), store.count(1).unwrap()), (None, 0));
-    assert!(store.get(4, b"").is_err());
-}
-
-#[test]
-fn unreadable_records_keep_their_reason() {
-    let (_directory, store) = fresh();
-    let value = Value::Unreadable(Arc::from("type zset"));
-    let entry = Entry { meta: meta(1), value };
-    let kind = ChangeKind::Put {
-        key: Bytes::from_static(b"z"),
-        entry: entry.clone(),
-    };
-    store
-        .apply(&[Change {
-            database: 0,
-            partition: 0,
-            offset: 1,
-            kind,
-        }])
-        .unwrap();
-    assert_eq!(store.get(0, b"z").unwrap(), Some(entry));
-}
-
-#[test]
-fn expired_keys_come_earliest_first() {
-    let (_directory, store) = fresh();
-    let expiring = |offset, at| Meta {
-        expire_at: Some(at),
-        ..meta(offset)
-    };
-    let changes = [
-        put(b"c", b"", expiring(1, 30)),
-        put(b"a", b"", expiring(2, 10)),
-        put(b"b", b"", expiring(3, 20)),
-        put(b"never", b"", meta(4)),
-        put(b"moved", b"", expiring(5, 5)),
-        put(b"moved", b"", expiring(6, 40)),
-        put(b"max", b"", expiring(7, u64::MAX)),
-    ];
-    store.apply(&changes).unwrap();
-    assert_eq!(store.expired(0, 9, 10).unwrap(), Vec::<Bytes>::new());
-    assert_eq!(store.expired(0, 20, 10).unwrap(), ["a", "b"]);
-    assert_eq!(store.expired(0, u64::MAX, 4).unwrap(), ["a", "b", "c", "moved"]);
-    assert_eq!(store.expired(0, u64::MAX, 10).unwrap().len(), 5);
-    store.apply(&[flush(0, 6)]).unwrap();
-    assert_eq!(
-        store.expired(0, u64::MAX, 10).unwrap().len(),
-        0,
-        "all of the partition is hidden"
-    );
-}
-
-#[test]
-fn scan_walks_in_hash_order_page_by_page() {
-    let (_directory, store) = fresh();
-    let mut keys: Vec<Bytes> = (0..500).map(|number| Bytes::from(format!("key:{number}"))).collect();
-    let changes: Vec<Change> = keys
-        .iter()
-        .zip(1..)
-        .map(|(key, offset)| put(key, b"v", meta(offset)))
-        .collect();
-    store.apply(&changes).unwrap();
-    keys.sort_by_key(|key| key_hash(key));
-    for page in [1, 7, 500, 1000] {
-        assert_eq!(scan_all(&store, page), keys);
-    }
 }
 
 #[test]
@@ -244,7 +51,7 @@ fn a_flush_hides_at_once_and_is_swept() {
         assert_eq!(store.expired(0, 100, 10).unwrap().len(), 0);
     };
     check(&store);
-    sweep_to_end(&store);
+    sweep_to_end(&*store);
     check(&store);
     let trees = store.databases[0].view.load().trees.clone().unwrap();
     assert_eq!((trees.entries.len(), trees.expiry.len()), (2, 0));
@@ -253,12 +60,12 @@ fn a_flush_hides_at_once_and_is_swept() {
 
     // Everything is hidden: a new generation.
     store.apply(&[flush(0, 400), flush(1, 400)]).unwrap();
-    assert_eq!((store.count(0).unwrap(), scan_all(&store, 10).len()), (0, 0));
+    assert_eq!((store.count(0).unwrap(), scan_all(&*store, 10).len()), (0, 0));
     store
         .apply(&[put(b"again", b"x", meta(401)), put(b"hidden", b"x", meta(399))])
         .unwrap();
-    sweep_to_end(&store);
-    assert_eq!(scan_all(&store, 10), ["again"]);
+    sweep_to_end(&*store);
+    assert_eq!(scan_all(&*store, 10), ["again"]);
     let trees = store
         .db
         .tree_names()
@@ -266,189 +73,6 @@ fn a_flush_hides_at_once_and_is_swept() {
         .filter(|name| name.ends_with(b"entries"))
         .count();
     assert_eq!(trees, 1, "the old generation is gone");
-}
-
-#[test]
-fn clear_empties_one_database_and_its_position() {
-    let (directory, store) = fresh();
-    store.apply(&[put(b"a", b"1", meta(5)), flush(1, 9)]).unwrap();
-    store.checkpoint(&position(6)).unwrap();
-    store.clear(0).unwrap();
-    assert_eq!((store.get(0, b"a").unwrap(), store.count(0).unwrap()), (None, 0));
-    store
-        .apply(&[
-            put(b"a", b"new", meta(0)),
-            put(
-                b"b",
-                b"new",
-                Meta {
-                    partition: 1,
-                    ..meta(0)
-                },
-            ),
-        ])
-        .unwrap();
-    assert_eq!(store.count(0).unwrap(), 2);
-    drop(store);
-    let Opened {
-        store,
-        checkpoint,
-        rebuilt,
-    } = open(directory.path());
-    assert_eq!((checkpoint, rebuilt), (Checkpoint::default(), None));
-    assert_eq!(value_of(&store, b"a").unwrap(), "new");
-    assert_eq!(store.count(0).unwrap(), 2);
-}
-
-#[test]
-fn values_of_every_size_survive() {
-    let (directory, store) = fresh();
-    let sizes = [
-        0,
-        1,
-        6_143,
-        6_144,
-        6_145,
-        12_288,
-        99_999,
-        100_000,
-        120_000,
-        131_071,
-        131_072,
-        1 << 20,
-        5 << 20,
-    ];
-    let value = |size: usize| (0..size).map(|at| (at * 31 + size) as u8).collect::<Vec<u8>>();
-    for (size, offset) in sizes.into_iter().zip(1..) {
-        store
-            .apply(&[put(format!("{size}").as_bytes(), &value(size), meta(offset))])
-            .unwrap();
-    }
-    let long_key = vec![b'k'; 1 << 20];
-    store.apply(&[put(&long_key, b"v", meta(100))]).unwrap();
-    store.checkpoint(&position(101)).unwrap();
-    let check = |store: &SledStore| {
-        for size in sizes {
-            assert!(
-                value_of(store, format!("{size}").as_bytes()).unwrap() == value(size),
-                "{size}"
-            );
-        }
-        assert_eq!(value_of(store, &long_key).unwrap(), "v");
-    };
-    check(&store);
-    drop(store);
-    let opened = open(directory.path());
-    assert_eq!(opened.rebuilt, None);
-    check(&opened.store);
-}
-
-#[test]
-fn a_clean_stop_keeps_position_and_counts() {
-    let (directory, store) = fresh();
-    store
-        .apply(&[
-            put(
-                b"a",
-                b"1",
-                Meta {
-                    expire_at: Some(3),
-                    ..meta(5)
-                },
-            ),
-            put(b"b", b"1", meta(6)),
-        ])
-        .unwrap();
-    store.checkpoint(&position(7)).unwrap();
-    drop(store);
-    for _ in 0..3 {
-        let Opened {
-            store,
-            checkpoint,
-            rebuilt,
-        } = open(directory.path());
-        assert_eq!((checkpoint, rebuilt), (position(7), None));
-        assert!(store.databases[0].counted.load(Ordering::Relaxed), "not counted anew");
-        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 1));
-    }
-}
-
-#[test]
-fn scan_meets_every_key_that_stays_while_others_come_and_go() {
-    let (_directory, store) = fresh();
-    let stays = |number: u32| Bytes::from(format!("stays {number}"));
-    let changes: Vec<Change> = (0..2_000)
-        .map(|number| put(&stays(number), b"v", meta(u64::from(number) + 1)))
-        .collect();
-    store.apply(&changes).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for offset in 10_000.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let key = format!("comes {}", offset % 997);
-                let big = vec![1; (offset % 3) as usize * 5_000];
-                let stays = put(&stays((offset % 2_000) as u32), &big, meta(offset));
-                let change = if offset % 5 == 0 {
-                    delete(key.as_bytes(), 0, offset + 1)
-                } else {
-                    put(key.as_bytes(), &big, meta(offset + 1))
-                };
-                store.apply(&[stays, change]).unwrap();
-            }
-        });
-        let readers: Vec<_> = (0..2)
-            .map(|reader| {
-                let (store, stays) = (&store, &stays);
-                scope.spawn(move || {
-                    for page in [10, 100, 333] {
-                        let keys = scan_all(store, page + reader);
-                        let seen: std::collections::HashSet<&Bytes> = keys.iter().collect();
-                        assert_eq!(seen.len(), keys.len(), "a key came twice");
-                        assert!(
-                            (0..2_000).all(|number| seen.contains(&stays(number))),
-                            "a key is missing"
-                        );
-                    }
-                })
-            })
-            .collect();
-        let outcome: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
-        stop.store(true, Ordering::Relaxed);
-        assert!(outcome.iter().all(Result::is_ok));
-    });
-}
-
-#[test]
-fn a_value_is_never_mixed_while_it_is_replaced() {
-    let (_directory, store) = fresh();
-    let value = |offset: u64| vec![offset as u8; 60_000 + (offset % 7) as usize * 5_000];
-    store.apply(&[put(b"k", &value(1), meta(1))]).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let mut seen = std::collections::HashSet::new();
-            while !stop.load(Ordering::Relaxed) {
-                let Some(Entry {
-                    meta,
-                    value: Value::String(bytes),
-                }) = store.get(0, b"k").unwrap()
-                else {
-                    panic!("the key is always there");
-                };
-                assert!(bytes == value(meta.offset), "offset {}", meta.offset);
-                seen.insert(meta.offset);
-            }
-            seen.len()
-        });
-        for offset in 2..600 {
-            store.apply(&[put(b"k", &value(offset), meta(offset))]).unwrap();
-        }
-        stop.store(true, Ordering::Relaxed);
-        assert!(reader.join().unwrap() > 10);
-    });
 }
 
 #[test]
@@ -479,4 +103,41 @@ fn overwriting_large_values_does_not_grow_the_disk() {
         0,
         "pieces need no blob files"
     );
+}
+
+/// Nothing is left over: every piece and index entry belongs to a visible entry.
+fn assert_swept(model: &Model, store: &SledStore) {
+    sweep_to_end(store);
+    let Some(trees) = store.databases[0].view.load().trees.clone() else {
+        return;
+    };
+    assert_eq!(trees.entries.len(), model.entries.len(), "entries");
+    let expiring = model.entries.values().filter(|entry| entry.meta.expire_at.is_some());
+    assert_eq!(trees.expiry.len(), expiring.count(), "expiry index");
+    let pieces = model.entries.values().map(|entry| match &entry.value {
+        Value::String(bytes) if bytes.len() > PIECE_BYTES => bytes.len().div_ceil(PIECE_BYTES),
+        _ => 0,
+    });
+    assert_eq!(trees.pieces.len(), pieces.sum::<usize>(), "pieces");
+}
+
+#[test]
+fn a_walk_leaves_nothing_over() {
+    let seed = rand::random::<u64>();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut model = Model::default();
+    let directories = tempfile::tempdir().unwrap();
+    let path = |round: u32| directories.path().join(round.to_string());
+    for round in 0..6 {
+        let Opened { store, checkpoint, .. } = open(&path(round));
+        model.replay(&*store, &checkpoint);
+        let changes: Vec<Change> = (0..2_000).map(|_| model.next_change(&mut rng, 300)).collect();
+        store.apply(&changes).unwrap();
+        assert_swept(&model, &store);
+        store.checkpoint(&model.checkpoint()).unwrap();
+        let changes: Vec<Change> = (0..100).map(|_| model.next_change(&mut rng, 300)).collect();
+        store.apply(&changes).unwrap();
+        copy_open(&*store, &path(round), &path(round + 1));
+    }
 }

@@ -9,9 +9,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::entry::{self, Body, PIECE_BYTES};
 use super::{Failure, Mark, SledStore, Trees, View, get_mark, set_mark};
 use crate::store::checkpoint::KeyCount;
+use crate::store::entry::{self, Body, PIECE_BYTES};
 use crate::store::{Change, ChangeKind, Entry, Meta, Value};
 
 pub(super) struct Writer {

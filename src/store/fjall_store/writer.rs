@@ -1,0 +1,365 @@
+//! The only hand that changes the store: gathers changes with what they do to counts, watermarks and the index, and commits
+//! them as one batch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::slot::{self, Slot};
+use super::{Engine, Failure, FjallStore, View, key};
+use crate::store::checkpoint::{KeyCount, PositionFile};
+use crate::store::entry::{self, Body};
+use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, Value, key_hash};
+
+/// Bytes of one batch; more changes are committed as several.
+const BATCH_BYTES: usize = 8 << 20;
+/// How often a checkpoint makes the engine write its memory to disk. Until it does, a crash means reading the log again from
+/// the last time; to do it every time would write the same data over and over.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
+/// Longest time that writing the engine's memory to disk may take.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Writer {
+    databases: Vec<DatabaseWriter>,
+    checkpoint: Checkpoint,
+    last_flush: Option<Instant>,
+    /// A walk frees what is hidden: everything up to this key has been visited.
+    walk: Option<Vec<u8>>,
+    pending: Pending,
+    encoded: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct DatabaseWriter {
+    pub view: View,
+    /// Visible keys per partition.
+    pub counts: BTreeMap<u32, KeyCount>,
+    /// Counts that the engine does not have as they are now.
+    changed: BTreeSet<u32>,
+}
+
+/// What is going to be committed. `None`: removed.
+#[derive(Default)]
+struct Pending {
+    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Pending {
+    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        self.writes.insert(key, value);
+    }
+
+    /// The value as it is going to be.
+    fn get(&self, engine: &Engine, key: &[u8]) -> Result<Option<fjall::Slice>, Failure> {
+        match self.writes.get(key) {
+            Some(pending) => Ok(pending.as_deref().map(fjall::Slice::from)),
+            None => engine.slot(key),
+        }
+    }
+
+    fn commit(&mut self, engine: &Engine) -> Result<(), Failure> {
+        self.bytes = 0;
+        let mut batch = fjall::OwnedWriteBatch::with_capacity(engine.db.clone(), self.writes.len());
+        for (key, value) in std::mem::take(&mut self.writes) {
+            match value {
+                Some(value) => batch.insert(&engine.keyspace, key, value),
+                None => batch.remove(&engine.keyspace, key),
+            }
+        }
+        Ok(batch.commit()?)
+    }
+}
+
+impl Writer {
+    pub fn new(databases: Vec<DatabaseWriter>, checkpoint: Checkpoint, walking: bool) -> Writer {
+        Writer {
+            databases,
+            checkpoint,
+            last_flush: None,
+            walk: walking.then(Vec::new),
+            pending: Pending::default(),
+            encoded: Vec::new(),
+        }
+    }
+
+    pub fn apply(&mut self, store: &FjallStore, changes: &[Change]) -> Result<(), Failure> {
+        for change in changes {
+            match &change.kind {
+                ChangeKind::Put { key, entry } => self.put(&store.engine, change, key, Some(entry))?,
+                ChangeKind::Delete { key } => self.put(&store.engine, change, key, None)?,
+                ChangeKind::Flush => self.flush(change)?,
+            }
+            if self.pending.bytes >= BATCH_BYTES {
+                self.commit(store)?;
+            }
+        }
+        self.commit(store)
+    }
+
+    fn database(&mut self, database: u16) -> Result<&mut DatabaseWriter, Failure> {
+        self.databases
+            .get_mut(usize::from(database))
+            .ok_or(Failure::NoSuchDatabase)
+    }
+
+    /// Commits with the counts as they are now, then lets readers see counts and views.
+    fn commit(&mut self, store: &FjallStore) -> Result<(), Failure> {
+        for (database, of) in (0u16..).zip(&mut self.databases) {
+            for partition in std::mem::take(&mut of.changed) {
+                let count = of.counts.get(&partition);
+                let value = count.map(|count| [count.keys.to_be_bytes(), count.expiring.to_be_bytes()].concat());
+                self.pending.set(key::of_partition(b'c', database, partition), value);
+            }
+        }
+        self.pending.commit(&store.engine)?;
+        self.publish(store);
+        Ok(())
+    }
+
+    pub fn publish(&self, store: &FjallStore) {
+        for (of, seen) in self.databases.iter().zip(&store.databases) {
+            if **seen.view.load() != of.view {
+                seen.view.store(Arc::new(of.view.clone()));
+            }
+            let sum = |number: fn(&KeyCount) -> u64| of.counts.values().map(number).sum::<u64>();
+            seen.keys.store(sum(|count| count.keys), Ordering::Relaxed);
+            seen.expiring.store(sum(|count| count.expiring), Ordering::Relaxed);
+        }
+    }
+
+    /// Gives a key another state; `None` deletes it.
+    fn put(&mut self, engine: &Engine, change: &Change, name: &[u8], new: Option<&Entry>) -> Result<(), Failure> {
+        let meta = new.map(|entry| Meta {
+            partition: change.partition,
+            offset: change.offset,
+            ..entry.meta
+        });
+        let (hash, of) = (key_hash(name), self.database(change.database)?);
+        let (generation, view) = (of.view.generation, of.view.clone());
+        // A record from before a flush that is known already, read again: it supersedes, and is hidden.
+        let meta = meta.filter(|meta| !view.hides(meta));
+        let place = key::entry(change.database, generation, hash);
+        let stored = self.pending.get(engine, &place)?;
+        let records = Slot(stored.as_deref().unwrap_or_default()).records();
+        let (mut others, mut old) = (Vec::new(), None);
+        for record in records {
+            let (of, state) = record?;
+            let meta = entry::decode(state)?.0;
+            match of == name {
+                true => old = Some(meta),
+                false => others.push((of, state, meta)),
+            }
+        }
+        let is_outdated = |old: &Meta| old.partition == change.partition && old.offset >= change.offset;
+        if old.as_ref().is_some_and(is_outdated) || old.is_none() && meta.is_none() {
+            return Ok(());
+        }
+        let expiries: Vec<u64> = others.iter().filter_map(|(_, _, meta)| meta.expire_at).collect();
+        let others = others.iter().map(|&(of, state, _)| (of, state));
+        let slot = match (&meta, new) {
+            (Some(meta), Some(Entry { value, .. })) => {
+                let body = match value {
+                    Value::String(bytes) => Body::Inline(bytes),
+                    Value::Unreadable(reason) => Body::Unreadable(reason),
+                };
+                entry::encode(meta, &body, &mut self.encoded);
+                slot::build(others.chain([(name, self.encoded.as_slice())]))
+            }
+            _ => slot::build(others),
+        };
+        self.pending.set(place, (!slot.is_empty()).then_some(slot));
+        let (was, is) = (old.and_then(|old| old.expire_at), meta.and_then(|meta| meta.expire_at));
+        if was != is {
+            let index = |expire_at| key::expiry(change.database, generation, expire_at, hash);
+            // Another key of this hash may have the same place in the index.
+            if let Some(was) = was.filter(|was| !expiries.contains(was)) {
+                self.pending.set(index(was), None);
+            }
+            if let Some(is) = is {
+                self.pending.set(index(is), Some(Vec::new()));
+            }
+        }
+        let visible_old = old.filter(|old| !view.hides(old));
+        self.database(change.database)?
+            .count(visible_old.as_ref(), meta.as_ref());
+        Ok(())
+    }
+
+    fn flush(&mut self, change: &Change) -> Result<(), Failure> {
+        let Change {
+            database,
+            partition,
+            offset,
+            ..
+        } = *change;
+        let of = self.database(database)?;
+        if offset <= of.view.flushed_below(partition) {
+            return Ok(());
+        }
+        of.view.flushed_below.retain(|(of, _)| *of != partition);
+        of.view.flushed_below.push((partition, offset));
+        of.counts.remove(&partition);
+        of.changed.insert(partition);
+        let is_empty = of.counts.values().all(|count| count.keys == 0);
+        let watermark = offset.to_be_bytes().to_vec();
+        self.pending
+            .set(key::of_partition(b'f', database, partition), Some(watermark));
+        if is_empty {
+            self.begin_generation(database)?;
+        }
+        self.begin_walk();
+        Ok(())
+    }
+
+    /// Leaves all entries of a database behind.
+    fn begin_generation(&mut self, database: u16) -> Result<(), Failure> {
+        let of = self.database(database)?;
+        of.view.generation += 1;
+        let generation = of.view.generation.to_be_bytes().to_vec();
+        for partition in std::mem::take(&mut of.counts).into_keys() {
+            of.changed.insert(partition);
+        }
+        self.pending.set(key::generation(database), Some(generation));
+        Ok(())
+    }
+
+    fn begin_walk(&mut self) {
+        self.pending.set(key::WALK.to_vec(), Some(Vec::new()));
+        self.walk = Some(Vec::new());
+    }
+
+    pub fn clear(&mut self, store: &FjallStore, database: u16) -> Result<(), Failure> {
+        self.begin_generation(database)?;
+        let of = self.database(database)?;
+        for (partition, _) in std::mem::take(&mut of.view.flushed_below) {
+            self.pending.set(key::of_partition(b'f', database, partition), None);
+        }
+        self.checkpoint.databases.remove(&database);
+        self.set_checkpoint();
+        self.begin_walk();
+        self.commit(store)
+    }
+
+    fn set_checkpoint(&mut self) {
+        let file = PositionFile {
+            checkpoint: self.checkpoint.clone(),
+            ..PositionFile::default()
+        };
+        let text = file.format().into_bytes();
+        self.pending.set(key::CHECKPOINT.to_vec(), Some(text));
+    }
+
+    pub fn checkpoint(&mut self, store: &FjallStore, checkpoint: &Checkpoint) -> Result<(), Failure> {
+        self.checkpoint = checkpoint.clone();
+        self.set_checkpoint();
+        self.commit(store)?;
+        if self.last_flush.is_none_or(|last| last.elapsed() >= FLUSH_INTERVAL) {
+            self.flush_memory(&store.engine)?;
+            self.last_flush = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Makes everything that was committed durable: only tables count after a restart.
+    pub fn flush_memory(&mut self, engine: &Engine) -> Result<(), Failure> {
+        let deadline = Instant::now() + FLUSH_PATIENCE;
+        if engine.keyspace.rotate_memtable()? {
+            while engine.keyspace.sealed_memtable_count() > 0 {
+                if Instant::now() > deadline {
+                    return Err(Failure::Timeout);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits about `budget` keys of a walk and removes what is hidden. True if there is more to do.
+    pub fn sweep(&mut self, store: &FjallStore, budget: usize) -> Result<bool, Failure> {
+        let Some(cursor) = self.walk.clone() else {
+            return Ok(false);
+        };
+        let mut last = None;
+        let from = (Bound::Excluded(cursor), Bound::Unbounded);
+        let mut found = store.engine.keyspace.range::<Vec<u8>, _>(from);
+        for guard in found.by_ref().take(budget) {
+            let (key, value) = guard.into_inner()?;
+            if matches!(key.first(), Some(b'e' | b'x')) {
+                self.visit(&key, &value)?;
+            }
+            last = Some(key.to_vec());
+        }
+        let is_done = last.is_none() || found.next().is_none();
+        drop(found);
+        self.walk = last.filter(|_| !is_done);
+        if is_done {
+            self.pending.set(key::WALK.to_vec(), None);
+        }
+        self.commit(store)?;
+        Ok(!is_done)
+    }
+
+    fn visit(&mut self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
+        let (database, generation) = key::owner(key).ok_or(Failure::Damaged("key"))?;
+        let view = self.database(database)?.view.clone();
+        if generation != view.generation {
+            self.pending.set(key.to_vec(), None);
+            return Ok(());
+        }
+        // The index changes with its entries.
+        if key[0] == b'x' || view.flushed_below.is_empty() {
+            return Ok(());
+        }
+        let hash = key::hash(key).ok_or(Failure::Damaged("key"))?;
+        let (mut kept, mut kept_expiries, mut hidden_expiries) = (Vec::new(), Vec::new(), Vec::new());
+        let mut is_changed = false;
+        for record in Slot(value).records() {
+            let (of, state) = record?;
+            let meta = entry::decode(state)?.0;
+            if view.hides(&meta) {
+                is_changed = true;
+                hidden_expiries.extend(meta.expire_at);
+            } else {
+                kept.push((of, state));
+                kept_expiries.extend(meta.expire_at);
+            }
+        }
+        if is_changed {
+            let slot = slot::build(kept.into_iter());
+            self.pending.set(key.to_vec(), (!slot.is_empty()).then_some(slot));
+            hidden_expiries.retain(|expire_at| !kept_expiries.contains(expire_at));
+            for expire_at in hidden_expiries {
+                self.pending
+                    .set(key::expiry(database, generation, expire_at, hash), None);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DatabaseWriter {
+    /// Counts a key's change from one visible state to another.
+    fn count(&mut self, old: Option<&Meta>, new: Option<&Meta>) {
+        let is_same = |a: &Meta, b: &Meta| a.partition == b.partition && a.expire_at.is_some() == b.expire_at.is_some();
+        if old.zip(new).is_some_and(|(old, new)| is_same(old, new)) {
+            return;
+        }
+        if let Some(old) = old {
+            let count = self.counts.entry(old.partition).or_default();
+            count.keys = count.keys.saturating_sub(1);
+            count.expiring = count.expiring.saturating_sub(u64::from(old.expire_at.is_some()));
+        }
+        if let Some(new) = new {
+            let count = self.counts.entry(new.partition).or_default();
+            count.keys += 1;
+            count.expiring += u64::from(new.expire_at.is_some());
+        }
+        for meta in old.into_iter().chain(new) {
+            self.changed.insert(meta.partition);
+        }
+    }
+}
