@@ -185,10 +185,11 @@ impl Connection {
             self.session.outstanding.none().await;
             open = false;
             for held in held.iter_mut() {
-                if let Err(pending) = std::mem::replace(&mut held.reply, Ok(Reply::None)) {
-                    held.reply = settle(&mut self.session, &self.shared, &held.args, pending, deadline).await;
-                    open |= held.reply.is_err();
-                }
+                held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                    Err(pending) => settle(&mut self.session, &self.shared, &held.args, pending, deadline).await,
+                    settled => settled,
+                };
+                open |= held.reply.is_err();
             }
         }
         for Held {

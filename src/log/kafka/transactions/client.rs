@@ -215,11 +215,7 @@ impl Client {
         if let Some((code, text)) = inner.client().fatal_error() {
             if code == RDKafkaErrorCode::Fenced || code == RDKafkaErrorCode::ProducerFenced {
                 // A copy of this node's data directory is in use elsewhere, or a stalled transaction was ended for us.
-                self.id = format!(
-                    "{}-{:08x}",
-                    self.id.trim_end_matches(char::is_alphanumeric),
-                    rand::random::<u32>()
-                );
+                self.id = format!("{}-{:08x}", self.base, rand::random::<u32>());
             }
             tracing::warn!(error = ?code, id = self.id, "a transactional producer cannot go on and is replaced: {text}");
         }
