@@ -26,7 +26,11 @@ const GROUPS: &[(&str, &str)] = &[
     ("pubsub", "Pub/Sub"),
     ("scripting", "Scripts and functions"),
     ("cluster", "Cluster"),
+    (OWN, "Highwater's own"),
 ];
+
+/// The group of commands that Redis does not have.
+const OWN: &str = "highwater";
 
 const INTRODUCTION: &str = "\
 A command that is there takes the arguments and gives the replies and errors of Redis, in RESP2 and RESP3; that is tested side by side with \
@@ -76,7 +80,12 @@ fn document() -> String {
 }
 
 fn counts(text: &mut String) {
-    let count = |wanted: fn(Compatibility) -> bool| table::all().iter().filter(|c| wanted(c.compatibility)).count();
+    let count = |wanted: fn(Compatibility) -> bool| {
+        table::all()
+            .iter()
+            .filter(|c| c.group != OWN && wanted(c.compatibility))
+            .count()
+    };
     let _ = writeln!(
         text,
         "\nCommands without their subcommands: {} full, {} partial, {} not yet.",
@@ -103,6 +112,7 @@ fn commands(group: &str, title: &str, text: &mut String) {
 
 fn line(entry: &Entry, text: &mut String) {
     let compatibility = match entry.compatibility {
+        _ if entry.group == OWN => format!("not in Redis: {}", cell(entry.summary)),
         Compatibility::Full => "full".to_string(),
         Compatibility::Partial(what) => format!("partial: {}", cell(what)),
         Compatibility::NotYet => "not yet".to_string(),
