@@ -56,8 +56,8 @@ const DIFFERENCES: &[&str] = &[
     "**Expired keys** are never shown. On the embedded log they are deleted in the background; on Kafka, where others write too, they stay in the \
      topic until somebody writes or deletes them, and until then count in DBSIZE and INFO.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
-    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there, and \
-     WAIT finds no replicas.",
+    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
+     How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",
     "**There is one user**, `default`, with the password of `requirepass` or none.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone; a long computation (KEYS, LCS) keeps one of the server's threads busy.",

@@ -321,7 +321,7 @@ impl Topics {
             copies: settings
                 .number("min.insync.replicas")
                 .unwrap_or(1)
-                .clamp(1, described.replicas.max(1) as usize) as u32,
+                .clamp(1, described.replicas.max(1)) as u32,
         };
         (State::Usable(Arc::new(topic)), doubts)
     }
