@@ -185,7 +185,7 @@ impl Connection {
         while open {
             self.session.outstanding.none().await;
             open = false;
-            for held in held.iter_mut() {
+            for held in held.iter_mut().filter(|held| held.reply.is_err()) {
                 if let Err(pending) = std::mem::replace(&mut held.reply, Ok(Reply::None)) {
                     held.reply = settle(&mut self.session, &self.shared, &held.args, pending, deadline).await;
                     open |= held.reply.is_err();
