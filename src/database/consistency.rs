@@ -264,7 +264,7 @@ impl Service {
         self.lag(scope).is_some_and(|behind| behind <= lag)
     }
 
-    /// Waits until nothing is missing here that is older than `lag`; for so long at most, and no longer than a write may take.
+    /// Waits until nothing is missing here that is older than `lag`; about so long at most, and no longer than a write may take.
     pub async fn within(self: &Arc<Self>, scope: &Scope, lag: Duration) -> Result<(), Fault> {
         let reached = async {
             loop {
@@ -280,7 +280,12 @@ impl Service {
                 }
             }
         };
-        let patience = lag.clamp(SHORTEST_INTERVAL, self.write_timeout().max(SHORTEST_INTERVAL));
+        // Where nothing is known to be wrong, a question may take as long as it takes: the last one may be long ago.
+        let least = match self.reads.failure() {
+            Some(_) => SHORTEST_INTERVAL,
+            None => QUESTION,
+        };
+        let patience = lag.max(least).min(self.write_timeout());
         let waited = tokio::time::timeout(patience, reached).await;
         waited.map_err(|_| {
             let behind = match self.lag(scope) {
