@@ -459,7 +459,8 @@ struct Seen {
 
 impl Service {
     /// The position of a session whose writes are all acknowledged, as a text: whoever has waited for it sees all that this
-    /// session wrote or saw. `hw1`, then for each database `;number:positions:topic id`, the positions by partition with commas.
+    /// session wrote or saw. `hw1`, then for each database `~number:positions:topic id`, the positions by partition with dots between them: nothing that
+    /// a header or a cookie could not hold.
     pub fn token(&self) -> String {
         let mut token = TOKEN.to_owned();
         for (number, database) in self.databases.iter().enumerate() {
@@ -477,7 +478,7 @@ impl Service {
                 .map(|position| position.to_string())
                 .collect();
             if positions.iter().any(|position| position != "0") {
-                let _ = write!(token, ";{number}:{}:{}", positions.join(","), identity.id);
+                let _ = write!(token, "~{number}:{}:{}", positions.join("."), identity.id);
             }
         }
         token
@@ -538,7 +539,7 @@ impl Service {
 }
 
 fn parse_token(token: &str) -> Option<Vec<Seen>> {
-    let mut parts = token.split(';');
+    let mut parts = token.split('~');
     if parts.next() != Some(TOKEN) {
         return None;
     }
@@ -548,7 +549,7 @@ fn parse_token(token: &str) -> Option<Vec<Seen>> {
 fn parse_seen(part: &str) -> Option<Seen> {
     let mut fields = part.splitn(3, ':');
     let database = fields.next()?.parse().ok()?;
-    let positions = fields.next()?.split(',').map(|position| position.parse().ok());
+    let positions = fields.next()?.split('.').map(|position| position.parse().ok());
     Some(Seen {
         database,
         positions: positions.collect::<Option<_>>()?,
@@ -575,21 +576,21 @@ mod tests {
 
     #[test]
     fn tokens_are_read_as_they_are_written() {
-        let parsed = parse_token("hw1;0:12,7:a+b/c:d==;3:1:x").expect("a token");
+        let parsed = parse_token("hw1~0:12.7:a+b/c:d==~3:1:x").expect("a token");
         assert_eq!((parsed[0].database, &parsed[0].positions[..]), (0, &[12, 7][..]));
         assert_eq!(parsed[0].topic_id, "a+b/c:d==");
         assert_eq!((parsed[1].database, &parsed[1].positions[..]), (3, &[1][..]));
         assert_eq!(parse_token("hw1"), Some(Vec::new()));
         for wrong in [
             "",
-            "hw2;0:1:x",
-            "hw1;",
-            "hw1;0",
-            "hw1;0:1",
-            "hw1;0:x:y",
-            "hw1;70000:1:x",
-            "hw1;0::x",
-            "hw1;0:-1:x",
+            "hw2~0:1:x",
+            "hw1~",
+            "hw1~0",
+            "hw1~0:1",
+            "hw1~0:x:y",
+            "hw1~70000:1:x",
+            "hw1~0::x",
+            "hw1~0:-1:x",
         ] {
             assert_eq!(parse_token(wrong), None, "{wrong}");
         }

@@ -128,9 +128,9 @@ fn one_node_tells_positions_tokens_and_where_a_key_comes_from() {
     assert!(integer(&fields(&Reply::parse(&replies[1])), "offset") > integer(&place, "offset"));
 
     let token = String::from_utf8_lossy(Reply::parse(&replies[2]).bytes().expect("a token")).into_owned();
-    assert!(token.starts_with("hw1;0:"), "{token}");
+    assert!(token.starts_with("hw1~0:"), "{token}");
     client.check(&format!("HIGHWATER WAITFOR {token}"), "+OK");
-    let ahead = token.replacen("hw1;0:", "hw1;0:9", 1);
+    let ahead = token.replacen("hw1~0:", "hw1~0:9", 1);
     let begun = Instant::now();
     client.check(
         &format!("HIGHWATER WAITFOR {ahead} 50"),

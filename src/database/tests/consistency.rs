@@ -132,22 +132,75 @@ async fn a_token_is_reached_when_its_session_can_be_seen() {
     f.log.acknowledge();
     assert_eq!(write.outcome(), Some(&Ok(())));
     let token = f.service.token();
-    assert_eq!(token, "hw1;0:1:1");
+    assert_eq!(token, "hw1~0:1:1");
     let second = Duration::from_secs(1);
     f.service
         .reach(&token, second)
         .await
         .unwrap_or_else(|_| panic!("not reached"));
     let wait = Duration::from_millis(20);
-    assert!(text(f.service.reach("hw1;0:2:1", wait).await).starts_with("STALE "));
-    assert!(text(f.service.reach("hw1;0:1:2", wait).await).starts_with("ERR the token is of another topic"));
-    assert!(text(f.service.reach("hw1;7:1:1", wait).await).starts_with("ERR the token is about database 7"));
+    assert!(text(f.service.reach("hw1~0:2:1", wait).await).starts_with("STALE "));
+    assert!(text(f.service.reach("hw1~0:1:2", wait).await).starts_with("ERR the token is of another topic"));
+    assert!(text(f.service.reach("hw1~7:1:1", wait).await).starts_with("ERR the token is about database 7"));
     f.log.foreign("k", "2");
     f.service
-        .reach("hw1;0:2:1", second)
+        .reach("hw1~0:2:1", second)
         .await
         .unwrap_or_else(|_| panic!("not reached"));
     assert_eq!(f.get("k").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
+    let f = Arc::new(Fixture::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (f, stop) = (f.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let read = |key: &str| {
+                let value = f
+                    .service
+                    .transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
+                        t.get_string(0, key.as_bytes())
+                    })
+                    .unwrap_or_else(|_| panic!("reading {key} failed"));
+                value
+                    .value
+                    .map_or(0, |v| String::from_utf8_lossy(&v).parse::<u64>().expect("a number"))
+            };
+            while !stop.load(Ordering::Relaxed) {
+                let first = read("first");
+                let last = read("last");
+                assert!(last >= first, "{first} was seen of one key, then {last} of the other");
+            }
+        })
+    };
+    for n in 0..2_000_u32 {
+        let end = {
+            let mut records = f.log.records.lock();
+            for key in ["first", "middle", "last"] {
+                let offset = records.len() as u64;
+                records.push(LogRecord {
+                    at: HERE,
+                    offset,
+                    timestamp: 1,
+                    key: Bytes::from_static(key.as_bytes()),
+                    payload: Payload::Value {
+                        value: n.to_string().into(),
+                        expire_at: None,
+                    },
+                    group: Some(Group {
+                        id: u128::from(n),
+                        records: 3,
+                    }),
+                });
+            }
+            records.len() as u64
+        };
+        f.wait(|f| f.service.database(0).partitions()[0].applied.load(Ordering::SeqCst) >= end);
+    }
+    stop.store(true, Ordering::Relaxed);
+    reader.join().expect("the reader");
 }
 
 /// What the records below a position amount to, told apart from how a node sums it up.
