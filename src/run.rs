@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::command::Shared;
 use crate::config::{COMMIT, Config, VERSION};
+use crate::database::consistency::Consistency;
 use crate::database::{Service, Settings, Status, applier, now_ms};
 use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
@@ -254,6 +255,14 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
             .active_expire
             .store(config.active_expire(), Ordering::Relaxed);
     });
+    for setting in ["read-consistency", "max-lag-ms"] {
+        let to = service.clone();
+        config.on_change(setting, move |config| {
+            if let Some(mode) = Consistency::named(&config.read_consistency(), config.max_lag()) {
+                to.reads.set_default_mode(mode);
+            }
+        });
+    }
     Arc::new(Shared {
         service,
         config,

@@ -26,7 +26,11 @@ const GROUPS: &[(&str, &str)] = &[
     ("pubsub", "Pub/Sub"),
     ("scripting", "Scripts and functions"),
     ("cluster", "Cluster"),
+    (OWN, "Highwater's own"),
 ];
+
+/// The group of commands that Redis does not have.
+const OWN: &str = "highwater";
 
 const INTRODUCTION: &str = "\
 A command that is there takes the arguments and gives the replies and errors of Redis, in RESP2 and RESP3; that is tested side by side with \
@@ -52,8 +56,8 @@ const DIFFERENCES: &[&str] = &[
     "**Expired keys** are never shown. On the embedded log they are deleted in the background; on Kafka, where others write too, they stay in the \
      topic until somebody writes or deletes them, and until then count in DBSIZE and INFO.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
-    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there, and \
-     WAIT finds no replicas.",
+    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
+     How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",
     "**There is one user**, `default`, with the password of `requirepass` or none.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone; a long computation (KEYS, LCS) keeps one of the server's threads busy.",
@@ -76,7 +80,12 @@ fn document() -> String {
 }
 
 fn counts(text: &mut String) {
-    let count = |wanted: fn(Compatibility) -> bool| table::all().iter().filter(|c| wanted(c.compatibility)).count();
+    let count = |wanted: fn(Compatibility) -> bool| {
+        table::all()
+            .iter()
+            .filter(|c| c.group != OWN && wanted(c.compatibility))
+            .count()
+    };
     let _ = writeln!(
         text,
         "\nCommands without their subcommands: {} full, {} partial, {} not yet.",
@@ -103,6 +112,7 @@ fn commands(group: &str, title: &str, text: &mut String) {
 
 fn line(entry: &Entry, text: &mut String) {
     let compatibility = match entry.compatibility {
+        _ if entry.group == OWN => format!("not in Redis: {}", cell(entry.summary)),
         Compatibility::Full => "full".to_string(),
         Compatibility::Partial(what) => format!("partial: {}", cell(what)),
         Compatibility::NotYet => "not yet".to_string(),

@@ -369,6 +369,7 @@ fn reset(context: &mut Context, _: Args) -> Outcome {
     let session = &mut *context.session;
     session.end_transaction();
     session.replies = Replies::On;
+    session.reads.chosen = None;
     session.authenticated = authenticated;
     set_version(session, Version::Resp2);
     select_database(session, 0);

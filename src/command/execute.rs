@@ -10,10 +10,12 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::args::{self, text, wrong_arity};
+use super::consistency::{self, Fresh};
 use super::session::{Client, Multi, Queued, Session, Shared, Watch};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
+use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
@@ -63,11 +65,13 @@ pub struct Transaction {
 pub enum Before {
     /// Own writes acknowledged, and in the store.
     WholeStore,
+    /// This node new enough, as the read consistency in force asks.
+    Fresh(Fresh),
     Unpaused,
     Wait(Wait),
 }
 
-/// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] has been awaited.
+/// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] or [`Before::Fresh`] has been awaited.
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     if is_http(args[0]) {
         tracing::debug!(
@@ -193,6 +197,7 @@ impl Before {
                 owner.none().await;
                 service.store_caught_up().await
             }
+            Before::Fresh(fresh) => fresh.reached(owner, service).await,
             Before::Unpaused => {
                 shared.pause.ended().await;
                 Ok(())
@@ -231,7 +236,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                     ));
                 }
                 let whole_store = matches!(before, Before::WholeStore);
-                prepared |= whole_store;
+                prepared |= whole_store || matches!(before, Before::Fresh(_));
                 if let Err(fault) = before.happened(&session.outstanding, shared).await
                     // What answers even while loading (INFO) then tells of the store as it is.
                     && !(whole_store && find(args).is_ok_and(|command| command.has(flag::LOADING)))
@@ -482,7 +487,11 @@ fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>,
     };
     // INFO is what probes ask for: only one of its sections looks at the store.
     let looks = whole(command) && (command.name != "info" || info::tells_of_keys(args));
-    (looks || in_exec()).then_some(Before::WholeStore)
+    let whole_store = looks || in_exec();
+    match consistency::needed(session, shared, command, args, whole_store) {
+        Some(fresh) => Some(Before::Fresh(fresh)),
+        None => whole_store.then_some(Before::WholeStore),
+    }
 }
 
 fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outcome {
@@ -557,16 +566,17 @@ pub fn keys_of<'a>(command: &Command, args: &[&'a [u8]]) -> KeyList<'a> {
 fn view(session: &Session, shared: &Shared, writes: bool) -> View {
     match (writes, session.outstanding.count()) {
         (true, _) => View::Update,
-        (false, 1..) if shared.config.reads_own_writes() => View::Pending,
+        (false, 1..) if consistency::mode(session, shared).sees_pending() => View::Pending,
         (false, _) => View::Committed,
     }
 }
 
-fn locks<'k>(keys: &'k [&'k [u8]], writes: bool, all: bool) -> Locks<'k> {
+/// `strict`: even a single key must not be read while others of its group become visible.
+fn locks<'k>(keys: &'k [&'k [u8]], writes: bool, all: bool, strict: bool) -> Locks<'k> {
     match (writes, keys.len()) {
         _ if all => Locks::All,
         (true, _) => Locks::Some(keys),
-        (false, 0 | 1) => Locks::Unlocked,
+        (false, 0 | 1) if !strict => Locks::Unlocked,
         (false, _) => Locks::Snapshot,
     }
 }
@@ -577,7 +587,8 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     };
     let keys = keys_of(command, args);
     let writes = command.has(flag::WRITE);
-    let locks = locks(&keys, writes, matches!(command.keys, Keys::All));
+    let strict = consistency::mode(session, shared) == Consistency::Linearizable;
+    let locks = locks(&keys, writes, matches!(command.keys, Keys::All), strict);
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared.service.transact(&owner, locks, view, |transaction| {
         handler(
@@ -638,7 +649,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared
         .service
-        .transact(&owner, locks(&keys, writes, all), view, |transaction| {
+        .transact(&owner, locks(&keys, writes, all, true), view, |transaction| {
             if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
                 return Ok(Reply::NullArray);
             }

@@ -9,6 +9,7 @@
 pub mod args;
 #[cfg(test)]
 mod compat_doc;
+pub mod consistency;
 mod dump;
 pub mod execute;
 pub mod info;
@@ -19,12 +20,14 @@ pub mod table;
 // Families, each with its rows and its functions.
 pub mod bits;
 pub mod connection;
+pub mod highwater;
 pub mod introspection;
 pub mod keys;
 pub mod pending;
 pub mod server;
 pub mod strings;
 pub mod transactions;
+pub mod wait;
 
 use std::future::Future;
 use std::pin::Pin;

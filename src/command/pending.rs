@@ -166,7 +166,6 @@ pub static COMMANDS: &[Command] = &[
     row("scripting", "fcall_ro", -3, "7.0.0", "Calls a function that only reads."),
     row("scripting", "script", -2, "2.6.0", "Commands about scripts.").with(SCRIPT),
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
-    row("generic", "waitaof", 4, "7.2.0", "Waits until this connection's writes are in append-only files."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),
     row("server", "monitor", 1, "1.0.0", "Shows every command that the server gets."),

@@ -222,20 +222,6 @@ pub static COMMANDS: &[Command] = &[
         run: Run::Now(time),
         ..ROW
     },
-    Command {
-        name: "wait",
-        arity: 3,
-        flags: flag::BLOCKING,
-        categories: &["connection"],
-        group: "generic",
-        since: "3.0.0",
-        summary: "Waits for replicas to have this connection's writes.",
-        compatibility: Compatibility::Partial(
-            "there are no replicas, so it answers 0, after the timeout; at once where Redis would wait forever; not inside MULTI",
-        ),
-        run: Run::Later(wait),
-        ..ROW
-    },
 ];
 
 const CONFIG: &[Command] = &[
@@ -574,18 +560,6 @@ async fn pause(client: Arc<Client>, shared: Arc<Shared>, time: Duration) {
         () = client.killed() => {}
         () = shared.shutdown.asked() => {}
     }
-}
-
-fn wait(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {
-    let replicas = int(args[1])?;
-    let timeout = parse_int(args[2]).ok_or("ERR timeout is not an integer or out of range")?;
-    let timeout = u64::try_from(timeout).map_err(|_| Fault::from("ERR timeout is negative"))?;
-    let time = Duration::from_millis(if replicas <= 0 { 0 } else { timeout });
-    let (client, shared) = (session.client.clone(), shared.clone());
-    Ok(Box::pin(async move {
-        pause(client, shared, time).await;
-        Reply::Int(0)
-    }))
 }
 
 fn debug(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {

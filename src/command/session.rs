@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use super::consistency::Reads;
 use super::table::Entry;
 use crate::config::Config;
 use crate::database::watch::Changed;
@@ -43,6 +44,7 @@ pub struct Session {
     pub multi: Option<Multi>,
     pub watch: Option<Watch>,
     pub replies: Replies,
+    pub reads: Reads,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -156,6 +158,7 @@ impl Session {
             multi: None,
             watch: None,
             replies: Replies::On,
+            reads: Reads::default(),
             close: false,
         }
     }

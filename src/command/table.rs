@@ -5,7 +5,10 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
-use super::{Command, CommandStats, bits, connection, introspection, keys, pending, server, strings, transactions};
+use super::{
+    Command, CommandStats, bits, connection, highwater, introspection, keys, pending, server, strings, transactions,
+    wait,
+};
 
 /// In the order of `redis-compat.md`.
 pub static FAMILIES: &[(&str, &[Command])] = &[
@@ -16,6 +19,8 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
     ("Introspection", introspection::COMMANDS),
+    ("Waiting", wait::COMMANDS),
+    ("Highwater", highwater::COMMANDS),
     ("Not yet", pending::COMMANDS),
 ];
 

@@ -400,9 +400,13 @@ impl Config {
         }
     }
 
-    /// Reads see what their connection wrote (`read-consistency session`).
-    pub fn reads_own_writes(&self) -> bool {
-        self.is("read-consistency", "session")
+    /// `eventual`, `session`, `linearizable` or `max-lag`.
+    pub fn read_consistency(&self) -> Arc<str> {
+        self.value("read-consistency")
+    }
+
+    pub fn max_lag(&self) -> Duration {
+        Duration::from_millis(self.number("max-lag-ms"))
     }
 
     pub fn active_expire(&self) -> bool {

@@ -216,10 +216,16 @@ const EFFECTIVE: &[Setting] = &[
     },
     Setting {
         name: "read-consistency",
-        kind: Kind::Choice(&["session", "eventual"]),
+        kind: Kind::Choice(&["session", "eventual", "linearizable", "max-lag"]),
         default: "session",
-        change: Change::AtStart,
-        summary: "session: what a connection wrote or saw, it sees; eventual: reads may also miss that.",
+        summary: "What reads may miss. session: nothing that their connection wrote or saw; eventual: that too; linearizable: nothing that was acknowledged anywhere before; max-lag: nothing older than max-lag-ms.",
+        ..D
+    },
+    Setting {
+        name: "max-lag-ms",
+        kind: Kind::Integer { min: 1, max: 3_600_000 },
+        default: "1000",
+        summary: "With read-consistency max-lag: reads on a node that is further behind the log, in milliseconds, are answered STALE.",
         ..D
     },
     Setting {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
-//! store), [`watch`].
+//! store), [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -10,6 +10,8 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+pub mod consistency;
+pub mod digest;
 pub mod hot;
 #[cfg(test)]
 mod tests;
@@ -111,6 +113,8 @@ pub struct Service {
     pub counters: Counters,
     pub memory: Arc<Budget>,
     behind: WriteBehind,
+    pub reads: consistency::Reads,
+    summed: Arc<digest::Summed>,
     databases: Box<[Database]>,
     stripes: Box<[Mutex<()>]>,
     /// Held for writing while several keys become visible at once, for reading while several keys are read.
@@ -231,14 +235,17 @@ pub fn now_ms() -> u64 {
 impl Service {
     pub fn new(log: Arc<dyn Log>, store: Arc<dyn Store>, databases: u16, settings: Settings) -> Arc<Self> {
         let memory = Arc::new(Budget::default());
+        let summed = digest::Summed::new(store);
         let service = Service {
             log,
-            store,
+            store: summed.clone(),
+            summed,
             settings,
             counters: Counters::default(),
             databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
             memory,
             behind: WriteBehind::default(),
+            reads: Default::default(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             groups: RwLock::new(()),
             status: ArcSwap::from_pointee(Status::Loading {
@@ -251,7 +258,9 @@ impl Service {
             conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
-        Arc::new(service)
+        let service = Arc::new(service);
+        service.summed.belongs_to(&service);
+        service
     }
 
     pub fn database_count(&self) -> u16 {

@@ -1,8 +1,10 @@
 //! The service layer on a log that does what the test says: acknowledges, fails or keeps quiet.
 
+mod consistency;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,6 +32,9 @@ struct ScriptedLog {
     epoch: AtomicU64,
     waiting: Mutex<VecDeque<Batch>>,
     records: Arc<Mutex<Vec<LogRecord>>>,
+    /// Times that its ends were asked; whether it does not tell them.
+    asked: AtomicU64,
+    mute: AtomicBool,
 }
 
 impl ScriptedLog {
@@ -140,6 +145,10 @@ impl Log for ScriptedLog {
         self.waiting.lock().push_back(batch);
     }
     fn ends(&self, _: Duration) -> Result<Positions, LogError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.mute.load(Ordering::SeqCst) {
+            return Err(LogError::Failed("the log is mute".into()));
+        }
         Ok(Positions::from([(HERE, self.records.lock().len() as u64)]))
     }
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {

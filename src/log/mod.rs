@@ -90,6 +90,24 @@ pub struct Appended {
     pub timestamp: i64,
 }
 
+/// Where an acknowledged record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durability {
+    /// On so many machines or more.
+    pub copies: u32,
+    /// On this machine's disk, fsynced.
+    pub on_disk_here: bool,
+}
+
+impl Default for Durability {
+    fn default() -> Self {
+        Durability {
+            copies: 1,
+            on_disk_here: false,
+        }
+    }
+}
+
 /// Why a batch was not acknowledged. The two must never be confused: a client retries the first freely.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProduceError {
@@ -145,6 +163,11 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
+    /// Where an acknowledged record of the database is. Cheap.
+    fn durability(&self, _database: u16) -> Durability {
+        Durability::default()
+    }
+
     /// True if a batch that fails takes every batch produced after it down with it (or they answer
     /// [`ProduceError::Stale`]), so that a command may be computed on any version that is not acknowledged yet. Others chain
     /// only batches with a [`Condition`].
@@ -161,6 +184,11 @@ pub trait Log: Send + Sync + 'static {
     /// End of the log (high watermark: the offset after the newest record) of every partition of every existing
     /// database, also those that appeared since. Blocking.
     fn ends(&self, timeout: Duration) -> Result<Positions, LogError>;
+
+    /// Looks for databases that appeared since it last looked by itself. Blocking.
+    fn look(&self, _timeout: Duration) -> Result<(), LogError> {
+        Ok(())
+    }
 
     /// Starts reading: every partition of every existing database, from the given positions (a partition that
     /// is missing there: from the start of the log). Databases that appear later are followed from their start

@@ -127,6 +127,7 @@ impl Connection {
             () = tokio::time::sleep(idle.unwrap_or(Duration::MAX)), if idle.is_some() => 0,
         };
         self.shared.stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.session.reads.arrived = Instant::now();
         Ok(read > 0)
     }
 

@@ -73,6 +73,22 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
 }
 
 #[test]
+fn every_command_of_a_pipeline_has_its_reply() {
+    let kafka = kafka::shared();
+    let node = Highwater::on_kafka(kafka, &fresh_topic("replies"));
+    let mut client = node.client();
+    for _ in 0..20 {
+        // Replies that are ready wait behind those that are not, also while some are computed again.
+        let lines = [
+            "SET a 1", "GET x", "INCR a", "SET a 5", "DEL x", "INCR a", "GET a", "PING",
+        ];
+        let replies = client.pipeline(&lines).concat();
+        let expected = "+OK\r\n$-1\r\n:2\r\n+OK\r\n:0\r\n:6\r\n$1\r\n6\r\n+PONG\r\n";
+        assert_eq!(String::from_utf8_lossy(&replies), expected);
+    }
+}
+
+#[test]
 fn a_second_node_shows_the_same_within_moments() {
     let kafka = kafka::shared();
     let topic = fresh_topic("two-nodes");

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod clients;
+mod consistency;
 mod embedded_node;
 mod grpc;
 mod kafka_log;

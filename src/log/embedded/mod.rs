@@ -39,7 +39,7 @@ use self::lock::DirectoryLock;
 use self::meta::{MarkFile, Meta};
 use self::segment::{Segment, io_error};
 use self::writer::{Queue, Writer};
-use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
+use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
 
 /// When a record counts as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,6 +275,13 @@ impl Log for EmbeddedLog {
 
     fn kind(&self) -> &'static str {
         "embedded"
+    }
+
+    fn durability(&self, _database: u16) -> Durability {
+        Durability {
+            copies: 1,
+            on_disk_here: self.shared.options.fsync == Fsync::Always,
+        }
     }
 
     fn identity(&self, database: u16) -> Option<TopicIdentity> {

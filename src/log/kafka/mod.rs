@@ -37,7 +37,7 @@ use self::follower::KafkaFollower;
 use self::producer::Lane;
 use self::topics::{Depth, Topics};
 use self::transactions::TransactionLane;
-use super::{Batch, Follower, Log, LogError, Positions, TopicIdentity};
+use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity};
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
 const WATCH: Duration = Duration::from_secs(2);
@@ -157,6 +157,14 @@ impl Log for KafkaLog {
             .map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| topic.max_record_bytes())
     }
 
+    fn durability(&self, database: u16) -> Durability {
+        let copies = self.topics.topic(database).map_or(1, |topic| topic.copies);
+        Durability {
+            copies,
+            on_disk_here: false,
+        }
+    }
+
     fn tombstone_retention(&self, database: u16) -> Option<Duration> {
         Some(self.topics.topic(database)?.tombstone_retention)
     }
@@ -179,6 +187,11 @@ impl Log for KafkaLog {
 
     fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
         self.topics.ends(timeout)
+    }
+
+    fn look(&self, timeout: Duration) -> Result<(), LogError> {
+        let looked = self.topics.refresh(timeout, Depth::News);
+        looked.map_err(|(_, text)| LogError::Failed(format!("cannot look for topics: {text}")))
     }
 
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {

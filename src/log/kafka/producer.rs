@@ -313,6 +313,7 @@ mod tests {
             identity,
             max_message_bytes: 1_000_000,
             tombstone_retention: Duration::ZERO,
+            copies: 1,
         };
         let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));
         Lane::start(&config, &topics, &health).expect("start a lane")

@@ -43,6 +43,8 @@ pub(super) struct Topic {
     pub identity: TopicIdentity,
     pub max_message_bytes: usize,
     pub tombstone_retention: Duration,
+    /// Brokers that have an acknowledged record, at least.
+    pub copies: u32,
 }
 
 impl Topic {
@@ -316,6 +318,10 @@ impl Topics {
             identity,
             max_message_bytes: settings.number("max.message.bytes").unwrap_or(1_000_000),
             tombstone_retention: Duration::from_millis(retention as u64),
+            copies: settings
+                .number("min.insync.replicas")
+                .unwrap_or(1)
+                .clamp(1, described.replicas.max(1)) as u32,
         };
         (State::Usable(Arc::new(topic)), doubts)
     }

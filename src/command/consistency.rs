@@ -1,0 +1,146 @@
+//! Which commands have to wait until this node is new enough for them, and for what. What the modes mean: [`crate::database::consistency`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::execute::keys_of;
+use super::session::{Session, Shared};
+use super::{Args, Command, Fault, Keys, Run, args, flag};
+use crate::database::Service;
+use crate::database::consistency::{Consistency, Scope};
+use crate::database::write::Outstanding;
+
+/// A connection's share in it.
+pub struct Reads {
+    /// What HIGHWATER CONSISTENCY chose.
+    pub chosen: Option<Consistency>,
+    /// When what is being executed had come in.
+    pub arrived: Instant,
+}
+
+/// What a command has to wait for.
+pub struct Fresh {
+    scope: Scope,
+    wanted: Wanted,
+    /// It looks at the whole store, which must then have all of that too.
+    pub whole_store: bool,
+}
+
+enum Wanted {
+    /// Everything that was in the log by then.
+    Since(Instant),
+    /// Everything that is older than this.
+    Within(Duration),
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Reads {
+            chosen: None,
+            arrived: Instant::now(),
+        }
+    }
+}
+
+/// The mode that holds for this connection.
+pub fn mode(session: &Session, shared: &Shared) -> Consistency {
+    session
+        .reads
+        .chosen
+        .unwrap_or_else(|| shared.service.reads.default_mode())
+}
+
+/// What the command has to wait for; `None` if it may be computed at once.
+pub fn needed(
+    session: &Session,
+    shared: &Shared,
+    command: &Command,
+    args: Args<'_>,
+    whole_store: bool,
+) -> Option<Fresh> {
+    let service = &shared.service;
+    let mode = mode(session, shared);
+    if !matches!(mode, Consistency::Linearizable | Consistency::MaxLag(_)) || service.log.chains() {
+        return None;
+    }
+    let scope = scope(session, service, command, args)?;
+    let wanted = match mode {
+        Consistency::MaxLag(lag) if service.is_within(&scope, lag) => return None,
+        Consistency::MaxLag(lag) => Wanted::Within(lag),
+        _ if service.is_fresh(&scope, session.reads.arrived) => return None,
+        _ => Wanted::Since(session.reads.arrived),
+    };
+    Some(Fresh {
+        scope,
+        wanted,
+        whole_store,
+    })
+}
+
+/// What the command reads; `None` if it reads no data.
+fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>) -> Option<Scope> {
+    if matches!(command.run, Run::Exec) {
+        let queued = session.multi.as_ref().is_some_and(|multi| !multi.queued.is_empty());
+        return queued.then_some(Scope::Everything);
+    }
+    let looks = command.has(flag::READONLY | flag::WRITE) || command.name == "watch";
+    if !looks || is_blind(command, args) {
+        return None;
+    }
+    match command.keys {
+        Keys::None if command.has(flag::WHOLE_STORE) => Some(Scope::Everything),
+        Keys::None => None,
+        Keys::All => Some(Scope::Everything),
+        // They may name another database.
+        _ if matches!(command.name, "copy" | "move") => Some(Scope::Everything),
+        _ => Some(service.scope(session.database, keys_of(command, args).into_iter())),
+    }
+}
+
+/// Writes that read nothing.
+fn is_blind(command: &Command, args: Args<'_>) -> bool {
+    match command.name {
+        "set" => args.len() == 3,
+        "setex" | "psetex" | "mset" => true,
+        _ => false,
+    }
+}
+
+impl Fresh {
+    /// Waits for it; an error is the command's reply.
+    pub async fn reached(self, owner: &Outstanding, service: &Arc<Service>) -> Result<(), Fault> {
+        match self.wanted {
+            Wanted::Since(since) => service.fresh(&self.scope, since).await?,
+            Wanted::Within(lag) => service.within(&self.scope, lag).await?,
+        }
+        if self.whole_store {
+            owner.none().await;
+            service.store_caught_up().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The words after HIGHWATER CONSISTENCY. The outer `None`: they make no sense; the inner: the server's own mode.
+pub fn parse(words: &[&[u8]]) -> Option<Option<Consistency>> {
+    let choice = |word: &[u8]| {
+        let named = |name| args::is(word, name);
+        match () {
+            () if named("eventual") => Some(Some(Consistency::Eventual)),
+            () if named("session") => Some(Some(Consistency::Session)),
+            () if named("linearizable") => Some(Some(Consistency::Linearizable)),
+            () if named("default") => Some(None),
+            () => None,
+        }
+    };
+    match words {
+        [word] => choice(word),
+        [word, lag] if args::is(word, "max-lag") || args::is(word, "maxlag") => {
+            let lag = u64::try_from(args::parse_int(lag)?)
+                .ok()
+                .filter(|lag| (1..=3_600_000).contains(lag))?;
+            Some(Some(Consistency::MaxLag(Duration::from_millis(lag))))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,358 @@
+//! A digest of everything that a database shows at a position of the log, equal on all nodes that are at that position: for finding
+//! out whether nodes, or a node and its own past, diverged.
+//!
+//! Per partition it is the sum (modulo 2^128) of a hash over key, value and expiry of each visible key, so the order does not matter.
+//! Keys whose time is over count until their tombstone comes: what is summed up is a function of the log alone, not of the time.
+//!
+//! The store is read in small parts while the applier goes on. Part and batch exclude each other, and while a digest is being made, a batch
+//! takes what it changes in the part that was read already out of the sum and puts it in anew. So at any moment between batches the sum is
+//! exact for what was read, and at the end it is exact for all. It belongs to a position when the store has everything below
+//! that position and nothing beyond: then, at the latest before the next batch, it is taken.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Fault, Service};
+use crate::log::TopicPartition;
+use crate::store::{Change, ChangeKind, Checkpoint, Entry, Scanned, Store, StoreError, Value, key_hash};
+use std::sync::atomic::Ordering;
+
+/// Keys that are read at once; batches wait for so long.
+const PART: usize = 32;
+/// How long a digest may take to come upon a moment that is a position.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Flushes that a digest starts anew after.
+const RESTARTS: u32 = 10;
+
+/// What one partition shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionDigest {
+    /// Everything below this offset counts, nothing else.
+    pub position: u64,
+    pub keys: u64,
+    pub sum: u128,
+}
+
+/// The store, with what is needed to sum it up while it changes.
+pub struct Summed {
+    inner: Arc<dyn Store>,
+    state: Mutex<State>,
+    service: OnceLock<Weak<Service>>,
+    /// Held while a digest is made: one at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Per partition the position after the newest record that the store was given.
+    given: BTreeMap<TopicPartition, u64>,
+    making: Option<Making>,
+}
+
+/// A digest that is being made.
+struct Making {
+    database: u16,
+    /// Keys with a lower hash are in the sums; `None`: all are.
+    next: Option<u64>,
+    sums: BTreeMap<u32, PartitionDigest>,
+    restarts: u32,
+    /// Why it cannot be made.
+    failed: Option<String>,
+    done: Option<Vec<PartitionDigest>>,
+}
+
+/// Gives a digest up that nobody waits for any more.
+struct GiveUp<'a>(&'a Summed);
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().making = None;
+    }
+}
+
+impl Summed {
+    pub fn new(inner: Arc<dyn Store>) -> Arc<Summed> {
+        Arc::new(Summed {
+            inner,
+            state: Mutex::default(),
+            service: OnceLock::new(),
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Whose positions say how far the store is.
+    pub fn belongs_to(&self, service: &Arc<Service>) {
+        // Whoever comes second finds it set.
+        let _ = self.service.set(Arc::downgrade(service));
+    }
+
+    /// Reads the whole database into the sums. Blocking.
+    fn read_all(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        loop {
+            let Some(making) = state.making.as_mut().filter(|making| making.failed.is_none()) else {
+                return Ok(());
+            };
+            let Some(from) = making.next else {
+                return Ok(());
+            };
+            let mut keys = Vec::with_capacity(PART);
+            let mut meet = |scanned: Scanned<'_>| keys.push(Bytes::copy_from_slice(scanned.key));
+            making.next = self.inner.scan(making.database, from, PART, &mut meet)?;
+            for key in &keys {
+                if let Some(entry) = self.inner.get(making.database, key)? {
+                    making.count(key, &entry, Sign::Plus);
+                }
+            }
+            // The applier goes first if it waits.
+            MutexGuard::bump(&mut state);
+            if self.is_stopping() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.service
+            .get()
+            .and_then(Weak::upgrade)
+            .is_none_or(|service| service.is_stopping())
+    }
+
+    /// Ends the digest if the store is at a position just now.
+    fn try_finish(&self, state: &mut State) {
+        let State { given, making } = state;
+        let Some(making) = making.as_mut().filter(|m| m.next.is_none() && m.done.is_none()) else {
+            return;
+        };
+        let Some(service) = self.service.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let mut digests = Vec::new();
+        for (progress, partition) in service.databases[making.database as usize].partitions().iter().zip(0..) {
+            let at = TopicPartition {
+                database: making.database,
+                partition,
+            };
+            let position = progress.stored.load(Ordering::Acquire);
+            if given.get(&at).is_some_and(|&given| given > position) {
+                return;
+            }
+            let sum = making.sums.get(&partition).copied().unwrap_or_default();
+            digests.push(PartitionDigest { position, ..sum });
+        }
+        making.done = Some(digests);
+    }
+
+    /// Applies a batch, and keeps the sums of what was read right.
+    fn apply_and_sum(&self, state: &mut State, changes: &[Change]) -> Result<(), StoreError> {
+        let Some(making) = &mut state.making else {
+            return self.inner.apply(changes);
+        };
+        let database = making.database;
+        let mine = changes.iter().filter(|change| change.database == database);
+        let flushes = mine.clone().any(|change| matches!(change.kind, ChangeKind::Flush));
+        if flushes {
+            making.start_over();
+        }
+        let changed: HashSet<&Bytes> = mine
+            .filter_map(|change| match &change.kind {
+                ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => Some(key),
+                ChangeKind::Flush => None,
+            })
+            .filter(|key| making.next.is_none_or(|next| key_hash(key) < next))
+            .collect();
+        let mut count = |sign| -> Result<(), StoreError> {
+            for key in &changed {
+                if let Some(entry) = self.inner.get(database, key)? {
+                    making.count(key, &entry, sign);
+                }
+            }
+            Ok(())
+        };
+        count(Sign::Minus)?;
+        self.inner.apply(changes)?;
+        count(Sign::Plus)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    Plus,
+    Minus,
+}
+
+impl Making {
+    fn new(database: u16) -> Making {
+        Making {
+            database,
+            next: Some(0),
+            sums: BTreeMap::new(),
+            restarts: 0,
+            failed: None,
+            done: None,
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.restarts += 1;
+        self.next = Some(0);
+        self.sums.clear();
+        if self.restarts > RESTARTS {
+            self.failed = Some("the database was flushed again and again".into());
+        }
+    }
+
+    fn count(&mut self, key: &[u8], entry: &Entry, sign: Sign) {
+        let digest = self.sums.entry(entry.meta.partition).or_default();
+        let hash = hash(key, entry);
+        match sign {
+            Sign::Plus => {
+                digest.sum = digest.sum.wrapping_add(hash);
+                digest.keys += 1;
+            }
+            Sign::Minus => {
+                digest.sum = digest.sum.wrapping_sub(hash);
+                digest.keys -= 1;
+            }
+        }
+    }
+}
+
+/// XXH3-128 over the key's length, the key, its expiry, whether it can be read, and the value.
+fn hash(key: &[u8], entry: &Entry) -> u128 {
+    let mut hash = Xxh3::new();
+    hash.update(&(key.len() as u64).to_le_bytes());
+    hash.update(key);
+    match entry.meta.expire_at {
+        None => hash.update(&[0]),
+        Some(at) => {
+            hash.update(&[1]);
+            hash.update(&at.to_le_bytes());
+        }
+    }
+    match &entry.value {
+        Value::String(value) => {
+            hash.update(&[0]);
+            hash.update(value);
+        }
+        Value::Unreadable(_) => hash.update(&[1]),
+    }
+    hash.digest128()
+}
+
+impl Service {
+    /// The digest of each partition of a database. Others that want one wait for it.
+    pub async fn digest(self: &Arc<Self>, database: u16) -> Result<Vec<PartitionDigest>, Fault> {
+        let summed = self.summed.clone();
+        let _turn = summed.turn.lock().await;
+        self.store_caught_up().await?;
+        let _give_up = GiveUp(&summed);
+        summed.state.lock().making = Some(Making::new(database));
+        let made = async {
+            loop {
+                let progress = self.progress.notified();
+                let reading = summed.clone();
+                tokio::task::spawn_blocking(move || reading.read_all())
+                    .await
+                    .map_err(|e| Fault::error(format!("ERR the digest was not made: {e}")))??;
+                {
+                    let mut state = summed.state.lock();
+                    summed.try_finish(&mut state);
+                    match &state.making {
+                        Some(Making { failed: Some(why), .. }) => return Err(Fault::error(format!("STALE {why}"))),
+                        Some(Making {
+                            done: Some(digests), ..
+                        }) => return Ok(digests.clone()),
+                        _ if self.is_stopping() => return Err("ERR this node is stopping".into()),
+                        _ => {}
+                    }
+                }
+                let _ = tokio::time::timeout(Duration::from_millis(200), progress).await;
+            }
+        };
+        // Reading takes as long as there are keys; what is bounded is each step of it, and here the whole when it cannot end.
+        let mut made = std::pin::pin!(made);
+        loop {
+            tokio::select! {
+                done = &mut made => return done,
+                () = tokio::time::sleep(PATIENCE) => {
+                    let reading = summed.state.lock().making.as_ref().is_some_and(|making| making.next.is_some());
+                    if !reading {
+                        return Err("STALE the local store did not come upon a position of the log".into());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Store for Summed {
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        // What came before is whole, if its position has been told.
+        self.try_finish(&mut state);
+        let outcome = self.apply_and_sum(&mut state, changes);
+        for change in changes {
+            let at = TopicPartition {
+                database: change.database,
+                partition: change.partition,
+            };
+            let given = state.given.entry(at).or_default();
+            *given = (change.offset + 1).max(*given);
+        }
+        outcome
+    }
+
+    fn clear(&self, database: u16) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        state.given.retain(|at, _| at.database != database);
+        if let Some(making) = state.making.as_mut().filter(|making| making.database == database) {
+            making.failed = Some("the local store is being rebuilt".into());
+        }
+        self.inner.clear(database)
+    }
+
+    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(database, key)
+    }
+
+    fn scan(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError> {
+        self.inner.scan(database, from, at_least, visit)
+    }
+
+    fn count(&self, database: u16) -> Result<u64, StoreError> {
+        self.inner.count(database)
+    }
+
+    fn count_expiring(&self, database: u16) -> Result<u64, StoreError> {
+        self.inner.count_expiring(database)
+    }
+
+    fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.inner.expired(database, now, limit)
+    }
+
+    fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.inner.checkpoint(checkpoint)
+    }
+
+    fn sweep(&self, budget: usize) -> Result<bool, StoreError> {
+        self.inner.sweep(budget)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.inner.disk_bytes()
+    }
+}

@@ -1,0 +1,279 @@
+//! How new reads are, and digests.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::database::consistency::Scope;
+use crate::database::digest::PartitionDigest;
+use crate::log::Group;
+
+fn scope() -> Scope {
+    Scope::Partitions([HERE].into_iter().collect())
+}
+
+fn text(fault: Result<(), Fault>) -> String {
+    match fault {
+        Err(Fault::Error(text)) => String::from_utf8_lossy(&text).into_owned(),
+        _ => panic!("no error"),
+    }
+}
+
+/// A member of a group of two.
+fn member(f: &Fixture, key: &str, group: u128) {
+    f.log.foreign(key, "1");
+    let mut records = f.log.records.lock();
+    let record = records.last_mut().expect("it was written");
+    record.group = Some(Group { id: group, records: 2 });
+}
+
+#[tokio::test]
+async fn a_fresh_read_sees_what_others_wrote_before_it_came() {
+    let f = Fixture::new(false);
+    for n in 0..200 {
+        f.log.foreign("k", &n.to_string());
+        let came = Instant::now();
+        f.service
+            .fresh(&scope(), came)
+            .await
+            .unwrap_or_else(|_| panic!("no answer"));
+        assert!(f.service.is_fresh(&scope(), came));
+        assert!(
+            !f.service.is_fresh(&scope(), Instant::now()),
+            "an older question says nothing"
+        );
+        assert_eq!(f.get("k"), Some(n.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn reads_that_wait_share_questions() {
+    let f = Fixture::new(false);
+    let before = f.log.asked.load(Ordering::SeqCst);
+    let came = Instant::now();
+    let readers: Vec<_> = (0..500)
+        .map(|_| {
+            let service = f.service.clone();
+            tokio::spawn(async move { service.fresh(&scope(), came).await.is_ok() })
+        })
+        .collect();
+    for reader in readers {
+        assert!(reader.await.expect("a reader"));
+    }
+    let asked = f.log.asked.load(Ordering::SeqCst) - before;
+    assert!(asked < 20, "{asked} questions for 500 reads");
+}
+
+#[tokio::test]
+async fn with_one_writer_nothing_is_asked() {
+    let f = Fixture::new(true);
+    let before = f.log.asked.load(Ordering::SeqCst);
+    assert!(f.service.is_fresh(&scope(), Instant::now()));
+    assert!(f.service.is_within(&scope(), Duration::ZERO));
+    assert!(
+        f.log.asked.load(Ordering::SeqCst) <= before + 1,
+        "the applier alone asks"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_learn_the_end_answers_stale() {
+    let f = Fixture::new(false);
+    f.service.settings.write_timeout_ms.store(1_000, Ordering::Relaxed);
+    let lag = Duration::from_millis(200);
+    f.service
+        .within(&scope(), lag)
+        .await
+        .unwrap_or_else(|_| panic!("it is new enough"));
+    f.log.mute.store(true, Ordering::SeqCst);
+    let error = text(f.service.fresh(&scope(), Instant::now()).await);
+    assert_eq!(error, "STALE the log did not tell its end within 1 s: the log is mute");
+    let error = text(f.service.within(&scope(), lag).await);
+    assert!(error.starts_with("STALE this node is "), "{error}");
+    assert!(
+        error.ends_with(" ms behind the log, more than the 200 ms allowed: the log is mute"),
+        "{error}"
+    );
+    f.log.mute.store(false, Ordering::SeqCst);
+    f.service
+        .fresh(&scope(), Instant::now())
+        .await
+        .unwrap_or_else(|_| panic!("it answers again"));
+    f.service
+        .within(&scope(), lag)
+        .await
+        .unwrap_or_else(|_| panic!("it is new enough again"));
+}
+
+#[tokio::test]
+async fn a_group_that_is_not_whole_holds_the_position() {
+    let f = Fixture::new(false);
+    f.log.foreign("before", "1");
+    member(&f, "left", 7);
+    let waited = tokio::time::timeout(Duration::from_millis(100), f.service.applied_to(HERE, 2)).await;
+    assert!(waited.is_err(), "half a group was told to be visible");
+    f.service.applied_to(HERE, 1).await;
+    assert_eq!((f.get("before").as_deref(), f.get("left")), (Some("1"), None));
+    member(&f, "right", 7);
+    f.service.applied_to(HERE, 3).await;
+    assert_eq!(
+        (f.get("left").as_deref(), f.get("right").as_deref()),
+        (Some("1"), Some("1"))
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_reached_when_its_session_can_be_seen() {
+    let f = Fixture::new(false);
+    let write = f.set(&Arc::default(), "k", "1");
+    f.log.acknowledge();
+    assert_eq!(write.outcome(), Some(&Ok(())));
+    let token = f.service.token();
+    assert_eq!(token, "hw1~0:1:1");
+    let second = Duration::from_secs(1);
+    f.service
+        .reach(&token, second)
+        .await
+        .unwrap_or_else(|_| panic!("not reached"));
+    let wait = Duration::from_millis(20);
+    assert!(text(f.service.reach("hw1~0:2:1", wait).await).starts_with("STALE "));
+    assert!(text(f.service.reach("hw1~0:1:2", wait).await).starts_with("ERR the token is of another topic"));
+    assert!(text(f.service.reach("hw1~7:1:1", wait).await).starts_with("ERR the token is about database 7"));
+    f.log.foreign("k", "2");
+    f.service
+        .reach("hw1~0:2:1", second)
+        .await
+        .unwrap_or_else(|_| panic!("not reached"));
+    assert_eq!(f.get("k").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
+    let f = Arc::new(Fixture::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (f, stop) = (f.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let read = |key: &str| {
+                let value = f
+                    .service
+                    .transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
+                        t.get_string(0, key.as_bytes())
+                    })
+                    .unwrap_or_else(|_| panic!("reading {key} failed"));
+                value
+                    .value
+                    .map_or(0, |v| String::from_utf8_lossy(&v).parse::<u64>().expect("a number"))
+            };
+            while !stop.load(Ordering::Relaxed) {
+                let first = read("first");
+                let last = read("last");
+                assert!(last >= first, "{first} was seen of one key, then {last} of the other");
+            }
+        })
+    };
+    for n in 0..2_000_u32 {
+        let end = {
+            let mut records = f.log.records.lock();
+            for key in ["first", "middle", "last"] {
+                let offset = records.len() as u64;
+                records.push(LogRecord {
+                    at: HERE,
+                    offset,
+                    timestamp: 1,
+                    key: Bytes::from_static(key.as_bytes()),
+                    payload: Payload::Value {
+                        value: n.to_string().into(),
+                        expire_at: None,
+                    },
+                    group: Some(Group {
+                        id: u128::from(n),
+                        records: 3,
+                    }),
+                });
+            }
+            records.len() as u64
+        };
+        f.wait(|f| f.service.database(0).partitions()[0].applied.load(Ordering::SeqCst) >= end);
+    }
+    stop.store(true, Ordering::Relaxed);
+    reader.join().expect("the reader");
+}
+
+/// What the records below a position amount to, told apart from how a node sums it up.
+fn expected(f: &Fixture, position: u64) -> PartitionDigest {
+    let mut keys = BTreeMap::new();
+    for record in &f.log.records.lock()[..position as usize] {
+        match &record.payload {
+            Payload::Value { value, .. } => drop(keys.insert(record.key.clone(), value.clone())),
+            Payload::Flush => keys.clear(),
+            _ => drop(keys.remove(&record.key)),
+        }
+    }
+    let hash = |(key, value): (&Bytes, &Bytes)| {
+        let length = (key.len() as u64).to_le_bytes();
+        xxhash_rust::xxh3::xxh3_128(&[&length[..], key, &[0, 0], value].concat())
+    };
+    PartitionDigest {
+        position,
+        keys: keys.len() as u64,
+        sum: keys.iter().map(hash).fold(0, u128::wrapping_add),
+    }
+}
+
+fn write_something(f: &Fixture, random: &mut StdRng) {
+    let key = format!("k{}", random.random_range(0..3_000));
+    f.log.foreign(&key, &random.random::<u32>().to_string());
+    let mut records = f.log.records.lock();
+    let record = records.last_mut().expect("it was written");
+    match random.random_range(0..20_000) {
+        0 => {
+            record.key = Bytes::from_static(crate::log::record::FLUSH_KEY);
+            record.payload = Payload::Flush;
+        }
+        1..4_000 => record.payload = Payload::Tombstone,
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_digest_is_that_of_its_position_while_records_come_in() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let f = Arc::new(Fixture::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (f, stop) = (f.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let mut random = StdRng::seed_from_u64(seed);
+            for n in 0.. {
+                write_something(&f, &mut random);
+                if n > 5_000 && n % 20 == 0 {
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        })
+    };
+    let mut positions = Vec::new();
+    for _ in 0..20 {
+        let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));
+        assert_eq!(digest[0], expected(&f, digest[0].position));
+        positions.push(digest[0].position);
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.join().expect("the writer");
+    assert!(
+        positions.first() < positions.last(),
+        "nothing was written meanwhile: {positions:?}"
+    );
+    let end = f.log.records.lock().len() as u64;
+    f.service.applied_to(HERE, end).await;
+    let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));
+    assert_eq!(digest[0], expected(&f, end));
+}
