@@ -199,7 +199,7 @@ impl Config {
         config
             .set("fetch.queue.backoff.ms", "5")
             // So late an end is told behind records of aborted transactions, which are not: whoever lost to one waits for it.
-            .set("fetch.wait.max.ms", "20")
+            .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
             .set("queued.max.messages.kbytes", PREFETCH_KIBIBYTES.to_string());
         self.add_users(&mut config);
