@@ -592,8 +592,14 @@ fn what_was_loaded_is_read_before_the_store_has_it() {
     assert_eq!(f.get("kept").as_deref(), Some("3"));
     assert_eq!(count_when_caught_up(&f), 1);
     assert_eq!(f.get("kept").as_deref(), Some("3"));
-    let f = f.restart();
+    let mut f = f.restart();
     assert_eq!(f.get("kept").as_deref(), Some("3"));
+
+    // With nothing left to store, nobody waits for it.
+    f.stop();
+    f.service.behind.begin(Default::default());
+    f.service.behind.show();
+    assert!(!f.service.behind.is_loaded_only());
 }
 
 #[test]

@@ -256,7 +256,8 @@ impl WriteBehind {
         let mut buffer = self.buffer.lock();
         buffer.loading = false;
         self.backlog.store(self.bytes() / 4 * 5, Ordering::Relaxed);
-        self.unseen.store(true, Ordering::Release);
+        let is_left = !buffer.runs.is_empty() || !buffer.in_flight.is_empty();
+        self.unseen.store(is_left, Ordering::Release);
         self.work.notify_one();
     }
 
