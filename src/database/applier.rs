@@ -21,6 +21,8 @@ use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPositio
 const BATCH: usize = 1_000;
 /// How long a poll waits when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
+/// How long the log may take to tell its end.
+const ASK_ENDS: Duration = Duration::from_secs(2);
 /// How often the log is asked for its end.
 const ENDS_INTERVAL: Duration = Duration::from_secs(1);
 /// A group whose records do not all come within this time is applied as far as it came (forged or broken).
@@ -255,9 +257,10 @@ impl Applier {
     /// everything behind it.
     fn take(&mut self, record: LogRecord) -> Result<(), ApplyError> {
         if !self.old_ends.contains_key(&record.at) {
-            let ends = self.service.log.ends(self.service.write_timeout())?;
+            // If it is not to be had, groups are waited for: later, not wrong.
+            let ends = self.service.log.ends(ASK_ENDS).unwrap_or_default();
             self.old_ends
-                .extend(ends.into_iter().filter(|(at, _)| *at == record.at));
+                .insert(record.at, ends.get(&record.at).copied().unwrap_or(0));
         }
         if self.waiting.is_empty() && (self.goal.is_some() || !self.is_to_wait(&record)) {
             return self.apply(record);
@@ -459,7 +462,7 @@ impl Applier {
         }
         self.last_ends = Some(Instant::now());
         let asked_at = now_ms();
-        match self.service.log.ends(Duration::from_secs(2)) {
+        match self.service.log.ends(ASK_ENDS) {
             Ok(ends) => {
                 for (at, &end) in &ends {
                     if let Some(partition) = self.partition(at) {

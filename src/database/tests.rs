@@ -92,17 +92,22 @@ impl ScriptedLog {
 
     /// Another producer's record.
     fn foreign(&self, key: &str, value: &str) {
+        let payload = Payload::Value {
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            expire_at: None,
+        };
+        self.foreign_record(Bytes::copy_from_slice(key.as_bytes()), payload);
+    }
+
+    fn foreign_record(&self, key: Bytes, payload: Payload) {
         let mut records = self.records.lock();
         let offset = records.len() as u64;
         records.push(LogRecord {
             at: HERE,
             offset,
             timestamp: 2,
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            payload: Payload::Value {
-                value: Bytes::copy_from_slice(value.as_bytes()),
-                expire_at: None,
-            },
+            key,
+            payload,
             group: None,
         });
     }

@@ -226,17 +226,16 @@ fn expected(f: &Fixture, position: u64) -> PartitionDigest {
 
 fn write_something(f: &Fixture, random: &mut StdRng) {
     let key = format!("k{}", random.random_range(0..3_000));
-    f.log.foreign(&key, &random.random::<u32>().to_string());
-    let mut records = f.log.records.lock();
-    let record = records.last_mut().expect("it was written");
-    match random.random_range(0..20_000) {
-        0 => {
-            record.key = Bytes::from_static(crate::log::record::FLUSH_KEY);
-            record.payload = Payload::Flush;
+    let value = random.random::<u32>().to_string();
+    let (key, payload) = match random.random_range(0..20_000) {
+        0 => (Bytes::from_static(crate::log::record::FLUSH_KEY), Payload::Flush),
+        1..4_000 => (key.into(), Payload::Tombstone),
+        _ => {
+            let value = value.into();
+            (key.into(), Payload::Value { value, expire_at: None })
         }
-        1..4_000 => record.payload = Payload::Tombstone,
-        _ => {}
-    }
+    };
+    f.log.foreign_record(key, payload);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,6 +259,7 @@ async fn a_digest_is_that_of_its_position_while_records_come_in() {
             }
         })
     };
+    f.service.applied_to(HERE, 100).await;
     let mut positions = Vec::new();
     for _ in 0..20 {
         let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));

@@ -125,12 +125,10 @@ impl TransactionLane {
         } else {
             0
         };
-        let refused = match check(&self.topics, &batch.records, header) {
-            Ok(()) => self.queue.push(batch),
-            Err(cause) => Err((batch, cause)),
-        };
-        if let Err((batch, cause)) = refused {
-            batch.completion.complete(Err(ProduceError::NotWritten(cause)));
+        let completion = batch.completion.clone();
+        let taken = check(&self.topics, &batch.records, header).and_then(|()| self.queue.push(batch));
+        if let Err(cause) = taken {
+            completion.complete(Err(ProduceError::NotWritten(cause)));
         }
     }
 
@@ -162,7 +160,7 @@ impl Drop for TransactionLane {
 }
 
 impl Queue {
-    fn push(&self, batch: Batch) -> Result<(), (Batch, String)> {
+    fn push(&self, batch: Batch) -> Result<(), String> {
         let handed = Handed {
             batch,
             since: Instant::now(),
@@ -170,11 +168,11 @@ impl Queue {
         let (records, bytes) = (handed.batch.records.len(), handed.bytes());
         let mut waiting = self.waiting.lock();
         if waiting.closed {
-            return Err((handed.batch, CLOSED.into()));
+            return Err(CLOSED.into());
         }
         let full = waiting.records + records > MAX_WAITING_RECORDS || waiting.bytes + bytes > MAX_WAITING_BYTES;
         if full && !waiting.batches.is_empty() {
-            return Err((handed.batch, QUEUE_FULL.into()));
+            return Err(QUEUE_FULL.into());
         }
         waiting.records += records;
         waiting.bytes += bytes;
@@ -235,11 +233,14 @@ struct Committer {
     alone: usize,
 }
 
+/// A batch by its place in the group, and the position behind the record that came before its own.
+type Conflict = (usize, (TopicPartition, u64));
+
 /// What became of a group that was sent. Where records are, in the order of all batches' records.
 enum Outcome {
     Committed(Vec<Appended>),
-    /// Nothing is in the log; these batches (by place in the group) met a conflict at this place of the log.
-    Conflicts(Vec<(usize, (TopicPartition, u64))>),
+    /// Nothing is in the log: somebody else got ahead of these.
+    Conflicts(Vec<Conflict>),
     Failed(ProduceError),
     /// Nothing is in the log, and it may be the fault of one batch.
     Refused(String),

@@ -18,7 +18,7 @@ use super::super::config::{Config, Isolation};
 use super::super::context::Health;
 use super::super::follower::KafkaFollower;
 use super::super::topics::Topics;
-use super::is_in_one_partition;
+use super::{Conflict, is_in_one_partition};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
 
@@ -251,8 +251,8 @@ impl Tail {
         read.key.as_ref().map(|key| self.shared.hasher.hash_one(&key[..]))
     }
 
-    /// Waits until everything that came before these records is known, and says which batches (by their place) somebody else got
-    /// ahead of, each with the position after the conflict. `appended` are the places of all their records; `ends` is there if a
+    /// Waits until everything that came before these records is known, and says which batches somebody else got ahead of, in their
+    /// order. `appended` are the places of all their records; `ends` is there if a
     /// batch is not in one partition.
     pub fn conflicts(
         &self,
@@ -260,7 +260,7 @@ impl Tail {
         appended: &[Appended],
         ends: Option<&Positions>,
         deadline: Instant,
-    ) -> Result<Vec<(usize, (TopicPartition, u64))>, String> {
+    ) -> Result<Vec<Conflict>, String> {
         let reads = self.reads(batches, appended, ends);
         let own: std::collections::HashSet<(TopicPartition, u64)> =
             appended.iter().map(|own| (own.at, own.offset)).collect();
