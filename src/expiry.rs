@@ -1,5 +1,6 @@
-//! Deletes expired keys in the background, on a log with one writer. Reads never show an expired key, so this only frees space; where other
-//! writers share the log their newer state could be deleted, so there it is not done.
+//! Deletes expired keys in the background. Reads never show an expired key, so this only frees space. A tombstone is a conditional write: where
+//! others write to the log too, it never comes after a new value. The nodes of one topic do not ask each other; each waits a
+//! while of its own, and who comes second finds the key deleted.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,12 +16,11 @@ use crate::database::{Fault, Service, now_ms};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Keys of one database that are deleted at one look; if there were so many, the next look is at once.
 const KEYS: usize = 200;
+/// Where others may write: longest time that a key is left expired, milliseconds.
+const OTHERS_FIRST_MS: u64 = 2_000;
 
 /// Runs for as long as the server does.
 pub async fn sweep(service: Arc<Service>) {
-    if !service.log.chains() {
-        return;
-    }
     let owner = Arc::new(Outstanding::default());
     let mut failing = false;
     loop {
@@ -53,13 +53,18 @@ pub async fn sweep(service: Arc<Service>) {
 /// True if there may be more.
 fn sweep_all(service: &Arc<Service>, owner: &Arc<Outstanding>) -> Result<bool, String> {
     let mut more = false;
+    let patience = if service.log.chains() {
+        0
+    } else {
+        rand::random_range(0..=OTHERS_FIRST_MS)
+    };
     for database in 0..service.database_count() {
         if service.database(database).partitions().is_empty() {
             continue;
         }
         let keys = service
             .store
-            .expired(database, now_ms(), KEYS)
+            .expired(database, now_ms().saturating_sub(patience), KEYS)
             .map_err(|e| e.to_string())?;
         let mut deleted = 0;
         for key in &keys {

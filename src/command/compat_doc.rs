@@ -46,15 +46,15 @@ const DIFFERENCES: &[&str] = &[
     "**A node says when it cannot be right.** While the local store is filled from the log, commands on data answer `LOADING` with the progress. \
      A database that shows a topic read-only answers writes with `READONLY`.",
     "**On Kafka, commands whose outcome rests on a read, or that write several keys** (INCR, SET NX, EXPIRE, MSET, RENAME, MULTI … EXEC and \
-     their like) are atomic among the clients of one node. Against other nodes and other producers they are not yet, nor across a crash in \
-     the middle of several records: that comes with Kafka transactions. On the embedded log they are wholly atomic.",
+     their like) are optimistic Kafka transactions: atomic against every other node and producer, and across a crash. When others change their \
+     keys again and again until the write timeout they answer NOTWRITTEN. The number that DEL and UNLINK reply is what this node knew; EXEC may answer null where \
+     nothing but a conflict on an unwatched key was the cause, if keys are watched.",
     "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by; other consumers of the topic \
      still see those, for no tombstones are written for them yet.",
     "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `INFO` gives the resident set as `used_memory`.",
-    "**Expired keys** are never shown. On the embedded log they are deleted in the background; on Kafka, where others write too, they stay in the \
-     topic until somebody writes or deletes them, and until then count in DBSIZE and INFO.",
+    "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",

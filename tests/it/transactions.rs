@@ -278,6 +278,37 @@ fn several_keys_change_at_once_over_partitions_and_databases_also_after_kill_9()
 }
 
 #[test]
+fn an_expired_key_gets_its_tombstone_in_the_topic() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("expired");
+    let nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
+    let mut client = nodes[0].client();
+    for n in 0..20 {
+        client.check(&format!("SET brief{n} x PX 200"), "+OK");
+        client.check(&format!("SET renewed{n} x PX 200"), "+OK");
+    }
+    std::thread::sleep(Duration::from_millis(150));
+    for n in 0..20 {
+        client.check(&format!("SET renewed{n} y"), "+OK");
+    }
+    let newest = || {
+        let mut newest: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::new();
+        for record in kafka.records(&topic, "read_committed") {
+            newest.insert(record.key.expect("a key"), record.value);
+        }
+        newest
+    };
+    eventually("every expired key has a tombstone", || {
+        let newest = newest();
+        (0..20).all(|n| newest.get(format!("brief{n}").as_bytes()) == Some(&None))
+    });
+    let newest = newest();
+    for n in 0..20 {
+        assert_eq!(newest[format!("renewed{n}").as_bytes()].as_deref(), Some(&b"y"[..]));
+    }
+}
+
+#[test]
 fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_time() {
     let kafka = kafka::shared();
     let topic = fresh_topic("stopped");

@@ -4,7 +4,7 @@
 //! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write,
 //! `transactions` that of a write with a condition or of several records;
 //! `follower` the way back; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
-//! key; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
+//! key; `polled` a producer and its thread; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
 //!
 //! Clients, each with librdkafka's own threads: one for questions, one producer, two transactional producers, one consumer per
 //! follower, and one for the moment when a topic is created or its settings are read. A thread of our own (`watch`) looks at the topics
@@ -17,6 +17,7 @@ mod context;
 mod ffi;
 mod follower;
 mod partitioner;
+mod polled;
 mod producer;
 mod topics;
 mod transactions;

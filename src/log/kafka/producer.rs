@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::IntoOpaque;
 
@@ -20,6 +20,7 @@ use super::codec;
 use super::config::{Config, Sizes};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Status};
+use super::polled::Polled;
 use super::topics::{State, Topics};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Completion, LogError, Payload, ProduceError, Record, TopicPartition};
@@ -33,7 +34,7 @@ pub(super) struct Lane {
 }
 
 struct Producer {
-    inner: ThreadedProducer<Context>,
+    inner: Polled<Context>,
     sizes: Sizes,
 }
 
@@ -169,9 +170,7 @@ pub(super) fn base_record<'w, D: IntoOpaque>(
 impl Producer {
     fn create(config: &Config, sizes: Sizes, health: &Arc<Health>) -> Result<Producer, String> {
         let settings: ClientConfig = config.producer(sizes);
-        let inner = settings
-            .create_with_context(Context::new(health))
-            .map_err(|error| describe_error(&error))?;
+        let inner = Polled::create(&settings, Context::new(health))?;
         Ok(Producer { inner, sizes })
     }
 

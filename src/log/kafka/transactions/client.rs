@@ -13,13 +13,14 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::super::codec::{self, Stamp};
 use super::super::config::{Config, Isolation, Sizes};
 use super::super::context::{Health, describe_code, describe_error};
 use super::super::follower::KafkaFollower;
+use super::super::polled::Polled;
 use super::super::producer::base_record;
 use super::super::topics::Topics;
 use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
@@ -44,7 +45,7 @@ pub(super) struct Client {
 }
 
 struct Producer {
-    inner: ThreadedProducer<Context>,
+    inner: Polled<Context>,
     sizes: Sizes,
     ready: bool,
 }
@@ -199,7 +200,7 @@ impl Client {
             all_told: Condvar::new(),
         };
         let settings = self.config.transactional_producer(sizes, &self.id);
-        let inner = settings.create_with_context(context).map_err(|e| describe_error(&e))?;
+        let inner = Polled::create(&settings, context)?;
         Ok(Producer {
             inner,
             sizes,
