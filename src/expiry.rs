@@ -59,7 +59,8 @@ fn sweep_all(service: &Arc<Service>, owner: &Arc<Outstanding>) -> Result<bool, S
         rand::random_range(0..=OTHERS_FIRST_MS)
     };
     for database in 0..service.database_count() {
-        if service.database(database).partitions().is_empty() {
+        // One that does not exist, or that is shown read-only.
+        if service.log.identity(database).is_none_or(|topic| topic.read_only) {
             continue;
         }
         let keys = service
