@@ -8,6 +8,7 @@ mod clients;
 mod consistency;
 mod embedded_node;
 mod grpc;
+mod hostile_producers;
 mod kafka_log;
 mod kafka_node;
 mod redis_suite;

@@ -41,6 +41,9 @@ const MAX_GROUP_RECORDS: usize = 10_000;
 const MAX_GROUP_BYTES: usize = 16 << 20;
 /// The lane looks that often whether a producer has to be mended, or the tail is of no use any more.
 const TICK: Duration = Duration::from_millis(500);
+/// How long a group waits for as many batches as the one before it had: whoever was answered by that one is about to send more,
+/// and the first of them would take a transaction for itself.
+const GATHER: Duration = Duration::from_micros(400);
 /// Kafka takes turns between so many transactional ids.
 const CLIENTS: usize = 2;
 
@@ -66,6 +69,8 @@ struct Waiting {
     bytes: usize,
     /// A group is being committed.
     busy: bool,
+    /// Batches of the last group.
+    last: usize,
     closed: bool,
 }
 
@@ -194,6 +199,12 @@ impl Queue {
             self.changed.wait_for(&mut waiting, TICK);
         }
         waiting.busy = !waiting.batches.is_empty();
+        let gathered = Instant::now() + GATHER;
+        while waiting.busy && waiting.batches.len() < waiting.last.min(most) {
+            if self.changed.wait_until(&mut waiting, gathered).timed_out() {
+                break;
+            }
+        }
         let (mut group, mut records, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = waiting.batches.front() {
             records += next.batch.records.len();
@@ -203,6 +214,7 @@ impl Queue {
             }
             group.extend(waiting.batches.pop_front());
         }
+        waiting.last = group.len();
         for handed in &group {
             waiting.records -= handed.batch.records.len();
             waiting.bytes -= handed.bytes();

@@ -1,0 +1,201 @@
+//! What other producers can put into a topic, by mistake or on purpose: no crash, told, and every other key right.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use crate::support::client::Client;
+use crate::support::kafka::{self, Kafka, fresh_topic};
+use crate::support::server::Highwater;
+
+const SOON: Duration = Duration::from_secs(60);
+const CONTROL: &[u8] = b"\0highwater:flush";
+
+#[track_caller]
+fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !reached() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A producer that is not Highwater.
+struct Hostile<'k> {
+    producer: BaseProducer,
+    topic: &'k str,
+}
+
+impl Hostile<'_> {
+    fn new<'k>(kafka: &Kafka, topic: &'k str) -> Hostile<'k> {
+        let mut config = kafka.client_config();
+        config.set("message.max.bytes", "16000000").set("linger.ms", "5");
+        Hostile {
+            producer: config.create().expect("create a producer"),
+            topic,
+        }
+    }
+
+    fn send(&self, partition: i32, key: &[u8], value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
+        let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+            all.insert(Header {
+                key,
+                value: Some(*value),
+            })
+        });
+        let mut record = BaseRecord::to(self.topic).partition(partition).key(key).headers(all);
+        record.payload = value;
+        while let Err((error, back)) = self.producer.send(record) {
+            let full = error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull);
+            assert!(full, "{error}");
+            self.producer.poll(Duration::from_millis(20));
+            record = back;
+        }
+    }
+
+    fn flush(&self) {
+        self.producer.flush(SOON).expect("all records are acknowledged");
+    }
+}
+
+fn is_shown(client: &mut Client, key: &str, value: &str) -> bool {
+    client.line(&format!("GET {key}")) == format!("${}\r\n{value}\r\n", value.len()).into_bytes()
+}
+
+#[test]
+fn headers_that_make_no_sense_cost_their_own_keys_alone() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("headers");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("group header that makes no sense")
+        .start();
+    let mut client = node.client();
+    client.check("SET typed old", "+OK");
+    let hostile = Hostile::new(kafka, &topic);
+    let long = vec![b'x'; 100_000];
+    hostile.send(0, b"typed", Some(b"v"), &[("redis-type", b"hash")]);
+    hostile.send(0, b"late", Some(b"v"), &[("redis-expire-at", b"soon")]);
+    hostile.send(0, b"long", Some(b"v"), &[("redis-type", &long)]);
+    hostile.send(0, b"bad-group", Some(b"v"), &[("redis-group", b"\xff\xfe")]);
+    hostile.send(
+        0,
+        b"twice",
+        Some(b"v"),
+        &[("redis-type", b"hash"), ("redis-type", b"string")],
+    );
+    let many: Vec<(&str, &[u8])> = (0..3_000).map(|_| ("x", &b"y"[..])).collect();
+    hostile.send(0, b"many", Some(b"v"), &many);
+    hostile.send(0, CONTROL, Some(b"data"), &[]);
+    hostile.send(0, CONTROL, Some(b""), &[("redis-control", b"explode")]);
+    hostile.send(0, b"behind", Some(b"right"), &[]);
+    hostile.flush();
+    eventually("what is behind them is shown", || {
+        is_shown(&mut client, "behind", "right")
+    });
+    for key in ["typed", "late", "long"] {
+        let reply = client.line(&format!("GET {key}"));
+        let text = String::from_utf8_lossy(&reply);
+        assert!(
+            text.starts_with("-ERR the record of this key") && text.len() < 400,
+            "{key}: {text}"
+        );
+        // Whoever writes it anew mends it.
+        client.check(&format!("SET {key} new"), "+OK");
+        assert!(is_shown(&mut client, key, "new"));
+    }
+    for key in ["bad-group", "twice", "many"] {
+        assert!(is_shown(&mut client, key, "v"), "{key}");
+    }
+    assert!(
+        client
+            .line("SET \"\\x00highwater:flush\" x")
+            .starts_with(b"-ERR this key is reserved")
+    );
+    client.check("DBSIZE", ":8");
+}
+
+#[test]
+fn a_forged_group_that_never_completes_holds_others_up_for_moments_only() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("forged");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("a group of records is incomplete")
+        .start();
+    let mut client = node.client();
+    client.check("SET before 1", "+OK");
+    let hostile = Hostile::new(kafka, &topic);
+    for n in 0..3 {
+        let header = format!("{n:032x} 4000000000 {topic}/0:7,elsewhere/3:9");
+        hostile.send(
+            0,
+            format!("forged{n}").as_bytes(),
+            Some(b"v"),
+            &[("redis-group", header.as_bytes())],
+        );
+        hostile.send(0, format!("behind{n}").as_bytes(), Some(b"v"), &[]);
+        hostile.flush();
+    }
+    let since = Instant::now();
+    // Own writes and reads go on meanwhile.
+    client.check("SET own 1", "+OK");
+    assert!(is_shown(&mut client, "own", "1"));
+    eventually("what is behind is shown", || is_shown(&mut client, "behind2", "v"));
+    println!("held up for {:?}", since.elapsed());
+    for n in 0..3 {
+        assert!(is_shown(&mut client, &format!("forged{n}"), "v"));
+    }
+    client.check("INCR own", ":2");
+}
+
+#[test]
+fn large_records_and_a_flood_of_tombstones_do_no_harm() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("flood");
+    let node = Highwater::on_kafka(kafka, &topic);
+    let mut client = node.client();
+    client.check("SET kept here", "+OK");
+    let hostile = Hostile::new(kafka, &topic);
+    let large = vec![b'z'; 10_000_000];
+    hostile.send(0, b"large", Some(&large), &[]);
+    let key = vec![b'k'; 1_000_000];
+    hostile.send(0, &key, Some(b"long key"), &[]);
+    for n in 0..300_000 {
+        hostile.send(0, format!("never there {n}").as_bytes(), None, &[]);
+    }
+    hostile.send(0, b"behind", Some(b"right"), &[]);
+    hostile.flush();
+    eventually("what is behind is shown", || is_shown(&mut client, "behind", "right"));
+    client.check("STRLEN large", ":10000000");
+    client.check("DBSIZE", ":4");
+    assert!(is_shown(&mut client, "kept", "here"));
+    let rss: u64 = client
+        .info("used_memory")
+        .and_then(|bytes| bytes.parse().ok())
+        .expect("INFO tells");
+    assert!(rss < 600 << 20, "{rss} bytes of memory");
+}
+
+#[test]
+fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("misplaced", 4);
+    let node = Highwater::on_kafka(kafka, &topic);
+    let mut client = node.client();
+    let hostile = Hostile::new(kafka, &topic);
+    for partition in 0..4 {
+        hostile.send(partition, format!("only in {partition}").as_bytes(), Some(b"v"), &[]);
+    }
+    hostile.flush();
+    for partition in 0..4 {
+        eventually("a misplaced record is shown", || {
+            is_shown(&mut client, &format!("\"only in {partition}\""), "v")
+        });
+    }
+    for partition in 0..4 {
+        client.check(&format!("SET \"only in {partition}\" new"), "+OK");
+        assert!(is_shown(&mut client, &format!("\"only in {partition}\""), "new"));
+    }
+}
