@@ -25,6 +25,7 @@ pub mod grpc;
 pub mod log;
 pub mod probe;
 pub mod resp;
+pub mod room;
 pub mod run;
 pub mod server;
 pub mod store;

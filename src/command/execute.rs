@@ -452,7 +452,11 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
             let why = rebuilding
                 .as_ref()
                 .map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
-            format!("LOADING Highwater is loading the dataset: {percent}%{why}")
+            let waits = shared
+                .service
+                .store_lacks_room()
+                .map_or(String::new(), |reason| format!(", waiting: {reason}"));
+            format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}")
         }
         Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
         Status::Serving => return Ok(()),

@@ -413,6 +413,7 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "hot_tier_evicted": used(&service.memory.evicted),
         "store_reads": get(&counters.store_reads),
         "store_disk_bytes": service.store.disk_bytes(),
+        "store_lacks_room": service.store_lacks_room().unwrap_or_default(),
     );
     for database in 0..service.database_count() {
         if let Some(identity) = service.log.identity(database) {

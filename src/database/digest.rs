@@ -355,4 +355,8 @@ impl Store for Summed {
     fn disk_bytes(&self) -> u64 {
         self.inner.disk_bytes()
     }
+
+    fn lacks_room(&self, bytes: u64) -> Option<String> {
+        self.inner.lacks_room(bytes)
+    }
 }

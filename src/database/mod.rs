@@ -483,7 +483,10 @@ impl Service {
         self.wait_until(
             reached,
             self.write_timeout().max(STORE_PATIENCE),
-            "STALE the local store did not reach what was acknowledged and applied",
+            (
+                "STALE",
+                "the local store did not reach what was acknowledged and applied",
+            ),
         )
         .await
     }
@@ -511,29 +514,41 @@ impl Service {
         self.wait_until(
             || !self.is_behind(),
             self.write_timeout(),
-            "NOTWRITTEN the local store is too far behind the log",
+            ("NOTWRITTEN", "the local store is too far behind the log"),
         )
         .await
+    }
+
+    /// Why the local store takes nothing in for now, as long as that is so.
+    pub fn store_lacks_room(&self) -> Option<String> {
+        self.behind.lacking()
     }
 
     async fn wait_until(
         &self,
         reached: impl Fn() -> bool,
         patience: Duration,
-        otherwise: &'static str,
+        (code, otherwise): (&'static str, &'static str),
     ) -> Result<(), Fault> {
         let wait = async {
             loop {
                 let progress = self.progress.notified();
                 if reached() {
-                    return;
+                    return Ok(());
+                }
+                // That can last: nobody is made to wait for it.
+                if let Some(reason) = self.behind.lacking() {
+                    return Err(Fault::error(format!("{code} {reason}")));
                 }
                 progress.await;
             }
         };
-        tokio::time::timeout(patience, wait)
-            .await
-            .map_err(|_| Fault::error(format!("{otherwise} within {} s; try again later", patience.as_secs())))
+        tokio::time::timeout(patience, wait).await.unwrap_or_else(|_| {
+            let seconds = patience.as_secs();
+            Err(Fault::error(format!(
+                "{code} {otherwise} within {seconds} s; try again later"
+            )))
+        })
     }
 
     /// Asks the applier to stop, after a last checkpoint.

@@ -8,6 +8,9 @@
 //! What is here is visible in the hot tier, pinned until the store has it. Only what was applied while loading is not: once that is
 //! over, it is read from here ([`WriteBehind::get`]).
 //!
+//! Where the disk has no room the writer waits, and says so: engines do not survive a disk that is full. Meanwhile everything stays
+//! here, and is visible; when the bound is reached, own writes are refused and foreign ones are not read.
+//!
 //! A position goes with the records up to it: it is told, and written into a checkpoint, only when the store has all of them.
 //! The writer alone applies to the store, sweeps it and writes checkpoints; the applier clears it while the writer rests
 //! ([`WriteBehind::begin`]).
@@ -22,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::applier::source_of;
 use super::hot::At;
@@ -32,8 +35,9 @@ use crate::store::{
     Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
 };
 
-/// Records that the store is given at once. What was written is unpinned after each.
+/// Records that the store is given at once, and about how many bytes. What was written is unpinned after each.
 const CHUNK: usize = 1_000;
+const CHUNK_BYTES: usize = 4 << 20;
 /// Parts of a run, by the first bits of the hash.
 const SHARDS: usize = 64;
 /// What a record costs in the buffer beside key and value, bytes (measured roughly).
@@ -126,6 +130,8 @@ struct Buffer {
     loading: bool,
     /// When a stop was asked for.
     stopping: Option<Instant>,
+    /// A stop came while the disk had no room: what is left is not stored.
+    given_up: bool,
     /// The writer is gone, and why.
     ended: Option<String>,
 }
@@ -143,6 +149,8 @@ pub(super) struct WriteBehind {
     hurried: AtomicUsize,
     /// Something that was applied while loading may be here and nowhere else.
     unseen: AtomicBool,
+    /// Why the writer waits for room on the disk.
+    lacking: Mutex<Option<String>>,
 }
 
 /// While it lives, nothing is put off.
@@ -217,6 +225,11 @@ impl WriteBehind {
         self.unseen.load(Ordering::Acquire)
     }
 
+    /// Why nothing can be stored for now: the disk has no room.
+    pub fn lacking(&self) -> Option<String> {
+        self.lacking.lock().clone()
+    }
+
     /// Takes applied records; waits while there are too many. `reached`: what all records up to these amount to, if that can be said.
     pub fn push(
         &self,
@@ -226,8 +239,9 @@ impl WriteBehind {
     ) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
         let full = self.full(service, buffer.loading);
-        while !changes.is_empty() && self.bytes() > full && buffer.ended.is_none() {
-            self.progress.wait(&mut buffer);
+        // A node that stops does not wait for what may never come.
+        while !changes.is_empty() && self.bytes() > full && buffer.ended.is_none() && !service.is_stopping() {
+            self.progress.wait_for(&mut buffer, TICK);
         }
         if let Some(cause) = &buffer.ended {
             return Err(StoreError::Engine {
@@ -313,7 +327,7 @@ impl WriteBehind {
     fn full(&self, service: &Service, loading: bool) -> usize {
         let usual = service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize;
         match loading {
-            true => usual.max(service.memory.limit.load(Ordering::Relaxed) / LOADING_SHARE),
+            true => (usual / 4 * 5).max(service.memory.limit.load(Ordering::Relaxed) / LOADING_SHARE),
             // Own writes wait before that.
             false => self.bound(usual) / 4 * 5,
         }
@@ -338,7 +352,7 @@ impl WriteBehind {
                 Job::Checkpoint(buffer.stored.clone())
             } else if buffer.stopping.is_some() {
                 Job::Stop(buffer.stored.clone())
-            } else if upkeep.sweeping {
+            } else if upkeep.sweeping && service.store.lacks_room(0).is_none() {
                 Job::Sweep
             } else {
                 self.work.wait_for(&mut buffer, wait.min(TICK));
@@ -360,7 +374,9 @@ impl WriteBehind {
                 buffer.in_flight.clear();
                 return Ok(());
             }
-            MutexGuard::unlocked(&mut buffer, || part.apply(service))?;
+            if !MutexGuard::unlocked(&mut buffer, || part.apply(service))? {
+                continue;
+            }
             buffer.in_flight.pop_front();
             self.let_go(service, part.bytes());
         }
@@ -377,6 +393,27 @@ impl WriteBehind {
         buffer.rests_until = Some(Instant::now() + REST.min(started.elapsed() * 2));
         service.progress.notify_waiters();
         Ok(())
+    }
+
+    /// Waits until the disk has room for so many bytes. False if that is to be given up.
+    fn wait_for_room(&self, service: &Service, bytes: usize) -> bool {
+        while let Some(reason) = service.store.lacks_room(bytes as u64) {
+            if self.lacking.lock().replace(reason.clone()).is_none() {
+                warn!("{reason}; the local store waits, and goes on when there is more");
+                service.progress.notify_waiters();
+            }
+            let mut buffer = self.buffer.lock();
+            buffer.given_up |= buffer.stopping.is_some();
+            if buffer.forgetting || buffer.given_up {
+                return false;
+            }
+            self.work.wait_for(&mut buffer, TICK);
+        }
+        if self.lacking.lock().take().is_some() {
+            info!("the local store has room again");
+            service.progress.notify_waiters();
+        }
+        true
     }
 
     /// There is more room.
@@ -480,7 +517,7 @@ impl Buffer {
     }
 
     fn is_out_of_patience(&self) -> bool {
-        self.stopping.is_some_and(|asked| asked.elapsed() > STOP_PATIENCE)
+        self.given_up || self.stopping.is_some_and(|asked| asked.elapsed() > STOP_PATIENCE)
     }
 }
 
@@ -501,16 +538,29 @@ impl Part {
         }
     }
 
-    /// Gives it to the store.
-    fn apply(&self, service: &Service) -> Result<(), StoreError> {
+    /// Gives it to the store. False if there is no room for it, and it is no use to wait.
+    fn apply(&self, service: &Service) -> Result<bool, StoreError> {
         let newest = match self {
-            Part::Flush(change) => return service.store.apply(std::slice::from_ref(change)),
+            Part::Flush(change) => {
+                let has_room = service.behind.wait_for_room(service, 0);
+                if has_room {
+                    service.store.apply(std::slice::from_ref(change))?;
+                }
+                return Ok(has_room);
+            }
             Part::Shard(shard) => &shard.newest,
         };
         let mut sorted: Vec<(&Name, &Held)> = newest.iter().collect();
         sorted.sort_unstable_by_key(|(name, _)| (name.database, name.hash));
         let mut changes = Vec::with_capacity(CHUNK.min(sorted.len()));
-        for records in sorted.chunks(CHUNK) {
+        let mut rest = &sorted[..];
+        while !rest.is_empty() {
+            let (count, bytes) = first_chunk(rest);
+            if !service.behind.wait_for_room(service, bytes) {
+                return Ok(false);
+            }
+            let records;
+            (records, rest) = rest.split_at(count);
             changes.extend(records.iter().map(|(name, held)| held.change(name)));
             service.store.apply(&changes)?;
             for (name, held) in records {
@@ -518,8 +568,21 @@ impl Part {
             }
             changes.clear();
         }
-        Ok(())
+        Ok(true)
     }
+}
+
+/// How many of these records, one at least, the store is given at once, and about how many bytes that is.
+fn first_chunk(records: &[(&Name, &Held)]) -> (usize, usize) {
+    let mut bytes = 0;
+    for (count, (name, held)) in records.iter().take(CHUNK).enumerate() {
+        let next = HELD_OVERHEAD + name.key.len() + value_bytes(&held.entry);
+        if count > 0 && bytes + next > CHUNK_BYTES {
+            return (count, bytes);
+        }
+        bytes += next;
+    }
+    (CHUNK.min(records.len()), bytes)
 }
 
 impl Name {
@@ -612,6 +675,11 @@ impl Upkeep {
     }
 
     fn checkpoint(&mut self, service: &Service, stored: Reached) -> Result<(), StoreError> {
+        if service.store.lacks_room(0).is_some() {
+            // The one before still holds.
+            self.last_checkpoint = Instant::now();
+            return Ok(());
+        }
         let mut checkpoint = Checkpoint::default();
         for (at, &position) in &stored.positions {
             let Some(source) = source_of(service, at.database) else {

@@ -20,6 +20,8 @@ use std::{fs, io};
 
 use bytes::Bytes;
 
+use crate::room::{KEPT_BY_STORE, Room};
+
 pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
 
 /// Stable 64-bit hash of a key (XXH3, <https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>).
@@ -134,6 +136,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
+
+    /// Why there is no room on the disk to apply about so many bytes more. Asked before the engine is: most do not survive
+    /// a disk that is full.
+    fn lacks_room(&self, bytes: u64) -> Option<String>;
 }
 
 /// What keeps the entries.
@@ -231,6 +237,19 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     format!(
         "engine panicked: {}",
         first_line.chars().take(ENOUGH).collect::<String>()
+    )
+}
+
+/// Why the directory's disk has no room for changes of so many bytes, and for what the engine has yet to write.
+fn lacks_room(directory: &Path, bytes: u64, unwritten: u64) -> Option<String> {
+    // An engine writes what it is given more than once: to its journal, to a new place of a whole page, when it tidies up.
+    const WRITTEN: u64 = 4;
+    // A disk that does not tell will tell when it is written to.
+    let room = Room::of(directory).ok()?;
+    room.refusal(
+        directory,
+        bytes.saturating_mul(WRITTEN).saturating_add(unwritten),
+        KEPT_BY_STORE,
     )
 }
 

@@ -6,6 +6,7 @@
 mod architecture;
 mod clients;
 mod consistency;
+mod disk_full;
 mod embedded_node;
 mod grpc;
 mod hostile_producers;

@@ -31,6 +31,7 @@ use super::segment::{
 use super::writer::FRAME_TARGET;
 use super::{Registry, Shared};
 use crate::log::LogError;
+use crate::room::KEPT_BY_STORE;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -483,6 +484,11 @@ fn rewrite(
     end: u64,
     purge_below: u64,
 ) -> Result<(), Stop> {
+    let left = looked.iter().map(|l| l.left).sum();
+    let room = shared.disk.room(&shared.dir).ok();
+    if let Some(refusal) = room.and_then(|room| room.refusal(&shared.dir, left, KEPT_BY_STORE)) {
+        return Err(Stop::Failed(LogError::Failed(refusal)));
+    }
     let first = &segments[0];
     let mut name = first.path.clone().into_os_string();
     name.push(TEMPORARY_SUFFIX);

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::room::Room;
+
 /// Identifies one run of the operating system: as long as it is the same, nothing that was written is lost,
 /// synced or not.
 pub type BootId = [u8; 16];
@@ -23,6 +25,8 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The room on the directory's file system.
+    fn room(&self, dir: &Path) -> io::Result<Room>;
     /// `None` where the system does not tell.
     fn boot_id(&self) -> Option<BootId>;
 }
@@ -129,6 +133,10 @@ impl Disk for LocalDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn room(&self, dir: &Path) -> io::Result<Room> {
+        Room::of(dir)
     }
 
     fn boot_id(&self) -> Option<BootId> {

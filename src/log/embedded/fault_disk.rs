@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::disk::{BootId, Disk, DiskFile};
+use crate::room::Room;
 
 const SECTOR: usize = 512;
 
@@ -24,6 +25,8 @@ pub struct Faults {
     /// After so many changes nothing works any more.
     pub changes_left: Option<usize>,
     pub set_len_fails: bool,
+    /// What it tells of its room; otherwise that there is plenty.
+    pub room: Option<Room>,
 }
 
 #[derive(Clone, Default)]
@@ -308,6 +311,14 @@ impl Disk for FaultDisk {
         state.unsynced_names.clear();
         state.synced_names = state.names.clone();
         Ok(())
+    }
+
+    fn room(&self, _dir: &Path) -> io::Result<Room> {
+        let plenty = Room {
+            free: u64::MAX,
+            total: u64::MAX,
+        };
+        Ok(self.state.lock().faults.room.unwrap_or(plenty))
     }
 
     fn boot_id(&self) -> Option<BootId> {

@@ -15,6 +15,7 @@ use super::fault_disk::{FaultDisk, Faults};
 use super::*;
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Completion, LogRecord, Payload, ProduceError, Record};
+use crate::room::{KEPT_BY_LOG, Room};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -576,6 +577,29 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
         ..Faults::default()
     });
     assert_eq!(open_and_read(&killed).expect("opens on a full disk").len(), 2);
+}
+
+#[test]
+fn on_a_disk_that_is_nearly_full_only_deletes_are_written() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    let room = |free| Faults {
+        room: Some(Room { free, total: 1 << 40 }),
+        ..Faults::default()
+    };
+    disk.set_faults(room(KEPT_BY_LOG - 1));
+    for _ in 0..2 {
+        let error = produce(&log, vec![put(0, "no", b"v")]).expect_err("there is no room");
+        assert!(
+            matches!(&error, ProduceError::NotWritten(cause) if cause.contains("no space left")),
+            "{error}"
+        );
+    }
+    written(&log, vec![delete(0, "gone")]);
+    disk.set_faults(room(2 * KEPT_BY_LOG));
+    written(&log, vec![put(0, "yes", b"v")]);
+    let keys: Vec<_> = read_all(&log).into_iter().map(|r| r.key).collect();
+    assert_eq!(keys, ["gone", "yes"]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Batches in: a bounded queue, and one thread that writes everything queued at once (group commit).
 //!
 //! What happens when the disk refuses:
+//! - It is nearly full ([`crate::room`]): values are refused with `NotWritten`, and all that is queued behind them; what makes
+//!   room, deletes and flushes, is still written.
 //! - A write fails (disk full): the segment is cut back to its last good length, and that is fsynced, so nothing of
 //!   the batches can come back. They and all that is queued fail with `NotWritten`; the epoch grows, so nothing that
 //!   rests on them is written either. The next batch simply tries again.
@@ -18,6 +20,7 @@ use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
 use super::segment::Segment;
 use super::{Fsync, MAX_RECORD_BYTES, Shared};
 use crate::log::{Appended, Batch, Payload, ProduceError, Record};
+use crate::room::KEPT_BY_LOG;
 
 /// A frame takes in further batches until its body has this size.
 pub const FRAME_TARGET: usize = 64 * 1024;
@@ -32,6 +35,9 @@ const SMALL_WRITE: usize = 64 * 1024;
 /// When nothing was written for so long, the mark is fsynced too.
 const IDLE: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// The disk is asked for its room once in so many bytes, and so often.
+const TRUSTED: u64 = 1024 * 1024;
+const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct Queue {
@@ -199,6 +205,9 @@ pub struct Writer {
     appended: Vec<Appended>,
     /// Writing fails since the last success; so that it is logged once.
     failing: bool,
+    /// Bytes that may be written, and until when, before the disk is asked again how much room it has.
+    trusted: u64,
+    trusted_until: Instant,
 }
 
 enum Work {
@@ -220,6 +229,8 @@ impl Writer {
             buffer: Vec::new(),
             appended: Vec::new(),
             failing: false,
+            trusted: 0,
+            trusted_until: Instant::now(),
         }
     }
 
@@ -265,6 +276,9 @@ impl Writer {
     }
 
     fn append(&mut self, batches: Vec<Batch>) {
+        if let Some(cause) = self.lacks_room(&batches) {
+            return self.give_up(batches, Failure::NoRoom(cause));
+        }
         if self.len >= self.shared.options.segment_bytes
             && self.next > self.active.base
             && let Err(outcome) = self.rotate()
@@ -276,6 +290,28 @@ impl Writer {
             Ok(()) => self.commit(batches, end),
             Err(outcome) => self.give_up(batches, outcome),
         }
+    }
+
+    /// Why these batches are not to be written, on a disk that is nearly full. Deletes and flushes always are: else nothing
+    /// would ever make room.
+    fn lacks_room(&mut self, batches: &[Batch]) -> Option<String> {
+        let bytes = batches.iter().map(batch_bytes).sum::<usize>() as u64;
+        if bytes <= self.trusted && Instant::now() < self.trusted_until {
+            self.trusted -= bytes;
+            return None;
+        }
+        let is_value = |record: &Record| matches!(record.payload, Payload::Value { .. });
+        if !batches.iter().flat_map(|batch| &batch.records).any(is_value) {
+            return None;
+        }
+        // A disk that does not tell will tell when it is written to.
+        let room = self.shared.disk.room(&self.shared.dir).ok()?;
+        let refusal = room.refusal(&self.shared.dir, bytes.saturating_add(TRUSTED), KEPT_BY_LOG);
+        if refusal.is_none() {
+            self.trusted = TRUSTED;
+            self.trusted_until = Instant::now() + TRUSTED_FOR;
+        }
+        refusal.map(|refusal| format!("{refusal}; deletes are written, other writes when there is more"))
     }
 
     /// Puts the batches into the buffer, as frames; returns the offset after them.

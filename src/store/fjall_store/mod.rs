@@ -35,6 +35,9 @@ use writer::Writer;
 
 pub(super) use files::DIRECTORY;
 
+/// What the engine holds in memory before it writes a table, at its default.
+const MEMTABLE: u64 = 64 << 20;
+
 /// The store on fjall. Dropping it makes everything durable and closes the engine.
 pub struct FjallStore {
     databases: Vec<Database>,
@@ -315,6 +318,10 @@ impl Store for FjallStore {
 
     fn disk_bytes(&self) -> u64 {
         super::directory_bytes(&self.directory)
+    }
+
+    fn lacks_room(&self, bytes: u64) -> Option<String> {
+        super::lacks_room(&self.directory, bytes, MEMTABLE)
     }
 }
 

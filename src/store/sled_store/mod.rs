@@ -425,6 +425,10 @@ impl Store for SledStore {
     fn disk_bytes(&self) -> u64 {
         super::directory_bytes(self.closer.directory())
     }
+
+    fn lacks_room(&self, bytes: u64) -> Option<String> {
+        super::lacks_room(self.closer.directory(), bytes, 0)
+    }
 }
 
 /// Fsyncs every file under a directory, and the directory.

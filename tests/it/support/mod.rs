@@ -12,6 +12,7 @@ pub mod ports;
 pub mod process;
 pub mod resp;
 pub mod server;
+pub mod small_disk;
 pub mod temp;
 
 use std::time::{Duration, Instant};

@@ -52,6 +52,16 @@ fn start_starter() -> Sender<Order> {
     sender
 }
 
+/// A program's command line behind that of the program that is to start it; none if that is empty.
+pub fn within(starter: &[String], program: &Path) -> Command {
+    let Some((first, rest)) = starter.split_first() else {
+        return Command::new(program);
+    };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program);
+    command
+}
+
 /// Sends a signal to one child.
 pub fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: plain system call; the child is not yet waited for, so its id is still its own.

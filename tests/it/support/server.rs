@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -33,6 +33,8 @@ pub struct Highwater {
 /// How to start a Highwater.
 #[derive(Clone, Default)]
 pub struct Builder {
+    /// A program that starts another one, with its arguments; empty: none.
+    within: Vec<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     dir: Option<PathBuf>,
@@ -143,7 +145,7 @@ impl Highwater {
     }
 
     fn launch(&mut self) {
-        let mut command = Command::new(binary());
+        let mut command = process::within(&self.setup.within, &binary());
         let log = append(&self.log);
         command
             .args(["--port", &self.port.to_string(), "--dir"])
@@ -209,6 +211,12 @@ impl Builder {
 
     pub fn env(mut self, name: &str, value: &str) -> Builder {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Started by another program, which is given the server's path and arguments.
+    pub fn within(mut self, starter: &[String]) -> Builder {
+        self.within = starter.to_vec();
         self
     }
 

@@ -1,0 +1,96 @@
+//! Room on the disk, and who may use the last of it. It knows nothing of what is written there.
+//!
+//! Storage engines do not survive a write that finds the disk full, so nobody runs into its end. The embedded log stops at
+//! [`KEPT_BY_LOG`] already: below it, only what makes room is written. The rest is for the local store, which waits at
+//! [`KEPT_BY_STORE`].
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The embedded log takes no values while less than this is free.
+pub const KEPT_BY_LOG: u64 = 64 << 20;
+/// The local store waits while less than this is free; what its engine does by itself goes on.
+pub const KEPT_BY_STORE: u64 = 16 << 20;
+/// On small disks it is less: this part of the disk for [`KEPT_BY_LOG`], the others in proportion.
+const SMALL_DISK: u64 = 8;
+
+/// The room on a directory's file system, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub free: u64,
+    pub total: u64,
+}
+
+impl Room {
+    pub fn of(directory: &Path) -> io::Result<Room> {
+        let path = CString::new(directory.as_os_str().as_bytes())?;
+        let mut told = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: the path ends with a zero byte, and `told` is only read after the call has filled it.
+        let told = unsafe {
+            if libc::statvfs(path.as_ptr(), told.as_mut_ptr()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            told.assume_init()
+        };
+        // These have 32 bits on some systems.
+        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+        let (block, free, total) = (told.f_frsize as u64, told.f_bavail as u64, told.f_blocks as u64);
+        Ok(Room {
+            free: block.saturating_mul(free),
+            total: block.saturating_mul(total),
+        })
+    }
+
+    /// What is said instead of writing `bytes`, if after that less than `kept` (one of the two above) were free.
+    pub fn refusal(&self, directory: &Path, bytes: u64, kept: u64) -> Option<String> {
+        let kept = kept.min(self.total / SMALL_DISK / (KEPT_BY_LOG / kept));
+        let needed = kept.saturating_add(bytes);
+        (self.free < needed).then(|| {
+            format!(
+                "no space left for {}: {} MB are free, {} MB are needed",
+                directory.display(),
+                self.free >> 20,
+                needed.div_ceil(1 << 20)
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_disks_keep_less_and_the_store_stops_last() {
+        let dir = Path::new("d");
+        let large = Room {
+            free: KEPT_BY_LOG,
+            total: 1 << 40,
+        };
+        assert_eq!(large.refusal(dir, 0, KEPT_BY_LOG), None);
+        assert!(
+            large
+                .refusal(dir, 1, KEPT_BY_LOG)
+                .expect("refused")
+                .contains("no space left for d: 64 MB are free, 65 MB are needed")
+        );
+        assert_eq!(large.refusal(dir, KEPT_BY_LOG - KEPT_BY_STORE, KEPT_BY_STORE), None);
+        let small = Room {
+            free: 8 << 20,
+            total: 64 << 20,
+        };
+        assert_eq!(small.refusal(dir, 0, KEPT_BY_LOG), None);
+        assert!(small.refusal(dir, 1, KEPT_BY_LOG).is_some());
+        assert_eq!(small.refusal(dir, 6 << 20, KEPT_BY_STORE), None);
+        assert!(small.refusal(dir, (6 << 20) + 1, KEPT_BY_STORE).is_some());
+    }
+
+    #[test]
+    fn a_directory_has_room_and_a_missing_one_is_an_error() {
+        let room = Room::of(&std::env::temp_dir()).expect("told");
+        assert!(room.total > 0 && room.free <= room.total);
+        assert!(Room::of(Path::new("/no/such/directory")).is_err());
+    }
+}
