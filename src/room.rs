@@ -4,9 +4,7 @@
 //! [`KEPT_BY_LOG`] already: below it, only what makes room is written. The rest is for the local store, which waits at
 //! [`KEPT_BY_STORE`].
 
-use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The embedded log takes no values while less than this is free.
@@ -25,36 +23,34 @@ pub struct Room {
 
 impl Room {
     pub fn of(directory: &Path) -> io::Result<Room> {
-        let path = CString::new(directory.as_os_str().as_bytes())?;
-        let mut told = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: the path ends with a zero byte, and `told` is only read after the call has filled it.
-        let told = unsafe {
-            if libc::statvfs(path.as_ptr(), told.as_mut_ptr()) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            told.assume_init()
-        };
-        // These have 32 bits on some systems.
-        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
-        let (block, free, total) = (told.f_frsize as u64, told.f_bavail as u64, told.f_blocks as u64);
+        let told = rustix::fs::statvfs(directory)?;
+        let (block, free, total) = (told.f_frsize, told.f_bavail, told.f_blocks);
         Ok(Room {
             free: block.saturating_mul(free),
             total: block.saturating_mul(total),
         })
     }
 
-    /// What is said instead of writing `bytes`, if after that less than `kept` (one of the two above) were free.
-    pub fn refusal(&self, directory: &Path, bytes: u64, kept: u64) -> Option<String> {
+    /// What is to be free, so that this much (one of the two above) is kept when `bytes` have been written.
+    pub fn needed(&self, bytes: u64, kept: u64) -> u64 {
         let kept = kept.min(self.total / SMALL_DISK / (KEPT_BY_LOG / kept));
-        let needed = kept.saturating_add(bytes);
-        (self.free < needed).then(|| {
-            format!(
-                "no space left for {}: {} MB are free, {} MB are needed",
-                directory.display(),
-                self.free >> 20,
-                needed.div_ceil(1 << 20)
-            )
-        })
+        kept.saturating_add(bytes)
+    }
+
+    /// What is said instead of writing `bytes`, if after that less than `kept` were free.
+    pub fn refusal(&self, directory: &Path, bytes: u64, kept: u64) -> Option<String> {
+        let needed = self.needed(bytes, kept);
+        (self.free < needed).then(|| self.shortage(directory, needed))
+    }
+
+    /// For people.
+    pub fn shortage(&self, directory: &Path, needed: u64) -> String {
+        format!(
+            "no space left for {}: {} MB are free, {} MB are needed",
+            directory.display(),
+            self.free >> 20,
+            needed.div_ceil(1 << 20)
+        )
     }
 }
 

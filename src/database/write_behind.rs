@@ -692,7 +692,14 @@ impl Upkeep {
             });
             of_database.partitions.insert(at.partition, position);
         }
-        service.store.checkpoint(&checkpoint)?;
+        match service.store.checkpoint(&checkpoint) {
+            // Its file found no room; that was the last thing to be written.
+            Err(StoreError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::StorageFull => {
+                self.last_checkpoint = Instant::now();
+                return Ok(());
+            }
+            outcome => outcome?,
+        }
         let counters = &service.counters;
         counters.last_checkpoint_ms.store(now_ms(), Ordering::Relaxed);
         counters

@@ -240,15 +240,16 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     )
 }
 
+/// An engine writes what it is given more than once: to its journal, to a new place of a whole page, when it tidies up.
+const OFTEN_WRITTEN: u64 = 4;
+
 /// Why the directory's disk has no room for changes of so many bytes, and for what the engine has yet to write.
 fn lacks_room(directory: &Path, bytes: u64, unwritten: u64) -> Option<String> {
-    // An engine writes what it is given more than once: to its journal, to a new place of a whole page, when it tidies up.
-    const WRITTEN: u64 = 4;
     // A disk that does not tell will tell when it is written to.
     let room = Room::of(directory).ok()?;
     room.refusal(
         directory,
-        bytes.saturating_mul(WRITTEN).saturating_add(unwritten),
+        bytes.saturating_mul(OFTEN_WRITTEN).saturating_add(unwritten),
         KEPT_BY_STORE,
     )
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Bytes of memory in use (resident set).
 pub fn resident_bytes() -> u64 {
     field("/proc/self/status", "VmRSS:").map_or(0, |kib| kib << 10)
@@ -33,29 +35,23 @@ fn field(path: &str, name: &str) -> Option<u64> {
 
 /// Raises the limit of open files towards `wanted`; what holds now.
 pub fn raise_open_files(wanted: u64) -> u64 {
-    // SAFETY: plain data and calls that only read or write it.
-    unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
-            return 0;
-        }
-        if limit.rlim_cur >= wanted {
-            return limit.rlim_cur;
-        }
-        let raised = libc::rlimit {
-            rlim_cur: wanted,
-            rlim_max: limit.rlim_max.max(wanted),
-        };
-        let up_to_hard = libc::rlimit {
-            rlim_cur: wanted.min(limit.rlim_max),
-            rlim_max: limit.rlim_max,
-        };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
-            return raised.rlim_cur;
-        }
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &up_to_hard) == 0 {
-            return up_to_hard.rlim_cur;
-        }
-        limit.rlim_cur
+    let limit = getrlimit(Resource::Nofile);
+    let may = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+    if may(limit.current) {
+        return limit.current.unwrap_or(u64::MAX);
     }
+    let hard = limit.maximum;
+    // Root may raise the hard limit too.
+    let raised = Rlimit {
+        current: Some(wanted),
+        maximum: hard.map(|hard| hard.max(wanted)),
+    };
+    let up_to_hard = Rlimit {
+        current: Some(hard.map_or(wanted, |hard| hard.min(wanted))),
+        maximum: hard,
+    };
+    let set = [raised, up_to_hard]
+        .into_iter()
+        .find(|limit| setrlimit(Resource::Nofile, limit.clone()).is_ok());
+    set.and_then(|limit| limit.current).or(limit.current).unwrap_or(0)
 }

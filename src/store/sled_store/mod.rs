@@ -11,6 +11,8 @@
 //!   visible, or on [`Store::clear`], a new generation of trees is begun and the old one dropped.
 //! - Key counts live in memory and in the position file. After an unclean stop the engine may be ahead of that file, and
 //!   the walk counts anew.
+//! - sled does not survive a write that finds the disk full. What it is about to write is reserved behind the end of its file before, so
+//!   that nobody else can take it.
 //! - What sled does not notice itself is noticed at [`SledStore::open`]; damage met later ends all use of the store and
 //!   removes the position file, so that the next start rebuilds.
 
@@ -427,7 +429,7 @@ impl Store for SledStore {
     }
 
     fn lacks_room(&self, bytes: u64) -> Option<String> {
-        super::lacks_room(self.closer.directory(), bytes, 0)
+        self.closer.lacks_room(bytes)
     }
 }
 

@@ -25,7 +25,8 @@ use super::{
     Checkpoint, Database, Failure, Mark, PositionFile, SledStore, StoreError, Trees, View, get_mark, set_mark,
     sync_parent, sync_tree, verify,
 };
-use crate::store::{Opened, Options, io_error, is_environment, panic_text, remove_directory};
+use crate::room::{KEPT_BY_STORE, Room};
+use crate::store::{OFTEN_WRITTEN, Opened, Options, io_error, is_environment, panic_text, remove_directory};
 
 /// Format of keys and entries in the engine; another one is rebuilt.
 const FORMAT: u64 = 1;
@@ -365,6 +366,23 @@ fn lock_patiently(file: &File) -> io::Result<()> {
     }
 }
 
+/// Takes so many bytes of the disk behind the end of a file, which keeps its length. What is taken already costs nothing.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    Ok(fallocate(
+        file,
+        FallocateFlags::KEEP_SIZE,
+        file.metadata()?.len(),
+        bytes,
+    )?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_: &File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Removes the position file, durably.
 fn remove_position(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
@@ -436,10 +454,29 @@ impl Closer {
         let length = self.data.metadata().map_err(failed)?.len();
         let mut position = self.position.lock();
         if let Some(position) = position.as_mut().filter(|position| length < position.length) {
-            position.length = length;
-            position.write_unsynced(&self.path).map_err(failed)?;
+            let before = std::mem::replace(&mut position.length, length);
+            if let Err(cause) = position.write_unsynced(&self.path) {
+                position.length = before;
+                // Then it is told later; a kill until then costs a rebuild.
+                if cause.kind() != io::ErrorKind::StorageFull {
+                    return Err(failed(cause));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Reserves room for changes of so many bytes behind the end of the engine's file, and tells why it cannot.
+    pub fn lacks_room(&self, bytes: u64) -> Option<String> {
+        // A disk that does not tell will tell when it is written to.
+        let room = Room::of(&self.directory).ok()?;
+        let needed = room.needed(bytes.saturating_mul(OFTEN_WRITTEN), KEPT_BY_STORE);
+        match reserve(&self.data, needed) {
+            Ok(()) => None,
+            Err(error) if is_environment(&error) => Some(room.shortage(&self.directory, needed)),
+            // Not every file system can do that: then it has to do that there is room now.
+            Err(_) => (room.free < needed).then(|| room.shortage(&self.directory, needed)),
+        }
     }
 
     pub fn write_position(&self, change: impl FnOnce(&PositionFile) -> PositionFile) -> Result<(), Failure> {
