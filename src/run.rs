@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::command::Shared;
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
+use crate::database::copies::databases_with_copies;
 use crate::database::{Service, Settings, Status, applier, now_ms};
 use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
@@ -174,7 +175,7 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
     };
     let options = StoreOptions {
         cache_bytes: config.store_cache(),
-        databases: config.databases(),
+        databases: databases_with_copies(config.databases()),
     };
     let store = store::open(engine, &directory.store(), &options).map_err(|e| {
         let place = directory.store();

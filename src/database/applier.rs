@@ -57,11 +57,14 @@ struct Applier {
     old_ends: Positions,
     started: Instant,
     start_positions: Positions,
+    /// After the last applied record, of topics with several partitions.
+    met: Positions,
 }
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
     let positions = usable_positions(&service, checkpoint)?;
+    service.look_for_copies().map_err(|e| LogError::Failed(e.to_string()))?;
     let mut applier = Applier::new(service.clone(), positions)?;
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
@@ -73,10 +76,11 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
 
 /// What the store's source must be for its positions to mean something.
 pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
-    service
-        .log
-        .identity(database)
-        .map(|topic| format!("{} {} partitions={}", topic.topic, topic.id, topic.partitions))
+    service.log.identity(database).map(|topic| match topic.partitions {
+        1 => format!("{} {} partitions=1", topic.topic, topic.id),
+        // The keys' homes are what they are by this function.
+        n => format!("{} {} partitions={n} {}", topic.topic, topic.id, topic.partitioner),
+    })
 }
 
 /// The checkpoint's positions, as far as they belong to today's topics; the others are cleared and read anew.
@@ -103,8 +107,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
             warn!(database, reason, "rebuilding the local store of a database");
             service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
             service
-                .store
-                .clear(database)
+                .clear_store(database)
                 .map_err(|e| LogError::Failed(e.to_string()))?;
             continue;
         }
@@ -170,6 +173,7 @@ impl Applier {
             old_ends: goal.clone(),
             goal: Some(goal),
             started: Instant::now(),
+            met: positions.clone(),
             start_positions: positions,
         })
     }
@@ -229,7 +233,7 @@ impl Applier {
                 ))));
             }
             database.forget();
-            service.store.clear(number)?;
+            service.clear_store(number)?;
         }
         *self = Applier::new(service, Positions::new())?;
         Ok(())
@@ -312,6 +316,9 @@ impl Applier {
             .into_iter()
             .partition(|r| r.group.is_some_and(|g| g.id == id));
         self.waiting = rest;
+        let mut group = Vec::from(group);
+        // Copies go before what hides them, or they would be shown for a moment.
+        group.sort_by_key(|r| r.at.partition == service.log.partition(r.at.database, &r.key));
         for record in group {
             self.apply(record)?;
         }
@@ -378,23 +385,68 @@ impl Applier {
                 ChangeKind::Flush
             }
         };
-        // While loading nobody reads: what memory knows already is kept right.
-        let insert = self.goal.is_none();
-        let news = match &kind {
-            ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert),
-            ChangeKind::Delete { key } => database.hot.apply(key, at, None, insert),
-            ChangeKind::Flush => false,
-        };
-        // An own record comes by a second time: watchers were told when it was handed to the log.
-        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &kind) {
-            database.watches.changed(key);
-        }
-        self.batch.push(Change {
+        let change = Change {
             database: place.database,
             partition: place.partition,
             offset,
             kind,
-        });
+        };
+        if database.partitions().len() > 1 {
+            self.apply_spread(change)
+        } else {
+            self.show(change, None)
+        }
+    }
+
+    /// Applies a record of a topic with several partitions: the key may have others there.
+    fn apply_spread(&mut self, change: Change) -> Result<(), ApplyError> {
+        // What was applied before must be found.
+        if self.service.may_have_copies(&change) {
+            self.push(None)?;
+        }
+        let at = |partition| TopicPartition {
+            database: change.database,
+            partition,
+        };
+        self.met.insert(at(change.partition), change.offset + 1);
+        let home = match &change.kind {
+            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
+                self.service.log.partition(change.database, key)
+            }
+            ChangeKind::Flush => change.partition,
+        };
+        let ahead = At {
+            partition: home,
+            offset: self.met.get(&at(home)).copied().unwrap_or(0),
+        };
+        match self.service.settle(change, &mut self.batch)? {
+            Some(change) => {
+                let ahead = (change.partition != home).then_some(ahead);
+                self.show(change, ahead)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a change visible, unless memory has what stands in the log from `ahead` on.
+    fn show(&mut self, change: Change, ahead: Option<At>) -> Result<(), ApplyError> {
+        let database = &self.service.databases[change.database as usize];
+        let at = At {
+            partition: change.partition,
+            offset: change.offset,
+        };
+        // While loading nobody reads: what memory knows already is kept right.
+        let insert = self.goal.is_none();
+        let news = match &change.kind {
+            ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert, ahead),
+            ChangeKind::Delete { key } => database.hot.apply(key, at, None, insert, ahead),
+            ChangeKind::Flush => false,
+        };
+        // An own record comes by a second time: watchers were told when it was handed to the log.
+        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &change.kind) {
+            database.watches.changed(key);
+        }
+        self.batch.push(change);
         if self.batch.len() >= BATCH {
             self.push(None)?;
         }

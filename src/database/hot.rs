@@ -186,11 +186,13 @@ impl HotTier {
     }
 
     /// The applier read this record from the log. Without `insert` only a key that has a slot is kept up to date.
-    /// False if the record was known already: an own one that was acknowledged.
-    pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool) -> bool {
+    /// A state that is known from `ahead` on stays: an own one that was acknowledged and that the applier will come to.
+    /// False if the record was known already, or is not taken.
+    pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool, ahead: Option<At>) -> bool {
         let mut shard = self.shard(key).lock();
         shard.changes += 1;
         match shard.slots.get_mut(key) {
+            Some(slot) if slot.is_from(ahead) => false,
             Some(slot) => self.supersede(key, slot, at, entry),
             None if insert => {
                 let mut slot = Slot::new(Committed::Known { at, entry });
@@ -213,7 +215,8 @@ impl HotTier {
         };
         if let Committed::Known { at: known, .. } = &slot.committed
             && slot.unstored
-            && (known.partition != at.partition || known.offset <= at.offset)
+            && known.partition == at.partition
+            && known.offset <= at.offset
         {
             slot.unstored = false;
             let bytes = weigh(key, &slot.committed);
@@ -316,6 +319,14 @@ impl Slot {
             unstored: false,
             touched: false,
         }
+    }
+
+    /// True if what is known stands at this place of the log or behind it.
+    fn is_from(&self, place: Option<At>) -> bool {
+        let Committed::Known { at, .. } = &self.committed else {
+            return false;
+        };
+        place.is_some_and(|place| at.partition == place.partition && at.offset >= place.offset)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
-//! store), [`watch`], [`consistency`] (how new a read is), [`digest`].
+//! store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -11,6 +11,7 @@
 
 pub mod applier;
 pub mod consistency;
+pub mod copies;
 pub mod digest;
 pub mod hot;
 #[cfg(test)]
@@ -96,6 +97,8 @@ pub struct Counters {
     pub expired: AtomicU64,
     pub records_applied: AtomicU64,
     pub records_skipped: AtomicU64,
+    /// Values met outside of their key's home partition.
+    pub records_misplaced: AtomicU64,
     pub rebuilds: AtomicU64,
     pub writes_refused: AtomicU64,
     pub writes_uncertain: AtomicU64,
@@ -133,6 +136,8 @@ pub struct Database {
     pub watches: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
+    /// Keys may have values outside of their home partitions.
+    copies: AtomicBool,
 }
 
 /// What every write has to know of a topic, so that the log is not asked each time.
@@ -166,6 +171,7 @@ impl Database {
             hot: HotTier::new(budget),
             watches: Watches::default(),
             topic: OnceLock::new(),
+            copies: AtomicBool::new(false),
         }
     }
 
@@ -420,6 +426,21 @@ impl Service {
                         expanded.push(item.clone());
                     }
                 }
+                Item::Copy {
+                    database,
+                    key,
+                    partition,
+                } => {
+                    records.push(Record {
+                        to: TopicPartition {
+                            database: *database,
+                            partition: *partition,
+                        },
+                        key: key.clone(),
+                        payload: Payload::Tombstone,
+                    });
+                    expanded.push(item);
+                }
             }
         }
         let write = Write::new(self.clone(), owner.clone(), expanded, condition.is_some());
@@ -435,6 +456,7 @@ impl Service {
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
                 }
+                Item::Copy { .. } => {}
             }
         }
         self.log.produce(

@@ -125,6 +125,7 @@ impl Log for ScriptedLog {
             topic: "t".into(),
             id: "1".into(),
             partitions: 1,
+            partitioner: "",
             read_only: false,
         })
     }

@@ -142,6 +142,7 @@ impl Service {
         let write = if items.is_empty() {
             None
         } else {
+            let items = self.with_copies(items)?;
             self.admit(&items)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
             Some(self.commit(items, owner, epoch, condition))
@@ -186,9 +187,9 @@ impl Service {
             return Err(Fault::Wait(Wait::Room));
         }
         for item in items {
-            let (Item::Key { database, .. } | Item::Flush { database }) = item;
-            let Some(topic) = self.databases[*database as usize].topic.get() else {
-                return Err(Fault::Wait(Wait::CreateDatabase(*database)));
+            let database = item.database();
+            let Some(topic) = self.databases[database as usize].topic.get() else {
+                return Err(Fault::Wait(Wait::CreateDatabase(database)));
             };
             if topic.read_only {
                 return Err(Fault::error(format!(
@@ -274,9 +275,11 @@ impl Transaction<'_> {
         if let Some((at, applied)) = known {
             // Offset 0 also stands for "no record met".
             let newer = seen.at.filter(|seen| seen.partition == at.partition && seen.offset > 0);
+            let key = Bytes::copy_from_slice(key);
+            self.reads.extend(self.service.reads_of_copies(database, &key));
             self.reads.push(Read {
                 at,
-                key: Some(Bytes::copy_from_slice(key)),
+                key: Some(key),
                 known: newer.map_or(applied, |seen| applied.max(seen.offset + 1)),
             });
         }

@@ -32,6 +32,19 @@ pub enum Item {
     Flush {
         database: u16,
     },
+    /// What another producer left of a key outside of its home partition is removed; a [`Item::Key`] says what is shown.
+    Copy {
+        database: u16,
+        key: Bytes,
+        partition: u32,
+    },
+}
+
+impl Item {
+    pub fn database(&self) -> u16 {
+        let (Item::Key { database, .. } | Item::Flush { database } | Item::Copy { database, .. }) = self;
+        *database
+    }
 }
 
 /// One batch on its way to the log.
@@ -123,6 +136,7 @@ impl Write {
                     self.service.flushed(*database, place);
                     self.service.databases[*database as usize].acknowledged(place);
                 }
+                Item::Copy { database, .. } => self.service.databases[*database as usize].acknowledged(place),
             }
         }
     }

@@ -281,6 +281,11 @@ impl WriteBehind {
         if !self.is_loaded_only() {
             return None;
         }
+        self.newest(database, key)
+    }
+
+    /// What is here of a key.
+    pub fn newest(&self, database: u16, key: &[u8]) -> Option<Option<Entry>> {
         let name = Name {
             hash: key_hash(key),
             database,
@@ -564,7 +569,10 @@ impl Part {
             changes.extend(records.iter().map(|(name, held)| held.change(name)));
             service.store.apply(&changes)?;
             for (name, held) in records {
-                service.databases[name.database as usize].hot.stored(&name.key, held.at);
+                // Copies outside of the home partition are not in memory.
+                if let Some(database) = service.databases.get(name.database as usize) {
+                    database.hot.stored(&name.key, held.at);
+                }
             }
             changes.clear();
         }

@@ -37,6 +37,8 @@ pub struct TopicIdentity {
     /// Changes when the topic is deleted and made again, even under the same name.
     pub id: String,
     pub partitions: u32,
+    /// How keys are spread over them: by what function of the key.
+    pub partitioner: &'static str,
     /// Neither SET nor DEL is allowed (`--database N=topic,readonly`).
     pub read_only: bool,
 }

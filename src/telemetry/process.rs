@@ -52,6 +52,6 @@ pub fn raise_open_files(wanted: u64) -> u64 {
     };
     let set = [raised, up_to_hard]
         .into_iter()
-        .find(|limit| setrlimit(Resource::Nofile, limit.clone()).is_ok());
+        .find(|limit| setrlimit(Resource::Nofile, *limit).is_ok());
     set.and_then(|limit| limit.current).or(limit.current).unwrap_or(0)
 }

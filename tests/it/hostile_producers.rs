@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use highwater::log::kafka::Partitioner;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -182,7 +185,8 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
 fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("misplaced", 4);
-    let node = Highwater::on_kafka(kafka, &topic);
+    let node = Highwater::builder().kafka(kafka, &topic);
+    let node = node.allow("outside of the partition").start();
     let mut client = node.client();
     let hostile = Hostile::new(kafka, &topic);
     for partition in 0..4 {
@@ -198,4 +202,97 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
         client.check(&format!("SET \"only in {partition}\" new"), "+OK");
         assert!(is_shown(&mut client, &format!("\"only in {partition}\""), "new"));
     }
+}
+
+/// What each of the partitions has of a key.
+type Copies = [Option<String>; 4];
+
+/// What every node has to show of it.
+fn shown(home: usize, copies: &Copies) -> Option<&String> {
+    copies[home].as_ref().or_else(|| copies.iter().flatten().next())
+}
+
+fn check_shown(client: &mut Client, model: &[(String, usize, Copies)], who: &str) {
+    for (key, home, copies) in model {
+        let expected =
+            shown(*home, copies).map_or("$-1\r\n".into(), |value| format!("${}\r\n{value}\r\n", value.len()));
+        let reply = client.line(&format!("GET {key}"));
+        let reply = String::from_utf8_lossy(&reply);
+        assert_eq!(reply, expected, "{who}: {key}, at home in {home}: {copies:?}");
+    }
+}
+
+/// Producers that spread keys at random, writes through both nodes, kills: what is shown is a function of what each partition has.
+#[test]
+fn copies_in_several_partitions_are_shown_alike_by_all_nodes() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("copies", 4);
+    let hostile = Hostile::new(kafka, &topic);
+    let start = || {
+        let node = Highwater::builder()
+            .kafka(kafka, &topic)
+            .args(&["--read-consistency", "linearizable"]);
+        node.allow("outside of the partition").start()
+    };
+    let mut nodes = [start(), start()];
+    let mut model: Vec<(String, usize, Copies)> = (0..40)
+        .map(|n| {
+            let key = format!("k{n}");
+            let home = Partitioner::Murmur2.partition(key.as_bytes(), 4) as usize;
+            (key, home, Copies::default())
+        })
+        .collect();
+    for round in 0..12 {
+        for n in 0..80 {
+            let (key, _, copies) = &mut model[random.random_range(0..40)];
+            let partition = random.random_range(0..4);
+            copies[partition] = random.random_bool(0.6).then(|| format!("{round}.{n}"));
+            let value = copies[partition].as_ref().map(String::as_bytes);
+            hostile.send(partition as i32, key.as_bytes(), value, &[]);
+        }
+        hostile.flush();
+        let mut clients = [nodes[0].client(), nodes[1].client()];
+        for client in &mut clients {
+            check_shown(client, &model, &format!("round {round}, foreign writes"));
+        }
+        for n in 0..20 {
+            let (key, home, copies) = &mut model[random.random_range(0..40)];
+            let client = &mut clients[random.random_range(0..2)];
+            let before = shown(*home, copies).cloned();
+            *copies = Copies::default();
+            match random.random_range(0..3) {
+                0 => {
+                    client.check(&format!("SET {key} own{round}.{n}"), "+OK");
+                    copies[*home] = Some(format!("own{round}.{n}"));
+                }
+                1 => client.check(&format!("DEL {key}"), &format!(":{}", u8::from(before.is_some()))),
+                _ => {
+                    let value = before.unwrap_or_default() + "+";
+                    client.check(&format!("APPEND {key} +"), &format!(":{}", value.len()));
+                    copies[*home] = Some(value);
+                }
+            }
+        }
+        for client in &mut clients {
+            check_shown(client, &model, &format!("round {round}, own writes"));
+        }
+        if round % 4 == 3 {
+            nodes[round / 4 % 2].kill9();
+            nodes[round / 4 % 2].restart();
+        }
+    }
+    let anew = start();
+    check_shown(&mut anew.client(), &model, "a node that read all of it");
+    let digests: Vec<Vec<u8>> = [&nodes[0], &nodes[1], &anew]
+        .map(|node| node.client().line("HIGHWATER DIGEST"))
+        .into();
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "the digests differ");
+    anew.client().check("FLUSHALL", "+OK");
+    nodes[1].client().check("DBSIZE", ":0");
+    nodes[1].restart();
+    model.iter_mut().for_each(|(_, _, copies)| *copies = Copies::default());
+    check_shown(&mut nodes[1].client(), &model, "after a flush");
 }

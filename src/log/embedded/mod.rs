@@ -293,6 +293,7 @@ impl Log for EmbeddedLog {
             topic: format!("db{database}"),
             id: format!("{:032x}.{}", meta.id, meta.generation),
             partitions: 1,
+            partitioner: "",
             read_only: false,
         })
     }

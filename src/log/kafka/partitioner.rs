@@ -13,6 +13,13 @@ pub enum Partitioner {
 }
 
 impl Partitioner {
+    pub fn name(self) -> &'static str {
+        match self {
+            Partitioner::Murmur2 => "murmur2",
+            Partitioner::Crc32 => "crc32",
+        }
+    }
+
     /// `partitions` is at least 1.
     pub fn partition(self, key: &[u8], partitions: u32) -> u32 {
         match self {

@@ -306,6 +306,7 @@ mod tests {
             topic: "mocked".into(),
             id: String::new(),
             partitions: 1,
+            partitioner: "",
             read_only: false,
         };
         let topic = Topic {

@@ -314,6 +314,7 @@ impl Topics {
             topic: name.clone(),
             id: self.identity(&described.id),
             partitions: described.partitions,
+            partitioner: self.config.partitioner.name(),
             read_only: *read_only,
         };
         let retention = settings.number("delete.retention.ms").unwrap_or(TOMBSTONES_KEPT_MS);

@@ -1,0 +1,227 @@
+//! Copies: values outside of their key's home partition, left there by producers that spread keys in another way.
+//!
+//! What is shown of a key is a function of what each partition has of it, so that all nodes agree, in whatever order they read the
+//! partitions: the value in the home partition, else that of the lowest partition that has one. For that every copy
+//! is kept, in a hidden database of the store behind the ones that clients see, and what is shown is found anew when one comes or
+//! goes. A write through this node removes the copies of its keys.
+//!
+//! A topic with one partition, the default, pays nothing for this; one without copies a hash of each key.
+
+use std::sync::atomic::Ordering;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
+use tracing::warn;
+
+use super::write::Item;
+use super::{Database, Service};
+use crate::log::{Read, TopicPartition};
+use crate::store::{Change, ChangeKind, Entry, StoreError};
+
+/// Number of databases that the store is to have for so many that clients see.
+pub const fn databases_with_copies(databases: u16) -> u16 {
+    databases * 2
+}
+
+/// The name of a key's copy in the hidden database.
+fn copy_name(key: &[u8], partition: u32) -> Bytes {
+    let mut name = BytesMut::with_capacity(key.len() + 4);
+    name.put_slice(key);
+    name.put_u32(partition);
+    name.freeze()
+}
+
+impl Database {
+    /// True if any key may have a copy.
+    fn has_copies(&self) -> bool {
+        self.copies.load(Ordering::Acquire)
+    }
+}
+
+impl Service {
+    /// True if what this record changes depends on what other partitions have of its key.
+    pub(super) fn may_have_copies(&self, change: &Change) -> bool {
+        let is_misplaced = |key: &[u8]| self.log.partition(change.database, key) != change.partition;
+        match &change.kind {
+            ChangeKind::Put { key, .. } => is_misplaced(key),
+            ChangeKind::Delete { .. } => self.databases[change.database as usize].has_copies(),
+            ChangeKind::Flush => false,
+        }
+    }
+
+    /// The hidden database with the copies of this one.
+    fn hidden(&self, database: u16) -> u16 {
+        self.database_count() + database
+    }
+
+    /// Forgets what the store has of a database.
+    pub(super) fn clear_store(&self, database: u16) -> Result<(), StoreError> {
+        self.databases[database as usize].copies.store(false, Ordering::Release);
+        self.store.clear(self.hidden(database))?;
+        self.store.clear(database)
+    }
+
+    /// Looks whether the store came with copies.
+    pub(super) fn look_for_copies(&self) -> Result<(), StoreError> {
+        for (number, database) in (0..).zip(&self.databases) {
+            let spread = database.partitions().len() > 1;
+            let any = spread && self.store.count(self.hidden(number))? > 0;
+            database.copies.store(any, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// What was applied last under a name of `stored`, a database or its hidden one. Own writes that were acknowledged
+    /// since are not seen.
+    fn applied_last(&self, database: u16, stored: u16, name: &[u8]) -> Result<Option<Entry>, StoreError> {
+        let entry = match self.behind.newest(stored, name) {
+            Some(entry) => entry,
+            None => self.store.get(stored, name)?,
+        };
+        Ok(entry.filter(|entry| self.databases[database as usize].visible(entry)))
+    }
+
+    /// The copies of a key, lowest partition first.
+    fn copies(&self, database: u16, key: &[u8]) -> Result<SmallVec<[Entry; 1]>, StoreError> {
+        let home = self.log.partition(database, key);
+        let partitions = 0..self.databases[database as usize].partitions().len() as u32;
+        let copy = |partition| self.applied_last(database, self.hidden(database), &copy_name(key, partition));
+        partitions
+            .filter(|&partition| partition != home)
+            .filter_map(|partition| copy(partition).transpose())
+            .collect()
+    }
+
+    /// The items, and what removes the copies of their keys.
+    pub(super) fn with_copies(&self, items: SmallVec<[Item; 1]>) -> Result<SmallVec<[Item; 1]>, StoreError> {
+        let spread = |item: &Item| self.databases[item.database() as usize].has_copies();
+        if !items.iter().any(spread) {
+            return Ok(items);
+        }
+        let mut all = SmallVec::new();
+        for item in items {
+            if let Item::Key { database, key, .. } = &item
+                && spread(&item)
+            {
+                all.extend(self.copies(*database, key)?.iter().map(|copy| Item::Copy {
+                    database: *database,
+                    key: key.clone(),
+                    partition: copy.meta.partition,
+                }));
+            }
+            all.push(item);
+        }
+        Ok(all)
+    }
+
+    /// What a command that read a key rests on besides its home.
+    pub(super) fn reads_of_copies(&self, database: u16, key: &Bytes) -> impl Iterator<Item = Read> {
+        let home = self.log.partition(database, key);
+        let known = &self.databases[database as usize];
+        let partitions = (0..)
+            .zip(known.partitions())
+            .filter(move |(partition, _)| *partition != home);
+        let partitions = known.has_copies().then_some(partitions).into_iter().flatten();
+        partitions.map(move |(partition, progress)| Read {
+            at: TopicPartition { database, partition },
+            key: Some(key.clone()),
+            known: progress.applied.load(Ordering::Acquire),
+        })
+    }
+
+    /// What an applied record of a topic with several partitions changes of what is shown, if anything; what it changes of the
+    /// copies is appended to `hidden`. Everything applied before is in [`super::write_behind`] or in the store.
+    pub(super) fn settle(&self, change: Change, hidden: &mut Vec<Change>) -> Result<Option<Change>, StoreError> {
+        let database = &self.databases[change.database as usize];
+        let (key, is_value) = match &change.kind {
+            ChangeKind::Put { key, .. } => (key.clone(), true),
+            ChangeKind::Delete { key } => (key.clone(), false),
+            ChangeKind::Flush => {
+                if database.has_copies() {
+                    hidden.push(Change {
+                        database: self.hidden(change.database),
+                        ..change.clone()
+                    });
+                }
+                return Ok(Some(change));
+            }
+        };
+        let home = self.log.partition(change.database, &key);
+        let is_home = change.partition == home;
+        if is_home && (is_value || !database.has_copies()) {
+            return Ok(Some(change));
+        }
+        if !is_home {
+            if is_value {
+                self.counters.records_misplaced.fetch_add(1, Ordering::Relaxed);
+                if !database.copies.swap(true, Ordering::AcqRel) {
+                    self.warn_of_copies(&change);
+                }
+            } else if !database.has_copies() {
+                return Ok(None);
+            }
+            let name = copy_name(&key, change.partition);
+            let stored = self.hidden(change.database);
+            let known = self.applied_last(change.database, stored, &name)?;
+            if known.is_some_and(|known| known.meta.offset > change.offset) {
+                return Ok(None);
+            }
+            hidden.push(change.of_copy(stored, name));
+        }
+        let shown = self.applied_last(change.database, change.database, &key)?;
+        if shown.as_ref().is_some_and(|shown| {
+            let meta = &shown.meta;
+            meta.partition == home && (!is_home || meta.offset > change.offset)
+        }) {
+            return Ok(None);
+        }
+        // This record is not among what was applied before.
+        let mut copies = self.copies(change.database, &key)?;
+        copies.retain(|copy| copy.meta.partition != change.partition);
+        if let (false, ChangeKind::Put { entry, .. }) = (is_home, &change.kind) {
+            copies.push(entry.clone());
+        }
+        let best = copies.into_iter().min_by_key(|copy| copy.meta.partition);
+        Ok(match best {
+            Some(best) if shown.is_some_and(|shown| shown.meta == best.meta) => None,
+            Some(entry) => Some(Change {
+                partition: entry.meta.partition,
+                offset: entry.meta.offset,
+                kind: ChangeKind::Put { key, entry },
+                ..change
+            }),
+            None => Some(change),
+        })
+    }
+
+    fn warn_of_copies(&self, first: &Change) {
+        let topic = self.log.identity(first.database);
+        warn!(
+            database = first.database,
+            partition = first.partition,
+            offset = first.offset,
+            "topic {} has records outside of the partition that their key belongs into. If its other producers use librdkafka's \
+             default (consistent_random), start with --partitioner crc32; until then reads find these records, and writes take longer",
+            topic.map_or_else(String::new, |topic| topic.topic),
+        );
+    }
+}
+
+impl Change {
+    /// The same of the copy under this name.
+    fn of_copy(&self, database: u16, name: Bytes) -> Change {
+        let kind = match &self.kind {
+            ChangeKind::Put { entry, .. } => ChangeKind::Put {
+                key: name,
+                entry: entry.clone(),
+            },
+            ChangeKind::Delete { .. } => ChangeKind::Delete { key: name },
+            ChangeKind::Flush => ChangeKind::Flush,
+        };
+        Change {
+            database,
+            kind,
+            ..*self
+        }
+    }
+}
