@@ -140,6 +140,40 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
     }
 }
 
+/// A large reply on its way out, encoded piece by piece.
+pub struct Encoding<'r> {
+    /// What is still to be encoded, the next one last.
+    rest: Vec<&'r Reply>,
+    version: Version,
+}
+
+impl<'r> Encoding<'r> {
+    pub fn new(reply: &'r Reply, version: Version) -> Self {
+        Encoding {
+            rest: vec![reply],
+            version,
+        }
+    }
+
+    /// Appends at least so many bytes; false when that was all.
+    pub fn encode(&mut self, out: &mut BytesMut, least: usize) -> bool {
+        let enough = out.len() + least;
+        while out.len() < enough {
+            let Some(reply) = self.rest.pop() else {
+                return false;
+            };
+            match reply {
+                Reply::Array(items) => {
+                    write_header(out, b'*', items.len());
+                    self.rest.extend(items.iter().rev());
+                }
+                other => encode(other, self.version, out),
+            }
+        }
+        true
+    }
+}
+
 #[inline]
 pub fn write_ok(out: &mut BytesMut) {
     out.put_slice(b"+OK\r\n");

@@ -2,29 +2,26 @@
 //!
 //! Replies that wait for the log are kept behind; a pipeline of writes is handed to the log as one burst and waited for once.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use bytes::Buf;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tracing::debug;
 
+use super::wire::Wire;
 use crate::command::execute::{Pending, Step, execute, execute_waiting, settle};
 use crate::command::session::Replies;
 use crate::command::{Session, Shared};
-use crate::resp::{Args, Decoder, Limits, Next, Reply, Version, encode};
+use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, encode};
 
 /// Requests decoded, executed and answered together.
 const BURST: usize = 1_024;
-/// Bytes of replies that are sent without waiting for the end of the burst.
+/// Bytes of replies that are sent without waiting for the end of the burst, or of the reply.
 const FLUSH_AT: usize = 256 << 10;
-/// Capacity that an idle connection keeps for reading and for writing.
-const KEPT: usize = 64 << 10;
-
 /// Bytes of replies that are held back behind writes under way before those are waited for.
 const MAX_HELD: usize = 1 << 20;
 
@@ -37,12 +34,9 @@ struct Held<'a> {
 }
 
 struct Connection {
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
+    wire: Wire,
     shared: Arc<Shared>,
     session: Session,
-    input: BytesMut,
-    output: BytesMut,
     decoder: Decoder,
 }
 
@@ -52,14 +46,10 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
         .clients
         .add(stream.peer_addr().ok(), stream.local_addr().ok(), stream.as_raw_fd());
     let authenticated = shared.config.requirepass().is_none();
-    let (reader, writer) = stream.into_split();
     let mut connection = Connection {
-        reader,
-        writer,
+        wire: Wire::new(stream, client.clone(), shared.clone()),
         session: Session::new(client.clone(), authenticated),
         shared: shared.clone(),
-        input: BytesMut::new(),
-        output: BytesMut::new(),
         decoder: Decoder::new(),
     };
     if let Err(error) = connection.serve().await {
@@ -69,33 +59,47 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 impl Connection {
-    async fn serve(&mut self) -> std::io::Result<()> {
+    async fn serve(&mut self) -> io::Result<()> {
         loop {
-            let mut input = std::mem::take(&mut self.input);
+            let mut input = self.wire.take();
             let next = self.decoder.decode(&mut input, &self.limits(), BURST);
-            self.session.client.input_bytes.store(input.len(), Ordering::Relaxed);
             let decoder = std::mem::take(&mut self.decoder);
             let outcome = self.answer(&decoder, &input).await;
             let commands = &self.shared.stats.commands_processed;
             commands.fetch_add(decoder.len() as u64, Ordering::Relaxed);
             self.decoder = decoder;
-            self.input = input;
             outcome?;
-            self.input.advance(self.decoder.finish());
+            input.advance(self.decoder.finish());
+            let more = self.wire.put_back(input) || matches!(next, Next::More);
             if let Next::Failed(error) = next
                 && !self.session.close
             {
-                error.encode(&mut self.output);
-                self.session.close = true;
+                self.fail(error);
             }
-            self.flush().await?;
             if self.session.close || self.session.client.is_killed() || self.shared.shutdown.is_asked() {
-                return Ok(());
+                return self.wire.finish().await;
             }
-            if !matches!(next, Next::More) && !self.read(next).await? {
-                return Ok(());
+            self.wire.flush().await?;
+            if more {
+                // A giant pipeline takes turns with other connections.
+                tokio::task::yield_now().await;
+                continue;
             }
+            if !self.wire.read(|buffered| next.room(buffered)).await? {
+                return self.wire.finish().await;
+            }
+            self.session.reads.arrived = Instant::now();
         }
+    }
+
+    /// What the client sent is no request: the last thing that it is told.
+    fn fail(&mut self, error: ProtocolError) {
+        if matches!(error, ProtocolError::RequestTooBig) {
+            let count = &self.shared.stats.query_limit_disconnections;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        error.encode(&mut self.wire.output);
+        self.session.close = true;
     }
 
     fn limits(&self) -> Limits {
@@ -107,40 +111,16 @@ impl Connection {
         }
     }
 
-    /// Reads more; false at the end of the connection.
-    async fn read(&mut self, next: Next) -> std::io::Result<bool> {
-        if self.input.is_empty() && self.input.capacity() > KEPT {
-            self.input = BytesMut::new();
-        }
-        self.input.reserve(next.room(self.input.len()));
-        self.session
-            .client
-            .input_bytes
-            .store(self.input.len(), Ordering::Relaxed);
-        let client = self.session.client.clone();
-        let idle = self.shared.config.timeout();
-        let read = tokio::select! {
-            biased;
-            read = self.reader.read_buf(&mut self.input) => read?,
-            () = client.killed() => 0,
-            () = self.shared.shutdown.asked() => 0,
-            () = tokio::time::sleep(idle.unwrap_or(Duration::MAX)), if idle.is_some() => 0,
-        };
-        self.shared.stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        self.session.reads.arrived = Instant::now();
-        Ok(read > 0)
-    }
-
     /// Executes the decoded requests and puts their replies, in order, into the output.
-    async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> std::io::Result<()> {
+    async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> io::Result<()> {
         let mut held: Vec<Held<'_>> = Vec::new();
         let mut held_bytes = 0;
         for request in decoder.requests(input) {
             let args = request.args();
             let mut step = execute(&mut self.session, &self.shared, &args, false);
             if matches!(step, Step::Before(_) | Step::Later(_)) {
-                self.settle_all(&mut held).await;
-                self.flush().await?;
+                self.settle_all(&mut held).await?;
+                self.wire.flush().await?;
                 step = execute_waiting(&mut self.session, &self.shared, &args, step).await;
             }
             let (mode, version) = (self.next_mode(), self.session.version);
@@ -151,7 +131,7 @@ impl Connection {
                 Step::Before(_) | Step::Later(_) => continue,
             };
             match reply {
-                Ok(reply) if held.is_empty() => self.put(&reply, mode, version),
+                Ok(reply) if held.is_empty() => self.put(&reply, mode, version).await?,
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
@@ -162,7 +142,7 @@ impl Connection {
                         version,
                     });
                     if barrier || held_bytes > MAX_HELD {
-                        self.settle_all(&mut held).await;
+                        self.settle_all(&mut held).await?;
                         held_bytes = 0;
                     }
                 }
@@ -170,16 +150,15 @@ impl Connection {
             if self.session.close || self.session.client.is_killed() {
                 break;
             }
-            if self.output.len() >= FLUSH_AT {
-                self.flush().await?;
+            if self.wire.output.len() >= FLUSH_AT {
+                self.wire.flush().await?;
             }
         }
-        self.settle_all(&mut held).await;
-        Ok(())
+        self.settle_all(&mut held).await
     }
 
     /// Waits for the writes under way, once for all of them, and puts the replies behind them into the output.
-    async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) {
+    async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) -> io::Result<()> {
         let deadline = Instant::now() + self.shared.service.write_timeout();
         let mut open = !held.is_empty();
         while open {
@@ -198,9 +177,10 @@ impl Connection {
         } in held.drain(..)
         {
             if let Ok(reply) = reply {
-                self.put(&reply, mode, version);
+                self.put(&reply, mode, version).await?;
             }
         }
+        Ok(())
     }
 
     /// CLIENT REPLY as it holds for the command just executed.
@@ -214,35 +194,28 @@ impl Connection {
         mode
     }
 
-    fn put(&mut self, reply: &Reply, mode: Replies, version: Version) {
+    async fn put(&mut self, reply: &Reply, mode: Replies, version: Version) -> io::Result<()> {
         if let Reply::Error(text) = reply {
             self.shared.stats.count_error(text);
         }
-        if mode == Replies::On {
-            encode(reply, version, &mut self.output);
-        }
-    }
-
-    async fn flush(&mut self) -> std::io::Result<()> {
-        if self.output.is_empty() {
+        if mode != Replies::On {
             return Ok(());
         }
-        let client = self.session.client.clone();
-        client.output_bytes.store(self.output.len(), Ordering::Relaxed);
-        self.shared
-            .stats
-            .output_bytes
-            .fetch_add(self.output.len() as u64, Ordering::Relaxed);
-        tokio::select! {
-            biased;
-            written = self.writer.write_all(&self.output) => written?,
-            () = client.killed() => {}
+        let size = reply.size();
+        if size > FLUSH_AT {
+            return self.put_large(reply, size, version).await;
         }
-        client.output_bytes.store(0, Ordering::Relaxed);
-        if self.output.capacity() > KEPT {
-            self.output = BytesMut::new();
-        } else {
-            self.output.clear();
+        encode(reply, version, &mut self.wire.output);
+        self.wire.check_hard_limit(0)
+    }
+
+    /// A reply may be larger than memory, one value being named many times: it is encoded as fast as the client reads it.
+    #[cold]
+    async fn put_large(&mut self, reply: &Reply, size: usize, version: Version) -> io::Result<()> {
+        self.wire.check_hard_limit(size)?;
+        let mut encoding = Encoding::new(reply, version);
+        while encoding.encode(&mut self.wire.output, FLUSH_AT) {
+            self.wire.flush().await?;
         }
         Ok(())
     }

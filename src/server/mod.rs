@@ -1,6 +1,7 @@
 //! The network side: listeners and one task per connection. It knows the protocol and the commands, not the databases.
 
 pub mod connection;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,10 @@ use crate::command::Shared;
 /// How long connections get to send their last replies when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Bytes that the kernel takes over for a client before they can go out: as many megabytes as it would take otherwise, for each of
+/// thousands of clients that do not read, would use up its memory for everybody's connections. What is on its way does not count.
+const UNSENT: u32 = 256 << 10;
+
 /// Accepts connections until shutdown is asked, then waits for the open ones to finish what is under way.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
@@ -29,7 +34,8 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: let others end first.
-                    warn!(%error, "cannot accept a connection");
+                    let lines = &shared.stats.not_accepted;
+                    lines.warn(|suppressed| warn!(%error, suppressed, "cannot accept a connection"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -74,8 +80,9 @@ fn is_protected(stream: &TcpStream, shared: &Shared) -> bool {
 }
 
 fn prepare(stream: &TcpStream, shared: &Shared) {
-    // Either failing only costs latency or a late notice of a dead peer.
+    // Any of them failing only costs latency, memory or a late notice of a dead peer.
     let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
     let seconds = shared.config.tcp_keepalive();
     if seconds > 0 {
         let keepalive = TcpKeepalive::new()

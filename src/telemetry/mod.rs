@@ -5,6 +5,7 @@ pub mod latency;
 pub mod logging;
 pub mod process;
 pub mod slowlog;
+pub mod sparing;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 
 use latency::Latency;
 use slowlog::Slowlog;
+use sparing::Sparing;
 
 /// Time between samples of the rates, as in Redis.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
@@ -36,6 +38,10 @@ pub struct Stats {
     /// Clients that were disconnected because of `client-output-buffer-limit` and `client-query-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
+    /// Log lines about such clients.
+    pub above_limits: Sparing,
+    /// Log lines about connections that cannot be taken.
+    pub not_accepted: Sparing,
     pub slowlog: Slowlog,
     pub latency: Latency,
     /// Error replies by their first word.

@@ -9,6 +9,7 @@ mod consistency;
 mod disk_full;
 mod embedded_node;
 mod grpc;
+mod hostile_clients;
 mod hostile_producers;
 mod kafka_log;
 mod kafka_node;

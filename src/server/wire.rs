@@ -1,0 +1,246 @@
+//! The socket of one connection with what waits in either direction, and the bounds of that. It knows no command.
+//!
+//! A client that sends without reading what it is answered must cost little and must not be locked out: some clients send a whole pipeline
+//! before they read the first reply. So while replies cannot be sent no further command is computed, but requests are still taken in,
+//! [`READ_AHEAD`] bytes of them. Where `client-output-buffer-limit` bounds the replies that wait, commands are computed up to that
+//! bound, and above it the connection is closed, as Redis does.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::command::Shared;
+use crate::command::session::Client;
+use crate::config::checks::OutputLimit;
+
+/// Bytes of requests that are taken in while replies wait to be sent.
+const READ_AHEAD: usize = 64 << 20;
+/// Least room for what is read next.
+const LEAST_ROOM: usize = 16 << 10;
+/// Capacity that an idle connection keeps for reading and for writing.
+const KEPT: usize = 64 << 10;
+
+pub struct Wire {
+    reader: OwnedReadHalf,
+    writer: OwnedWriteHalf,
+    client: Arc<Client>,
+    shared: Arc<Shared>,
+    /// What was read and is not taken yet.
+    input: BytesMut,
+    /// Bytes that are taken from `input`, and that will come back in part.
+    taken: usize,
+    /// The client will send no more.
+    ended: bool,
+    /// Replies that wait to be sent.
+    pub output: BytesMut,
+    limit: OutputLimit,
+    /// Since when more waits than the soft limit allows.
+    above_soft: Option<Instant>,
+}
+
+impl Wire {
+    pub fn new(stream: TcpStream, client: Arc<Client>, shared: Arc<Shared>) -> Self {
+        let (reader, writer) = stream.into_split();
+        Wire {
+            reader,
+            writer,
+            client,
+            shared,
+            input: BytesMut::new(),
+            taken: 0,
+            ended: false,
+            output: BytesMut::new(),
+            limit: OutputLimit::default(),
+            above_soft: None,
+        }
+    }
+
+    /// What was read, for the caller to work on; the limits in force from here on are those of now.
+    pub fn take(&mut self) -> BytesMut {
+        self.limit = self.shared.config.output_limits().normal;
+        self.taken = self.input.len();
+        self.client.input_bytes.store(self.taken, Ordering::Relaxed);
+        std::mem::take(&mut self.input)
+    }
+
+    /// Gives back what of [`Wire::take`] is not served yet; true if more was read meanwhile.
+    pub fn put_back(&mut self, rest: BytesMut) -> bool {
+        self.taken = 0;
+        let mut rest = modest(rest);
+        let came = !self.input.is_empty();
+        if !came || !rest.is_empty() {
+            rest.extend_from_slice(&self.input);
+            self.input = rest;
+        }
+        came
+    }
+
+    /// Reads more behind what is there, with room for so many bytes; false at the end of the connection.
+    pub async fn read(&mut self, room: impl FnOnce(usize) -> usize) -> io::Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        self.input.reserve(room(self.input.len()));
+        let before = self.input.len();
+        self.client.input_bytes.store(before, Ordering::Relaxed);
+        while self.input.len() == before && !self.ended {
+            self.check_soft_limit()?;
+            if !self.exchange(true, true).await? {
+                return Ok(false);
+            }
+        }
+        Ok(self.input.len() > before)
+    }
+
+    /// Sends what waits, all but what the limits let a connection go on with.
+    #[inline]
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.send()?;
+        if self.output.is_empty() {
+            self.above_soft = None;
+            return Ok(());
+        }
+        let bearable = self.limit.hard.max(self.limit.soft);
+        self.flush_to(usize::try_from(bearable).unwrap_or(usize::MAX)).await
+    }
+
+    /// Sends all that waits.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        self.send()?;
+        self.flush_to(0).await
+    }
+
+    #[cold]
+    async fn flush_to(&mut self, bearable: usize) -> io::Result<()> {
+        while self.output.len() > bearable {
+            self.check_soft_limit()?;
+            let may_read = !self.ended && self.taken + self.input.len() < READ_AHEAD;
+            if may_read {
+                self.input.reserve(LEAST_ROOM);
+            }
+            if !self.exchange(may_read, false).await? {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+        }
+        self.check_soft_limit()
+    }
+
+    /// An error if so many bytes more would be above the hard limit.
+    #[inline]
+    pub fn check_hard_limit(&mut self, more: usize) -> io::Result<()> {
+        let hard = self.limit.hard;
+        if hard > 0 && (self.output.len() + more) as u64 > hard {
+            return Err(self.above_limit());
+        }
+        Ok(())
+    }
+
+    fn check_soft_limit(&mut self) -> io::Result<()> {
+        if self.limit.soft == 0 || self.output.len() as u64 <= self.limit.soft {
+            self.above_soft = None;
+            return Ok(());
+        }
+        let since = *self.above_soft.get_or_insert_with(Instant::now);
+        if since.elapsed() >= Duration::from_secs(self.limit.soft_seconds) {
+            return Err(self.above_limit());
+        }
+        Ok(())
+    }
+
+    /// Drops what waits: nothing of it is sent any more.
+    fn above_limit(&mut self) -> io::Error {
+        self.output = BytesMut::new();
+        let stats = &self.shared.stats;
+        stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+        stats.above_limits.warn(|suppressed| {
+            tracing::warn!(
+                client = self.client.id,
+                suppressed,
+                "closing a client that is above client-output-buffer-limit"
+            );
+        });
+        io::Error::other("above client-output-buffer-limit")
+    }
+
+    /// Sends what can be sent at once.
+    #[inline]
+    fn send(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.writer.try_write(&self.output) {
+                Ok(sent) => self.sent(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn sent(&mut self, sent: usize) {
+        self.shared.stats.output_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        if sent < self.output.len() {
+            self.output.advance(sent);
+        } else if self.output.capacity() > KEPT {
+            self.output = BytesMut::new();
+        } else {
+            self.output.clear();
+        }
+    }
+
+    /// Waits until something was read or sent; false if the connection has to end instead. `idle`: nothing is under way, so that the server's
+    /// stop ends it too.
+    async fn exchange(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
+        let patience = self.patience();
+        self.client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+        let read = tokio::select! {
+            biased;
+            sent = self.writer.write(&self.output), if !self.output.is_empty() => {
+                match sent? {
+                    0 => return Ok(false),
+                    sent => self.sent(sent),
+                }
+                self.client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+                return Ok(true);
+            }
+            read = self.reader.read_buf(&mut self.input), if may_read => read?,
+            () = self.client.killed() => return Ok(false),
+            () = self.shared.shutdown.asked(), if idle => return Ok(false),
+            () = tokio::time::sleep(patience.unwrap_or(Duration::MAX)), if patience.is_some() => {
+                self.check_soft_limit()?;
+                return Ok(false);
+            }
+        };
+        self.ended = read == 0;
+        self.shared.stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.client
+            .input_bytes
+            .store(self.taken + self.input.len(), Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// How long the client may do nothing: neither send nor take what waits for it.
+    fn patience(&self) -> Option<Duration> {
+        let soft = self
+            .above_soft
+            .map(|since| Duration::from_secs(self.limit.soft_seconds).saturating_sub(since.elapsed()));
+        match (self.shared.config.timeout(), soft) {
+            (Some(idle), Some(soft)) => Some(idle.min(soft)),
+            (idle, soft) => idle.or(soft),
+        }
+    }
+}
+
+/// The same bytes, without the room of a large request that was there before them.
+fn modest(mut rest: BytesMut) -> BytesMut {
+    // What a buffer was advanced by does not count in its capacity, but is kept with it.
+    match KEPT.checked_sub(rest.len()) {
+        Some(room) if rest.try_reclaim(room + 1) => BytesMut::from(&rest[..]),
+        _ => rest,
+    }
+}
