@@ -5,7 +5,10 @@
 // A helper may stand here before its first user does.
 #![allow(dead_code)]
 
+pub mod attempt;
 pub mod client;
+pub mod foreign;
+pub mod history;
 pub mod kafka;
 pub mod parts;
 pub mod ports;
