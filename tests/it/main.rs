@@ -12,6 +12,7 @@ mod grpc;
 mod hostile_producers;
 mod kafka_log;
 mod kafka_node;
+mod kills;
 mod linearizability;
 mod redis_suite;
 mod self_check;

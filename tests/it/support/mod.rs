@@ -31,3 +31,11 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Op
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// How many times longer than in a usual run tests that go on as long as one likes are to last: `HIGHWATER_TEST_LONG`.
+pub fn longer() -> u32 {
+    match std::env::var("HIGHWATER_TEST_LONG") {
+        Ok(factor) => factor.parse().expect("HIGHWATER_TEST_LONG is a number"),
+        Err(_) => 1,
+    }
+}
