@@ -435,7 +435,11 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
     if !session.authenticated && !command.has(flag::NO_AUTH) {
         return Err("NOAUTH Authentication required.".into());
     }
-    if command.has(flag::LOADING) || shared.service.is_serving() {
+    // What EXEC runs was queued while this node could be right, and is computed now.
+    let queued = session.multi.as_ref().filter(|_| matches!(command.run, Run::Exec));
+    let may_load = |command: &Command| command.has(flag::LOADING);
+    let may_load = may_load(command) && queued.is_none_or(|m| m.queued.iter().all(|q| may_load(q.command)));
+    if may_load || shared.service.is_serving() {
         return Ok(());
     }
     Err(Fault::error(match &*shared.service.status() {

@@ -342,12 +342,16 @@ impl Service {
             }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                // While loading, what was applied is neither in memory nor in the store: what is read then (by WATCH) is not to last.
+                let lasts = self.is_serving();
                 let entry = match self.behind.get(number, key) {
                     Some(entry) => entry,
                     None => self.store.get(number, key)?,
                 };
                 let entry = entry.filter(|e| database.visible(e));
-                database.hot.fill(key, entry.as_ref(), token);
+                if lasts {
+                    database.hot.fill(key, entry.as_ref(), token);
+                }
                 let at = entry.as_ref().map(|e| At {
                     partition: e.meta.partition,
                     offset: e.meta.offset,

@@ -12,13 +12,13 @@ use parking_lot::Mutex;
 
 use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
-use super::{Fault, Service, Settings, Transaction, Wait, applier};
+use super::{Fault, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
     Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
     TopicPartition,
 };
-use crate::store::Options;
 use crate::store::sled_store::SledStore;
+use crate::store::{Change, ChangeKind, Entry, Meta, Options, Value};
 
 const HERE: TopicPartition = TopicPartition {
     database: 0,
@@ -606,6 +606,37 @@ fn what_was_loaded_is_read_before_the_store_has_it() {
     f.service.behind.begin(Default::default());
     f.service.behind.show();
     assert!(!f.service.behind.is_loaded_only());
+}
+
+#[test]
+fn what_is_read_while_loading_is_not_remembered() {
+    let f = Fixture::new(false);
+    f.service.set_status(Status::Loading {
+        applied: 0,
+        total: 1,
+        rebuilding: None,
+    });
+    // WATCH looks at keys even now.
+    assert_eq!(f.get("k"), None);
+    let meta = Meta {
+        partition: 0,
+        offset: 7,
+        timestamp: 1,
+        expire_at: None,
+    };
+    let (key, value) = (Bytes::from_static(b"k"), Value::String(Bytes::from_static(b"v")));
+    let loaded = Change {
+        database: 0,
+        partition: 0,
+        offset: 7,
+        kind: ChangeKind::Put {
+            key,
+            entry: Entry { meta, value },
+        },
+    };
+    f.service.store.apply(&[loaded]).expect("the store takes it");
+    f.service.set_status(Status::Serving);
+    assert_eq!(f.get("k").as_deref(), Some("v"));
 }
 
 #[test]

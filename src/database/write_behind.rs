@@ -164,8 +164,11 @@ impl Drop for Hurry<'_> {
 
 /// What the writer does next, outside of the lock.
 enum Job {
-    /// Applies what is in flight; then the store is as far as this.
-    Write(Reached),
+    /// Applies what is in flight; then the store is as far as this. While loading, more of what was loaded may come behind it.
+    Write {
+        reached: Reached,
+        loading: bool,
+    },
     Checkpoint(Reached),
     Sweep,
     Stop(Reached),
@@ -352,7 +355,10 @@ impl WriteBehind {
             let wait = buffer.wait(delay, self.full(service, buffer.loading), self.is_hurried());
             let job = if wait.is_zero() {
                 buffer.take();
-                Job::Write(buffer.reached.clone())
+                Job::Write {
+                    reached: buffer.reached.clone(),
+                    loading: buffer.loading,
+                }
             } else if upkeep.is_checkpoint_due(service, &buffer.stored) {
                 Job::Checkpoint(buffer.stored.clone())
             } else if buffer.stopping.is_some() {
@@ -370,10 +376,9 @@ impl WriteBehind {
 
     /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
     /// stop, the positions stay as they were.
-    fn write(&self, service: &Service, reached: Reached) -> Result<(), StoreError> {
+    fn write(&self, service: &Service, reached: Reached, loading: bool) -> Result<(), StoreError> {
         let started = Instant::now();
         let mut buffer = self.buffer.lock();
-        let was_loading = buffer.loading;
         while let Some(part) = buffer.in_flight.front().cloned() {
             if buffer.forgetting || buffer.is_out_of_patience() {
                 buffer.in_flight.clear();
@@ -385,7 +390,7 @@ impl WriteBehind {
             buffer.in_flight.pop_front();
             self.let_go(service, part.bytes());
         }
-        if !was_loading || buffer.runs.is_empty() {
+        if !loading || buffer.runs.is_empty() {
             self.unseen.store(false, Ordering::Release);
         }
         for (at, position) in &reached.positions {
@@ -656,8 +661,8 @@ fn run(service: &Service) -> Result<(), StoreError> {
     };
     loop {
         match behind.next(service, &upkeep) {
-            Job::Write(reached) => {
-                behind.write(service, reached)?;
+            Job::Write { reached, loading } => {
+                behind.write(service, reached, loading)?;
                 // A flush may have been among it.
                 upkeep.sweeping = true;
             }

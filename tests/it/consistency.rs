@@ -56,7 +56,7 @@ fn digest(client: &mut Client, database: &str) -> Vec<(i64, i64, String)> {
 }
 
 /// The digests of two nodes at the same position: the log stands still, both come to its end.
-fn equal_digests(a: &mut Client, b: &mut Client, database: &str) -> Vec<(i64, i64, String)> {
+pub fn equal_digests(a: &mut Client, b: &mut Client, database: &str) -> Vec<(i64, i64, String)> {
     let deadline = Instant::now() + SOON;
     loop {
         let (one, two) = (digest(a, database), digest(b, database));

@@ -13,6 +13,8 @@ mod hostile_clients;
 mod hostile_producers;
 mod kafka_log;
 mod kafka_node;
+mod kills;
+mod linearizability;
 mod redis_suite;
 mod self_check;
 mod side_by_side;

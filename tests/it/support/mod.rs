@@ -5,7 +5,10 @@
 // A helper may stand here before its first user does.
 #![allow(dead_code)]
 
+pub mod attempt;
 pub mod client;
+pub mod foreign;
+pub mod history;
 pub mod kafka;
 pub mod parts;
 pub mod ports;
@@ -26,5 +29,13 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Op
         }
         assert!(Instant::now() < end, "waited {deadline:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How many times longer than in a usual run tests that go on as long as one likes are to last: `HIGHWATER_TEST_LONG`.
+pub fn longer() -> u32 {
+    match std::env::var("HIGHWATER_TEST_LONG") {
+        Ok(factor) => factor.parse().expect("HIGHWATER_TEST_LONG is a number"),
+        Err(_) => 1,
     }
 }

@@ -131,20 +131,33 @@ pub fn node_modules() -> PathBuf {
 /// The program of `tests/it/clients/go`, built.
 pub fn go_client() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    let project = clients_dir().join("go");
-    let inputs = ["go.mod", "go.sum", "main.go"].map(|name| project.join(name));
+    let build = || go_program("go", "client", &clients_dir().join("go"));
+    PART.get_or_init(build).clone()
+}
+
+/// The program of `tests/it/judge`, built: it judges histories with porcupine.
+pub fn judge() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/judge");
+    PART.get_or_init(|| go_program("judge", "judge", &project)).clone()
+}
+
+fn go_program(name: &str, program: &str, project: &Path) -> PathBuf {
+    let inputs = ["go.mod", "go.sum", "main.go"].map(|file| project.join(file));
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    let part = PART.get_or_init(|| {
-        fetched("go", &fingerprint(&inputs), |into| {
-            let mut go = go();
-            go.args(["build", "-mod=readonly", "-o"])
-                .arg(into.join("client"))
-                .arg(".")
-                .current_dir(&project);
-            remedied("go-redis", "needs a way to proxy.golang.org", go);
-        })
+    let part = fetched(name, &fingerprint(&inputs), |into| {
+        let mut go = go();
+        go.args(["build", "-mod=readonly", "-o"])
+            .arg(into.join(program))
+            .arg(".")
+            .current_dir(project);
+        remedied(
+            &format!("the modules of {}", project.display()),
+            "needs a way to proxy.golang.org",
+            go,
+        );
     });
-    part.join("client")
+    part.join(program)
 }
 
 /// Node: the installed one, or, where the system's is too old for today's clients, the one that
@@ -200,6 +213,7 @@ pub fn prefetch() {
     python();
     node_modules();
     go_client();
+    judge();
 }
 
 // ---- how a part gets into target/parts ----

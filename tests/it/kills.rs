@@ -1,0 +1,263 @@
+//! kill -9 again and again under load from many clients: what was acknowledged is there, groups are whole, counters are exact.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::consistency::equal_digests;
+use crate::support::attempt::{Attempts, Ended};
+use crate::support::client::Client;
+use crate::support::kafka::{self, fresh_topic};
+use crate::support::longer;
+use crate::support::server::Highwater;
+
+const CLIENTS: usize = 8;
+const COUNTERS: usize = 3;
+const ACCOUNTS: usize = 4;
+
+/// Of numbers that were written one after the other: the last that was acknowledged, and the last that was sent.
+#[derive(Default, Debug, Clone, Copy)]
+struct Known {
+    acknowledged: u64,
+    sent: u64,
+}
+
+impl Known {
+    fn next(&mut self) -> u64 {
+        self.sent += 1;
+        self.sent
+    }
+
+    fn note(&mut self, ended: &Ended) {
+        if let Ended::Answered(_) = ended {
+            self.acknowledged = self.sent;
+        }
+    }
+
+    fn allows(&self, found: u64) -> bool {
+        (self.acknowledged..=self.sent).contains(&found)
+    }
+}
+
+/// What a client knows of the keys that it alone writes.
+#[derive(Default, Debug)]
+struct Ledger {
+    plain: Known,
+    /// Three keys that are written together by MSET.
+    group: Known,
+    /// Written in MULTI … EXEC, with a transfer between accounts.
+    exec: Known,
+    /// Written with an odd number, deleted with an even one.
+    brief: Known,
+}
+
+/// Counters that all clients write: increments that were acknowledged, and such that may have happened.
+#[derive(Default)]
+struct Counter {
+    acknowledged: AtomicU64,
+    open: AtomicU64,
+}
+
+struct Load {
+    ledgers: Vec<Ledger>,
+    counters: [Counter; COUNTERS],
+}
+
+impl Load {
+    fn new() -> Load {
+        Load {
+            ledgers: (0..CLIENTS).map(|_| Ledger::default()).collect(),
+            counters: Default::default(),
+        }
+    }
+
+    /// All clients write until the node is killed under them.
+    fn until_killed(&mut self, node: &mut Highwater, after: Duration, random: &mut StdRng) {
+        let port = node.port;
+        let counters = &self.counters;
+        std::thread::scope(|scope| {
+            for (number, ledger) in self.ledgers.iter_mut().enumerate() {
+                let random = StdRng::from_rng(random);
+                scope.spawn(move || write(Attempts::on(port), number, ledger, counters, random));
+            }
+            std::thread::sleep(after);
+            node.kill9();
+        });
+    }
+
+    fn check(&self, client: &mut Client, context: &str) {
+        for (number, ledger) in self.ledgers.iter().enumerate() {
+            let plain = numbers(client, &format!("MGET plain-{number}"))[0];
+            assert!(
+                ledger.plain.allows(plain),
+                "{context}: client {number}: plain {plain}, {ledger:?}"
+            );
+            let group = numbers(client, &format!("MGET a-{number} b-{number} c-{number}"));
+            let whole = group.iter().all(|found| *found == group[0]);
+            assert!(
+                whole && ledger.group.allows(group[0]),
+                "{context}: client {number}: MSET {group:?}, {ledger:?}"
+            );
+            let exec = numbers(client, &format!("MGET exec-{number} twin-{number}"));
+            assert!(
+                exec[0] == exec[1] && ledger.exec.allows(exec[0]),
+                "{context}: client {number}: EXEC {exec:?}, {ledger:?}"
+            );
+            // What is deleted reads as 0.
+            let brief = numbers(client, &format!("MGET brief-{number}"))[0];
+            let known = ledger.brief;
+            let states = (known.acknowledged..=known.sent).map(|n| if n % 2 == 1 { n } else { 0 });
+            assert!(
+                states.into_iter().any(|state| state == brief),
+                "{context}: client {number}: brief {brief}, {ledger:?}"
+            );
+        }
+        for (number, counter) in self.counters.iter().enumerate() {
+            let found = numbers(client, &format!("MGET counter-{number}"))[0];
+            let acknowledged = counter.acknowledged.load(Ordering::Relaxed);
+            let open = counter.open.load(Ordering::Relaxed);
+            assert!(
+                (acknowledged..=acknowledged + open).contains(&found),
+                "{context}: counter {number} is {found}, {acknowledged} acknowledged, {open} open"
+            );
+        }
+        let accounts: Vec<String> = (0..ACCOUNTS).map(|n| format!("account-{n}")).collect();
+        let reply = client.tree(&format!("MGET {}", accounts.join(" ")));
+        let sum: i64 = reply.items().iter().map(|item| item.integer().unwrap_or(0)).sum();
+        assert_eq!(sum, 0, "{context}: a transfer was done by half: {reply:?}");
+    }
+
+    fn acknowledged(&self) -> u64 {
+        let of_ledger =
+            |l: &Ledger| l.plain.acknowledged + l.group.acknowledged + l.exec.acknowledged + l.brief.acknowledged;
+        let increments = self.counters.iter().map(|c| c.acknowledged.load(Ordering::Relaxed));
+        self.ledgers.iter().map(of_ledger).sum::<u64>() + increments.sum::<u64>()
+    }
+}
+
+/// What MGET answers, 0 for a key that is not there.
+fn numbers(client: &mut Client, line: &str) -> Vec<u64> {
+    let reply = client.tree(line);
+    assert!(!reply.is_error(), "{line}: {reply:?}");
+    let number = |item: &crate::support::resp::Reply| item.integer().map_or(0, |number| number as u64);
+    reply.items().iter().map(number).collect()
+}
+
+/// One client: writes until its connection breaks.
+fn write(mut node: Attempts, number: usize, ledger: &mut Ledger, counters: &[Counter], mut random: StdRng) {
+    loop {
+        match random.random_range(0..7) {
+            0 | 1 => {
+                let value = ledger.plain.next();
+                let ended = node.line(&format!("SET plain-{number} {value}"));
+                ledger.plain.note(&ended);
+            }
+            2 => pipeline(&mut node, number, &mut ledger.plain),
+            3 => {
+                let value = ledger.group.next();
+                let ended = node.line(&format!(
+                    "MSET a-{number} {value} b-{number} {value} c-{number} {value}"
+                ));
+                ledger.group.note(&ended);
+            }
+            4 => {
+                let ended = transfer(&mut node, number, ledger.exec.next(), &mut random);
+                ledger.exec.note(&ended);
+            }
+            5 => {
+                let value = ledger.brief.next();
+                let ended = match value % 2 {
+                    1 => node.line(&format!("SET brief-{number} {value}")),
+                    _ => node.line(&format!("DEL brief-{number}")),
+                };
+                ledger.brief.note(&ended);
+            }
+            _ => {
+                let counter = random.random_range(0..COUNTERS);
+                let ended = match node.line(&format!("INCR counter-{counter}")) {
+                    Ended::Answered(_) => &counters[counter].acknowledged,
+                    Ended::Open => &counters[counter].open,
+                    Ended::Nothing => &AtomicU64::new(0),
+                };
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if !node.is_connected() {
+            return;
+        }
+    }
+}
+
+/// Several writes of one key at once.
+fn pipeline(node: &mut Attempts, number: usize, plain: &mut Known) {
+    let first = plain.sent + 1;
+    plain.sent += 10;
+    let lines: Vec<String> = (first..=plain.sent)
+        .map(|value| format!("SET plain-{number} {value}"))
+        .collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    for (value, ended) in (first..).zip(node.lines(&lines)) {
+        if let Ended::Answered(_) = ended {
+            plain.acknowledged = value;
+        }
+    }
+}
+
+/// Moves an amount between two accounts, and notes the number of the transfer twice.
+fn transfer(node: &mut Attempts, number: usize, value: u64, random: &mut StdRng) -> Ended {
+    let (from, to) = (random.random_range(0..ACCOUNTS), random.random_range(0..ACCOUNTS));
+    let amount = random.random_range(1..100);
+    let lines = [
+        "MULTI",
+        &format!("SET exec-{number} {value}"),
+        &format!("DECRBY account-{from} {amount}"),
+        &format!("INCRBY account-{to} {amount}"),
+        &format!("SET twin-{number} {value}"),
+        "EXEC",
+    ];
+    node.lines(&lines).pop().expect("as many as were sent")
+}
+
+#[test]
+fn the_embedded_log_survives_kill_9_again_and_again() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut node = Highwater::embedded();
+    let mut load = Load::new();
+    for kill in 0..30 * longer() {
+        let after = Duration::from_millis(random.random_range(5..150));
+        load.until_killed(&mut node, after, &mut random);
+        node.restart();
+        load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
+    }
+    println!("{} writes were acknowledged", load.acknowledged());
+    // The store is never the only place of anything.
+    node.kill9();
+    std::fs::remove_dir_all(node.dir().join("store")).expect("the store can be removed");
+    node.allow("rebuil");
+    node.restart();
+    load.check(&mut node.client(), &format!("seed {seed}, rebuilt"));
+}
+
+#[test]
+fn a_node_on_kafka_survives_kill_9_again_and_again() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let topic = fresh_topic("kills");
+    let mut node = Highwater::on_kafka(kafka::shared(), &topic);
+    let mut load = Load::new();
+    for kill in 0..10 * longer() {
+        let after = Duration::from_millis(random.random_range(50..600));
+        load.until_killed(&mut node, after, &mut random);
+        node.restart();
+        load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
+    }
+    println!("{} writes were acknowledged", load.acknowledged());
+    let other = Highwater::on_kafka(kafka::shared(), &topic);
+    load.check(&mut other.client(), &format!("seed {seed}, on another node"));
+    equal_digests(&mut node.client(), &mut other.client(), "0");
+}
