@@ -1,0 +1,344 @@
+//! The rows that are more than one load on one server.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bench::{self, Bench, Case, Figures, fill, latencies};
+use crate::keys::{Range, Spread};
+use crate::load::{Load, Pace, Plan, Until, Work};
+use crate::machine;
+use crate::prober;
+use crate::rows::{Column, column, usual};
+use crate::servers::{Kind, Server};
+
+const REBUILD_LIMIT: Duration = Duration::from_secs(1_800);
+const SUSTAINED: Duration = Duration::from_secs(600);
+const MIB: f64 = (1 << 20) as f64;
+
+pub const BARE: &str = "bare produce";
+pub const LATENCY: &[Column] = &[
+    column("p50", "p50 µs", 0),
+    column("p99", "p99 µs", 0),
+    column("p999", "p99.9 µs", 0),
+];
+pub const BESIDE: &[Column] = &[
+    column("p50", "GET p50 µs", 0),
+    column("p99", "GET p99 µs", 0),
+    column("p999", "GET p99.9 µs", 0),
+    column("set_p50", "SET p50 µs", 0),
+    column("set_p99", "SET p99 µs", 0),
+];
+pub const MEMORY: &[Column] = &[
+    column("idle", "idle MiB", 1),
+    column("filled", "filled MiB", 1),
+    column("per_million", "MiB per million keys", 1),
+];
+pub const UNFIT: &[Column] = &[
+    column("per_second", "per second", 0),
+    column("p50", "p50 µs", 0),
+    column("p99", "p99 µs", 0),
+    column("server_cpu", "server CPU µs", 2),
+    column("resident", "resident MiB", 0),
+    column("disk", "disk MiB", 0),
+];
+pub const SUSTAINED_COLUMNS: &[Column] = &[
+    column("per_second", "per second", 0),
+    column("slowest", "slowest second", 0),
+    column("p99", "p99 µs", 0),
+    column("server_cpu", "server CPU µs", 2),
+    column("resident", "most resident MiB", 0),
+    column("disk", "disk MiB", 0),
+];
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / MIB
+}
+
+/// A topic as Highwater makes it, with nothing in it.
+fn new_topic(bench: &mut Bench) -> Result<String> {
+    let topic = bench.site.fresh_topic();
+    drop(on_topic(bench, &topic)?);
+    Ok(topic)
+}
+
+fn on_topic(bench: &mut Bench, topic: &str) -> Result<Server> {
+    Server::start(
+        Kind::OnKafka,
+        &mut bench.site,
+        &["--topic".to_owned(), topic.to_owned()],
+    )
+}
+
+pub fn latency(bench: &mut Bench) -> Result<()> {
+    const CASE: &str = "1 client";
+    let case = Case {
+        clients: 1,
+        pipeline: 1,
+        ..usual(&bench.options, Work::Set)
+    };
+    let figures = bench.measure(Kind::OnKafka, &case)?;
+    bench.note(CASE, Kind::OnKafka.name(), figures)?;
+    let topic = new_topic(bench)?;
+    let args = [
+        bench.site.kafka()?,
+        topic,
+        bench.options.time().as_secs_f64().to_string(),
+        case.value_bytes.to_string(),
+    ];
+    bench.settle(&[]);
+    let printed = bench.site.example("bare_produce", &args)?;
+    let figure = |name: &'static str| -> Result<(&'static str, f64)> {
+        Ok((
+            name,
+            *printed
+                .get(name)
+                .with_context(|| format!("no {name} from bare_produce"))?,
+        ))
+    };
+    bench.note(
+        CASE,
+        BARE,
+        Figures::from([figure("p50")?, figure("p99")?, figure("p999")?]),
+    )
+}
+
+pub fn visible(bench: &mut Bench) -> Result<()> {
+    let topic = bench.site.fresh_topic();
+    let first = on_topic(bench, &topic)?;
+    let second = on_topic(bench, &topic)?;
+    let case = usual(&bench.options, Work::Set);
+    fill(first.port, case.range, case.value_bytes)?;
+    bench.settle(&[first.pid(), second.pid()]);
+    let time = bench.options.time();
+    let per_second = bench.options.sized(10_000);
+    let load = Load::connect(Plan {
+        pace: Pace::Open { per_second },
+        ..case.plan(first.port, Until::Time(time), u64::from(bench.round))
+    })?;
+    let done = AtomicBool::new(false);
+    let (load, seen) = std::thread::scope(|scope| {
+        let prober = scope.spawn(|| prober::run(first.port, second.port, &done));
+        let load = load.run();
+        done.store(true, Ordering::Relaxed);
+        (load, prober.join().expect("the prober does not panic"))
+    });
+    let (load, seen) = (load?, seen?);
+    ensure!(!seen.is_empty(), "nothing was seen");
+    let at = |percent: f64| seen.value_at_percentile(percent) as f64 / 1e3;
+    let figures = [
+        ("p50", at(50.0)),
+        ("p99", at(99.0)),
+        ("p999", at(99.9)),
+        ("probes", seen.len() as f64),
+        ("set_p99", load.percentile(99.0)),
+    ];
+    bench.note("10k SET/s", "two nodes on Kafka", Figures::from(figures))
+}
+
+pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
+    for kind in [Kind::RedisAlways, Kind::Embedded, Kind::OnKafka] {
+        let (get, set) = (usual(&bench.options, Work::Get), usual(&bench.options, Work::Set));
+        bench.fill(kind, get.range, get.value_bytes)?;
+        bench.settle(&[]);
+        let port = bench.server(kind)?.port;
+        let until = Until::Time(bench.options.time());
+        let connect = |case: &Case, rate: u64, seed: u64| {
+            Load::connect(Plan {
+                pace: Pace::Open {
+                    per_second: bench.options.sized(rate),
+                },
+                ..case.plan(port, until, seed)
+            })
+        };
+        let (gets, sets) = (connect(&get, 50_000, 1)?, connect(&set, 20_000, 2)?);
+        let (gets, sets) = std::thread::scope(|scope| {
+            let sets = scope.spawn(|| sets.run());
+            (gets.run(), sets.join().expect("a load does not panic"))
+        });
+        let (gets, sets) = (gets?, sets?);
+        let mut figures = latencies(&gets);
+        figures.insert("set_p50", sets.percentile(50.0));
+        figures.insert("set_p99", sets.percentile(99.0));
+        bench.note("50k GET/s, 20k SET/s", kind.name(), figures)?;
+    }
+    Ok(())
+}
+
+pub fn memory(bench: &mut Bench) -> Result<()> {
+    let (range, value_bytes) = (bench.options.range(), bench.options.value_bytes);
+    for kind in [Kind::Redis, Kind::Embedded, Kind::OnKafka] {
+        let server = Server::start(kind, &mut bench.site, &[])?;
+        bench.settle(&[server.pid()]);
+        let idle = machine::resident(server.pid())?;
+        fill(server.port, range, value_bytes)?;
+        bench.settle(&[server.pid()]);
+        let filled = machine::resident(server.pid())?;
+        let figures = [
+            ("idle", mib(idle)),
+            ("filled", mib(filled)),
+            (
+                "per_million",
+                mib(filled.saturating_sub(idle)) * 1e6 / range.count as f64,
+            ),
+        ];
+        let case = format!("{} keys of {value_bytes} B", range.count);
+        bench.note(&case, kind.name(), Figures::from(figures))?;
+    }
+    Ok(())
+}
+
+pub fn binary(bench: &mut Bench) -> Result<()> {
+    let size = fs::metadata(&bench.site.highwater).context("look at the binary")?.len();
+    bench.note("", "highwater", Figures::from([("megabytes", size as f64 / 1e6)]))
+}
+
+pub fn restart(bench: &mut Bench) -> Result<()> {
+    let count = bench.options.sized(5_000_000);
+    let range = Range { first: 0, count };
+    let value_bytes = bench.options.value_bytes;
+    for kind in [Kind::RedisAlways, Kind::Embedded] {
+        let mut server = Server::start(kind, &mut bench.site, &[])?;
+        fill(server.port, range, value_bytes)?;
+        for (signal, how) in [(libc::SIGTERM, "SIGTERM"), (libc::SIGKILL, "kill -9")] {
+            bench.settle(&[server.pid()]);
+            let time = server.restart(signal)?;
+            let figures = [
+                ("seconds", time.as_secs_f64()),
+                ("resident", mib(machine::resident(server.pid())?)),
+            ];
+            has_its_data(server.port, range, value_bytes)?;
+            bench.note(&format!("{count} keys, {how}"), kind.name(), Figures::from(figures))?;
+        }
+    }
+    Ok(())
+}
+
+pub fn rebuild(bench: &mut Bench) -> Result<()> {
+    let value_bytes = bench.options.value_bytes;
+    for (records, keys) in [(20_000_000, 1_000_000), (5_000_000, 5_000_000)] {
+        let (records, count) = (bench.options.sized(records), bench.options.sized(keys));
+        let topic = new_topic(bench)?;
+        let numbers = [records, count, value_bytes as u64].map(|number| number.to_string());
+        let mut args = vec![bench.site.kafka()?, topic.clone()];
+        args.extend(numbers);
+        bench.site.example("fill_topic", &args)?;
+        bench.settle(&[]);
+        let topic = vec!["--topic".to_owned(), topic];
+        let start = Instant::now();
+        let server = Server::start_without_waiting(Kind::OnKafka, &mut bench.site, topic)?;
+        server.wait_until_ready_within(REBUILD_LIMIT)?;
+        let time = start.elapsed().as_secs_f64();
+        let cpu = machine::cpu(server.pid())?.as_secs_f64();
+        let figures = [
+            ("seconds", time),
+            ("per_second", records as f64 / time),
+            ("server_cpu", cpu * 1e6 / records as f64),
+            ("resident", mib(machine::resident(server.pid())?)),
+        ];
+        has_its_data(server.port, Range { first: 0, count }, value_bytes)?;
+        bench.note(
+            &format!("{records} records on {count} keys"),
+            Kind::OnKafka.name(),
+            Figures::from(figures),
+        )?;
+    }
+    Ok(())
+}
+
+/// Reads some keys; every reply must be right.
+fn has_its_data(port: u16, range: Range, value_bytes: usize) -> Result<()> {
+    let case = Case {
+        label: String::new(),
+        work: Work::Get,
+        pipeline: 16,
+        clients: 4,
+        range,
+        spread: Spread::Uniform,
+        value_bytes,
+    };
+    Load::connect(case.plan(port, Until::Requests(10_000), 1))?.run()?;
+    Ok(())
+}
+
+pub fn get_unfit(bench: &mut Bench) -> Result<()> {
+    let range = Range {
+        first: 0,
+        count: bench.options.sized(10_000_000),
+    };
+    let case = Case {
+        range,
+        ..usual(&bench.options, Work::Get)
+    };
+    let data = range.count * (crate::wire::KEY_BYTES + case.value_bytes) as u64;
+    let given = (data / 8).max(1 << 20).to_string();
+    for engine in ["sled", "fjall"] {
+        let args = ["--maxmemory", &given, "--store-cache", &given, "--store", engine].map(str::to_owned);
+        let server = Server::start(Kind::EmbeddedEverysec, &mut bench.site, &args)?;
+        fill(server.port, range, case.value_bytes)?;
+        bench.settle(&[server.pid()]);
+        let (mut figures, _) = bench.measure_at(server.port, server.pid(), None, &case)?;
+        figures.insert("resident", mib(machine::resident(server.pid())?));
+        figures.insert("disk", mib(machine::disk(server.dir())));
+        bench.note(
+            &format!("{} keys", range.count),
+            &format!("embedded, {engine}"),
+            figures,
+        )?;
+    }
+    Ok(())
+}
+
+pub fn sustained(bench: &mut Bench) -> Result<()> {
+    let mut case = usual(&bench.options, Work::Set);
+    case.pipeline = 64;
+    let time = match bench.options.smoke || bench.options.quick {
+        true => bench.options.time(),
+        false => bench.options.seconds.map_or(SUSTAINED, Duration::from_secs_f64),
+    };
+    for kind in [Kind::RedisAlways, Kind::Embedded, Kind::OnKafka] {
+        let server = Server::start(kind, &mut bench.site, &[])?;
+        fill(server.port, case.range, case.value_bytes)?;
+        bench.settle(&[server.pid()]);
+        let load = Load::connect(case.plan(server.port, Until::Time(time), u64::from(bench.round)))?;
+        let cpu = machine::cpu(server.pid())?;
+        let done = AtomicBool::new(false);
+        let (outcome, resident) = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| most_resident(server.pid(), &done));
+            let outcome = load.run();
+            done.store(true, Ordering::Relaxed);
+            (outcome, watch.join().expect("the watch does not panic"))
+        });
+        let outcome = outcome?;
+        bench.settle(&[server.pid()]);
+        let mut figures = latencies(&outcome);
+        let cpu = machine::cpu(server.pid())?.saturating_sub(cpu);
+        // The last second is not a whole one.
+        let whole = &outcome.each_second[..outcome.each_second.len().saturating_sub(1)];
+        let slowest = whole.iter().min().copied().unwrap_or(outcome.requests);
+        figures.insert("per_second", outcome.per_second());
+        figures.insert("slowest", slowest as f64);
+        figures.insert("server_cpu", cpu.as_secs_f64() * 1e6 / outcome.requests as f64);
+        figures.insert("resident", mib(resident));
+        figures.insert("disk", mib(machine::disk(server.dir())));
+        let label = format!("{:.0} s", time.as_secs_f64());
+        bench.note_with(&label, kind.name(), figures, whole.to_vec())?;
+        drop(server);
+        bench::settle(
+            &bench.site.broker_pid().into_iter().collect::<Vec<_>>(),
+            bench.options.patience(),
+        );
+    }
+    Ok(())
+}
+
+fn most_resident(pid: u32, done: &AtomicBool) -> u64 {
+    let mut most = 0;
+    while !done.load(Ordering::Relaxed) {
+        most = most.max(machine::resident(pid).unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    most
+}

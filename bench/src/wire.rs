@@ -1,0 +1,209 @@
+//! Requests and replies as bytes, as cheaply as the load generator needs them: no allocation, no copy. It knows the
+//! Redis protocol and how keys and values of the benchmark look; it knows no sockets.
+
+/// Keys look as those of redis-benchmark: `key:` and 12 digits.
+pub const KEY_BYTES: usize = 16;
+const DIGITS: usize = 12;
+/// A value begins with its key's number, so that a reply that belongs to another key is noticed.
+pub const SMALLEST_VALUE: usize = 16;
+/// What the values that redis-benchmark sets begin with.
+pub const FOREIGN_VALUE: &[u8] = b"redis-bench";
+/// Keys of one MGET.
+pub const MGET_KEYS: usize = 10;
+
+/// Appends requests; holds what the values are filled with.
+pub struct Requests {
+    value_header: Vec<u8>,
+    filler: Vec<u8>,
+}
+
+impl Requests {
+    pub fn new(value_bytes: usize) -> Requests {
+        assert!(value_bytes >= SMALLEST_VALUE, "a value has at least {SMALLEST_VALUE} B");
+        Requests {
+            value_header: format!("\r\n${value_bytes}\r\n").into_bytes(),
+            filler: filler(value_bytes - DIGITS),
+        }
+    }
+
+    pub fn get(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n$16\r\nkey:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn set(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*3\r\n$3\r\nSET\r\n$16\r\nkey:");
+        push_digits(key, out);
+        out.extend_from_slice(&self.value_header);
+        push_digits(key, out);
+        out.extend_from_slice(&self.filler);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Counters are keys apart from the strings.
+    pub fn incr(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*2\r\n$4\r\nINCR\r\n$16\r\ncnt:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn mget(&self, keys: [u64; MGET_KEYS], out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*11\r\n$4\r\nMGET\r\n");
+        for key in keys {
+            out.extend_from_slice(b"$16\r\nkey:");
+            push_digits(key, out);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Printable bytes that do not compress to nothing.
+pub fn filler(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        b'A' + ((state >> 40) % 26) as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+fn push_digits(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [b'0'; DIGITS];
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    out.extend_from_slice(&digits);
+}
+
+/// Whether a value is one that was set for this key.
+pub fn belongs(value: &[u8], key: u64) -> bool {
+    let digits = value.get(..DIGITS).unwrap_or_default();
+    let number = digits
+        .iter()
+        .fold(0u64, |number, digit| number * 10 + u64::from(digit.wrapping_sub(b'0')));
+    number == key || value.starts_with(FOREIGN_VALUE)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply<'a> {
+    Status(&'a [u8]),
+    Error(&'a [u8]),
+    Int(i64),
+    Bulk(&'a [u8]),
+    Null,
+    /// Bulk strings: how many there are, and the first one. `None` when anything else is among them.
+    Bulks(Option<(usize, &'a [u8])>),
+}
+
+#[derive(Debug)]
+pub struct Malformed;
+
+/// The reply that the buffer begins with and its length, or `None` when it has not come whole.
+pub fn reply(buffer: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+    let Some(line) = line(buffer) else {
+        return Ok(None);
+    };
+    let end = line.len() + 2;
+    let Some((kind, rest)) = line.split_first() else {
+        return Err(Malformed);
+    };
+    let reply = match kind {
+        b'+' => Reply::Status(rest),
+        b'-' => Reply::Error(rest),
+        b':' => Reply::Int(number(rest)?),
+        b'$' => match number(rest)? {
+            -1 => Reply::Null,
+            length => {
+                let whole = end + usize::try_from(length).map_err(|_| Malformed)?;
+                return match buffer.get(whole..whole + 2) {
+                    Some(b"\r\n") => Ok(Some((Reply::Bulk(&buffer[end..whole]), whole + 2))),
+                    Some(_) => Err(Malformed),
+                    None => Ok(None),
+                };
+            }
+        },
+        b'*' => return bulks(buffer, end, number(rest)?),
+        _ => return Err(Malformed),
+    };
+    Ok(Some((reply, end)))
+}
+
+fn bulks(buffer: &[u8], mut end: usize, count: i64) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+    let (mut first, mut other) = (None, false);
+    for _ in 0..count {
+        match reply(&buffer[end..])? {
+            None => return Ok(None),
+            Some((item, length)) => {
+                match item {
+                    Reply::Bulk(value) => first = first.or(Some(value)),
+                    _ => other = true,
+                }
+                end += length;
+            }
+        }
+    }
+    let all = first.filter(|_| !other).map(|value| (count as usize, value));
+    Ok(Some((Reply::Bulks(all), end)))
+}
+
+fn line(buffer: &[u8]) -> Option<&[u8]> {
+    let end = buffer.iter().position(|byte| *byte == b'\r')?;
+    (end + 1 < buffer.len()).then(|| &buffer[..end])
+}
+
+fn number(digits: &[u8]) -> Result<i64, Malformed> {
+    let (negative, digits) = match digits.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        _ => (false, digits),
+    };
+    let mut number = 0i64;
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        if digit > 9 {
+            return Err(Malformed);
+        }
+        number = number.wrapping_mul(10).wrapping_add(i64::from(digit));
+    }
+    Ok(if negative { -number } else { number })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_read_only_when_whole() {
+        let replies: [(&[u8], Reply); 6] = [
+            (b"+OK\r\n", Reply::Status(b"OK")),
+            (b"-ERR no\r\n", Reply::Error(b"ERR no")),
+            (b":-12\r\n", Reply::Int(-12)),
+            (b"$3\r\nabc\r\n", Reply::Bulk(b"abc")),
+            (b"$-1\r\n", Reply::Null),
+            (b"*2\r\n$1\r\na\r\n$1\r\nb\r\n", Reply::Bulks(Some((2, b"a")))),
+        ];
+        for (bytes, expected) in replies {
+            for cut in 0..bytes.len() {
+                assert!(reply(&bytes[..cut]).expect("well formed").is_none());
+            }
+            let (found, length) = reply(bytes).expect("well formed").expect("whole");
+            assert_eq!((found, length), (expected, bytes.len()));
+        }
+        let with_null = b"*2\r\n$1\r\na\r\n$-1\r\n";
+        assert_eq!(
+            reply(with_null).expect("well formed").expect("whole").0,
+            Reply::Bulks(None)
+        );
+        assert!(reply(b"what\r\n").is_err());
+    }
+
+    #[test]
+    fn a_value_belongs_to_its_key() {
+        let mut out = Vec::new();
+        Requests::new(16).set(42, &mut out);
+        assert!(out.starts_with(b"*3\r\n$3\r\nSET\r\n$16\r\nkey:000000000042\r\n$16\r\n000000000042"));
+        let value = &out[out.len() - 18..out.len() - 2];
+        assert!(belongs(value, 42) && !belongs(value, 43));
+    }
+}
