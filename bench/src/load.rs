@@ -379,3 +379,87 @@ pub fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    const GET_BYTES: usize = 36;
+    const STALL_TIME: Duration = Duration::from_millis(300);
+
+    /// Answers GETs on one connection with a value of `number + off` for key `number`, and stands still once, before the
+    /// tenth reply.
+    fn toy_server(off: u64, stall: bool) -> u16 {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            for request in 0.. {
+                let mut get = [0; GET_BYTES];
+                if stream.read_exact(&mut get).is_err() {
+                    return;
+                }
+                if stall && request == 10 {
+                    thread::sleep(STALL_TIME);
+                }
+                let number: u64 = String::from_utf8_lossy(&get[22..34]).parse().expect("digits");
+                let reply = format!("$16\r\n{:012}abcd\r\n", number + off);
+                if stream.write_all(reply.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        port
+    }
+
+    fn plan(port: u16, pace: Pace, requests: u64) -> Plan {
+        Plan {
+            port,
+            clients: 1,
+            work: Work::Get,
+            range: Range { first: 0, count: 1_000 },
+            spread: Spread::Uniform,
+            value_bytes: 16,
+            pace,
+            until: Until::Requests(requests),
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn an_open_loop_counts_the_wait_of_every_request_that_was_due() {
+        let open = Pace::Open { per_second: 1_000 };
+        let load = Load::connect(plan(toy_server(0, true), open, 600)).expect("connects");
+        let outcome = load.run().expect("runs");
+        assert_eq!(outcome.requests, 600);
+        let long = outcome.latency.count_between(100_000_000, u64::MAX);
+        // Due in the first 200 of the 300 ms; all the others if the machine is slow.
+        assert!(long >= 190, "{long} requests waited for more than 100 ms");
+        let closed = Pace::Closed { pipeline: 1 };
+        let load = Load::connect(plan(toy_server(0, true), closed, 600)).expect("connects");
+        let stalled = load
+            .run()
+            .expect("runs")
+            .latency
+            .count_between(STALL_TIME.as_nanos() as u64 * 9 / 10, u64::MAX);
+        assert!(stalled >= 1, "a closed loop sends one request into the stall");
+    }
+
+    #[test]
+    fn pipelines_are_answered_whole() {
+        let closed = Pace::Closed { pipeline: 64 };
+        let load = Load::connect(plan(toy_server(0, false), closed, 1_000)).expect("connects");
+        assert_eq!(load.run().expect("runs").requests, 1_000);
+    }
+
+    #[test]
+    fn the_value_of_another_key_is_an_error() {
+        let closed = Pace::Closed { pipeline: 1 };
+        let load = Load::connect(plan(toy_server(1, false), closed, 10)).expect("connects");
+        let error = load.run().err().expect("fails").to_string();
+        assert!(error.contains("wrong reply"), "{error}");
+    }
+}

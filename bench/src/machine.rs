@@ -10,19 +10,31 @@ use anyhow::{Context, Result};
 /// What a clock tick of `/proc/PID/stat` is on every Linux that Rust runs on.
 const TICK: Duration = Duration::from_millis(10);
 
-/// CPU time that a process has used, user and system.
-pub fn cpu(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read a process's CPU time")?;
+/// CPU time, user and system, of a process group with its children that have ended: a server that forks to rewrite its
+/// file works there.
+pub fn cpu(group: u32) -> Result<Duration> {
+    let mut ticks = None;
+    for entry in fs::read_dir("/proc").context("list processes")?.flatten() {
+        let is_process = entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        if let Some(stat) = is_process
+            .then(|| fs::read_to_string(entry.path().join("stat")).ok())
+            .flatten()
+            && let Some(own) = ticks_in(&stat, group)
+        {
+            ticks = Some(ticks.unwrap_or(0) + own);
+        }
+    }
+    let ticks = ticks.with_context(|| format!("no process in group {group}"))?;
+    Ok(TICK * ticks)
+}
+
+/// The CPU time in a line of `/proc/PID/stat` if that process is in the group.
+fn ticks_in(stat: &str, group: u32) -> Option<u32> {
     // The second field is the name in parentheses, in which there may be spaces.
-    let fields = stat.rsplit(") ").next().unwrap_or_default();
-    let field = |number: usize| {
-        fields
-            .split(' ')
-            .nth(number)
-            .and_then(|field| field.parse::<u32>().ok())
-    };
-    let (user, system) = field(11).zip(field(12)).context("no CPU time in /proc/PID/stat")?;
-    Ok(TICK * (user + system))
+    let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
+    let number = |field: usize| fields.get(field)?.parse::<u32>().ok();
+    (number(2)? == group).then_some(())?;
+    (11..15).map(number).sum()
 }
 
 /// Whether a child still runs (one that has ended is there until it is waited for).

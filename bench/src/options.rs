@@ -17,6 +17,9 @@ pub struct Options {
     /// Only these rows (see --list), slow ones among them too
     #[arg(long, value_delimiter = ',', value_name = "ROW,ROW")]
     pub only: Vec<String>,
+    /// Only servers with one of these in their names, such as "redis,fjall,on Kafka"
+    #[arg(long, value_delimiter = ',', value_name = "PART,PART")]
+    pub servers: Vec<String>,
     /// The slow rows too
     #[arg(long)]
     pub full: bool,
@@ -72,7 +75,7 @@ impl Options {
     pub fn time(&self) -> Duration {
         let seconds = match self.seconds {
             Some(seconds) => seconds,
-            None if self.smoke => 0.15,
+            None if self.smoke => 0.08,
             None if self.quick => 1.0,
             None => 4.0,
         };
@@ -92,13 +95,28 @@ impl Options {
         }
     }
 
-    /// A size of a row that has sizes of its own: what it says, or next to nothing.
+    /// A number of keys or records of a row that has sizes of its own.
     pub fn sized(&self, size: u64) -> u64 {
         match (self.smoke, self.quick) {
             (true, _) => (size / 10_000).max(20),
             (_, true) => (size / 10).max(20),
             _ => size,
         }
+    }
+
+    /// The keys of a row that has a number of its own: that, unless the command line says otherwise.
+    pub fn keys_or(&self, keys: u64) -> u64 {
+        self.keys.unwrap_or_else(|| self.sized(keys))
+    }
+
+    /// Requests per second of a row at a fixed rate.
+    pub fn rate(&self, per_second: u64) -> u64 {
+        if self.smoke { per_second / 100 } else { per_second }
+    }
+
+    /// Whether a server is to be measured.
+    pub fn wants(&self, server: &str) -> bool {
+        self.servers.is_empty() || self.servers.iter().any(|part| server.contains(part.as_str()))
     }
 
     /// How long to wait for servers to have nothing left to do.
@@ -108,8 +126,13 @@ impl Options {
             false => Duration::from_secs(20),
         }
     }
+}
 
-    pub fn clients(&self, clients: usize) -> usize {
-        if self.smoke { clients.min(100) } else { clients }
+/// A number of keys as people say it: `5M`.
+pub fn short(number: u64) -> String {
+    match number {
+        million if million >= 1_000_000 && million % 1_000_000 == 0 => format!("{}M", million / 1_000_000),
+        thousand if thousand >= 1_000 && thousand % 1_000 == 0 => format!("{}k", thousand / 1_000),
+        other => other.to_string(),
     }
 }

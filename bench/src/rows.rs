@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::bench::{Bench, Case, Figures};
 use crate::keys::{Range, Spread};
 use crate::load::Work;
-use crate::options::Options;
+use crate::options::{Options, short};
 use crate::redis_benchmark;
 use crate::servers::Kind;
 use crate::special;
@@ -63,6 +63,9 @@ impl Row {
             } => {
                 for case in cases(&bench.options) {
                     for kind in kinds {
+                        if !bench.options.wants(kind.name()) {
+                            continue;
+                        }
                         let mut figures = bench.measure(*kind, &case)?;
                         if redis_benchmark && !bench.options.no_redis_benchmark {
                             add_redis_benchmark(bench, *kind, &case, &mut figures)?;
@@ -328,7 +331,6 @@ pub const ROWS: &[Row] = &[
         columns: &[column("seconds", "seconds", 2), column("resident", "resident MiB", 0)],
         compare: Compare::Ratio(&["seconds"], Kind::RedisAlways),
         measure: Measure::Special(special::restart),
-        ..ROW
     },
     Row {
         name: "rebuild",
@@ -345,7 +347,6 @@ pub const ROWS: &[Row] = &[
         ],
         compare: Compare::Nothing,
         measure: Measure::Special(special::rebuild),
-        ..ROW
     },
     Row {
         name: "get-unfit",
@@ -357,7 +358,6 @@ pub const ROWS: &[Row] = &[
         columns: special::UNFIT,
         compare: Compare::Nothing,
         measure: Measure::Special(special::get_unfit),
-        ..ROW
     },
     Row {
         name: "keys",
@@ -382,7 +382,6 @@ pub const ROWS: &[Row] = &[
         columns: special::SUSTAINED_COLUMNS,
         compare: Compare::Ratio(&["per_second"], Kind::RedisAlways),
         measure: Measure::Special(special::sustained),
-        ..ROW
     },
 ];
 
@@ -433,8 +432,8 @@ fn sizes(options: &Options, work: Work) -> Vec<Case> {
 
 fn clients(options: &Options, work: Work) -> Vec<Case> {
     let case = |clients| Case {
-        label: format!("{clients} clients"),
-        clients: options.clients(clients),
+        label: format!("{clients} client{}", if clients == 1 { "" } else { "s" }),
+        clients,
         pipeline: 1,
         ..usual(options, work)
     };
@@ -442,13 +441,21 @@ fn clients(options: &Options, work: Work) -> Vec<Case> {
 }
 
 fn numbers_of_keys(options: &Options) -> Vec<Case> {
+    let numbers = match options.keys {
+        Some(keys) => vec![keys],
+        None => [100_000, 1_000_000, 10_000_000]
+            .map(|keys| options.sized(keys))
+            .to_vec(),
+    };
     let mut cases = Vec::new();
     for (work, name) in [(Work::Get, "GET"), (Work::Set, "SET")] {
-        for (keys, label) in [(100_000, "100k"), (1_000_000, "1M"), (10_000_000, "10M")] {
-            let count = options.sized(keys);
+        for count in &numbers {
             cases.push(Case {
-                label: format!("{name}, {label} keys"),
-                range: Range { first: 0, count },
+                label: format!("{name}, {} keys", short(*count)),
+                range: Range {
+                    first: 0,
+                    count: *count,
+                },
                 ..usual(options, work)
             });
         }

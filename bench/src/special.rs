@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::bench::{self, Bench, Case, Figures, fill, latencies};
+use crate::bench::{Bench, Case, Figures, fill, latencies};
 use crate::keys::{Range, Spread};
 use crate::load::{Load, Pace, Plan, Until, Work};
 use crate::machine;
+use crate::options::short;
 use crate::prober;
 use crate::rows::{Column, column, usual};
 use crate::servers::{Kind, Server};
@@ -52,6 +53,48 @@ pub const SUSTAINED_COLUMNS: &[Column] = &[
     column("resident", "most resident MiB", 0),
     column("disk", "disk MiB", 0),
 ];
+
+/// The store that a Highwater is started with; redis-server has none.
+#[derive(Clone, Copy, PartialEq)]
+enum Engine {
+    Sled,
+    Fjall,
+    None,
+}
+
+impl Engine {
+    fn args(self) -> Vec<String> {
+        match self {
+            Engine::Sled => ["--store", "sled"].map(str::to_owned).to_vec(),
+            Engine::Fjall => ["--store", "fjall"].map(str::to_owned).to_vec(),
+            Engine::None => Vec::new(),
+        }
+    }
+
+    fn name(self, kind: Kind) -> String {
+        match self {
+            Engine::Sled => format!("{}, sled", kind.name()),
+            Engine::Fjall => format!("{}, fjall", kind.name()),
+            Engine::None => kind.name().to_owned(),
+        }
+    }
+}
+
+fn wanted(bench: &Bench, kinds: &[Kind]) -> Vec<Kind> {
+    let wanted = kinds.iter().filter(|kind| bench.options.wants(kind.name()));
+    wanted.copied().collect()
+}
+
+/// The servers that are wanted, each Highwater once with either store.
+fn with_engines(bench: &Bench, kinds: &[Kind]) -> Vec<(Kind, Engine)> {
+    let engines = |kind: &Kind| match kind.is_highwater() {
+        true => vec![(*kind, Engine::Sled), (*kind, Engine::Fjall)],
+        false => vec![(*kind, Engine::None)],
+    };
+    let all = kinds.iter().flat_map(engines);
+    all.filter(|(kind, engine)| bench.options.wants(&engine.name(*kind)))
+        .collect()
+}
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / MIB
@@ -113,7 +156,7 @@ pub fn visible(bench: &mut Bench) -> Result<()> {
     fill(first.port, case.range, case.value_bytes)?;
     bench.settle(&[first.pid(), second.pid()]);
     let time = bench.options.time();
-    let per_second = bench.options.sized(10_000);
+    let per_second = bench.options.rate(10_000);
     let load = Load::connect(Plan {
         pace: Pace::Open { per_second },
         ..case.plan(first.port, Until::Time(time), u64::from(bench.round))
@@ -135,11 +178,17 @@ pub fn visible(bench: &mut Bench) -> Result<()> {
         ("probes", seen.len() as f64),
         ("set_p99", load.percentile(99.0)),
     ];
-    bench.note("10k SET/s", "two nodes on Kafka", Figures::from(figures))
+    bench.note(
+        &format!("{} SET/s", short(per_second)),
+        "two nodes on Kafka",
+        Figures::from(figures),
+    )
 }
 
 pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
-    for kind in [Kind::RedisAlways, Kind::Embedded, Kind::OnKafka] {
+    let (get_rate, set_rate) = (bench.options.rate(50_000), bench.options.rate(20_000));
+    let label = format!("{} GET/s, {} SET/s", short(get_rate), short(set_rate));
+    for kind in wanted(bench, &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka]) {
         let (get, set) = (usual(&bench.options, Work::Get), usual(&bench.options, Work::Set));
         bench.fill(kind, get.range, get.value_bytes)?;
         bench.settle(&[]);
@@ -147,13 +196,11 @@ pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
         let until = Until::Time(bench.options.time());
         let connect = |case: &Case, rate: u64, seed: u64| {
             Load::connect(Plan {
-                pace: Pace::Open {
-                    per_second: bench.options.sized(rate),
-                },
+                pace: Pace::Open { per_second: rate },
                 ..case.plan(port, until, seed)
             })
         };
-        let (gets, sets) = (connect(&get, 50_000, 1)?, connect(&set, 20_000, 2)?);
+        let (gets, sets) = (connect(&get, get_rate, 1)?, connect(&set, set_rate, 2)?);
         let (gets, sets) = std::thread::scope(|scope| {
             let sets = scope.spawn(|| sets.run());
             (gets.run(), sets.join().expect("a load does not panic"))
@@ -162,14 +209,14 @@ pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
         let mut figures = latencies(&gets);
         figures.insert("set_p50", sets.percentile(50.0));
         figures.insert("set_p99", sets.percentile(99.0));
-        bench.note("50k GET/s, 20k SET/s", kind.name(), figures)?;
+        bench.note(&label, kind.name(), figures)?;
     }
     Ok(())
 }
 
 pub fn memory(bench: &mut Bench) -> Result<()> {
     let (range, value_bytes) = (bench.options.range(), bench.options.value_bytes);
-    for kind in [Kind::Redis, Kind::Embedded, Kind::OnKafka] {
+    for kind in wanted(bench, &[Kind::Redis, Kind::Embedded, Kind::OnKafka]) {
         let server = Server::start(kind, &mut bench.site, &[])?;
         bench.settle(&[server.pid()]);
         let idle = machine::resident(server.pid())?;
@@ -184,7 +231,7 @@ pub fn memory(bench: &mut Bench) -> Result<()> {
                 mib(filled.saturating_sub(idle)) * 1e6 / range.count as f64,
             ),
         ];
-        let case = format!("{} keys of {value_bytes} B", range.count);
+        let case = format!("{} keys of {value_bytes} B", short(range.count));
         bench.note(&case, kind.name(), Figures::from(figures))?;
     }
     Ok(())
@@ -196,11 +243,11 @@ pub fn binary(bench: &mut Bench) -> Result<()> {
 }
 
 pub fn restart(bench: &mut Bench) -> Result<()> {
-    let count = bench.options.sized(5_000_000);
+    let count = bench.options.keys_or(5_000_000);
     let range = Range { first: 0, count };
     let value_bytes = bench.options.value_bytes;
-    for kind in [Kind::RedisAlways, Kind::Embedded] {
-        let mut server = Server::start(kind, &mut bench.site, &[])?;
+    for (kind, engine) in with_engines(bench, &[Kind::RedisAlways, Kind::Embedded]) {
+        let mut server = Server::start(kind, &mut bench.site, &engine.args())?;
         fill(server.port, range, value_bytes)?;
         for (signal, how) in [(libc::SIGTERM, "SIGTERM"), (libc::SIGKILL, "kill -9")] {
             bench.settle(&[server.pid()]);
@@ -210,42 +257,52 @@ pub fn restart(bench: &mut Bench) -> Result<()> {
                 ("resident", mib(machine::resident(server.pid())?)),
             ];
             has_its_data(server.port, range, value_bytes)?;
-            bench.note(&format!("{count} keys, {how}"), kind.name(), Figures::from(figures))?;
+            let case = format!("{} keys, {how}", short(count));
+            bench.note(&case, &engine.name(kind), Figures::from(figures))?;
         }
     }
     Ok(())
 }
 
 pub fn rebuild(bench: &mut Bench) -> Result<()> {
-    let value_bytes = bench.options.value_bytes;
-    for (records, keys) in [(20_000_000, 1_000_000), (5_000_000, 5_000_000)] {
-        let (records, count) = (bench.options.sized(records), bench.options.sized(keys));
+    let cases = match bench.options.keys {
+        Some(keys) => [(20 * keys, keys), (keys, keys)],
+        None => [(20_000_000, 1_000_000), (5_000_000, 5_000_000)]
+            .map(|(records, keys)| (bench.options.sized(records), bench.options.sized(keys))),
+    };
+    for (records, keys) in cases {
         let topic = new_topic(bench)?;
-        let numbers = [records, count, value_bytes as u64].map(|number| number.to_string());
+        let numbers = [records, keys, bench.options.value_bytes as u64].map(|number| number.to_string());
         let mut args = vec![bench.site.kafka()?, topic.clone()];
         args.extend(numbers);
         bench.site.example("fill_topic", &args)?;
-        bench.settle(&[]);
-        let topic = vec!["--topic".to_owned(), topic];
-        let start = Instant::now();
-        let server = Server::start_without_waiting(Kind::OnKafka, &mut bench.site, topic)?;
-        server.wait_until_ready_within(REBUILD_LIMIT)?;
-        let time = start.elapsed().as_secs_f64();
-        let cpu = machine::cpu(server.pid())?.as_secs_f64();
-        let figures = [
-            ("seconds", time),
-            ("per_second", records as f64 / time),
-            ("server_cpu", cpu * 1e6 / records as f64),
-            ("resident", mib(machine::resident(server.pid())?)),
-        ];
-        has_its_data(server.port, Range { first: 0, count }, value_bytes)?;
-        bench.note(
-            &format!("{records} records on {count} keys"),
-            Kind::OnKafka.name(),
-            Figures::from(figures),
-        )?;
+        for (kind, engine) in with_engines(bench, &[Kind::OnKafka]) {
+            bench.settle(&[]);
+            let figures = rebuild_one(bench, &topic, engine, records, keys)?;
+            let case = format!("{} records on {} keys", short(records), short(keys));
+            bench.note(&case, &engine.name(kind), figures)?;
+        }
     }
     Ok(())
+}
+
+fn rebuild_one(bench: &mut Bench, topic: &str, engine: Engine, records: u64, keys: u64) -> Result<Figures> {
+    let mut args = engine.args();
+    args.extend(["--topic".to_owned(), topic.to_owned()]);
+    let start = Instant::now();
+    let server = Server::start_without_waiting(Kind::OnKafka, &mut bench.site, args)?;
+    server.wait_until_ready_within(REBUILD_LIMIT)?;
+    let time = start.elapsed().as_secs_f64();
+    let cpu = machine::cpu(server.pid())?.as_secs_f64();
+    let resident = machine::resident(server.pid())?;
+    let range = Range { first: 0, count: keys };
+    has_its_data(server.port, range, bench.options.value_bytes)?;
+    Ok(Figures::from([
+        ("seconds", time),
+        ("per_second", records as f64 / time),
+        ("server_cpu", cpu * 1e6 / records as f64),
+        ("resident", mib(resident)),
+    ]))
 }
 
 /// Reads some keys; every reply must be right.
@@ -266,7 +323,7 @@ fn has_its_data(port: u16, range: Range, value_bytes: usize) -> Result<()> {
 pub fn get_unfit(bench: &mut Bench) -> Result<()> {
     let range = Range {
         first: 0,
-        count: bench.options.sized(10_000_000),
+        count: bench.options.keys_or(10_000_000),
     };
     let case = Case {
         range,
@@ -274,19 +331,18 @@ pub fn get_unfit(bench: &mut Bench) -> Result<()> {
     };
     let data = range.count * (crate::wire::KEY_BYTES + case.value_bytes) as u64;
     let given = (data / 8).max(1 << 20).to_string();
-    for engine in ["sled", "fjall"] {
-        let args = ["--maxmemory", &given, "--store-cache", &given, "--store", engine].map(str::to_owned);
-        let server = Server::start(Kind::EmbeddedEverysec, &mut bench.site, &args)?;
+    for (kind, engine) in with_engines(bench, &[Kind::EmbeddedEverysec]) {
+        let mut args = ["--maxmemory", &given, "--store-cache", &given]
+            .map(str::to_owned)
+            .to_vec();
+        args.extend(engine.args());
+        let server = Server::start(kind, &mut bench.site, &args)?;
         fill(server.port, range, case.value_bytes)?;
         bench.settle(&[server.pid()]);
         let (mut figures, _) = bench.measure_at(server.port, server.pid(), None, &case)?;
         figures.insert("resident", mib(machine::resident(server.pid())?));
         figures.insert("disk", mib(machine::disk(server.dir())));
-        bench.note(
-            &format!("{} keys", range.count),
-            &format!("embedded, {engine}"),
-            figures,
-        )?;
+        bench.note(&format!("{} keys", short(range.count)), &engine.name(kind), figures)?;
     }
     Ok(())
 }
@@ -298,40 +354,42 @@ pub fn sustained(bench: &mut Bench) -> Result<()> {
         true => bench.options.time(),
         false => bench.options.seconds.map_or(SUSTAINED, Duration::from_secs_f64),
     };
-    for kind in [Kind::RedisAlways, Kind::Embedded, Kind::OnKafka] {
-        let server = Server::start(kind, &mut bench.site, &[])?;
+    for (kind, engine) in with_engines(bench, &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka]) {
+        let server = Server::start(kind, &mut bench.site, &engine.args())?;
         fill(server.port, case.range, case.value_bytes)?;
         bench.settle(&[server.pid()]);
-        let load = Load::connect(case.plan(server.port, Until::Time(time), u64::from(bench.round)))?;
-        let cpu = machine::cpu(server.pid())?;
-        let done = AtomicBool::new(false);
-        let (outcome, resident) = std::thread::scope(|scope| {
-            let watch = scope.spawn(|| most_resident(server.pid(), &done));
-            let outcome = load.run();
-            done.store(true, Ordering::Relaxed);
-            (outcome, watch.join().expect("the watch does not panic"))
-        });
-        let outcome = outcome?;
-        bench.settle(&[server.pid()]);
-        let mut figures = latencies(&outcome);
-        let cpu = machine::cpu(server.pid())?.saturating_sub(cpu);
-        // The last second is not a whole one.
-        let whole = &outcome.each_second[..outcome.each_second.len().saturating_sub(1)];
-        let slowest = whole.iter().min().copied().unwrap_or(outcome.requests);
-        figures.insert("per_second", outcome.per_second());
-        figures.insert("slowest", slowest as f64);
-        figures.insert("server_cpu", cpu.as_secs_f64() * 1e6 / outcome.requests as f64);
-        figures.insert("resident", mib(resident));
-        figures.insert("disk", mib(machine::disk(server.dir())));
+        let (figures, each_second) = sustained_one(bench, &server, &case, time)?;
         let label = format!("{:.0} s", time.as_secs_f64());
-        bench.note_with(&label, kind.name(), figures, whole.to_vec())?;
+        bench.note_with(&label, &engine.name(kind), figures, each_second)?;
         drop(server);
-        bench::settle(
-            &bench.site.broker_pid().into_iter().collect::<Vec<_>>(),
-            bench.options.patience(),
-        );
+        bench.settle(&[]);
     }
     Ok(())
+}
+
+fn sustained_one(bench: &Bench, server: &Server, case: &Case, time: Duration) -> Result<(Figures, Vec<u64>)> {
+    let load = Load::connect(case.plan(server.port, Until::Time(time), 1))?;
+    let cpu = machine::cpu(server.pid())?;
+    let done = AtomicBool::new(false);
+    let (outcome, resident) = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| most_resident(server.pid(), &done));
+        let outcome = load.run();
+        done.store(true, Ordering::Relaxed);
+        (outcome, watch.join().expect("the watch does not panic"))
+    });
+    let outcome = outcome?;
+    bench.settle(&[server.pid()]);
+    let cpu = machine::cpu(server.pid())?.saturating_sub(cpu);
+    // The last second is not a whole one.
+    let whole = &outcome.each_second[..outcome.each_second.len().saturating_sub(1)];
+    let slowest = whole.iter().min().copied().unwrap_or(outcome.requests);
+    let mut figures = latencies(&outcome);
+    figures.insert("per_second", outcome.per_second());
+    figures.insert("slowest", slowest as f64);
+    figures.insert("server_cpu", cpu.as_secs_f64() * 1e6 / outcome.requests as f64);
+    figures.insert("resident", mib(resident));
+    figures.insert("disk", mib(machine::disk(server.dir())));
+    Ok((figures, whole.to_vec()))
 }
 
 fn most_resident(pid: u32, done: &AtomicBool) -> u64 {

@@ -4,6 +4,7 @@
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
 mod architecture;
+mod bench;
 mod clients;
 mod consistency;
 mod disk_full;
