@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::args::{self, text, wrong_arity};
 use super::consistency::{self, Fresh};
-use super::session::{Client, Multi, Queued, Session, Shared, Watch};
+use super::session::{Multi, Queued, Session, Shared, Watch};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
@@ -89,7 +89,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         command.stats.rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
     }
-    let started = Instant::now();
+    let started = session.tally.begin(shared, command);
     let since_start = started.saturating_duration_since(shared.started).as_millis() as u64;
     session.client.last_command.store(command.number, Ordering::Relaxed);
     session
@@ -112,14 +112,8 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Run::Container | Run::NotYet => refuse(session, unknown(args)),
     };
     if let Step::Reply(reply) | Step::Pending(Pending { reply, .. }) = &step {
-        note(
-            &session.client,
-            shared,
-            command,
-            args,
-            started.elapsed(),
-            reply.is_error(),
-        );
+        let took = session.tally.done(started);
+        note(session, shared, command, args, took, reply.is_error());
     }
     step
 }
@@ -131,16 +125,10 @@ fn is_http(name: &[u8]) -> bool {
 }
 
 /// Counts a command that was computed, and remembers it if it was slow.
-fn note(client: &Client, shared: &Shared, command: &Entry, args: Args<'_>, took: Duration, failed: bool) {
-    let (stats, config) = (&shared.stats, &shared.config);
-    stats.commands_processed.fetch_add(1, Ordering::Relaxed);
-    command.stats.calls.fetch_add(1, Ordering::Relaxed);
-    let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-    command.stats.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-    if failed {
-        command.stats.failed.fetch_add(1, Ordering::Relaxed);
-    }
-    let microseconds = nanoseconds / 1_000;
+fn note(session: &mut Session, shared: &Shared, command: &'static Entry, args: Args<'_>, took: Duration, failed: bool) {
+    session.tally.count(shared, command, took, failed);
+    let (stats, config, client) = (&shared.stats, &shared.config, &session.client);
+    let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     if u64::try_from(config.slowlog_log_slower_than()).is_ok_and(|limit| microseconds >= limit)
         && !command.has(flag::SKIP_SLOWLOG)
     {
@@ -255,7 +243,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                     } else {
                         started.elapsed()
                     };
-                    note(&session.client, shared, command, args, took, reply.is_error());
+                    note(session, shared, command, args, took, reply.is_error());
                 }
                 return Step::Reply(reply);
             }
@@ -610,12 +598,27 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     });
     match computed {
         Err(fault) => refuse(session, fault),
-        Ok(computed) => conclude(computed, session.database, command.has(flag::BARRIER), None),
+        Ok(computed) => {
+            let database = session.database;
+            conclude(session, computed, database, command.has(flag::BARRIER), None)
+        }
     }
 }
 
-fn conclude(computed: Computed<Reply>, database: u16, barrier: bool, exec: Option<Box<Transaction>>) -> Step {
-    let Computed { value, write, depends } = computed;
+fn conclude(
+    session: &mut Session,
+    computed: Computed<Reply>,
+    database: u16,
+    barrier: bool,
+    exec: Option<Box<Transaction>>,
+) -> Step {
+    let Computed {
+        value,
+        write,
+        depends,
+        lookups,
+    } = computed;
+    session.tally.looked_up(lookups);
     if write.is_none() && depends.is_empty() {
         return Step::Reply(value);
     }
@@ -672,7 +675,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                     replies.push(Reply::error("ERR Command not allowed inside a transaction"));
                     continue;
                 };
-                let started = Instant::now();
+                let started = session.tally.begin(shared, command);
                 let mut context = Context {
                     session: &mut *session,
                     shared,
@@ -686,14 +689,8 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 if let Reply::Error(text) = &reply {
                     shared.stats.count_error(text);
                 }
-                note(
-                    &session.client,
-                    shared,
-                    command,
-                    args,
-                    started.elapsed(),
-                    reply.is_error(),
-                );
+                let took = session.tally.done(started);
+                note(session, shared, command, args, took, reply.is_error());
                 replies.push(reply);
             }
             Ok(Reply::Array(replies))
@@ -710,6 +707,6 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     session.end_transaction();
     match computed {
         Err(fault) => refuse(session, fault),
-        Ok(computed) => conclude(computed, database, barrier, Some(transaction)),
+        Ok(computed) => conclude(session, computed, database, barrier, Some(transaction)),
     }
 }

@@ -16,6 +16,7 @@ pub mod info;
 pub mod pattern;
 pub mod session;
 pub mod table;
+pub mod tally;
 
 // Families, each with its rows and its functions.
 pub mod bits;

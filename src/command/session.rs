@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::consistency::Reads;
 use super::table::Entry;
+use super::tally::Tally;
 use crate::config::Config;
 use crate::database::watch::Changed;
 use crate::database::write::Outstanding;
@@ -45,6 +46,7 @@ pub struct Session {
     pub watch: Option<Watch>,
     pub replies: Replies,
     pub reads: Reads,
+    pub tally: Tally,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -159,6 +161,7 @@ impl Session {
             watch: None,
             replies: Replies::On,
             reads: Reads::default(),
+            tally: Tally::default(),
             close: false,
         }
     }

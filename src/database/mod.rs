@@ -40,7 +40,7 @@ use watch::Watches;
 use write::{Item, NewState, Outstanding, Write};
 use write_behind::WriteBehind;
 
-pub use transaction::{Fault, Transaction, Wait};
+pub use transaction::{Fault, Lookups, Transaction, Wait};
 
 /// Key locks; a key's stripe is its hash.
 const STRIPES: usize = 1024;
@@ -106,6 +106,16 @@ pub struct Counters {
     /// When the last checkpoint was written (ms since the epoch), and how many records had been applied by then.
     pub last_checkpoint_ms: AtomicU64,
     pub last_checkpoint_records: AtomicU64,
+}
+
+impl Counters {
+    pub fn add(&self, lookups: Lookups) {
+        for (counter, more) in [(&self.hits, lookups.hits), (&self.misses, lookups.misses)] {
+            if more > 0 {
+                counter.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// All databases of this node.

@@ -92,6 +92,14 @@ pub struct Computed<T> {
     pub write: Option<Arc<Write>>,
     /// Writes of others (or earlier ones of this connection) that it was computed on.
     pub depends: SmallVec<[Arc<Write>; 1]>,
+    pub lookups: Lookups,
+}
+
+/// Keys that a command that only reads found, and did not find.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookups {
+    pub hits: u64,
+    pub misses: u64,
 }
 
 pub struct Transaction<'s> {
@@ -106,6 +114,7 @@ pub struct Transaction<'s> {
     flushed: SmallVec<[u16; 1]>,
     /// What its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
+    lookups: Lookups,
 }
 
 impl Service {
@@ -133,11 +142,16 @@ impl Service {
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             reads: Vec::new(),
+            lookups: Lookups::default(),
         };
         let value = f(&mut transaction)?;
         drop(snapshot);
         let Transaction {
-            items, depends, reads, ..
+            items,
+            depends,
+            reads,
+            lookups,
+            ..
         } = transaction;
         let write = if items.is_empty() {
             None
@@ -147,7 +161,12 @@ impl Service {
             let condition = self.condition(owner, &items, reads, &depends)?;
             Some(self.commit(items, owner, epoch, condition))
         };
-        Ok(Computed { value, write, depends })
+        Ok(Computed {
+            value,
+            write,
+            depends,
+            lookups,
+        })
     }
 
     /// The condition under which these items may be written; `None` for a blind write of one key, and on a log that chains by
@@ -234,13 +253,10 @@ impl Transaction<'_> {
         let entry = self.get_even_expired(database, key)?;
         let entry = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now));
         if self.view != View::Update {
-            let counters = &self.service.counters;
-            let counter = if entry.is_some() {
-                &counters.hits
-            } else {
-                &counters.misses
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
+            match entry {
+                Some(_) => self.lookups.hits += 1,
+                None => self.lookups.misses += 1,
+            }
         }
         Ok(entry)
     }

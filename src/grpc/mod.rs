@@ -11,7 +11,7 @@ use tonic_health::ServingStatus;
 
 use crate::command::Shared;
 use crate::command::execute::Before;
-use crate::database::transaction::{Computed, Keys, Transaction, View};
+use crate::database::transaction::{Keys, Transaction, View};
 use crate::database::write::Outstanding;
 use crate::database::{Fault, Service};
 use crate::log::ProduceError;
@@ -99,21 +99,22 @@ impl Api {
         let owner = Arc::new(Outstanding::default());
         loop {
             match service.transact(&owner, Keys::Some(&[key]), view, &f) {
-                Ok(Computed { value, write: None, .. }) => return Ok(value),
-                Ok(Computed {
-                    value,
-                    write: Some(write),
-                    ..
-                }) => match write.finished().await {
-                    Ok(()) => return Ok(value),
-                    Err(ProduceError::Stale { after }) => {
-                        if let Some((at, position)) = *after {
-                            service.applied_to(at, position).await;
+                Ok(computed) => {
+                    service.counters.add(computed.lookups);
+                    let Some(write) = computed.write else {
+                        return Ok(computed.value);
+                    };
+                    match write.finished().await {
+                        Ok(()) => return Ok(computed.value),
+                        Err(ProduceError::Stale { after }) => {
+                            if let Some((at, position)) = *after {
+                                service.applied_to(at, position).await;
+                            }
                         }
+                        Err(error @ ProduceError::NotWritten(_)) => return Err(Status::unavailable(error.to_string())),
+                        Err(error @ ProduceError::Uncertain(_)) => return Err(Status::unknown(error.to_string())),
                     }
-                    Err(error @ ProduceError::NotWritten(_)) => return Err(Status::unavailable(error.to_string())),
-                    Err(error @ ProduceError::Uncertain(_)) => return Err(Status::unknown(error.to_string())),
-                },
+                }
                 Err(Fault::Wait(wait)) => Before::Wait(wait)
                     .happened(&owner, &self.shared)
                     .await

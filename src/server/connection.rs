@@ -65,8 +65,7 @@ impl Connection {
             let next = self.decoder.decode(&mut input, &self.limits(), BURST);
             let decoder = std::mem::take(&mut self.decoder);
             let outcome = self.answer(&decoder, &input).await;
-            let commands = &self.shared.stats.commands_processed;
-            commands.fetch_add(decoder.len() as u64, Ordering::Relaxed);
+            self.session.tally.settle(&self.shared);
             self.decoder = decoder;
             outcome?;
             input.advance(self.decoder.finish());
@@ -115,13 +114,16 @@ impl Connection {
     async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> io::Result<()> {
         let mut held: Vec<Held<'_>> = Vec::new();
         let mut held_bytes = 0;
+        self.session.tally.interrupt();
         for request in decoder.requests(input) {
             let args = request.args();
             let mut step = execute(&mut self.session, &self.shared, &args, false);
             if matches!(step, Step::Before(_) | Step::Later(_)) {
                 self.settle_all(&mut held).await?;
                 self.wire.flush().await?;
+                self.session.tally.interrupt();
                 step = execute_waiting(&mut self.session, &self.shared, &args, step).await;
+                self.session.tally.interrupt();
             }
             let (mode, version) = (self.next_mode(), self.session.version);
             let reply = match step {
@@ -143,6 +145,7 @@ impl Connection {
                     });
                     if barrier || held_bytes > MAX_HELD {
                         self.settle_all(&mut held).await?;
+                        self.session.tally.interrupt();
                         held_bytes = 0;
                     }
                 }

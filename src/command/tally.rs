@@ -1,0 +1,74 @@
+//! What a connection has yet to add to the counters that all connections share. A counter that every processor writes to at every
+//! command costs as much as a read of a key: so it is added to when a burst is over, or when another command comes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::table::Entry;
+use crate::database::Lookups;
+
+#[derive(Default)]
+pub struct Tally {
+    /// What is counted below.
+    command: Option<&'static Entry>,
+    calls: u64,
+    nanoseconds: u64,
+    failed: u64,
+    lookups: Lookups,
+    /// When the last command of the burst was done, which is when the next one began.
+    last: Option<Instant>,
+}
+
+impl Tally {
+    /// The next command is executed; since when. If it is another than before, it may be one that tells the counters.
+    pub fn begin(&mut self, shared: &Shared, command: &'static Entry) -> Instant {
+        if self.command.is_some_and(|counted| !std::ptr::eq(counted, command)) {
+            self.settle(shared);
+        }
+        self.last.unwrap_or_else(Instant::now)
+    }
+
+    /// Something was waited for: the next command begins when it is executed.
+    pub fn interrupt(&mut self) {
+        self.last = None;
+    }
+
+    /// The command is done; how long it took.
+    pub fn done(&mut self, began: Instant) -> Duration {
+        let now = Instant::now();
+        self.last = Some(now);
+        now.saturating_duration_since(began)
+    }
+
+    pub fn count(&mut self, shared: &Shared, command: &'static Entry, took: Duration, failed: bool) {
+        if self.command.is_none_or(|counted| !std::ptr::eq(counted, command)) {
+            self.settle(shared);
+            self.command = Some(command);
+        }
+        self.calls += 1;
+        self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.failed += u64::from(failed);
+    }
+
+    pub fn looked_up(&mut self, lookups: Lookups) {
+        self.lookups.hits += lookups.hits;
+        self.lookups.misses += lookups.misses;
+    }
+
+    /// Adds everything to the shared counters.
+    pub fn settle(&mut self, shared: &Shared) {
+        let add = |counter: &AtomicU64, more: &mut u64| {
+            if *more > 0 {
+                counter.fetch_add(std::mem::take(more), Ordering::Relaxed);
+            }
+        };
+        if let Some(command) = self.command.take() {
+            shared.stats.commands_processed.fetch_add(self.calls, Ordering::Relaxed);
+            add(&command.stats.calls, &mut self.calls);
+            add(&command.stats.nanoseconds, &mut self.nanoseconds);
+            add(&command.stats.failed, &mut self.failed);
+        }
+        shared.service.counters.add(std::mem::take(&mut self.lookups));
+    }
+}
