@@ -93,11 +93,10 @@ impl Bench {
         self.fleet.get(&kind).context("was started")
     }
 
-    /// Ends all servers that rows share; the broker too.
+    /// Ends all servers that rows share. The broker stays: a Java program is slow when it is young.
     pub fn dismiss(&mut self) {
         self.fleet.clear();
         self.filled.clear();
-        self.site.stop_kafka();
     }
 
     /// Makes sure that the shared server has these keys.

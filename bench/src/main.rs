@@ -102,6 +102,7 @@ fn measure(bench: &mut Bench, rows: &[&'static Row]) -> Vec<&'static str> {
                 failed.push(row.name);
                 // A server may be in no state to go on with.
                 bench.dismiss();
+                bench.site.stop_kafka();
                 break;
             }
         }
