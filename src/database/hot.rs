@@ -1,26 +1,34 @@
 //! The hot tier: the newest known state of keys, in memory, in front of the store.
 //!
-//! A slot holds what the log has for a key (*committed*) and, behind it, this node's writes that are still under way
-//! (*pending*). Acknowledged own records and applied records are merged by offset, so it does not matter which of the two
-//! comes first. A slot is *pinned* while the store does not have its committed state yet, or while writes are
-//! pending; every other slot may be evicted (second chance) when the memory budget is used up.
+//! A slot holds what the log has for a key (*committed*); this node's writes that are still under way (*pending*) are kept
+//! beside the slots. Acknowledged own records and applied records are merged by offset, so it does not matter which of the two
+//! comes first. A slot is *pinned* while the store does not have its state yet; every other slot may be evicted (second chance)
+//! when the memory budget is used up.
+//!
+//! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
+//! value stand together behind it ([`Slot`]).
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use indexmap::IndexMap;
+use hashbrown::HashTable;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::write::Write;
-use crate::store::Entry;
+use crate::store::{Entry, Meta, Value};
 
 const SHARDS: usize = 64;
-/// What a slot costs beside its key and value (measured roughly: table entry, slot, allocator rounding), bytes.
-pub const SLOT_OVERHEAD: usize = 136;
-/// Slots looked at per insert when room must be made.
+/// What a slot costs beside its key and value (measured roughly: table entry, header, allocator rounding), bytes.
+pub const SLOT_OVERHEAD: usize = 96;
+/// Slots looked at per insert when room must be made, and places of the table.
 const EVICTION_STEPS: usize = 8;
+const EVICTION_PLACES: usize = 64;
+/// Values up to this are copied for who reads them; larger ones are shared.
+const INLINE: usize = 1_024;
 
 /// Memory that the hot tiers of all databases share.
 #[derive(Default)]
@@ -40,29 +48,48 @@ pub struct At {
     pub offset: u64,
 }
 
-/// What the log is known to have for a key.
-#[derive(Clone, Debug)]
-enum Committed {
-    /// Not known here: the store has it.
-    Cold,
-    Known {
-        at: At,
-        entry: Option<Entry>,
-    },
-}
+/// Of a key that was never met.
+const NEVER: At = At {
+    partition: 0,
+    offset: 0,
+};
 
+/// The committed state of one key.
 struct Slot {
-    committed: Committed,
-    /// Own writes under way, oldest first, with the index of the key's item in the write.
-    pending: Vec<(Arc<Write>, usize)>,
-    /// The store does not have `committed` yet.
+    /// Place in the log, timestamp, expiry and length of the key ([`Header`]), then the key, then the value if it is [`Kind::Inline`].
+    block: Box<[u8]>,
+    /// The value if it is [`Kind::Apart`].
+    apart: Option<Box<Value>>,
+    /// Of the key; see [`HotTier::hash`].
+    hash: u32,
+    kind: Kind,
+    /// The store does not have it yet.
     unstored: bool,
     /// Read since the eviction hand last passed.
     touched: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The key is not there.
+    Absent,
+    Inline,
+    Apart,
+}
+
+/// What stands at the front of a slot's block.
+struct Header {
+    at: At,
+    timestamp: i64,
+    expire_at: Option<u64>,
+    key_len: u32,
+}
+
+#[derive(Default)]
 struct Shard {
-    slots: IndexMap<Box<[u8]>, Slot, foldhash::fast::RandomState>,
+    slots: HashTable<Slot>,
+    /// Own writes under way by key, oldest first, with the index of the key's item in the write.
+    pending: HashMap<Box<[u8]>, SmallVec<[(Arc<Write>, usize); 1]>, foldhash::fast::RandomState>,
     hand: usize,
     /// Grows with every change of any slot: a fill from the store is dropped if it is not what it was.
     changes: u64,
@@ -86,102 +113,84 @@ pub struct HotTier {
 
 impl HotTier {
     pub fn new(budget: Arc<Budget>) -> Self {
-        let hasher = foldhash::fast::RandomState::default();
-        let shard = || {
-            Mutex::new(Shard {
-                slots: IndexMap::with_hasher(hasher.clone()),
-                hand: 0,
-                changes: 0,
-            })
-        };
         HotTier {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
-            hasher: hasher.clone(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: foldhash::fast::RandomState::default(),
             budget,
         }
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
-        // The table in the shard uses the low bits of the same hash; take the high ones.
-        &self.shards[(self.hasher.hash_one(key) >> 48) as usize % SHARDS]
+    /// The shard of a key, and its hash there.
+    fn shard(&self, key: &[u8]) -> (&Mutex<Shard>, u32) {
+        let hash = self.hasher.hash_one(key);
+        (&self.shards[(hash >> 32) as usize % SHARDS], hash as u32)
     }
 
     /// The newest state of a key; writes under way only if `pending` is asked for.
     pub fn get(&self, key: &[u8], pending: bool) -> Lookup {
-        let mut shard = self.shard(key).lock();
-        let changes = shard.changes;
-        let Some(slot) = shard.slots.get_mut(key) else {
-            return Lookup::Cold(changes);
-        };
-        if pending && let Some((write, item)) = slot.pending.last() {
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
+        if pending && let Some((write, item)) = shard.pending.get(key).and_then(|writes| writes.last()) {
             return Lookup::Pending(write.clone(), *item);
         }
-        slot.touched = true;
-        match &slot.committed {
-            Committed::Cold => Lookup::Cold(changes),
-            Committed::Known { at, entry } => Lookup::Committed(*at, entry.clone()),
+        let changes = shard.changes;
+        match shard.find(hash, key) {
+            Some(slot) => {
+                slot.touched = true;
+                Lookup::Committed(slot.at(), slot.entry())
+            }
+            None => Lookup::Cold(changes),
         }
     }
 
     /// True if writes of this key are under way.
     pub fn is_pending(&self, key: &[u8]) -> bool {
-        let shard = self.shard(key).lock();
-        shard.slots.get(key).is_some_and(|slot| !slot.pending.is_empty())
+        self.shard(key).0.lock().pending.contains_key(key)
     }
 
     /// Remembers what the store answered, unless anything changed since the [`Lookup::Cold`] that gave the token.
     pub fn fill(&self, key: &[u8], entry: Option<&Entry>, token: u64) {
-        let mut shard = self.shard(key).lock();
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
         if shard.changes != token || self.budget.limit.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let at = entry.map_or(
-            At {
-                partition: 0,
-                offset: 0,
-            },
-            |e| At {
-                partition: e.meta.partition,
-                offset: e.meta.offset,
-            },
-        );
-        let committed = Committed::Known {
-            at,
-            entry: entry.cloned(),
-        };
-        match shard.slots.get_mut(key) {
-            Some(slot) => {
-                self.charge(weigh(key, &committed), weigh(key, &slot.committed));
-                slot.committed = committed;
-            }
-            None => self.insert(&mut shard, key, Slot::new(committed)),
+        // Another reader may have been as quick.
+        if shard.find(hash, key).is_none() {
+            let at = entry.map_or(NEVER, |entry| At {
+                partition: entry.meta.partition,
+                offset: entry.meta.offset,
+            });
+            self.insert(&mut shard, Slot::new(hash, key, at, entry));
         }
     }
 
     /// A write of this key was handed to the log.
     pub fn pend(&self, key: &[u8], write: &Arc<Write>, item: usize) {
-        let mut shard = self.shard(key).lock();
+        let mut shard = self.shard(key).0.lock();
         shard.changes += 1;
-        match shard.slots.get_mut(key) {
-            Some(slot) => slot.pending.push((write.clone(), item)),
+        match shard.pending.get_mut(key) {
+            Some(writes) => writes.push((write.clone(), item)),
             None => {
-                let mut slot = Slot::new(Committed::Cold);
-                slot.pending.push((write.clone(), item));
-                self.insert(&mut shard, key, slot);
+                let writes = SmallVec::from_iter([(write.clone(), item)]);
+                shard.pending.insert(key.into(), writes);
             }
         }
     }
 
     /// The pending write is over: with its place in the log and the state if it was acknowledged.
     pub fn resolve(&self, key: &[u8], write: &Arc<Write>, acknowledged: Option<(At, Option<Entry>)>) {
-        let mut shard = self.shard(key).lock();
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
         shard.changes += 1;
-        let Some(slot) = shard.slots.get_mut(key) else {
-            return;
-        };
-        slot.pending.retain(|(w, _)| !Arc::ptr_eq(w, write));
+        if let Some(writes) = shard.pending.get_mut(key) {
+            writes.retain(|(w, _)| !Arc::ptr_eq(w, write));
+            if writes.is_empty() {
+                shard.pending.remove(key);
+            }
+        }
         if let Some((at, entry)) = acknowledged {
-            self.supersede(key, slot, at, entry);
+            self.supersede(&mut shard, hash, key, at, entry.as_ref());
         }
     }
 
@@ -189,38 +198,27 @@ impl HotTier {
     /// A state that is known from `ahead` on stays: an own one that was acknowledged and that the applier will come to.
     /// False if the record was known already, or is not taken.
     pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool, ahead: Option<At>) -> bool {
-        let mut shard = self.shard(key).lock();
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
         shard.changes += 1;
-        match shard.slots.get_mut(key) {
+        match shard.find(hash, key) {
             Some(slot) if slot.is_from(ahead) => false,
-            Some(slot) => self.supersede(key, slot, at, entry),
-            None if insert => {
-                let mut slot = Slot::new(Committed::Known { at, entry });
-                slot.unstored = true;
-                self.budget
-                    .unstored
-                    .fetch_add(weigh(key, &slot.committed), Ordering::Relaxed);
-                self.insert(&mut shard, key, slot);
-                true
-            }
-            None => true,
+            None if !insert => true,
+            _ => self.supersede(&mut shard, hash, key, at, entry.as_ref()),
         }
     }
 
     /// The store has the record at `at`: the slot may be evicted if it is not newer.
     pub fn stored(&self, key: &[u8], at: At) {
-        let mut shard = self.shard(key).lock();
-        let Some(slot) = shard.slots.get_mut(key) else {
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
+        let Some(slot) = shard.find(hash, key) else {
             return;
         };
-        if let Committed::Known { at: known, .. } = &slot.committed
-            && slot.unstored
-            && known.partition == at.partition
-            && known.offset <= at.offset
-        {
+        let known = slot.at();
+        if slot.unstored && known.partition == at.partition && known.offset <= at.offset {
             slot.unstored = false;
-            let bytes = weigh(key, &slot.committed);
-            self.budget.unstored.fetch_sub(bytes, Ordering::Relaxed);
+            self.budget.unstored.fetch_sub(slot.weight(), Ordering::Relaxed);
         }
     }
 
@@ -229,123 +227,314 @@ impl HotTier {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.changes += 1;
-            shard.hand = 0;
-            shard.slots.retain(|key, slot| {
-                if let Committed::Known { at, .. } = &slot.committed
-                    && matches(at)
-                {
-                    let bytes = weigh(key, &slot.committed);
-                    if std::mem::take(&mut slot.unstored) {
-                        self.budget.unstored.fetch_sub(bytes, Ordering::Relaxed);
-                    }
-                    slot.committed = Committed::Cold;
-                    self.charge(weigh(key, &slot.committed), bytes);
+            shard.slots.retain(|slot| {
+                let goes = matches(&slot.at());
+                if goes {
+                    self.release(slot);
                 }
-                let keep = !slot.pending.is_empty() || matches!(slot.committed, Committed::Known { .. });
-                if !keep {
-                    self.charge(0, weigh(key, &slot.committed));
-                }
-                keep
+                !goes
             });
         }
     }
 
     /// Replaces the committed state if the record is newer; it is pinned until [`HotTier::stored`].
     /// False if this very record, or a newer one, was known.
-    fn supersede(&self, key: &[u8], slot: &mut Slot, at: At, entry: Option<Entry>) -> bool {
-        if let Committed::Known { at: known, .. } = &slot.committed
-            && known.partition == at.partition
-            && known.offset >= at.offset
-            && *known
-                != (At {
-                    partition: 0,
-                    offset: 0,
-                })
-        {
+    fn supersede(&self, shard: &mut Shard, hash: u32, key: &[u8], at: At, entry: Option<&Entry>) -> bool {
+        let Some(slot) = shard.find(hash, key) else {
+            let mut slot = Slot::new(hash, key, at, entry);
+            slot.unstored = true;
+            self.budget.unstored.fetch_add(slot.weight(), Ordering::Relaxed);
+            self.insert(shard, slot);
+            return true;
+        };
+        let known = slot.at();
+        let was_met = known != NEVER || slot.kind != Kind::Absent;
+        if known.partition == at.partition && known.offset >= at.offset && was_met {
             return false;
         }
-        let same = matches!(&slot.committed, Committed::Known { at: known, entry: Some(_) } if *known == at);
-        let new = Committed::Known { at, entry };
-        let (new_bytes, old_bytes) = (weigh(key, &new), weigh(key, &slot.committed));
-        self.charge(new_bytes, old_bytes);
-        if slot.unstored {
-            self.budget.unstored.fetch_sub(old_bytes, Ordering::Relaxed);
-        }
-        self.budget.unstored.fetch_add(new_bytes, Ordering::Relaxed);
-        slot.committed = new;
+        let (old, was_unstored) = (slot.weight(), slot.unstored);
+        slot.set(key, at, entry);
         slot.unstored = true;
-        !same
+        let new = slot.weight();
+        change(&self.budget.used, new, old);
+        change(&self.budget.unstored, new, if was_unstored { old } else { 0 });
+        true
     }
 
-    fn charge(&self, more: usize, less: usize) {
-        self.budget.used.fetch_add(more, Ordering::Relaxed);
-        self.budget.used.fetch_sub(less, Ordering::Relaxed);
+    /// The slot is gone.
+    fn release(&self, slot: &Slot) {
+        let weight = slot.weight();
+        self.budget.used.fetch_sub(weight, Ordering::Relaxed);
+        if slot.unstored {
+            self.budget.unstored.fetch_sub(weight, Ordering::Relaxed);
+        }
     }
 
-    fn insert(&self, shard: &mut Shard, key: &[u8], slot: Slot) {
-        self.charge(weigh(key, &slot.committed), 0);
-        shard.slots.insert(key.into(), slot);
+    fn insert(&self, shard: &mut Shard, slot: Slot) {
+        let used = &self.budget.used;
+        used.fetch_add(slot.weight(), Ordering::Relaxed);
+        shard
+            .slots
+            .insert_unique(spread(slot.hash), slot, |slot| spread(slot.hash));
         let limit = self.budget.limit.load(Ordering::Relaxed);
-        for _ in 0..EVICTION_STEPS {
-            if self.budget.used.load(Ordering::Relaxed) <= limit || shard.slots.is_empty() {
+        let mut steps = 0;
+        for _ in 0..EVICTION_PLACES {
+            if steps == EVICTION_STEPS || used.load(Ordering::Relaxed) <= limit {
                 return;
             }
-            self.step(shard);
+            steps += usize::from(self.step(shard));
         }
     }
 
-    /// Moves the eviction hand by one slot.
-    fn step(&self, shard: &mut Shard) {
-        if shard.hand >= shard.slots.len() {
+    /// Moves the eviction hand by one place; true if a slot was there.
+    fn step(&self, shard: &mut Shard) -> bool {
+        if shard.hand >= shard.slots.num_buckets() {
             shard.hand = 0;
         }
-        let Some((_, slot)) = shard.slots.get_index_mut(shard.hand) else {
-            return;
+        let place = shard.hand;
+        shard.hand += 1;
+        let Some(slot) = shard.slots.get_bucket_mut(place) else {
+            return false;
         };
-        if slot.unstored || !slot.pending.is_empty() || std::mem::take(&mut slot.touched) {
-            shard.hand += 1;
-        } else if let Some((key, slot)) = shard.slots.swap_remove_index(shard.hand) {
-            self.charge(0, weigh(&key, &slot.committed));
+        if slot.unstored || std::mem::take(&mut slot.touched) {
+            return true;
+        }
+        self.release(slot);
+        if let Ok(entry) = shard.slots.get_bucket_entry(place) {
+            entry.remove();
             self.budget.evicted.fetch_add(1, Ordering::Relaxed);
         }
+        true
+    }
+}
+
+/// The table takes a place from the low bits, and tells neighbours apart by the high ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+/// Writes to what all processors share only if there is something to write.
+fn change(counter: &AtomicUsize, more: usize, less: usize) {
+    match more.cmp(&less) {
+        std::cmp::Ordering::Greater => drop(counter.fetch_add(more - less, Ordering::Relaxed)),
+        std::cmp::Ordering::Less => drop(counter.fetch_sub(less - more, Ordering::Relaxed)),
+        std::cmp::Ordering::Equal => {}
+    }
+}
+
+impl Shard {
+    fn find(&mut self, hash: u32, key: &[u8]) -> Option<&mut Slot> {
+        self.slots
+            .find_mut(spread(hash), |slot| slot.hash == hash && slot.key() == key)
     }
 }
 
 impl Slot {
-    fn new(committed: Committed) -> Self {
-        Slot {
-            committed,
-            pending: Vec::new(),
+    fn new(hash: u32, key: &[u8], at: At, entry: Option<&Entry>) -> Slot {
+        let mut slot = Slot {
+            block: Box::default(),
+            apart: None,
+            hash,
+            kind: Kind::Absent,
             unstored: false,
             touched: false,
+        };
+        slot.set(key, at, entry);
+        slot
+    }
+
+    fn set(&mut self, key: &[u8], at: At, entry: Option<&Entry>) {
+        let mut inline: &[u8] = &[];
+        (self.kind, self.apart) = match entry.map(|entry| &entry.value) {
+            None => (Kind::Absent, None),
+            Some(Value::String(value)) if value.len() <= INLINE => {
+                inline = value;
+                (Kind::Inline, None)
+            }
+            Some(value) => (Kind::Apart, Some(Box::new(value.clone()))),
+        };
+        let len = Header::LEN + key.len() + inline.len();
+        if self.block.len() != len {
+            self.block = vec![0; len].into_boxed_slice();
         }
+        let header = Header {
+            at,
+            timestamp: entry.map_or(0, |entry| entry.meta.timestamp),
+            expire_at: entry.and_then(|entry| entry.meta.expire_at),
+            key_len: key.len() as u32,
+        };
+        header.write(&mut self.block);
+        let (of_key, of_value) = self.block[Header::LEN..].split_at_mut(key.len());
+        of_key.copy_from_slice(key);
+        of_value.copy_from_slice(inline);
+    }
+
+    fn header(&self) -> Header {
+        Header::read(&self.block)
+    }
+
+    fn at(&self) -> At {
+        self.header().at
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.block[Header::LEN..][..self.header().key_len as usize]
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        let header = self.header();
+        let value = match (self.kind, &self.apart) {
+            (Kind::Inline, _) => Value::String(own(&self.block[Header::LEN + header.key_len as usize..])),
+            (Kind::Apart, Some(value)) => Value::clone(value),
+            _ => return None,
+        };
+        let meta = Meta {
+            partition: header.at.partition,
+            offset: header.at.offset,
+            timestamp: header.timestamp,
+            expire_at: header.expire_at,
+        };
+        Some(Entry { meta, value })
     }
 
     /// True if what is known stands at this place of the log or behind it.
     fn is_from(&self, place: Option<At>) -> bool {
-        let Committed::Known { at, .. } = &self.committed else {
-            return false;
-        };
+        let at = self.at();
         place.is_some_and(|place| at.partition == place.partition && at.offset >= place.offset)
+    }
+
+    /// Bytes.
+    fn weight(&self) -> usize {
+        let apart = match self.apart.as_deref() {
+            Some(Value::String(value)) => value.len(),
+            _ => 0,
+        };
+        SLOT_OVERHEAD - Header::LEN + self.block.len() + apart
     }
 }
 
-fn weigh(key: &[u8], committed: &Committed) -> usize {
-    let value = match committed {
-        Committed::Known {
-            entry:
-                Some(Entry {
-                    value: crate::store::Value::String(value),
-                    ..
-                }),
-            ..
-        } => value.len(),
-        _ => 0,
-    };
-    SLOT_OVERHEAD + key.len() + value
+impl Header {
+    const LEN: usize = 32;
+    /// In place of an expiry.
+    const NONE: u64 = u64::MAX;
+
+    fn read(block: &[u8]) -> Header {
+        let (four, eight) = (
+            |at| u32::from_le_bytes(part(block, at)),
+            |at| u64::from_le_bytes(part(block, at)),
+        );
+        Header {
+            at: At {
+                partition: four(0),
+                offset: eight(4),
+            },
+            timestamp: eight(12) as i64,
+            expire_at: Some(eight(20)).filter(|expiry| *expiry != Header::NONE),
+            key_len: four(28),
+        }
+    }
+
+    fn write(&self, block: &mut [u8]) {
+        block[0..4].copy_from_slice(&self.at.partition.to_le_bytes());
+        block[4..12].copy_from_slice(&self.at.offset.to_le_bytes());
+        block[12..20].copy_from_slice(&self.timestamp.to_le_bytes());
+        block[20..28].copy_from_slice(&self.expire_at.unwrap_or(Header::NONE).to_le_bytes());
+        block[28..32].copy_from_slice(&self.key_len.to_le_bytes());
+    }
+}
+
+/// Some bytes of a header.
+fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&block[at..at + N]);
+    part
 }
 
 /// A copy that holds only itself: a slice of a read buffer would keep the whole buffer alive.
 pub fn own(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(offset: u64) -> At {
+        At { partition: 3, offset }
+    }
+
+    fn entry(offset: u64, value: Value, expire_at: Option<u64>) -> Entry {
+        let meta = Meta {
+            partition: 3,
+            offset,
+            timestamp: -5,
+            expire_at,
+        };
+        Entry { meta, value }
+    }
+
+    fn tier(limit: usize) -> HotTier {
+        HotTier::new(Arc::new(Budget {
+            limit: AtomicUsize::new(limit),
+            ..Budget::default()
+        }))
+    }
+
+    fn shown(tier: &HotTier, key: &[u8]) -> Option<Option<Entry>> {
+        match tier.get(key, false) {
+            Lookup::Committed(_, entry) => Some(entry),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn every_kind_of_state_comes_back_as_it_was() {
+        let tier = tier(1 << 20);
+        let sizes = [0, 1, 64, INLINE, INLINE + 1, 100_000];
+        let strings = sizes.map(|size| Value::String(vec![7; size].into()));
+        let values = strings.into_iter().chain([Value::Unreadable("no such type".into())]);
+        let mut offset = 0;
+        for value in values {
+            for expire_at in [None, Some(0), Some(u64::MAX - 1)] {
+                offset += 1;
+                let entry = entry(offset, value.clone(), expire_at);
+                for key in [&b"k"[..], b"", &[0; 300]] {
+                    tier.apply(key, at(offset), Some(entry.clone()), true, None);
+                    assert_eq!(shown(&tier, key), Some(Some(entry.clone())));
+                }
+            }
+        }
+        tier.apply(b"k", at(1_000), None, true, None);
+        assert_eq!(shown(&tier, b"k"), Some(None));
+        assert_eq!(shown(&tier, b"other"), None);
+    }
+
+    #[test]
+    fn what_is_used_and_unstored_is_counted_and_evicted_only_when_it_is_stored() {
+        let tier = tier(100 * 200);
+        let key = |n: u64| format!("key:{n}").into_bytes();
+        let value = |n: u64| entry(n, Value::String(vec![1; 50].into()), None);
+        for n in 1..=1_000 {
+            tier.apply(&key(n), at(n), Some(value(n)), true, None);
+        }
+        let load = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        assert_eq!(load(&tier.budget.used), load(&tier.budget.unstored));
+        assert!((1..=1_000).all(|n| shown(&tier, &key(n)).is_some()));
+        for n in 1..=1_000 {
+            tier.stored(&key(n), at(n - 1));
+        }
+        assert_eq!(load(&tier.budget.used), load(&tier.budget.unstored));
+        for n in 1..=1_000 {
+            tier.stored(&key(n), at(n));
+        }
+        assert_eq!(load(&tier.budget.unstored), 0);
+        for n in 1_001..=3_000 {
+            tier.apply(&key(n), at(n), Some(value(n)), true, None);
+            tier.stored(&key(n), at(n));
+        }
+        assert!(load(&tier.budget.used) <= 100 * 200 + 8 * SHARDS * 200);
+        assert!(load(&tier.budget.evicted) > 2_000);
+        tier.forget(|_| true);
+        assert_eq!(load(&tier.budget.used), 0);
+    }
 }
