@@ -15,6 +15,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -41,6 +42,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const PROGRESS: Duration = Duration::from_secs(5);
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
+/// When connections have let go of so many bytes, the allocator is asked to let go of them too.
+const WORTH_GIVING_BACK: usize = 64 << 20;
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
@@ -264,11 +267,13 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
             }
         });
     }
+    let turns = (config.threads() / 2).max(1);
     Arc::new(Shared {
         service,
         config,
         clients: Default::default(),
         stats: Stats::default(),
+        long_turns: Semaphore::new(turns),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),
@@ -300,16 +305,41 @@ fn start_servers(
         servers.spawn(grpc::serve(listener, shared.clone()));
     }
     tokio::spawn(expiry::sweep(shared.service.clone()));
-    tokio::spawn(sample_rates(shared.clone()));
+    tokio::spawn(watch_clients(shared.clone()));
     servers
 }
 
-async fn sample_rates(shared: Arc<Shared>) {
+/// Samples the rates of INFO, and looks after what connections hold.
+async fn watch_clients(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut most = 0;
     loop {
         ticks.tick().await;
         shared.stats.sample(Instant::now());
+        bound_clients(&shared);
+        let held = shared.clients.memory();
+        most = held.max(most);
+        if most - held > WORTH_GIVING_BACK {
+            most = held;
+            // An error means that the process is about to end.
+            let _ = tokio::task::spawn_blocking(process::give_back_memory).await;
+        }
+    }
+}
+
+/// What each connection may hold is bounded, but there can be thousands.
+fn bound_clients(shared: &Shared) {
+    let limit = shared.config.clients_memory_limit();
+    let evicted = shared.clients.shrink_to(limit);
+    if evicted > 0 {
+        shared.stats.evicted_clients.fetch_add(evicted, Ordering::Relaxed);
+        shared.stats.above_limits.warn(|suppressed| {
+            warn!(
+                evicted,
+                limit, suppressed, "connections held more than maxmemory-clients; closing those that held most"
+            );
+        });
     }
 }
 

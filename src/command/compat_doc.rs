@@ -54,6 +54,11 @@ const DIFFERENCES: &[&str] = &[
     "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `INFO` gives the resident set as `used_memory`.",
+    "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \
+     are taken in. With `client-output-buffer-limit normal` they are run up to the limit and closed above it, as in Redis; a reply larger than the limit is not sent at all.",
+    "**Bounds that Redis does not have:** MULTI queues at most 256 MB, and a transaction writes at most 256 MB; WATCH takes at most 100,000 keys of 64 MB together; the distinct values \
+     in one reply of MGET or EXEC may take 1 GB; KEYS and SCAN give up patterns that take seconds to compare. `maxmemory-clients 0` is a quarter of the machine's memory, not \
+     unlimited. Commands that may take long (KEYS, SCAN, LCS, those with more than 10,000 arguments) share half of the threads.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \

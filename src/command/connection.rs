@@ -572,7 +572,7 @@ fn describe(client: &Client) -> String {
     }
     format!(
         "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi={} qbuf={} \
-         qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl={} oll=0 omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
+         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll=0 omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
          resp={} lib-name={} lib-ver={}",
         client.id,
         address(client.address),
@@ -585,9 +585,10 @@ fn describe(client: &Client) -> String {
         client.database.load(Ordering::Relaxed),
         if queued == usize::MAX { -1 } else { queued as i64 },
         input,
+        client.queued_bytes.load(Ordering::Relaxed),
         output,
         output,
-        input + output + size_of::<Client>(),
+        client.memory(),
         last_command,
         if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
         text(&library_name),

@@ -13,19 +13,22 @@ use super::args::{self, text, wrong_arity};
 use super::consistency::{self, Fresh};
 use super::session::{Multi, Queued, Session, Shared, Watch};
 use super::table::Entry;
-use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag, info, table};
+use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
 use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
 use crate::log::{Completion, ProduceError};
+use crate::resp::Weight;
 
 /// Longest pause before a command is computed again that lost against another writer, milliseconds for each time it lost.
 const PAUSE_MS: u64 = 2;
 const MAX_PAUSE_MS: u64 = 50;
-/// Bytes of commands that MULTI may queue.
+/// Bytes of memory that commands queued by MULTI may take.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
+/// What a queued argument takes besides its bytes, also while EXEC runs.
+const QUEUED_ARGUMENT: usize = 160;
 
 type KeyList<'a> = SmallVec<[&'a [u8]; 4]>;
 
@@ -68,6 +71,8 @@ pub enum Before {
     /// This node new enough, as the read consistency in force asks.
     Fresh(Fresh),
     Unpaused,
+    /// Few commands that take long run at one time.
+    Turn,
     Wait(Wait),
 }
 
@@ -190,6 +195,8 @@ impl Before {
                 shared.pause.ended().await;
                 Ok(())
             }
+            // Taken by [`execute_waiting`].
+            Before::Turn => Ok(()),
             Before::Wait(Wait::Write(write)) => {
                 let _ = write.finished().await;
                 Ok(())
@@ -217,6 +224,14 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     let mut prepared = false;
     loop {
         match step {
+            Step::Before(Before::Turn) => {
+                // Never closed: then all have their turn.
+                let _turn = shared.long_turns.acquire().await;
+                session.has_turn = true;
+                // Other tasks of this thread go on elsewhere.
+                step = tokio::task::block_in_place(|| execute(session, shared, args, prepared));
+                session.has_turn = false;
+            }
             Step::Before(before) => {
                 if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
                     return Step::Reply(Reply::error(
@@ -470,9 +485,30 @@ fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>,
             return Some(Before::Unpaused);
         }
     }
-    if prepared || !shared.service.is_serving() {
-        return None;
+    if !prepared
+        && shared.service.is_serving()
+        && let Some(before) = before_reading(session, shared, command, args)
+    {
+        return Some(before);
     }
+    (!session.has_turn && takes_long(session, command, args)).then_some(Before::Turn)
+}
+
+/// Commands that may look at millions of things.
+fn takes_long(session: &Session, command: &Command, args: Args<'_>) -> bool {
+    /// Arguments, all queued commands together.
+    const MANY: usize = 10_000;
+    let long = |command: &Command, args: usize| command.has(flag::LONG) || args > MANY;
+    match &session.multi {
+        Some(multi) if matches!(command.run, Run::Exec) => {
+            multi.args > MANY || multi.queued.iter().any(|queued| long(queued.command, 0))
+        }
+        _ => long(command, args.len()),
+    }
+}
+
+/// What a command that reads must wait for.
+fn before_reading(session: &Session, shared: &Shared, command: &Command, args: Args<'_>) -> Option<Before> {
     let whole = |c: &Command| c.has(flag::WHOLE_STORE);
     let in_exec = || {
         matches!(command.run, Run::Exec)
@@ -495,17 +531,26 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
         return Err("ERR Command not allowed inside a transaction".into());
     }
     let multi = session.multi.get_or_insert_default();
-    multi.bytes += args.iter().map(|a| a.len() + 32).sum::<usize>();
+    if multi.aborted {
+        // EXEC will refuse: nothing more needs to be kept.
+        return Ok(Reply::simple("QUEUED"));
+    }
+    let client = &session.client;
+    multi.args += args.len();
+    multi.bytes += args.iter().map(|arg| arg.len() + QUEUED_ARGUMENT).sum::<usize>();
     if multi.bytes > MAX_QUEUED_BYTES {
+        multi.queued = Vec::new();
+        client.queued_bytes.store(0, Ordering::Relaxed);
         return Err(Fault::error(format!(
-            "ERR MULTI takes at most {MAX_QUEUED_BYTES} bytes of commands"
+            "ERR MULTI takes at most {MAX_QUEUED_BYTES} bytes of memory for commands"
         )));
     }
     multi.queued.push(Queued {
         command,
         args: args.iter().map(|arg| Bytes::copy_from_slice(arg)).collect(),
     });
-    session.client.queued.store(multi.queued.len(), Ordering::Relaxed);
+    client.queued.store(multi.queued.len(), Ordering::Relaxed);
+    client.queued_bytes.store(multi.bytes, Ordering::Relaxed);
     Ok(Reply::simple("QUEUED"))
 }
 
@@ -670,6 +715,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 }
             }
             let mut replies = Vec::with_capacity(requests.len());
+            let mut weight = Weight::default();
             for (command, args) in &requests {
                 let Run::Now(handler) = command.run else {
                     replies.push(Reply::error("ERR Command not allowed inside a transaction"));
@@ -691,6 +737,13 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 }
                 let took = session.tally.done(started);
                 note(session, shared, command, args, took, reply.is_error());
+                transaction.check_size()?;
+                weight.add(&reply);
+                if weight.bytes() > MAX_REPLY_MEMORY {
+                    return Err(Fault::error(format!(
+                        "ERR the reply of EXEC would take more than {MAX_REPLY_MEMORY} bytes of memory; nothing was executed"
+                    )));
+                }
                 replies.push(reply);
             }
             Ok(Reply::Array(replies))

@@ -183,7 +183,7 @@ fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "mem_fragmentation_ratio": "1.00",
         "mem_fragmentation_bytes": 0,
         "mem_clients_slaves": 0,
-        "mem_clients_normal": shared.clients.list().iter().map(|c| used(&c.input_bytes) + used(&c.output_bytes)).sum::<u64>(),
+        "mem_clients_normal": shared.clients.memory(),
         "mem_aof_buffer": 0,
         "mem_allocator": "libc",
         "active_defrag_running": 0,
@@ -273,7 +273,7 @@ fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "expire_cycle_cpu_milliseconds": 0,
         // Keys leave memory but never the database.
         "evicted_keys": 0,
-        "evicted_clients": get(&stats.output_limit_disconnections) + get(&stats.query_limit_disconnections),
+        "evicted_clients": get(&stats.evicted_clients),
         "total_eviction_exceeded_time": 0,
         "current_eviction_exceeded_time": 0,
         "keyspace_hits": get(&counters.hits),

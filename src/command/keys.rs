@@ -129,7 +129,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "keys",
         arity: 2,
-        flags: flag::READONLY | flag::WHOLE_STORE,
+        flags: flag::READONLY | flag::WHOLE_STORE | flag::LONG,
         categories: &["keyspace", "dangerous"],
         complexity: "O(N), N being the number of keys in the database.",
         summary: "Lists all keys that match a pattern.",
@@ -248,7 +248,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "scan",
         arity: -2,
-        flags: flag::READONLY | flag::WHOLE_STORE,
+        flags: flag::READONLY | flag::WHOLE_STORE | flag::LONG,
         since: "2.8.0",
         complexity: "O(COUNT) for each call, O(N) for all keys.",
         summary: "Walks through all keys, a part with each call.",
@@ -718,7 +718,7 @@ impl SwapRoom {
 
 fn keys(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    let pattern = KeyPattern::new(args[1]);
+    let mut pattern = KeyPattern::new(args[1]);
     let (mut found, mut bytes) = (Vec::new(), 0);
     let mut from = Some(0);
     while let Some(start) = from {
@@ -733,8 +733,16 @@ fn keys(context: &mut Context, args: Args) -> Outcome {
                 "ERR the reply of KEYS would have more than {MAX_KEYS_BYTES} bytes; use SCAN"
             )));
         }
+        check(&pattern)?;
     }
     Ok(Reply::Array(found))
+}
+
+fn check(pattern: &KeyPattern) -> Result<(), Fault> {
+    match pattern.is_exhausted() {
+        true => Err("ERR it takes too long to compare this pattern with the keys there are".into()),
+        false => Ok(()),
+    }
 }
 
 /// SCAN's cursor is the upper bits of the hash to go on from: so many that clients which take it for a double read it exactly.
@@ -742,7 +750,7 @@ const CURSOR_SHIFT: u32 = 64 - 53;
 
 fn scan(context: &mut Context, args: Args) -> Outcome {
     let cursor = parse_cursor(args[1]).ok_or("ERR invalid cursor")?;
-    let options = ScanOptions::parse(&args[2..])?;
+    let mut options = ScanOptions::parse(&args[2..])?;
     let database = context.database();
     let mut found = Vec::new();
     let (mut left, mut bytes) = (options.count, 0);
@@ -761,6 +769,7 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
                 found.push(Reply::bulk(key));
             }
         })?;
+        check(&options.pattern)?;
         left = left.saturating_sub(part);
     }
     let cursor = next.map_or(0, |hash| hash >> CURSOR_SHIFT);

@@ -42,6 +42,9 @@ pub use session::{Session, Shared};
 /// The arguments of a request, the command's name first.
 pub type Args<'a> = &'a [&'a [u8]];
 
+/// Bytes of memory that the values in one reply may take.
+const MAX_REPLY_MEMORY: usize = 1 << 30;
+
 /// What a handler answers.
 pub type Outcome = Result<Reply, Fault>;
 
@@ -187,6 +190,9 @@ pub mod flag {
     pub const WHOLE_STORE: u32 = 1 << 25;
     /// Ours: the connection goes on only when its writes are acknowledged (flushes).
     pub const BARRIER: u32 = 1 << 26;
+
+    /// Ours: may take long, so few run at one time.
+    pub const LONG: u32 = 1 << 27;
 
     /// Names as COMMAND INFO tells them.
     pub const NAMES: &[(u32, &str)] = &[

@@ -2,30 +2,36 @@
 //! that is meant as itself.
 //!
 //! Oddities that clients may rest on are kept: a class that is not closed ends with the pattern, a range may be backwards, a
-//! `]` can be a range's end, and only the empty pattern matches the empty string. Time is at most pattern × string.
+//! `]` can be a range's end, and only the empty pattern matches the empty string. Time is at most pattern × string; where strangers give
+//! both and there are many strings, a [`KeyPattern`] has a bound for all of them together.
 
 /// True if the whole string matches.
 pub fn matches(pattern: &[u8], string: &[u8]) -> bool {
-    glob(pattern, string, |byte| byte)
+    glob(pattern, string, |byte| byte, &mut { u64::MAX }) == Some(true)
 }
 
 /// As [`matches`], letters in any case.
 pub fn matches_any_case(pattern: &[u8], string: &[u8]) -> bool {
-    glob(pattern, string, |byte| byte.to_ascii_lowercase())
+    glob(pattern, string, |byte| byte.to_ascii_lowercase(), &mut { u64::MAX }) == Some(true)
 }
 
 /// A pattern over names of keys: `*` alone means every key, the empty one too.
-#[derive(Clone, Copy)]
 pub struct KeyPattern<'p> {
     pattern: &'p [u8],
     every: bool,
+    /// Steps that are left for looking at bytes again; see [`MAX_STEPS_BACK`].
+    left: u64,
 }
+
+/// How often a pattern may look at a byte of a key again, all keys together: a few seconds' work. Patterns in use hardly ever do.
+const MAX_STEPS_BACK: u64 = 1 << 31;
 
 impl<'p> KeyPattern<'p> {
     pub fn new(pattern: &'p [u8]) -> Self {
         KeyPattern {
             pattern,
             every: pattern == b"*",
+            left: MAX_STEPS_BACK,
         }
     }
 
@@ -33,42 +39,55 @@ impl<'p> KeyPattern<'p> {
         KeyPattern::new(b"*")
     }
 
-    pub fn matches(&self, key: &[u8]) -> bool {
-        self.every || matches(self.pattern, key)
+    pub fn matches(&mut self, key: &[u8]) -> bool {
+        self.every || glob(self.pattern, key, |byte| byte, &mut self.left) == Some(true)
+    }
+
+    /// It took too long: what was said not to match since may match.
+    pub fn is_exhausted(&self) -> bool {
+        self.left == 0
     }
 }
 
 /// When a byte does not fit, the last `*` takes one more byte. Earlier stars need not be tried again: what the pattern has between
-/// two stars fits best where it fits first.
-fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8) -> bool {
+/// two stars fits best where it fits first. `None`: no steps back were left.
+fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8, left: &mut u64) -> Option<bool> {
     if string.is_empty() {
-        return pattern.is_empty();
+        return Some(pattern.is_empty());
     }
     let (mut rest, mut at) = (pattern, 0);
     let mut star: Option<(&[u8], usize)> = None;
     loop {
         if let [b'*', behind @ ..] = rest {
             if behind.is_empty() {
-                return true;
+                return Some(true);
             }
             rest = behind;
             star = Some((behind, at));
             continue;
         }
+        if rest.first() == Some(&b'[') {
+            // A class may be long, and is read anew for each byte.
+            *left = left.saturating_sub(rest.len() as u64);
+        }
+        if *left == 0 {
+            return None;
+        }
         let step = match string.get(at) {
-            None if rest.is_empty() => return true,
-            None => return false,
+            None if rest.is_empty() => return Some(true),
+            None => return Some(false),
             Some(&byte) => one(rest, byte, fold),
         };
         if let Some(behind) = step {
             rest = behind;
             at += 1;
         } else if let Some((behind, began)) = star {
+            *left = left.saturating_sub((at - began) as u64);
             rest = behind;
             at = began + 1;
             star = Some((behind, at));
         } else {
-            return false;
+            return Some(false);
         }
     }
 }
@@ -186,6 +205,22 @@ mod tests {
         let pattern = b"a*".repeat(2_000);
         assert!(!matches(&[&pattern[..], b"b"].concat(), &[b'a'; 10_000]));
         assert!(!matches(&[&b"*"[..], &[b'a'; 2_000], b"b"].concat(), &[b'a'; 10_000]));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_given_up() {
+        let long = [b'a'; 100_000];
+        let stars = [&b"*"[..], &[b'a'; 50_000], b"b"].concat();
+        let class = [&b"*["[..], &[b'x'; 1_000_000], b"]"].concat();
+        for pattern in [&stars, &class] {
+            let mut pattern = KeyPattern::new(pattern);
+            assert!(!pattern.matches(&long) && pattern.is_exhausted());
+        }
+        let mut usual = KeyPattern::new(b"*user:[0-9]*:?ame*");
+        for n in 0..100_000 {
+            assert!(usual.matches(format!("some-user:{n}:name").as_bytes()));
+        }
+        assert!(usual.left > MAX_STEPS_BACK / 1_000 * 998);
     }
 
     /// Tries every length for every star.

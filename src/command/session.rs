@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::consistency::Reads;
 use super::table::Entry;
@@ -27,6 +27,8 @@ pub struct Shared {
     pub clients: Clients,
     pub stats: Stats,
     pub pause: Pause,
+    /// Turns of commands that take long, so that others find a free core.
+    pub long_turns: Semaphore,
     pub shutdown: Shutdown,
     pub started: Instant,
     /// Milliseconds since the epoch.
@@ -47,6 +49,8 @@ pub struct Session {
     pub replies: Replies,
     pub reads: Reads,
     pub tally: Tally,
+    /// It is this connection's turn to run a command that takes long.
+    pub has_turn: bool,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -55,6 +59,8 @@ pub struct Session {
 #[derive(Default)]
 pub struct Multi {
     pub queued: Vec<Queued>,
+    /// Arguments of all queued commands, and the memory that they take.
+    pub args: usize,
     pub bytes: usize,
     /// A command could not be queued: EXEC will refuse.
     pub aborted: bool,
@@ -72,6 +78,8 @@ pub struct Watch {
     pub changed: Arc<Changed>,
     /// Each with whether it was expired already when WATCH met it.
     pub keys: HashMap<(u16, Bytes), bool>,
+    /// Bytes of their names.
+    pub bytes: usize,
 }
 
 /// CLIENT REPLY.
@@ -107,6 +115,9 @@ pub struct Client {
     /// Bytes in the read buffer, and bytes of replies that wait to be sent.
     pub input_bytes: AtomicUsize,
     pub output_bytes: AtomicUsize,
+    /// Bytes of queued commands, and of watched keys.
+    pub queued_bytes: AtomicUsize,
+    pub watched_bytes: AtomicUsize,
     pub details: Mutex<ClientDetails>,
     killed: AtomicBool,
     kill: Notify,
@@ -162,6 +173,7 @@ impl Session {
             replies: Replies::On,
             reads: Reads::default(),
             tally: Tally::default(),
+            has_turn: false,
             close: false,
         }
     }
@@ -171,7 +183,9 @@ impl Session {
         self.multi = None;
         self.watch = None;
         self.client.queued.store(usize::MAX, Ordering::Relaxed);
+        self.client.queued_bytes.store(0, Ordering::Relaxed);
         self.client.watching.store(0, Ordering::Relaxed);
+        self.client.watched_bytes.store(0, Ordering::Relaxed);
     }
 }
 
@@ -180,6 +194,17 @@ impl Client {
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.kill.notify_one();
+    }
+
+    /// Bytes that this connection holds.
+    pub fn memory(&self) -> usize {
+        let held = [
+            &self.input_bytes,
+            &self.output_bytes,
+            &self.queued_bytes,
+            &self.watched_bytes,
+        ];
+        size_of::<Client>() + held.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum::<usize>()
     }
 
     pub fn is_killed(&self) -> bool {
@@ -212,6 +237,8 @@ impl Clients {
             no_touch: AtomicBool::new(false),
             input_bytes: AtomicUsize::new(0),
             output_bytes: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            watched_bytes: AtomicUsize::new(0),
             details: Mutex::default(),
             killed: AtomicBool::new(false),
             kill: Notify::new(),
@@ -230,6 +257,37 @@ impl Clients {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes that all connections hold.
+    pub fn memory(&self) -> usize {
+        self.connected.lock().values().map(|client| client.memory()).sum()
+    }
+
+    /// Kills those that hold most, until the others hold no more than this together; how many.
+    pub fn shrink_to(&self, limit: usize) -> u64 {
+        if self.memory() <= limit {
+            return 0;
+        }
+        let mut clients = self.list();
+        clients.retain(|client| !client.is_killed());
+        let mut held: usize = clients.iter().map(|client| client.memory()).sum();
+        let mut victims: Vec<_> = clients
+            .iter()
+            .filter(|client| !client.no_evict.load(Ordering::Relaxed))
+            .map(|client| (client.memory(), client))
+            .collect();
+        victims.sort_unstable_by_key(|(memory, _)| std::cmp::Reverse(*memory));
+        let mut killed = 0;
+        for (memory, client) in victims {
+            if held <= limit {
+                break;
+            }
+            client.kill();
+            held -= memory.min(held);
+            killed += 1;
+        }
+        killed
     }
 
     /// All connections, oldest first.

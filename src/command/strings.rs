@@ -7,8 +7,9 @@ mod options;
 use bytes::Bytes;
 
 use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
-use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use super::{Args, Command, Compatibility, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, flag};
 use crate::database::hot::own;
+use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Condition, Expiry, Options, Time, Unit};
 
@@ -144,7 +145,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "lcs",
         arity: -3,
-        flags: flag::READONLY,
+        flags: flag::READONLY | flag::LONG,
         keys: TWO_KEYS,
         since: "7.0.0",
         complexity: "O(N*M), N and M being the lengths of the two strings.",
@@ -258,10 +259,18 @@ fn get(context: &mut Context, args: Args) -> Outcome {
 
 fn mget(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    let values = args[1..]
-        .iter()
-        .map(|key| Ok(context.transaction.get_string(database, key)?.into()));
-    Ok(Reply::Array(values.collect::<Result<_, Fault>>()?))
+    let (mut values, mut weight) = (Vec::with_capacity(args.len() - 1), Weight::default());
+    for key in &args[1..] {
+        let value = Reply::from(context.transaction.get_string(database, key)?);
+        weight.add(&value);
+        if weight.bytes() > MAX_REPLY_MEMORY {
+            return Err(Fault::error(format!(
+                "ERR the reply of MGET would take more than {MAX_REPLY_MEMORY} bytes of memory"
+            )));
+        }
+        values.push(value);
+    }
+    Ok(Reply::Array(values))
 }
 
 fn strlen(context: &mut Context, args: Args) -> Outcome {

@@ -9,6 +9,8 @@ use crate::database::{Wait, hot};
 
 /// Keys that one connection may watch.
 const MAX_WATCHED: usize = 100_000;
+/// Bytes of memory for them.
+const MAX_WATCHED_BYTES: usize = 64 << 20;
 /// What MULTI, DISCARD, WATCH and UNWATCH have in common.
 const FLAGS: u32 = flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::ALLOW_BUSY;
 
@@ -107,9 +109,9 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
         if watch.keys.contains_key(&place) {
             continue;
         }
-        if watch.keys.len() == MAX_WATCHED {
+        if watch.keys.len() == MAX_WATCHED || watch.bytes + key.len() > MAX_WATCHED_BYTES {
             return Err(Fault::error(format!(
-                "ERR a connection can watch at most {MAX_WATCHED} keys"
+                "ERR a connection can watch at most {MAX_WATCHED} keys of {MAX_WATCHED_BYTES} bytes together"
             )));
         }
         if context.session.outstanding.count() > 0 {
@@ -123,11 +125,10 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
         let seen = service.read(database, key, true)?;
         let expired = seen.entry.is_some_and(|e| e.meta.expire_at.is_some_and(|at| at <= now));
         watch.keys.insert(place, expired);
-        context
-            .session
-            .client
-            .watching
-            .store(watch.keys.len(), Ordering::Relaxed);
+        watch.bytes += key.len();
+        let client = &context.session.client;
+        client.watching.store(watch.keys.len(), Ordering::Relaxed);
+        client.watched_bytes.store(watch.bytes, Ordering::Relaxed);
         wait_for(seen.depends)?;
     }
     Ok(Reply::Ok)
@@ -145,6 +146,7 @@ fn unwatch(context: &mut Context, _: Args) -> Outcome {
     if context.session.multi.is_none() {
         context.session.watch = None;
         context.session.client.watching.store(0, Ordering::Relaxed);
+        context.session.client.watched_bytes.store(0, Ordering::Relaxed);
     }
     Ok(Reply::Ok)
 }

@@ -489,6 +489,22 @@ impl Config {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
+    /// Bytes that what connections hold may take (`maxmemory-clients`).
+    pub fn clients_memory_limit(&self) -> usize {
+        let value = self.value("maxmemory-clients");
+        let percent = value
+            .strip_suffix('%')
+            .and_then(|percent| percent.parse::<usize>().ok());
+        let bytes = match percent {
+            Some(percent) => self.memory_limit() / 100 * percent,
+            None => value.parse().unwrap_or(0),
+        };
+        match bytes {
+            0 => usize::try_from(machine::memory() / 4).unwrap_or(usize::MAX),
+            bytes => bytes,
+        }
+    }
+
     pub fn loglevel(&self) -> Arc<str> {
         self.value("loglevel")
     }

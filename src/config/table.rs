@@ -403,6 +403,14 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "maxmemory-clients",
+        kind: Kind::MemoryOrPercent,
+        default: "0",
+        group: Group::Limits,
+        summary: "Memory for what connections hold (requests, replies, queued commands), or percent of maxmemory: above, those that hold most are closed. 0 for a quarter of the machine's.",
+        ..D
+    },
+    Setting {
         name: "timeout",
         kind: COUNT,
         default: "0",

@@ -122,7 +122,6 @@ pub const SETTINGS: &[Setting] = &[
     row("lazyfree-lazy-user-flush", YES_NO, "no", FREEING),
     row("lfu-decay-time", COUNT, "1", EVICTION),
     row("lfu-log-factor", COUNT, "10", EVICTION),
-    row("maxmemory-clients", Kind::MemoryOrPercent, "0", "client-query-buffer-limit and client-output-buffer-limit bound each client"),
     row("maxmemory-eviction-tenacity", Kind::Integer { min: 0, max: 100 }, "10", EVICTION),
     row("maxmemory-policy", POLICIES, "noeviction", EVICTION),
     row("maxmemory-samples", POSITIVE, "5", EVICTION),

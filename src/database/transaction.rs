@@ -102,12 +102,17 @@ pub struct Lookups {
     pub misses: u64,
 }
 
+/// Bytes of keys and values that one transaction may write: a command of a few bytes can make a value of megabytes.
+const MAX_BYTES: usize = 256 << 20;
+
 pub struct Transaction<'s> {
     service: &'s Arc<Service>,
     view: View,
     /// The time that this transaction sees, milliseconds since the epoch.
     pub now: u64,
     items: SmallVec<[Item; 1]>,
+    /// Bytes of their keys and values.
+    bytes: usize,
     /// Place in `items` of each key, once there are more than [`LINEAR`].
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
@@ -138,6 +143,7 @@ impl Service {
             view,
             now: now_ms(),
             items: SmallVec::new(),
+            bytes: 0,
             places: HashMap::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
@@ -145,6 +151,7 @@ impl Service {
             lookups: Lookups::default(),
         };
         let value = f(&mut transaction)?;
+        transaction.check_size()?;
         drop(snapshot);
         let Transaction {
             items,
@@ -228,12 +235,7 @@ fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault
     if &key[..] == crate::log::record::FLUSH_KEY {
         return Err(Fault::error("ERR this key is reserved for the topic's control records"));
     }
-    let size = key.len()
-        + HEADER_BYTES
-        + match state {
-            NewState::Value { value, .. } => value.len(),
-            NewState::Deleted => 0,
-        };
+    let size = key.len() + HEADER_BYTES + state.bytes();
     if size > limit {
         return Err(Fault::error(format!(
             "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"
@@ -314,6 +316,16 @@ impl Transaction<'_> {
         let partition = self.service.log.partition(database, key);
         let applied = partitions.get(partition as usize)?.applied.load(Ordering::Acquire);
         Some((TopicPartition { database, partition }, applied))
+    }
+
+    /// An error if it writes more than a transaction may; to be asked now and then while there is more to compute.
+    pub fn check_size(&self) -> Result<(), Fault> {
+        if self.bytes > MAX_BYTES {
+            return Err(Fault::error(format!(
+                "ERR a transaction can write at most {MAX_BYTES} bytes; nothing was written"
+            )));
+        }
+        Ok(())
     }
 
     /// All keys of the database were looked at, in the store.
@@ -490,13 +502,16 @@ impl Transaction<'_> {
     }
 
     fn put(&mut self, database: u16, key: &[u8], state: NewState) {
+        self.bytes += state.bytes();
         if let Some(place) = self.place(database, key) {
             if let Item::Key { state: old, .. } = &mut self.items[place] {
+                self.bytes -= old.bytes();
                 *old = state;
             }
             return;
         }
         let key = Bytes::copy_from_slice(key);
+        self.bytes += key.len();
         self.items.push(Item::Key {
             database,
             key: key.clone(),

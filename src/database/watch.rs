@@ -21,25 +21,31 @@ pub struct Watches {
 #[derive(Default)]
 struct Keys {
     flags: HashMap<Bytes, Vec<Weak<Changed>>>,
-    /// Flags of connections that watch no longer are swept out when there are so many keys.
+    /// Bytes of keys that were added since flags of connections that watch no longer were swept out, and those at which it is done again.
+    added: usize,
     sweep_at: usize,
 }
 
-/// Number of keys below which nothing is swept out.
-const MIN_SWEEP: usize = 64;
+/// Bytes of keys below which nothing is swept out.
+const MIN_SWEEP: usize = 8 << 10;
+/// What a key costs besides its bytes.
+const KEY: usize = 128;
 
 impl Watches {
     pub fn watch(&self, key: Bytes, flag: &Arc<Changed>) {
         let mut keys = self.keys.lock();
+        keys.added += key.len() + KEY;
         let flags = keys.flags.entry(key).or_default();
         flags.retain(|flag| flag.strong_count() > 0);
         flags.push(Arc::downgrade(flag));
-        if keys.flags.len() >= keys.sweep_at {
+        if keys.added >= keys.sweep_at {
             keys.flags.retain(|_, flags| {
                 flags.retain(|flag| flag.strong_count() > 0);
                 !flags.is_empty()
             });
-            keys.sweep_at = (2 * keys.flags.len()).max(MIN_SWEEP);
+            // Once more when as much was added as there is.
+            let kept: usize = keys.flags.keys().map(|key| key.len() + KEY).sum();
+            (keys.added, keys.sweep_at) = (0, kept.max(MIN_SWEEP));
         }
         self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
@@ -98,7 +104,7 @@ mod tests {
             watches.watch(format!("k{number}").into(), &Arc::default());
             watches.watch("same".into(), &Arc::default());
         }
-        assert!(watches.watched().len() <= 2 * MIN_SWEEP);
+        assert!(watches.watched().len() <= 2 * MIN_SWEEP / KEY);
         assert!(watches.keys.lock().flags["same".as_bytes()].len() <= 2);
     }
 }

@@ -20,6 +20,16 @@ pub enum NewState {
     Deleted,
 }
 
+impl NewState {
+    /// Bytes of the value.
+    pub fn bytes(&self) -> usize {
+        match self {
+            NewState::Value { value, .. } => value.len(),
+            NewState::Deleted => 0,
+        }
+    }
+}
+
 /// One record of a write.
 #[derive(Clone, Debug)]
 pub enum Item {
@@ -85,6 +95,15 @@ impl Write {
     /// How it ended; `None` while under way.
     pub fn outcome(&self) -> Option<&Result<(), ProduceError>> {
         self.outcome.get()
+    }
+
+    /// Bytes of the values that it writes.
+    pub fn bytes(&self) -> usize {
+        let of = |item: &Item| match item {
+            Item::Key { state, .. } => state.bytes(),
+            _ => 0,
+        };
+        self.items.iter().map(of).sum()
     }
 
     /// Waits for the end. The log bounds the time (`--write-timeout`).

@@ -470,3 +470,135 @@ proptest! {
         }
     }
 }
+
+/// Small changes to what is nearly right find more than random bytes: they get further.
+mod mutations {
+    use std::time::{Duration, Instant};
+
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// `HIGHWATER_TEST_LONG` multiplies it.
+    const BUDGET: Duration = Duration::from_secs(15);
+    const PARTS: &[&[u8]] = &[
+        b"*1\r\n$4\r\nPING\r\n",
+        b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+        b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nva\r\nl\r\n",
+        b"*2\r\n$4\r\nECHO\r\n$0\r\n\r\n",
+        b"*0\r\n",
+        b"*-1\r\n",
+        b"\r\n",
+        b"PING\r\n",
+        b"ECHO \"a \\x41\\n\" 'b\\'c'\r\n",
+        b"SET k 'v' \n",
+        b"*4\r\n$4\r\nMSET\r\n$2\r\nk1\r\n$12\r\nabcdefghijkl\r\n$2\r\nk2\r\n",
+    ];
+    const NUMBERS: &[&[u8]] = &[
+        b"0",
+        b"-1",
+        b"1",
+        b"2",
+        b"01",
+        b"+1",
+        b"16",
+        b"2147483647",
+        b"2147483648",
+        b"4294967296",
+        b"536870912",
+        b"536870913",
+        b"9223372036854775807",
+        b"9223372036854775808",
+        b"-9223372036854775809",
+        b"99999999999999999999999",
+        b"",
+    ];
+
+    fn part<'a>(random: &mut SmallRng, parts: &[&'a [u8]]) -> &'a [u8] {
+        parts[random.random_range(0..parts.len())]
+    }
+
+    fn pipeline(random: &mut SmallRng) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..random.random_range(1..6) {
+            bytes.extend_from_slice(part(random, PARTS));
+        }
+        bytes
+    }
+
+    fn mutate(random: &mut SmallRng, bytes: &mut Vec<u8>) {
+        let at = random.random_range(0..=bytes.len());
+        let end = (at + random.random_range(0..6)).min(bytes.len());
+        match random.random_range(0..7) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.random_range(0..8),
+            1 => bytes.insert(at, b"\r\n*$\"'\\ \0\xff0-"[random.random_range(0..12)]),
+            2 => drop(bytes.drain(at..end)),
+            3 => {
+                let again = bytes[at..end].to_vec();
+                bytes.splice(at..at, again);
+            }
+            4 => bytes.truncate(at),
+            5 => {
+                let other = part(random, PARTS);
+                bytes.splice(at..end, other.iter().copied());
+            }
+            _ => {
+                // The number of a header.
+                let start = bytes[at..].iter().position(|byte| matches!(byte, b'*' | b'$'));
+                if let Some(start) = start.map(|start| at + start + 1) {
+                    let digits = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                    bytes.splice(start..start + digits, part(random, NUMBERS).iter().copied());
+                }
+            }
+        }
+    }
+
+    fn limits(random: &mut SmallRng) -> Limits {
+        if random.random_bool(0.5) {
+            return Limits::default();
+        }
+        Limits {
+            max_args: random.random_range(1..12),
+            max_bulk: random.random_range(1..60),
+            max_line: random.random_range(16..80),
+            max_request: random.random_range(20..200),
+            authenticated: random.random(),
+        }
+    }
+
+    #[test]
+    fn millions_of_mutations_do_no_harm() {
+        let factor = std::env::var("HIGHWATER_TEST_LONG")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let seed: u64 = rand::random();
+        println!("seed {seed}");
+        let mut random = SmallRng::seed_from_u64(seed);
+        let end = Instant::now() + BUDGET * factor.unwrap_or(1);
+        let (mut cases, mut refused, mut executed) = (0u64, 0, 0);
+        while Instant::now() < end {
+            let mut bytes = pipeline(&mut random);
+            for _ in 0..random.random_range(1..5) {
+                mutate(&mut random, &mut bytes);
+            }
+            if bytes.is_empty() {
+                continue;
+            }
+            let limits = limits(&mut random);
+            let pieces: [usize; 3] = std::array::from_fn(|_| random.random_range(1..40));
+            let expected = whole(&bytes, &limits);
+            assert_eq!(
+                play(&bytes, &pieces, &limits, random.random_range(1..4)),
+                expected,
+                "seed {seed}, case {cases}: {} in {pieces:?} with {limits:?}",
+                bytes.escape_ascii()
+            );
+            cases += 1;
+            refused += u64::from(expected.1.is_some());
+            executed += expected.0.len();
+        }
+        println!("{cases} cases, {refused} refused, {executed} requests executed");
+        assert!(refused > cases / 10 && executed as u64 > cases / 10);
+    }
+}

@@ -14,7 +14,7 @@ mod reply;
 
 pub use decode::{Args, Decoder, Limits, Next, ProtocolError, Request};
 pub use double::format_double;
-pub use reply::{Encoding, Reply, Version, encode, write_bulk, write_error, write_int, write_null, write_ok};
+pub use reply::{Encoding, Reply, Version, Weight, encode, write_bulk, write_error, write_int, write_null, write_ok};
 
 /// Property tests run fast here, so they run often; `PROPTEST_CASES` makes it more. Seeds are printed, not kept in files.
 #[cfg(test)]

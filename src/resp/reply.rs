@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rustc_hash::FxHashSet;
 
 use super::format_double;
 
@@ -140,34 +141,78 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
     }
 }
 
+/// The memory that replies keep: a value that is named several times is counted once.
+#[derive(Default)]
+pub struct Weight {
+    bytes: usize,
+    /// Where values are that are counted already.
+    counted: FxHashSet<usize>,
+}
+
+/// Smaller values are counted each time: that costs less than to remember them.
+const REMEMBERED: usize = 1 << 10;
+
+impl Weight {
+    pub fn add(&mut self, reply: &Reply) {
+        self.bytes += size_of::<Reply>();
+        match reply {
+            Reply::Bulk(value) if value.len() < REMEMBERED || self.counted.insert(value.as_ptr() as usize) => {
+                self.bytes += value.len();
+            }
+            Reply::Array(items) => items.iter().for_each(|item| self.add(item)),
+            _ => {}
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// A large reply on its way out, encoded piece by piece.
 pub struct Encoding<'r> {
     /// What is still to be encoded, the next one last.
-    rest: Vec<&'r Reply>,
+    rest: Vec<Piece<'r>>,
     version: Version,
+}
+
+enum Piece<'r> {
+    Reply(&'r Reply),
+    Bytes(&'r [u8]),
 }
 
 impl<'r> Encoding<'r> {
     pub fn new(reply: &'r Reply, version: Version) -> Self {
         Encoding {
-            rest: vec![reply],
+            rest: vec![Piece::Reply(reply)],
             version,
         }
     }
 
-    /// Appends at least so many bytes; false when that was all.
+    /// Appends so many bytes or little more; false when that was all.
     pub fn encode(&mut self, out: &mut BytesMut, least: usize) -> bool {
         let enough = out.len() + least;
         while out.len() < enough {
-            let Some(reply) = self.rest.pop() else {
+            let Some(piece) = self.rest.pop() else {
                 return false;
             };
-            match reply {
-                Reply::Array(items) => {
-                    write_header(out, b'*', items.len());
-                    self.rest.extend(items.iter().rev());
+            match piece {
+                Piece::Bytes(bytes) => {
+                    let (now, later) = bytes.split_at(bytes.len().min(enough - out.len()));
+                    out.put_slice(now);
+                    if !later.is_empty() {
+                        self.rest.push(Piece::Bytes(later));
+                    }
                 }
-                other => encode(other, self.version, out),
+                Piece::Reply(Reply::Array(items)) => {
+                    write_header(out, b'*', items.len());
+                    self.rest.extend(items.iter().rev().map(Piece::Reply));
+                }
+                Piece::Reply(Reply::Bulk(bytes)) if bytes.len() > least => {
+                    write_header(out, b'$', bytes.len());
+                    self.rest.extend([Piece::Bytes(b"\r\n"), Piece::Bytes(bytes)]);
+                }
+                Piece::Reply(other) => encode(other, self.version, out),
             }
         }
         true

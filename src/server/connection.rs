@@ -16,7 +16,7 @@ use super::wire::Wire;
 use crate::command::execute::{Pending, Step, execute, execute_waiting, settle};
 use crate::command::session::Replies;
 use crate::command::{Session, Shared};
-use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, encode};
+use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
 /// Requests decoded, executed and answered together.
 const BURST: usize = 1_024;
@@ -24,6 +24,10 @@ const BURST: usize = 1_024;
 const FLUSH_AT: usize = 256 << 10;
 /// Bytes of replies that are held back behind writes under way before those are waited for.
 const MAX_HELD: usize = 1 << 20;
+
+/// Bytes of values under way, written by one connection, that are waited for before it writes more: it must not fill the log's queue, which
+/// others need too.
+const MAX_WRITING: usize = 16 << 20;
 
 /// A reply that is held back, its own or an earlier one's write being under way.
 struct Held<'a> {
@@ -113,7 +117,7 @@ impl Connection {
     /// Executes the decoded requests and puts their replies, in order, into the output.
     async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> io::Result<()> {
         let mut held: Vec<Held<'_>> = Vec::new();
-        let mut held_bytes = 0;
+        let (mut held_bytes, mut writing) = (0, 0);
         self.session.tally.interrupt();
         for request in decoder.requests(input) {
             let args = request.args();
@@ -137,16 +141,19 @@ impl Connection {
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
+                    if let Err(Pending { write: Some(write), .. }) = &reply {
+                        writing += write.bytes();
+                    }
                     held.push(Held {
                         args,
                         reply,
                         mode,
                         version,
                     });
-                    if barrier || held_bytes > MAX_HELD {
+                    if barrier || held_bytes > MAX_HELD || writing > MAX_WRITING {
                         self.settle_all(&mut held).await?;
                         self.session.tally.interrupt();
-                        held_bytes = 0;
+                        (held_bytes, writing) = (0, 0);
                     }
                 }
             }
@@ -216,10 +223,14 @@ impl Connection {
     #[cold]
     async fn put_large(&mut self, reply: &Reply, size: usize, version: Version) -> io::Result<()> {
         self.wire.check_hard_limit(size)?;
+        let mut weight = Weight::default();
+        weight.add(reply);
+        self.wire.owed = weight.bytes();
         let mut encoding = Encoding::new(reply, version);
         while encoding.encode(&mut self.wire.output, FLUSH_AT) {
             self.wire.flush().await?;
         }
+        self.wire.owed = 0;
         Ok(())
     }
 }

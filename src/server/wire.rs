@@ -39,6 +39,8 @@ pub struct Wire {
     ended: bool,
     /// Replies that wait to be sent.
     pub output: BytesMut,
+    /// Memory of a reply that is not all in `output` yet.
+    pub owed: usize,
     limit: OutputLimit,
     /// Since when more waits than the soft limit allows.
     above_soft: Option<Instant>,
@@ -56,6 +58,7 @@ impl Wire {
             taken: 0,
             ended: false,
             output: BytesMut::new(),
+            owed: 0,
             limit: OutputLimit::default(),
             above_soft: None,
         }
@@ -197,7 +200,7 @@ impl Wire {
     /// stop ends it too.
     async fn exchange(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
         let patience = self.patience();
-        self.client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+        self.note_output();
         let read = tokio::select! {
             biased;
             sent = self.writer.write(&self.output), if !self.output.is_empty() => {
@@ -205,7 +208,7 @@ impl Wire {
                     0 => return Ok(false),
                     sent => self.sent(sent),
                 }
-                self.client.output_bytes.store(self.output.len(), Ordering::Relaxed);
+                self.note_output();
                 return Ok(true);
             }
             read = self.reader.read_buf(&mut self.input), if may_read => read?,
@@ -222,6 +225,11 @@ impl Wire {
             .input_bytes
             .store(self.taken + self.input.len(), Ordering::Relaxed);
         Ok(true)
+    }
+
+    fn note_output(&self) {
+        let waiting = self.output.len() + if self.output.is_empty() { 0 } else { self.owed };
+        self.client.output_bytes.store(waiting, Ordering::Relaxed);
     }
 
     /// How long the client may do nothing: neither send nor take what waits for it.

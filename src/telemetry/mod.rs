@@ -38,6 +38,8 @@ pub struct Stats {
     /// Clients that were disconnected because of `client-output-buffer-limit` and `client-query-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
+    /// Clients that were disconnected because all together held more than `maxmemory-clients`.
+    pub evicted_clients: AtomicU64,
     /// Log lines about such clients.
     pub above_limits: Sparing,
     /// Log lines about connections that cannot be taken.
@@ -129,6 +131,7 @@ impl Stats {
             &self.error_replies,
             &self.output_limit_disconnections,
             &self.query_limit_disconnections,
+            &self.evicted_clients,
         ];
         for counter in counters {
             counter.store(0, Ordering::Relaxed);
