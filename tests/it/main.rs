@@ -12,6 +12,7 @@ mod grpc;
 mod hostile_producers;
 mod kafka_log;
 mod kafka_node;
+mod kafka_security;
 mod redis_suite;
 mod self_check;
 mod side_by_side;
