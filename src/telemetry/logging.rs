@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
@@ -28,7 +28,7 @@ pub fn start(config: &Config) -> Result<Logging, String> {
     };
     let logging = Logging { output: output.clone() };
     let (filter, handle) = reload::Layer::new(filter(&config.loglevel()));
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = if config.log_is_json() {
+    let lines: Box<dyn Layer<Filtered> + Send + Sync> = if config.log_is_json() {
         tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
@@ -40,7 +40,10 @@ pub fn start(config: &Config) -> Result<Logging, String> {
         text.with_writer(output).boxed()
     };
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        // For all layers, not only for this one: what a library logs by the `log` crate and a filter of one layer keeps back
+        // takes the next line of its thread along, whatever that is.
+        .with(filter)
+        .with(lines)
         .try_init()
         .map_err(|e| format!("start logging: {e}"))?;
     config.on_change("loglevel", move |config| {
@@ -50,6 +53,8 @@ pub fn start(config: &Config) -> Result<Logging, String> {
     });
     Ok(logging)
 }
+
+type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
 
 /// Where log lines go.
 pub struct Logging {

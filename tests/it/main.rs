@@ -14,6 +14,7 @@ mod hostile_clients;
 mod hostile_producers;
 mod kafka_log;
 mod kafka_node;
+mod kafka_security;
 mod kills;
 mod linearizability;
 mod redis_suite;

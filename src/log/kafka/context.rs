@@ -29,6 +29,19 @@ pub(super) enum Trouble {
     Refused,
 }
 
+impl Trouble {
+    fn of(code: RDKafkaErrorCode) -> Option<Trouble> {
+        use RDKafkaErrorCode::*;
+        match code {
+            Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism | IllegalSASLState | SSL => {
+                Some(Trouble::Refused)
+            }
+            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => Some(Trouble::Unreachable),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Health {
     last: Mutex<Option<(Trouble, String)>>,
@@ -52,24 +65,17 @@ impl Health {
     }
 
     pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
-        use RDKafkaErrorCode::*;
         // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
         let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
-        let trouble = match code {
-            Authentication | SaslAuthenticationFailed | UnsupportedSASLMechanism | IllegalSASLState | SSL => {
-                Trouble::Refused
-            }
-            BrokerTransportFailure | Resolve | AllBrokersDown | OperationTimedOut => Trouble::Unreachable,
-            _ => {
-                tracing::debug!(target: "librdkafka", error = ?code, "{text}");
-                return;
-            }
+        let Some(trouble) = Trouble::of(code) else {
+            tracing::debug!(target: "librdkafka", error = ?code, "{text}");
+            return;
         };
         let mut last = self.last.lock();
         // "all brokers are down" says less than why, and a refusal less than a broken connection after it.
         let replace = match &*last {
             None => true,
-            Some(_) if code == AllBrokersDown => false,
+            Some(_) if code == RDKafkaErrorCode::AllBrokersDown => false,
             Some((Trouble::Refused, _)) => trouble == Trouble::Refused,
             Some((Trouble::Unreachable, _)) => true,
         };
@@ -122,24 +128,37 @@ impl Health {
 
 pub(super) struct Context {
     health: Arc<Health>,
-    /// This client is of no use any more (an idempotent producer that lost its guarantee).
-    fatal: AtomicBool,
+    /// The last error of this client that is none of the connection: why it failed for good, if it did.
+    last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    closing: AtomicBool,
 }
 
 impl Context {
     pub fn new(health: &Arc<Health>) -> Context {
         Context {
             health: Arc::clone(health),
-            fatal: AtomicBool::new(false),
+            last: Mutex::new(None),
+            closing: AtomicBool::new(false),
         }
     }
 
-    pub fn set_fatal(&self) {
-        self.fatal.store(true, Ordering::Release);
+    /// What is left is given up because the server stops, and not because the client failed.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
     }
 
-    pub fn is_fatal(&self) -> bool {
-        self.fatal.load(Ordering::Acquire)
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// For an error's text: what is wrong with the cluster.
+    pub fn trouble(&self) -> Option<String> {
+        self.health.last().map(|(_, cause)| cause)
+    }
+
+    /// For a client that failed for good: why.
+    pub fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.last.lock().clone()
     }
 }
 
@@ -152,8 +171,8 @@ impl ClientContext for Context {
         let Some(code) = error.rdkafka_error_code() else {
             return;
         };
-        if code == RDKafkaErrorCode::Fatal {
-            self.set_fatal();
+        if Trouble::of(code).is_none() {
+            *self.last.lock() = Some((code, reason.to_owned()));
         }
         self.health.error(code, reason);
     }
@@ -168,7 +187,7 @@ impl ProducerContext for Context {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        delivery.report(result, &self.health);
+        delivery.report(result, self);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
@@ -31,12 +32,18 @@ pub(super) struct Lane {
     health: Arc<Health>,
     /// `None` once closed. Locked for writing only while a producer takes over from another.
     current: RwLock<Option<Producer>>,
+    /// That nothing may be written here is told once.
+    refusal_told: AtomicBool,
 }
 
 struct Producer {
     inner: Polled<Context>,
     sizes: Sizes,
+    created: Instant,
 }
+
+/// A producer that may not write is replaced that often: perhaps it was allowed meanwhile.
+const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
 impl Lane {
     pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
@@ -46,6 +53,7 @@ impl Lane {
             topics: Arc::clone(topics),
             health: Arc::clone(health),
             current: RwLock::new(Some(producer)),
+            refusal_told: AtomicBool::new(false),
         })
     }
 
@@ -72,12 +80,17 @@ impl Lane {
     /// Puts a new producer in the place of one that is of no use any more, or whose sizes do not fit a topic that has
     /// come since. Called from time to time.
     pub fn mend(&self) {
-        let Some((fatal, sizes)) = self.current.read().as_ref().map(|now| (now.is_fatal(), now.sizes)) else {
+        let seen = |now: &Producer| (now.fatal(), now.created.elapsed(), now.sizes);
+        let Some((fatal, age, sizes)) = self.current.read().as_ref().map(seen) else {
             return;
         };
+        // The next one likely could not write either.
+        if matches!(fatal, Some((REFUSED, _))) && age < REFUSED_AGAIN {
+            return;
+        }
         let wanted = self.topics.sizes();
         let fits = sizes.message >= wanted.message && sizes.batch <= wanted.batch;
-        if !fatal && fits {
+        if fatal.is_none() && fits {
             return;
         }
         let new = match Producer::create(&self.config, wanted, &self.health) {
@@ -85,16 +98,25 @@ impl Lane {
             Err(cause) => return tracing::error!(cause, "cannot make a new Kafka producer"),
         };
         let mut current = self.current.write();
-        if let (Some(old), false) = (current.as_ref(), fatal) {
+        if let (Some(old), None) = (current.as_ref(), &fatal) {
             // Two producers know nothing of each other's order, so the old one has to be done first.
             old.wait_until_empty(self.config.write_timeout);
         }
         if let Some(place) = current.as_mut() {
             let old = std::mem::replace(place, new);
             drop(current);
-            if let Some((code, text)) = old.inner.client().fatal_error() {
-                tracing::warn!(error = ?code, "the Kafka producer cannot go on and is replaced: {text}");
-            }
+            drop(old);
+        }
+        if let Some((code, text)) = fatal {
+            self.tell_replaced(code, &text);
+        }
+    }
+
+    fn tell_replaced(&self, code: RDKafkaErrorCode, text: &str) {
+        if code != REFUSED {
+            tracing::warn!(error = ?code, "the Kafka producer cannot go on and is replaced: {text}");
+        } else if !self.refusal_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("writes are refused until that is mended: {NO_RIGHT_TO_WRITE}; told once");
         }
     }
 
@@ -102,6 +124,7 @@ impl Lane {
     pub fn close(&self, timeout: Duration) {
         let last = self.current.write().take();
         if let Some(producer) = last {
+            producer.inner.context().close();
             producer.wait_until_empty(timeout);
         }
     }
@@ -171,7 +194,11 @@ impl Producer {
     fn create(config: &Config, sizes: Sizes, health: &Arc<Health>) -> Result<Producer, String> {
         let settings: ClientConfig = config.producer(sizes);
         let inner = Polled::create(&settings, Context::new(health))?;
-        Ok(Producer { inner, sizes })
+        Ok(Producer {
+            inner,
+            sizes,
+            created: Instant::now(),
+        })
     }
 
     /// Hands a record over; gives the delivery back with the cause if it was not taken.
@@ -181,16 +208,22 @@ impl Producer {
             Err(cause) => return Err((cause, delivery)),
         };
         let message = base_record(topic, record.to.partition, &wire, delivery);
-        self.inner.send(message).map_err(|(error, message)| {
-            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-                self.inner.client().context().set_fatal();
-            }
-            (not_taken(&error), message.delivery_opaque)
-        })
+        let not_taken =
+            |(error, message): (KafkaError, BaseRecord<'_, _, _, _>)| (self.not_taken(&error), message.delivery_opaque);
+        self.inner.send(message).map_err(not_taken)
     }
 
-    fn is_fatal(&self) -> bool {
-        self.inner.client().context().is_fatal()
+    /// Why it is of no use any more.
+    fn fatal(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.inner.client().fatal_error()
+    }
+
+    fn not_taken(&self, error: &KafkaError) -> String {
+        match (error.rdkafka_error_code(), self.fatal()) {
+            (Some(RDKafkaErrorCode::QueueFull), _) => QUEUE_FULL.to_owned(),
+            (Some(RDKafkaErrorCode::Fatal), Some((code, text))) => describe_fatal(code, &text),
+            _ => describe_error(error),
+        }
     }
 
     /// The producer's own thread tells the reports; this only waits.
@@ -204,10 +237,15 @@ impl Producer {
 
 pub(super) const QUEUE_FULL: &str = "too many writes are waiting for Kafka";
 
-fn not_taken(error: &KafkaError) -> String {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::QueueFull) => QUEUE_FULL.to_owned(),
-        _ => describe_error(error),
+/// A broker gives an idempotent producer no id if it may not write to any topic.
+const REFUSED: RDKafkaErrorCode = RDKafkaErrorCode::ClusterAuthorizationFailed;
+pub(super) const NO_RIGHT_TO_WRITE: &str = "not authorized to write to the topic; allow Write on it";
+
+/// Why a producer is of no use any more.
+fn describe_fatal(code: RDKafkaErrorCode, text: &str) -> String {
+    match code {
+        REFUSED => NO_RIGHT_TO_WRITE.to_owned(),
+        _ => format!("the Kafka producer failed and is being replaced: {text}"),
     }
 }
 
@@ -221,7 +259,7 @@ pub(super) struct Delivery {
 type Place = (u64, i64);
 
 impl Delivery {
-    pub fn report(self, result: &DeliveryResult<'_>, health: &Health) {
+    pub fn report(self, result: &DeliveryResult<'_>, context: &Context) {
         let outcome = match result {
             Ok(message) => match u64::try_from(message.offset()) {
                 Ok(offset) => Ok((offset, message.timestamp().to_millis().unwrap_or(-1))),
@@ -232,7 +270,7 @@ impl Delivery {
                 )),
             },
             Err((error, message)) => {
-                let cause = cause(error, health);
+                let cause = cause(error, context);
                 Err(match ffi::status(message) {
                     Status::NotPersisted => ProduceError::NotWritten(cause),
                     Status::PossiblyPersisted | Status::Persisted => ProduceError::Uncertain(cause),
@@ -254,18 +292,23 @@ impl Delivery {
     }
 }
 
-fn cause(error: &KafkaError, health: &Health) -> String {
+fn cause(error: &KafkaError, context: &Context) -> String {
     let Some(code) = error.rdkafka_error_code() else {
         return describe_error(error);
     };
     let words: &dyn Display = match code {
         RDKafkaErrorCode::MessageTimedOut => &"no acknowledgement from Kafka within the write timeout",
-        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => &CLOSED,
-        RDKafkaErrorCode::Fatal => &"the Kafka producer failed and is being replaced",
+        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight if context.is_closing() => &CLOSED,
+        // What was queued when it failed for good is purged.
+        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal => {
+            let (code, text) = context.last().unwrap_or((code, describe_code(code)));
+            return describe_fatal(code, &text);
+        }
+        RDKafkaErrorCode::TopicAuthorizationFailed => return NO_RIGHT_TO_WRITE.to_owned(),
         other => return describe_code(other),
     };
-    match health.last() {
-        Some((_, why)) => format!("{words}: {why}"),
+    match context.trouble() {
+        Some(why) => format!("{words}: {why}"),
         None => words.to_string(),
     }
 }

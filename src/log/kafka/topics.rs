@@ -397,6 +397,7 @@ impl Topics {
             self.create(0, remaining(end).max(ASK))?;
         }
         let states = self.states.load_full();
+        let mut others = Vec::new();
         for (at, state) in states.iter().enumerate() {
             let database = at as u16;
             let wanted = database == 0 || self.config.mapped.contains_key(&database);
@@ -405,11 +406,15 @@ impl Topics {
                     return Err(missing(database, &self.names[at].topic));
                 }
                 State::Refused(why) if wanted => return Err(LogError::Failed(why.clone())),
-                State::Refused(why) => {
-                    tracing::warn!(database, "the database cannot be used: {why}")
-                }
+                State::Refused(why) => others.push((database, why)),
                 State::Absent | State::Usable(_) => {}
             }
+        }
+        if let Some((first, why)) = others.first() {
+            let more = others.len() - 1;
+            tracing::warn!(
+                "database {first} and {more} others cannot be used (--databases says how many there are): {why}"
+            );
         }
         Ok(())
     }

@@ -38,6 +38,10 @@ pub fn fresh_topic(hint: &str) -> String {
 
 pub struct Kafka {
     pub bootstrap: String,
+    /// What the broker's listener speaks: `PLAINTEXT` or `SASL_SSL`.
+    protocol: &'static str,
+    /// What its clients need for that.
+    client: Vec<(String, String)>,
     dir: TempDir,
     broker: Mutex<Option<Child>>,
 }
@@ -62,10 +66,20 @@ impl Kafka {
 
     /// The same with further lines for `server.properties`.
     pub fn start_with(properties: &[&str]) -> Kafka {
+        Kafka::start_on("PLAINTEXT", &[], properties)
+    }
+
+    /// The same with a listener of another protocol, and what this harness needs as its client.
+    pub fn start_on(protocol: &'static str, client: &[(&str, &str)], properties: &[&str]) -> Kafka {
         let dir = temp::dir("kafka");
         let port = ports::free();
         let kafka = Kafka {
             bootstrap: format!("127.0.0.1:{port}"),
+            protocol,
+            client: client
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
             dir,
             broker: Mutex::new(None),
         };
@@ -208,7 +222,8 @@ impl Kafka {
     /// `java("org.apache.kafka.tools.TopicCommand", &["--bootstrap-server", &kafka.bootstrap, "--list"], b"")`.
     pub fn java(&self, class: &str, args: &[&str], stdin: &[u8]) -> Output {
         let mut java = java("-Xmx128m");
-        java.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+        java.arg("-XX:TieredStopAtLevel=1")
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
             .arg(class)
             .args(args);
         process::run(class, java, stdin, TOOL)
@@ -218,6 +233,9 @@ impl Kafka {
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap);
+        for (name, value) in &self.client {
+            config.set(name, value);
+        }
         config
     }
 
@@ -319,12 +337,15 @@ impl Kafka {
         let data = self.dir.path().join("data");
         let data = data.display();
         let further = further.join("\n");
+        let protocol = self.protocol;
         format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners={protocol}://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners={protocol}://127.0.0.1:{port}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,{protocol}:{protocol}\n\
+             security.inter.broker.protocol={protocol}\n\
              controller.listener.names=CONTROLLER\n\
              log.dirs={data}\n\
              auto.create.topics.enable=false\n\

@@ -21,12 +21,16 @@ use super::super::config::{Config, Isolation, Sizes};
 use super::super::context::{Health, describe_code, describe_error};
 use super::super::follower::KafkaFollower;
 use super::super::polled::Polled;
-use super::super::producer::base_record;
+use super::super::producer::{NO_RIGHT_TO_WRITE, base_record};
 use super::super::topics::Topics;
 use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
 
 /// One try to make a producer ready.
 const INIT: Duration = Duration::from_secs(1);
+/// The same while it is refused: nobody who waits behind it is to be held up.
+const GLANCE: Duration = Duration::from_millis(50);
+/// A refused one tries again that often: perhaps it was allowed meanwhile.
+const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks for room in a full queue, or at a commit that has to be asked for again.
 const AGAIN: Duration = Duration::from_millis(2);
 /// The least time that is spent on an abort, and on finding out an outcome, however late it is.
@@ -42,6 +46,8 @@ pub(super) struct Client {
     producer: Option<Producer>,
     /// Why there is none that is ready; told once.
     trouble: Option<String>,
+    /// It may not be used, so that there is nothing to wait for. Since when; tried again in the background.
+    refused: Option<Instant>,
 }
 
 struct Producer {
@@ -62,6 +68,23 @@ struct Context {
     health: Arc<Health>,
     acks: Mutex<Acks>,
     all_told: Condvar,
+    /// Why librdkafka gave the last transaction up: it says so in a log line only.
+    given_up: Mutex<Option<String>>,
+}
+
+impl Context {
+    /// Why a record was not sent.
+    fn cause(&self, error: &KafkaError) -> String {
+        let purged = matches!(
+            error.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+        );
+        match self.given_up.lock().as_deref() {
+            Some(why) if purged && why.contains("TOPIC_AUTHORIZATION_FAILED") => NO_RIGHT_TO_WRITE.to_owned(),
+            Some(why) if purged => format!("the transaction failed: {why}"),
+            _ => describe_error(error),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -76,6 +99,10 @@ struct Acks {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if facility == "TXNERR" {
+            let why = text.split_once("]: ").map_or(text, |(_thread, why)| why);
+            *self.given_up.lock() = Some(why.to_owned());
+        }
         self.health.line(level, facility, text);
     }
 
@@ -106,7 +133,7 @@ impl ProducerContext for Context {
                 }
                 Err(_) => acks.failed = Some("Kafka has a record, but did not tell its offset".into()),
             },
-            Err((error, _)) => acks.failed = Some(describe_error(error)),
+            Err((error, _)) => acks.failed = Some(self.cause(error)),
         }
         if acks.open == 0 || acks.failed.is_some() {
             self.all_told.notify_all();
@@ -125,6 +152,7 @@ impl Client {
             health: health.clone(),
             producer: None,
             trouble: None,
+            refused: None,
         }
     }
 
@@ -143,23 +171,43 @@ impl Client {
         if self.producer.as_ref().is_some_and(|producer| !fits(&producer.sizes)) {
             self.give_up();
         }
+        let patience = match self.refused {
+            Some(since) if self.producer.is_none() && since.elapsed() < REFUSED_AGAIN => return,
+            Some(_) => GLANCE,
+            None => INIT,
+        };
         // What went wrong is told when a write needs it.
-        let _ = self.ready(Instant::now() + INIT);
+        let _ = self.make_ready(Instant::now() + patience);
     }
 
     fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
+        match self.refused {
+            Some(_) => Err(self.not_usable()),
+            None => self.make_ready(deadline),
+        }
+    }
+
+    fn not_usable(&self) -> String {
+        format!("Kafka transactions cannot be used{}", self.trouble())
+    }
+
+    fn make_ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
         while !self.producer.as_ref().is_some_and(|producer| producer.ready) {
             if let Err(cause) = self.try_ready(deadline) {
+                if self.refused.is_some() {
+                    return Err(self.not_usable());
+                }
                 if self.trouble.as_ref() != Some(&cause) {
                     tracing::debug!(cause, id = self.id, "a transactional producer is not ready");
                     self.trouble = Some(cause);
                 }
                 if Instant::now() >= deadline {
-                    return Err(format!("Kafka transactions cannot be used{}", self.trouble()));
+                    return Err(self.not_usable());
                 }
             }
         }
         self.trouble = None;
+        self.refused = None;
         self.producer.as_ref().ok_or_else(|| "there is no producer".to_owned())
     }
 
@@ -177,19 +225,30 @@ impl Client {
                 Ok(())
             }
             Err(KafkaError::Transaction(error)) if error.is_retriable() => Err(describe_code(error.code())),
-            Err(error) => {
-                let code = error.rdkafka_error_code();
-                self.give_up();
-                std::thread::sleep(AGAIN.max(left.min(Duration::from_millis(100))));
-                Err(match code {
-                    Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) => format!(
-                        "no right to use the transactional id {}; allow Describe and Write on transactional ids that begin with highwater-",
-                        self.id
-                    ),
-                    _ => describe_error(&error),
-                })
-            }
+            Err(error) => match refusal(error.rdkafka_error_code()) {
+                Some(why) => {
+                    let cause = format!("{why} {}", self.id);
+                    self.refuse(cause.clone());
+                    Err(cause)
+                }
+                None => {
+                    self.give_up();
+                    std::thread::sleep(AGAIN.max(left.min(Duration::from_millis(100))));
+                    Err(describe_error(&error))
+                }
+            },
         }
+    }
+
+    /// Waiting would not help. Told once, until it can be used.
+    fn refuse(&mut self, cause: String) {
+        if self.refused.replace(Instant::now()).is_none() {
+            tracing::warn!(
+                "commands that read before they write, or that write several keys, are refused until that is mended: {cause}"
+            );
+        }
+        self.trouble = Some(cause);
+        self.producer.take().map_or((), |producer| drop_apart(producer.inner));
     }
 
     fn create(&self) -> Result<Producer, String> {
@@ -198,6 +257,7 @@ impl Client {
             health: self.health.clone(),
             acks: Mutex::default(),
             all_told: Condvar::new(),
+            given_up: Mutex::default(),
         };
         let settings = self.config.transactional_producer(sizes, &self.id);
         let inner = Polled::create(&settings, context)?;
@@ -220,11 +280,7 @@ impl Client {
             }
             tracing::warn!(error = ?code, id = self.id, "a transactional producer cannot go on and is replaced: {text}");
         }
-        // Its end can take a moment, and nobody has to wait for it.
-        let dropped = std::thread::Builder::new().spawn(move || drop(inner));
-        if let Err(error) = dropped {
-            tracing::warn!(%error, "cannot start a thread");
-        }
+        drop_apart(inner);
     }
 
     /// Sends all records in a new transaction and waits until all are acknowledged. After an error nothing will ever be committed
@@ -319,6 +375,30 @@ impl Client {
     }
 }
 
+/// Its end can take a moment, and nobody has to wait for it.
+fn drop_apart(inner: Polled<Context>) {
+    let dropped = std::thread::Builder::new().spawn(move || drop(inner));
+    if let Err(error) = dropped {
+        tracing::warn!(%error, "cannot start a thread");
+    }
+}
+
+/// What is wrong that only a person can mend, to be followed by the transactional id.
+fn refusal(code: Option<RDKafkaErrorCode>) -> Option<&'static str> {
+    match code? {
+        RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Some(
+            "not authorized (allow Write on transactional ids that begin with highwater-) to use the transactional id",
+        ),
+        RDKafkaErrorCode::ClusterAuthorizationFailed => {
+            Some("not authorized by the cluster to use the transactional id")
+        }
+        RDKafkaErrorCode::InvalidTransactionTimeout => Some(
+            "--write-timeout is longer than the broker lets a transaction take (transaction.max.timeout.ms); transactional id",
+        ),
+        _ => None,
+    }
+}
+
 impl Producer {
     fn send(&self, topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
         self.inner.begin_transaction().map_err(|e| describe_error(&e))?;
@@ -331,6 +411,7 @@ impl Producer {
             })
             .collect();
         let context = self.inner.context();
+        *context.given_up.lock() = None;
         let group = {
             let mut acks = context.acks.lock();
             *acks = Acks {
