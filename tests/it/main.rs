@@ -9,6 +9,7 @@ mod clients;
 mod consistency;
 mod disk_full;
 mod embedded_node;
+mod fights;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;
