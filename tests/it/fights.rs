@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::consistency::equal_digests;
 use crate::support::attempt::{Attempts, Ended};
 use crate::support::foreign::{Foreign, is_foreign};
-use crate::support::kafka::{self, SeenRecord, fresh_topic};
+use crate::support::kafka::{self, SeenRecord};
 use crate::support::server::Highwater;
 use crate::support::{longer, wait_for};
 
@@ -317,7 +317,7 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let kafka = kafka::shared();
-    let topic = fresh_topic("fights");
+    let topic = kafka.compacted_topic("fights", 2);
     let mut nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
     let foreign = Foreign::new(kafka, &topic);
     let fight = Fight {
