@@ -6,6 +6,7 @@
 mod architecture;
 mod bench;
 mod clients;
+mod clocks;
 mod consistency;
 mod disk_full;
 mod embedded_node;
