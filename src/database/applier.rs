@@ -91,14 +91,17 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
             .then(|| source_of(service, database))
             .flatten();
         let retention = service.log.tombstone_retention(database);
-        let oldest = known.partitions.values().map(|p| p.as_of).min().unwrap_or(0);
+        let (now, as_of) = (now_ms(), known.partitions.values().map(|p| p.as_of));
+        let (oldest, newest) = (as_of.clone().min().unwrap_or(0), as_of.max().unwrap_or(0));
         let reason = if source.as_deref() != Some(known.source.as_str()) {
             Some(format!(
                 "it was filled from {}, the topic is now {}",
                 known.source,
                 source.as_deref().unwrap_or("gone")
             ))
-        } else if retention.is_some_and(|r| now_ms().saturating_sub(oldest) as u128 > r.as_millis() * 9 / 10) {
+        } else if retention.is_some() && newest > now {
+            Some("it is from the future: the clock was set back, and how long this node was away is not known, so deletes may have been missed".into())
+        } else if retention.is_some_and(|r| now.saturating_sub(oldest) as u128 > r.as_millis() * 9 / 10) {
             Some("it is older than the topic keeps its tombstones (delete.retention.ms), so deletes may have been missed".into())
         } else {
             None

@@ -22,9 +22,9 @@ pub mod write;
 mod write_behind;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -243,9 +243,18 @@ pub struct Seen {
 
 /// Milliseconds since the epoch.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |d| d.as_millis() as u64)
+        .saturating_add_signed(wrong_by())
+}
+
+/// In a build for tests a node's clock can be made wrong, by so many milliseconds.
+fn wrong_by() -> i64 {
+    static WRONG_BY: LazyLock<i64> = LazyLock::new(|| {
+        let told = std::env::var("HIGHWATER_TEST_CLOCK_WRONG_BY_MS");
+        told.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    });
+    if cfg!(debug_assertions) { *WRONG_BY } else { 0 }
 }
 
 impl Service {

@@ -6,9 +6,11 @@
 mod architecture;
 mod bench;
 mod clients;
+mod clocks;
 mod consistency;
 mod disk_full;
 mod embedded_node;
+mod fights;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;

@@ -210,6 +210,9 @@ pub(super) fn describe_error(error: &KafkaError) -> String {
 
 /// librdkafka's words, without its `Local:` and `Broker:`.
 pub(super) fn describe_code(code: RDKafkaErrorCode) -> String {
+    if code == RDKafkaErrorCode::InvalidTimestamp {
+        return "the topic does not take records of this time: is this node's clock right?".into();
+    }
     let full = code.to_string();
     let words = full
         .split_once('(')

@@ -21,6 +21,8 @@ impl Foreign {
     pub fn new(kafka: &Kafka, topic: &str) -> Foreign {
         let mut config = kafka.client_config();
         config.set("acks", "all").set("linger.ms", "0");
+        // As Kafka's own clients do.
+        config.set("partitioner", "murmur2_random");
         let plain = config.create().expect("create a producer");
         config.set("transactional.id", fresh_topic("foreign"));
         let transactional: BaseProducer = config.create().expect("create a producer");
@@ -52,7 +54,7 @@ impl Foreign {
             key: MARK,
             value: Some("1"),
         });
-        let mut record = BaseRecord::to(&self.topic).partition(0).key(key).headers(headers);
+        let mut record = BaseRecord::to(&self.topic).key(key).headers(headers);
         record.payload = value;
         producer
             .send(record)

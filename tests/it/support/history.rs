@@ -80,10 +80,22 @@ impl Recorder {
     }
 }
 
+/// Of several values, which must be the same, the one that they are.
 fn text_of(reply: &[u8]) -> String {
-    match Reply::parse(reply).bytes() {
-        Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        None => ABSENT.to_owned(),
+    let reply = Reply::parse(reply);
+    let text = |reply: &Reply| {
+        let bytes = reply.bytes();
+        bytes.map_or(ABSENT.to_owned(), |bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    match reply.items() {
+        [] => text(&reply),
+        [first, others @ ..] => {
+            assert!(
+                others.iter().all(|other| other == first),
+                "half of a write was seen: {reply:?}"
+            );
+            text(first)
+        }
     }
 }
 
@@ -188,7 +200,8 @@ impl<'r> Actor<'r> {
         self.after(ended)
     }
 
-    fn act(&mut self, key: &str, kind: &'static str, argument: &str, line: &str) -> Ended {
+    /// Any other command that does to the key what the operation says. `key` may stand for several keys that are one.
+    pub fn act(&mut self, key: &str, kind: &'static str, argument: &str, line: &str) -> Ended {
         let (recorder, attempts) = (self.recorder, &mut self.attempts);
         let ended = recorder.record(self.session, key, kind, argument, || attempts.line(line));
         self.after(ended)

@@ -121,6 +121,12 @@ impl Highwater {
         self.wait_until_ready();
     }
 
+    /// Starts it again with another value of an environment variable.
+    pub fn restart_with_env(&mut self, name: &str, value: &str) {
+        self.setup.env.push((name.to_owned(), value.to_owned()));
+        self.restart();
+    }
+
     pub fn restart_without_waiting(&mut self) {
         self.kill9();
         self.launch();
