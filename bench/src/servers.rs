@@ -130,6 +130,17 @@ impl Site {
         format!("bench-{}-{}", std::process::id(), self.topics)
     }
 
+    /// Keeps a topic's records from being compacted away before they are read.
+    pub fn keep_all_records(&mut self, topic: &str) -> Result<()> {
+        let mut configure = java("-Xmx128m");
+        configure.args(["kafka.admin.ConfigCommand", "--alter", "--entity-type", "topics"]);
+        configure.args(["--entity-name", topic, "--add-config", "min.compaction.lag.ms=86400000"]);
+        configure.args(["--bootstrap-server", &self.kafka()?]);
+        let outcome = process::try_run(configure, b"", START).context("configure a topic")?;
+        ensure!(outcome.success(), "configure a topic: {}", outcome.text());
+        Ok(())
+    }
+
     /// Runs one of the project's examples, and returns the JSON that it prints.
     pub fn example(&self, name: &str, args: &[String]) -> Result<BTreeMap<String, f64>> {
         let mut command = Command::new(self.examples.join(name));
