@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -204,6 +205,8 @@ impl Load {
     }
 
     fn open(&mut self, per_second: u64) -> Result<()> {
+        // By default the kernel may wake a thread 50 µs late.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).context("set the timer slack")?;
         let total = match self.plan.until {
             Until::Time(time) => (time.as_secs_f64() * per_second as f64) as u64,
             Until::Requests(total) => total,

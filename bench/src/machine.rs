@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// What a clock tick of `/proc/PID/stat` is on every Linux that Rust runs on.
 const TICK: Duration = Duration::from_millis(10);
@@ -43,6 +44,13 @@ pub fn runs(pid: u32) -> bool {
     stat.rsplit(") ")
         .next()
         .is_some_and(|fields| !fields.is_empty() && !fields.starts_with(['Z', 'X']))
+}
+
+/// Allows this process and its children as many open files as it may have: each client is one.
+pub fn raise_file_limit() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("raise the limit of open files")
 }
 
 /// Resident memory of a process in bytes.

@@ -20,6 +20,7 @@ mod support;
 mod wire;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,12 +59,15 @@ fn run(options: Options) -> Result<Vec<&'static str>> {
         servers::clean_up();
         std::process::exit(130);
     })?;
+    machine::raise_file_limit()?;
     let site = build::site(&options)?;
     let about = report::About::find(&options, &site)?;
     let results = target().join("bench");
     fs::create_dir_all(&results).context("create target/bench")?;
     let raw = results.join(format!("{}-{}.jsonl", about.date, std::process::id()));
-    let mut bench = Bench::new(options, site, File::create(&raw).context("create the raw results")?);
+    let mut results = File::create(&raw).context("create the raw results")?;
+    writeln!(results, "{}", serde_json::to_string(&about)?).context("write the raw results")?;
+    let mut bench = Bench::new(options, site, results);
     let failed = measure(&mut bench, &rows);
     println!("{}", report::tables(&rows, &bench.samples, &about));
     if bench.options.docs {
@@ -98,6 +102,10 @@ fn measure(bench: &mut Bench, rows: &[&'static Row]) -> Vec<&'static str> {
         for round in 0..rounds {
             bench.round = round;
             if let Err(error) = row.run(bench) {
+                while servers::interrupted() {
+                    // The handler of the interruption ends the process.
+                    std::thread::park();
+                }
                 eprintln!("{} failed: {error:#}", row.name);
                 failed.push(row.name);
                 // A server may be in no state to go on with.

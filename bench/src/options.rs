@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long)]
     pub list: bool,
     /// Put tables and plots into docs/performance.md and docs/plots
-    #[arg(long)]
+    #[arg(long, conflicts_with = "smoke")]
     pub docs: bool,
     /// Rounds of each row that is not slow [default: 3]
     #[arg(long)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 760.0;
-const LABELS: f64 = 190.0;
+const LABELS: f64 = 215.0;
 const VALUES: f64 = 90.0;
 const BAR: f64 = 18.0;
 const TITLE: f64 = 44.0;

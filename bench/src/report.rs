@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use crate::bench::Sample;
 use crate::machine;
@@ -21,6 +22,7 @@ const BEGIN: &str = "<!-- bench/run: what stands from here on is rewritten by it
 const END: &str = "<!-- bench/run: up to here -->";
 
 /// What the figures were measured with.
+#[derive(Serialize)]
 pub struct About {
     pub date: String,
     machine: String,
@@ -39,10 +41,6 @@ impl About {
         let redis = redis.split("v=").nth(1).and_then(|rest| rest.split(' ').next());
         let mut date = Command::new("date");
         date.args(["-u", "+%Y-%m-%d"]);
-        let mut commit = Command::new("git");
-        commit
-            .args(["describe", "--always", "--dirty"])
-            .current_dir(crate::root());
         let kafka = match &options.bootstrap_servers {
             Some(_) => "a Kafka that was given".to_owned(),
             None => format!("Apache Kafka {}", parts::KAFKA_VERSION),
@@ -51,9 +49,8 @@ impl About {
             date: machine::first_line(date)?,
             machine: machine::describe(),
             versions: format!(
-                "{} ({}), redis-server {}, {kafka}",
+                "{}, redis-server {}, {kafka}",
                 machine::first_line(version)?,
-                machine::first_line(commit).unwrap_or_default(),
                 redis.unwrap_or("of an unknown version")
             ),
             sizes: format!(

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -49,8 +50,11 @@ impl Kind {
 /// Children that run, for whoever has to end in a hurry.
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 /// Ends all children and removes their files: at Ctrl-C.
 pub fn clean_up() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
     let children = CHILDREN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for pid in children.iter() {
         // SAFETY: plain system call; each child leads a group of its own, and is taken off the list before it is waited for.
@@ -58,6 +62,11 @@ pub fn clean_up() {
     }
     // Those that still write make this fail; the next run removes what is left then.
     let _ = fs::remove_dir_all(temp::root());
+}
+
+/// Whether children are missing because the process is about to end.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 fn spawn(command: Command) -> Result<Child> {
@@ -119,6 +128,17 @@ impl Site {
     pub fn fresh_topic(&mut self) -> String {
         self.topics += 1;
         format!("bench-{}-{}", std::process::id(), self.topics)
+    }
+
+    /// Keeps a topic's records from being compacted away before they are read.
+    pub fn keep_all_records(&mut self, topic: &str) -> Result<()> {
+        let mut configure = java("-Xmx128m");
+        configure.args(["kafka.admin.ConfigCommand", "--alter", "--entity-type", "topics"]);
+        configure.args(["--entity-name", topic, "--add-config", "min.compaction.lag.ms=86400000"]);
+        configure.args(["--bootstrap-server", &self.kafka()?]);
+        let outcome = process::try_run(configure, b"", START).context("configure a topic")?;
+        ensure!(outcome.success(), "configure a topic: {}", outcome.text());
+        Ok(())
     }
 
     /// Runs one of the project's examples, and returns the JSON that it prints.
@@ -306,12 +326,8 @@ impl Broker {
         format
             .args(["kafka.tools.StorageTool", "format", "-t", &id, "-c"])
             .arg(&file);
-        let formatted = format.output().context("format Kafka's directory (needs Java 17)")?;
-        ensure!(
-            formatted.status.success(),
-            "Kafka's directory: {}",
-            String::from_utf8_lossy(&formatted.stderr)
-        );
+        let formatted = process::try_run(format, b"", START).context("format Kafka's directory (needs Java 17)")?;
+        ensure!(formatted.success(), "Kafka's directory: {}", formatted.text());
         let log = File::create(dir.path().join("broker.log"))?;
         let mut broker = java("-Xmx1g");
         broker

@@ -272,6 +272,7 @@ pub fn rebuild(bench: &mut Bench) -> Result<()> {
     };
     for (records, keys) in cases {
         let topic = new_topic(bench)?;
+        bench.site.keep_all_records(&topic)?;
         let numbers = [records, keys, bench.options.value_bytes as u64].map(|number| number.to_string());
         let mut args = vec![bench.site.kafka()?, topic.clone()];
         args.extend(numbers);
