@@ -85,10 +85,6 @@ fn a_wrong_clock_shifts_the_end_of_keys_that_expire_and_nothing_else() {
             eventually("expires much later", client, &format!("GET long-{name}"), "$1\r\nv");
         }
     }
-    println!(
-        "AFTER {:?}",
-        kafka.topic_config(&topic, "message.timestamp.after.max.ms")
-    );
     equal_digests(&mut right, &mut ahead, "0");
     equal_digests(&mut right, &mut behind, "0");
 }
