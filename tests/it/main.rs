@@ -10,6 +10,7 @@ mod disk_full;
 mod embedded_node;
 mod grpc;
 mod hostile_producers;
+mod kafka_faults;
 mod kafka_log;
 mod kafka_node;
 mod kafka_security;
