@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 use super::hot::At;
 use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
-use crate::log::{Follower, LogError, LogRecord, Payload, Positions, TopicPartition};
+use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
 
 /// Records that are handed to the writer at once.
@@ -63,9 +63,9 @@ struct Applier {
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
-    let positions = usable_positions(&service, checkpoint)?;
+    let (positions, marks) = usable_positions(&service, checkpoint)?;
     service.look_for_copies().map_err(|e| LogError::Failed(e.to_string()))?;
-    let mut applier = Applier::new(service.clone(), positions)?;
+    let mut applier = Applier::new(service.clone(), positions, &marks)?;
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
     std::thread::Builder::new()
@@ -84,8 +84,8 @@ pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
 }
 
 /// The checkpoint's positions, as far as they belong to today's topics; the others are cleared and read anew.
-fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positions, LogError> {
-    let mut positions = Positions::new();
+fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
+    let (mut positions, mut marks) = (Positions::new(), Marks::new());
     for (&database, known) in &checkpoint.databases {
         let source = (database < service.database_count())
             .then(|| source_of(service, database))
@@ -121,14 +121,16 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<Positi
             {
                 partition.as_of.store(position.as_of as i64, Ordering::Relaxed);
             }
-            positions.insert(TopicPartition { database, partition }, position.next_offset);
+            let at = TopicPartition { database, partition };
+            positions.insert(at, position.next_offset);
+            marks.extend(position.mark.map(|(offset, epoch)| (at, Mark { offset, epoch })));
         }
     }
-    Ok(positions)
+    Ok((positions, marks))
 }
 
 /// How far everything is that was applied up to these positions.
-fn reached(service: &Service, positions: &Positions) -> Reached {
+fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     let as_of = |at: &TopicPartition| {
         let partitions = service.databases[at.database as usize].partitions();
         let partition = partitions.get(at.partition as usize);
@@ -136,7 +138,13 @@ fn reached(service: &Service, positions: &Positions) -> Reached {
     };
     let position = |(at, &next_offset): (&TopicPartition, &u64)| {
         let as_of = as_of(at);
-        (*at, PartitionPosition { next_offset, as_of })
+        let mark = marks.get(at).map(|mark| (mark.offset, mark.epoch));
+        let position = PartitionPosition {
+            next_offset,
+            as_of,
+            mark,
+        };
+        (*at, position)
     };
     Reached {
         positions: positions.iter().map(position).collect(),
@@ -151,9 +159,9 @@ fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
 }
 
 impl Applier {
-    fn new(service: Arc<Service>, positions: Positions) -> Result<Self, LogError> {
+    fn new(service: Arc<Service>, positions: Positions, marks: &Marks) -> Result<Self, LogError> {
         let goal = service.log.ends(Duration::from_secs(30))?;
-        let follower = service.log.follow(&positions)?;
+        let follower = service.log.follow_marked(&positions, marks)?;
         for (at, &offset) in &positions {
             if let Some(partition) = service.databases[at.database as usize]
                 .partitions()
@@ -163,7 +171,7 @@ impl Applier {
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
-        service.behind.begin(reached(&service, &positions));
+        service.behind.begin(reached(&service, &positions, marks));
         Ok(Applier {
             service,
             follower,
@@ -228,6 +236,9 @@ impl Applier {
         service.behind.begin(Reached::default());
         for number in 0..service.database_count() {
             let database = service.database(number);
+            if let Some(why) = service.log.incomplete(number) {
+                return Err(ApplyError::Log(LogError::Failed(why)));
+            }
             let (known, now) = (database.partitions().len(), service.log.identity(number));
             if let Some(topic) = now.filter(|topic| known != 0 && topic.partitions as usize != known) {
                 return Err(ApplyError::Log(LogError::Failed(format!(
@@ -238,7 +249,7 @@ impl Applier {
             database.forget();
             service.clear_store(number)?;
         }
-        *self = Applier::new(service, Positions::new())?;
+        *self = Applier::new(service, Positions::new(), &Marks::new())?;
         Ok(())
     }
 
@@ -490,14 +501,14 @@ impl Applier {
                 .counters
                 .records_skipped
                 .store(self.follower.skipped(), Ordering::Relaxed);
-            so_far = Some(self.follower.positions());
+            so_far = Some((self.follower.positions(), self.follower.marks()));
         }
         self.push(so_far)?;
         service.progress.notify_waiters();
         Ok(())
     }
 
-    fn push(&mut self, so_far: Option<Positions>) -> Result<(), ApplyError> {
+    fn push(&mut self, so_far: Option<(Positions, Marks)>) -> Result<(), ApplyError> {
         let service = &self.service;
         if !self.batch.is_empty() {
             let counters = &service.counters;
@@ -506,7 +517,7 @@ impl Applier {
                 .fetch_add(self.batch.len() as u64, Ordering::Relaxed);
             counters.last_applied_ms.store(now_ms(), Ordering::Relaxed);
         }
-        let so_far = so_far.map(|positions| reached(service, &positions));
+        let so_far = so_far.map(|(positions, marks)| reached(service, &positions, &marks));
         Ok(service.behind.push(service, &mut self.batch, so_far)?)
     }
 
@@ -552,6 +563,9 @@ impl Applier {
             && self.has_applied(ends)
         {
             for at in ends.keys() {
+                if self.service.log.incomplete(at.database).is_some() {
+                    continue;
+                }
                 if let Some(partition) = self.partition(at) {
                     partition.as_of.store(*asked_at as i64, Ordering::Relaxed);
                 }
@@ -559,7 +573,8 @@ impl Applier {
             self.ends = None;
         }
         let Some(goal) = &self.goal else { return };
-        if self.has_applied(goal) {
+        // A position that is no more, or of another log, may be past the end.
+        if self.follower.is_confirmed() && self.has_applied(goal) {
             self.service.behind.show();
             info!(
                 records = self.service.counters.records_applied.load(Ordering::Relaxed),

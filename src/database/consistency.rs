@@ -147,6 +147,14 @@ impl std::fmt::Display for Consistency {
 }
 
 impl Scope {
+    fn concerns(&self, number: u16) -> bool {
+        match self {
+            Scope::Partitions(partitions) => partitions.iter().any(|at| at.database == number),
+            Scope::Everything => true,
+            Scope::Unknown(database) => *database == number,
+        }
+    }
+
     /// Whether it matters which databases there are by now.
     fn needs_topics(&self) -> bool {
         !matches!(self, Scope::Partitions(_))
@@ -205,11 +213,21 @@ impl Service {
             || self
                 .reads
                 .newest()
-                .is_some_and(|answer| self.has_applied(&answer, scope, since))
+                .is_some_and(|answer| self.has_applied(&answer, scope, since) && self.check_whole(scope).is_ok())
+    }
+
+    /// What cannot be read here at all cannot be waited for.
+    fn check_whole(&self, scope: &Scope) -> Result<(), Fault> {
+        let concerned = (0..self.database_count()).filter(|number| scope.concerns(*number));
+        match concerned.filter_map(|number| self.log.incomplete(number)).next() {
+            Some(why) => Err(Fault::error(format!("STALE {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// Waits until everything is visible here that the log had at `since`, or the time is over.
     pub async fn fresh(self: &Arc<Self>, scope: &Scope, since: Instant) -> Result<(), Fault> {
+        self.check_whole(scope)?;
         let patience = self.write_timeout();
         let reached = async {
             // This one, not newer ones that come meanwhile: they would move the goal on and on.
@@ -261,11 +279,12 @@ impl Service {
         if due {
             self.ask(scope);
         }
-        self.lag(scope).is_some_and(|behind| behind <= lag)
+        self.lag(scope).is_some_and(|behind| behind <= lag) && self.check_whole(scope).is_ok()
     }
 
     /// Waits until nothing is missing here that is older than `lag`; about so long at most, and no longer than a write may take.
     pub async fn within(self: &Arc<Self>, scope: &Scope, lag: Duration) -> Result<(), Fault> {
+        self.check_whole(scope)?;
         let reached = async {
             loop {
                 let (answered, progress) = (self.reads.answered.notified(), self.progress.notified());

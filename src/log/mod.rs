@@ -29,6 +29,17 @@ pub struct TopicPartition {
 /// Per partition: the next offset to read.
 pub type Positions = BTreeMap<TopicPartition, u64>;
 
+/// The newest record that was read of a partition. By its epoch the log tells whether it is still what is there, or the log
+/// was cut below it and has other records there now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub offset: u64,
+    /// Of the partition's leader that took it in.
+    pub epoch: i32,
+}
+
+pub type Marks = BTreeMap<TopicPartition, Mark>;
+
 /// What the log is, per existing database. A store that was filled from another identity is not ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicIdentity {
@@ -197,6 +208,17 @@ pub trait Log: Send + Sync + 'static {
     /// without further ado.
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError>;
 
+    /// The same for positions whose marks are known: [`LogError::PositionLost`] also if the log was cut below them and has
+    /// grown again since.
+    fn follow_marked(&self, from: &Positions, _marks: &Marks) -> Result<Box<dyn Follower>, LogError> {
+        self.follow(from)
+    }
+
+    /// Why there may be more in a database than this node can read. Cheap.
+    fn incomplete(&self, _database: u16) -> Option<String> {
+        None
+    }
+
     /// Stops taking batches in and waits for those under way. Blocking.
     fn close(&self, timeout: Duration);
 }
@@ -209,6 +231,16 @@ pub trait Follower: Send {
 
     /// Next offset per partition, past gaps: reaches [`Log::ends`] when all is read.
     fn positions(&self) -> Positions;
+
+    /// True once the log has confirmed every position that this was started with.
+    fn is_confirmed(&self) -> bool {
+        true
+    }
+
+    /// The newest records that were read, where the log has epochs.
+    fn marks(&self) -> Marks {
+        Marks::new()
+    }
 
     /// Records passed over because they have no key.
     fn skipped(&self) -> u64;

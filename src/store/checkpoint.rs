@@ -29,6 +29,8 @@ pub struct PartitionPosition {
     pub next_offset: u64,
     /// Milliseconds since the epoch: the store holds everything that the log held at this time.
     pub as_of: u64,
+    /// The log's mark of the last record, opaque here: its offset and the epoch in which the log got it.
+    pub mark: Option<(u64, i32)>,
 }
 
 /// First line of the file; the number changes with the file's format or the store's.
@@ -106,8 +108,13 @@ impl PositionFile {
         for (database, of_database) in &self.checkpoint.databases {
             let _ = writeln!(text, "source {database} {}", escape(&of_database.source));
             for (partition, position) in &of_database.partitions {
-                let PartitionPosition { next_offset, as_of } = position;
-                let _ = writeln!(text, "position {database} {partition} {next_offset} {as_of}");
+                let PartitionPosition {
+                    next_offset,
+                    as_of,
+                    mark,
+                } = position;
+                let mark = mark.map_or(String::new(), |(offset, epoch)| format!(" {offset} {epoch}"));
+                let _ = writeln!(text, "position {database} {partition} {next_offset} {as_of}{mark}");
             }
         }
         for (database, partitions) in &self.counts {
@@ -168,6 +175,10 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
             let position = PartitionPosition {
                 next_offset: number(words.next())?,
                 as_of: number(words.next())?,
+                mark: match words.next() {
+                    None => None,
+                    offset => Some((number(offset)?, number(words.next())?)),
+                },
             };
             file.checkpoint
                 .databases
@@ -236,6 +247,7 @@ mod tests {
                 PartitionPosition {
                     next_offset: 42,
                     as_of: 1_700_000_000_000,
+                    mark: Some((40, 3)),
                 },
             ),
             (
@@ -243,6 +255,7 @@ mod tests {
                 PartitionPosition {
                     next_offset: u64::MAX,
                     as_of: 0,
+                    mark: None,
                 },
             ),
         ]);

@@ -120,7 +120,14 @@ pub(super) fn sweep_to_end(store: &dyn Store) {
 }
 
 pub(super) fn position(next_offset: u64) -> Checkpoint {
-    let partitions = BTreeMap::from([(0, PartitionPosition { next_offset, as_of: 7 })]);
+    let partitions = BTreeMap::from([(
+        0,
+        PartitionPosition {
+            next_offset,
+            as_of: 7,
+            mark: None,
+        },
+    )]);
     Checkpoint {
         databases: BTreeMap::from([(
             0,

@@ -571,15 +571,16 @@ fn a_topic_that_changes_its_identity_ends_the_follower() {
     let log = connect(kafka, &topic);
     let first = log.identity(0).expect("exists");
     let mut follower = log.follow(&Positions::new()).expect("follow");
+    produce(&log, vec![set(&log, 0, "k", "v")]).expect("written");
     kafka.add_partitions(&topic, 3);
-    let error = read_error(follower.as_mut());
-    assert!(
-        matches!(&error, LogError::IdentityChanged(why) if why.contains("3 partitions, not 1")),
-        "{error:?}"
-    );
-    assert_eq!(log.identity(0).expect("exists").partitions, 3);
+    let why = wait_for("the new partitions to be noticed", DEADLINE, || log.incomplete(0));
+    assert!(why.contains("3 partitions now, not 1"), "{why}");
+    let refused = produce(&log, vec![set(&log, 0, "k", "w")]);
+    assert_eq!(refused, Err(ProduceError::NotWritten(why)));
+    // What was there is still read.
+    assert_eq!(log.identity(0), Some(first.clone()));
+    assert_eq!(read_all(&log, follower.as_mut()).len(), 1);
 
-    let mut follower = log.follow(&Positions::new()).expect("follow");
     kafka.delete_topic(&topic);
     kafka.create_topic(&topic, 3, &[("cleanup.policy", "compact")]);
     let error = read_error(follower.as_mut());

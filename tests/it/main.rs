@@ -14,6 +14,7 @@ mod fights;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;
+mod kafka_faults;
 mod kafka_log;
 mod kafka_node;
 mod kafka_security;

@@ -3,6 +3,7 @@
 //!
 //! - [`status`]: whether a message that failed may be in the log all the same.
 //! - [`describe_topics`]: topics with their ids, many in one call.
+//! - [`set_leader_epochs`]: in which epoch a position was reached.
 //! - [`Consumer::poll`]: a consumer's events with topic, partition and offset on *every* one. rdkafka's own poll
 //!   leaves out the topic of errors and ends, and panics at a header name that is not UTF-8.
 
@@ -15,6 +16,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaResult;
 use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 use rdkafka_sys::rd_kafka_msg_status_t as msg_status;
@@ -36,6 +38,21 @@ pub fn status(message: &BorrowedMessage<'_>) -> Status {
         msg_status::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Status::NotPersisted,
         msg_status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Status::PossiblyPersisted,
         msg_status::RD_KAFKA_MSG_STATUS_PERSISTED => Status::Persisted,
+    }
+}
+
+/// Says of each partition of the list, in its order, in which leader epoch its position was reached: whoever is assigned the
+/// list is then told if the log was cut below.
+pub fn set_leader_epochs(list: &mut TopicPartitionList, epochs: &[Option<i32>]) {
+    // SAFETY: `list` is ours alone for the whole call, and owns the array of `cnt` partitions, of which no other is touched.
+    unsafe {
+        let native = &*list.ptr();
+        let count = usize::try_from(native.cnt).unwrap_or(0);
+        for (at, epoch) in epochs.iter().enumerate().take(count) {
+            if let Some(epoch) = epoch {
+                sys::rd_kafka_topic_partition_set_leader_epoch(native.elems.add(at), *epoch);
+            }
+        }
     }
 }
 
@@ -347,6 +364,13 @@ impl<'a> RecordEvent<'a> {
     pub fn timestamp(&self) -> i64 {
         // SAFETY: the message is alive; a null type is allowed and means that it is not wanted.
         unsafe { sys::rd_kafka_message_timestamp(self.message, ptr::null_mut()) }
+    }
+
+    /// Of the leader that took the record in, if it says so.
+    pub fn leader_epoch(&self) -> Option<i32> {
+        // SAFETY: the message is alive, and the call only reads from it.
+        let epoch = unsafe { sys::rd_kafka_message_leader_epoch(self.message) };
+        (epoch >= 0).then_some(epoch)
     }
 
     pub fn key(&self) -> Option<&'a [u8]> {

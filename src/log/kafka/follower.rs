@@ -17,9 +17,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::codec::{self, GroupHeader};
 use super::config::{Config, Isolation};
 use super::context::{Context, Health, describe_code, describe_error};
-use super::ffi::{Consumer, Event, RecordEvent};
+use super::ffi::{self, Consumer, Event, RecordEvent};
 use super::topics::{State, Topic, Topics};
-use crate::log::{Follower, Group, LogError, LogRecord, Positions, TopicPartition};
+use crate::log::{Follower, Group, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
 
 /// What one poll returns at most.
 const MAX_RECORDS: usize = 1000;
@@ -53,6 +53,9 @@ struct Followed {
     topic: Arc<Topic>,
     /// The next offset of each partition; `None` until the start of the log is known.
     next: Vec<Option<u64>>,
+    marks: Vec<Option<Mark>>,
+    /// Kafka has given something of the partition, or its end: it has the position.
+    confirmed: Vec<bool>,
 }
 
 impl KafkaFollower {
@@ -61,6 +64,17 @@ impl KafkaFollower {
         topics: &Arc<Topics>,
         health: &Arc<Health>,
         from: &Positions,
+        isolation: Isolation,
+    ) -> Result<KafkaFollower, LogError> {
+        KafkaFollower::start_marked(config, topics, health, from, &Marks::new(), isolation)
+    }
+
+    pub fn start_marked(
+        config: &Config,
+        topics: &Arc<Topics>,
+        health: &Arc<Health>,
+        from: &Positions,
+        marks: &Marks,
         isolation: Isolation,
     ) -> Result<KafkaFollower, LogError> {
         let consumer = Consumer::create(&config.follower(isolation), Context::new(health))
@@ -76,7 +90,7 @@ impl KafkaFollower {
             failed: None,
         };
         let mut follower = KafkaFollower { consumer, reader };
-        follower.reader.take_new_topics(from);
+        follower.reader.take_new_topics(from, marks);
         follower.assign()?;
         Ok(follower)
     }
@@ -84,18 +98,24 @@ impl KafkaFollower {
     /// Tells the consumer what to read. What it had fetched already comes again and is passed over.
     fn assign(&self) -> Result<(), LogError> {
         let failed = |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
+        let offset = |next: u64| Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX));
         let mut list = TopicPartitionList::new();
+        let mut epochs = Vec::new();
         for followed in &self.reader.followed {
-            for (partition, next) in followed.next.iter().enumerate() {
-                let offset = match next {
+            for (partition, (next, mark)) in followed.next.iter().zip(&followed.marks).enumerate() {
+                let offset = match (next, mark) {
                     // Nothing was read yet, so nothing is missed where the log now starts.
-                    None | Some(0) => Offset::Beginning,
-                    Some(next) => Offset::Offset(i64::try_from(*next).unwrap_or(i64::MAX)),
+                    (None | Some(0), _) => Offset::Beginning,
+                    // Nothing but marks of transactions and the like can be between the two, and they are of later epochs.
+                    (Some(_), Some(mark)) => offset(mark.offset + 1),
+                    (Some(next), None) => offset(*next),
                 };
+                epochs.push(mark.map(|mark| mark.epoch));
                 list.add_partition_offset(&followed.topic.identity.topic, partition as i32, offset)
                     .map_err(failed)?;
             }
         }
+        ffi::set_leader_epochs(&mut list, &epochs);
         self.consumer.inner().assign(&list).map_err(failed)
     }
 
@@ -170,6 +190,25 @@ impl Follower for KafkaFollower {
         positions
     }
 
+    fn is_confirmed(&self) -> bool {
+        let all = self.reader.followed.iter().flat_map(|followed| &followed.confirmed);
+        all.into_iter().all(|confirmed| *confirmed)
+    }
+
+    fn marks(&self) -> Marks {
+        let mut all = Marks::new();
+        for followed in &self.reader.followed {
+            for (partition, mark) in followed.marks.iter().enumerate() {
+                let at = TopicPartition {
+                    database: followed.database,
+                    partition: partition as u32,
+                };
+                all.extend(mark.map(|mark| (at, mark)));
+            }
+        }
+        all
+    }
+
     fn skipped(&self) -> u64 {
         self.reader.skipped
     }
@@ -206,22 +245,31 @@ impl Reader {
         }
         drop(states);
         self.generation = generation;
-        Ok(self.take_new_topics(&Positions::new()))
+        Ok(self.take_new_topics(&Positions::new(), &Marks::new()))
     }
 
-    fn take_new_topics(&mut self, from: &Positions) -> bool {
+    fn take_new_topics(&mut self, from: &Positions, marks: &Marks) -> bool {
         let before = self.followed.len();
         let states = self.topics.states();
         for (database, state) in states.iter().enumerate() {
             let database = database as u16;
             let known = self.followed.iter().any(|followed| followed.database == database);
             if let (Some(topic), false) = (state.usable(), known) {
-                let place = |partition| from.get(&TopicPartition { database, partition }).copied();
-                let next = (0..topic.identity.partitions).map(place).collect();
+                let place = |partition| TopicPartition { database, partition };
+                let next: Vec<_> = (0..topic.identity.partitions)
+                    .map(|partition| from.get(&place(partition)).copied())
+                    .collect();
+                let mark = |(partition, next): (usize, &Option<u64>)| {
+                    let mark = marks.get(&place(partition as u32)).copied();
+                    mark.filter(|mark| next.is_some_and(|next| mark.offset < next))
+                };
+                let marks = next.iter().enumerate().map(mark).collect();
                 self.followed.push(Followed {
                     database,
                     topic: Arc::clone(topic),
+                    confirmed: vec![false; next.len()],
                     next,
+                    marks,
                 });
             }
         }
@@ -239,6 +287,7 @@ impl Reader {
             } => {
                 if let (Some(next), Ok(offset)) = (self.place(topic, partition), u64::try_from(offset)) {
                     *next = Some(next.map_or(offset, |known| known.max(offset)));
+                    self.followed[self.recent].confirmed[partition as usize] = true;
                 }
             }
             Event::Error { at, code, text, fatal } => self.see_error(at, code, &text, fatal),
@@ -255,6 +304,9 @@ impl Reader {
             Some(next) if offset < *next => return None,
             next => *next = Some(offset + 1),
         }
+        let (followed, partition) = (&mut self.followed[self.recent], record.partition() as usize);
+        followed.confirmed[partition] = true;
+        followed.marks[partition] = record.leader_epoch().map(|epoch| Mark { offset, epoch });
         let Some(key) = record.key() else {
             self.skipped += 1;
             return None;

@@ -38,7 +38,7 @@ use self::follower::KafkaFollower;
 use self::producer::Lane;
 use self::topics::{Depth, Topics};
 use self::transactions::TransactionLane;
-use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity};
+use super::{Batch, Durability, Follower, Log, LogError, Marks, Positions, TopicIdentity};
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
 const WATCH: Duration = Duration::from_secs(2);
@@ -203,6 +203,21 @@ impl Log for KafkaLog {
             from,
             Isolation::Committed,
         )?))
+    }
+
+    fn follow_marked(&self, from: &Positions, marks: &Marks) -> Result<Box<dyn Follower>, LogError> {
+        Ok(Box::new(KafkaFollower::start_marked(
+            &self.config,
+            &self.topics,
+            &self.health,
+            from,
+            marks,
+            Isolation::Committed,
+        )?))
+    }
+
+    fn incomplete(&self, database: u16) -> Option<String> {
+        self.topics.topic(database)?.grown()
     }
 
     fn close(&self, timeout: Duration) {

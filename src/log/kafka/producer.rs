@@ -147,6 +147,9 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
         if topic.identity.read_only {
             return Err(format!("topic {name} is read-only here"));
         }
+        if let Some(why) = topic.grown() {
+            return Err(why);
+        }
         if partition >= topic.identity.partitions {
             return Err(format!("topic {name} has no partition {partition}"));
         }
@@ -357,6 +360,7 @@ mod tests {
             max_message_bytes: 1_000_000,
             tombstone_retention: Duration::ZERO,
             copies: 1,
+            grown_to: None,
         };
         let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));
         Lane::start(&config, &topics, &health).expect("start a lane")

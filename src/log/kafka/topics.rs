@@ -47,11 +47,22 @@ pub(super) struct Topic {
     pub tombstone_retention: Duration,
     /// Brokers that have an acknowledged record, at least.
     pub copies: u32,
+    /// So many partitions it has by now. Keys have other homes since then, so that only those are read that there were, and nothing
+    /// is written.
+    pub grown_to: Option<u32>,
 }
 
 impl Topic {
     pub fn max_record_bytes(&self) -> usize {
         self.max_message_bytes.saturating_sub(FRAMING_BYTES)
+    }
+
+    /// What is to be said of a topic that has more partitions by now.
+    pub fn grown(&self) -> Option<String> {
+        let (topic, before, now) = (&self.identity.topic, self.identity.partitions, self.grown_to?);
+        Some(format!(
+            "topic {topic} has {now} partitions now, not {before}: its keys have other homes; restart this node to read it anew"
+        ))
     }
 }
 
@@ -222,7 +233,8 @@ impl Topics {
     }
 
     fn is_same(&self, topic: &Topic, described: &Described) -> bool {
-        topic.identity.id == self.identity(&described.id) && topic.identity.partitions == described.partitions
+        let partitions = topic.grown_to.unwrap_or(topic.identity.partitions);
+        topic.identity.id == self.identity(&described.id) && partitions == described.partitions
     }
 
     fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), Failure> {
@@ -259,7 +271,10 @@ impl Topics {
         settings: Result<Settings, RDKafkaErrorCode>,
     ) -> Option<State> {
         let name = &self.names[at].topic;
-        let (new, warnings) = self.verify(at, described, settings);
+        let (mut new, warnings) = self.verify(at, described, settings);
+        if let (State::Usable(now), State::Usable(new)) = (now, &mut new) {
+            *new = grown(now, new);
+        }
         let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
         match (now, &new) {
             (State::Usable(now), State::Usable(new)) if now == new => return None,
@@ -326,6 +341,7 @@ impl Topics {
                 .number("min.insync.replicas")
                 .unwrap_or(1)
                 .clamp(1, described.replicas.max(1)) as u32,
+            grown_to: None,
         };
         (State::Usable(Arc::new(topic)), doubts)
     }
@@ -556,6 +572,23 @@ impl Topics {
     fn identity(&self, topic_id: &str) -> String {
         format!("{}/{topic_id}", self.cluster)
     }
+}
+
+/// The topic as it is, but for the partitions that were added to it.
+fn grown(known: &Topic, found: &Arc<Topic>) -> Arc<Topic> {
+    let same = known.identity.id == found.identity.id;
+    if !same || found.identity.partitions <= known.identity.partitions {
+        return found.clone();
+    }
+    let topic = Topic {
+        identity: known.identity.clone(),
+        grown_to: Some(found.identity.partitions),
+        ..**found
+    };
+    if let (Some(why), true) = (topic.grown(), known.grown_to != topic.grown_to) {
+        tracing::error!("writes are refused, and reads that have to be new: {why}");
+    }
+    Arc::new(topic)
 }
 
 fn remaining(end: Instant) -> Duration {

@@ -75,8 +75,16 @@ impl Model {
 
     pub fn checkpoint(&self) -> Checkpoint {
         let partitions = (0..PARTITIONS).zip(self.next_offset);
-        let partitions =
-            partitions.map(|(partition, next_offset)| (partition, PartitionPosition { next_offset, as_of: 1 }));
+        let partitions = partitions.map(|(partition, next_offset)| {
+            (
+                partition,
+                PartitionPosition {
+                    next_offset,
+                    as_of: 1,
+                    mark: None,
+                },
+            )
+        });
         let database = DatabaseCheckpoint {
             source: "model".to_owned(),
             partitions: partitions.collect(),

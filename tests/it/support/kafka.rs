@@ -177,6 +177,49 @@ impl Kafka {
         }
     }
 
+    /// Removes the records of partition 0 below `offset`. (Kafka does so only with topics that are not compacted.)
+    pub fn delete_records(&self, topic: &str, offset: u64) {
+        self.set_topic_config(topic, &[("cleanup.policy", "delete")]);
+        let json = format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":{offset}}}],"version":1}}"#);
+        let dir = temp::dir("delete-records");
+        let file = dir.path().join("offsets.json");
+        fs::write(&file, json).expect("write a file");
+        let file = file.display().to_string();
+        let args = ["--bootstrap-server", &self.bootstrap, "--offset-json-file", &file];
+        self.java("org.apache.kafka.tools.DeleteRecordsCommand", &args, b"");
+        self.set_topic_config(topic, &[("cleanup.policy", "compact")]);
+    }
+
+    /// Cuts the records of partition 0 from `offset` on out of the stopped broker's files, as a disk does that loses what was not
+    /// synced. All of them are in the first segment.
+    pub fn lose_records(&self, topic: &str, offset: u64) {
+        assert!(self.broker().is_none(), "the broker has to be stopped");
+        let partition = self.dir.path().join("data").join(format!("{topic}-0"));
+        let log = partition.join(format!("{:020}.log", 0));
+        let bytes = fs::read(&log).expect("read a segment");
+        let number = |at: usize, size: usize| -> u64 {
+            let digits = bytes.get(at..at + size).expect("a whole batch");
+            digits.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let mut at = 0;
+        // A batch begins with its first offset (8 bytes) and the length of the rest (4).
+        while at < bytes.len() && number(at, 8) < offset {
+            at += 12 + number(at + 8, 4) as usize;
+        }
+        assert!(at < bytes.len(), "there is nothing to lose");
+        let file = File::options().write(true).open(&log).expect("open a segment");
+        file.set_len(at as u64).expect("cut a segment");
+        for entry in fs::read_dir(&partition).expect("list a partition").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if [".index", ".timeindex", ".snapshot"]
+                .iter()
+                .any(|end| name.ends_with(end))
+            {
+                fs::remove_file(entry.path()).expect("remove what is made from the segment");
+            }
+        }
+    }
+
     /// The settings of a topic that differ from the broker's defaults or were given at creation.
     pub fn topic_config(&self, name: &str, setting: &str) -> Option<String> {
         let asked = [ResourceSpecifier::Topic(name)];

@@ -248,7 +248,9 @@ impl Client {
             );
         }
         self.trouble = Some(cause);
-        self.producer.take().map_or((), |producer| drop_apart(producer.inner));
+        if let Some(producer) = self.producer.take() {
+            drop_apart(producer.inner);
+        }
     }
 
     fn create(&self) -> Result<Producer, String> {

@@ -1,0 +1,299 @@
+//! What happens to a topic and its brokers beneath a node: records lost, removed or replaced, partitions added, transactional ids taken.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::producer::{BaseProducer, Producer};
+
+use crate::support::client::Client;
+use crate::support::kafka::{self, Kafka, fresh_topic};
+use crate::support::server::Highwater;
+use crate::support::wait_for;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn kcat_writes(kafka: &Kafka, topic: &str, lines: &str) {
+    let args = ["-P", "-t", topic, "-K:", "-Z", "-X", "partitioner=murmur2_random"];
+    kafka.kcat(&args, lines.as_bytes());
+}
+
+fn reply(client: &mut Client, line: &str) -> String {
+    String::from_utf8_lossy(&client.line(line)).trim_end().to_owned()
+}
+
+#[track_caller]
+fn check_soon(client: &mut Client, line: &str, expected: &str) {
+    let mut last = String::new();
+    let end = Instant::now() + SOON;
+    while Instant::now() < end {
+        last = reply(client, line);
+        if last == expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{line} still answers {last:?}, not {expected:?}");
+}
+
+/// Waits until the store has all that was applied, and stops the node.
+fn stop(node: &mut Highwater) {
+    assert!(node.terminate().success());
+}
+
+/// From the first moment on that it answers data commands, it must not show a key that the log does not have.
+fn restart_and_check_gone(node: &mut Highwater, key: &str) {
+    node.restart_without_waiting();
+    let end = Instant::now() + SOON;
+    loop {
+        assert!(Instant::now() < end, "the node does not serve: {}", node.log());
+        if let Ok(mut client) = Client::try_connect(node.port) {
+            let shown = reply(&mut client, &format!("GET {key}"));
+            if shown == "$-1" {
+                break;
+            }
+            assert!(shown.starts_with("-LOADING"), "{key} is shown: {shown}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    node.wait_until_ready();
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_read_anew_also_when_it_has_grown_again() {
+    let kafka = Kafka::start();
+    let topic = kafka.compacted_topic("cut", 1);
+    let mut node = Highwater::builder().kafka(&kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    for n in 0..20 {
+        client.check(&format!("SET k{n} v"), "+OK");
+    }
+    stop(&mut node);
+    kafka.kill();
+    kafka.lose_records(&topic, 10);
+    kafka.restart();
+    restart_and_check_gone(&mut node, "k15");
+    let mut client = node.client();
+    client.check("DBSIZE", ":10");
+    client.check("GET k9", "$1\r\nv");
+    assert!(node.log().contains("rebuilding the local store"), "{}", node.log());
+    // The same with a log that is longer than before when the node comes back.
+    for n in 10..20 {
+        client.check(&format!("SET k{n} v"), "+OK");
+    }
+    stop(&mut node);
+    kafka.kill();
+    kafka.lose_records(&topic, 10);
+    kafka.restart();
+    let others: String = (0..15).map(|n| format!("other{n}:v\n")).collect();
+    kcat_writes(&kafka, &topic, &others);
+    restart_and_check_gone(&mut node, "k15");
+    let mut client = node.client();
+    client.check("DBSIZE", ":25");
+    client.check("GET other0", "$1\r\nv");
+    assert_eq!(
+        node.log().matches("rebuilding the local store").count(),
+        2,
+        "{}",
+        node.log()
+    );
+    // Nothing was lost: nothing is read anew.
+    client.check("INCR counter", ":1");
+    stop(&mut node);
+    kafka.restart();
+    node.restart();
+    node.client().check("DBSIZE", ":26");
+    assert_eq!(
+        node.log().matches("rebuilding the local store").count(),
+        2,
+        "{}",
+        node.log()
+    );
+}
+
+#[test]
+fn records_that_were_removed_before_the_node_read_them_make_it_read_anew() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("removed", 1);
+    let mut node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("WARN")
+        .allow("cleanup.policy")
+        .start();
+    let mut client = node.client();
+    client.check("MSET old 1 older 2", "+OK");
+    // While it is down.
+    stop(&mut node);
+    kcat_writes(kafka, &topic, "missed:1\nkept:1\n");
+    let end = kafka
+        .records(&topic, "read_uncommitted")
+        .last()
+        .expect("records")
+        .offset as u64;
+    kafka.delete_records(&topic, end);
+    restart_and_check_gone(&mut node, "old");
+    let mut client = node.client();
+    client.check("DBSIZE", ":1");
+    client.check("GET kept", "$1\r\n1");
+    assert_eq!(
+        node.log().matches("rebuilding the local store").count(),
+        1,
+        "{}",
+        node.log()
+    );
+    // While it runs, but does not get to it.
+    node.signal(libc::SIGSTOP);
+    // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
+    std::thread::sleep(Duration::from_secs(1));
+    kcat_writes(kafka, &topic, "missed:2\nnew:1\n");
+    kafka.delete_records(&topic, end + 2);
+    node.signal(libc::SIGCONT);
+    check_soon(&mut client, "GET new", "$1\r\n1");
+    check_soon(&mut client, "GET kept", "$-1");
+    client.check("SET kept 2", "+OK");
+    client.check("DBSIZE", ":2");
+    assert_eq!(
+        node.log().matches("rebuilding the local store").count(),
+        2,
+        "{}",
+        node.log()
+    );
+}
+
+#[test]
+fn a_topic_made_anew_while_the_node_was_down_is_read_anew() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("replaced", 1);
+    let mut node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("it was filled from")
+        .start();
+    node.client().check("MSET old 1 other 2", "+OK");
+    stop(&mut node);
+    kafka.delete_topic(&topic);
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
+    // As long as the old one, so that the position would do.
+    kcat_writes(kafka, &topic, "new:1\nnew:2\nnew:3\nnew:4\n");
+    restart_and_check_gone(&mut node, "old");
+    let mut client = node.client();
+    client.check("GET new", "$1\r\n4");
+    client.check("DBSIZE", ":1");
+    client.check("INCR new", ":5");
+    assert!(node.log().contains("it was filled from"), "{}", node.log());
+}
+
+#[test]
+fn partitions_that_are_added_make_a_node_read_only_until_it_is_restarted() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("grown", 1);
+    let mut node = Highwater::builder().kafka(kafka, &topic).allow("partition").start();
+    let mut client = node.client();
+    for n in 0..20 {
+        client.check(&format!("SET k{n} {n}"), "+OK");
+    }
+    kafka.add_partitions(&topic, 3);
+    let refused = |client: &mut Client, line: &str, code: &str| {
+        let reply = reply(client, line);
+        let told = reply.starts_with(code) && reply.contains("3 partitions now, not 1");
+        (!reply.starts_with('-') || told)
+            .then_some(told)
+            .unwrap_or_else(|| panic!("{line}: {reply}"))
+    };
+    wait_for("writes to be refused", SOON, || {
+        refused(&mut client, "SET k0 0", "-NOTWRITTEN").then_some(())
+    });
+    assert!(refused(&mut client, "INCR k1", "-NOTWRITTEN"));
+    client.check("GET k1", "$1\r\n1");
+    client.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    assert!(refused(&mut client, "GET k1", "-STALE"));
+    assert!(node.log().contains("3 partitions now, not 1"), "{}", node.log());
+    assert!(node.terminate().success());
+    node.restart();
+    let mut client = node.client();
+    for n in 0..20 {
+        client.check(&format!("INCRBY k{n} 100"), &format!(":{}", n + 100));
+    }
+    client.check("DBSIZE", ":20");
+}
+
+#[test]
+fn a_transactional_id_that_somebody_else_takes_costs_no_update() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("fenced", 1);
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("a transactional producer cannot go on")
+        .allow("Failed to add partition")
+        .start();
+    let mut client = node.client();
+    client.check("INCR counter", ":1");
+    let id = std::fs::read_to_string(node.dir().join("node")).expect("the node's id");
+    let (mut sum, mut refused) = (1, 0);
+    for turn in 0..4 {
+        let id = format!("highwater-{topic}-{}-{}", id.trim(), turn % 2);
+        let thief: BaseProducer = kafka
+            .client_config()
+            .set("transactional.id", &id)
+            .create()
+            .expect("create a producer");
+        thief.init_transactions(SOON).expect("take the id");
+        for _ in 0..20 {
+            let told = reply(&mut client, "INCR counter");
+            match told.strip_prefix(':') {
+                Some(number) => {
+                    sum += 1;
+                    assert_eq!(number.parse(), Ok(sum), "an update was lost, or made twice");
+                }
+                None => {
+                    assert!(told.starts_with("-NOTWRITTEN "), "{told}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    println!("{sum} increments, {refused} refused");
+    assert!(refused <= 4, "{refused} were refused");
+    client.check("GET counter", &format!("${}\r\n{sum}", sum.to_string().len()));
+    assert!(
+        node.log().contains("a transactional producer cannot go on"),
+        "no id was taken: {}",
+        node.log()
+    );
+}
+
+#[test]
+fn a_record_that_the_broker_finds_too_large_is_refused_and_holds_up_nothing() {
+    let kafka = Kafka::start_with(&["socket.request.max.bytes=2000000"]);
+    let topic = fresh_topic("too-large");
+    let node = Highwater::builder().kafka(&kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    client.check("SET small 1", "+OK");
+    // More than a request may have, which the node cannot know: the broker closes the connection.
+    let large = vec![b'x'; 3_000_000];
+    let asked = Instant::now();
+    let refused = String::from_utf8_lossy(&client.send(&[b"SET", b"large", &large])).into_owned();
+    println!("3 MB: after {:?} {refused}", asked.elapsed());
+    assert!(
+        refused.starts_with("-UNCERTAIN ") || refused.starts_with("-NOTWRITTEN "),
+        "{refused}"
+    );
+    assert!(asked.elapsed() < Duration::from_secs(7), "{:?}", asked.elapsed());
+    check_soon(&mut client, "SET small 2", "+OK");
+    client.check("GET large", "$-1");
+    // Less than the topic took when the node last looked.
+    kafka.set_topic_config(
+        &topic,
+        &[("cleanup.policy", "compact"), ("max.message.bytes", "100000")],
+    );
+    let asked = Instant::now();
+    for command in ["SET", "GETSET"] {
+        let refused = client.send(&[command.as_bytes(), b"large", &large[..500_000]]);
+        let refused = String::from_utf8_lossy(&refused).into_owned();
+        println!("{command} of 0.5 MB: {refused}");
+        assert!(
+            refused.starts_with("-NOTWRITTEN ") || refused.starts_with("-ERR "),
+            "{refused}"
+        );
+    }
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    client.check("INCR small", ":3");
+    client.check("GET large", "$-1");
+}
