@@ -16,6 +16,7 @@ mod hostile_clients;
 mod hostile_producers;
 mod kafka_faults;
 mod kafka_log;
+mod kafka_network;
 mod kafka_node;
 mod kafka_security;
 mod kills;

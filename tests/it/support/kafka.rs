@@ -18,6 +18,7 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
+use super::proxy::Proxy;
 use super::{parts, ports, process, temp, wait_for};
 
 const START: Duration = Duration::from_secs(90);
@@ -42,8 +43,18 @@ pub struct Kafka {
     protocol: &'static str,
     /// What its clients need for that.
     client: Vec<(String, String)>,
+    /// Of its cluster.
+    brokers: usize,
     dir: TempDir,
     broker: Mutex<Option<Child>>,
+}
+
+/// Brokers that are one cluster, each of them a controller too. Topics are kept by all of them.
+pub struct Cluster {
+    /// Of all.
+    pub bootstrap: String,
+    /// By their ids, the first is 1.
+    pub brokers: Vec<Kafka>,
 }
 
 /// A record as any consumer sees it.
@@ -71,8 +82,81 @@ impl Kafka {
 
     /// The same with a listener of another protocol, and what this harness needs as its client.
     pub fn start_on(protocol: &'static str, client: &[(&str, &str)], properties: &[&str]) -> Kafka {
-        let dir = temp::dir("kafka");
         let port = ports::free();
+        let id = format!("{port:022}");
+        let kafka = Kafka::prepare((port, ports::free()), &id, 1, protocol, client, properties);
+        kafka.launch();
+        kafka.wait_until_ready();
+        kafka
+    }
+
+    /// Starts a broker that its clients reach only through a proxy.
+    pub fn start_behind_proxy() -> (Kafka, Proxy) {
+        let (port, internal, controller) = (ports::free(), ports::free(), ports::free());
+        let proxy = Proxy::start(port);
+        let address = format!("127.0.0.1:{}", proxy.port);
+        let properties = [
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT",
+            "inter.broker.listener.name=INTERNAL",
+            &format!(
+                "listeners=PLAINTEXT://127.0.0.1:{port},INTERNAL://127.0.0.1:{internal},CONTROLLER://127.0.0.1:{controller}"
+            ),
+            &format!("advertised.listeners=PLAINTEXT://{address},INTERNAL://127.0.0.1:{internal}"),
+        ];
+        let id = format!("{port:022}");
+        let mut kafka = Kafka::prepare((port, controller), &id, 1, "PLAINTEXT", &[], &properties);
+        kafka.bootstrap = address;
+        kafka.launch();
+        kafka.wait_until_ready();
+        (kafka, proxy)
+    }
+
+    /// Starts several brokers as one cluster.
+    pub fn cluster(size: usize) -> Cluster {
+        let ports: Vec<(u16, u16)> = (0..size).map(|_| (ports::free(), ports::free())).collect();
+        let listed = |all: &mut dyn Iterator<Item = String>| all.collect::<Vec<_>>().join(",");
+        let voters = listed(
+            &mut (1..)
+                .zip(&ports)
+                .map(|(id, (_, port))| format!("{id}@127.0.0.1:{port}")),
+        );
+        let cluster = format!("{:022}", ports[0].0);
+        let prepare = |id: usize| {
+            let properties = [
+                format!("node.id={id}"),
+                format!("controller.quorum.voters={voters}"),
+                format!("offsets.topic.replication.factor={size}"),
+                format!("transaction.state.log.replication.factor={size}"),
+                "transaction.state.log.min.isr=2".to_owned(),
+                "replica.lag.time.max.ms=5000".to_owned(),
+                "controller.quorum.election.timeout.ms=1000".to_owned(),
+                "controller.quorum.fetch.timeout.ms=2000".to_owned(),
+            ];
+            let properties: Vec<&str> = properties.iter().map(String::as_str).collect();
+            Kafka::prepare(ports[id - 1], &cluster, size, "PLAINTEXT", &[], &properties)
+        };
+        let brokers: Vec<Kafka> = std::thread::scope(|scope| {
+            let prepare = &prepare;
+            let all: Vec<_> = (1..=size).map(|id| scope.spawn(move || prepare(id))).collect();
+            all.into_iter()
+                .map(|one| one.join().expect("prepare a broker"))
+                .collect()
+        });
+        brokers.iter().for_each(Kafka::launch);
+        brokers.iter().for_each(Kafka::wait_until_ready);
+        let bootstrap = listed(&mut brokers.iter().map(|broker| broker.bootstrap.clone()));
+        Cluster { bootstrap, brokers }
+    }
+
+    /// Writes the files of a broker with these ports (its own, its controller's).
+    fn prepare(
+        (port, controller): (u16, u16),
+        cluster: &str,
+        brokers: usize,
+        protocol: &'static str,
+        client: &[(&str, &str)],
+        properties: &[&str],
+    ) -> Kafka {
         let kafka = Kafka {
             bootstrap: format!("127.0.0.1:{port}"),
             protocol,
@@ -80,15 +164,14 @@ impl Kafka {
                 .iter()
                 .map(|(name, value)| (name.to_string(), value.to_string()))
                 .collect(),
-            dir,
+            brokers,
+            dir: temp::dir("kafka"),
             broker: Mutex::new(None),
         };
-        let text = kafka.properties(port, ports::free(), properties);
+        let text = kafka.properties(port, controller, properties);
         fs::write(kafka.properties_file(), text).expect("write server.properties");
-        let id = format!("{:022}", port);
         let file = kafka.properties_file().display().to_string();
-        kafka.java("kafka.tools.StorageTool", &["format", "-t", &id, "-c", &file], b"");
-        kafka.launch();
+        kafka.java("kafka.tools.StorageTool", &["format", "-t", cluster, "-c", &file], b"");
         kafka
     }
 
@@ -113,6 +196,7 @@ impl Kafka {
     pub fn restart(&self) {
         self.kill();
         self.launch();
+        self.wait_until_ready();
     }
 
     /// Creates a topic with any settings, and waits until the broker serves it.
@@ -340,7 +424,7 @@ impl Kafka {
             .append(true)
             .open(self.log_file())
             .expect("open the broker's log");
-        let mut java = java("-Xmx512m");
+        let mut java = java(if self.brokers > 1 { "-Xmx256m" } else { "-Xmx512m" });
         java.args(["-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
             .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
             .arg("kafka.Kafka")
@@ -349,7 +433,6 @@ impl Kafka {
             .stdout(log.try_clone().expect("duplicate a descriptor"))
             .stderr(log);
         *self.broker() = Some(process::spawn(java).expect("start Java (needs Java 17)"));
-        self.wait_until_ready();
     }
 
     fn wait_until_ready(&self) {
@@ -364,7 +447,7 @@ impl Kafka {
                 .expect("wait for a child");
             assert!(exited.is_none(), "the Kafka broker ended: {}", self.log_tail());
             let metadata = client.inner().fetch_metadata(None, Duration::from_millis(500));
-            if metadata.is_ok_and(|metadata| metadata.brokers().len() == 1) {
+            if metadata.is_ok_and(|metadata| metadata.brokers().len() == self.brokers) {
                 return;
             }
             assert!(
@@ -388,7 +471,7 @@ impl Kafka {
              listeners={protocol}://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners={protocol}://127.0.0.1:{port}\n\
              listener.security.protocol.map=CONTROLLER:PLAINTEXT,{protocol}:{protocol}\n\
-             security.inter.broker.protocol={protocol}\n\
+             inter.broker.listener.name={protocol}\n\
              controller.listener.names=CONTROLLER\n\
              log.dirs={data}\n\
              auto.create.topics.enable=false\n\
@@ -409,6 +492,22 @@ impl Kafka {
              num.io.threads=4\n\
              {further}\n"
         )
+    }
+}
+
+impl Cluster {
+    /// The broker that leads partition 0 of the topic.
+    pub fn leader(&self, topic: &str) -> &Kafka {
+        let client = self.brokers[0].admin();
+        let leader = wait_for("a leader", TOOL, || {
+            let metadata = client
+                .inner()
+                .fetch_metadata(Some(topic), Duration::from_secs(5))
+                .ok()?;
+            let partition = metadata.topics().first()?.partitions().first()?;
+            usize::try_from(partition.leader()).ok().filter(|id| *id > 0)
+        });
+        &self.brokers[leader - 1]
     }
 }
 

@@ -13,6 +13,7 @@ pub mod kafka;
 pub mod parts;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod resp;
 pub mod server;
 pub mod small_disk;
