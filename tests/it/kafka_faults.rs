@@ -193,9 +193,8 @@ fn partitions_that_are_added_make_a_node_read_only_until_it_is_restarted() {
     let refused = |client: &mut Client, line: &str, code: &str| {
         let reply = reply(client, line);
         let told = reply.starts_with(code) && reply.contains("3 partitions now, not 1");
-        (!reply.starts_with('-') || told)
-            .then_some(told)
-            .unwrap_or_else(|| panic!("{line}: {reply}"))
+        assert!(!reply.starts_with('-') || told, "{line}: {reply}");
+        told
     };
     wait_for("writes to be refused", SOON, || {
         refused(&mut client, "SET k0 0", "-NOTWRITTEN").then_some(())
