@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
 use super::{Args, Command, Compatibility, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, flag};
-use crate::database::hot::own;
+use crate::database::hot::{EXPECTED, own};
 use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Condition, Expiry, Options, Time, Unit};
@@ -260,7 +260,13 @@ fn get(context: &mut Context, args: Args) -> Outcome {
 fn mget(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
     let (mut values, mut weight) = (Vec::with_capacity(args.len() - 1), Weight::default());
-    for key in &args[1..] {
+    for (index, key) in args[1..].iter().enumerate() {
+        if index % EXPECTED == 0 {
+            context
+                .shared
+                .service
+                .expect(database, args[1 + index..].iter().copied());
+        }
         let value = Reply::from(context.transaction.get_string(database, key)?);
         weight.add(&value);
         if weight.bytes() > MAX_REPLY_MEMORY {

@@ -338,6 +338,11 @@ impl Service {
         Ok(())
     }
 
+    /// These keys are about to be read.
+    pub fn expect<'k>(&self, database: u16, keys: impl Iterator<Item = &'k [u8]>) {
+        self.databases[database as usize].hot.expect(keys);
+    }
+
     /// The newest state of a key, expired or not. With `pending`, writes under way count.
     pub fn read(&self, database: u16, key: &[u8], pending: bool) -> Result<Seen, StoreError> {
         let number = database;

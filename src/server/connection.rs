@@ -16,6 +16,7 @@ use super::wire::Wire;
 use crate::command::execute::{Pending, Step, execute, execute_waiting, settle};
 use crate::command::session::Replies;
 use crate::command::{Session, Shared};
+use crate::database::hot::EXPECTED;
 use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
 /// Requests decoded, executed and answered together.
@@ -119,7 +120,14 @@ impl Connection {
         let mut held: Vec<Held<'_>> = Vec::new();
         let (mut held_bytes, mut writing) = (0, 0);
         self.session.tally.interrupt();
-        for request in decoder.requests(input) {
+        for (index, request) in decoder.requests(input).enumerate() {
+            if index % EXPECTED == 0 && decoder.len() > 1 {
+                // The key of nearly every command; what is none does no harm.
+                let next = index..decoder.len().min(index + EXPECTED);
+                let keys = next.map(|index| decoder.request(index, input));
+                let keys = keys.filter_map(|request| (request.len() > 1).then(|| request.arg(1)));
+                self.shared.service.expect(self.session.database, keys);
+            }
             let args = request.args();
             let mut step = execute(&mut self.session, &self.shared, &args, false);
             if matches!(step, Step::Before(_) | Step::Later(_)) {

@@ -8,16 +8,18 @@
 //! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
 //! value stand together behind it ([`Slot`]).
 
+mod table;
+
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use self::table::{Hashed, Table};
 use super::write::Write;
 use crate::store::{Entry, Meta, Value};
 
@@ -27,6 +29,10 @@ pub const SLOT_OVERHEAD: usize = 96;
 /// Slots looked at per insert when room must be made, and places of the table.
 const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
+/// Keys that are asked for at once.
+pub const EXPECTED: usize = 32;
+/// So much is near the processor anyway, bytes.
+const NEAR: usize = 4 << 20;
 /// Values up to this are copied for who reads them; larger ones are shared.
 const INLINE: usize = 1_024;
 
@@ -87,7 +93,7 @@ struct Header {
 
 #[derive(Default)]
 struct Shard {
-    slots: HashTable<Slot>,
+    slots: Table<Slot>,
     /// Own writes under way by key, oldest first, with the index of the key's item in the write.
     pending: HashMap<Box<[u8]>, SmallVec<[(Arc<Write>, usize); 1]>, foldhash::fast::RandomState>,
     hand: usize,
@@ -124,6 +130,25 @@ impl HotTier {
     fn shard(&self, key: &[u8]) -> (&Mutex<Shard>, u32) {
         let hash = self.hasher.hash_one(key);
         (&self.shards[(hash >> 32) as usize % SHARDS], hash as u32)
+    }
+
+    /// These keys are about to be read: their places in memory are asked for, all at once. Only a hint; keys after the first
+    /// [`EXPECTED`] are passed over.
+    pub fn expect<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        if self.budget.used.load(Ordering::Relaxed) < NEAR {
+            return;
+        }
+        let places: SmallVec<[(&Mutex<Shard>, u32); EXPECTED]> =
+            keys.take(EXPECTED).map(|key| self.shard(key)).collect();
+        if places.len() < 2 {
+            return;
+        }
+        for (shard, hash) in &places {
+            shard.lock().slots.expect(*hash);
+        }
+        for (shard, hash) in &places {
+            shard.lock().slots.expect_behind(*hash);
+        }
     }
 
     /// The newest state of a key; writes under way only if `pending` is asked for.
@@ -273,9 +298,7 @@ impl HotTier {
     fn insert(&self, shard: &mut Shard, slot: Slot) {
         let used = &self.budget.used;
         used.fetch_add(slot.weight(), Ordering::Relaxed);
-        shard
-            .slots
-            .insert_unique(spread(slot.hash), slot, |slot| spread(slot.hash));
+        shard.slots.insert(slot);
         let limit = self.budget.limit.load(Ordering::Relaxed);
         let mut steps = 0;
         for _ in 0..EVICTION_PLACES {
@@ -288,29 +311,22 @@ impl HotTier {
 
     /// Moves the eviction hand by one place; true if a slot was there.
     fn step(&self, shard: &mut Shard) -> bool {
-        if shard.hand >= shard.slots.num_buckets() {
+        if shard.hand >= shard.slots.places() {
             shard.hand = 0;
         }
-        let place = shard.hand;
-        shard.hand += 1;
-        let Some(slot) = shard.slots.get_bucket_mut(place) else {
+        let Some(slot) = shard.slots.at(shard.hand) else {
+            shard.hand += 1;
             return false;
         };
         if slot.unstored || std::mem::take(&mut slot.touched) {
-            return true;
-        }
-        self.release(slot);
-        if let Ok(entry) = shard.slots.get_bucket_entry(place) {
-            entry.remove();
+            shard.hand += 1;
+        } else if let Some(slot) = shard.slots.remove(shard.hand) {
+            // Another may stand there now.
+            self.release(&slot);
             self.budget.evicted.fetch_add(1, Ordering::Relaxed);
         }
         true
     }
-}
-
-/// The table takes a place from the low bits, and tells neighbours apart by the high ones.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
 }
 
 /// Writes to what all processors share only if there is something to write.
@@ -324,8 +340,17 @@ fn change(counter: &AtomicUsize, more: usize, less: usize) {
 
 impl Shard {
     fn find(&mut self, hash: u32, key: &[u8]) -> Option<&mut Slot> {
-        self.slots
-            .find_mut(spread(hash), |slot| slot.hash == hash && slot.key() == key)
+        self.slots.find(hash, |slot| slot.key() == key)
+    }
+}
+
+impl Hashed for Slot {
+    fn hash(&self) -> u32 {
+        self.hash
+    }
+
+    fn behind(&self) -> &[u8] {
+        &self.block
     }
 }
 

@@ -1,0 +1,231 @@
+//! A hash table of slots that can say where in memory a key is before that is read: open addressing with linear probing, a power of
+//! two of places, at most three quarters of them in use. It knows nothing of what a slot means.
+//!
+//! A table from a library would do but for that: a burst of reads at random places is bound by waiting for memory, and waits once
+//! instead of each time if all of it is asked for at first (docs/performance.md).
+
+/// What a table holds.
+pub trait Hashed {
+    fn hash(&self) -> u32;
+    /// The other part of memory that is read when this is found.
+    fn behind(&self) -> &[u8];
+}
+
+pub struct Table<T> {
+    places: Box<[Option<T>]>,
+    len: usize,
+}
+
+/// Bytes that a processor gets from memory at once.
+const LINE: usize = 64;
+/// Of what is behind a slot so many lines are asked for.
+const LINES_BEHIND: usize = 3;
+const LEAST: usize = 8;
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table {
+            places: Box::default(),
+            len: 0,
+        }
+    }
+}
+
+impl<T: Hashed> Table<T> {
+    /// Number of places, taken or not.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// What stands at a place.
+    pub fn at(&mut self, place: usize) -> Option<&mut T> {
+        self.places.get_mut(place)?.as_mut()
+    }
+
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & (self.places.len() - 1)
+    }
+
+    fn next(&self, place: usize) -> usize {
+        (place + 1) & (self.places.len() - 1)
+    }
+
+    pub fn find(&mut self, hash: u32, is: impl Fn(&T) -> bool) -> Option<&mut T> {
+        let place = self.place(hash, is)?;
+        self.places[place].as_mut()
+    }
+
+    fn place(&self, hash: u32, is: impl Fn(&T) -> bool) -> Option<usize> {
+        if self.places.is_empty() {
+            return None;
+        }
+        let mut place = self.home(hash);
+        // There is always a free place, which ends this.
+        while let Some(there) = &self.places[place] {
+            if there.hash() == hash && is(there) {
+                return Some(place);
+            }
+            place = self.next(place);
+        }
+        None
+    }
+
+    /// Adds what is not there yet.
+    pub fn insert(&mut self, new: T) {
+        if (self.len + 1) * 4 > self.places.len() * 3 {
+            let more = (self.places.len() * 2).max(LEAST);
+            let old = std::mem::replace(&mut self.places, empty(more));
+            for there in old.into_iter().flatten() {
+                self.put(there);
+            }
+        }
+        self.put(new);
+        self.len += 1;
+    }
+
+    fn put(&mut self, new: T) {
+        let mut place = self.home(new.hash());
+        while self.places[place].is_some() {
+            place = self.next(place);
+        }
+        self.places[place] = Some(new);
+    }
+
+    /// Takes out what stands at a place. What stood behind it moves up as far as it may, so that it is still found.
+    pub fn remove(&mut self, place: usize) -> Option<T> {
+        let removed = self.places.get_mut(place)?.take()?;
+        self.len -= 1;
+        let distance = |from: usize, to: usize, places: usize| to.wrapping_sub(from) & (places - 1);
+        let (mut free, mut place, places) = (place, self.next(place), self.places.len());
+        while let Some(there) = &self.places[place] {
+            let home = self.home(there.hash());
+            // Its way from its home leads over the free place.
+            if distance(home, place, places) >= distance(free, place, places) {
+                self.places.swap(free, place);
+                free = place;
+            }
+            place = self.next(place);
+        }
+        Some(removed)
+    }
+
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        let old = std::mem::replace(&mut self.places, empty(0));
+        let size = old.len();
+        let kept: Vec<T> = old.into_iter().flatten().filter(|there| keep(there)).collect();
+        self.len = kept.len();
+        if !kept.is_empty() {
+            self.places = empty(size);
+            kept.into_iter().for_each(|there| self.put(there));
+        }
+    }
+
+    /// Asks for the memory where a search for this hash begins.
+    pub fn expect(&self, hash: u32) {
+        if !self.places.is_empty() {
+            prefetch(&self.places[self.home(hash)]);
+        }
+    }
+
+    /// Asks for what is behind the slot where a search for this hash is likely to end. [`Table::expect`] was called some time before.
+    pub fn expect_behind(&self, hash: u32) {
+        if let Some(place) = self.place(hash, |_| true)
+            && let Some(there) = &self.places[place]
+        {
+            let behind = there.behind();
+            behind
+                .chunks(LINE)
+                .take(LINES_BEHIND)
+                .for_each(|line| prefetch(&line[0]));
+        }
+    }
+}
+
+fn empty<T>(places: usize) -> Box<[Option<T>]> {
+    std::iter::repeat_with(|| None).take(places).collect()
+}
+
+/// Asks the processor for the line of memory that this stands in, and does not wait for it.
+#[inline]
+fn prefetch<T>(what: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: it is a hint, which reads nothing, and is allowed with every address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(what).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = what;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct One(u32, u16);
+
+    impl Hashed for One {
+        fn hash(&self) -> u32 {
+            self.0
+        }
+        fn behind(&self) -> &[u8] {
+            &[]
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u32, u16),
+        Remove(u32, u16),
+        Retain(u16),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        // Few hashes, also such that clusters run over the end.
+        let hash = || prop_oneof![0..4_u32, (u32::MAX - 6)..=u32::MAX];
+        let step = prop_oneof![
+            6 => (hash(), 0..6_u16).prop_map(|(hash, name)| Step::Insert(hash, name)),
+            5 => (hash(), 0..6_u16).prop_map(|(hash, name)| Step::Remove(hash, name)),
+            1 => (1..5_u16).prop_map(Step::Retain),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_map_holds(steps in steps()) {
+            let (mut table, mut map) = (Table::default(), BTreeMap::new());
+            for step in steps {
+                match step {
+                    Step::Insert(hash, name) => {
+                        if map.insert((hash, name), ()).is_none() {
+                            table.insert(One(hash, name));
+                        }
+                    }
+                    Step::Remove(hash, name) => {
+                        let place = table.place(hash, |one| one.1 == name);
+                        prop_assert_eq!(place.is_some(), map.remove(&(hash, name)).is_some());
+                        if let Some(place) = place {
+                            let removed = table.remove(place).expect("it was there");
+                            prop_assert_eq!((removed.0, removed.1), (hash, name));
+                        }
+                    }
+                    Step::Retain(divisor) => {
+                        table.retain(|one| one.1 % divisor == 0);
+                        map.retain(|(_, name), ()| *name % divisor == 0);
+                    }
+                }
+                prop_assert_eq!(table.len, map.len());
+                for (hash, name) in map.keys() {
+                    prop_assert!(table.find(*hash, |one| one.1 == *name).is_some());
+                }
+                let found = (0..table.places()).filter(|place| table.at(*place).is_some()).count();
+                prop_assert_eq!(found, map.len());
+            }
+        }
+    }
+}
