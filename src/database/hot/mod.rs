@@ -138,8 +138,8 @@ impl HotTier {
         if self.budget.used.load(Ordering::Relaxed) < NEAR {
             return;
         }
-        let places: SmallVec<[(&Mutex<Shard>, u32); EXPECTED]> =
-            keys.take(EXPECTED).map(|key| self.shard(key)).collect();
+        let places = keys.take(EXPECTED).map(|key| self.shard(key));
+        let places: SmallVec<[_; EXPECTED]> = places.collect();
         if places.len() < 2 {
             return;
         }
