@@ -125,7 +125,7 @@ impl Connection {
                 // The key of nearly every command; what is none does no harm.
                 let next = index..decoder.len().min(index + EXPECTED);
                 let keys = next.map(|index| decoder.request(index, input));
-                let keys = keys.filter_map(|request| (request.len() > 1).then(|| request.arg(1)));
+                let keys = keys.filter(|request| request.len() > 1).map(|request| request.arg(1));
                 self.shared.service.expect(self.session.database, keys);
             }
             let args = request.args();

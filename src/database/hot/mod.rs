@@ -91,11 +91,14 @@ struct Header {
     key_len: u32,
 }
 
+/// Writes under way, with the index of the key's item in each.
+type Pending = SmallVec<[(Arc<Write>, usize); 1]>;
+
 #[derive(Default)]
 struct Shard {
     slots: Table<Slot>,
-    /// Own writes under way by key, oldest first, with the index of the key's item in the write.
-    pending: HashMap<Box<[u8]>, SmallVec<[(Arc<Write>, usize); 1]>, foldhash::fast::RandomState>,
+    /// Own writes under way by key, oldest first.
+    pending: HashMap<Box<[u8]>, Pending, foldhash::fast::RandomState>,
     hand: usize,
     /// Grows with every change of any slot: a fill from the store is dropped if it is not what it was.
     changes: u64,
