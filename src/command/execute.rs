@@ -16,11 +16,12 @@ use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
 use crate::database::consistency::Consistency;
+pub use crate::database::hot::EXPECTED;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
 use crate::log::{Completion, ProduceError};
-use crate::resp::Weight;
+use crate::resp::{Request, Weight};
 
 /// Longest pause before a command is computed again that lost against another writer, milliseconds for each time it lost.
 const PAUSE_MS: u64 = 2;
@@ -74,6 +75,15 @@ pub enum Before {
     /// Few commands that take long run at one time.
     Turn,
     Wait(Wait),
+}
+
+/// Tells which requests come next, at most [`EXPECTED`] of them, so that their keys are looked for in memory all at once.
+pub fn expect<'a>(session: &Session, shared: &Shared, requests: impl Iterator<Item = Request<'a>>) {
+    // The key of nearly every command; what is none does no harm.
+    let keys = requests
+        .filter(|request| request.len() > 1)
+        .map(|request| request.arg(1));
+    shared.service.expect(session.database, keys);
 }
 
 /// Executes a request as far as that is possible at once. `prepared`: [`Before::WholeStore`] or [`Before::Fresh`] has been awaited.

@@ -13,10 +13,9 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::wire::Wire;
-use crate::command::execute::{Pending, Step, execute, execute_waiting, settle};
+use crate::command::execute::{EXPECTED, Pending, Step, execute, execute_waiting, expect, settle};
 use crate::command::session::Replies;
 use crate::command::{Session, Shared};
-use crate::database::hot::EXPECTED;
 use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
 /// Requests decoded, executed and answered together.
@@ -122,11 +121,12 @@ impl Connection {
         self.session.tally.interrupt();
         for (index, request) in decoder.requests(input).enumerate() {
             if index % EXPECTED == 0 && decoder.len() > 1 {
-                // The key of nearly every command; what is none does no harm.
                 let next = index..decoder.len().min(index + EXPECTED);
-                let keys = next.map(|index| decoder.request(index, input));
-                let keys = keys.filter(|request| request.len() > 1).map(|request| request.arg(1));
-                self.shared.service.expect(self.session.database, keys);
+                expect(
+                    &self.session,
+                    &self.shared,
+                    next.map(|next| decoder.request(next, input)),
+                );
             }
             let args = request.args();
             let mut step = execute(&mut self.session, &self.shared, &args, false);
