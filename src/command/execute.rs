@@ -344,7 +344,6 @@ async fn compute_again(
         Ok(command) => command,
         Err(fault) => return Ok(reply_of(session, fault)),
     };
-    session.outstanding.forget_failed();
     let is_exec = transaction.is_some();
     let now = (session.database, session.multi.take(), session.watch.take());
     if let Some(transaction) = transaction {
@@ -353,6 +352,8 @@ async fn compute_again(
     session.database = database;
     let whole_store = command.has(flag::WHOLE_STORE) || is_exec;
     let again = loop {
+        session.outstanding.settling();
+        session.outstanding.forget_failed();
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
             break Ok(reply_of(session, fault));
         }

@@ -167,7 +167,7 @@ impl Session {
             database: 0,
             version: Version::Resp2,
             authenticated,
-            outstanding: Arc::default(),
+            outstanding: Arc::new(Outstanding::in_order()),
             multi: None,
             watch: None,
             replies: Replies::On,

@@ -120,6 +120,8 @@ pub struct Transaction<'s> {
     /// What its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     lookups: Lookups,
+    /// A key was looked at.
+    looked: bool,
 }
 
 impl Service {
@@ -149,8 +151,14 @@ impl Service {
             flushed: SmallVec::new(),
             reads: Vec::new(),
             lookups: Lookups::default(),
+            looked: false,
         };
-        let value = f(&mut transaction)?;
+        let computed = f(&mut transaction);
+        // It may have been computed without a write before it that failed and is going to be computed again.
+        if owner.is_unsettled() && (transaction.looked || !transaction.items.is_empty()) {
+            return Err(Fault::Wait(Wait::Own));
+        }
+        let value = computed?;
         transaction.check_size()?;
         drop(snapshot);
         let Transaction {
@@ -287,6 +295,7 @@ impl Transaction<'_> {
         if self.flushed.contains(&database) {
             return Ok(None);
         }
+        self.looked = true;
         // In this order: what is read is at least as new as what was applied before.
         let known = condition.then(|| self.applied(database, key)).flatten();
         let seen = self.service.read(database, key, self.view != View::Committed)?;

@@ -1,6 +1,6 @@
 //! A write under way: what was handed to the log as one batch, who waits for it, and how it ended.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
@@ -177,6 +177,10 @@ impl Completion for Write {
                 Ok(())
             }
             Err(error) => {
+                // Before anybody can miss the write.
+                if self.conditional {
+                    self.owner.failed.store(true, Ordering::Release);
+                }
                 self.failed();
                 Err(error)
             }
@@ -202,10 +206,33 @@ pub struct Outstanding {
     /// How many of them were handed over with a condition, and the last such one.
     conditional: AtomicUsize,
     last_conditional: Mutex<Weak<Write>>,
+    /// What is computed behind a write that failed has to wait until that one was computed again.
+    in_order: bool,
+    /// A write with a condition failed, and was not looked at yet.
+    failed: AtomicBool,
     none: Notify,
 }
 
 impl Outstanding {
+    /// Of one whose commands take effect in their order, each seeing those before: [`Outstanding::settling`] is to be called when
+    /// writes that failed are looked at.
+    pub fn in_order() -> Self {
+        Outstanding {
+            in_order: true,
+            ..Outstanding::default()
+        }
+    }
+
+    /// Everything that has failed so far is looked at now.
+    pub fn settling(&self) {
+        self.failed.store(false, Ordering::Release);
+    }
+
+    /// A write failed that was not looked at yet.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.in_order && self.failed.load(Ordering::Acquire)
+    }
+
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }

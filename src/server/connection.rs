@@ -181,6 +181,7 @@ impl Connection {
         let mut open = !held.is_empty();
         while open {
             self.session.outstanding.none().await;
+            self.session.outstanding.settling();
             open = false;
             for held in held.iter_mut() {
                 held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
@@ -190,6 +191,7 @@ impl Connection {
                 open |= held.reply.is_err();
             }
         }
+        self.session.outstanding.settling();
         for Held {
             reply, mode, version, ..
         } in held.drain(..)
