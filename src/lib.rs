@@ -30,3 +30,11 @@ pub mod run;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+
+/// For librdkafka, OpenSSL and zstd too: what one thread allocates another frees all the time here (a record goes from its connection
+/// to the producer, from the consumer to the store), which glibc's arenas take badly. Gives back what is free by itself.
+#[global_allocator]
+static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// As `mem_allocator` of INFO has it.
+pub const ALLOCATOR: &str = "jemalloc-5.3.0";

@@ -42,8 +42,6 @@ const QUIET: Duration = Duration::from_millis(500);
 const PROGRESS: Duration = Duration::from_secs(5);
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
-/// When connections have let go of so many bytes, the allocator is asked to let go of them too.
-const WORTH_GIVING_BACK: usize = 64 << 20;
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
@@ -313,31 +311,11 @@ fn start_servers(
 async fn watch_clients(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let (mut most_of_clients, mut most_to_store) = (0, 0);
     loop {
         ticks.tick().await;
         shared.stats.sample(Instant::now());
         bound_clients(&shared);
-        let of_clients = fell(&mut most_of_clients, shared.clients.memory());
-        // Under load that would cost more than it brings.
-        let to_store = shared.service.bytes_to_store();
-        most_to_store = to_store.max(most_to_store);
-        let stored = to_store == 0 && fell(&mut most_to_store, 0);
-        if of_clients || stored {
-            // An error means that the process is about to end.
-            let _ = tokio::task::spawn_blocking(process::give_back_memory).await;
-        }
     }
-}
-
-/// True if much less is held than there was.
-fn fell(most: &mut usize, held: usize) -> bool {
-    *most = held.max(*most);
-    let fell = *most - held > WORTH_GIVING_BACK;
-    if fell {
-        *most = held;
-    }
-    fell
 }
 
 /// What each connection may hold is bounded, but there can be thousands.

@@ -185,7 +185,7 @@ fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "mem_clients_slaves": 0,
         "mem_clients_normal": shared.clients.memory(),
         "mem_aof_buffer": 0,
-        "mem_allocator": "libc",
+        "mem_allocator": crate::ALLOCATOR,
         "active_defrag_running": 0,
         "lazyfree_pending_objects": 0,
         "lazyfreed_objects": 0,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::hot::At;
+use super::hot::{At, EXPECTED};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
@@ -259,9 +259,16 @@ impl Applier {
         while !self.service.is_stopping() {
             self.follower.poll(&mut records, IDLE)?;
             self.service.notice_databases();
-            for record in records.drain(..) {
-                self.take(record)?;
+            let mut records = records.drain(..);
+            for index in 0..records.len() {
+                if index % EXPECTED == 0 {
+                    self.expect(records.as_slice());
+                }
+                if let Some(record) = records.next() {
+                    self.take(record)?;
+                }
             }
+            drop(records);
             self.give_up_on_late_groups()?;
             self.tell_applied();
             self.hand_over()?;
@@ -269,6 +276,15 @@ impl Applier {
             self.note_progress();
         }
         Ok(())
+    }
+
+    /// Has the places of the next records in memory looked for all at once, as far as they are of one database.
+    fn expect(&self, next: &[LogRecord]) {
+        let Some(database) = next.first().map(|record| record.at.database) else {
+            return;
+        };
+        let alike = next.iter().take_while(|record| record.at.database == database);
+        self.service.expect(database, alike.map(|record| &record.key[..]));
     }
 
     /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does

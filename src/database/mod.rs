@@ -569,11 +569,6 @@ impl Service {
         .await
     }
 
-    /// Bytes that wait to be taken to the store.
-    pub fn bytes_to_store(&self) -> usize {
-        self.behind.bytes()
-    }
-
     /// Why the local store takes nothing in for now, as long as that is so.
     pub fn store_lacks_room(&self) -> Option<String> {
         self.behind.lacking()

@@ -521,24 +521,17 @@ impl Transaction<'_> {
         }
         let key = Bytes::copy_from_slice(key);
         self.bytes += key.len();
-        self.items.push(Item::Key {
-            database,
-            key: key.clone(),
-            state,
-        });
-        match self.items.len() {
-            n if n == LINEAR + 1 => {
-                for (place, item) in self.items.iter().enumerate() {
-                    if let Item::Key { database, key, .. } = item {
-                        self.places.insert((*database, key.clone()), place);
-                    }
+        if self.items.len() == LINEAR {
+            for (place, item) in self.items.iter().enumerate() {
+                if let Item::Key { database, key, .. } = item {
+                    self.places.insert((*database, key.clone()), place);
                 }
             }
-            n if n > LINEAR => {
-                self.places.insert((database, key), n - 1);
-            }
-            _ => {}
         }
+        if self.items.len() >= LINEAR {
+            self.places.insert((database, key.clone()), self.items.len());
+        }
+        self.items.push(Item::Key { database, key, state });
     }
 }
 

@@ -14,15 +14,6 @@ pub fn peak_resident_bytes() -> u64 {
     field("/proc/self/status", "VmHWM:").map_or(0, |kib| kib << 10)
 }
 
-/// Gives memory that is free but still held for this process back to the system.
-pub fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes the allocator's own locks.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 /// Time that all threads spent in the kernel, and outside of it.
 pub fn cpu_times() -> (Duration, Duration) {
     // SAFETY: `rusage` is plain data that the call fills; on failure the zeros stay.
