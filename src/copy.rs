@@ -627,11 +627,7 @@ impl Progress<'_> {
             bar.set_position(done);
         } else if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
-            info!(
-                "{}: {}% ({done} of {total} offsets)",
-                self.what,
-                done * 100 / total.max(1)
-            );
+            info!("{}: {}%", self.what, done * 100 / total.max(1));
         }
     }
 }

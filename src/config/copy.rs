@@ -1,5 +1,6 @@
 //! What `highwater copy` is told besides the settings, which are those of its source.
 
+use clap::parser::ValueSource;
 use clap::{Args, Command, FromArgMatches};
 
 use super::checks;
@@ -70,6 +71,14 @@ pub fn command() -> Command {
 
 impl CopyOptions {
     pub fn from_matches(matches: &clap::ArgMatches) -> Result<CopyOptions, Refused> {
+        let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        if is_flag("dir") && is_flag("bootstrap-servers") {
+            return Err(Refused::Wrong(
+                "--dir and --bootstrap-servers name two sources, and a copy has one: leave --dir out to copy a topic, or name the \
+                 brokers of the copy with --to-bootstrap-servers"
+                    .into(),
+            ));
+        }
         CopyOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))
     }
 

@@ -575,6 +575,8 @@ fn a_copy_that_is_not_whole_is_refused_with_what_is_missing() {
     let to = ["--to-topic", "new"];
     assert!(told(&["--bootstrap-servers", "a:1"]).contains("--to-topic"));
     assert!(told(&to).contains("--to-bootstrap-servers"));
+    let both = [&to[..], &["--dir", "d", "--bootstrap-servers", "a:1"]].concat();
+    assert!(told(&both).contains("two sources"));
     let forgotten = [&to[..], &["--topic", "old", "--to-bootstrap-servers", "b:1"]].concat();
     assert!(told(&forgotten).contains("--bootstrap-servers"));
     let secret = [&to[..], &["--bootstrap-servers", "a:1", "--to-kafka-property", "hush"]].concat();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -284,4 +285,44 @@ fn what_cannot_be_read_is_told_and_what_does_not_fit_is_refused() {
     let outcome = copy_topic(kafka, &old, &small, &[]);
     refused(&outcome, 1, &["max.message.bytes", "\"large\"", "nothing was copied"]);
     assert!(kafka.records(&small, "read_committed").is_empty());
+}
+
+#[test]
+fn a_broker_that_is_away_for_a_while_costs_a_copy_nothing() {
+    const KEYS: usize = 200_000;
+    let kafka = Kafka::start();
+    let topic = fresh_topic("copy-away");
+    let mut node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let mut client = node.client();
+    for start in (0..KEYS).step_by(1000) {
+        let lines: Vec<String> = (start..start + 1000).map(|n| format!("SET k{n} value{n}")).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert!(client.pipeline(&lines).iter().all(|reply| reply == b"+OK\r\n"));
+    }
+    let dir = node.dir().display().to_string();
+    assert!(node.terminate().success());
+    let args = [
+        "--dir",
+        &dir,
+        "--to-bootstrap-servers",
+        &kafka.bootstrap,
+        "--to-topic",
+        &topic,
+    ];
+    let outcome = std::thread::scope(|scope| {
+        let copying = scope.spawn(|| copy(&args));
+        let consumer: BaseConsumer = kafka.client_config().create().expect("create a consumer");
+        wait_for("the first records", SOON, || {
+            let marks = consumer.fetch_watermarks(&topic, 0, Duration::from_secs(1));
+            marks.is_ok_and(|(_, end)| end > 0).then_some(())
+        });
+        assert!(!copying.is_finished(), "the broker was not needed any more");
+        kafka.restart();
+        copying.join().expect("does not panic")
+    });
+    succeeded(&outcome, KEYS);
+    let node = Highwater::on_kafka(&kafka, &topic);
+    let mut client = node.client();
+    client.check("DBSIZE", &format!(":{KEYS}"));
+    client.check("GET k199999", "$11\r\nvalue199999");
 }
