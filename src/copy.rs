@@ -1,9 +1,10 @@
 //! `highwater copy`: moves what a log shows now into topics of Kafka, from a topic (to other partitions, to another cluster) or from a
 //! stopped node's embedded log. Owns what is copied and what is not; knows nothing of RESP and needs no store.
 //!
-//! The source is read twice. The first time, per key the place of its newest record is found, in memory ([`Index`]: the keys and about a
-//! hundred bytes for each, no values); the second time the records at these places are produced anew ([`Window`]: a bounded number under
-//! way at a time). Nothing else remembers how far a copy is: one that was interrupted is made again.
+//! The source is read twice. The first time, per key the place of its newest record is found, in memory ([`Index`]: the keys and some
+//! hundred bytes for each, no values; 2 million keys of 21 bytes took 270 MB, and 370 MB for a moment). The second time the records at
+//! these places are produced anew ([`Window`]: a bounded number under way at a time). Nothing else remembers how far a copy is: one
+//! that was interrupted is made again.
 //!
 //! **Of a key that stands in several partitions the newest record wins, by its timestamp**, also if it is a tombstone. (At equal ones a
 //! value, then what is in the key's home.) A node goes by the home alone, so that all nodes agree in every moment. Here that would be wrong:
@@ -85,7 +86,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
         format!("{problem}; what was copied by then is in topic {}: do the same again with --into-existing, or delete the topic first", options.to_topic)
     })?;
     target.close(ASK);
-    check_unchanged(&*source, &ends, wanted, &copied, options)?;
+    check_unchanged(&*source, &ends, wanted, &copied, &options.to_topic)?;
     let (keys, topic, seconds) = (copied.keys, &options.to_topic, started.elapsed().as_secs_f64());
     // The copy is made, whoever listens.
     let _ = writeln!(
@@ -212,13 +213,12 @@ fn check_unchanged(
     ends: &Positions,
     wanted: u64,
     copied: &Copied,
-    options: &CopyOptions,
+    topic: &str,
 ) -> Result<(), Problem> {
     if copied.expired > 0 {
         info!("{} keys have expired and are not copied", copied.expired);
     }
     let missing = wanted - copied.keys - copied.expired;
-    let topic = &options.to_topic;
     let remedy = format!("stop what writes to the source, delete topic {topic} and copy again");
     if missing > 0 {
         return Err(format!(
@@ -786,6 +786,17 @@ mod tests {
         assert_eq!(places(&chosen), [(0, vec![3, 6])]);
         assert_eq!((chosen.unreadable.count, chosen.too_large.count), (2, 1));
         assert_eq!(chosen.too_large.named, [(at(0), 4, "large".to_string())]);
+    }
+
+    #[test]
+    fn a_value_that_went_from_the_source_is_an_error() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default()).expect("is made");
+        let ends = ends(&*log).expect("there is an end");
+        let copied = Copied { keys: 6, expired: 1 };
+        assert_eq!(check_unchanged(&*log, &ends, 7, &copied, "new"), Ok(()));
+        let told = check_unchanged(&*log, &ends, 9, &copied, "new").expect_err("two are missing");
+        assert!(told.contains("2 of 9 values") && told.contains("topic new"), "{told}");
     }
 
     #[test]

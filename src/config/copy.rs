@@ -14,7 +14,8 @@ const ABOUT: &str = "\
 Copies what a topic, or a stopped node's embedded log, shows now into a topic of Kafka.
 
 Per key the newest value goes there, with its expiry. What was deleted, flushed or has expired does not. Every database is copied: database 0 to \
-the topic TO, database N to TO.dbN. Stop what writes to the source first: what comes after the start of the copy is not copied.";
+the topic TO, database N to TO.dbN. Stop what writes to the source first: what comes after the start of the copy is not copied. It takes \
+up to 200 bytes of memory a key.";
 const EXAMPLES: &str = "\
 Examples:
   highwater copy --bootstrap-servers 127.0.0.1:9092 --topic kv --to-topic kv-6 --to-partitions 6
