@@ -18,6 +18,7 @@
 
 pub mod command;
 pub mod config;
+pub mod copy;
 pub mod database;
 pub mod datadir;
 pub mod expiry;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::{probe, run};
+use highwater::{copy, probe, run};
 
 fn main() -> ExitCode {
     let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
@@ -20,6 +20,8 @@ fn main() -> ExitCode {
     };
     let done = if config.ping() {
         probe::ping(&config)
+    } else if let Some(options) = config.copy() {
+        copy::copy(&config, options)
     } else {
         run::run(config)
     };

@@ -37,9 +37,9 @@ use crate::{expiry, grpc, server};
 /// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
 const OTHER_FILES: u64 = 512;
 /// Loading that takes longer than this is shown.
-const QUIET: Duration = Duration::from_millis(500);
+pub(crate) const QUIET: Duration = Duration::from_millis(500);
 /// Time between lines about the progress of loading.
-const PROGRESS: Duration = Duration::from_secs(5);
+pub(crate) const PROGRESS: Duration = Duration::from_secs(5);
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
 /// How long threads that still wait for something may hold up the end of the process.
@@ -188,7 +188,7 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
     Ok((log, store))
 }
 
-fn embedded_options(config: &Config) -> EmbeddedOptions {
+pub(crate) fn embedded_options(config: &Config) -> EmbeddedOptions {
     EmbeddedOptions {
         fsync: match &*config.fsync() {
             "no" => Fsync::No,
@@ -201,7 +201,7 @@ fn embedded_options(config: &Config) -> EmbeddedOptions {
     }
 }
 
-fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
+pub(crate) fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
     let mapped = config.database_topics().into_iter();
     Ok(kafka::Config {
         bootstrap_servers: config.bootstrap_servers().to_string(),
@@ -379,7 +379,7 @@ async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
             continue;
         }
         if logging.is_terminal() {
-            let bar = bar.get_or_insert_with(|| new_bar(&logging));
+            let bar = bar.get_or_insert_with(|| new_bar(&logging, "loading"));
             bar.set_length(total);
             bar.set_position(applied.min(total));
         } else if told.elapsed() >= PROGRESS {
@@ -403,9 +403,10 @@ async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
     }
 }
 
-fn new_bar(logging: &Logging) -> ProgressBar {
-    let style = ProgressStyle::with_template("loading {bar:40} {percent}%, {eta} left");
-    let bar = ProgressBar::new(0);
+/// A progress bar for a terminal, below the log lines.
+pub(crate) fn new_bar(logging: &Logging, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {bar:40} {percent}%, {eta} left");
+    let bar = ProgressBar::new(0).with_message(what);
     if let Ok(style) = style {
         bar.set_style(style);
     }

@@ -8,6 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Refused;
+use super::copy::{self, CopyOptions};
 use super::kind::{Kind, parse_memory};
 use super::sources::{Given, Place, unknown};
 use super::table::{Effect, Group, SETTINGS, Setting};
@@ -17,7 +18,8 @@ const EXAMPLES: &str = "\
 Examples:
   highwater                                                   embedded log in ./data, port 6379
   highwater --bootstrap-servers 127.0.0.1:9092 --topic kv     the compacted topic kv
-  highwater my.conf --port 7000                               settings from a file, one overridden";
+  highwater my.conf --port 7000                               settings from a file, one overridden
+  highwater copy --help                                       how to move the data to another topic";
 const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
 syntax (port 7000); the first of these that has it holds.";
@@ -31,6 +33,8 @@ pub struct CommandLine {
     pub given: Vec<Given>,
     /// Ask a running server instead of being one.
     pub ping: bool,
+    /// Copy data instead of being a server.
+    pub copy: Option<CopyOptions>,
 }
 
 /// The whole command line, for parsing and for `--help`.
@@ -45,17 +49,26 @@ pub fn command() -> Command {
             .after_help(format!("{EXAMPLES}\n\n{SOURCES}"))
             .after_long_help(format!("{EXAMPLES}\n\n{SOURCES}\n\n{}", without_effect()))
             .arg(path(Arg::new(FILE).help("Settings in redis.conf syntax")))
-            .arg(path(
-                Arg::new(CONFIG)
-                    .long("config")
-                    .value_name("FILE")
-                    .help("The same, as a flag")
-                    .conflicts_with(FILE),
-            ))
+            .arg(config_file().help("The same, as a flag").conflicts_with(FILE))
             .arg(Arg::new(PING).long(PING).action(ArgAction::SetTrue).help(
                 "Ask the server on this machine with these settings whether it serves, and exit (for healthchecks)",
             ));
-    command.args(SETTINGS.iter().map(flag))
+    command
+        .args(flags(|_| true))
+        .subcommand(copy::command())
+        .disable_help_subcommand(true)
+}
+
+/// The flags of all settings; `--help` shows those with these names.
+pub(super) fn flags(shown: impl Fn(&str) -> bool) -> impl Iterator<Item = Arg> {
+    let hidden = move |setting: &Setting| setting.group == Group::WithoutEffect || !shown(setting.name);
+    SETTINGS.iter().map(move |setting| flag(setting).hide(hidden(setting)))
+}
+
+/// Names the file with the settings.
+pub(super) fn config_file() -> Arg {
+    let arg = Arg::new(CONFIG).long(CONFIG).value_name(FILE);
+    path(arg.help("Settings in redis.conf syntax"))
 }
 
 /// Version, build, librdkafka.
@@ -76,15 +89,26 @@ pub fn version() -> String {
 
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, Refused> {
     let matches = command().try_get_matches_from(arguments).map_err(refusal)?;
-    let file = [FILE, CONFIG]
-        .iter()
-        .find_map(|id| matches.get_one::<PathBuf>(id).cloned());
-    let mut given = Vec::new();
-    for (place, setting) in SETTINGS.iter().enumerate() {
-        given.extend(of_setting(&matches, place, setting));
-    }
     let ping = matches.get_flag(PING);
-    Ok(CommandLine { file, given, ping })
+    let copying = matches.subcommand_matches(copy::NAME);
+    let copy = copying.map(CopyOptions::from_matches).transpose()?;
+    // What stands before the subcommand counts too, but what stands behind it more.
+    let (mut file, mut given) = (None, Vec::new());
+    for matches in [copying, Some(&matches)].into_iter().flatten() {
+        let named = |id: &&str| matches.try_get_one::<PathBuf>(id).ok().flatten().cloned();
+        file = file.or_else(|| [FILE, CONFIG].iter().find_map(named));
+    }
+    for matches in [Some(&matches), copying].into_iter().flatten() {
+        for (place, setting) in SETTINGS.iter().enumerate() {
+            given.extend(of_setting(matches, place, setting));
+        }
+    }
+    Ok(CommandLine {
+        file,
+        given,
+        ping,
+        copy,
+    })
 }
 
 fn of_setting(matches: &ArgMatches, setting: usize, row: &Setting) -> Vec<Given> {
@@ -115,8 +139,7 @@ fn flag(setting: &Setting) -> Arg {
         .help(format!("{}{default}", setting.summary))
         .help_heading(setting.group.heading())
         .allow_negative_numbers(true)
-        .action(ArgAction::Append)
-        .hide(setting.group == Group::WithoutEffect);
+        .action(ArgAction::Append);
     if let Some(letter) = setting.short {
         arg = arg.short(letter);
     }

@@ -8,6 +8,7 @@
 
 pub mod checks;
 pub mod cli;
+pub mod copy;
 pub mod kind;
 pub mod machine;
 mod sources;
@@ -29,6 +30,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use checks::{Mapping, OutputLimits};
+use copy::CopyOptions;
 use sources::Given;
 use table::{Change, Effect, SETTINGS, Setting};
 
@@ -67,6 +69,7 @@ pub struct Config {
     values: ArcSwap<Values>,
     file: Option<PathBuf>,
     ping: bool,
+    copy: Option<CopyOptions>,
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
     hooks: Mutex<Vec<(usize, Hook)>>,
@@ -101,7 +104,7 @@ impl Config {
         };
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
-        let mut config = Config::from_given(&given, line.file).map_err(Refused::Wrong)?;
+        let mut config = Config::from_given(&given, line.file, line.copy).map_err(Refused::Wrong)?;
         config.ping = line.ping;
         Ok(config)
     }
@@ -118,11 +121,11 @@ impl Config {
             })
         };
         let given: Vec<Given> = settings.iter().map(given).collect::<Result<_, String>>()?;
-        Config::from_given(&given, None)
+        Config::from_given(&given, None, None)
     }
 
     /// `given` is in ascending precedence.
-    fn from_given(given: &[Given], file: Option<PathBuf>) -> Result<Config, String> {
+    fn from_given(given: &[Given], file: Option<PathBuf>, copy: Option<CopyOptions>) -> Result<Config, String> {
         let mut values: Values = SETTINGS.iter().map(|setting| setting.default.into()).collect();
         let mut is_given = vec![false; values.len()];
         for one in given {
@@ -136,11 +139,13 @@ impl Config {
             values: ArcSwap::from_pointee(values),
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             ping: false,
+            copy,
             hot: Hot::default(),
             hooks: Mutex::default(),
         };
         config.refresh();
         config.check_as_a_whole(&is_given)?;
+        config.copy.as_ref().map_or(Ok(()), |copy| copy.check(&config))?;
         Ok(config)
     }
 
@@ -155,7 +160,9 @@ impl Config {
             "partitioner",
             "kafka-property",
         ] {
-            if !kafka && is_given[place_of(setting)] {
+            // A copy goes to Kafka in any case, and these are of that side too.
+            let of_copy = self.copy.is_some() && !matches!(setting, "topic" | "database");
+            if !kafka && !of_copy && is_given[place_of(setting)] {
                 return Err(format!(
                     "--{setting} means nothing without Kafka; name its brokers with --bootstrap-servers HOST:PORT"
                 ));
@@ -233,12 +240,17 @@ impl Config {
             .collect()
     }
 
-    /// The file that was read at start.
     /// `--ping`: ask a running server instead of being one.
     pub fn ping(&self) -> bool {
         self.ping
     }
 
+    /// `highwater copy`: copy data instead of being a server.
+    pub fn copy(&self) -> Option<&CopyOptions> {
+        self.copy.as_ref()
+    }
+
+    /// The file that was read at start.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
@@ -522,7 +534,7 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config::from_given(&[], None).expect("the defaults fit together")
+        Config::from_given(&[], None, None).expect("the defaults fit together")
     }
 }
 

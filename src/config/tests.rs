@@ -529,3 +529,66 @@ fn changes_take_effect_and_are_told() {
     set(&config, &[("requirepass", "")]).unwrap();
     assert!(config.requirepass().is_none() && config.password_is(b"anything"));
 }
+
+#[test]
+fn a_copy_has_a_source_and_a_target() {
+    let config = load(
+        &[
+            "copy",
+            "--bootstrap-servers",
+            "a:1",
+            "--topic",
+            "old",
+            "--to-topic",
+            "new",
+            "--to-partitions",
+            "6",
+        ],
+        &[("HIGHWATER_PORT", "7000")],
+    )
+    .expect("is whole");
+    let options = config.copy().expect("is a copy");
+    assert_eq!((&*config.bootstrap_servers(), &*config.topic()), ("a:1", "old"));
+    assert_eq!((&*options.to_topic, options.to_partitions), ("new", Some(6)));
+    // From the embedded log; what is said of Kafka is of the copy's side then.
+    let arguments = [
+        "--to-bootstrap-servers",
+        "b:1",
+        "-X",
+        "linger.ms=1",
+        "-X",
+        "debug=broker",
+    ];
+    let other = ["--to-kafka-property", "linger.ms=2", "--replication-factor", "3"];
+    let arguments = [&["copy", "--dir", "d", "--to-topic", "new"][..], &arguments, &other].concat();
+    let config = load(&arguments, &[]).expect("is whole");
+    let options = config.copy().expect("is a copy");
+    let properties = options.kafka_properties(config.kafka_properties());
+    let expected = [("debug", "broker"), ("linger.ms", "2")].map(|(n, v)| (n.to_string(), v.to_string()));
+    assert_eq!(properties, Ok(expected.to_vec()));
+    assert!(load(&["--port", "1"], &[]).expect("a server").copy().is_none());
+}
+
+#[test]
+fn a_copy_that_is_not_whole_is_refused_with_what_is_missing() {
+    let told = |arguments: &[&str]| refusal(&[&["copy"], arguments].concat(), &[]);
+    let to = ["--to-topic", "new"];
+    assert!(told(&["--bootstrap-servers", "a:1"]).contains("--to-topic"));
+    assert!(told(&to).contains("--to-bootstrap-servers"));
+    let both = [&to[..], &["--dir", "d", "--bootstrap-servers", "a:1"]].concat();
+    assert!(told(&both).contains("two sources"));
+    let forgotten = [&to[..], &["--topic", "old", "--to-bootstrap-servers", "b:1"]].concat();
+    assert!(told(&forgotten).contains("--bootstrap-servers"));
+    let secret = [&to[..], &["--bootstrap-servers", "a:1", "--to-kafka-property", "hush"]].concat();
+    let refused = told(&secret);
+    assert!(
+        refused.contains("--to-kafka-property") && !refused.contains("hush"),
+        "{refused}"
+    );
+    assert!(told(&[&to[..], &["--to-partitions", "0"]].concat()).contains("--to-partitions"));
+    let help = load(&["copy", "--help"], &[]).map(|_| ()).expect_err("shown");
+    assert!(
+        help.contains("--to-topic") && help.contains("--kafka-property") && !help.contains("--port"),
+        "{help}"
+    );
+}

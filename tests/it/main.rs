@@ -8,6 +8,7 @@ mod bench;
 mod clients;
 mod clocks;
 mod consistency;
+mod copy;
 mod disk_full;
 mod embedded_node;
 mod fights;

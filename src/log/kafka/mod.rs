@@ -217,7 +217,7 @@ impl Log for KafkaLog {
     }
 
     fn incomplete(&self, database: u16) -> Option<String> {
-        self.topics.topic(database)?.grown()
+        self.topics.topic(database)?.grown(self.topics.servers())
     }
 
     fn close(&self, timeout: Duration) {

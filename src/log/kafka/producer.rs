@@ -147,7 +147,7 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
         if topic.identity.read_only {
             return Err(format!("topic {name} is read-only here"));
         }
-        if let Some(why) = topic.grown() {
+        if let Some(why) = topic.grown(topics.servers()) {
             return Err(why);
         }
         if partition >= topic.identity.partitions {

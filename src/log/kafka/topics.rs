@@ -57,11 +57,12 @@ impl Topic {
         self.max_message_bytes.saturating_sub(FRAMING_BYTES)
     }
 
-    /// What is to be said of a topic that has more partitions by now.
-    pub fn grown(&self) -> Option<String> {
+    /// What is to be said of a topic, on these brokers, that has more partitions by now.
+    pub fn grown(&self, servers: &str) -> Option<String> {
         let (topic, before, now) = (&self.identity.topic, self.identity.partitions, self.grown_to?);
         Some(format!(
-            "topic {topic} has {now} partitions now, not {before}: its keys have other homes; restart this node to read it anew"
+            "topic {topic} has {now} partitions now, not {before}: its keys have other homes; move it to a new topic with: \
+             highwater copy --bootstrap-servers {servers} --topic {topic} --to-topic {topic}-{now} (or restart this node to read it anew)"
         ))
     }
 }
@@ -140,6 +141,10 @@ impl Topics {
     /// The topic's name of a database that is in range.
     pub fn name(&self, database: u16) -> &str {
         &self.names[usize::from(database)].topic
+    }
+
+    pub fn servers(&self) -> &str {
+        &self.config.bootstrap_servers
     }
 
     pub fn states(&self) -> arc_swap::Guard<Arc<Vec<State>>> {
@@ -273,7 +278,7 @@ impl Topics {
         let name = &self.names[at].topic;
         let (mut new, warnings) = self.verify(at, described, settings);
         if let (State::Usable(now), State::Usable(new)) = (now, &mut new) {
-            *new = grown(now, new);
+            *new = grown(now, new, self.servers());
         }
         let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
         match (now, &new) {
@@ -575,7 +580,7 @@ impl Topics {
 }
 
 /// The topic as it is, but for the partitions that were added to it.
-fn grown(known: &Topic, found: &Arc<Topic>) -> Arc<Topic> {
+fn grown(known: &Topic, found: &Arc<Topic>, servers: &str) -> Arc<Topic> {
     let same = known.identity.id == found.identity.id;
     if !same || found.identity.partitions <= known.identity.partitions {
         return found.clone();
@@ -585,7 +590,7 @@ fn grown(known: &Topic, found: &Arc<Topic>) -> Arc<Topic> {
         grown_to: Some(found.identity.partitions),
         ..**found
     };
-    if let (Some(why), true) = (topic.grown(), known.grown_to != topic.grown_to) {
+    if let (Some(why), true) = (topic.grown(servers), known.grown_to != topic.grown_to) {
         tracing::error!("writes are refused, and reads that have to be new: {why}");
     }
     Arc::new(topic)
@@ -597,7 +602,7 @@ fn remaining(end: Instant) -> Duration {
 
 fn missing(database: u16, name: &str) -> LogError {
     LogError::Failed(format!(
-        "database {database}: there is no topic {name}; create it, or map the database to a topic that exists"
+        "database {database}: there is no topic {name}; check the name, or create it"
     ))
 }
 

@@ -1,0 +1,823 @@
+//! `highwater copy`: moves what a log shows now into topics of Kafka, from a topic (to other partitions, to another cluster) or from a
+//! stopped node's embedded log. Owns what is copied and what is not; knows nothing of RESP and needs no store.
+//!
+//! The source is read twice. The first time, per key the place of its newest record is found, in memory ([`Index`]: the keys and some
+//! hundred bytes for each, no values; 2 million keys of 21 bytes took 270 MB, and 370 MB for a moment). The second time the records at
+//! these places are produced anew ([`Window`]: a bounded number under way at a time). Nothing else remembers how far a copy is: one
+//! that was interrupted is made again.
+//!
+//! **Of a key that stands in several partitions the newest record wins, by its timestamp**, also if it is a tombstone. (At equal ones a
+//! value, then what is in the key's home.) A node goes by the home alone, so that all nodes agree in every moment. Here that would be wrong:
+//! after partitions were added a key's former values lie in its former home, which cannot be told from any other partition, and a
+//! producer that did not know of the new ones yet went on to write there. What it wrote last must not lose to what was written before, and
+//! a delete in the new home must not bring the former value back. A tombstone of an atomic group counts for its own partition
+//! alone: a node writes one where it moves a key home, and wherever else the key is when it deletes it; so clocks of nodes that differ cost
+//! no key.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use indicatif::ProgressBar;
+use parking_lot::{Condvar, Mutex};
+use smallvec::{SmallVec, smallvec};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::config::copy::CopyOptions;
+use crate::database::now_ms;
+use crate::datadir::{DataDir, Owner};
+use crate::log::embedded::{EmbeddedLog, Options as EmbeddedOptions};
+use crate::log::kafka::{self, KafkaLog, Mapped};
+use crate::log::record::{FLUSH_KEY, HEADER_BYTES};
+use crate::log::{
+    Appended, Batch, Completion, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record, TopicPartition,
+};
+use crate::run::{PROGRESS, QUIET, embedded_options, kafka_config, new_bar};
+use crate::telemetry::logging::{self, Logging};
+
+/// Nobody waits for a single write, so a broker may take its time, or another one take over.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// One question to a log, and its end.
+const ASK: Duration = Duration::from_secs(10);
+/// One look for records.
+const POLL: Duration = Duration::from_millis(200);
+/// What is under way to the target at a time.
+const MAX_RECORDS: usize = 20_000;
+const MAX_BYTES: usize = 32 << 20;
+/// So many records that are not copied are named one by one.
+const NAMED: usize = 20;
+/// So much of a key is shown.
+const SHOWN: usize = 100;
+
+/// What cannot be done, why, and what to do; shown behind "highwater: cannot".
+type Problem = String;
+
+/// Copies everything, or says how far it came.
+pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
+    let logging = logging::start(config)?;
+    let started = Instant::now();
+    let (source, _directory) = open_source(config)?;
+    let target = open_target(config, options, &*source)?;
+    let ends = ends(&*source)?;
+    let patience = config.startup_timeout();
+    let mut index = Index::new(&*source, config.databases());
+    read(
+        &*source,
+        &ends,
+        patience,
+        &mut Progress::new(&logging, "reading", &ends),
+        |record| {
+            index.see(&record, target.max_record_bytes(record.at.database));
+            Ok(())
+        },
+    )?;
+    let records = index.records;
+    let chosen = index.choose(|database, key| source.partition(database, key));
+    chosen.tell(&*source)?;
+    let wanted = chosen.count();
+    let mut writer = Writer::new(&*target, chosen);
+    let progress = &mut Progress::new(&logging, "copying", &ends);
+    let read = read(&*source, &ends, patience, progress, |record| writer.take(record));
+    let copied = read.and_then(|()| writer.finish()).map_err(|problem| {
+        format!("{problem}; what was copied by then is in topic {}: do the same again with --into-existing, or delete the topic first", options.to_topic)
+    })?;
+    target.close(ASK);
+    check_unchanged(&*source, &ends, wanted, &copied, &options.to_topic)?;
+    let (keys, topic, seconds) = (copied.keys, &options.to_topic, started.elapsed().as_secs_f64());
+    // The copy is made, whoever listens.
+    let _ = writeln!(
+        std::io::stdout(),
+        "copied {keys} keys to topic {topic}: {records} records read, {seconds:.1} seconds"
+    );
+    Ok(())
+}
+
+/// The log as a node with these settings has it, and its directory, if it is one, held as long as it is read.
+fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Problem> {
+    if !config.bootstrap_servers().is_empty() {
+        let mut settings = kafka_config(config, kafka::Config::default().node)?;
+        let default = Mapped {
+            topic: settings.topic.clone(),
+            read_only: true,
+        };
+        settings.mapped.entry(0).or_insert(default);
+        // What has to be there is not made here.
+        settings.mapped.values_mut().for_each(|mapped| mapped.read_only = true);
+        let log = KafkaLog::connect(settings).map_err(|e| format!("open the source: {e}"))?;
+        return Ok((Arc::new(log), None));
+    }
+    let dir = config.dir();
+    if !dir.join("log").is_dir() {
+        return Err(format!(
+            "copy from {}: there is no embedded log in it; name a node's data directory with --dir, or a topic with --bootstrap-servers and --topic",
+            dir.display()
+        ));
+    }
+    let directory = DataDir::open(&dir)?;
+    directory.check(&Owner::Embedded { id: String::new() })?;
+    let mut embedded: EmbeddedOptions = embedded_options(config);
+    embedded.compaction.enabled = false;
+    let log = EmbeddedLog::open(&directory.log(), embedded).map_err(|e| format!("open the source: {e}"))?;
+    Ok((log, Some(directory)))
+}
+
+/// The log to copy into: another one, and empty, unless it may have something.
+fn open_target(config: &Config, options: &CopyOptions, source: &dyn Log) -> Result<Arc<dyn Log>, Problem> {
+    let mut settings = kafka_config(config, kafka::Config::default().node)?;
+    if !options.to_bootstrap_servers.is_empty() {
+        settings.bootstrap_servers = options.to_bootstrap_servers.clone();
+    }
+    settings.topic = options.to_topic.clone();
+    settings.mapped = BTreeMap::new();
+    settings.properties = options.kafka_properties(settings.properties)?;
+    settings.write_timeout = settings.write_timeout.max(WRITE_TIMEOUT);
+    let topics = |log: &dyn Log| -> Vec<_> { (0..config.databases()).filter_map(|n| log.identity(n)).collect() };
+    let known = topics(source);
+    let most = known.iter().map(|topic| topic.partitions).max();
+    settings.partitions = options.to_partitions.or(most).unwrap_or(1);
+    let target = KafkaLog::connect(settings).map_err(|e| format!("open the topic to copy to: {e}"))?;
+    if let Some(same) = topics(&target)
+        .iter()
+        .find(|new| known.iter().any(|topic| topic.id == new.id))
+    {
+        return Err(format!(
+            "copy topic {} into itself; name another one with --to-topic",
+            same.topic
+        ));
+    }
+    let filled = ends(&target)?.into_iter().find(|(_, end)| *end > 0);
+    if let Some((at, _)) = filled.filter(|_| !options.into_existing) {
+        let name = target
+            .identity(at.database)
+            .map_or_else(String::new, |topic| topic.topic);
+        return Err(format!(
+            "copy into topic {name}: it has had records already; name a new one with --to-topic, or say --into-existing: keys of the \
+             source are overwritten there then, and what else it has stays"
+        ));
+    }
+    Ok(Arc::new(target))
+}
+
+fn ends(log: &dyn Log) -> Result<Positions, Problem> {
+    log.ends(ASK).map_err(|e| format!("read {}: {e}", log.describe()))
+}
+
+/// Shows every record below the ends, those of a partition in their order.
+fn read(
+    log: &dyn Log,
+    ends: &Positions,
+    patience: Duration,
+    progress: &mut Progress<'_>,
+    mut see: impl FnMut(LogRecord) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let failed = |error: LogError| format!("read {}: {error}", log.describe());
+    let mut follower = log.follow(&Positions::new()).map_err(failed)?;
+    let (mut records, mut before, mut moved) = (Vec::new(), Positions::new(), Instant::now());
+    loop {
+        follower.poll(&mut records, POLL).map_err(failed)?;
+        for record in records.drain(..) {
+            if ends.get(&record.at).is_some_and(|end| record.offset < *end) {
+                see(record)?;
+            }
+        }
+        let positions = follower.positions();
+        let behind = |at, end: &u64| positions.get(at).is_none_or(|position| position < end);
+        let Some((at, _)) = ends.iter().find(|(at, end)| behind(at, end)) else {
+            return Ok(());
+        };
+        progress.show(&positions);
+        if positions != before {
+            (before, moved) = (positions, Instant::now());
+        } else if moved.elapsed() > patience {
+            return Err(format!(
+                "read {} any further: nothing came for {} seconds, database {} partition {} stands at offset {} of {}; is a broker away, or a \
+                 transaction of some producer open there? Try again later",
+                log.describe(),
+                patience.as_secs(),
+                at.database,
+                at.partition,
+                positions.get(at).copied().unwrap_or_default(),
+                ends[at],
+            ));
+        }
+    }
+}
+
+/// Warns of what came since, and makes sure that nothing went.
+fn check_unchanged(
+    source: &dyn Log,
+    ends: &Positions,
+    wanted: u64,
+    copied: &Copied,
+    topic: &str,
+) -> Result<(), Problem> {
+    if copied.expired > 0 {
+        info!("{} keys have expired and are not copied", copied.expired);
+    }
+    let missing = wanted - copied.keys - copied.expired;
+    let remedy = format!("stop what writes to the source, delete topic {topic} and copy again");
+    if missing > 0 {
+        return Err(format!(
+            "copy everything: {missing} of {wanted} values were gone from the source when they were to be copied, for it was written to \
+             meanwhile; {remedy}"
+        ));
+    }
+    let grown = ends.keys().any(|at| source.incomplete(at.database).is_some());
+    if grown || self::ends(source)? != *ends {
+        warn!("the source was written to meanwhile, and that is not in the copy; to have it too, {remedy}");
+    }
+    Ok(())
+}
+
+/// What the newest record of a key in a partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Value,
+    /// For the topic that it is to go to.
+    TooLarge,
+    Tombstone,
+    Unreadable,
+}
+
+/// Where the newest record of a key in a partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    offset: u64,
+    timestamp: i64,
+    partition: u32,
+    state: State,
+}
+
+/// One database: per key, its newest record in each partition that has any.
+#[derive(Default)]
+struct Keys {
+    /// The topic has more than one partition.
+    is_spread: bool,
+    places: HashMap<Box<[u8]>, SmallVec<[Place; 1]>, RandomState>,
+}
+
+impl Keys {
+    fn note(&mut self, key: &[u8], place: Place) {
+        match self.places.get_mut(key) {
+            Some(places) => match places.iter_mut().find(|known| known.partition == place.partition) {
+                Some(known) => *known = place,
+                None => places.push(place),
+            },
+            None => drop(self.places.insert(key.into(), smallvec![place])),
+        }
+    }
+
+    /// The key has nothing in this partition any more.
+    fn forget(&mut self, key: &[u8], partition: u32) {
+        if let Some(places) = self.places.get_mut(key) {
+            places.retain(|place| place.partition != partition);
+            if places.is_empty() {
+                self.places.remove(key);
+            }
+        }
+    }
+}
+
+/// What the source has.
+struct Index {
+    databases: Vec<Keys>,
+    /// The newest flush marker of each partition: it hides every record with a lower offset.
+    flushed: BTreeMap<TopicPartition, u64>,
+    records: u64,
+}
+
+impl Index {
+    fn new(source: &dyn Log, databases: u16) -> Index {
+        let keys = |database| Keys {
+            is_spread: source.identity(database).is_some_and(|topic| topic.partitions > 1),
+            ..Keys::default()
+        };
+        Index {
+            databases: (0..databases).map(keys).collect(),
+            flushed: BTreeMap::new(),
+            records: 0,
+        }
+    }
+
+    /// Takes a record in, given how large one may be where it is to go.
+    fn see(&mut self, record: &LogRecord, largest: usize) {
+        self.records += 1;
+        let Some(keys) = self.databases.get_mut(usize::from(record.at.database)) else {
+            return;
+        };
+        let state = match &record.payload {
+            Payload::Flush => {
+                self.flushed.insert(record.at, record.offset);
+                return;
+            }
+            Payload::Tombstone if !keys.is_spread || record.group.is_some() => {
+                keys.forget(&record.key, record.at.partition);
+                return;
+            }
+            Payload::Tombstone => State::Tombstone,
+            Payload::Unreadable { .. } => State::Unreadable,
+            // Not a control record, and no key that anybody can write.
+            Payload::Value { .. } if *record.key == *FLUSH_KEY => State::Unreadable,
+            Payload::Value { value, .. } if record.key.len() + value.len() + HEADER_BYTES > largest => State::TooLarge,
+            Payload::Value { .. } => State::Value,
+        };
+        let place = Place {
+            offset: record.offset,
+            timestamp: record.timestamp,
+            partition: record.at.partition,
+            state,
+        };
+        keys.note(&record.key, place);
+    }
+
+    /// Decides what is copied, given each key's home.
+    fn choose(self, home: impl Fn(u16, &[u8]) -> u32) -> Chosen {
+        let mut chosen = Chosen::default();
+        for (database, keys) in (0..).zip(self.databases) {
+            for (key, places) in keys.places {
+                let at = |place: &Place| TopicPartition {
+                    database,
+                    partition: place.partition,
+                };
+                let is_hidden =
+                    |place: &&Place| self.flushed.get(&at(place)).is_some_and(|flush| place.offset < *flush);
+                let shown = places.iter().filter(|place| !is_hidden(place));
+                chosen.several += u64::from(shown.clone().count() > 1);
+                let home = home(database, &key);
+                if let Some(newest) = shown.max_by_key(|place| rank(place, home)) {
+                    chosen.add(at(newest), newest, &key);
+                }
+            }
+        }
+        chosen.places.values_mut().for_each(|offsets| offsets.sort_unstable());
+        chosen
+    }
+}
+
+/// Of several records of a key the one with the highest rank wins.
+fn rank(place: &Place, home: u32) -> impl Ord + use<> {
+    let is_value = place.state != State::Tombstone;
+    (
+        place.timestamp,
+        is_value,
+        place.partition == home,
+        Reverse(place.partition),
+    )
+}
+
+/// The records to be copied, and what is to be told of the others.
+#[derive(Default)]
+struct Chosen {
+    /// Their offsets, ascending.
+    places: BTreeMap<TopicPartition, Vec<u64>>,
+    several: u64,
+    unreadable: Left,
+    too_large: Left,
+}
+
+/// Records that are not copied though they are the newest of their keys.
+#[derive(Default)]
+struct Left {
+    count: u64,
+    named: Vec<(TopicPartition, u64, String)>,
+}
+
+impl Left {
+    fn add(&mut self, at: TopicPartition, offset: u64, key: &[u8]) {
+        self.count += 1;
+        if self.named.len() < NAMED {
+            let shown = &key[..key.len().min(SHOWN)];
+            self.named.push((at, offset, shown.escape_ascii().to_string()));
+        }
+    }
+}
+
+impl Chosen {
+    fn add(&mut self, at: TopicPartition, newest: &Place, key: &[u8]) {
+        match newest.state {
+            State::Tombstone => {}
+            State::Value => self.places.entry(at).or_default().push(newest.offset),
+            State::Unreadable => self.unreadable.add(at, newest.offset, key),
+            State::TooLarge => self.too_large.add(at, newest.offset, key),
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.places.values().map(|offsets| offsets.len() as u64).sum()
+    }
+
+    /// Says what is not copied, or not as one may think; an error before anything is written is better than half a copy.
+    fn tell(&self, source: &dyn Log) -> Result<(), Problem> {
+        let topic = |at: &TopicPartition| {
+            source
+                .identity(at.database)
+                .map_or_else(String::new, |topic| topic.topic)
+        };
+        for (at, offset, key) in &self.unreadable.named {
+            let (topic, partition) = (topic(at), at.partition);
+            warn!(
+                topic,
+                partition, offset, "a record cannot be read and is not copied; its key begins with \"{key}\""
+            );
+        }
+        if self.unreadable.count > 0 {
+            warn!(
+                "{} keys cannot be read and are not copied: another program wrote them, or a newer version of this one",
+                self.unreadable.count
+            );
+        }
+        if self.several > 0 {
+            info!(
+                "{} keys stand in several partitions: of each the newest record counts, by its timestamp",
+                self.several
+            );
+        }
+        match self.too_large.named.first() {
+            Some((at, offset, key)) => Err(format!(
+                "copy {} values: they are larger than the new topic takes (max.message.bytes), the first of them in {} partition {} offset \
+                 {offset}, its key begins with \"{key}\"; raise it, or delete these keys; nothing was copied",
+                self.too_large.count,
+                topic(at),
+                at.partition
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What became of the records that were chosen.
+#[derive(Default)]
+struct Copied {
+    keys: u64,
+    expired: u64,
+}
+
+/// Produces the chosen ones of the records that it is shown.
+struct Writer<'t> {
+    target: &'t dyn Log,
+    /// The offsets that are still to come.
+    places: BTreeMap<TopicPartition, std::iter::Peekable<std::vec::IntoIter<u64>>>,
+    window: Arc<Window>,
+    copied: Copied,
+}
+
+impl Writer<'_> {
+    fn new(target: &dyn Log, chosen: Chosen) -> Writer<'_> {
+        let to_come = |(at, offsets): (_, Vec<u64>)| (at, offsets.into_iter().peekable());
+        Writer {
+            target,
+            places: chosen.places.into_iter().map(to_come).collect(),
+            window: Arc::default(),
+            copied: Copied::default(),
+        }
+    }
+
+    fn take(&mut self, record: LogRecord) -> Result<(), Problem> {
+        let Some(offsets) = self.places.get_mut(&record.at) else {
+            return Ok(());
+        };
+        // One that is passed over is not there any more.
+        while offsets.next_if(|offset| *offset < record.offset).is_some() {}
+        if offsets.next_if_eq(&record.offset).is_none() {
+            return Ok(());
+        }
+        let Payload::Value { expire_at, .. } = &record.payload else {
+            return Ok(());
+        };
+        if expire_at.is_some_and(|at| at <= now_ms()) {
+            self.copied.expired += 1;
+            return Ok(());
+        }
+        let database = record.at.database;
+        if self.target.identity(database).is_none() {
+            self.target
+                .create(database)
+                .map_err(|e| format!("copy database {database}: {e}"))?;
+        }
+        let to = TopicPartition {
+            database,
+            partition: self.target.partition(database, &record.key),
+        };
+        let record = Record {
+            to,
+            key: record.key,
+            payload: record.payload,
+        };
+        let bytes = record.size();
+        self.window.enter(bytes)?;
+        let completion = Arc::new(Sent {
+            window: self.window.clone(),
+            bytes,
+        });
+        let batch = Batch {
+            records: smallvec![record],
+            condition: None,
+            completion,
+        };
+        self.target.produce(batch, self.target.epoch());
+        self.copied.keys += 1;
+        Ok(())
+    }
+
+    /// Waits until everything is acknowledged.
+    fn finish(self) -> Result<Copied, Problem> {
+        self.window.wait_until_empty()?;
+        Ok(self.copied)
+    }
+}
+
+/// What was produced and is not acknowledged yet: the bound on the memory of a copy's second half.
+#[derive(Default)]
+struct Window {
+    state: Mutex<UnderWay>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    records: usize,
+    bytes: usize,
+    failed: Option<ProduceError>,
+}
+
+impl UnderWay {
+    fn check(&self) -> Result<(), Problem> {
+        match &self.failed {
+            Some(error) => Err(format!("write to the new topic: {error}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Window {
+    /// Waits for room. A record larger than all of it goes alone.
+    fn enter(&self, bytes: usize) -> Result<(), Problem> {
+        let mut state = self.state.lock();
+        while state.records > 0 && (state.records >= MAX_RECORDS || state.bytes + bytes > MAX_BYTES) {
+            self.left.wait(&mut state);
+        }
+        state.check()?;
+        state.records += 1;
+        state.bytes += bytes;
+        Ok(())
+    }
+
+    fn wait_until_empty(&self) -> Result<(), Problem> {
+        let mut state = self.state.lock();
+        while state.records > 0 {
+            self.left.wait(&mut state);
+        }
+        state.check()
+    }
+}
+
+struct Sent {
+    window: Arc<Window>,
+    bytes: usize,
+}
+
+impl Completion for Sent {
+    fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>) {
+        let mut state = self.window.state.lock();
+        state.records -= 1;
+        state.bytes -= self.bytes;
+        if let Err(error) = outcome {
+            state.failed.get_or_insert(error);
+        }
+        self.window.left.notify_one();
+    }
+}
+
+/// Tells how far a pass over the source is, as a start's loading does.
+struct Progress<'l> {
+    logging: &'l Logging,
+    what: &'static str,
+    ends: &'l Positions,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    told: Instant,
+}
+
+impl Progress<'_> {
+    fn new<'l>(logging: &'l Logging, what: &'static str, ends: &'l Positions) -> Progress<'l> {
+        let now = Instant::now();
+        Progress {
+            logging,
+            what,
+            ends,
+            bar: None,
+            started: now,
+            told: now,
+        }
+    }
+
+    fn show(&mut self, positions: &Positions) {
+        if self.started.elapsed() < QUIET {
+            return;
+        }
+        let done = |(at, end): (&TopicPartition, &u64)| positions.get(at).copied().unwrap_or(0).min(*end);
+        let (done, total) = (self.ends.iter().map(done).sum::<u64>(), self.ends.values().sum::<u64>());
+        if self.logging.is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| new_bar(self.logging, self.what));
+            bar.set_length(total);
+            bar.set_position(done);
+        } else if self.told.elapsed() >= PROGRESS {
+            self.told = Instant::now();
+            info!("{}: {}%", self.what, done * 100 / total.max(1));
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.logging.show_bar(None);
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::Group;
+
+    const LARGEST: usize = 1000;
+
+    fn index(databases: u16, is_spread: bool) -> Index {
+        let keys = |_| Keys {
+            is_spread,
+            ..Keys::default()
+        };
+        Index {
+            databases: (0..databases).map(keys).collect(),
+            flushed: BTreeMap::new(),
+            records: 0,
+        }
+    }
+
+    fn at(partition: u32) -> TopicPartition {
+        TopicPartition { database: 0, partition }
+    }
+
+    fn record(partition: u32, offset: u64, timestamp: i64, key: &'static str, payload: Payload) -> LogRecord {
+        LogRecord {
+            at: at(partition),
+            offset,
+            timestamp,
+            key: Bytes::from_static(key.as_bytes()),
+            payload,
+            group: None,
+        }
+    }
+
+    fn value(bytes: usize) -> Payload {
+        Payload::Value {
+            value: vec![b'v'; bytes].into(),
+            expire_at: None,
+        }
+    }
+
+    /// What is chosen of these records, the home of every key being partition 1.
+    fn chosen(is_spread: bool, records: &[LogRecord]) -> Chosen {
+        let mut index = index(1, is_spread);
+        records.iter().for_each(|record| index.see(record, LARGEST));
+        assert_eq!(index.records, records.len() as u64);
+        index.choose(|_, _| 1)
+    }
+
+    fn places(chosen: &Chosen) -> Vec<(u32, Vec<u64>)> {
+        let places = chosen.places.iter();
+        places.map(|(at, offsets)| (at.partition, offsets.clone())).collect()
+    }
+
+    #[test]
+    fn of_one_partition_the_newest_value_of_each_key_is_copied() {
+        let records = [
+            record(0, 1, 9, "a", value(1)),
+            record(0, 3, 9, "b", value(1)),
+            record(0, 4, 9, "c", value(1)),
+            // Timestamps mean nothing within a partition.
+            record(0, 7, 5, "a", value(2)),
+            record(0, 8, 5, "c", Payload::Tombstone),
+            record(0, 9, 5, "never there", Payload::Tombstone),
+        ];
+        let chosen = chosen(false, &records);
+        assert_eq!(places(&chosen), [(0, vec![3, 7])]);
+        assert_eq!((chosen.count(), chosen.several), (2, 0));
+    }
+
+    #[test]
+    fn a_flush_hides_what_is_before_it_in_its_partition() {
+        let flush = Payload::Flush;
+        let records = [
+            record(0, 1, 1, "old", value(1)),
+            record(0, 2, 1, "again", value(1)),
+            record(0, 5, 1, "flush", flush),
+            record(0, 6, 1, "again", value(1)),
+            record(2, 1, 1, "elsewhere", value(1)),
+            // Hidden where it was newer, so what another partition has is shown.
+            record(0, 3, 9, "elsewhere", value(1)),
+        ];
+        assert_eq!(places(&chosen(true, &records)), [(0, vec![6]), (2, vec![1])]);
+    }
+
+    #[test]
+    fn of_several_partitions_the_newest_record_wins() {
+        let records = [
+            // Written to the former home by a producer that did not know better, after the new one.
+            record(0, 1, 8, "late", value(1)),
+            record(1, 1, 7, "late", value(1)),
+            // The usual case: written anew after the partitions were added.
+            record(0, 2, 3, "anew", value(1)),
+            record(1, 2, 4, "anew", value(1)),
+            // Deleted in the new home.
+            record(0, 3, 3, "deleted", value(1)),
+            record(1, 3, 4, "deleted", Payload::Tombstone),
+            // Written again elsewhere after that.
+            record(0, 4, 5, "revived", value(1)),
+            record(1, 4, 4, "revived", Payload::Tombstone),
+            // Nothing tells: values win, then the home, then the lowest.
+            record(0, 5, 4, "value", value(1)),
+            record(1, 5, 4, "value", Payload::Tombstone),
+            record(0, 6, 4, "home", value(1)),
+            record(1, 6, 4, "home", value(1)),
+            record(2, 7, 4, "lowest", value(1)),
+            record(0, 7, 4, "lowest", value(1)),
+        ];
+        let chosen = chosen(true, &records);
+        assert_eq!(places(&chosen), [(0, vec![1, 4, 5, 7]), (1, vec![2, 6])]);
+        assert_eq!(chosen.several, 7);
+    }
+
+    #[test]
+    fn a_tombstone_of_a_group_counts_for_its_partition_alone() {
+        let mut moved_home = record(0, 2, 9, "moved", Payload::Tombstone);
+        moved_home.group = Some(Group { id: 1, records: 2 });
+        let records = [
+            record(0, 1, 1, "moved", value(1)),
+            record(1, 1, 8, "moved", value(1)),
+            moved_home,
+        ];
+        let chosen = chosen(true, &records);
+        assert_eq!(places(&chosen), [(1, vec![1])]);
+        assert_eq!(chosen.several, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_copied_is_counted_only_where_it_is_the_newest() {
+        let unreadable = || Payload::Unreadable { reason: "?".into() };
+        let records = [
+            record(0, 1, 1, "bad", unreadable()),
+            record(0, 2, 1, "mended", unreadable()),
+            record(0, 3, 1, "mended", value(1)),
+            record(0, 4, 1, "large", value(LARGEST)),
+            record(0, 5, 1, "was large", value(LARGEST)),
+            record(0, 6, 1, "was large", value(1)),
+            record(0, 7, 1, "\0highwater:flush", value(1)),
+        ];
+        let chosen = chosen(false, &records);
+        assert_eq!(places(&chosen), [(0, vec![3, 6])]);
+        assert_eq!((chosen.unreadable.count, chosen.too_large.count), (2, 1));
+        assert_eq!(chosen.too_large.named, [(at(0), 4, "large".to_string())]);
+    }
+
+    #[test]
+    fn a_value_that_went_from_the_source_is_an_error() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default()).expect("is made");
+        let ends = ends(&*log).expect("there is an end");
+        let copied = Copied { keys: 6, expired: 1 };
+        assert_eq!(check_unchanged(&*log, &ends, 7, &copied, "new"), Ok(()));
+        let told = check_unchanged(&*log, &ends, 9, &copied, "new").expect_err("two are missing");
+        assert!(told.contains("2 of 9 values") && told.contains("topic new"), "{told}");
+    }
+
+    #[test]
+    fn the_window_is_bounded_and_keeps_the_first_error() {
+        let window = Arc::<Window>::default();
+        let sent = |bytes| {
+            window.enter(bytes).expect("there is room");
+            Arc::new(Sent {
+                window: window.clone(),
+                bytes,
+            })
+        };
+        // Larger than the window, and alone in it.
+        let large = sent(MAX_BYTES * 2);
+        let next = std::thread::spawn({
+            let window = window.clone();
+            move || window.enter(1)
+        });
+        large.complete(Err(ProduceError::NotWritten("first".into())));
+        let refused = next.join().expect("does not panic").expect_err("one failed");
+        assert!(refused.contains("first"), "{refused}");
+        assert!(window.wait_until_empty().is_err());
+    }
+}
