@@ -196,6 +196,18 @@ fn a_topic_that_got_partitions_is_copied_by_the_line_that_its_nodes_tell() {
     assert_eq!(partitions.len(), 3, "as many as the source has now");
 }
 
+/// The arguments for a copy of an embedded log.
+fn from_directory<'a>(dir: &'a str, kafka: &'a Kafka, topic: &'a str) -> [&'a str; 6] {
+    [
+        "--dir",
+        dir,
+        "--to-bootstrap-servers",
+        &kafka.bootstrap,
+        "--to-topic",
+        topic,
+    ]
+}
+
 #[test]
 fn an_embedded_log_is_copied_to_kafka() {
     let kafka = kafka::shared();
@@ -205,14 +217,7 @@ fn an_embedded_log_is_copied_to_kafka() {
     write_of_all_kinds(&mut client, 200);
     let before = [0, 3].map(|database| shown(&mut client, database));
     let dir = node.dir().display().to_string();
-    let args = [
-        "--dir",
-        &dir,
-        "--to-bootstrap-servers",
-        &kafka.bootstrap,
-        "--to-topic",
-        &topic,
-    ];
+    let args = from_directory(&dir, kafka, &topic);
     refused(&copy(&args), 1, &["in use", &node.pid().to_string()]);
     assert!(!kafka.topic_exists(&topic));
     assert!(node.terminate().success());
@@ -301,14 +306,7 @@ fn a_broker_that_is_away_for_a_while_costs_a_copy_nothing() {
     }
     let dir = node.dir().display().to_string();
     assert!(node.terminate().success());
-    let args = [
-        "--dir",
-        &dir,
-        "--to-bootstrap-servers",
-        &kafka.bootstrap,
-        "--to-topic",
-        &topic,
-    ];
+    let args = from_directory(&dir, &kafka, &topic);
     let outcome = std::thread::scope(|scope| {
         let copying = scope.spawn(|| copy(&args));
         let consumer: BaseConsumer = kafka.client_config().create().expect("create a consumer");
