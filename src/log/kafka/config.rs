@@ -8,7 +8,9 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use super::gate;
 use super::partitioner::Partitioner;
+use super::topics::BATCH_BYTES;
 
 /// Records under way in the producer: the bound on its memory.
 pub(super) const MAX_QUEUED_RECORDS: usize = 250_000;
@@ -187,10 +189,21 @@ impl Config {
         config
     }
 
-    /// librdkafka looks for messages that are too old once a second, so what times out is told up to a second late.
+    /// librdkafka looks for messages that are too old once a second, so what times out is told up to a second late; and they may
+    /// have waited before it had them.
     fn message_timeout(&self) -> Duration {
-        let early = Duration::from_secs(1).min(self.write_timeout / 2);
-        self.write_timeout - early
+        let early = Duration::from_secs(1) + gate::PATIENCE * 2;
+        self.write_timeout - early.min(self.write_timeout / 2)
+    }
+
+    /// Bounds of what waits to be handed to the producer, besides what that has.
+    pub(super) fn gate(&self) -> gate::Bounds {
+        gate::Bounds {
+            records: MAX_QUEUED_RECORDS,
+            bytes: MAX_QUEUED_KIBIBYTES << 10,
+            batch_records: MAX_BATCH_RECORDS,
+            batch_bytes: BATCH_BYTES,
+        }
     }
 
     /// For a follower. The group is only a name that librdkafka insists on: nothing joins it or commits to it.

@@ -2,8 +2,8 @@
 //! an error message can say why. One [`Context`] per client, one [`Health`] for all.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -14,7 +14,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::producer::Delivery;
+use super::ffi::{Report, Reported};
+use super::producer::{Delivery, Sender};
 
 /// A broker that is away makes librdkafka say so every second: one line per facility in this time.
 const QUIET: Duration = Duration::from_secs(30);
@@ -131,14 +132,21 @@ pub(super) struct Context {
     /// The last error of this client that is none of the connection: why it failed for good, if it did.
     last: Mutex<Option<(RDKafkaErrorCode, String)>>,
     closing: AtomicBool,
+    /// Whom a producer's reports make send more.
+    sender: Weak<Sender>,
 }
 
 impl Context {
     pub fn new(health: &Arc<Health>) -> Context {
+        Context::of_producer(health, Weak::new())
+    }
+
+    pub fn of_producer(health: &Arc<Health>, sender: Weak<Sender>) -> Context {
         Context {
             health: Arc::clone(health),
             last: Mutex::new(None),
             closing: AtomicBool::new(false),
+            sender,
         }
     }
 
@@ -186,8 +194,23 @@ impl ConsumerContext for Context {}
 impl ProducerContext for Context {
     type DeliveryOpaque = Box<Delivery>;
 
+    /// Only of what is left when the producer is dropped.
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        delivery.report(result, self);
+        self.reported(vec![(Report::of(result), delivery)]);
+    }
+}
+
+impl Reported for Context {
+    fn reported(&self, reports: Vec<(Report<'_>, Box<Delivery>)>) {
+        // First the next batch goes out, so that the broker has work while those who wait are told.
+        if let Some(sender) = self.sender.upgrade() {
+            for of_partition in reports.chunk_by(|(_, a), (_, b)| a.to() == b.to()) {
+                sender.left(of_partition[0].1.to(), of_partition.len());
+            }
+        }
+        for (report, delivery) in reports {
+            delivery.report(&report, self);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The log on Apache Kafka, by rdkafka.
 //!
 //! Reading order: [`KafkaLog`] here is the whole; `config` its settings and librdkafka's; `topics` which topic each
-//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write,
+//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write (`gate`: when it goes out),
 //! `transactions` that of a write with a condition or of several records;
 //! `follower` the way back; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
 //! key; `polled` a producer and its thread; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
@@ -16,6 +16,7 @@ mod config;
 mod context;
 mod ffi;
 mod follower;
+mod gate;
 mod partitioner;
 mod polled;
 mod producer;
@@ -178,10 +179,13 @@ impl Log for KafkaLog {
         0
     }
 
-    fn produce(&self, batch: Batch, _epoch: u64) {
-        match batch.records.as_slice() {
-            [] => batch.completion.complete(Ok(&[])),
-            [record] if batch.condition.is_none() => self.lane.produce(record, batch.completion),
+    fn produce(&self, mut batch: Batch, _epoch: u64) {
+        match (batch.records.len(), &batch.condition) {
+            (0, _) => batch.completion.complete(Ok(&[])),
+            (1, None) => {
+                let record = batch.records.remove(0);
+                self.lane.produce(record, batch.completion);
+            }
             _ => self.transactions.produce(batch),
         }
     }

@@ -1,29 +1,33 @@
 //! A producer with a thread of its own that tells its reports. As rdkafka's `ThreadedProducer`, which asks ten times a second and spins
-//! through the last fraction of a millisecond each time: 1 % of a core for each idle producer.
+//! through the last fraction of a millisecond each time: 1 % of a core for each idle producer; and which tells reports one by one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, ProducerContext};
+use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
 
 use super::context::describe_error;
+use super::ffi::{Producer, Reported};
 
-/// One poll; reports that come meanwhile are told at once. So long the end of a producer may take.
-const POLL: Duration = Duration::from_millis(1_000);
+/// One poll at most; reports that come meanwhile are told at once. So long the end of a producer may take.
+const POLL: Duration = Duration::from_millis(100);
+/// The reports of what is given up at the end.
+const LAST: Duration = Duration::from_secs(1);
 
-pub(super) struct Polled<C: ProducerContext + 'static> {
-    inner: Arc<BaseProducer<C>>,
+pub(super) struct Polled<C: Reported + 'static> {
+    inner: Arc<Producer<C>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<C: ProducerContext + 'static> Polled<C> {
-    pub fn create(settings: &ClientConfig, context: C) -> Result<Self, String> {
-        let create = settings.create_with_context(context);
-        let inner: Arc<BaseProducer<C>> = Arc::new(create.map_err(|error| describe_error(&error))?);
+impl<C: Reported + 'static> Polled<C> {
+    /// `tick` is called after each poll, ten times a second at least.
+    pub fn create(settings: &ClientConfig, context: C, tick: impl Fn() + Send + 'static) -> Result<Self, String> {
+        let created = Producer::create(settings, context);
+        let inner = Arc::new(created.map_err(|error| describe_error(&error))?);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (inner.clone(), stop.clone());
         let thread = std::thread::Builder::new()
@@ -31,6 +35,7 @@ impl<C: ProducerContext + 'static> Polled<C> {
             .spawn(move || {
                 while !stopped.load(Ordering::Acquire) {
                     polled.poll(POLL);
+                    tick();
                 }
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
@@ -42,21 +47,27 @@ impl<C: ProducerContext + 'static> Polled<C> {
     }
 }
 
-impl<C: ProducerContext + 'static> std::ops::Deref for Polled<C> {
+impl<C: Reported + 'static> std::ops::Deref for Polled<C> {
     type Target = BaseProducer<C>;
 
     fn deref(&self) -> &BaseProducer<C> {
-        &self.inner
+        self.inner.inner()
     }
 }
 
-impl<C: ProducerContext + 'static> Drop for Polled<C> {
+impl<C: Reported + 'static> Drop for Polled<C> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!("the thread that tells a producer's reports panicked");
+        }
+        // Whoever still waits for a report is told.
+        self.purge(PurgeConfig::default().queue().inflight());
+        let end = Instant::now() + LAST;
+        while self.in_flight_count() > 0 && Instant::now() < end {
+            self.inner.poll(POLL);
         }
     }
 }

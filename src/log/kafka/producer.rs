@@ -5,22 +5,23 @@
 //! other lane ([`super::transactions`]).
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::IntoOpaque;
 
 use super::codec;
 use super::config::{Config, Sizes};
 use super::context::{Context, Health, describe_code, describe_error};
-use super::ffi::{self, Status};
+use super::ffi::{Report, Status};
+use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{State, Topics};
 use crate::log::record::FLUSH_KEY;
@@ -30,10 +31,17 @@ pub(super) struct Lane {
     config: Arc<Config>,
     topics: Arc<Topics>,
     health: Arc<Health>,
-    /// `None` once closed. Locked for writing only while a producer takes over from another.
-    current: RwLock<Option<Producer>>,
+    sender: Arc<Sender>,
     /// That nothing may be written here is told once.
     refusal_told: AtomicBool,
+}
+
+/// Hands records to the producer when the gate lets them out.
+pub(super) struct Sender {
+    topics: Arc<Topics>,
+    gate: Gate,
+    /// `None` before the first and once closed. Locked for writing only while a producer takes over from another.
+    current: RwLock<Option<Producer>>,
 }
 
 struct Producer {
@@ -47,41 +55,66 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
 impl Lane {
     pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
-        let producer = Producer::create(config, topics.sizes(), health).map_err(LogError::Failed)?;
-        Ok(Lane {
+        let sender = Arc::new(Sender {
+            topics: Arc::clone(topics),
+            gate: Gate::new(config.gate()),
+            current: RwLock::new(None),
+        });
+        let lane = Lane {
             config: Arc::clone(config),
             topics: Arc::clone(topics),
             health: Arc::clone(health),
-            current: RwLock::new(Some(producer)),
+            sender,
             refusal_told: AtomicBool::new(false),
-        })
+        };
+        let producer = lane.create(topics.sizes()).map_err(LogError::Failed)?;
+        *lane.sender.current.write() = Some(producer);
+        Ok(lane)
     }
 
-    pub fn produce(&self, record: &Record, completion: Arc<dyn Completion>) {
-        // Completions are told after the lock is released: whoever is told may produce again.
-        if let Err(cause) = check(&self.topics, std::slice::from_ref(record), 0) {
+    pub fn produce(&self, record: Record, completion: Arc<dyn Completion>) {
+        if let Err(cause) = check(&self.topics, std::slice::from_ref(&record), 0) {
             return completion.complete(Err(ProduceError::NotWritten(cause)));
         }
         let delivery = Box::new(Delivery {
             to: record.to,
             completion,
         });
-        let current = self.current.read();
-        let refused = match &*current {
-            Some(producer) => producer.send(self.topics.name(record.to.database), record, delivery),
-            None => Err((CLOSED.to_owned(), delivery)),
-        };
-        drop(current);
-        if let Err((cause, delivery)) = refused {
-            delivery.finish(Err(ProduceError::NotWritten(cause)));
+        match self.sender.gate.enter(Held { record, delivery }) {
+            Entered::Passes(held) => self.sender.send(vec![held]),
+            Entered::Waits => {}
+            Entered::Refused(held, why) => {
+                let why = match why {
+                    Refusal::Full => QUEUE_FULL,
+                    Refusal::Closed => CLOSED,
+                };
+                held.refuse(why.to_owned());
+            }
         }
+    }
+
+    fn create(&self, sizes: Sizes) -> Result<Producer, String> {
+        let settings: ClientConfig = self.config.producer(sizes);
+        let sender = Arc::downgrade(&self.sender);
+        let context = Context::of_producer(&self.health, Weak::clone(&sender));
+        let send_overdue = move || {
+            if let Some(sender) = sender.upgrade() {
+                sender.send_overdue();
+            }
+        };
+        let inner = Polled::create(&settings, context, send_overdue)?;
+        Ok(Producer {
+            inner,
+            sizes,
+            created: Instant::now(),
+        })
     }
 
     /// Puts a new producer in the place of one that is of no use any more, or whose sizes do not fit a topic that has
     /// come since. Called from time to time.
     pub fn mend(&self) {
         let seen = |now: &Producer| (now.fatal(), now.created.elapsed(), now.sizes);
-        let Some((fatal, age, sizes)) = self.current.read().as_ref().map(seen) else {
+        let Some((fatal, age, sizes)) = self.sender.current.read().as_ref().map(seen) else {
             return;
         };
         // The next one likely could not write either.
@@ -93,20 +126,22 @@ impl Lane {
         if fatal.is_none() && fits {
             return;
         }
-        let new = match Producer::create(&self.config, wanted, &self.health) {
+        let new = match self.create(wanted) {
             Ok(new) => new,
             Err(cause) => return tracing::error!(cause, "cannot make a new Kafka producer"),
         };
-        let mut current = self.current.write();
-        if let (Some(old), None) = (current.as_ref(), &fatal) {
+        self.sender.gate.pause();
+        if fatal.is_none() {
             // Two producers know nothing of each other's order, so the old one has to be done first.
-            old.wait_until_empty(self.config.write_timeout);
+            let old = self.sender.current.read();
+            if let Some(old) = old.as_ref() {
+                old.wait_until_empty(self.config.write_timeout);
+            }
         }
-        if let Some(place) = current.as_mut() {
-            let old = std::mem::replace(place, new);
-            drop(current);
-            drop(old);
-        }
+        let old = self.sender.current.write().replace(new);
+        // What it still has is given up, and told.
+        drop(old);
+        self.sender.gate.resume().into_iter().for_each(|next| self.sender.send(next));
         if let Some((code, text)) = fatal {
             self.tell_replaced(code, &text);
         }
@@ -122,13 +157,88 @@ impl Lane {
 
     /// Takes in no more, waits for what is under way, and gives up what then is left.
     pub fn close(&self, timeout: Duration) {
-        let last = self.current.write().take();
+        let end = Instant::now() + timeout;
+        self.sender.gate.close();
+        while !self.sender.gate.is_empty() && Instant::now() < end {
+            std::thread::sleep(AGAIN);
+        }
+        self.sender
+            .gate
+            .give_up()
+            .into_iter()
+            .for_each(|held| held.refuse(CLOSED.to_owned()));
+        let last = self.sender.current.write().take();
         if let Some(producer) = last {
             producer.inner.context().close();
-            producer.wait_until_empty(timeout);
         }
     }
 }
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Not by the producer's own thread, if that holds the sender just now: it would wait for itself.
+        let last = self.sender.current.write().take();
+        drop(last);
+    }
+}
+
+impl Sender {
+    /// Hands records of one partition over. Those that are not taken are told so.
+    fn send(&self, mut batch: Next) {
+        while let Some(at) = batch.first().map(Held::to) {
+            let mut refused = Vec::new();
+            let current = self.current.read();
+            for held in batch {
+                let sent = match &*current {
+                    Some(producer) => producer.send(self.topics.name(at.database), held),
+                    None => Err((CLOSED.to_owned(), held.delivery)),
+                };
+                refused.extend(sent.err());
+            }
+            drop(current);
+            // Completions are told after the lock is released: whoever is told may produce again.
+            batch = match refused.len() {
+                0 => return,
+                count => self.gate.left(at, count),
+            };
+            for (cause, delivery) in refused {
+                delivery.finish(Err(ProduceError::NotWritten(cause)));
+            }
+        }
+    }
+
+    /// So many records of a partition are reported: the next ones may go.
+    pub fn left(&self, at: TopicPartition, count: usize) {
+        self.send(self.gate.left(at, count));
+    }
+
+    fn send_overdue(&self) {
+        self.gate.overdue().into_iter().for_each(|batch| self.send(batch));
+    }
+}
+
+/// A record on its way to the producer.
+pub(super) struct Held {
+    record: Record,
+    delivery: Box<Delivery>,
+}
+
+impl Held {
+    pub fn to(&self) -> TopicPartition {
+        self.record.to
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.record.size()
+    }
+
+    fn refuse(self, cause: String) {
+        self.delivery.finish(Err(ProduceError::NotWritten(cause)));
+    }
+}
+
+/// Between two looks whether everything has been told.
+const AGAIN: Duration = Duration::from_millis(2);
 
 pub(super) const CLOSED: &str = "the server is stopping";
 
@@ -194,19 +304,10 @@ pub(super) fn base_record<'w, D: IntoOpaque>(
 }
 
 impl Producer {
-    fn create(config: &Config, sizes: Sizes, health: &Arc<Health>) -> Result<Producer, String> {
-        let settings: ClientConfig = config.producer(sizes);
-        let inner = Polled::create(&settings, Context::new(health))?;
-        Ok(Producer {
-            inner,
-            sizes,
-            created: Instant::now(),
-        })
-    }
-
     /// Hands a record over; gives the delivery back with the cause if it was not taken.
-    fn send(&self, topic: &str, record: &Record, delivery: Box<Delivery>) -> Result<(), (String, Box<Delivery>)> {
-        let wire = match codec::encode(record, None) {
+    fn send(&self, topic: &str, held: Held) -> Result<(), (String, Box<Delivery>)> {
+        let Held { record, delivery } = held;
+        let wire = match codec::encode(&record, None) {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),
         };
@@ -233,7 +334,7 @@ impl Producer {
     fn wait_until_empty(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         while self.inner.in_flight_count() > 0 && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(AGAIN);
         }
     }
 }
@@ -262,19 +363,23 @@ pub(super) struct Delivery {
 type Place = (u64, i64);
 
 impl Delivery {
-    pub fn report(self, result: &DeliveryResult<'_>, context: &Context) {
-        let outcome = match result {
-            Ok(message) => match u64::try_from(message.offset()) {
-                Ok(offset) => Ok((offset, message.timestamp().to_millis().unwrap_or(-1))),
+    pub fn to(&self) -> TopicPartition {
+        self.to
+    }
+
+    pub fn report(self, report: &Report<'_>, context: &Context) {
+        let outcome = match report.outcome() {
+            Ok((offset, timestamp)) => match u64::try_from(offset) {
+                Ok(offset) => Ok((offset, timestamp)),
                 // A retry that the log already had (duplicate sequence): it is there, but its place, which every
                 // order rests on, is not known.
                 Err(_) => Err(ProduceError::Uncertain(
                     "Kafka has the record, but did not tell its offset".into(),
                 )),
             },
-            Err((error, message)) => {
-                let cause = cause(error, context);
-                Err(match ffi::status(message) {
+            Err((code, status)) => {
+                let cause = cause(code, context);
+                Err(match status {
                     Status::NotPersisted => ProduceError::NotWritten(cause),
                     Status::PossiblyPersisted | Status::Persisted => ProduceError::Uncertain(cause),
                 })
@@ -295,10 +400,7 @@ impl Delivery {
     }
 }
 
-fn cause(error: &KafkaError, context: &Context) -> String {
-    let Some(code) = error.rdkafka_error_code() else {
-        return describe_error(error);
-    };
+fn cause(code: RDKafkaErrorCode, context: &Context) -> String {
     let words: &dyn Display = match code {
         RDKafkaErrorCode::MessageTimedOut => &"no acknowledgement from Kafka within the write timeout",
         RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight if context.is_closing() => &CLOSED,
@@ -325,6 +427,7 @@ mod tests {
     use rdkafka::types::RDKafkaApiKey;
     use rdkafka_sys::types::RDKafkaRespErr;
 
+    use super::super::ffi;
     use super::super::topics::Topic;
     use super::*;
     use crate::log::TopicIdentity;
@@ -381,7 +484,7 @@ mod tests {
             payload,
         };
         let told = Arc::new(Told::default());
-        lane.produce(&record, told.clone());
+        lane.produce(record, told.clone());
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(outcome) = told.0.lock().pop() {
@@ -424,7 +527,7 @@ mod tests {
         write(&lane).expect("is written");
         let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
         let fail = |producer: &Producer| ffi::fail_for_test(producer.inner.client(), fatal);
-        lane.current.read().as_ref().map(fail).expect("there is a producer");
+        lane.sender.current.read().as_ref().map(fail).expect("there is a producer");
         let outcome = write(&lane);
         assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
         lane.mend();

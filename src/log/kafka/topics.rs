@@ -27,7 +27,7 @@ const TOMBSTONES_KEPT_MS: usize = 24 * 60 * 60 * 1000;
 /// The cleanup policy of such a topic.
 const UNKNOWN: &str = "unknown";
 /// librdkafka's default, good for every topic that takes batches of this size.
-const BATCH_BYTES: usize = 1_000_000;
+pub(super) const BATCH_BYTES: usize = 1_000_000;
 /// What Kafka puts around a record and its batch, with room to spare.
 const FRAMING_BYTES: usize = 128;
 /// Of a topic that does not exist yet.

@@ -12,13 +12,13 @@ use parking_lot::{Condvar, Mutex};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::super::codec::{self, Stamp};
 use super::super::config::{Config, Isolation, Sizes};
 use super::super::context::{Health, describe_code, describe_error};
+use super::super::ffi::{Report, Reported};
 use super::super::follower::KafkaFollower;
 use super::super::polled::Polled;
 use super::super::producer::{NO_RIGHT_TO_WRITE, base_record};
@@ -74,15 +74,12 @@ struct Context {
 
 impl Context {
     /// Why a record was not sent.
-    fn cause(&self, error: &KafkaError) -> String {
-        let purged = matches!(
-            error.rdkafka_error_code(),
-            Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
-        );
+    fn cause(&self, code: RDKafkaErrorCode) -> String {
+        let purged = matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
         match self.given_up.lock().as_deref() {
             Some(why) if purged && why.contains("TOPIC_AUTHORIZATION_FAILED") => NO_RIGHT_TO_WRITE.to_owned(),
             Some(why) if purged => format!("the transaction failed: {why}"),
-            _ => describe_error(error),
+            _ => describe_code(code),
         }
     }
 }
@@ -119,21 +116,27 @@ impl ProducerContext for Context {
     /// Number of the group, then place in it.
     type DeliveryOpaque = usize;
 
+    /// Only of what is left when the producer is dropped.
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        self.reported(vec![(Report::of(result), opaque)]);
+    }
+}
+
+impl Reported for Context {
+    fn reported(&self, reports: Vec<(Report<'_>, usize)>) {
         let mut acks = self.acks.lock();
-        if opaque >> 32 != acks.group as usize {
-            return;
-        }
-        acks.open -= 1;
-        match result {
-            Ok(message) => match u64::try_from(message.offset()) {
-                Ok(offset) => {
-                    let place = (offset, message.timestamp().to_millis().unwrap_or(-1));
-                    acks.places[opaque & 0xffff_ffff] = place;
-                }
-                Err(_) => acks.failed = Some("Kafka has a record, but did not tell its offset".into()),
-            },
-            Err((error, _)) => acks.failed = Some(self.cause(error)),
+        for (report, opaque) in reports {
+            if opaque >> 32 != acks.group as usize {
+                continue;
+            }
+            acks.open -= 1;
+            match report.outcome() {
+                Ok((offset, timestamp)) => match u64::try_from(offset) {
+                    Ok(offset) => acks.places[opaque & 0xffff_ffff] = (offset, timestamp),
+                    Err(_) => acks.failed = Some("Kafka has a record, but did not tell its offset".into()),
+                },
+                Err((code, _)) => acks.failed = Some(self.cause(code)),
+            }
         }
         if acks.open == 0 || acks.failed.is_some() {
             self.all_told.notify_all();
@@ -262,7 +265,7 @@ impl Client {
             given_up: Mutex::default(),
         };
         let settings = self.config.transactional_producer(sizes, &self.id);
-        let inner = Polled::create(&settings, context)?;
+        let inner = Polled::create(&settings, context, || ())?;
         Ok(Producer {
             inner,
             sizes,

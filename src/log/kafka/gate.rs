@@ -1,0 +1,212 @@
+//! When records of the plain lane are handed to librdkafka: one batch of a partition at a time. What comes meanwhile waits here and
+//! is the next batch.
+//!
+//! librdkafka would gather them as well, but at a price: an idempotent producer sends nothing more while five messages of a
+//! partition are unacknowledged (it counts messages where it means requests), and without a linger time its thread spins for as long as it has messages
+//! that it may not send. With 50 clients of one request each that was two thirds of this process's time
+//! (docs/decisions/one-batch-at-a-time.md).
+//!
+//! A partition whose batch is not acknowledged for a while holds nobody back for longer: librdkafka's timeout is to count.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::producer::Held;
+use crate::log::TopicPartition;
+
+/// So long records wait for the batch before theirs; after that librdkafka gets them all the same, and spins.
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Bounds of what waits, all partitions together, and of one batch.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    pub records: usize,
+    pub bytes: usize,
+    pub batch_records: usize,
+    pub batch_bytes: usize,
+}
+
+pub(super) struct Gate {
+    bounds: Bounds,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    partitions: HashMap<TopicPartition, Partition, foldhash::fast::RandomState>,
+    records: usize,
+    bytes: usize,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Open,
+    /// Nothing goes out: one producer takes over from another.
+    Paused,
+    /// Nothing more comes in.
+    Closed,
+}
+
+#[derive(Default)]
+struct Partition {
+    /// Records that librdkafka has, and has not reported yet.
+    under_way: usize,
+    /// When it last got some.
+    since: Option<Instant>,
+    waiting: VecDeque<Held>,
+}
+
+/// What becomes of a record that comes.
+pub(super) enum Entered {
+    /// It goes out now.
+    Passes(Held),
+    Waits,
+    Refused(Held, Refusal),
+}
+
+pub(super) enum Refusal {
+    Full,
+    Closed,
+}
+
+/// Records of one partition that go out now, in their order.
+pub(super) type Next = Vec<Held>;
+
+impl Gate {
+    pub fn new(bounds: Bounds) -> Gate {
+        Gate {
+            bounds,
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn enter(&self, held: Held) -> Entered {
+        let mut state = self.state.lock();
+        let State {
+            partitions,
+            records,
+            bytes,
+            mode,
+        } = &mut *state;
+        if *mode == Mode::Closed {
+            return Entered::Refused(held, Refusal::Closed);
+        }
+        let partition = partitions.entry(held.to()).or_default();
+        if *mode == Mode::Open && partition.under_way == 0 && partition.waiting.is_empty() {
+            partition.gets(1);
+            return Entered::Passes(held);
+        }
+        let size = held.bytes();
+        if *records >= self.bounds.records || *bytes + size > self.bounds.bytes {
+            return Entered::Refused(held, Refusal::Full);
+        }
+        *records += 1;
+        *bytes += size;
+        partition.waiting.push_back(held);
+        Entered::Waits
+    }
+
+    /// So many records of a partition are not under way any more. What goes out now.
+    pub fn left(&self, at: TopicPartition, count: usize) -> Next {
+        let mut state = self.state.lock();
+        let mode = state.mode;
+        let Some(partition) = state.partitions.get_mut(&at) else {
+            return Next::new();
+        };
+        partition.under_way = partition.under_way.saturating_sub(count);
+        if partition.under_way > 0 || mode == Mode::Paused {
+            return Next::new();
+        }
+        state.next(at, &self.bounds)
+    }
+
+    /// What has waited too long.
+    pub fn overdue(&self) -> Vec<Next> {
+        let mut state = self.state.lock();
+        if state.records == 0 || state.mode == Mode::Paused {
+            return Vec::new();
+        }
+        let late = |partition: &Partition| {
+            !partition.waiting.is_empty() && partition.since.is_none_or(|since| since.elapsed() > PATIENCE)
+        };
+        let of: Vec<_> = state.partitions.iter().filter(|(_, p)| late(p)).map(|(at, _)| *at).collect();
+        let everything = Bounds {
+            batch_records: usize::MAX,
+            batch_bytes: usize::MAX,
+            ..self.bounds
+        };
+        of.into_iter().map(|at| state.next(at, &everything)).collect()
+    }
+
+    /// Holds everything back until [`Gate::resume`].
+    pub fn pause(&self) {
+        let mut state = self.state.lock();
+        if state.mode == Mode::Open {
+            state.mode = Mode::Paused;
+        }
+    }
+
+    /// What goes out now, of each partition.
+    pub fn resume(&self) -> Vec<Next> {
+        let mut state = self.state.lock();
+        if state.mode == Mode::Paused {
+            state.mode = Mode::Open;
+        }
+        let free = |partition: &Partition| partition.under_way == 0 && !partition.waiting.is_empty();
+        let of: Vec<_> = state.partitions.iter().filter(|(_, p)| free(p)).map(|(at, _)| *at).collect();
+        of.into_iter().map(|at| state.next(at, &self.bounds)).collect()
+    }
+
+    /// Lets nothing more in.
+    pub fn close(&self) {
+        self.state.lock().mode = Mode::Closed;
+    }
+
+    /// Nothing waits, and nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.records == 0 && state.partitions.values().all(|partition| partition.under_way == 0)
+    }
+
+    /// Takes out everything that waits.
+    pub fn give_up(&self) -> Next {
+        let mut state = self.state.lock();
+        (state.records, state.bytes) = (0, 0);
+        let all = state.partitions.values_mut().flat_map(|partition| partition.waiting.drain(..));
+        all.collect()
+    }
+}
+
+impl State {
+    /// Takes the next batch of a partition out.
+    fn next(&mut self, at: TopicPartition, bounds: &Bounds) -> Next {
+        let Some(partition) = self.partitions.get_mut(&at) else {
+            return Next::new();
+        };
+        let (mut count, mut bytes) = (0, 0);
+        for held in partition.waiting.iter().take(bounds.batch_records) {
+            let more = bytes + held.bytes();
+            if count > 0 && more > bounds.batch_bytes {
+                break;
+            }
+            (count, bytes) = (count + 1, more);
+        }
+        self.records -= count;
+        self.bytes -= bytes;
+        if count > 0 {
+            partition.gets(count);
+        }
+        partition.waiting.drain(..count).collect()
+    }
+}
+
+impl Partition {
+    fn gets(&mut self, records: usize) {
+        self.under_way += records;
+        self.since = Some(Instant::now());
+    }
+}
