@@ -79,9 +79,10 @@ pub enum Before {
 
 /// Tells which requests come next, at most [`EXPECTED`] of them, so that their keys are looked for in memory all at once.
 pub fn expect<'a>(session: &Session, shared: &Shared, requests: impl Iterator<Item = Request<'a>>) {
-    // The key of nearly every command; what is none does no harm.
+    // The key of nearly every command; what is none does no harm. A plain SET looks at nothing.
+    let looks = |request: &Request<'_>| request.len() > 3 || !args::is(request.arg(0), "set");
     let keys = requests
-        .filter(|request| request.len() > 1)
+        .filter(|request| request.len() > 1 && looks(request))
         .map(|request| request.arg(1));
     shared.service.expect(session.database, keys);
 }

@@ -47,6 +47,11 @@ struct Applier {
     waiting_since: Option<Instant>,
     /// Applied, not handed over yet.
     batch: Vec<Change>,
+    /// Records are applied to memory alone, from where the writer takes them to the store: nothing is being loaded, and nobody needs the store to be
+    /// exactly at a position.
+    direct: bool,
+    /// Records that were applied so, or passed over because memory had them, since the last hand-over.
+    in_memory: u64,
     last_ends: Option<Instant>,
     /// When the log's ends were asked, and what they were: reached, this node is as of that time.
     ends: Option<(u64, Positions)>,
@@ -179,6 +184,8 @@ impl Applier {
             front_members: 0,
             waiting_since: None,
             batch: Vec::new(),
+            direct: false,
+            in_memory: 0,
             last_ends: None,
             ends: None,
             old_ends: goal.clone(),
@@ -210,8 +217,9 @@ impl Applier {
     fn follow_and_start_over(&mut self) -> Result<(), ApplyError> {
         loop {
             match self.follow() {
-                Err(ApplyError::Log(LogError::PositionLost(reason) | LogError::IdentityChanged(reason))) => {
-                    warn!(reason, "rebuilding the local store from the log");
+                Err(ApplyError::Log(LogError::PositionLost(reason))) => self.start_over(&reason)?,
+                Err(ApplyError::Log(LogError::IdentityChanged(reason))) => {
+                    self.service.generation.fetch_add(1, Ordering::AcqRel);
                     self.start_over(&reason)?;
                 }
                 ended => return ended,
@@ -226,6 +234,7 @@ impl Applier {
 
     /// Drops everything and reads the log from its start.
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
+        warn!(reason, "rebuilding the local store from the log");
         let service = self.service.clone();
         service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
         service.set_status(Status::Loading {
@@ -257,7 +266,7 @@ impl Applier {
     fn follow(&mut self) -> Result<(), ApplyError> {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
-            self.follower.poll(&mut records, IDLE)?;
+            self.poll(&mut records)?;
             self.service.notice_databases();
             let mut records = records.drain(..);
             for index in 0..records.len() {
@@ -275,6 +284,21 @@ impl Applier {
             self.ask_ends();
             self.note_progress();
         }
+        Ok(())
+    }
+
+    /// Reads on. Own records that memory has already are passed over.
+    fn poll(&mut self, records: &mut Vec<LogRecord>) -> Result<(), ApplyError> {
+        let service = &self.service;
+        self.direct = self.goal.is_none() && !service.summed.is_making();
+        if !self.direct {
+            return Ok(self.follower.poll(records, IDLE)?);
+        }
+        let mut known = |at: TopicPartition, offset, timestamp, key: &[u8]| {
+            let only = service.databases[at.database as usize].only_partition();
+            only.is_some_and(|partition| partition.own.meet(offset, timestamp, key))
+        };
+        self.in_memory += self.follower.poll_news(&mut known, records, IDLE)?;
         Ok(())
     }
 
@@ -476,6 +500,10 @@ impl Applier {
         if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &change.kind) {
             database.watches.changed(key);
         }
+        if self.direct && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush) {
+            self.in_memory += 1;
+            return Ok(());
+        }
         self.batch.push(change);
         if self.batch.len() >= BATCH {
             self.push(None)?;
@@ -526,15 +554,15 @@ impl Applier {
 
     fn push(&mut self, so_far: Option<(Positions, Marks)>) -> Result<(), ApplyError> {
         let service = &self.service;
-        if !self.batch.is_empty() {
+        let applied = self.batch.len() as u64 + self.in_memory;
+        if applied > 0 {
             let counters = &service.counters;
-            counters
-                .records_applied
-                .fetch_add(self.batch.len() as u64, Ordering::Relaxed);
+            counters.records_applied.fetch_add(applied, Ordering::Relaxed);
             counters.last_applied_ms.store(now_ms(), Ordering::Relaxed);
         }
+        let in_memory = std::mem::take(&mut self.in_memory) > 0;
         let so_far = so_far.map(|(positions, marks)| reached(service, &positions, &marks));
-        Ok(service.behind.push(service, &mut self.batch, so_far)?)
+        Ok(service.behind.push(service, &mut self.batch, in_memory, so_far)?)
     }
 
     /// Asks the log for its ends now and then, so that lag and `as_of` are known.

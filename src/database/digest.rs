@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Fault, Service};
 use crate::log::TopicPartition;
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Scanned, Store, StoreError, Value, key_hash};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Keys that are read at once; batches wait for so long.
 const PART: usize = 32;
@@ -43,6 +43,7 @@ pub struct Summed {
     inner: Arc<dyn Store>,
     state: Mutex<State>,
     service: OnceLock<Weak<Service>>,
+    exact: AtomicBool,
     /// Held while a digest is made: one at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -71,6 +72,7 @@ struct GiveUp<'a>(&'a Summed);
 
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
+        self.0.exact.store(false, Ordering::Release);
         self.0.state.lock().making = None;
     }
 }
@@ -81,6 +83,7 @@ impl Summed {
             inner,
             state: Mutex::default(),
             service: OnceLock::new(),
+            exact: AtomicBool::new(false),
             turn: tokio::sync::Mutex::default(),
         })
     }
@@ -89,6 +92,18 @@ impl Summed {
     pub fn belongs_to(&self, service: &Arc<Service>) {
         // Whoever comes second finds it set.
         let _ = self.service.set(Arc::downgrade(service));
+    }
+
+    /// A digest is being made: the store must be given every record in its order.
+    pub(super) fn is_making(&self) -> bool {
+        self.exact.load(Ordering::Acquire)
+    }
+
+    /// The store may lack what stands before this record of a key: it is at no position until it has that one too.
+    pub(super) fn lacks_before(&self, at: TopicPartition, offset: u64) {
+        let mut state = self.state.lock();
+        let given = state.given.entry(at).or_default();
+        *given = (*given).max(offset + 1);
     }
 
     /// Reads the whole database into the sums. Blocking.
@@ -251,8 +266,9 @@ impl Service {
     pub async fn digest(self: &Arc<Self>, database: u16) -> Result<Vec<PartitionDigest>, Fault> {
         let summed = self.summed.clone();
         let _turn = summed.turn.lock().await;
-        self.store_caught_up().await?;
         let _give_up = GiveUp(&summed);
+        summed.exact.store(true, Ordering::Release);
+        self.store_caught_up().await?;
         summed.state.lock().making = Some(Making::new(database));
         let made = async {
             loop {

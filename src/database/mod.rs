@@ -1,8 +1,8 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
-//! store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`own`]: what it need not look at), [`write_behind`] (from
+//! there to the store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -14,6 +14,7 @@ pub mod consistency;
 pub mod copies;
 pub mod digest;
 pub mod hot;
+mod own;
 #[cfg(test)]
 mod tests;
 pub mod transaction;
@@ -36,6 +37,7 @@ use tokio::sync::Notify;
 use crate::log::{Batch, Condition, Log, Payload, Record, TopicPartition};
 use crate::store::{Entry, Store, StoreError, key_hash};
 use hot::{At, Budget, HotTier, Lookup};
+use own::OwnRecords;
 use watch::Watches;
 use write::{Item, NewState, Outstanding, Write};
 use write_behind::WriteBehind;
@@ -136,6 +138,8 @@ pub struct Service {
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
+    /// Grows when topics were made anew: offsets of writes that were handed over before mean nothing any more.
+    generation: AtomicU64,
     /// Writes with a condition under way.
     conditional_writes: AtomicUsize,
 }
@@ -173,6 +177,8 @@ pub struct Partition {
     pub end: AtomicU64,
     /// Time (ms since the epoch) at which the log held nothing that the store does not hold.
     pub as_of: AtomicI64,
+    /// Acknowledged, and not met by the applier yet.
+    own: OwnRecords,
 }
 
 impl Database {
@@ -191,7 +197,7 @@ impl Database {
 
     /// The topic is another one now, under the same name: nothing that was known of it holds.
     fn forget(&self) {
-        self.hot.forget(|_| true);
+        self.hot.forget(|_, _| true);
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
@@ -203,6 +209,15 @@ impl Database {
                 offset.store(0, Ordering::Release);
             }
             partition.as_of.store(0, Ordering::Release);
+            partition.own.forget();
+        }
+    }
+
+    /// The only partition of a topic that has one: what is applied there needs no look at other partitions, and is taken to the store from memory.
+    fn only_partition(&self) -> Option<&Partition> {
+        match self.partitions() {
+            [only] => Some(only),
+            _ => None,
         }
     }
 
@@ -217,8 +232,9 @@ impl Database {
         if let Some(partition) = self.partitions().get(at.partition as usize) {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
             if before < at.offset {
+                // What the store lacks stays until it has it, hidden: the deletes of others rest on what is there.
                 self.hot
-                    .forget(|known| known.partition == at.partition && known.offset < at.offset);
+                    .forget(|known, unstored| !unstored && known.partition == at.partition && known.offset < at.offset);
                 return true;
             }
         }
@@ -280,6 +296,7 @@ impl Service {
             }),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
             conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
@@ -320,6 +337,9 @@ impl Service {
             if database.topic.get().is_none()
                 && let Some(identity) = self.log.identity(number as u16)
             {
+                if identity.partitions == 1 {
+                    database.hot.name_unstored();
+                }
                 // Whoever comes second finds it set.
                 let _ = database.topic.set(Topic {
                     name: identity.topic,

@@ -14,7 +14,7 @@ use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
+    Appended, Batch, Follower, Known, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
     TopicPartition,
 };
 use crate::store::sled_store::SledStore;
@@ -188,6 +188,15 @@ impl Follower for ScriptedFollower {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+    fn poll_news(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<u64, LogError> {
+        let mut all = Vec::new();
+        self.poll(&mut all, timeout)?;
+        let count = all.len();
+        all.retain(|record| record.group.is_some() || !known(record.at, record.offset, record.timestamp, &record.key));
+        let passed = count - all.len();
+        out.append(&mut all);
+        Ok(passed as u64)
     }
     fn positions(&self) -> Positions {
         Positions::from([(HERE, self.next)])

@@ -63,6 +63,8 @@ pub struct Write {
     /// Handed over with a condition: others with one may be computed on it.
     pub conditional: bool,
     service: Arc<Service>,
+    /// Of the service when this was handed over.
+    generation: u64,
     owner: Arc<Outstanding>,
     outcome: OnceLock<Result<(), ProduceError>>,
     done: Notify,
@@ -78,6 +80,7 @@ impl Write {
         let write = Arc::new(Write {
             items,
             conditional,
+            generation: service.generation.load(Ordering::Acquire),
             service,
             owner,
             outcome: OnceLock::new(),
@@ -137,6 +140,9 @@ impl Write {
     }
 
     fn acknowledged(self: &Arc<Self>, appended: &[Appended]) {
+        if self.is_of_the_past() {
+            return self.failed();
+        }
         // Several keys become visible at once to everyone who reads several keys.
         let _group = (self.items.len() > 1).then(|| self.service.groups.write());
         for (index, (item, at)) in self.items.iter().zip(appended).enumerate() {
@@ -150,6 +156,10 @@ impl Write {
                     let database = &self.service.databases[*database as usize];
                     database.hot.resolve(key, self, Some((place, entry)));
                     database.acknowledged(place);
+                    // Those of a group are shown together when all have come.
+                    if let (1, Some(partition)) = (self.items.len(), database.only_partition()) {
+                        partition.own.acknowledged(place.offset, at.timestamp, key);
+                    }
                 }
                 Item::Flush { database } => {
                     self.service.flushed(*database, place);
@@ -158,6 +168,19 @@ impl Write {
                 Item::Copy { database, .. } => self.service.databases[*database as usize].acknowledged(place),
             }
         }
+        // What was forgotten meanwhile must not come back.
+        if self.is_of_the_past() {
+            for item in &self.items {
+                if let Item::Key { database, key, .. } = item {
+                    self.service.databases[*database as usize].hot.forget_key(key);
+                }
+            }
+        }
+    }
+
+    /// The topics are others since this was handed over: what it wrote is read from the log, if it is there.
+    fn is_of_the_past(&self) -> bool {
+        self.service.generation.load(Ordering::Acquire) != self.generation
     }
 
     fn failed(self: &Arc<Self>) {
@@ -191,6 +214,12 @@ impl Completion for Write {
                 self.service.conditional_writes.fetch_sub(1, Ordering::Relaxed);
             }
             self.owner.finish_one(self.conditional);
+        }
+    }
+
+    fn expect(&self, again: bool) {
+        if let [Item::Key { database, key, .. }] = &self.items[..] {
+            self.service.databases[*database as usize].hot.expect_one(key, again);
         }
     }
 

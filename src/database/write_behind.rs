@@ -8,6 +8,12 @@
 //! What is here is visible in the hot tier, pinned until the store has it. Only what was applied while loading is not: once that is
 //! over, it is read from here ([`WriteBehind::get`]).
 //!
+//! Once a node serves, and of a topic with one partition, nothing comes here but flush markers: the writer takes the states that became unstored from the hot tier
+//! itself ([`HotTier::take_unstored`](super::hot::HotTier::take_unstored)), as far as they are below the positions that it is going to
+//! tell. A key whose newest record is beyond those is left for the next time, so the store may lack the one before it; that record is
+//! read again after a crash, and until then memory has the key. Whoever needs the store to be exactly at a position ([`super::digest`]) has all
+//! records sent through here meanwhile.
+//!
 //! Where the disk has no room the writer waits, and says so: engines do not survive a disk that is full. Meanwhile everything stays
 //! here, and is visible; when the bound is reached, own writes are refused and foreign ones are not read.
 //!
@@ -29,8 +35,8 @@ use tracing::{info, warn};
 
 use super::applier::source_of;
 use super::hot::At;
-use super::{Service, now_ms};
-use crate::log::TopicPartition;
+use super::{Database, Service, now_ms};
+use crate::log::{Positions, TopicPartition};
 use crate::store::{
     Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
 };
@@ -114,9 +120,11 @@ enum Part {
 struct Buffer {
     runs: Vec<Run>,
     run_bytes: usize,
-    /// When the first of `runs` came.
+    /// When the first of `runs`, or in memory, came.
     since: Option<Instant>,
-    /// Everything up to here is in `runs`, in flight, or stored.
+    /// Some records are to be taken from the hot tier.
+    in_memory: bool,
+    /// Everything up to here is in `runs`, in flight, in memory, or stored.
     reached: Reached,
     /// What the writer took; the first is being applied.
     in_flight: VecDeque<Arc<Part>>,
@@ -167,6 +175,7 @@ enum Job {
     /// Applies what is in flight; then the store is as far as this. While loading, more of what was loaded may come behind it.
     Write {
         reached: Reached,
+        in_memory: bool,
         loading: bool,
     },
     Checkpoint(Reached),
@@ -233,17 +242,23 @@ impl WriteBehind {
         self.lacking.lock().clone()
     }
 
-    /// Takes applied records; waits while there are too many. `reached`: what all records up to these amount to, if that can be said.
+    /// Takes applied records; waits while there are too many. `in_memory`: others are in the hot tier alone. `reached`: what all records up to
+    /// these amount to, if that can be said.
     pub fn push(
         &self,
         service: &Service,
         changes: &mut Vec<Change>,
+        in_memory: bool,
         reached: Option<Reached>,
     ) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
         let full = self.full(service, buffer.loading);
         // A node that stops does not wait for what may never come.
-        while !changes.is_empty() && self.bytes() > full && buffer.ended.is_none() && !service.is_stopping() {
+        let is_full = |applied: bool| match in_memory {
+            true => self.bytes().max(unstored(service)) > full,
+            false => applied && self.bytes() > full,
+        };
+        while is_full(!changes.is_empty()) && buffer.ended.is_none() && !service.is_stopping() {
             self.progress.wait_for(&mut buffer, TICK);
         }
         if let Some(cause) = &buffer.ended {
@@ -252,17 +267,18 @@ impl WriteBehind {
                 cause: cause.clone(),
             });
         }
-        let was_empty = buffer.runs.is_empty();
+        let was_empty = buffer.since.is_none();
         for change in changes.drain(..) {
             buffer.take_in(change, &self.bytes);
         }
         if let Some(reached) = reached {
             buffer.reached = reached;
         }
-        if was_empty && !buffer.runs.is_empty() {
+        buffer.in_memory |= in_memory;
+        if was_empty && (buffer.in_memory || !buffer.runs.is_empty()) {
             buffer.since = Some(Instant::now());
         }
-        if was_empty || buffer.run_bytes >= full / 2 || self.is_hurried() {
+        if was_empty || buffer.waiting_bytes(service) >= full / 2 || self.is_hurried() {
             self.work.notify_one();
         }
         Ok(())
@@ -352,10 +368,11 @@ impl WriteBehind {
                 continue;
             }
             let delay = Duration::from_millis(service.settings.store_delay_ms.load(Ordering::Relaxed));
-            let wait = buffer.wait(delay, self.full(service, buffer.loading), self.is_hurried());
+            let much = buffer.waiting_bytes(service) >= self.full(service, buffer.loading) / 2;
+            let wait = buffer.wait(delay, much, self.is_hurried());
             let job = if wait.is_zero() {
-                buffer.take();
                 Job::Write {
+                    in_memory: buffer.take(),
                     reached: buffer.reached.clone(),
                     loading: buffer.loading,
                 }
@@ -376,7 +393,7 @@ impl WriteBehind {
 
     /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
     /// stop, the positions stay as they were.
-    fn write(&self, service: &Service, reached: Reached, loading: bool) -> Result<(), StoreError> {
+    fn write(&self, service: &Service, reached: Reached, in_memory: bool, loading: bool) -> Result<(), StoreError> {
         let started = Instant::now();
         let mut buffer = self.buffer.lock();
         while let Some(part) = buffer.in_flight.front().cloned() {
@@ -384,11 +401,20 @@ impl WriteBehind {
                 buffer.in_flight.clear();
                 return Ok(());
             }
-            if !MutexGuard::unlocked(&mut buffer, || part.apply(service))? {
+            let apply = || match &*part {
+                // A flush takes the store to have nothing from behind it, and whatever was before it.
+                Part::Flush(flush) if in_memory && !self.write_from_memory(service, &before(flush))? => Ok(false),
+                _ => part.apply(service),
+            };
+            if !MutexGuard::unlocked(&mut buffer, apply)? {
                 continue;
             }
             buffer.in_flight.pop_front();
             self.let_go(service, part.bytes());
+        }
+        if in_memory && !MutexGuard::unlocked(&mut buffer, || self.write_from_memory(service, &positions_of(&reached)))?
+        {
+            return Ok(());
         }
         if !loading || buffer.runs.is_empty() {
             self.unseen.store(false, Ordering::Release);
@@ -403,6 +429,69 @@ impl WriteBehind {
         buffer.rests_until = Some(Instant::now() + REST.min(started.elapsed() * 2));
         service.progress.notify_waiters();
         Ok(())
+    }
+
+    /// Writes what became unstored in memory, below these positions. False if that has to be given up.
+    fn write_from_memory(&self, service: &Service, below: &Positions) -> Result<bool, StoreError> {
+        for (number, database) in (0..).zip(&service.databases) {
+            if database.only_partition().is_none() {
+                continue;
+            }
+            let is_reached = |at: At| {
+                let place = TopicPartition {
+                    database: number,
+                    partition: at.partition,
+                };
+                let is_reached = below.get(&place).is_some_and(|&position| at.offset < position);
+                if !is_reached {
+                    service.summed.lacks_before(place, at.offset);
+                }
+                is_reached
+            };
+            for names in database.hot.take_unstored().chunks(CHUNK) {
+                let mut changes = Vec::with_capacity(names.len());
+                let mut add = |key: &[u8], at, entry| {
+                    let held = Held { at, entry };
+                    changes.push(held.change_of(number, Bytes::copy_from_slice(key)));
+                };
+                database.hot.show_unstored(names, is_reached, &mut add);
+                if !self.write_changes(service, database, &changes)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes changes of a database that are in the hot tier. False if that has to be given up.
+    fn write_changes(&self, service: &Service, database: &Database, changes: &[Change]) -> Result<bool, StoreError> {
+        let mut rest = changes;
+        while !rest.is_empty() {
+            let (count, bytes) = first_chunk(rest.iter().map(change_bytes));
+            let buffer = self.buffer.lock();
+            if buffer.forgetting || buffer.is_out_of_patience() {
+                return Ok(false);
+            }
+            drop(buffer);
+            if !self.wait_for_room(service, bytes) {
+                return Ok(false);
+            }
+            let (now, later) = rest.split_at(count);
+            service.store.apply(now)?;
+            for change in now {
+                if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &change.kind {
+                    let at = At {
+                        partition: change.partition,
+                        offset: change.offset,
+                    };
+                    database.hot.stored(key, at);
+                }
+            }
+            rest = later;
+            self.progress.notify_all();
+            service.progress.notify_waiters();
+        }
+        Ok(true)
     }
 
     /// Waits until the disk has room for so many bytes. False if that is to be given up.
@@ -494,8 +583,16 @@ impl Buffer {
         self.runs.last_mut().expect("one was pushed")
     }
 
-    /// Puts everything in flight.
-    fn take(&mut self) {
+    /// Bytes that wait to be written.
+    fn waiting_bytes(&self, service: &Service) -> usize {
+        match self.in_memory {
+            true => self.run_bytes.max(unstored(service)),
+            false => self.run_bytes,
+        }
+    }
+
+    /// Puts everything in flight. True if there is more in memory.
+    fn take(&mut self) -> bool {
         for run in self.runs.drain(..) {
             let shards = run.shards.into_iter().filter(|shard| !shard.newest.is_empty());
             self.in_flight.extend(shards.map(|shard| Arc::new(Part::Shard(shard))));
@@ -504,10 +601,11 @@ impl Buffer {
         }
         self.since = None;
         self.run_bytes = 0;
+        std::mem::take(&mut self.in_memory)
     }
 
     /// How long until what is here is to be written.
-    fn wait(&self, delay: Duration, full: usize, hurried: bool) -> Duration {
+    fn wait(&self, delay: Duration, much: bool, hurried: bool) -> Duration {
         let (now, never) = (Duration::ZERO, Duration::MAX);
         match self.since {
             // What was given up must not be told.
@@ -515,7 +613,7 @@ impl Buffer {
             None if self.reached == self.stored => never,
             // Positions alone cost nothing.
             None => now,
-            Some(_) if self.stopping.is_some() || hurried || self.run_bytes >= full / 2 => now,
+            Some(_) if self.stopping.is_some() || hurried || much => now,
             Some(_) if self.loading => never,
             Some(since) => {
                 let rest = self
@@ -565,7 +663,7 @@ impl Part {
         let mut changes = Vec::with_capacity(CHUNK.min(sorted.len()));
         let mut rest = &sorted[..];
         while !rest.is_empty() {
-            let (count, bytes) = first_chunk(rest);
+            let (count, bytes) = first_chunk(rest.iter().map(|(name, held)| held_bytes(&name.key, &held.entry)));
             if !service.behind.wait_for_room(service, bytes) {
                 return Ok(false);
             }
@@ -585,17 +683,47 @@ impl Part {
     }
 }
 
-/// How many of these records, one at least, the store is given at once, and about how many bytes that is.
-fn first_chunk(records: &[(&Name, &Held)]) -> (usize, usize) {
-    let mut bytes = 0;
-    for (count, (name, held)) in records.iter().take(CHUNK).enumerate() {
-        let next = HELD_OVERHEAD + name.key.len() + value_bytes(&held.entry);
+/// How many records of these sizes, one at least, the store is given at once, and about how many bytes that is.
+fn first_chunk(sizes: impl Iterator<Item = usize>) -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for next in sizes.take(CHUNK) {
         if count > 0 && bytes + next > CHUNK_BYTES {
-            return (count, bytes);
+            break;
         }
-        bytes += next;
+        (count, bytes) = (count + 1, bytes + next);
     }
-    (CHUNK.min(records.len()), bytes)
+    (count, bytes)
+}
+
+/// Everything in front of a flush marker.
+fn before(flush: &Change) -> Positions {
+    let place = TopicPartition {
+        database: flush.database,
+        partition: flush.partition,
+    };
+    Positions::from([(place, flush.offset)])
+}
+
+fn positions_of(reached: &Reached) -> Positions {
+    let positions = reached.positions.iter();
+    positions.map(|(at, position)| (*at, position.next_offset)).collect()
+}
+
+/// Bytes of states in the hot tier that the store lacks.
+fn unstored(service: &Service) -> usize {
+    service.memory.unstored.load(Ordering::Relaxed)
+}
+
+fn held_bytes(key: &[u8], entry: &Option<Entry>) -> usize {
+    HELD_OVERHEAD + key.len() + value_bytes(entry)
+}
+
+fn change_bytes(change: &Change) -> usize {
+    match &change.kind {
+        ChangeKind::Put { key, entry } => HELD_OVERHEAD + key.len() + bytes_of(&entry.value),
+        ChangeKind::Delete { key } => HELD_OVERHEAD + key.len(),
+        ChangeKind::Flush => 0,
+    }
 }
 
 impl Name {
@@ -606,14 +734,17 @@ impl Name {
 
 impl Held {
     fn change(&self, name: &Name) -> Change {
-        let key = name.key.clone();
+        self.change_of(name.database, name.key.clone())
+    }
+
+    fn change_of(&self, database: u16, key: Bytes) -> Change {
         let kind = match self.entry.clone() {
             Some(entry) => ChangeKind::Put { key, entry },
             None => ChangeKind::Delete { key },
         };
         Change {
             kind,
-            ..change_of(name.database, self.at)
+            ..change_of(database, self.at)
         }
     }
 }
@@ -629,9 +760,13 @@ fn change_of(database: u16, at: At) -> Change {
 }
 
 fn value_bytes(entry: &Option<Entry>) -> usize {
-    match entry.as_ref().map(|entry| &entry.value) {
-        Some(Value::String(value)) => value.len(),
-        _ => 0,
+    entry.as_ref().map_or(0, |entry| bytes_of(&entry.value))
+}
+
+fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::String(value) => value.len(),
+        Value::Unreadable(_) => 0,
     }
 }
 
@@ -661,8 +796,12 @@ fn run(service: &Service) -> Result<(), StoreError> {
     };
     loop {
         match behind.next(service, &upkeep) {
-            Job::Write { reached, loading } => {
-                behind.write(service, reached, loading)?;
+            Job::Write {
+                reached,
+                in_memory,
+                loading,
+            } => {
+                behind.write(service, reached, in_memory, loading)?;
                 // A flush may have been among it.
                 upkeep.sweeping = true;
             }

@@ -88,9 +88,23 @@ pub trait Completion: Send + Sync {
     /// `Ok` has one entry per record, in the order of [`Batch::records`].
     fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>);
 
+    /// It is about to be told with others, and may have memory looked for that it is going to read. Called for all of them
+    /// in turn, then once more for all of them.
+    fn expect(&self, _again: bool) {}
+
     /// True once it was told an error. Only asked of those that stand in [`Condition::rests_on`].
     fn has_failed(&self) -> bool {
         false
+    }
+}
+
+/// Completions whose memory is looked for at once.
+pub const EXPECTED: usize = 32;
+
+/// These are about to be told, all of them one after the other.
+pub fn expect_all<'c>(completions: impl Iterator<Item = &'c Arc<dyn Completion>> + Clone) {
+    for again in [false, true] {
+        completions.clone().for_each(|completion| completion.expect(again));
     }
 }
 
@@ -223,11 +237,17 @@ pub trait Log: Send + Sync + 'static {
     fn close(&self, timeout: Duration);
 }
 
+/// Whether the record at this place, with this timestamp and key, is known to whoever reads the log.
+pub type Known<'a> = &'a mut dyn FnMut(TopicPartition, u64, i64, &[u8]) -> bool;
+
 /// Reads the log; owned by the one thread that applies it.
 pub trait Follower: Send {
     /// Appends what has come to `out` (at most some thousand records), waiting up to `timeout` when there is nothing.
     /// Records of one partition come in order; records of one group stand together where the log can say so.
     fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError>;
+
+    /// The same, but records that `known` says it knows need not be given: says how many were not. Records of a group are given in any case.
+    fn poll_news(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<u64, LogError>;
 
     /// Next offset per partition, past gaps: reaches [`Log::ends`] when all is read.
     fn positions(&self) -> Positions;

@@ -13,7 +13,7 @@ mod table;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 
 use self::table::{Hashed, Table};
 use super::write::Write;
-use crate::store::{Entry, Meta, Value};
+use crate::store::{Entry, Meta, Value, key_hash};
 
 const SHARDS: usize = 64;
 /// What a slot costs beside its key and value (measured roughly: table entry, header, allocator rounding), bytes.
@@ -71,6 +71,8 @@ struct Slot {
     kind: Kind,
     /// The store does not have it yet.
     unstored: bool,
+    /// It is among the names of what became unstored.
+    named: bool,
     /// Read since the eviction hand last passed.
     touched: bool,
 }
@@ -96,10 +98,13 @@ type Pending = SmallVec<[(Arc<Write>, usize); 1]>;
 
 #[derive(Default)]
 struct Shard {
+    number: u8,
     slots: Table<Slot>,
     /// Own writes under way by key, oldest first.
     pending: HashMap<Box<[u8]>, Pending, foldhash::fast::RandomState>,
     hand: usize,
+    /// Names of what became unstored, in any order; some may be stored by now.
+    unstored: Vec<Unstored>,
     /// Grows with every change of any slot: a fill from the store is dropped if it is not what it was.
     changes: u64,
 }
@@ -114,8 +119,19 @@ pub enum Lookup {
     Cold(u64),
 }
 
+/// The name of a state that became unstored.
+#[derive(Clone, Copy)]
+pub struct Unstored {
+    /// Where its key stands in the store.
+    order: u64,
+    hash: u32,
+    shard: u8,
+}
+
 pub struct HotTier {
     shards: Box<[Mutex<Shard>]>,
+    /// What becomes unstored is named.
+    names_unstored: AtomicBool,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
 }
@@ -123,7 +139,8 @@ pub struct HotTier {
 impl HotTier {
     pub fn new(budget: Arc<Budget>) -> Self {
         HotTier {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS as u8).map(Shard::new).map(Mutex::new).collect(),
+            names_unstored: AtomicBool::new(false),
             hasher: foldhash::fast::RandomState::default(),
             budget,
         }
@@ -151,6 +168,19 @@ impl HotTier {
         }
         for (shard, hash) in &places {
             shard.lock().slots.expect_behind(*hash);
+        }
+    }
+
+    /// The same for a caller who asks for many keys in turn, then for all of them `again`.
+    pub fn expect_one(&self, key: &[u8], again: bool) {
+        if self.budget.used.load(Ordering::Relaxed) < NEAR {
+            return;
+        }
+        let (shard, hash) = self.shard(key);
+        let shard = shard.lock();
+        match again {
+            false => shard.slots.expect(hash),
+            true => shard.slots.expect_behind(hash),
         }
     }
 
@@ -250,13 +280,71 @@ impl HotTier {
         }
     }
 
-    /// Forgets all committed states that match; writes under way stay.
-    pub fn forget(&self, matches: impl Fn(&At) -> bool) {
+    /// From now on what becomes unstored can be asked for by [`HotTier::take_unstored`], and has to be.
+    pub fn name_unstored(&self) {
+        self.names_unstored.store(true, Ordering::Release);
+    }
+
+    /// Names of what became unstored since this was asked last, in the order of the store.
+    pub fn take_unstored(&self) -> Vec<Unstored> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.append(&mut shard.lock().unstored);
+        }
+        all.sort_unstable_by_key(|name| name.order);
+        all
+    }
+
+    /// Shows the states of these names that are still unstored, as far as they are `wanted`; the others are asked for again the next time.
+    pub fn show_unstored(
+        &self,
+        names: &[Unstored],
+        mut wanted: impl FnMut(At) -> bool,
+        mut show: impl FnMut(&[u8], At, Option<Entry>),
+    ) {
+        for names in names.chunks(EXPECTED) {
+            let shard = |name: &Unstored| &self.shards[name.shard as usize];
+            for name in names {
+                shard(name).lock().slots.expect(name.hash);
+            }
+            for name in names {
+                shard(name).lock().slots.expect_behind(name.hash);
+            }
+            for name in names {
+                let mut shard = shard(name).lock();
+                let is_it = |slot: &Slot| key_hash(slot.key()) == name.order;
+                let Some(slot) = shard.slots.find(name.hash, is_it) else {
+                    continue;
+                };
+                let at = slot.at();
+                // What comes from now on is named again.
+                slot.named = slot.unstored && !wanted(at);
+                if slot.named {
+                    shard.unstored.push(*name);
+                } else if slot.unstored {
+                    show(slot.key(), at, slot.entry());
+                }
+            }
+        }
+    }
+
+    /// Forgets the committed state of a key.
+    pub fn forget_key(&self, key: &[u8]) {
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
+        shard.changes += 1;
+        if let Some(slot) = shard.slots.take(hash, |slot| slot.key() == key) {
+            self.release(&slot);
+        }
+    }
+
+    /// Forgets all committed states that match, by their place in the log and whether the store lacks them; writes under way stay.
+    pub fn forget(&self, matches: impl Fn(&At, bool) -> bool) {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.changes += 1;
             shard.slots.retain(|slot| {
-                let goes = matches(&slot.at());
+                let goes = matches(&slot.at(), slot.unstored);
                 if goes {
                     self.release(slot);
                 }
@@ -271,7 +359,11 @@ impl HotTier {
         let Some(slot) = shard.find(hash, key) else {
             let mut slot = Slot::new(hash, key, at, entry);
             slot.unstored = true;
+            slot.named = self.names_unstored.load(Ordering::Relaxed);
             self.budget.unstored.fetch_add(slot.weight(), Ordering::Relaxed);
+            if slot.named {
+                shard.name(hash, key);
+            }
             self.insert(shard, slot);
             return true;
         };
@@ -286,6 +378,9 @@ impl HotTier {
         let new = slot.weight();
         change(&self.budget.used, new, old);
         change(&self.budget.unstored, new, if was_unstored { old } else { 0 });
+        if self.names_unstored.load(Ordering::Relaxed) && !std::mem::replace(&mut slot.named, true) {
+            shard.name(hash, key);
+        }
         true
     }
 
@@ -342,6 +437,22 @@ fn change(counter: &AtomicUsize, more: usize, less: usize) {
 }
 
 impl Shard {
+    fn new(number: u8) -> Shard {
+        Shard {
+            number,
+            ..Shard::default()
+        }
+    }
+
+    /// This key's state has become unstored.
+    fn name(&mut self, hash: u32, key: &[u8]) {
+        self.unstored.push(Unstored {
+            order: key_hash(key),
+            hash,
+            shard: self.number,
+        });
+    }
+
     fn find(&mut self, hash: u32, key: &[u8]) -> Option<&mut Slot> {
         self.slots.find(hash, |slot| slot.key() == key)
     }
@@ -365,6 +476,7 @@ impl Slot {
             hash,
             kind: Kind::Absent,
             unstored: false,
+            named: false,
             touched: false,
         };
         slot.set(key, at, entry);
@@ -538,6 +650,43 @@ mod tests {
     }
 
     #[test]
+    fn what_became_unstored_is_shown_once_and_again_if_it_changed_before_it_was_stored() {
+        let tier = tier(1 << 20);
+        tier.name_unstored();
+        let put = |key: &str, offset| {
+            let entry = entry(offset, Value::String(key.to_owned().into()), None);
+            tier.apply(key.as_bytes(), at(offset), Some(entry), true, None);
+        };
+        let shown = |below: u64| {
+            let mut shown = Vec::new();
+            let mut show = |key: &[u8], at: At, _| shown.push((String::from_utf8_lossy(key).into_owned(), at.offset));
+            tier.show_unstored(&tier.take_unstored(), |at| at.offset < below, &mut show);
+            shown.sort();
+            shown
+        };
+        let pair = |key: &str, offset| (key.to_owned(), offset);
+        put("a", 1);
+        put("b", 2);
+        put("a", 3);
+        put("c", 4);
+        assert_eq!(shown(4), [pair("a", 3), pair("b", 2)], "one is too new");
+        put("a", 5);
+        tier.stored(b"a", at(3));
+        tier.stored(b"b", at(2));
+        assert_eq!(
+            shown(9),
+            [pair("a", 5), pair("c", 4)],
+            "one changed while it was written"
+        );
+        tier.stored(b"a", at(5));
+        tier.stored(b"c", at(4));
+        assert_eq!(shown(9), []);
+        put("b", 6);
+        assert_eq!(shown(9), [pair("b", 6)]);
+        assert_eq!(shown(9), [], "who took it stores it");
+    }
+
+    #[test]
     fn what_is_used_and_unstored_is_counted_and_evicted_only_when_it_is_stored() {
         let tier = tier(100 * 200);
         let key = |n: u64| format!("key:{n}").into_bytes();
@@ -562,7 +711,7 @@ mod tests {
         }
         assert!(load(&tier.budget.used) <= 100 * 200 + 8 * SHARDS * 200);
         assert!(load(&tier.budget.evicted) > 2_000);
-        tier.forget(|_| true);
+        tier.forget(|_, _| true);
         assert_eq!(load(&tier.budget.used), 0);
     }
 }

@@ -70,6 +70,12 @@ impl<T: Hashed> Table<T> {
         None
     }
 
+    /// Takes out what is found.
+    pub fn take(&mut self, hash: u32, is: impl Fn(&T) -> bool) -> Option<T> {
+        let place = self.place(hash, is)?;
+        self.remove(place)
+    }
+
     /// Adds what is not there yet.
     pub fn insert(&mut self, new: T) {
         if (self.len + 1) * 4 > self.places.len() * 3 {

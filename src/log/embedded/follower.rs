@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
-use crate::log::{Follower, Group, LogError, LogRecord, Payload, Positions, TopicPartition};
+use crate::log::{Follower, Group, Known, LogError, LogRecord, Payload, Positions, TopicPartition};
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -72,22 +72,23 @@ impl EmbeddedFollower {
         self.position.load(Ordering::Acquire)
     }
 
-    /// Takes what there is, up to the bounds. True if the position moved.
-    fn read(&mut self, out: &mut Vec<LogRecord>) -> Result<bool, LogError> {
+    /// Takes what there is, up to the bounds.
+    fn read(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<Read, LogError> {
         let (start, enough) = (self.position(), out.len() + self.poll_records);
-        let mut bytes = 0;
+        let (mut bytes, mut passed) = (0, 0);
         while out.len() < enough && bytes < POLL_BYTES {
             match self.reader.next()? {
                 Some(frame) => {
                     bytes += frame.body.len();
-                    self.take(&frame, out)?;
+                    passed += self.take(&frame, known, out)?;
                     self.position.fetch_max(frame.header.end(), Ordering::AcqRel);
                 }
                 None if self.enter_next_segment()? => {}
                 None => break,
             }
         }
-        Ok(self.position() > start)
+        let moved = self.position() > start;
+        Ok(Read { moved, passed })
     }
 
     /// False at the end of the log.
@@ -122,8 +123,9 @@ impl EmbeddedFollower {
         Ok(true)
     }
 
-    fn take(&self, frame: &Frame, out: &mut Vec<LogRecord>) -> Result<(), LogError> {
-        let first = out.len();
+    /// Says how many of its records are known.
+    fn take(&self, frame: &Frame, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<u64, LogError> {
+        let (first, mut passed) = (out.len(), 0);
         // Of the group at hand: its first offset, and where its records begin in `out`.
         let mut group: Option<(u64, usize)> = None;
         for raw in Records::new(frame.header, &frame.body) {
@@ -143,12 +145,18 @@ impl EmbeddedFollower {
                 .from
                 .get(usize::from(raw.database))
                 .is_some_and(|&from| raw.offset >= from);
-            if wanted {
+            let at = TopicPartition {
+                database: raw.database,
+                partition: 0,
+            };
+            if wanted && raw.group.is_none() && known(at, raw.offset, raw.timestamp, raw.key) {
+                passed += 1;
+            } else if wanted {
                 out.push(self.record(&raw, &frame.body));
             }
         }
         self.count_group(group, out);
-        Ok(())
+        Ok(passed)
     }
 
     /// Writes into each record of a group how many of them there are.
@@ -187,6 +195,14 @@ impl EmbeddedFollower {
     }
 }
 
+/// What came of reading.
+struct Read {
+    /// The position has moved.
+    moved: bool,
+    /// Records that were known.
+    passed: u64,
+}
+
 fn key_and_value(key: &[u8], value: &[u8], body: &Bytes) -> (Bytes, Bytes) {
     if value.len() >= SHARE_VALUE.max(body.len() / 2) {
         return (Bytes::copy_from_slice(key), body.slice_ref(value));
@@ -201,12 +217,16 @@ fn key_and_value(key: &[u8], value: &[u8], body: &Bytes) -> (Bytes, Bytes) {
 
 impl Follower for EmbeddedFollower {
     fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
+        self.poll_news(&mut |_, _, _, _| false, out, timeout).map(drop)
+    }
+
+    fn poll_news(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<u64, LogError> {
         let deadline = Instant::now() + timeout;
         let before = out.len();
         loop {
-            let moved = self.read(out)?;
-            if out.len() > before {
-                return Ok(());
+            let Read { moved, passed } = self.read(known, out)?;
+            if out.len() > before || passed > 0 {
+                return Ok(passed);
             }
             if moved {
                 continue;
@@ -214,7 +234,7 @@ impl Follower for EmbeddedFollower {
             let mut end = self.shared.end.lock();
             while *end <= self.position() {
                 if self.shared.end_grown.wait_until(&mut end, deadline).timed_out() {
-                    return Ok(());
+                    return Ok(0);
                 }
             }
         }

@@ -19,7 +19,7 @@ use super::disk::write_all;
 use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
 use super::segment::Segment;
 use super::{Fsync, MAX_RECORD_BYTES, Shared};
-use crate::log::{Appended, Batch, Payload, ProduceError, Record};
+use crate::log::{Appended, Batch, EXPECTED, Payload, ProduceError, Record, expect_all};
 use crate::room::KEPT_BY_LOG;
 
 /// A frame takes in further batches until its body has this size.
@@ -387,7 +387,6 @@ impl Writer {
         }
         self.active.set_readable(self.len);
         *self.shared.end.lock() = end;
-        self.shared.end_grown.notify_all();
         if std::mem::take(&mut self.failing) {
             info!("the log can be written again");
         }
@@ -396,11 +395,17 @@ impl Writer {
             .flat_map(|b| &b.records)
             .any(|r| r.payload == Payload::Flush);
         let mut appended = &self.appended[..];
-        for batch in batches {
-            let (own, rest) = appended.split_at(batch.records.len());
-            appended = rest;
-            batch.completion.complete(Ok(own));
+        let mut batches = batches.into_iter();
+        while !batches.as_slice().is_empty() {
+            expect_all(batches.as_slice().iter().take(EXPECTED).map(|batch| &batch.completion));
+            for batch in batches.by_ref().take(EXPECTED) {
+                let (own, rest) = appended.split_at(batch.records.len());
+                appended = rest;
+                batch.completion.complete(Ok(own));
+            }
         }
+        // Last, so that followers need not look at what has been told already.
+        self.shared.end_grown.notify_all();
         if flushed {
             self.free_what_was_flushed();
         }

@@ -14,8 +14,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::ffi::{Report, Reported};
+use super::ffi::{Hears, Report, Reported};
 use super::producer::{Delivery, Sender};
+use crate::log::{EXPECTED, expect_all};
 
 /// A broker that is away makes librdkafka say so every second: one line per facility in this time.
 const QUIET: Duration = Duration::from_secs(30);
@@ -202,14 +203,41 @@ impl ProducerContext for Context {
 
 impl Reported for Context {
     fn reported(&self, reports: Vec<(Report<'_>, Box<Delivery>)>) {
-        // First the next batch goes out, so that the broker has work while those who wait are told.
-        if let Some(sender) = self.sender.upgrade() {
-            for of_partition in reports.chunk_by(|(_, a), (_, b)| a.to() == b.to()) {
-                sender.left(of_partition[0].1.to(), of_partition.len());
+        let mut reports = reports.into_iter();
+        while !reports.as_slice().is_empty() {
+            expect_all(
+                reports
+                    .as_slice()
+                    .iter()
+                    .take(EXPECTED)
+                    .map(|(_, delivery)| delivery.completion()),
+            );
+            for (report, delivery) in reports.by_ref().take(EXPECTED) {
+                self.report(&report, delivery);
             }
         }
-        for (report, delivery) in reports {
-            delivery.report(&report, self);
+    }
+}
+
+impl Context {
+    fn report(&self, report: &Report<'_>, delivery: Box<Delivery>) {
+        let outcome = report.outcome();
+        // Of an acknowledged one this is known already.
+        if outcome.is_err()
+            && let Some(sender) = self.sender.upgrade()
+        {
+            sender.left(delivery.to());
+        }
+        delivery.report(outcome, self);
+    }
+}
+
+impl Hears for Context {
+    type Delivery = Delivery;
+
+    fn acknowledged(&self, delivery: &Delivery) {
+        if let Some(sender) = self.sender.upgrade() {
+            sender.left(delivery.to());
         }
     }
 }

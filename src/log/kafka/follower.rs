@@ -19,7 +19,7 @@ use super::config::{Config, Isolation};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Consumer, Event, RecordEvent};
 use super::topics::{State, Topic, Topics};
-use crate::log::{Follower, Group, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
+use crate::log::{Follower, Group, Known, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
 
 /// What one poll returns at most.
 const MAX_RECORDS: usize = 1000;
@@ -174,6 +174,18 @@ impl Follower for KafkaFollower {
         self.poll_events(timeout, &mut |reader, at, record, key| {
             out.push(reader.decode(at, record, key));
         })
+    }
+
+    fn poll_news(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<u64, LogError> {
+        let mut passed = 0;
+        self.poll_events(timeout, &mut |reader, at, record, key| {
+            if known(at, record.offset() as u64, record.timestamp(), key) {
+                passed += 1;
+            } else {
+                out.push(reader.decode(at, record, key));
+            }
+        })?;
+        Ok(passed)
     }
 
     fn positions(&self) -> Positions {

@@ -133,7 +133,12 @@ impl Gate {
         let late = |partition: &Partition| {
             !partition.waiting.is_empty() && partition.since.is_none_or(|since| since.elapsed() > PATIENCE)
         };
-        let of: Vec<_> = state.partitions.iter().filter(|(_, p)| late(p)).map(|(at, _)| *at).collect();
+        let of: Vec<_> = state
+            .partitions
+            .iter()
+            .filter(|(_, p)| late(p))
+            .map(|(at, _)| *at)
+            .collect();
         let everything = Bounds {
             batch_records: usize::MAX,
             batch_bytes: usize::MAX,
@@ -157,7 +162,12 @@ impl Gate {
             state.mode = Mode::Open;
         }
         let free = |partition: &Partition| partition.under_way == 0 && !partition.waiting.is_empty();
-        let of: Vec<_> = state.partitions.iter().filter(|(_, p)| free(p)).map(|(at, _)| *at).collect();
+        let of: Vec<_> = state
+            .partitions
+            .iter()
+            .filter(|(_, p)| free(p))
+            .map(|(at, _)| *at)
+            .collect();
         of.into_iter().map(|at| state.next(at, &self.bounds)).collect()
     }
 
@@ -176,7 +186,10 @@ impl Gate {
     pub fn give_up(&self) -> Next {
         let mut state = self.state.lock();
         (state.records, state.bytes) = (0, 0);
-        let all = state.partitions.values_mut().flat_map(|partition| partition.waiting.drain(..));
+        let all = state
+            .partitions
+            .values_mut()
+            .flat_map(|partition| partition.waiting.drain(..));
         all.collect()
     }
 }
@@ -208,5 +221,127 @@ impl Partition {
     fn gets(&mut self, records: usize) {
         self.under_way += records;
         self.since = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::{Appended, Completion, Payload, ProduceError, Record};
+
+    struct Nobody;
+
+    impl Completion for Nobody {
+        fn complete(self: Arc<Self>, _: Result<&[Appended], ProduceError>) {}
+    }
+
+    const HOME: TopicPartition = TopicPartition {
+        database: 0,
+        partition: 0,
+    };
+
+    fn held(at: TopicPartition, key: u32) -> Held {
+        let record = Record {
+            to: at,
+            key: Bytes::from(key.to_string()),
+            payload: Payload::Tombstone,
+        };
+        Held::new(record, Arc::new(Nobody))
+    }
+
+    fn gate() -> Gate {
+        Gate::new(Bounds {
+            records: 10,
+            bytes: 1 << 20,
+            batch_records: 4,
+            batch_bytes: 1 << 20,
+        })
+    }
+
+    /// What comes of records 0, 1, 2 …: how many pass.
+    fn enter(gate: &Gate, at: TopicPartition, keys: std::ops::Range<u32>) -> usize {
+        let passes = |key| matches!(gate.enter(held(at, key)), Entered::Passes(_));
+        keys.map(passes).filter(|passes| *passes).count()
+    }
+
+    fn keys(next: &Next) -> Vec<String> {
+        let text = |held: &Held| String::from_utf8_lossy(held.key()).into_owned();
+        next.iter().map(text).collect()
+    }
+
+    #[test]
+    fn one_batch_of_a_partition_goes_out_at_a_time_and_in_order() {
+        let gate = gate();
+        assert_eq!(enter(&gate, HOME, 0..7), 1);
+        let other = TopicPartition { partition: 1, ..HOME };
+        assert_eq!(enter(&gate, other, 7..8), 1, "partitions do not wait for each other");
+        assert_eq!(keys(&gate.left(HOME, 1)), ["1", "2", "3", "4"]);
+        assert!(gate.left(HOME, 3).is_empty(), "one of the batch is still under way");
+        assert_eq!(keys(&gate.left(HOME, 1)), ["5", "6"]);
+        assert!(!gate.is_empty());
+        assert!(gate.left(HOME, 2).is_empty());
+        assert!(gate.left(other, 1).is_empty());
+        assert!(gate.is_empty());
+        assert_eq!(enter(&gate, HOME, 8..9), 1, "it is free again");
+    }
+
+    #[test]
+    fn a_batch_has_a_bound_in_bytes_but_a_large_record_passes() {
+        let gate = Gate::new(Bounds {
+            batch_bytes: 1,
+            ..gate().bounds
+        });
+        enter(&gate, HOME, 0..3);
+        assert_eq!(keys(&gate.left(HOME, 1)), ["1"]);
+        assert_eq!(keys(&gate.left(HOME, 1)), ["2"]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let gate = gate();
+        assert_eq!(enter(&gate, HOME, 0..11), 1);
+        assert!(matches!(gate.enter(held(HOME, 11)), Entered::Refused(_, Refusal::Full)));
+        gate.close();
+        assert!(matches!(
+            gate.enter(held(HOME, 12)),
+            Entered::Refused(_, Refusal::Closed)
+        ));
+        assert_eq!(gate.give_up().len(), 10);
+        gate.left(HOME, 1);
+        assert!(gate.is_empty());
+    }
+
+    #[test]
+    fn a_batch_that_is_not_acknowledged_holds_the_others_up_for_a_while_only() {
+        let gate = gate();
+        enter(&gate, HOME, 0..7);
+        assert!(gate.overdue().is_empty());
+        let end = Instant::now() + Duration::from_secs(10);
+        let late = loop {
+            if let Some(late) = gate.overdue().pop() {
+                break late;
+            }
+            assert!(Instant::now() < end, "nothing is late");
+            std::thread::yield_now();
+        };
+        assert_eq!(late.len(), 6);
+        assert_eq!(enter(&gate, HOME, 7..8), 0, "all of that is under way");
+        assert!(gate.left(HOME, 6).is_empty());
+        assert_eq!(keys(&gate.left(HOME, 1)), ["7"]);
+    }
+
+    #[test]
+    fn while_a_producer_is_replaced_nothing_goes_out() {
+        let gate = gate();
+        enter(&gate, HOME, 0..2);
+        gate.pause();
+        assert_eq!(enter(&gate, HOME, 2..3), 0);
+        assert!(gate.left(HOME, 1).is_empty());
+        let next = gate.resume();
+        assert_eq!(next.iter().flat_map(keys).collect::<Vec<_>>(), ["1", "2"]);
     }
 }

@@ -6,28 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
-
-use super::context::describe_error;
-use super::ffi::{Producer, Reported};
+use super::ffi::Polls;
 
 /// One poll at most; reports that come meanwhile are told at once. So long the end of a producer may take.
 const POLL: Duration = Duration::from_millis(100);
 /// The reports of what is given up at the end.
 const LAST: Duration = Duration::from_secs(1);
 
-pub(super) struct Polled<C: Reported + 'static> {
-    inner: Arc<Producer<C>>,
+pub(super) struct Polled<P: Polls> {
+    inner: Arc<P>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<C: Reported + 'static> Polled<C> {
+impl<P: Polls> Polled<P> {
     /// `tick` is called after each poll, ten times a second at least.
-    pub fn create(settings: &ClientConfig, context: C, tick: impl Fn() + Send + 'static) -> Result<Self, String> {
-        let created = Producer::create(settings, context);
-        let inner = Arc::new(created.map_err(|error| describe_error(&error))?);
+    pub fn start(producer: P, tick: impl Fn() + Send + 'static) -> Result<Self, String> {
+        let inner = Arc::new(producer);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (inner.clone(), stop.clone());
         let thread = std::thread::Builder::new()
@@ -47,15 +42,15 @@ impl<C: Reported + 'static> Polled<C> {
     }
 }
 
-impl<C: Reported + 'static> std::ops::Deref for Polled<C> {
-    type Target = BaseProducer<C>;
+impl<P: Polls> std::ops::Deref for Polled<P> {
+    type Target = P;
 
-    fn deref(&self) -> &BaseProducer<C> {
-        self.inner.inner()
+    fn deref(&self) -> &P {
+        &self.inner
     }
 }
 
-impl<C: Reported + 'static> Drop for Polled<C> {
+impl<P: Polls> Drop for Polled<P> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take()
@@ -64,10 +59,10 @@ impl<C: Reported + 'static> Drop for Polled<C> {
             tracing::error!("the thread that tells a producer's reports panicked");
         }
         // Whoever still waits for a report is told.
-        self.purge(PurgeConfig::default().queue().inflight());
+        self.purge();
         let end = Instant::now() + LAST;
-        while self.in_flight_count() > 0 && Instant::now() < end {
-            self.inner.poll(POLL);
+        while self.outstanding() > 0 && Instant::now() < end {
+            self.poll(POLL);
         }
     }
 }

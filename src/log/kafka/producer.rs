@@ -4,6 +4,7 @@
 //! It takes single records that hold whatever else is in the log. Whatever has a condition, or several records, goes by the
 //! other lane ([`super::transactions`]).
 
+use std::ffi::{CStr, CString};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,16 +12,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _};
+use rdkafka::producer::BaseRecord;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::IntoOpaque;
 
 use super::codec;
 use super::config::{Config, Sizes};
 use super::context::{Context, Health, describe_code, describe_error};
-use super::ffi::{Report, Status};
+use super::ffi::{Hearing, Polls as _, Status, topic_name};
 use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{State, Topics};
@@ -38,14 +38,15 @@ pub(super) struct Lane {
 
 /// Hands records to the producer when the gate lets them out.
 pub(super) struct Sender {
-    topics: Arc<Topics>,
+    /// Of the databases' topics.
+    names: Vec<CString>,
     gate: Gate,
     /// `None` before the first and once closed. Locked for writing only while a producer takes over from another.
     current: RwLock<Option<Producer>>,
 }
 
 struct Producer {
-    inner: Polled<Context>,
+    inner: Polled<Hearing<Context>>,
     sizes: Sizes,
     created: Instant,
 }
@@ -56,7 +57,9 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 impl Lane {
     pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
         let sender = Arc::new(Sender {
-            topics: Arc::clone(topics),
+            names: (0..config.databases)
+                .map(|database| topic_name(topics.name(database)))
+                .collect(),
             gate: Gate::new(config.gate()),
             current: RwLock::new(None),
         });
@@ -76,11 +79,7 @@ impl Lane {
         if let Err(cause) = check(&self.topics, std::slice::from_ref(&record), 0) {
             return completion.complete(Err(ProduceError::NotWritten(cause)));
         }
-        let delivery = Box::new(Delivery {
-            to: record.to,
-            completion,
-        });
-        match self.sender.gate.enter(Held { record, delivery }) {
+        match self.sender.gate.enter(Held::new(record, completion)) {
             Entered::Passes(held) => self.sender.send(vec![held]),
             Entered::Waits => {}
             Entered::Refused(held, why) => {
@@ -102,7 +101,8 @@ impl Lane {
                 sender.send_overdue();
             }
         };
-        let inner = Polled::create(&settings, context, send_overdue)?;
+        let producer = Hearing::create(&settings, context).map_err(|error| describe_error(&error))?;
+        let inner = Polled::start(producer, send_overdue)?;
         Ok(Producer {
             inner,
             sizes,
@@ -141,7 +141,11 @@ impl Lane {
         let old = self.sender.current.write().replace(new);
         // What it still has is given up, and told.
         drop(old);
-        self.sender.gate.resume().into_iter().for_each(|next| self.sender.send(next));
+        self.sender
+            .gate
+            .resume()
+            .into_iter()
+            .for_each(|next| self.sender.send(next));
         if let Some((code, text)) = fatal {
             self.tell_replaced(code, &text);
         }
@@ -190,7 +194,7 @@ impl Sender {
             let current = self.current.read();
             for held in batch {
                 let sent = match &*current {
-                    Some(producer) => producer.send(self.topics.name(at.database), held),
+                    Some(producer) => producer.send(&self.names[usize::from(at.database)], held),
                     None => Err((CLOSED.to_owned(), held.delivery)),
                 };
                 refused.extend(sent.err());
@@ -207,9 +211,9 @@ impl Sender {
         }
     }
 
-    /// So many records of a partition are reported: the next ones may go.
-    pub fn left(&self, at: TopicPartition, count: usize) {
-        self.send(self.gate.left(at, count));
+    /// A record is not under way any more: perhaps the next ones may go.
+    pub fn left(&self, at: TopicPartition) {
+        self.send(self.gate.left(at, 1));
     }
 
     fn send_overdue(&self) {
@@ -224,6 +228,19 @@ pub(super) struct Held {
 }
 
 impl Held {
+    pub fn new(record: Record, completion: Arc<dyn Completion>) -> Held {
+        let delivery = Box::new(Delivery {
+            to: record.to,
+            completion,
+        });
+        Held { record, delivery }
+    }
+
+    #[cfg(test)]
+    pub fn key(&self) -> &[u8] {
+        &self.record.key
+    }
+
     pub fn to(&self) -> TopicPartition {
         self.record.to
     }
@@ -305,35 +322,36 @@ pub(super) fn base_record<'w, D: IntoOpaque>(
 
 impl Producer {
     /// Hands a record over; gives the delivery back with the cause if it was not taken.
-    fn send(&self, topic: &str, held: Held) -> Result<(), (String, Box<Delivery>)> {
+    fn send(&self, topic: &CStr, held: Held) -> Result<(), (String, Box<Delivery>)> {
         let Held { record, delivery } = held;
         let wire = match codec::encode(&record, None) {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),
         };
-        let message = base_record(topic, record.to.partition, &wire, delivery);
-        let not_taken =
-            |(error, message): (KafkaError, BaseRecord<'_, _, _, _>)| (self.not_taken(&error), message.delivery_opaque);
-        self.inner.send(message).map_err(not_taken)
+        let headers = wire.headers.iter().map(|(name, value)| (*name, value.as_slice()));
+        let partition = record.to.partition as i32;
+        self.inner
+            .send(topic, partition, wire.key, wire.value, headers, delivery)
+            .map_err(|(code, delivery)| (self.not_taken(code), delivery))
     }
 
     /// Why it is of no use any more.
     fn fatal(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.inner.client().fatal_error()
+        self.inner.fatal_error()
     }
 
-    fn not_taken(&self, error: &KafkaError) -> String {
-        match (error.rdkafka_error_code(), self.fatal()) {
-            (Some(RDKafkaErrorCode::QueueFull), _) => QUEUE_FULL.to_owned(),
-            (Some(RDKafkaErrorCode::Fatal), Some((code, text))) => describe_fatal(code, &text),
-            _ => describe_error(error),
+    fn not_taken(&self, code: RDKafkaErrorCode) -> String {
+        match (code, self.fatal()) {
+            (RDKafkaErrorCode::QueueFull, _) => QUEUE_FULL.to_owned(),
+            (RDKafkaErrorCode::Fatal, Some((code, text))) => describe_fatal(code, &text),
+            _ => describe_code(code),
         }
     }
 
     /// The producer's own thread tells the reports; this only waits.
     fn wait_until_empty(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
-        while self.inner.in_flight_count() > 0 && Instant::now() < end {
+        while self.inner.outstanding() > 0 && Instant::now() < end {
             std::thread::sleep(AGAIN);
         }
     }
@@ -367,8 +385,12 @@ impl Delivery {
         self.to
     }
 
-    pub fn report(self, report: &Report<'_>, context: &Context) {
-        let outcome = match report.outcome() {
+    pub fn completion(&self) -> &Arc<dyn Completion> {
+        &self.completion
+    }
+
+    pub fn report(self, outcome: Result<(i64, i64), (RDKafkaErrorCode, Status)>, context: &Context) {
+        let outcome = match outcome {
             Ok((offset, timestamp)) => match u64::try_from(offset) {
                 Ok(offset) => Ok((offset, timestamp)),
                 // A retry that the log already had (duplicate sequence): it is there, but its place, which every
@@ -427,7 +449,6 @@ mod tests {
     use rdkafka::types::RDKafkaApiKey;
     use rdkafka_sys::types::RDKafkaRespErr;
 
-    use super::super::ffi;
     use super::super::topics::Topic;
     use super::*;
     use crate::log::TopicIdentity;
@@ -526,8 +547,13 @@ mod tests {
         let lane = lane(&cluster);
         write(&lane).expect("is written");
         let fatal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
-        let fail = |producer: &Producer| ffi::fail_for_test(producer.inner.client(), fatal);
-        lane.sender.current.read().as_ref().map(fail).expect("there is a producer");
+        let fail = |producer: &Producer| producer.inner.fail_for_test(fatal);
+        lane.sender
+            .current
+            .read()
+            .as_ref()
+            .map(fail)
+            .expect("there is a producer");
         let outcome = write(&lane);
         assert!(matches!(outcome, Err(ProduceError::NotWritten(_))), "{outcome:?}");
         lane.mend();

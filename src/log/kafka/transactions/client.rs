@@ -18,7 +18,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::super::codec::{self, Stamp};
 use super::super::config::{Config, Isolation, Sizes};
 use super::super::context::{Health, describe_code, describe_error};
-use super::super::ffi::{Report, Reported};
+use super::super::ffi::{self, Report, Reported};
 use super::super::follower::KafkaFollower;
 use super::super::polled::Polled;
 use super::super::producer::{NO_RIGHT_TO_WRITE, base_record};
@@ -51,7 +51,7 @@ pub(super) struct Client {
 }
 
 struct Producer {
-    inner: Polled<Context>,
+    inner: Polled<ffi::Producer<Context>>,
     sizes: Sizes,
     ready: bool,
 }
@@ -265,7 +265,8 @@ impl Client {
             given_up: Mutex::default(),
         };
         let settings = self.config.transactional_producer(sizes, &self.id);
-        let inner = Polled::create(&settings, context, || ())?;
+        let inner = ffi::Producer::create(&settings, context).map_err(|error| describe_error(&error))?;
+        let inner = Polled::start(inner, || ())?;
         Ok(Producer {
             inner,
             sizes,
@@ -381,7 +382,7 @@ impl Client {
 }
 
 /// Its end can take a moment, and nobody has to wait for it.
-fn drop_apart(inner: Polled<Context>) {
+fn drop_apart(inner: Polled<ffi::Producer<Context>>) {
     let dropped = std::thread::Builder::new().spawn(move || drop(inner));
     if let Err(error) = dropped {
         tracing::warn!(%error, "cannot start a thread");

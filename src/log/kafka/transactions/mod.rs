@@ -41,9 +41,9 @@ const MAX_GROUP_RECORDS: usize = 10_000;
 const MAX_GROUP_BYTES: usize = 16 << 20;
 /// The lane looks that often whether a producer has to be mended, or the tail is of no use any more.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a group waits for as many batches as the one before it had: whoever was answered by that one is about to send more,
-/// and the first of them would take a transaction for itself.
-const GATHER: Duration = Duration::from_micros(400);
+/// How long a group waits for those who were answered by the one before it, and are about to send more. Without that two groups
+/// would take turns for good, each of half of the clients.
+const GATHER: Duration = Duration::from_millis(1);
 /// Kafka takes turns between so many transactional ids.
 const CLIENTS: usize = 2;
 
@@ -69,8 +69,8 @@ struct Waiting {
     bytes: usize,
     /// A group is being committed.
     busy: bool,
-    /// Batches of the last group.
-    last: usize,
+    /// So many batches are likely to be here soon: those that came while the last group was committed, and as many as that answered.
+    expected: usize,
     closed: bool,
 }
 
@@ -182,8 +182,12 @@ impl Queue {
         waiting.records += records;
         waiting.bytes += bytes;
         waiting.batches.push_back(handed);
+        let count = waiting.batches.len();
+        let is_waited_for = count == 1 || count >= waiting.expected;
         drop(waiting);
-        self.changed.notify_one();
+        if is_waited_for {
+            self.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -200,7 +204,7 @@ impl Queue {
         }
         waiting.busy = !waiting.batches.is_empty();
         let gathered = Instant::now() + GATHER;
-        while waiting.busy && waiting.batches.len() < waiting.last.min(most) {
+        while waiting.busy && waiting.batches.len() < waiting.expected.min(most) {
             if self.changed.wait_until(&mut waiting, gathered).timed_out() {
                 break;
             }
@@ -214,12 +218,18 @@ impl Queue {
             }
             group.extend(waiting.batches.pop_front());
         }
-        waiting.last = group.len();
+        waiting.expected = group.len();
         for handed in &group {
             waiting.records -= handed.batch.records.len();
             waiting.bytes -= handed.bytes();
         }
         Some(group)
+    }
+
+    /// A group of so many is about to be answered.
+    fn answers(&self, count: usize) {
+        let mut waiting = self.waiting.lock();
+        waiting.expected = waiting.batches.len() + count;
     }
 
     /// Back to the front, in their order.
@@ -306,6 +316,7 @@ impl Committer {
         let deadline = oldest + self.config.write_timeout;
         match self.try_commit(&group, deadline) {
             Outcome::Committed(appended) => {
+                self.queue.answers(group.len());
                 let mut rest = appended.as_slice();
                 for Handed { batch, .. } in group {
                     let (mine, others) = rest.split_at(batch.records.len());

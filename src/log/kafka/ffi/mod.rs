@@ -1,12 +1,14 @@
 //! The few calls of librdkafka that rdkafka does not wrap, each behind a safe function: the only `unsafe` of the
 //! Kafka log. Knows pointers and lifetimes, and decides nothing.
 //!
-//! - [`status`]: whether a message that failed may be in the log all the same.
 //! - [`describe_topics`]: topics with their ids, many in one call.
 //! - [`set_leader_epochs`]: in which epoch a position was reached.
 //! - [`Consumer::poll`]: a consumer's events with topic, partition and offset on *every* one. rdkafka's own poll
 //!   leaves out the topic of errors and ends, and panics at a header name that is not UTF-8.
-//! - [`Producer::poll`]: a producer's reports, all together that one answer of a broker brought. rdkafka gives them one by one.
+//! - [`producer`]: reports all together that one answer of a broker brought (rdkafka gives them one by one), whether a message that
+//!   failed may be in the log all the same, and acknowledgements heard in librdkafka's own thread.
+
+mod producer;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
@@ -15,133 +17,15 @@ use std::time::Duration;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::util::IntoOpaque;
 use rdkafka_sys as sys;
-use rdkafka_sys::rd_kafka_msg_status_t as msg_status;
+
+pub use producer::{Hearing, Hears, Polls, Producer, Report, Reported, Status, topic_name};
 
 /// Headers of one record that are looked at.
 const MAX_HEADERS: usize = 1000;
-
-/// Whether a message is in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    NotPersisted,
-    PossiblyPersisted,
-    Persisted,
-}
-
-/// What became of a message that was produced.
-pub struct Report<'a> {
-    message: &'a sys::rd_kafka_message_t,
-}
-
-impl<'a> Report<'a> {
-    /// The same as rdkafka gives it.
-    pub fn of(result: &'a DeliveryResult<'_>) -> Report<'a> {
-        let (Ok(message) | Err((_, message))) = result;
-        // SAFETY: the pointer is not null, and valid as long as the borrowed message, which outlives 'a.
-        let message = unsafe { &*message.ptr() };
-        Report { message }
-    }
-
-    /// Offset (negative if the broker told none) and timestamp of an acknowledged one.
-    pub fn outcome(&self) -> Result<(i64, i64), (RDKafkaErrorCode, Status)> {
-        let code = RDKafkaErrorCode::from(self.message.err);
-        // SAFETY: the message is alive; both calls only read from it, and a null type is allowed.
-        unsafe {
-            if code == RDKafkaErrorCode::NoError {
-                let timestamp = sys::rd_kafka_message_timestamp(self.message, ptr::null_mut());
-                return Ok((self.message.offset, timestamp));
-            }
-            let status = match sys::rd_kafka_message_status(self.message) {
-                msg_status::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Status::NotPersisted,
-                msg_status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Status::PossiblyPersisted,
-                msg_status::RD_KAFKA_MSG_STATUS_PERSISTED => Status::Persisted,
-            };
-            Err((code, status))
-        }
-    }
-}
-
-/// Hears what a producer has to tell.
-pub trait Reported: ProducerContext {
-    /// Reports that came together, in the order of their messages.
-    fn reported(&self, reports: Vec<(Report<'_>, Self::DeliveryOpaque)>);
-}
-
-/// A producer whose reports come together. Field order is drop order: the queue goes before its client.
-pub struct Producer<C: ProducerContext> {
-    queue: Queue,
-    inner: BaseProducer<C>,
-}
-
-// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread (rdkafka says the same of its
-// own `NativeQueue`); `BaseProducer` is Send and Sync by itself.
-unsafe impl<C: ProducerContext> Send for Producer<C> {}
-// SAFETY: as above.
-unsafe impl<C: ProducerContext> Sync for Producer<C> {}
-
-impl<C: Reported> Producer<C> {
-    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Producer<C>> {
-        let inner: BaseProducer<C> = config.create_with_context(context)?;
-        // SAFETY: the client is alive; the call returns a new reference to its main queue. `Producer` drops it before the client.
-        let queue = Queue(unsafe { sys::rd_kafka_queue_get_main(inner.client().native_ptr()) });
-        Ok(Producer { queue, inner })
-    }
-
-    pub fn inner(&self) -> &BaseProducer<C> {
-        &self.inner
-    }
-
-    /// Waits for one event and tells it to the context. To be called by one thread, and rdkafka's own poll by none.
-    pub fn poll(&self, timeout: Duration) {
-        let Some(event) = self.queue.poll(timeout) else {
-            return;
-        };
-        let context = self.inner.context();
-        // SAFETY: `event` is alive until the end of this function, and nobody keeps what is borrowed from it.
-        match unsafe { sys::rd_kafka_event_type(event.0) } {
-            // SAFETY: it is of this kind, and reports are taken out of it this once.
-            sys::RD_KAFKA_EVENT_DR => context.reported(unsafe { reports::<C>(&event) }),
-            // SAFETY: it is of this kind.
-            sys::RD_KAFKA_EVENT_ERROR => unsafe {
-                let code = sys::rd_kafka_event_error(event.0);
-                let words = text(sys::rd_kafka_event_error_string(event.0));
-                context.error(KafkaError::Global(code.into()), &words);
-            },
-            // SAFETY: it is of this kind.
-            sys::RD_KAFKA_EVENT_LOG => {
-                if let Event::Log { level, facility, text } = unsafe { log_line(&event) } {
-                    context.log(level, facility, &text);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// # Safety
-/// `event` is an event of reports of a producer with this context, and is given here once: each message's opaque is taken out.
-unsafe fn reports<C: ProducerContext>(event: &EventPtr) -> Vec<(Report<'_>, C::DeliveryOpaque)> {
-    // SAFETY: the event owns its messages, and lives as long as what is returned. Each opaque was made by `into_ptr` of this type
-    // when rdkafka sent the message, and comes back in this one report.
-    unsafe {
-        let count = sys::rd_kafka_event_message_count(event.0);
-        let mut messages: Vec<*const sys::rd_kafka_message_t> = vec![ptr::null(); count];
-        let count = sys::rd_kafka_event_message_array(event.0, messages.as_mut_ptr(), count);
-        let taken = messages.into_iter().take(count);
-        taken
-            .filter_map(|message| {
-                let message = message.as_ref()?;
-                Some((Report { message }, C::DeliveryOpaque::from_ptr(message._private)))
-            })
-            .collect()
-    }
-}
 
 /// Says of each partition of the list, in its order, in which leader epoch its position was reached: whoever is assigned the
 /// list is then told if the log was cut below.
@@ -163,13 +47,6 @@ pub fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Op
     // SAFETY: the client is alive for the whole call, which takes no other pointer.
     let id = unsafe { sys::rd_kafka_controllerid(client.native_ptr(), millis(timeout)) };
     (id >= 0).then_some(id)
-}
-
-/// Makes a producer fail for good.
-#[cfg(test)]
-pub fn fail_for_test<C: ClientContext>(client: &Client<C>, code: sys::rd_kafka_resp_err_t) {
-    // SAFETY: the client is alive, and the text is zero-terminated and copied.
-    unsafe { sys::rd_kafka_test_fatal_error(client.native_ptr(), code, c"as a test wants it".as_ptr()) };
 }
 
 /// A failed call: what happened, and librdkafka's words for it.
@@ -519,12 +396,20 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Gives the reference back; what is left polls as empty.
+    fn release(&mut self) {
+        let queue = std::mem::replace(&mut self.0, ptr::null_mut());
+        if !queue.is_null() {
+            // SAFETY: the reference was ours and is not used again.
+            unsafe { sys::rd_kafka_queue_destroy(queue) }
+        }
+    }
+}
+
 impl Drop for Queue {
     fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: the reference was ours and is not used again.
-            unsafe { sys::rd_kafka_queue_destroy(self.0) }
-        }
+        self.release();
     }
 }
 

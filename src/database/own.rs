@@ -1,0 +1,80 @@
+//! Own records that were acknowledged: memory has their states, so the applier passes them over when it meets them in the log.
+//!
+//! A record is known by its offset, its key and its timestamp together. So if the log lost what it had acknowledged, and has another
+//! record at that offset by now, that one is not taken for ours.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+use crate::store::key_hash;
+
+/// Records that are remembered of a partition (16 bytes each); what comes on top is applied as anybody's record is.
+const MOST: usize = 1 << 20;
+
+#[derive(Default)]
+pub struct OwnRecords(Mutex<VecDeque<(u64, u64)>>);
+
+impl OwnRecords {
+    /// Memory has the state of this record.
+    pub fn acknowledged(&self, offset: u64, timestamp: i64, key: &[u8]) {
+        let record = (offset, mark(timestamp, key));
+        let mut records = self.0.lock();
+        if records.len() >= MOST {
+            return;
+        }
+        match records.back() {
+            // The lanes of a log are told by different threads.
+            Some((last, _)) if *last > offset => {
+                let place = records.partition_point(|(known, _)| *known < offset);
+                records.insert(place, record);
+            }
+            _ => records.push_back(record),
+        }
+    }
+
+    /// True if this record was acknowledged. Records are met in the order of the log: what is before this one is forgotten.
+    pub fn meet(&self, offset: u64, timestamp: i64, key: &[u8]) -> bool {
+        let mut records = self.0.lock();
+        while let Some(&(known, its_mark)) = records.front() {
+            if known > offset {
+                return false;
+            }
+            records.pop_front();
+            if known == offset {
+                return its_mark == mark(timestamp, key);
+            }
+        }
+        false
+    }
+
+    pub fn forget(&self) {
+        self.0.lock().clear();
+    }
+}
+
+fn mark(timestamp: i64, key: &[u8]) -> u64 {
+    key_hash(key) ^ (timestamp as u64).rotate_left(32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_is_known_once_and_only_as_it_was() {
+        let own = OwnRecords::default();
+        for offset in [3, 4, 9, 7, 8, 12] {
+            own.acknowledged(offset, 100, b"k");
+        }
+        assert!(!own.meet(2, 100, b"k"));
+        assert!(own.meet(3, 100, b"k"));
+        assert!(!own.meet(3, 100, b"k"), "it is met once");
+        assert!(!own.meet(4, 100, b"other"), "another record stands there");
+        assert!(!own.meet(7, 101, b"k"), "one of another time stands there");
+        assert!(own.meet(9, 100, b"k"));
+        assert!(!own.meet(11, 100, b"k"));
+        own.forget();
+        assert!(!own.meet(12, 100, b"k"));
+    }
+}

@@ -1,0 +1,382 @@
+//! Producers: reports all together that one answer of a broker brought, and acknowledgements heard at once.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::util::IntoOpaque;
+use rdkafka_sys as sys;
+use rdkafka_sys::rd_kafka_msg_status_t as msg_status;
+use rdkafka_sys::rd_kafka_vtype_t as vtype;
+
+use super::{Event, EventPtr, Queue, log_line, text};
+
+/// Whether a message is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    NotPersisted,
+    PossiblyPersisted,
+    Persisted,
+}
+
+/// What became of a message that was produced.
+pub struct Report<'a> {
+    message: &'a sys::rd_kafka_message_t,
+}
+
+impl<'a> Report<'a> {
+    /// The same as rdkafka gives it.
+    pub fn of(result: &'a DeliveryResult<'_>) -> Report<'a> {
+        let (Ok(message) | Err((_, message))) = result;
+        // SAFETY: the pointer is not null, and valid as long as the borrowed message, which outlives 'a.
+        let message = unsafe { &*message.ptr() };
+        Report { message }
+    }
+
+    /// Offset (negative if the broker told none) and timestamp of an acknowledged one.
+    pub fn outcome(&self) -> Result<(i64, i64), (RDKafkaErrorCode, Status)> {
+        let code = RDKafkaErrorCode::from(self.message.err);
+        // SAFETY: the message is alive; both calls only read from it, and a null type is allowed.
+        unsafe {
+            if code == RDKafkaErrorCode::NoError {
+                let timestamp = sys::rd_kafka_message_timestamp(self.message, ptr::null_mut());
+                return Ok((self.message.offset, timestamp));
+            }
+            let status = match sys::rd_kafka_message_status(self.message) {
+                msg_status::RD_KAFKA_MSG_STATUS_NOT_PERSISTED => Status::NotPersisted,
+                msg_status::RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED => Status::PossiblyPersisted,
+                msg_status::RD_KAFKA_MSG_STATUS_PERSISTED => Status::Persisted,
+            };
+            Err((code, status))
+        }
+    }
+}
+
+/// Hears what a producer has to tell.
+pub trait Reported: ProducerContext {
+    /// Reports that came together, in the order of their messages.
+    fn reported(&self, reports: Vec<(Report<'_>, Self::DeliveryOpaque)>);
+}
+
+/// A producer that is polled.
+pub trait Polls: Send + Sync + 'static {
+    /// Waits for one event and tells it to the context. To be called by one thread, and rdkafka's own poll by none.
+    fn poll(&self, timeout: Duration);
+    /// Gives everything up that is not acknowledged; that is reported.
+    fn purge(&self);
+    /// Messages that are not reported yet.
+    fn outstanding(&self) -> usize;
+}
+
+/// rdkafka's producer, with reports together. Field order is drop order: the queue goes before its client.
+pub struct Producer<C: ProducerContext> {
+    queue: Queue,
+    inner: BaseProducer<C>,
+}
+
+// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread (rdkafka says the same of its
+// own `NativeQueue`); `BaseProducer` is Send and Sync by itself.
+unsafe impl<C: ProducerContext> Send for Producer<C> {}
+// SAFETY: as above.
+unsafe impl<C: ProducerContext> Sync for Producer<C> {}
+
+impl<C: Reported> Producer<C> {
+    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Producer<C>> {
+        let inner: BaseProducer<C> = config.create_with_context(context)?;
+        // SAFETY: the client is alive; the call returns a new reference to its main queue. `Producer` drops it before the client.
+        let queue = Queue(unsafe { sys::rd_kafka_queue_get_main(inner.client().native_ptr()) });
+        Ok(Producer { queue, inner })
+    }
+}
+
+impl<C: ProducerContext> std::ops::Deref for Producer<C> {
+    type Target = BaseProducer<C>;
+
+    fn deref(&self) -> &BaseProducer<C> {
+        &self.inner
+    }
+}
+
+impl<C: Reported + 'static> Polls for Producer<C> {
+    fn poll(&self, timeout: Duration) {
+        poll(&self.queue, self.inner.context().as_ref(), timeout);
+    }
+
+    fn purge(&self) {
+        self.inner.purge(PurgeConfig::default().queue().inflight());
+    }
+
+    fn outstanding(&self) -> usize {
+        self.inner.in_flight_count().try_into().unwrap_or(0)
+    }
+}
+
+/// `queue` is the main queue of a producer with this context.
+fn poll<C: Reported>(queue: &Queue, context: &C, timeout: Duration) {
+    let Some(event) = queue.poll(timeout) else {
+        return;
+    };
+    // SAFETY: `event` is alive until the end of this function, and nobody keeps what is borrowed from it.
+    match unsafe { sys::rd_kafka_event_type(event.0) } {
+        // SAFETY: it is of this kind, and reports are taken out of it this once.
+        sys::RD_KAFKA_EVENT_DR => context.reported(unsafe { reports::<C>(&event) }),
+        // SAFETY: it is of this kind.
+        sys::RD_KAFKA_EVENT_ERROR => unsafe {
+            let code = sys::rd_kafka_event_error(event.0);
+            let words = text(sys::rd_kafka_event_error_string(event.0));
+            context.error(KafkaError::Global(code.into()), &words);
+        },
+        // SAFETY: it is of this kind.
+        sys::RD_KAFKA_EVENT_LOG => {
+            if let Event::Log { level, facility, text } = unsafe { log_line(&event) } {
+                context.log(level, facility, &text);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// # Safety
+/// `event` is an event of reports of a producer with this context, and is given here once: each message's opaque is taken out.
+unsafe fn reports<C: ProducerContext>(event: &EventPtr) -> Vec<(Report<'_>, C::DeliveryOpaque)> {
+    // SAFETY: the event owns its messages, and lives as long as what is returned. Each opaque was made by `into_ptr` of this type
+    // when the message was sent, and comes back in this one report.
+    unsafe {
+        let count = sys::rd_kafka_event_message_count(event.0);
+        let mut messages: Vec<*const sys::rd_kafka_message_t> = vec![ptr::null(); count];
+        let count = sys::rd_kafka_event_message_array(event.0, messages.as_mut_ptr(), count);
+        let taken = messages.into_iter().take(count);
+        taken
+            .filter_map(|message| {
+                let message = message.as_ref()?;
+                Some((Report { message }, C::DeliveryOpaque::from_ptr(message._private)))
+            })
+            .collect()
+    }
+}
+
+/// Hears of acknowledgements before they are reported.
+pub trait Hears: Reported<DeliveryOpaque = Box<Self::Delivery>> {
+    type Delivery: Send + Sync;
+
+    /// A message was acknowledged, and will be reported. Called by librdkafka's thread for the broker, with no lock of its own held:
+    /// what is produced here is in its queue before it looks for more to send, all of it together.
+    fn acknowledged(&self, delivery: &Self::Delivery);
+}
+
+/// A producer of our own making: rdkafka's does not let anybody hear acknowledgements in librdkafka's own thread.
+pub struct Hearing<C: Hears> {
+    queue: Queue,
+    rk: *mut sys::rd_kafka_t,
+    /// librdkafka has its address. Boxed, and dropped after the client.
+    context: Box<C>,
+}
+
+// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread; contexts are Send and Sync.
+unsafe impl<C: Hears> Send for Hearing<C> {}
+// SAFETY: as above.
+unsafe impl<C: Hears> Sync for Hearing<C> {}
+
+const NAME: &CStr = c"highwater";
+
+impl<C: Hears> Hearing<C> {
+    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Hearing<C>> {
+        let config = config.create_native_config()?;
+        let context = Box::new(context);
+        let address: *const C = &*context;
+        let mut words = [0 as c_char; 512];
+        // SAFETY: the copy of the configuration is ours, and librdkafka's as soon as rd_kafka_new succeeds; else it is destroyed
+        // here. The context stays where it is until the client is destroyed, and the callbacks are of its type.
+        unsafe {
+            let conf = sys::rd_kafka_conf_dup(config.ptr());
+            let events = sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR | sys::RD_KAFKA_EVENT_LOG;
+            sys::rd_kafka_conf_set_events(conf, events);
+            let added = sys::rd_kafka_conf_interceptor_add_on_new(
+                conf,
+                NAME.as_ptr(),
+                Some(on_new::<C>),
+                address as *mut c_void,
+            );
+            let rk = match RDKafkaErrorCode::from(added) {
+                RDKafkaErrorCode::NoError => sys::rd_kafka_new(
+                    sys::rd_kafka_type_t::RD_KAFKA_PRODUCER,
+                    conf,
+                    words.as_mut_ptr(),
+                    words.len(),
+                ),
+                _ => ptr::null_mut(),
+            };
+            if rk.is_null() {
+                sys::rd_kafka_conf_destroy(conf);
+                return Err(KafkaError::ClientCreation(text(words.as_ptr())));
+            }
+            sys::rd_kafka_set_log_queue(rk, ptr::null_mut());
+            let queue = Queue(sys::rd_kafka_queue_get_main(rk));
+            Ok(Hearing { queue, rk, context })
+        }
+    }
+
+    pub fn context(&self) -> &C {
+        &self.context
+    }
+
+    /// Hands a message over; gives the delivery back if it was not taken.
+    pub fn send<'h>(
+        &self,
+        topic: &CStr,
+        partition: i32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        headers: impl ExactSizeIterator<Item = (&'h str, &'h [u8])>,
+        delivery: Box<C::Delivery>,
+    ) -> Result<(), (RDKafkaErrorCode, Box<C::Delivery>)> {
+        let opaque = delivery.into_ptr();
+        // SAFETY: what is pointed to outlives the call, which copies it (MSG_F_COPY); headers and opaque become librdkafka's if
+        // it succeeds, and stay ours if not.
+        unsafe {
+            let list = native_headers(headers);
+            let value = value.map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len()));
+            let code = sys::rd_kafka_producev(
+                self.rk,
+                vtype::RD_KAFKA_VTYPE_TOPIC,
+                topic.as_ptr(),
+                vtype::RD_KAFKA_VTYPE_PARTITION,
+                partition,
+                vtype::RD_KAFKA_VTYPE_MSGFLAGS,
+                sys::RD_KAFKA_MSG_F_COPY,
+                vtype::RD_KAFKA_VTYPE_VALUE,
+                value.0,
+                value.1,
+                vtype::RD_KAFKA_VTYPE_KEY,
+                key.as_ptr(),
+                key.len(),
+                vtype::RD_KAFKA_VTYPE_OPAQUE,
+                opaque,
+                vtype::RD_KAFKA_VTYPE_HEADERS,
+                list,
+                vtype::RD_KAFKA_VTYPE_END,
+            );
+            let code = RDKafkaErrorCode::from(code);
+            if code == RDKafkaErrorCode::NoError {
+                return Ok(());
+            }
+            if !list.is_null() {
+                sys::rd_kafka_headers_destroy(list);
+            }
+            Err((code, Box::from_ptr(opaque)))
+        }
+    }
+
+    /// Why it is of no use any more.
+    pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        let mut words = [0 as c_char; 512];
+        // SAFETY: the client is alive, and the buffer as large as told.
+        unsafe {
+            let code = sys::rd_kafka_fatal_error(self.rk, words.as_mut_ptr(), words.len());
+            let code = RDKafkaErrorCode::from(code);
+            (code != RDKafkaErrorCode::NoError).then(|| (code, text(words.as_ptr())))
+        }
+    }
+
+    /// Makes it fail for good.
+    #[cfg(test)]
+    pub fn fail_for_test(&self, code: sys::rd_kafka_resp_err_t) {
+        // SAFETY: the client is alive, and the text is zero-terminated and copied.
+        unsafe { sys::rd_kafka_test_fatal_error(self.rk, code, c"as a test wants it".as_ptr()) };
+    }
+}
+
+impl<C: Hears + 'static> Polls for Hearing<C> {
+    fn poll(&self, timeout: Duration) {
+        poll(&self.queue, &*self.context, timeout);
+    }
+
+    fn purge(&self) {
+        // SAFETY: the client is alive. Both flags are known.
+        unsafe { sys::rd_kafka_purge(self.rk, sys::RD_KAFKA_PURGE_F_QUEUE | sys::RD_KAFKA_PURGE_F_INFLIGHT) };
+    }
+
+    fn outstanding(&self) -> usize {
+        // SAFETY: the client is alive.
+        unsafe { sys::rd_kafka_outq_len(self.rk) }.try_into().unwrap_or(0)
+    }
+}
+
+impl<C: Hears> Drop for Hearing<C> {
+    fn drop(&mut self) {
+        self.queue.release();
+        // SAFETY: it was ours, and is not used again; no call of it is under way, since they borrow `self`. The context lives on
+        // until this returns, and no callback comes after it.
+        unsafe { sys::rd_kafka_destroy(self.rk) };
+    }
+}
+
+/// Null if there are none.
+///
+/// # Safety
+/// The list is the caller's to give away or to destroy.
+unsafe fn native_headers<'h>(
+    headers: impl ExactSizeIterator<Item = (&'h str, &'h [u8])>,
+) -> *mut sys::rd_kafka_headers_t {
+    if headers.len() == 0 {
+        return ptr::null_mut();
+    }
+    // SAFETY: names and values are copied, with the lengths that are told.
+    unsafe {
+        let list = sys::rd_kafka_headers_new(headers.len());
+        for (name, value) in headers {
+            sys::rd_kafka_header_add(
+                list,
+                name.as_ptr().cast(),
+                name.len() as isize,
+                value.as_ptr().cast(),
+                value.len() as isize,
+            );
+        }
+        list
+    }
+}
+
+/// # Safety
+/// Called by librdkafka from rd_kafka_new, with what was given to rd_kafka_conf_interceptor_add_on_new.
+unsafe extern "C" fn on_new<C: Hears>(
+    rk: *mut sys::rd_kafka_t,
+    _: *const sys::rd_kafka_conf_t,
+    context: *mut c_void,
+    _: *mut c_char,
+    _: usize,
+) -> sys::rd_kafka_resp_err_t {
+    // SAFETY: the client is being made; the context outlives it.
+    unsafe {
+        sys::rd_kafka_interceptor_add_on_acknowledgement(rk, NAME.as_ptr(), Some(on_acknowledgement::<C>), context)
+    }
+}
+
+/// # Safety
+/// Called by librdkafka for a message of a client whose context this is, before the message is reported.
+unsafe extern "C" fn on_acknowledgement<C: Hears>(
+    _: *mut sys::rd_kafka_t,
+    message: *mut sys::rd_kafka_message_t,
+    context: *mut c_void,
+) -> sys::rd_kafka_resp_err_t {
+    let none = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+    // SAFETY: the message is alive. Its opaque is a delivery of this type that is only borrowed: its report, which takes it out,
+    // comes later. Messages that failed, also those that were never taken, are left alone.
+    unsafe {
+        if (*message).err == none && !(*message)._private.is_null() {
+            let (context, delivery) = (&*context.cast::<C>(), &*(*message)._private.cast::<C::Delivery>());
+            context.acknowledged(delivery);
+        }
+    }
+    none
+}
+
+/// The name of a topic as librdkafka takes it.
+pub fn topic_name(name: &str) -> CString {
+    // Checked when the configuration was read: letters, digits and some signs.
+    CString::new(name).unwrap_or_default()
+}
