@@ -213,14 +213,14 @@ impl Reported for Context {
                     .map(|(_, delivery)| delivery.completion()),
             );
             for (report, delivery) in reports.by_ref().take(EXPECTED) {
-                self.report(&report, delivery);
+                self.report(&report, *delivery);
             }
         }
     }
 }
 
 impl Context {
-    fn report(&self, report: &Report<'_>, delivery: Box<Delivery>) {
+    fn report(&self, report: &Report<'_>, delivery: Delivery) {
         let outcome = report.outcome();
         // Of an acknowledged one this is known already.
         if outcome.is_err()
