@@ -1,7 +1,7 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`as_of`] (what it may have missed), [`write_behind`] (from there to the
 //! store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
@@ -10,12 +10,13 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
 pub mod hot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod transaction;
 pub mod watch;
 pub mod write;
@@ -298,6 +299,11 @@ impl Service {
 
     pub fn status(&self) -> Arc<Status> {
         self.status.load_full()
+    }
+
+    fn partition(&self, at: &TopicPartition) -> Option<&Partition> {
+        let partitions = self.databases[at.database as usize].partitions();
+        partitions.get(at.partition as usize)
     }
 
     pub fn is_serving(&self) -> bool {

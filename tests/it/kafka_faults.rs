@@ -1,5 +1,6 @@
 //! What happens to a topic and its brokers beneath a node: records lost, removed or replaced, partitions added, transactional ids taken.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::producer::{BaseProducer, Producer};
@@ -178,6 +179,57 @@ fn a_topic_made_anew_while_the_node_was_down_is_read_anew() {
     client.check("DBSIZE", ":1");
     client.check("INCR new", ":5");
     assert!(node.log().contains("it was filled from"), "{}", node.log());
+}
+
+/// Reads a key again and again until it is stopped.
+fn always_shown(port: u16, key: &str, stop: &AtomicBool) {
+    let mut client = Client::connect(port);
+    client.set_deadline(SOON * 5);
+    while !stop.load(Ordering::Relaxed) {
+        let shown = reply(&mut client, &format!("GET {key}"));
+        assert!(shown == "$1\r\nv" || shown.starts_with("-LOADING"), "{key}: {shown}");
+    }
+}
+
+#[test]
+fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
+    let kafka = kafka::shared();
+    let topic = kafka.quickly_compacted_topic("stood-still", 1);
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("rebuilding the local store")
+        .start();
+    let mut client = node.client();
+    client.set_deadline(SOON * 5);
+    client.check("MSET gone v kept v", "+OK");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| always_shown(node.port, "kept", &stop));
+        node.signal(libc::SIGSTOP);
+        // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
+        std::thread::sleep(Duration::from_secs(1));
+        kcat_writes(kafka, &topic, "gone:\n");
+        let is_there = || {
+            let records = kafka.records(&topic, "read_committed");
+            records.iter().any(|record| record.key.as_deref() == Some(b"gone"))
+        };
+        let end = Instant::now() + Duration::from_secs(90);
+        while is_there() {
+            assert!(Instant::now() < end, "the tombstone does not vanish");
+            // Other records must come, since the newest segment is not compacted.
+            kcat_writes(kafka, &topic, "filler:v\n");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        kcat_writes(kafka, &topic, "new:v\n");
+        node.signal(libc::SIGCONT);
+        check_soon(&mut client, "GET new", "$1\r\nv");
+        client.check("GET gone", "$-1");
+        stop.store(true, Ordering::Relaxed);
+        reader.join().expect("a reader");
+    });
+    client.check("DBSIZE", ":3");
+    let rebuilds = node.log().matches("rebuilding the local store").count();
+    assert_eq!(rebuilds, 1, "{}", node.log());
 }
 
 #[test]
