@@ -134,6 +134,8 @@ pub struct Service {
     /// Held for writing while several keys become visible at once, for reading while several keys are read.
     groups: RwLock<()>,
     status: ArcSwap<Status>,
+    /// Odd while this node is not serving; grows when that begins and when it ends.
+    era: AtomicU64,
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
@@ -192,6 +194,7 @@ impl Database {
 
     /// The topic is another one now, under the same name: nothing that was known of it holds.
     fn forget(&self) {
+        self.watches.flushed(|_| true);
         self.hot.forget(|_| true);
         for partition in self.partitions() {
             for offset in [
@@ -279,6 +282,7 @@ impl Service {
                 total: 0,
                 rebuilding: None,
             }),
+            era: AtomicU64::new(1),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
             conditional_writes: AtomicUsize::new(0),
@@ -297,21 +301,35 @@ impl Service {
         &self.databases[database as usize]
     }
 
-    pub fn status(&self) -> Arc<Status> {
-        self.status.load_full()
-    }
-
     fn partition(&self, at: &TopicPartition) -> Option<&Partition> {
         let partitions = self.databases[at.database as usize].partitions();
         partitions.get(at.partition as usize)
     }
 
-    pub fn is_serving(&self) -> bool {
-        **self.status.load() == Status::Serving
+    pub fn status(&self) -> Arc<Status> {
+        self.status.load_full()
     }
 
+    pub fn is_serving(&self) -> bool {
+        self.era() % 2 == 0
+    }
+
+    fn era(&self) -> u64 {
+        self.era.load(Ordering::Acquire)
+    }
+
+    /// True if this node has been serving since that era was read: what was read meanwhile is no store that was being emptied or filled.
+    fn has_served_since(&self, era: u64) -> bool {
+        era % 2 == 0 && self.era() == era
+    }
+
+    /// Called by the applier only, before it takes away what was served.
     fn set_status(&self, status: Status) {
+        let changes = self.is_serving() != (status == Status::Serving);
         self.status.store(Arc::new(status));
+        if changes {
+            self.era.fetch_add(1, Ordering::AcqRel);
+        }
         self.progress.notify_waiters();
     }
 

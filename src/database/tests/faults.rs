@@ -120,3 +120,60 @@ fn records_from_long_after_the_checkpoint_tell_that_the_clock_was_set_back() {
     wait_until_known_since(&f, now_ms());
     assert_eq!(rebuilds(&f), 1);
 }
+
+/// Makes everything be read anew, and comes back when what was there is gone; nothing is read until [`connect`].
+fn begin_anew(f: &Fixture, key: &str) {
+    f.log.held.store(true, Ordering::SeqCst);
+    f.log.lost.store(true, Ordering::SeqCst);
+    f.wait(|f| {
+        let seen = f.service.read(0, key.as_bytes(), false);
+        seen.is_ok_and(|seen| seen.entry.is_none())
+    });
+}
+
+#[test]
+fn nothing_is_told_or_written_of_a_store_that_is_being_emptied_and_filled() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    for (came_before, writes) in [(true, false), (true, true), (false, false), (false, true)] {
+        f.log.foreign("n", "41");
+        f.wait(|f| all_stored(f) && f.get("n").as_deref() == Some("41"));
+        if !came_before {
+            // It was let in by a look at the status a moment ago.
+            begin_anew(&f, "n");
+        }
+        let view = if writes { View::Update } else { View::Committed };
+        let computed = f.transact(&owner, "n", view, |t| {
+            if came_before {
+                begin_anew(&f, "n");
+            }
+            let seen = t.get_string(0, b"n")?;
+            if writes {
+                t.set(0, b"n", Bytes::from_static(b"1"), None);
+            }
+            Ok(seen)
+        });
+        assert!(
+            matches!(computed, Err(Fault::Wait(Wait::Loading))),
+            "came before: {came_before}, writes: {writes}"
+        );
+        assert!(f.log.waiting.lock().is_empty(), "it rests on nothing");
+        connect(&f);
+        f.wait(|f| f.service.is_serving());
+        assert_eq!(f.get("n").as_deref(), Some("41"));
+    }
+}
+
+#[test]
+fn whoever_watches_is_told_when_everything_is_read_anew() {
+    let f = Fixture::new(false);
+    f.log.foreign("k", "1");
+    f.wait(all_stored);
+    let flag = Arc::default();
+    f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
+    // It is not in the log any more, so nothing in the log tells of it.
+    f.log.records.lock()[0].key = Bytes::from_static(b"other");
+    begin_anew(&f, "k");
+    assert!(flag.load(Ordering::SeqCst));
+    connect(&f);
+}
