@@ -343,7 +343,7 @@ impl Committer {
     fn try_commit(&mut self, group: &[Handed], deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
         let batches: Vec<&Batch> = group.iter().map(|handed| &handed.batch).collect();
-        if let Err(cause) = self.tail.watch(&batches) {
+        if let Err(cause) = self.tail.watch(&batches, deadline) {
             return not_written(cause);
         }
         self.turn = (self.turn + 1) % self.clients.len();
@@ -360,7 +360,7 @@ impl Committer {
             Err(cause) => Some(not_written(cause)),
         };
         if let Some(outcome) = conflicts {
-            client.abort();
+            client.abort(deadline);
             self.tail.decided(&appended);
             return outcome;
         }
