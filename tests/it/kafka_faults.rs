@@ -233,6 +233,38 @@ fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
 }
 
 #[test]
+fn nothing_that_was_computed_on_a_deleted_topic_gets_into_its_successor() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("successor", 1);
+    let node = Highwater::builder().kafka(kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    for n in 1..=10 {
+        client.check("INCR counter", &format!(":{n}"));
+    }
+    let replaced = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            kafka.delete_topic(&topic);
+            kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
+            replaced.store(true, Ordering::Relaxed);
+        });
+        let end = Instant::now() + SOON * 3;
+        let (mut last, mut anew) = (String::new(), false);
+        while !(anew && last.starts_with(':') && replaced.load(Ordering::Relaxed)) {
+            assert!(Instant::now() < end, "the new topic is not served: {last}");
+            last = reply(&mut client, "INCR counter");
+            anew |= last == ":1";
+        }
+        replacing.join().expect("the topic is replaced");
+    });
+    // Whatever was answered on the way: the new topic has what was computed on it, from its first record on.
+    let records = kafka.records(&topic, "read_committed");
+    let counted: Vec<_> = records.into_iter().flat_map(|record| record.value).collect();
+    let expected: Vec<_> = (1..=counted.len()).map(|n| n.to_string().into_bytes()).collect();
+    assert_eq!(counted, expected);
+}
+
+#[test]
 fn partitions_that_are_added_make_a_node_read_only_until_it_is_restarted() {
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("grown", 1);
