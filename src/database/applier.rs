@@ -438,8 +438,14 @@ impl Applier {
 
     /// Applies a record of a topic with several partitions: the key may have others there.
     fn apply_spread(&mut self, change: Change) -> Result<(), ApplyError> {
+        let home = match &change.kind {
+            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
+                self.service.log.partition(change.database, key)
+            }
+            ChangeKind::Flush => change.partition,
+        };
         // What was applied before must be found.
-        if self.service.may_have_copies(&change) {
+        if self.service.may_have_copies(&change, home) {
             self.push(None)?;
         }
         let at = |partition| TopicPartition {
@@ -447,17 +453,11 @@ impl Applier {
             partition,
         };
         self.met.insert(at(change.partition), change.offset + 1);
-        let home = match &change.kind {
-            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
-                self.service.log.partition(change.database, key)
-            }
-            ChangeKind::Flush => change.partition,
-        };
         let ahead = At {
             partition: home,
             offset: self.met.get(&at(home)).copied().unwrap_or(0),
         };
-        match self.service.settle(change, &mut self.batch)? {
+        match self.service.settle(change, home, &mut self.batch)? {
             Some(change) => {
                 let ahead = (change.partition != home).then_some(ahead);
                 self.show(change, ahead)
