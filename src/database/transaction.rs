@@ -210,7 +210,11 @@ impl Service {
             _ => false,
         };
         if is_blind || self.log.chains() {
-            return Ok(None);
+            // If that is because one that came before has failed just now, this one must not get ahead of it.
+            return match owner.is_unsettled() {
+                true => Err(Fault::Wait(Wait::Own)),
+                false => Ok(None),
+            };
         }
         if owner.plain() > 0 {
             return Err(Fault::Wait(Wait::Own));
