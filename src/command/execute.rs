@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::args::{self, text, wrong_arity};
 use super::consistency::{self, Fresh};
-use super::session::{Multi, Queued, Session, Shared, Watch};
+use super::session::{Multi, Queued, Replies, Session, Shared, Watch};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
@@ -21,7 +21,7 @@ use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
 use crate::log::{Completion, ProduceError};
-use crate::resp::{Request, Weight};
+use crate::resp::{Request, Version, Weight};
 
 /// Longest pause before a command is computed again that lost against another writer, milliseconds for each time it lost.
 const PAUSE_MS: u64 = 2;
@@ -57,6 +57,14 @@ pub struct Pending {
     pub exec: Option<Box<Transaction>>,
     /// Times that it was computed again.
     pub repeated: u64,
+}
+
+/// A reply that is held back, its own or an earlier one's write being under way.
+pub struct Held<'a> {
+    pub args: crate::resp::Args<'a>,
+    pub reply: Result<Reply, Pending>,
+    pub mode: Replies,
+    pub version: Version,
 }
 
 /// What MULTI queued, and what was watched.
@@ -217,6 +225,8 @@ impl Before {
                 Ok(())
             }
             Before::Wait(Wait::Room) => service.room().await,
+            // Whoever executes it again finds out.
+            Before::Wait(Wait::Loading) => Ok(()),
             Before::Wait(Wait::CreateDatabase(database)) => {
                 let creating = service.clone();
                 tokio::task::spawn_blocking(move || creating.create_database(database))
@@ -278,10 +288,30 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     }
 }
 
-/// Looks at the writes of a pending reply, which the caller has waited for: gives the reply, or what the command is pending on after it
-/// was computed again, because a write that it rested on failed or another writer came first. `request` is what the reply
-/// answers. After `deadline` nothing is computed again.
-pub async fn settle(
+/// Waits for the writes under way, once for all of them, until every held reply is there. What failed, because a write that it
+/// rested on did or another writer came first, is computed again: in rounds, each in the order of the requests and begun when nothing is under way.
+/// What fails again meanwhile is left for the next round, and so is what comes after it.
+pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut [Held<'_>]) {
+    let deadline = Instant::now() + shared.service.write_timeout();
+    let mut open = !held.is_empty();
+    while open {
+        session.outstanding.none().await;
+        session.outstanding.settling();
+        open = false;
+        for held in held.iter_mut() {
+            held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                Err(pending) => settle(session, shared, &held.args, pending, deadline).await,
+                settled => settled,
+            };
+            open |= held.reply.is_err();
+        }
+    }
+    session.outstanding.settling();
+}
+
+/// Looks at the writes of a pending reply, which are over unless they belong to this round: gives the reply, or what the command is pending
+/// on. After `deadline` nothing is computed again.
+async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
@@ -327,34 +357,30 @@ pub async fn settle(
     compute_again(session, shared, request, pending, deadline).await
 }
 
-/// Computes a command again as if nothing of the session had changed since.
+/// Computes a command again as if nothing of the session had changed since. If one that comes before it has failed again, it stays as it is.
 async fn compute_again(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    pending: Pending,
+    mut pending: Pending,
     deadline: Instant,
 ) -> Result<Reply, Pending> {
-    let Pending {
-        database,
-        exec: transaction,
-        repeated,
-        ..
-    } = pending;
     let command = match find(request) {
         Ok(command) => command,
         Err(fault) => return Ok(reply_of(session, fault)),
     };
+    let transaction = pending.exec.take();
     let is_exec = transaction.is_some();
     let now = (session.database, session.multi.take(), session.watch.take());
     if let Some(transaction) = transaction {
         (session.multi, session.watch) = (transaction.multi, transaction.watch);
     }
-    session.database = database;
+    session.database = pending.database;
     let whole_store = command.has(flag::WHOLE_STORE) || is_exec;
     let again = loop {
-        session.outstanding.settling();
-        session.outstanding.forget_failed();
+        if let Err(fault) = admit(session, shared, command) {
+            break Ok(reply_of(session, fault));
+        }
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
             break Ok(reply_of(session, fault));
         }
@@ -365,9 +391,14 @@ async fn compute_again(
         break match step {
             Step::Reply(reply) => Ok(reply),
             Step::Pending(next) => Err(Pending {
-                repeated: repeated + 1,
+                repeated: pending.repeated + 1,
                 ..next
             }),
+            Step::Before(_) if session.outstanding.is_unsettled() => {
+                let (multi, watch) = (session.multi.take(), session.watch.take());
+                pending.exec = is_exec.then(|| Box::new(Transaction { multi, watch }));
+                Err(pending)
+            }
             Step::Before(before) if Instant::now() < deadline => {
                 match before.happened(&session.outstanding, shared).await {
                     Ok(()) => continue,
@@ -775,3 +806,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         Ok(computed) => conclude(session, computed, database, barrier, Some(transaction)),
     }
 }
+
+#[cfg(test)]
+#[path = "execute_tests.rs"]
+mod tests;

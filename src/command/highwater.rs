@@ -154,6 +154,7 @@ fn error(fault: Fault) -> Reply {
 fn tell_where(context: &mut Context, args: Args) -> Outcome {
     let (database, key) = (context.database(), args[2]);
     let service = &context.shared.service;
+    context.transaction.looks();
     if context.session.outstanding.count() > 0
         && let Some(write) = service.read(database, key, true)?.depends
         && write.outcome().is_none()

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
+use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, EXPECTED};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
@@ -23,8 +24,8 @@ const BATCH: usize = 1_000;
 const IDLE: Duration = Duration::from_millis(100);
 /// How long the log may take to tell its end.
 const ASK_ENDS: Duration = Duration::from_secs(2);
-/// How often the log is asked for its end.
-const ENDS_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause before a log that could not be read anew is tried again.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// A group whose records do not all come within this time is applied as far as it came (forged or broken).
 const GROUP_PATIENCE: Duration = Duration::from_secs(2);
 /// ... or within this many records that wait behind it.
@@ -52,9 +53,9 @@ struct Applier {
     direct: bool,
     /// Records that were applied so, or passed over because memory had them, since the last hand-over.
     in_memory: u64,
-    last_ends: Option<Instant>,
-    /// When the log's ends were asked, and what they were: reached, this node is as of that time.
-    ends: Option<(u64, Positions)>,
+    /// The log is to be asked for its ends then.
+    next_ends: Instant,
+    as_of: AsOf,
     /// Log ends at start; serving begins when they are reached.
     goal: Option<Positions>,
     /// Of partitions that were met later (a database that another node created): what was there then. Groups there may
@@ -106,7 +107,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
             ))
         } else if retention.is_some() && newest > now {
             Some("it is from the future: the clock was set back, and how long this node was away is not known, so deletes may have been missed".into())
-        } else if retention.is_some_and(|r| now.saturating_sub(oldest) as u128 > r.as_millis() * 9 / 10) {
+        } else if retention.is_some_and(|r| is_too_old(Duration::from_millis(now.saturating_sub(oldest)), r)) {
             Some("it is older than the topic keeps its tombstones (delete.retention.ms), so deletes may have been missed".into())
         } else {
             None
@@ -120,13 +121,10 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
             continue;
         }
         for (&partition, position) in &known.partitions {
-            if let Some(partition) = service.databases[database as usize]
-                .partitions()
-                .get(partition as usize)
-            {
+            let at = TopicPartition { database, partition };
+            if let Some(partition) = service.partition(&at) {
                 partition.as_of.store(position.as_of as i64, Ordering::Relaxed);
             }
-            let at = TopicPartition { database, partition };
             positions.insert(at, position.next_offset);
             marks.extend(position.mark.map(|(offset, epoch)| (at, Mark { offset, epoch })));
         }
@@ -137,8 +135,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
 /// How far everything is that was applied up to these positions.
 fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     let as_of = |at: &TopicPartition| {
-        let partitions = service.databases[at.database as usize].partitions();
-        let partition = partitions.get(at.partition as usize);
+        let partition = service.partition(at);
         partition.map_or(0, |partition| partition.as_of.load(Ordering::Relaxed)) as u64
     };
     let position = |(at, &next_offset): (&TopicPartition, &u64)| {
@@ -168,16 +165,14 @@ impl Applier {
         let goal = service.log.ends(Duration::from_secs(30))?;
         let follower = service.log.follow_marked(&positions, marks)?;
         for (at, &offset) in &positions {
-            if let Some(partition) = service.databases[at.database as usize]
-                .partitions()
-                .get(at.partition as usize)
-            {
+            if let Some(partition) = service.partition(at) {
                 partition.applied.fetch_max(offset, Ordering::AcqRel);
                 partition.stored.fetch_max(offset, Ordering::AcqRel);
             }
         }
         service.behind.begin(reached(&service, &positions, marks));
         Ok(Applier {
+            as_of: AsOf::at(&service, &positions),
             service,
             follower,
             waiting: VecDeque::new(),
@@ -186,8 +181,7 @@ impl Applier {
             batch: Vec::new(),
             direct: false,
             in_memory: 0,
-            last_ends: None,
-            ends: None,
+            next_ends: Instant::now(),
             old_ends: goal.clone(),
             goal: Some(goal),
             started: Instant::now(),
@@ -258,8 +252,21 @@ impl Applier {
             database.forget();
             service.clear_store(number)?;
         }
-        *self = Applier::new(service, Positions::new(), &Marks::new())?;
-        Ok(())
+        loop {
+            match Applier::new(service.clone(), Positions::new(), &Marks::new()) {
+                Ok(new) => {
+                    *self = new;
+                    return Ok(());
+                }
+                // It was read before, and will be again when it answers.
+                Err(LogError::Failed(cause)) if !service.is_stopping() => {
+                    warn!(cause, "cannot read the log anew yet");
+                    std::thread::sleep(AFTER_FAILURE);
+                }
+                Err(_) if service.is_stopping() => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Follows the log until the service stops.
@@ -267,6 +274,7 @@ impl Applier {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
             self.poll(&mut records)?;
+            self.as_of.judge(&self.service, self.follower.positions(), &records)?;
             self.service.notice_databases();
             let mut records = records.drain(..);
             for index in 0..records.len() {
@@ -454,8 +462,14 @@ impl Applier {
 
     /// Applies a record of a topic with several partitions: the key may have others there.
     fn apply_spread(&mut self, change: Change) -> Result<(), ApplyError> {
+        let home = match &change.kind {
+            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
+                self.service.log.partition(change.database, key)
+            }
+            ChangeKind::Flush => change.partition,
+        };
         // What was applied before must be found.
-        if self.service.may_have_copies(&change) {
+        if self.service.may_have_copies(&change, home) {
             self.push(None)?;
         }
         let at = |partition| TopicPartition {
@@ -463,17 +477,11 @@ impl Applier {
             partition,
         };
         self.met.insert(at(change.partition), change.offset + 1);
-        let home = match &change.kind {
-            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
-                self.service.log.partition(change.database, key)
-            }
-            ChangeKind::Flush => change.partition,
-        };
         let ahead = At {
             partition: home,
             offset: self.met.get(&at(home)).copied().unwrap_or(0),
         };
-        match self.service.settle(change, &mut self.batch)? {
+        match self.service.settle(change, home, &mut self.batch)? {
             Some(change) => {
                 let ahead = (change.partition != home).then_some(ahead);
                 self.show(change, ahead)
@@ -518,21 +526,26 @@ impl Applier {
         if self.goal.is_some() {
             return;
         }
-        let mut positions = self.follower.positions();
-        for record in &self.waiting {
-            positions
-                .entry(record.at)
-                .and_modify(|position| *position = record.offset.min(*position));
-        }
         let mut more = false;
-        for (at, position) in positions {
-            if let Some(partition) = self.partition(&at) {
+        for (at, position) in self.applied() {
+            if let Some(partition) = service.partition(&at) {
                 more |= partition.applied.fetch_max(position, Ordering::AcqRel) < position;
             }
         }
         if more {
             service.progress.notify_waiters();
         }
+    }
+
+    /// Everything below was applied.
+    fn applied(&self) -> Positions {
+        let mut positions = self.follower.positions();
+        for record in &self.waiting {
+            positions
+                .entry(record.at)
+                .and_modify(|position| *position = record.offset.min(*position));
+        }
+        positions
     }
 
     /// Hands what was applied to the writer, with how far that is. The follower's positions are past everything that it
@@ -567,31 +580,23 @@ impl Applier {
 
     /// Asks the log for its ends now and then, so that lag and `as_of` are known.
     fn ask_ends(&mut self) {
-        if self.last_ends.is_some_and(|asked| asked.elapsed() < ENDS_INTERVAL) {
+        if Instant::now() < self.next_ends {
             return;
         }
-        self.last_ends = Some(Instant::now());
-        let asked_at = now_ms();
+        let asked = Moment::now();
         match self.service.log.ends(ASK_ENDS) {
             Ok(ends) => {
                 for (at, &end) in &ends {
-                    if let Some(partition) = self.partition(at) {
+                    if let Some(partition) = self.service.partition(at) {
                         partition.end.store(end, Ordering::Relaxed);
                     }
                 }
-                if self.ends.is_none() {
-                    self.ends = Some((asked_at, ends));
-                }
+                self.as_of.told(asked, &ends);
             }
             // The log itself tells of lost and found connections; here it only means that `as_of` does not advance.
             Err(error) => debug!(%error, "the log's end is not known"),
         }
-    }
-
-    fn partition(&self, at: &TopicPartition) -> Option<&super::Partition> {
-        self.service.databases[at.database as usize]
-            .partitions()
-            .get(at.partition as usize)
+        self.next_ends = Instant::now() + AsOf::interval(&self.service);
     }
 
     fn has_applied(&self, ends: &Positions) -> bool {
@@ -603,23 +608,15 @@ impl Applier {
     }
 
     fn note_progress(&mut self) {
-        if let Some((asked_at, ends)) = &self.ends
-            && self.has_applied(ends)
-        {
-            for at in ends.keys() {
-                if self.service.log.incomplete(at.database).is_some() {
-                    continue;
-                }
-                if let Some(partition) = self.partition(at) {
-                    partition.as_of.store(*asked_at as i64, Ordering::Relaxed);
-                }
-            }
-            self.ends = None;
+        if self.as_of.is_open() {
+            let applied = self.applied();
+            self.as_of.applied(&self.service, &applied);
         }
         let Some(goal) = &self.goal else { return };
         // A position that is no more, or of another log, may be past the end.
         if self.follower.is_confirmed() && self.has_applied(goal) {
             self.service.behind.show();
+            self.as_of.loaded(&self.service);
             info!(
                 records = self.service.counters.records_applied.load(Ordering::Relaxed),
                 seconds = self.started.elapsed().as_secs_f64(),

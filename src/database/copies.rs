@@ -39,11 +39,10 @@ impl Database {
 }
 
 impl Service {
-    /// True if what this record changes depends on what other partitions have of its key.
-    pub(super) fn may_have_copies(&self, change: &Change) -> bool {
-        let is_misplaced = |key: &[u8]| self.log.partition(change.database, key) != change.partition;
+    /// True if what this record changes depends on what other partitions have of its key, whose home this is.
+    pub(super) fn may_have_copies(&self, change: &Change, home: u32) -> bool {
         match &change.kind {
-            ChangeKind::Put { key, .. } => is_misplaced(key),
+            ChangeKind::Put { .. } => change.partition != home,
             ChangeKind::Delete { .. } => self.databases[change.database as usize].has_copies(),
             ChangeKind::Flush => false,
         }
@@ -82,8 +81,7 @@ impl Service {
     }
 
     /// The copies of a key, lowest partition first.
-    fn copies(&self, database: u16, key: &[u8]) -> Result<SmallVec<[Entry; 1]>, StoreError> {
-        let home = self.log.partition(database, key);
+    fn copies(&self, database: u16, key: &[u8], home: u32) -> Result<SmallVec<[Entry; 1]>, StoreError> {
         let partitions = 0..self.databases[database as usize].partitions().len() as u32;
         let copy = |partition| self.applied_last(database, self.hidden(database), &copy_name(key, partition));
         partitions
@@ -103,7 +101,8 @@ impl Service {
             if let Item::Key { database, key, .. } = &item
                 && spread(&item)
             {
-                all.extend(self.copies(*database, key)?.iter().map(|copy| Item::Copy {
+                let home = self.log.partition(*database, key);
+                all.extend(self.copies(*database, key, home)?.iter().map(|copy| Item::Copy {
                     database: *database,
                     key: key.clone(),
                     partition: copy.meta.partition,
@@ -129,9 +128,14 @@ impl Service {
         })
     }
 
-    /// What an applied record of a topic with several partitions changes of what is shown, if anything; what it changes of the
+    /// What an applied record of a topic with several partitions changes of what is shown, if anything; `home` is its key's; what it changes of the
     /// copies is appended to `hidden`. Everything applied before is in [`super::write_behind`] or in the store.
-    pub(super) fn settle(&self, change: Change, hidden: &mut Vec<Change>) -> Result<Option<Change>, StoreError> {
+    pub(super) fn settle(
+        &self,
+        change: Change,
+        home: u32,
+        hidden: &mut Vec<Change>,
+    ) -> Result<Option<Change>, StoreError> {
         let database = &self.databases[change.database as usize];
         let (key, is_value) = match &change.kind {
             ChangeKind::Put { key, .. } => (key.clone(), true),
@@ -146,7 +150,6 @@ impl Service {
                 return Ok(Some(change));
             }
         };
-        let home = self.log.partition(change.database, &key);
         let is_home = change.partition == home;
         if is_home && (is_value || !database.has_copies()) {
             return Ok(Some(change));
@@ -176,7 +179,7 @@ impl Service {
             return Ok(None);
         }
         // This record is not among what was applied before.
-        let mut copies = self.copies(change.database, &key)?;
+        let mut copies = self.copies(change.database, &key, home)?;
         copies.retain(|copy| copy.meta.partition != change.partition);
         if let (false, ChangeKind::Put { entry, .. }) = (is_home, &change.kind) {
             copies.push(entry.clone());

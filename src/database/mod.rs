@@ -1,8 +1,9 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`own`]: what it need not look at), [`write_behind`] (from
-//! there to the store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`own`]: what it need not look at; [`as_of`]: what it may have
+//! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is),
+//! [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -10,13 +11,14 @@
 //! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
 
 pub mod applier;
+mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
 pub mod hot;
 mod own;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod transaction;
 pub mod watch;
 pub mod write;
@@ -135,6 +137,8 @@ pub struct Service {
     /// Held for writing while several keys become visible at once, for reading while several keys are read.
     groups: RwLock<()>,
     status: ArcSwap<Status>,
+    /// Odd while this node is not serving; grows when that begins and when it ends.
+    era: AtomicU64,
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
@@ -197,6 +201,7 @@ impl Database {
 
     /// The topic is another one now, under the same name: nothing that was known of it holds.
     fn forget(&self) {
+        self.watches.flushed(|_| true);
         self.hot.forget(|_, _| true);
         for partition in self.partitions() {
             for offset in [
@@ -294,6 +299,7 @@ impl Service {
                 total: 0,
                 rebuilding: None,
             }),
+            era: AtomicU64::new(1),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
             generation: AtomicU64::new(0),
@@ -313,16 +319,35 @@ impl Service {
         &self.databases[database as usize]
     }
 
+    fn partition(&self, at: &TopicPartition) -> Option<&Partition> {
+        let partitions = self.databases[at.database as usize].partitions();
+        partitions.get(at.partition as usize)
+    }
+
     pub fn status(&self) -> Arc<Status> {
         self.status.load_full()
     }
 
     pub fn is_serving(&self) -> bool {
-        **self.status.load() == Status::Serving
+        self.era() % 2 == 0
     }
 
+    fn era(&self) -> u64 {
+        self.era.load(Ordering::Acquire)
+    }
+
+    /// True if this node has been serving since that era was read: what was read meanwhile is no store that was being emptied or filled.
+    fn has_served_since(&self, era: u64) -> bool {
+        era % 2 == 0 && self.era() == era
+    }
+
+    /// Called by the applier only, before it takes away what was served.
     fn set_status(&self, status: Status) {
+        let changes = self.is_serving() != (status == Status::Serving);
         self.status.store(Arc::new(status));
+        if changes {
+            self.era.fetch_add(1, Ordering::AcqRel);
+        }
         self.progress.notify_waiters();
     }
 

@@ -1,6 +1,7 @@
 //! The service layer on a log that does what the test says: acknowledges, fails or keeps quiet.
 
 mod consistency;
+mod faults;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,14 +28,21 @@ const HERE: TopicPartition = TopicPartition {
 
 /// One topic of one partition, in memory.
 #[derive(Default)]
-struct ScriptedLog {
+pub(crate) struct ScriptedLog {
     chains: bool,
     epoch: AtomicU64,
-    waiting: Mutex<VecDeque<Batch>>,
+    pub waiting: Mutex<VecDeque<Batch>>,
     records: Arc<Mutex<Vec<LogRecord>>>,
+    /// So many batches that come now lose against another writer.
+    pub losing: AtomicU64,
     /// Times that its ends were asked; whether it does not tell them.
     asked: AtomicU64,
     mute: AtomicBool,
+    /// Its followers are given nothing.
+    held: Arc<AtomicBool>,
+    /// Its next follower to ask is told that its position is lost.
+    lost: Arc<AtomicBool>,
+    retention: Mutex<Option<Duration>>,
 }
 
 impl ScriptedLog {
@@ -64,14 +72,14 @@ impl ScriptedLog {
         batch.completion.complete(Ok(&appended));
     }
 
-    fn acknowledge_all(&self) {
+    pub fn acknowledge_all(&self) {
         while !self.waiting.lock().is_empty() {
             self.acknowledge();
         }
     }
 
     /// The oldest batch fails; on a log that chains, all that came after it too.
-    fn fail(&self, error: ProduceError) {
+    pub fn fail(&self, error: ProduceError) {
         let failed: Vec<Batch> = {
             let mut waiting = self.waiting.lock();
             let count = if self.chains { waiting.len() } else { 1 };
@@ -91,7 +99,7 @@ impl ScriptedLog {
     }
 
     /// Another producer's record.
-    fn foreign(&self, key: &str, value: &str) {
+    pub fn foreign(&self, key: &str, value: &str) {
         let payload = Payload::Value {
             value: Bytes::copy_from_slice(value.as_bytes()),
             expire_at: None,
@@ -132,6 +140,9 @@ impl Log for ScriptedLog {
     fn create(&self, _: u16) -> Result<(), LogError> {
         Err(LogError::Failed("cannot create".into()))
     }
+    fn tombstone_retention(&self, _: u16) -> Option<Duration> {
+        *self.retention.lock()
+    }
     fn partition(&self, _: u16, _: &[u8]) -> u32 {
         0
     }
@@ -148,6 +159,14 @@ impl Log for ScriptedLog {
         if epoch != self.epoch() {
             return batch.completion.complete(Err(ProduceError::Stale { after: None }));
         }
+        let loses = |left: u64| left.checked_sub(1);
+        if self
+            .losing
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, loses)
+            .is_ok()
+        {
+            return batch.completion.complete(Err(ProduceError::Stale { after: None }));
+        }
         self.waiting.lock().push_back(batch);
     }
     fn ends(&self, _: Duration) -> Result<Positions, LogError> {
@@ -160,6 +179,8 @@ impl Log for ScriptedLog {
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
         Ok(Box::new(ScriptedFollower {
             records: self.records.clone(),
+            held: self.held.clone(),
+            lost: self.lost.clone(),
             next: from.get(&HERE).copied().unwrap_or(0),
         }))
     }
@@ -168,16 +189,21 @@ impl Log for ScriptedLog {
 
 struct ScriptedFollower {
     records: Arc<Mutex<Vec<LogRecord>>>,
+    held: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
     next: u64,
 }
 
 impl Follower for ScriptedFollower {
     fn poll(&mut self, out: &mut Vec<LogRecord>, timeout: Duration) -> Result<(), LogError> {
         let deadline = Instant::now() + timeout.min(Duration::from_millis(5));
+        if self.lost.swap(false, Ordering::SeqCst) {
+            return Err(LogError::PositionLost("for the test".into()));
+        }
         loop {
             let records = self.records.lock();
             let new = &records[self.next as usize..];
-            if !new.is_empty() {
+            if !new.is_empty() && !self.held.load(Ordering::SeqCst) {
                 out.extend_from_slice(new);
                 self.next = records.len() as u64;
                 return Ok(());
@@ -206,15 +232,15 @@ impl Follower for ScriptedFollower {
     }
 }
 
-struct Fixture {
-    log: Arc<ScriptedLog>,
-    service: Arc<Service>,
+pub(crate) struct Fixture {
+    pub log: Arc<ScriptedLog>,
+    pub service: Arc<Service>,
     applier: Option<std::thread::JoinHandle<()>>,
     directory: tempfile::TempDir,
 }
 
 impl Fixture {
-    fn new(chains: bool) -> Fixture {
+    pub fn new(chains: bool) -> Fixture {
         let log = Arc::new(ScriptedLog {
             chains,
             ..ScriptedLog::default()
@@ -231,7 +257,7 @@ impl Fixture {
     fn with_delay(log: Arc<ScriptedLog>, directory: tempfile::TempDir, delay_ms: u64) -> Fixture {
         let options = Options {
             cache_bytes: 8 << 20,
-            databases: 2,
+            databases: super::copies::databases_with_copies(2),
         };
         let opened = SledStore::open(directory.path(), &options).expect("the store opens");
         let settings = Settings {
@@ -267,7 +293,7 @@ impl Fixture {
         }
     }
 
-    fn wait(&self, mut reached: impl FnMut(&Fixture) -> bool) {
+    pub fn wait(&self, mut reached: impl FnMut(&Fixture) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !reached(self) {
             assert!(Instant::now() < deadline, "not reached in time");
@@ -626,7 +652,8 @@ fn what_is_read_while_loading_is_not_remembered() {
         rebuilding: None,
     });
     // WATCH looks at keys even now.
-    assert_eq!(f.get("k"), None);
+    let watched = f.service.read(0, b"k", true);
+    assert!(watched.is_ok_and(|seen| seen.entry.is_none()));
     let meta = Meta {
         partition: 0,
         offset: 7,

@@ -38,6 +38,8 @@ pub enum Wait {
     CreateDatabase(u16),
     /// The store must take in what was acknowledged: too much is in memory only.
     Room,
+    /// This node is not serving, or was not all the time: what was read may be a store that is being filled.
+    Loading,
 }
 
 impl Fault {
@@ -133,7 +135,7 @@ impl Service {
         view: View,
         f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<Computed<T>, Fault> {
-        let epoch = self.log.epoch();
+        let (epoch, era) = (self.log.epoch(), self.era());
         let _stripes = match keys {
             Keys::Unlocked | Keys::Snapshot => SmallVec::new(),
             Keys::Some(keys) => self.lock_keys(keys.iter().copied()),
@@ -154,9 +156,14 @@ impl Service {
             looked: false,
         };
         let computed = f(&mut transaction);
-        // It may have been computed without a write before it that failed and is going to be computed again.
-        if owner.is_unsettled() && (transaction.looked || !transaction.items.is_empty()) {
-            return Err(Fault::Wait(Wait::Own));
+        if transaction.looked || !transaction.items.is_empty() {
+            if !self.has_served_since(era) {
+                return Err(Fault::Wait(Wait::Loading));
+            }
+            // It may have been computed without a write before it that failed and is going to be computed again.
+            if owner.is_unsettled() {
+                return Err(Fault::Wait(Wait::Own));
+            }
         }
         let value = computed?;
         transaction.check_size()?;
@@ -203,7 +210,11 @@ impl Service {
             _ => false,
         };
         if is_blind || self.log.chains() {
-            return Ok(None);
+            // If that is because one that came before has failed just now, this one must not get ahead of it.
+            return match owner.is_unsettled() {
+                true => Err(Fault::Wait(Wait::Own)),
+                false => Ok(None),
+            };
         }
         if owner.plain() > 0 {
             return Err(Fault::Wait(Wait::Own));
@@ -288,6 +299,11 @@ impl Transaction<'_> {
         self.view == View::Update && !self.service.log.chains()
     }
 
+    /// Data is looked at: what is found counts only if this node serves all the time.
+    pub fn looks(&mut self) {
+        self.looked = true;
+    }
+
     fn look(&mut self, database: u16, key: &[u8], condition: bool) -> Result<Option<Entry>, Fault> {
         if let Some(place) = self.place(database, key) {
             return Ok(self.own_entry(place));
@@ -295,7 +311,7 @@ impl Transaction<'_> {
         if self.flushed.contains(&database) {
             return Ok(None);
         }
-        self.looked = true;
+        self.looks();
         // In this order: what is read is at least as new as what was applied before.
         let known = condition.then(|| self.applied(database, key)).flatten();
         let seen = self.service.read(database, key, self.view != View::Committed)?;
@@ -339,6 +355,7 @@ impl Transaction<'_> {
 
     /// All keys of the database were looked at, in the store.
     fn look_at_all(&mut self, database: u16) {
+        self.looks();
         if !self.is_conditional() {
             return;
         }

@@ -13,7 +13,7 @@ use crate::command::Shared;
 use crate::command::execute::Before;
 use crate::database::transaction::{Keys, Transaction, View};
 use crate::database::write::Outstanding;
-use crate::database::{Fault, Service};
+use crate::database::{Fault, Service, Wait};
 use crate::log::ProduceError;
 
 #[allow(clippy::all, reason = "generated code")]
@@ -95,9 +95,9 @@ impl Api {
         view: View,
         f: impl Fn(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, Status> {
-        let service = self.service()?;
         let owner = Arc::new(Outstanding::default());
         loop {
+            let service = self.service()?;
             match service.transact(&owner, Keys::Some(&[key]), view, &f) {
                 Ok(computed) => {
                     service.counters.add(computed.lookups);
@@ -128,6 +128,7 @@ impl Api {
 fn refused(fault: Fault) -> Status {
     match fault {
         Fault::Error(text) => Status::unavailable(String::from_utf8_lossy(&text)),
+        Fault::Wait(Wait::Loading) => Status::unavailable("not serving: the local store is being filled"),
         Fault::Wait(_) => Status::unavailable("NOTWRITTEN the command could not be computed"),
     }
 }

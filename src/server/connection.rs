@@ -13,10 +13,10 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::wire::Wire;
-use crate::command::execute::{EXPECTED, Pending, Step, execute, execute_waiting, expect, settle};
+use crate::command::execute::{EXPECTED, Held, Pending, Step, execute, execute_waiting, expect, settle_all};
 use crate::command::session::Replies;
 use crate::command::{Session, Shared};
-use crate::resp::{Args, Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
+use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
 /// Requests decoded, executed and answered together.
 const BURST: usize = 1_024;
@@ -28,14 +28,6 @@ const MAX_HELD: usize = 1 << 20;
 /// Bytes of values under way, written by one connection, that are waited for before it writes more: it must not fill the log's queue, which
 /// others need too.
 const MAX_WRITING: usize = 16 << 20;
-
-/// A reply that is held back, its own or an earlier one's write being under way.
-struct Held<'a> {
-    args: Args<'a>,
-    reply: Result<Reply, Pending>,
-    mode: Replies,
-    version: Version,
-}
 
 struct Connection {
     wire: Wire,
@@ -175,23 +167,9 @@ impl Connection {
         self.settle_all(&mut held).await
     }
 
-    /// Waits for the writes under way, once for all of them, and puts the replies behind them into the output.
+    /// Waits for the writes under way, and puts the replies behind them into the output.
     async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) -> io::Result<()> {
-        let deadline = Instant::now() + self.shared.service.write_timeout();
-        let mut open = !held.is_empty();
-        while open {
-            self.session.outstanding.none().await;
-            self.session.outstanding.settling();
-            open = false;
-            for held in held.iter_mut() {
-                held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
-                    Err(pending) => settle(&mut self.session, &self.shared, &held.args, pending, deadline).await,
-                    settled => settled,
-                };
-                open |= held.reply.is_err();
-            }
-        }
-        self.session.outstanding.settling();
+        settle_all(&mut self.session, &self.shared, held).await;
         for Held {
             reply, mode, version, ..
         } in held.drain(..)

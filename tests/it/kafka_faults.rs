@@ -1,5 +1,6 @@
 //! What happens to a topic and its brokers beneath a node: records lost, removed or replaced, partitions added, transactional ids taken.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::producer::{BaseProducer, Producer};
@@ -178,6 +179,89 @@ fn a_topic_made_anew_while_the_node_was_down_is_read_anew() {
     client.check("DBSIZE", ":1");
     client.check("INCR new", ":5");
     assert!(node.log().contains("it was filled from"), "{}", node.log());
+}
+
+/// Reads a key again and again until it is stopped, or that was forgotten.
+fn always_shown(port: u16, key: &str, stop: &AtomicBool) {
+    let mut client = Client::connect(port);
+    client.set_deadline(SOON * 6);
+    let end = Instant::now() + SOON * 8;
+    while !stop.load(Ordering::Relaxed) && Instant::now() < end {
+        let shown = reply(&mut client, &format!("GET {key}"));
+        assert!(shown == "$1\r\nv" || shown.starts_with("-LOADING"), "{key}: {shown}");
+    }
+}
+
+#[test]
+fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
+    let kafka = kafka::shared();
+    let topic = kafka.quickly_compacted_topic("stood-still", 1);
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("rebuilding the local store")
+        .start();
+    let mut client = node.client();
+    client.check("MSET gone v kept v", "+OK");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| always_shown(node.port, "kept", &stop));
+        node.signal(libc::SIGSTOP);
+        // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
+        std::thread::sleep(Duration::from_secs(1));
+        kcat_writes(kafka, &topic, "gone:\n");
+        let is_there = || {
+            let records = kafka.records(&topic, "read_committed");
+            records.iter().any(|record| record.key.as_deref() == Some(b"gone"))
+        };
+        let end = Instant::now() + Duration::from_secs(90);
+        while is_there() {
+            assert!(Instant::now() < end, "the tombstone does not vanish");
+            // Other records must come, since the newest segment is not compacted.
+            kcat_writes(kafka, &topic, "filler:v\n");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        kcat_writes(kafka, &topic, "new:v\n");
+        node.signal(libc::SIGCONT);
+        check_soon(&mut client, "GET new", "$1\r\nv");
+        client.check("GET gone", "$-1");
+        stop.store(true, Ordering::Relaxed);
+        reader.join().expect("a reader");
+    });
+    client.check("DBSIZE", ":3");
+    let rebuilds = node.log().matches("rebuilding the local store").count();
+    assert_eq!(rebuilds, 1, "{}", node.log());
+}
+
+#[test]
+fn nothing_that_was_computed_on_a_deleted_topic_gets_into_its_successor() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("successor", 1);
+    let node = Highwater::builder().kafka(kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    for n in 1..=10 {
+        client.check("INCR counter", &format!(":{n}"));
+    }
+    let replaced = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            kafka.delete_topic(&topic);
+            kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
+            replaced.store(true, Ordering::Relaxed);
+        });
+        let end = Instant::now() + SOON * 3;
+        let (mut last, mut anew) = (String::new(), false);
+        while !(anew && last.starts_with(':') && replaced.load(Ordering::Relaxed)) {
+            assert!(Instant::now() < end, "the new topic is not served: {last}");
+            last = reply(&mut client, "INCR counter");
+            anew |= last == ":1";
+        }
+        replacing.join().expect("the topic is replaced");
+    });
+    // Whatever was answered on the way: the new topic has what was computed on it, from its first record on.
+    let records = kafka.records(&topic, "read_committed");
+    let counted: Vec<_> = records.into_iter().flat_map(|record| record.value).collect();
+    let expected: Vec<_> = (1..=counted.len()).map(|n| n.to_string().into_bytes()).collect();
+    assert_eq!(counted, expected);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use crate::support::wait_for;
 
 const SOON: Duration = Duration::from_secs(25);
 const CLIENTS: usize = 4;
-/// A write is answered within the write timeout (5 s) and what a busy machine adds.
-const ANSWERED: Duration = Duration::from_secs(9);
+/// A write is answered within the write timeout (5 s), a second more where the outcome of a commit has to be found out, and what a
+/// busy machine adds.
+const ANSWERED: Duration = Duration::from_millis(7_500);
 
 /// What one client was answered.
 #[derive(Default)]

@@ -33,7 +33,10 @@ const GLANCE: Duration = Duration::from_millis(50);
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks for room in a full queue, or at a commit that has to be asked for again.
 const AGAIN: Duration = Duration::from_millis(2);
-/// The least time that is spent on an abort, and on finding out an outcome, however late it is.
+/// The most time that is spent on an abort.
+const ABORT: Duration = Duration::from_secs(1);
+/// The least time that is spent on finding out how a commit ended, however late it is: so much later than the write timeout the last
+/// answer may come.
 const LEAST: Duration = Duration::from_secs(1);
 
 pub(super) struct Client {
@@ -298,14 +301,17 @@ impl Client {
         };
         let sent = producer.send(&self.topics, batches, deadline);
         if sent.is_err() {
-            self.abort();
+            self.abort(deadline);
         }
         sent.map_err(|cause| format!("{cause}{}", self.trouble()))
     }
 
-    pub fn abort(&mut self) {
+    /// What was sent is never committed, whether the broker hears of it now or from the next producer with this id: nobody is made to wait
+    /// for that beyond the deadline.
+    pub fn abort(&mut self, deadline: Instant) {
         let Some(producer) = &self.producer else { return };
-        if let Err(error) = producer.inner.abort_transaction(LEAST) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(error) = producer.inner.abort_transaction(left.clamp(GLANCE, ABORT)) {
             tracing::debug!(%error, id = self.id, "cannot abort a transaction");
             self.give_up();
         }
@@ -316,6 +322,7 @@ impl Client {
         let Some(producer) = &self.producer else {
             return Decided::Aborted("there is no producer".into());
         };
+        let end = deadline + LEAST;
         let cause = loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
             match producer.inner.commit_transaction(left) {
@@ -325,7 +332,8 @@ impl Client {
                 }
                 Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
                     let cause = describe_code(error.code());
-                    if producer.inner.abort_transaction(LEAST).is_ok() {
+                    let left = end.saturating_duration_since(Instant::now()) / 2;
+                    if producer.inner.abort_transaction(left.clamp(GLANCE, ABORT)).is_ok() {
                         return Decided::Aborted(cause);
                     }
                     break cause;
@@ -334,8 +342,7 @@ impl Client {
             }
         };
         self.give_up();
-        let deadline = deadline.max(Instant::now() + LEAST);
-        match self.find_out(appended, deadline) {
+        match self.find_out(appended, end) {
             Ok(true) => Decided::Committed,
             Ok(false) => Decided::Aborted(cause),
             Err(why) => Decided::Unknown(format!(

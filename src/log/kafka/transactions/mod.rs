@@ -44,6 +44,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// How long a group waits for those who were answered by the one before it, and are about to send more. Without that two groups
 /// would take turns for good, each of half of the clients.
 const GATHER: Duration = Duration::from_millis(1);
+const ANOTHER_LOG: &str =
+    "the topic is not the one that this was computed on any more: it was deleted and made again, or has lost its end";
 /// Kafka takes turns between so many transactional ids.
 const CLIENTS: usize = 2;
 
@@ -354,7 +356,7 @@ impl Committer {
     fn try_commit(&mut self, group: &[Handed], deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
         let batches: Vec<&Batch> = group.iter().map(|handed| &handed.batch).collect();
-        if let Err(cause) = self.tail.watch(&batches) {
+        if let Err(cause) = self.tail.watch(&batches, deadline) {
             return not_written(cause);
         }
         self.turn = (self.turn + 1) % self.clients.len();
@@ -363,15 +365,20 @@ impl Committer {
             Ok(appended) => appended,
             Err(cause) => return Outcome::Refused(cause),
         };
-        let conflicts = ends_if_needed(&self.topics, &batches, deadline)
-            .and_then(|ends| self.tail.conflicts(&batches, &appended, ends.as_ref(), deadline));
+        let conflicts = ends_if_needed(&self.topics, &batches, deadline).and_then(|ends| {
+            if is_another_log(&batches, &appended, ends.as_ref()) {
+                self.topics.hurry();
+                return Err(ANOTHER_LOG.into());
+            }
+            self.tail.conflicts(&batches, &appended, ends.as_ref(), deadline)
+        });
         let conflicts = match conflicts {
             Ok(conflicts) if conflicts.is_empty() => None,
             Ok(conflicts) => Some(Outcome::Conflicts(conflicts)),
             Err(cause) => Some(not_written(cause)),
         };
         if let Some(outcome) = conflicts {
-            client.abort();
+            client.abort(deadline);
             self.tail.decided(&appended);
             return outcome;
         }
@@ -404,6 +411,21 @@ fn is_in_one_partition(batch: &Batch) -> bool {
     all.all(|at| Some(at) == first)
 }
 
+/// True if the log is not the one that these batches were computed on: what was appended to it, or its end, is below what they knew of it.
+fn is_another_log(batches: &[&Batch], appended: &[Appended], ends: Option<&Positions>) -> bool {
+    let mut rest = appended;
+    batches.iter().any(|batch| {
+        let (mine, others) = rest.split_at(batch.records.len());
+        rest = others;
+        let mut reads = batch.condition.iter().flat_map(|condition| &condition.reads);
+        reads.any(|read| {
+            let is_cut = |end: &u64| *end < read.known;
+            ends.and_then(|ends| ends.get(&read.at)).is_some_and(is_cut)
+                || mine.iter().any(|own| own.at == read.at && own.offset < read.known)
+        })
+    })
+}
+
 /// The log's ends after all records were acknowledged, if a batch needs them: over several partitions there is no order, so whoever
 /// reads looks at everything that is there when its own writes are.
 fn ends_if_needed(topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Option<Positions>, String> {
@@ -413,4 +435,66 @@ fn ends_if_needed(topics: &Topics, batches: &[&Batch], deadline: Instant) -> Res
     }
     let left = deadline.saturating_duration_since(Instant::now());
     topics.ends(left).map(Some).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::{Completion, Condition, Payload, Read};
+
+    struct Nobody;
+
+    impl Completion for Nobody {
+        fn complete(self: Arc<Self>, _: Result<&[Appended], ProduceError>) {}
+    }
+
+    fn at(partition: u32) -> TopicPartition {
+        TopicPartition { database: 0, partition }
+    }
+
+    /// A batch that writes a key of partition 0, having read keys of these partitions up to these positions.
+    fn batch(reads: &[(u32, u64)]) -> Batch {
+        let key = Bytes::from_static(b"k");
+        let read = |&(partition, known): &(u32, u64)| Read {
+            at: at(partition),
+            key: Some(key.clone()),
+            known,
+        };
+        let record = Record {
+            to: at(0),
+            key: key.clone(),
+            payload: Payload::Tombstone,
+        };
+        let condition = Condition {
+            reads: reads.iter().map(read).collect(),
+            ..Condition::default()
+        };
+        Batch {
+            records: [record].into_iter().collect(),
+            condition: Some(condition),
+            completion: Arc::new(Nobody),
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_shorter_than_what_was_known_of_it_is_another_one() {
+        let appended = |offset| Appended {
+            at: at(0),
+            offset,
+            timestamp: 0,
+        };
+        let is_another = |batches: &[Batch], offsets: &[u64], ends: Option<&Positions>| {
+            let appended: Vec<Appended> = offsets.iter().copied().map(appended).collect();
+            is_another_log(&batches.iter().collect::<Vec<_>>(), &appended, ends)
+        };
+        // Its own records come behind all that it knew.
+        assert!(!is_another(&[batch(&[(0, 5)]), batch(&[])], &[5, 0], None));
+        assert!(is_another(&[batch(&[]), batch(&[(0, 5)])], &[5, 4], None));
+        // Of a partition that it does not write to, only the end tells.
+        let ends = |end| Positions::from([(at(0), 10), (at(1), end)]);
+        assert!(!is_another(&[batch(&[(1, 5)])], &[9], Some(&ends(5))));
+        assert!(is_another(&[batch(&[(0, 5), (1, 5)])], &[9], Some(&ends(4))));
+    }
 }

@@ -157,7 +157,7 @@ impl Tail {
     }
 
     /// Sees to it that the tail is read, from what these batches were computed on if it was not read before.
-    pub fn watch(&mut self, batches: &[&Batch]) -> Result<(), String> {
+    pub fn watch(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
         self.used = Instant::now();
         let reads = || {
             let conditions = batches.iter().filter_map(|batch| batch.condition.as_ref());
@@ -167,7 +167,8 @@ impl Tail {
             return Ok(());
         }
         self.rest();
-        let mut from = self.topics.ends(self.config.write_timeout).map_err(|e| e.to_string())?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut from = self.topics.ends(left).map_err(|e| e.to_string())?;
         for read in reads() {
             let from = from.entry(read.at).or_insert(read.known);
             *from = (*from).min(read.known);

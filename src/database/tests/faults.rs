@@ -1,0 +1,179 @@
+//! What may have been missed, and what must not be told while everything is read anew.
+
+use super::*;
+use crate::database::now_ms;
+
+/// More than a node on a busy machine is ever behind.
+const RETENTION: Duration = Duration::from_secs(4);
+
+fn rebuilds(f: &Fixture) -> u64 {
+    f.service.counters.rebuilds.load(Ordering::SeqCst)
+}
+
+/// Up to when this node knows everything.
+fn as_of(f: &Fixture) -> u64 {
+    f.service.database(0).partitions()[0].as_of.load(Ordering::SeqCst) as u64
+}
+
+fn wait_until_known_since(f: &Fixture, time: u64) {
+    f.wait(|f| all_stored(f) && as_of(f) >= time);
+}
+
+/// The log neither tells its ends nor gives records, for so long that tombstones vanish.
+fn cut_off(f: &Fixture) {
+    f.log.mute.store(true, Ordering::SeqCst);
+    f.log.held.store(true, Ordering::SeqCst);
+    std::thread::sleep(RETENTION);
+}
+
+fn connect(f: &Fixture) {
+    f.log.mute.store(false, Ordering::SeqCst);
+    f.log.held.store(false, Ordering::SeqCst);
+}
+
+#[test]
+fn a_node_that_was_cut_off_for_longer_than_tombstones_are_kept_reads_anew() {
+    let f = Fixture::new(false);
+    *f.log.retention.lock() = Some(RETENTION);
+    f.log.foreign("gone", "1");
+    f.log.foreign("kept", "1");
+    wait_until_known_since(&f, now_ms());
+    assert_eq!(f.get("gone").as_deref(), Some("1"));
+    cut_off(&f);
+    // It was deleted meanwhile, and both its value and its tombstone are gone: other records came.
+    f.log.records.lock()[0].key = Bytes::from_static(b"other");
+    f.log.foreign("new", "1");
+    connect(&f);
+    f.wait(|f| rebuilds(f) == 1 && f.service.is_serving());
+    assert_eq!(f.get("gone"), None);
+    assert_eq!(f.get("kept").as_deref(), Some("1"));
+    assert_eq!(f.get("new").as_deref(), Some("1"));
+    // That is new now: nothing more is read anew.
+    wait_until_known_since(&f, now_ms());
+    f.log.foreign("kept", "2");
+    f.wait(|f| f.get("kept").as_deref() == Some("2"));
+    assert_eq!(rebuilds(&f), 1);
+}
+
+#[test]
+fn a_node_that_was_cut_off_while_nothing_was_written_goes_on() {
+    let f = Fixture::new(false);
+    *f.log.retention.lock() = Some(RETENTION);
+    f.log.foreign("kept", "1");
+    wait_until_known_since(&f, now_ms());
+    cut_off(&f);
+    assert_eq!(f.get("kept").as_deref(), Some("1"));
+    connect(&f);
+    wait_until_known_since(&f, now_ms());
+    f.log.foreign("kept", "2");
+    f.wait(|f| f.get("kept").as_deref() == Some("2"));
+    assert_eq!(rebuilds(&f), 0);
+}
+
+#[test]
+fn a_node_that_cannot_ask_for_the_end_any_more_reads_anew_when_it_can() {
+    let f = Fixture::new(false);
+    *f.log.retention.lock() = Some(RETENTION);
+    f.log.foreign("k", "1");
+    wait_until_known_since(&f, now_ms());
+    f.log.mute.store(true, Ordering::SeqCst);
+    let mut n = 0;
+    f.wait(|f| {
+        n += 1;
+        f.log.foreign("k", &n.to_string());
+        !f.service.is_serving()
+    });
+    let status = f.service.status();
+    assert!(
+        matches!(&*status, Status::Loading { rebuilding: Some(why), .. } if why.contains("delete.retention.ms")),
+        "{status:?}"
+    );
+    connect(&f);
+    f.wait(|f| f.service.is_serving());
+    assert_eq!((f.get("k"), rebuilds(&f)), (Some(n.to_string()), 1));
+}
+
+#[test]
+fn records_from_long_after_the_checkpoint_tell_that_the_clock_was_set_back() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    let later = |times: u64| (now_ms() + times * LONG.as_millis() as u64) as i64;
+    let write_at = |f: &Fixture, time| {
+        f.log.foreign("k", "v");
+        f.log.records.lock().last_mut().expect("it was written").timestamp = time;
+    };
+    let mut f = Fixture::new(false);
+    *f.log.retention.lock() = Some(LONG);
+    f.log.foreign("k", "1");
+    wait_until_known_since(&f, now_ms());
+    f.stop();
+    write_at(&f, later(0));
+    let mut f = f.restart();
+    assert_eq!(rebuilds(&f), 0);
+    wait_until_known_since(&f, now_ms());
+    f.stop();
+    write_at(&f, later(2));
+    let f = f.restart();
+    assert_eq!(rebuilds(&f), 1);
+    // The clock of whoever writes may be wrong: once was enough.
+    wait_until_known_since(&f, now_ms());
+    write_at(&f, later(9));
+    wait_until_known_since(&f, now_ms());
+    assert_eq!(rebuilds(&f), 1);
+}
+
+/// Makes everything be read anew, and comes back when what was there is gone; nothing is read until [`connect`].
+fn begin_anew(f: &Fixture, key: &str) {
+    f.log.held.store(true, Ordering::SeqCst);
+    f.log.lost.store(true, Ordering::SeqCst);
+    f.wait(|f| {
+        let seen = f.service.read(0, key.as_bytes(), false);
+        seen.is_ok_and(|seen| seen.entry.is_none())
+    });
+}
+
+#[test]
+fn nothing_is_told_or_written_of_a_store_that_is_being_emptied_and_filled() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    for (came_before, writes) in [(true, false), (true, true), (false, false), (false, true)] {
+        f.log.foreign("n", "41");
+        f.wait(|f| all_stored(f) && f.get("n").as_deref() == Some("41"));
+        if !came_before {
+            // It was let in by a look at the status a moment ago.
+            begin_anew(&f, "n");
+        }
+        let view = if writes { View::Update } else { View::Committed };
+        let computed = f.transact(&owner, "n", view, |t| {
+            if came_before {
+                begin_anew(&f, "n");
+            }
+            let seen = t.get_string(0, b"n")?;
+            if writes {
+                t.set(0, b"n", Bytes::from_static(b"1"), None);
+            }
+            Ok(seen)
+        });
+        assert!(
+            matches!(computed, Err(Fault::Wait(Wait::Loading))),
+            "came before: {came_before}, writes: {writes}"
+        );
+        assert!(f.log.waiting.lock().is_empty(), "it rests on nothing");
+        connect(&f);
+        f.wait(|f| f.service.is_serving());
+        assert_eq!(f.get("n").as_deref(), Some("41"));
+    }
+}
+
+#[test]
+fn whoever_watches_is_told_when_everything_is_read_anew() {
+    let f = Fixture::new(false);
+    f.log.foreign("k", "1");
+    f.wait(all_stored);
+    let flag = Arc::default();
+    f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
+    // It is not in the log any more, so nothing in the log tells of it.
+    f.log.records.lock()[0].key = Bytes::from_static(b"other");
+    begin_anew(&f, "k");
+    assert!(flag.load(Ordering::SeqCst));
+    connect(&f);
+}
