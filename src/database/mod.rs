@@ -1,7 +1,7 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`waiting`] (groups that are not whole yet), [`write_behind`] (from there to the
 //! store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
@@ -17,6 +17,7 @@ pub mod hot;
 #[cfg(test)]
 mod tests;
 pub mod transaction;
+mod waiting;
 pub mod watch;
 pub mod write;
 mod write_behind;

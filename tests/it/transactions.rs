@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka, fresh_topic};
+use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -275,6 +276,132 @@ fn several_keys_change_at_once_over_partitions_and_databases_also_after_kill_9()
         }
         stop.store(true, Ordering::Release);
     });
+}
+
+/// Sets it, also when the test panics: others run until then.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// What MGET of these keys answers, which must be the same for all of them.
+fn one_value(client: &mut Client, keys: &[String]) -> Option<Vec<u8>> {
+    let seen = client.tree(&format!("MGET {}", keys.join(" ")));
+    let values: Vec<_> = seen.items().iter().map(Reply::bytes).collect();
+    assert!(
+        values.windows(2).all(|pair| pair[0] == pair[1]),
+        "half of a group was seen: {seen:?}"
+    );
+    values[0].map(<[u8]>::to_vec)
+}
+
+/// With several partitions and no pause, some group is always half read.
+#[test]
+fn groups_that_never_cease_are_seen_whole_by_another_node_which_keeps_up() {
+    const WRITERS: usize = 8;
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("ceaseless", 4);
+    // Each fails the test if it logs that a group is incomplete.
+    let start = || {
+        let node = Highwater::builder().kafka(kafka, &topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let keys: Vec<Vec<String>> = (0..WRITERS)
+        .map(|of| (0..8).map(|n| format!("k{of}.{n}")).collect())
+        .collect();
+    let stop = AtomicBool::new(false);
+    let last: Vec<String> = std::thread::scope(|scope| {
+        let write = |of: &Vec<String>| {
+            let mut client = writer.client();
+            client.set_deadline(Duration::from_secs(90));
+            let mut step = 0;
+            while !stop.load(Ordering::Acquire) {
+                let lines: Vec<String> = (step..step + 50)
+                    .map(|n| {
+                        format!(
+                            "MSET {}",
+                            of.iter().map(|key| format!("{key} {n} ")).collect::<String>()
+                        )
+                    })
+                    .collect();
+                let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+                for reply in client.pipeline(&lines) {
+                    assert_eq!(reply, b"+OK\r\n", "{}", String::from_utf8_lossy(&reply));
+                }
+                step += 50;
+            }
+            (step - 1).to_string()
+        };
+        let writing: Vec<_> = keys.iter().map(|of| scope.spawn(move || write(of))).collect();
+        let stopping = Stopping(&stop);
+        let (mut client, mut counting) = (reader.client(), reader.client());
+        counting.set_deadline(Duration::from_secs(60));
+        let started = Instant::now();
+        let mut values = std::collections::HashSet::new();
+        while started.elapsed() < Duration::from_secs(6) || values.len() < 20 {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "only {} were seen",
+                values.len()
+            );
+            for of in &keys {
+                values.extend(one_value(&mut client, of));
+            }
+            let count = number(&mut counting, "DBSIZE").expect("the store follows");
+            assert!(count == 0 || count % 8 == 0, "{count} keys");
+        }
+        drop(stopping);
+        writing.into_iter().map(|w| w.join().expect("a writer")).collect()
+    });
+    let mut client = reader.client();
+    for (of, last) in keys.iter().zip(&last) {
+        eventually("the last group is seen", || {
+            one_value(&mut client, of).as_deref() == Some(last.as_bytes())
+        });
+    }
+    client.check("DBSIZE", &format!(":{}", 8 * WRITERS));
+}
+
+#[test]
+fn a_large_group_that_comes_slowly_is_seen_whole() {
+    const KEYS: usize = 16;
+    let (kafka, proxy) = Kafka::start_behind_proxy();
+    let topic = kafka.compacted_topic("slow", 4);
+    let start = || {
+        let node = Highwater::builder().kafka(&kafka, &topic);
+        node.args(&["--write-timeout", "30s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let mut client = reader.client();
+    // The broker's answers pass 64 KB at a time.
+    proxy.to_client.delay(Duration::from_millis(20));
+    let asked = Instant::now();
+    std::thread::scope(|scope| {
+        let write = || {
+            let mut client = writer.client();
+            client.set_deadline(Duration::from_secs(60));
+            let value = vec![b'v'; 1_000_000];
+            let names: Vec<String> = (0..KEYS).map(|n| format!("k{n}")).collect();
+            let mut args: Vec<&[u8]> = vec![b"MSET"];
+            names.iter().for_each(|name| args.extend([name.as_bytes(), &value]));
+            assert_eq!(client.send(&args), b"+OK\r\n");
+        };
+        let writing = scope.spawn(write);
+        let exist: String = (0..KEYS).map(|n| format!(" k{n}")).collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match number(&mut client, &format!("EXISTS{exist}")) {
+                Some(0) => assert!(Instant::now() < deadline, "the group is not seen"),
+                seen => break assert_eq!(seen, Some(KEYS as i64)),
+            }
+        }
+        writing.join().expect("a writer");
+    });
+    println!("seen after {:?}", asked.elapsed());
 }
 
 #[test]
