@@ -73,8 +73,19 @@ struct Applier {
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
-    let (positions, marks) = usable_positions(&service, checkpoint)?;
-    service.look_for_copies().map_err(|e| LogError::Failed(e.to_string()))?;
+    let failed = |e: StoreError| LogError::Failed(e.to_string());
+    let usable = |checkpoint| {
+        let usable = usable_positions(&service, checkpoint)?;
+        service.look_for_copies().map_err(failed)?;
+        Ok::<_, LogError>(usable)
+    };
+    let (positions, marks) = match usable(checkpoint) {
+        Err(_) if service.store.damage().is_some() => {
+            renew_store(&service).map_err(failed)?;
+            usable(&Checkpoint::default())?
+        }
+        usable => usable?,
+    };
     let mut applier = Applier::new(service.clone(), positions, &marks)?;
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
@@ -137,6 +148,16 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
         }
     }
     Ok((positions, marks))
+}
+
+/// Throws a damaged store away. Nobody is answered from the empty one before all was read.
+fn renew_store(service: &Service) -> Result<(), StoreError> {
+    if let Some(damage) = service.store.damage() {
+        warn!(damage, "the local store is damaged; building it anew from the log");
+        service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
+        service.store.renew()?;
+    }
+    Ok(())
 }
 
 /// How far everything is that was applied up to these positions.
@@ -224,8 +245,10 @@ impl Applier {
             match self.follow() {
                 Err(ApplyError::Log(LogError::PositionLost(reason) | LogError::IdentityChanged(reason))) => {
                     warn!(reason, "rebuilding the local store from the log");
+                    self.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
                     self.start_over(&reason)?;
                 }
+                Err(ApplyError::Store(StoreError::Damaged { cause, .. })) => self.start_over(&cause)?,
                 ended => return ended,
             }
         }
@@ -233,19 +256,23 @@ impl Applier {
 
     fn fail(&self, error: &ApplyError) {
         error!(%error, "the applier stopped: this node no longer follows the log and refuses commands");
+        if let ApplyError::Store(error) = error {
+            // Whoever comes second finds it set.
+            let _ = self.service.store_failure.set(error.to_string());
+        }
         self.service.set_status(Status::Failed(error.to_string()));
     }
 
     /// Drops everything and reads the log from its start.
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
         let service = self.service.clone();
-        service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
         service.set_status(Status::Loading {
             applied: 0,
             total: 0,
             rebuilding: Some(reason.to_owned()),
         });
         service.behind.begin(Reached::default());
+        renew_store(&service)?;
         for number in 0..service.database_count() {
             let database = service.database(number);
             if let Some(why) = service.log.incomplete(number) {
@@ -270,6 +297,9 @@ impl Applier {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
             self.follower.poll(&mut records, IDLE)?;
+            if let Some(cause) = self.service.store.damage() {
+                return Err(StoreError::Damaged { doing: "read", cause }.into());
+            }
             self.service.notice_databases();
             let mut records = records.drain(..);
             for index in 0..records.len() {

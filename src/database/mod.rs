@@ -137,6 +137,8 @@ pub struct Service {
     /// Told whenever the applier has made progress or the status changed.
     progress: Notify,
     stopping: AtomicBool,
+    /// Why this node is without a store for good.
+    store_failure: OnceLock<String>,
     /// Writes with a condition under way.
     conditional_writes: AtomicUsize,
 }
@@ -281,6 +283,7 @@ impl Service {
             }),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
+            store_failure: OnceLock::new(),
             conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
@@ -303,6 +306,11 @@ impl Service {
 
     pub fn is_serving(&self) -> bool {
         **self.status.load() == Status::Serving
+    }
+
+    /// Why this node cannot go on: it is without a store that works. Started anew, it builds one.
+    pub fn store_failure(&self) -> Option<&str> {
+        self.store_failure.get().map(String::as_str)
     }
 
     fn set_status(&self, status: Status) {
