@@ -287,6 +287,157 @@ impl Drop for Stopping<'_> {
     }
 }
 
+/// What lies where at one moment.
+#[derive(Debug, PartialEq)]
+struct Places {
+    /// Database and name of the thing that RENAME and MOVE move.
+    thing: (usize, usize),
+    /// Database of what COPY copies; the copy is in the other one.
+    original: usize,
+}
+
+/// Looks at both databases at once. There is one thing, one original, and its copy in the other database, with the same value.
+fn places(client: &mut Client) -> Places {
+    const LOOK: &str = "MGET thing1 thing2 original copy";
+    let replies = client.pipeline(&["MULTI", LOOK, "SELECT 1", LOOK, "SELECT 0", "EXEC"]);
+    let seen = Reply::parse(&replies[5]);
+    let values = |database: usize| -> Vec<Option<&[u8]>> {
+        let items = seen.items()[database * 2].items();
+        items.iter().map(Reply::bytes).collect()
+    };
+    let both = [values(0), values(1)];
+    let things = (0..4)
+        .map(|n| (n / 2, n % 2))
+        .filter(|(of, name)| both[*of][*name].is_some());
+    let things: Vec<_> = things.collect();
+    let original = usize::from(both[0][2].is_none());
+    let is_whole = both[1 - original][2].is_none()
+        && both[original][3].is_none()
+        && both[original][2].is_some()
+        && both[original][2] == both[1 - original][3];
+    assert!(things.len() == 1 && is_whole, "half of a write was seen: {both:?}");
+    Places {
+        thing: things[0],
+        original,
+    }
+}
+
+#[test]
+fn rename_move_copy_and_swapdb_are_seen_whole_by_another_node_also_after_kill_9() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("moving", 4);
+    let mut writer = Highwater::on_kafka(kafka, &topic);
+    let reader = Highwater::on_kafka(kafka, &topic);
+    let mut client = writer.client();
+    client.check("MSET thing1 1 original 0", "+OK");
+    client.check("COPY original copy DB 1", ":1");
+    let mut seeing = reader.client();
+    eventually("the reader has them", || {
+        let replies = seeing.pipeline(&["SELECT 1", "EXISTS copy", "SELECT 0", "EXISTS thing1 original"]);
+        (replies[1].as_slice(), replies[3].as_slice()) == (b":1\r\n", b":2\r\n")
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let (mut before, mut changes) = (places(&mut seeing), 0);
+            while !stop.load(Ordering::Acquire) {
+                let now = places(&mut seeing);
+                changes += u32::from(now != before);
+                before = now;
+            }
+            changes
+        });
+        let stopping = Stopping(&stop);
+        for life in 0..4 {
+            let mut client = writer.client();
+            for n in 0.. {
+                let Places {
+                    thing: (database, name),
+                    original,
+                } = places(&mut client);
+                let line = match n % 4 {
+                    0 => format!("RENAME thing{} thing{}", name + 1, 2 - name),
+                    1 => format!("MOVE thing{} {}", name + 1, 1 - database),
+                    2 => format!("COPY original copy DB {} REPLACE", 1 - original),
+                    _ => "SWAPDB 0 1".into(),
+                };
+                let within = if n % 4 == 2 { original } else { database };
+                let (select, set) = (format!("SELECT {within}"), format!("SET original {life}.{n}"));
+                let lines = match n % 4 {
+                    2 => vec![&select, "MULTI", &set, &line, "EXEC", "SELECT 0"],
+                    _ => vec![&select, line.as_str(), "SELECT 0"],
+                };
+                // The last one is not waited for: the process is killed under it. Each kind's turn comes.
+                if n == 12 + life {
+                    lines
+                        .iter()
+                        .for_each(|line| client.write(format!("{line}\r\n").as_bytes()));
+                    break;
+                }
+                for reply in client.pipeline(&lines) {
+                    assert!(!reply.starts_with(b"-"), "{line}: {}", String::from_utf8_lossy(&reply));
+                }
+            }
+            writer.kill9();
+            writer.restart();
+            places(&mut writer.client());
+        }
+        drop(stopping);
+        let changes = looking.join().expect("nothing was seen by half");
+        assert!(changes > 4, "only {changes} changes were seen");
+    });
+}
+
+/// The largest group that a command of a few bytes makes.
+#[test]
+fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
+    const KEYS: usize = 49_999;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("swapped");
+    let start = || {
+        let node = Highwater::builder().kafka(kafka, &topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let mut client = writer.client();
+    client.set_deadline(Duration::from_secs(90));
+    client.check("SELECT 1", "+OK");
+    client.check("SET k0 there", "+OK");
+    client.check("SELECT 0", "+OK");
+    for first in (0..KEYS).step_by(1_000) {
+        let pairs: String = (first..KEYS.min(first + 1_000)).map(|n| format!(" k{n} v")).collect();
+        client.check(&format!("MSET{pairs}"), "+OK");
+    }
+    let last = format!("EXISTS k0 k1 k777 k25000 k{}", KEYS - 1);
+    // How many of these keys each database has.
+    let mut seeing = reader.client();
+    let mut look = || {
+        let replies = seeing.pipeline(&["MULTI", &last, "SELECT 1", &last, "SELECT 0", "EXEC"]);
+        let seen = Reply::parse(&replies[5]);
+        [0, 2].map(|n| seen.items()[n].integer().expect("a number"))
+    };
+    eventually("the reader has them", || look() == [5, 1]);
+    std::thread::scope(|scope| {
+        let swapping = scope.spawn(|| client.check("SWAPDB 0 1", "+OK"));
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            match look() {
+                [1, 5] => break,
+                seen => assert_eq!(seen, [5, 1], "half of it was seen"),
+            }
+            assert!(Instant::now() < deadline, "it is not seen");
+        }
+        swapping.join().expect("it is swapped");
+    });
+    let mut client = reader.client();
+    client.check("GET k0", "$5\r\nthere");
+    eventually("they are counted", || number(&mut client, "DBSIZE") == Some(1));
+    client.check("SELECT 1", "+OK");
+    eventually("they are counted", || {
+        number(&mut client, "DBSIZE") == Some(KEYS as i64)
+    });
+}
+
 /// What MGET of these keys answers, which must be the same for all of them.
 fn one_value(client: &mut Client, keys: &[String]) -> Option<Vec<u8>> {
     let seen = client.tree(&format!("MGET {}", keys.join(" ")));
