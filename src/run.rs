@@ -303,18 +303,21 @@ fn start_servers(
         servers.spawn(grpc::serve(listener, shared.clone()));
     }
     tokio::spawn(expiry::sweep(shared.service.clone()));
-    tokio::spawn(watch_clients(shared.clone()));
+    tokio::spawn(watch(shared.clone()));
     servers
 }
 
-/// Samples the rates of INFO, and looks after what connections hold.
-async fn watch_clients(shared: Arc<Shared>) {
+/// Samples the rates of INFO, looks after what connections hold, and ends a node that is without a store.
+async fn watch(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         shared.stats.sample(Instant::now());
         bound_clients(&shared);
+        if shared.service.store_failure().is_some() {
+            shared.shutdown.ask();
+        }
     }
 }
 
@@ -360,6 +363,11 @@ async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<()>>) -> Resu
         ended.map_err(|_| "stop cleanly: the applier panicked; the next start checks the local store".to_string())
     });
     stopped.await.map_err(|e| format!("stop cleanly: {e}"))??;
+    if let Some(reason) = shared.service.store_failure() {
+        return Err(format!(
+            "go on without the local store: {reason}; the next start sees to it"
+        ));
+    }
     info!("stopped after {}", humane(shared.started.elapsed()));
     Ok(())
 }

@@ -3,7 +3,6 @@
 //! One thread. A record is applied to the hot tier (and so is visible) at once, and handed to [`super::write_behind`], which
 //! alone changes the store. An apply that fails is fatal, never skipped: the node then says so.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -13,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, EXPECTED};
+use super::waiting::Waiting;
 use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
@@ -26,10 +26,13 @@ const IDLE: Duration = Duration::from_millis(100);
 const ASK_ENDS: Duration = Duration::from_secs(2);
 /// Pause before a log that could not be read anew is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// A group whose records do not all come within this time is applied as far as it came (forged or broken).
-const GROUP_PATIENCE: Duration = Duration::from_secs(2);
-/// ... or within this many records that wait behind it.
-const GROUP_RECORDS: usize = 100_000;
+/// A group is waited for as long as the rest of it may be in the log, at most this long after the last of its records that came
+/// (a partition without a leader, a transaction that somebody leaves open) ...
+const GROUP_PATIENCE: Duration = Duration::from_secs(60);
+/// ... and with so much waiting: the largest group, and what comes between its records.
+const WAITING_BYTES: usize = 384 << 20;
+/// Time between two lines that tell of it: there can be many.
+const INCOMPLETE_TOLD: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 enum ApplyError {
@@ -42,10 +45,17 @@ enum ApplyError {
 struct Applier {
     service: Arc<Service>,
     follower: Box<dyn Follower>,
-    waiting: VecDeque<LogRecord>,
-    /// Records that have come of the group that waits in front.
-    front_members: u32,
-    waiting_since: Option<Instant>,
+    waiting: Waiting,
+    /// Groups of which a record came before that number are as whole as they get when these positions are read: a group's records
+    /// are all in the log before the first of them is read.
+    whole: Option<(u64, Positions)>,
+    /// The first that waits and how much has come of its group, and since when that is so.
+    front: Option<((u64, usize), Instant)>,
+    /// When a group was last told to be incomplete.
+    incomplete_told: Option<Instant>,
+    /// Of what was applied up to the positions that were handed over; and of partitions where records wait, what comes next.
+    marks: Marks,
+    next_marks: Marks,
     /// Applied, not handed over yet.
     batch: Vec<Change>,
     /// Records are applied to memory alone, from where the writer takes them to the store: nothing is being loaded, and nobody needs the store to be
@@ -69,8 +79,19 @@ struct Applier {
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
-    let (positions, marks) = usable_positions(&service, checkpoint)?;
-    service.look_for_copies().map_err(|e| LogError::Failed(e.to_string()))?;
+    let failed = |e: StoreError| LogError::Failed(e.to_string());
+    let usable = |checkpoint| {
+        let usable = usable_positions(&service, checkpoint)?;
+        service.look_for_copies().map_err(failed)?;
+        Ok::<_, LogError>(usable)
+    };
+    let (positions, marks) = match usable(checkpoint) {
+        Err(_) if service.store.damage().is_some() => {
+            renew_store(&service).map_err(failed)?;
+            usable(&Checkpoint::default())?
+        }
+        usable => usable?,
+    };
     let mut applier = Applier::new(service.clone(), positions, &marks)?;
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
@@ -132,6 +153,16 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
     Ok((positions, marks))
 }
 
+/// Throws a damaged store away. Nobody is answered from the empty one before all was read.
+fn renew_store(service: &Service) -> Result<(), StoreError> {
+    if let Some(damage) = service.store.damage() {
+        warn!(damage, "the local store is damaged; building it anew from the log");
+        service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
+        service.store.renew()?;
+    }
+    Ok(())
+}
+
 /// How far everything is that was applied up to these positions.
 fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     let as_of = |at: &TopicPartition| {
@@ -154,10 +185,9 @@ fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     }
 }
 
-/// True if both are of one group.
-fn is_member(record: &LogRecord, front: &LogRecord) -> bool {
-    let id = |record: &LogRecord| record.group.map(|group| group.id);
-    id(record).is_some() && id(record) == id(front)
+fn has_reached(positions: &Positions, ends: &Positions) -> bool {
+    let mut ends = ends.iter();
+    ends.all(|(at, end)| positions.get(at).is_some_and(|position| position >= end))
 }
 
 impl Applier {
@@ -175,9 +205,12 @@ impl Applier {
             as_of: AsOf::at(&service, &positions),
             service,
             follower,
-            waiting: VecDeque::new(),
-            front_members: 0,
-            waiting_since: None,
+            waiting: Waiting::default(),
+            whole: None,
+            front: None,
+            incomplete_told: None,
+            marks: marks.clone(),
+            next_marks: Marks::new(),
             batch: Vec::new(),
             direct: false,
             in_memory: 0,
@@ -211,11 +244,16 @@ impl Applier {
     fn follow_and_start_over(&mut self) -> Result<(), ApplyError> {
         loop {
             match self.follow() {
-                Err(ApplyError::Log(LogError::PositionLost(reason))) => self.start_over(&reason)?,
-                Err(ApplyError::Log(LogError::IdentityChanged(reason))) => {
-                    self.service.generation.fetch_add(1, Ordering::AcqRel);
+                Err(ApplyError::Log(LogError::PositionLost(reason))) => {
+                    self.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
                     self.start_over(&reason)?;
                 }
+                Err(ApplyError::Log(LogError::IdentityChanged(reason))) => {
+                    self.service.generation.fetch_add(1, Ordering::AcqRel);
+                    self.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
+                    self.start_over(&reason)?;
+                }
+                Err(ApplyError::Store(StoreError::Damaged { cause, .. })) => self.start_over(&cause)?,
                 ended => return ended,
             }
         }
@@ -223,6 +261,10 @@ impl Applier {
 
     fn fail(&self, error: &ApplyError) {
         error!(%error, "the applier stopped: this node no longer follows the log and refuses commands");
+        if let ApplyError::Store(error) = error {
+            // Whoever comes second finds it set.
+            let _ = self.service.store_failure.set(error.to_string());
+        }
         self.service.set_status(Status::Failed(error.to_string()));
     }
 
@@ -230,13 +272,13 @@ impl Applier {
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
         warn!(reason, "rebuilding the local store from the log");
         let service = self.service.clone();
-        service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
         service.set_status(Status::Loading {
             applied: 0,
             total: 0,
             rebuilding: Some(reason.to_owned()),
         });
         service.behind.begin(Reached::default());
+        renew_store(&service)?;
         for number in 0..service.database_count() {
             let database = service.database(number);
             if let Some(why) = service.log.incomplete(number) {
@@ -274,6 +316,9 @@ impl Applier {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
             self.poll(&mut records)?;
+            if let Some(cause) = self.service.store.damage() {
+                return Err(StoreError::Damaged { doing: "read", cause }.into());
+            }
             self.as_of.judge(&self.service, self.follower.positions(), &records)?;
             self.service.notice_databases();
             let mut records = records.drain(..);
@@ -331,10 +376,7 @@ impl Applier {
         if self.waiting.is_empty() && (self.goal.is_some() || !self.is_to_wait(&record)) {
             return self.apply(record);
         }
-        self.waiting_since.get_or_insert_with(Instant::now);
-        let front = self.waiting.front().unwrap_or(&record);
-        self.front_members += u32::from(is_member(&record, front));
-        self.waiting.push_back(record);
+        self.waiting.push(record);
         self.apply_complete_groups()
     }
 
@@ -347,38 +389,21 @@ impl Applier {
     /// Applies from the front of the waiting records as far as groups are complete.
     fn apply_complete_groups(&mut self) -> Result<(), ApplyError> {
         while let Some(first) = self.waiting.front() {
-            let Some(group) = first.group.filter(|_| self.is_to_wait(first)) else {
-                let record = self.waiting.pop_front().expect("front was there");
-                self.apply(record)?;
-                self.front_members = self.count_front_members();
-                continue;
-            };
-            if self.front_members < group.records {
+            if let Some(group) = first.group.filter(|_| self.is_to_wait(first))
+                && self.waiting.count(group.id) < group.records as usize
+            {
                 return Ok(());
             }
-            self.apply_group(group.id)?;
-            self.front_members = self.count_front_members();
+            self.apply_front()?;
         }
-        self.waiting_since = None;
         Ok(())
     }
 
-    fn count_front_members(&self) -> u32 {
-        match self.waiting.front() {
-            Some(front) if front.group.is_some() => self.waiting.iter().filter(|r| is_member(r, front)).count() as u32,
-            _ => 0,
-        }
-    }
-
-    /// Applies all waiting records of a group; they become visible at once to whoever reads several keys.
-    fn apply_group(&mut self, id: u128) -> Result<(), ApplyError> {
+    /// Applies the first of the waiting records with its group; they become visible at once to whoever reads several keys.
+    fn apply_front(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
-        let _group = service.groups.write();
-        let (group, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|r| r.group.is_some_and(|g| g.id == id));
-        self.waiting = rest;
-        let mut group = Vec::from(group);
+        let mut group = self.waiting.take_front();
+        let _group = (group.len() > 1).then(|| service.groups.write());
         // Copies go before what hides them, or they would be shown for a moment.
         group.sort_by_key(|r| r.at.partition == service.log.partition(r.at.database, &r.key));
         for record in group {
@@ -387,24 +412,38 @@ impl Applier {
         Ok(())
     }
 
+    /// Shows what came of groups that will not become whole (forged, broken, or in part removed by compaction because this node
+    /// was away), or that hold too much up.
     fn give_up_on_late_groups(&mut self) -> Result<(), ApplyError> {
-        let late = self.waiting_since.is_some_and(|since| since.elapsed() > GROUP_PATIENCE);
-        if !late && self.waiting.len() <= GROUP_RECORDS {
-            return Ok(());
+        let mut whole_below = 0;
+        if let Some((number, _)) = self
+            .whole
+            .take_if(|(_, ends)| has_reached(&self.follower.positions(), ends))
+        {
+            whole_below = number;
         }
-        if let Some(first) = self.waiting.front() {
-            warn!(
-                database = first.at.database,
-                partition = first.at.partition,
-                offset = first.offset,
-                "a group of records is incomplete; applying what came of it"
-            );
+        while let Some(first) = self.waiting.front() {
+            let id = first.group.map_or(0, |group| group.id);
+            let front = (self.waiting.first(), self.waiting.count(id));
+            if self.front.is_none_or(|(known, _)| known != front) {
+                self.front = Some((front, Instant::now()));
+            }
+            let late = self.front.is_some_and(|(_, since)| since.elapsed() > GROUP_PATIENCE);
+            if front.0 >= whole_below && !late && self.waiting.bytes() <= WAITING_BYTES {
+                return Ok(());
+            }
+            if self.incomplete_told.is_none_or(|told| told.elapsed() > INCOMPLETE_TOLD) {
+                self.incomplete_told = Some(Instant::now());
+                warn!(
+                    database = first.at.database,
+                    partition = first.at.partition,
+                    offset = first.offset,
+                    "a group of records is incomplete; applying what came of it"
+                );
+            }
+            self.apply_front()?;
+            self.apply_complete_groups()?;
         }
-        for record in std::mem::take(&mut self.waiting) {
-            self.apply(record)?;
-        }
-        self.front_members = 0;
-        self.waiting_since = None;
         Ok(())
     }
 
@@ -519,15 +558,25 @@ impl Applier {
         Ok(())
     }
 
-    /// Tells how far this node's readers see: up to the first record per partition that waits for its group. Nobody reads
-    /// while loading, and only the store knows then.
+    /// Everything below was applied: the follower's positions, but not past what waits for its group.
+    fn applied_positions(&self) -> Positions {
+        let mut positions = self.follower.positions();
+        for (at, offset) in self.waiting.first_offsets() {
+            positions
+                .entry(at)
+                .and_modify(|position| *position = offset.min(*position));
+        }
+        positions
+    }
+
+    /// Tells how far this node's readers see. Nobody reads while loading, and only the store knows then.
     fn tell_applied(&self) {
         let service = &self.service;
         if self.goal.is_some() {
             return;
         }
         let mut more = false;
-        for (at, position) in self.applied() {
+        for (at, position) in self.applied_positions() {
             if let Some(partition) = service.partition(&at) {
                 more |= partition.applied.fetch_max(position, Ordering::AcqRel) < position;
             }
@@ -537,35 +586,35 @@ impl Applier {
         }
     }
 
-    /// Everything below was applied.
-    fn applied(&self) -> Positions {
-        let mut positions = self.follower.positions();
-        for record in &self.waiting {
-            positions
-                .entry(record.at)
-                .and_modify(|position| *position = record.offset.min(*position));
-        }
-        positions
-    }
-
-    /// Hands what was applied to the writer, with how far that is. The follower's positions are past everything that it
-    /// has given: they hold only when no record waits for its group.
+    /// Hands what was applied to the writer, with how far that is.
     fn hand_over(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
-        let mut so_far = None;
-        if self.waiting.is_empty() {
-            service
-                .counters
-                .records_skipped
-                .store(self.follower.skipped(), Ordering::Relaxed);
-            so_far = Some((self.follower.positions(), self.follower.marks()));
-        }
-        self.push(so_far)?;
+        let skipped = &service.counters.records_skipped;
+        skipped.store(self.follower.skipped(), Ordering::Relaxed);
+        let positions = self.applied_positions();
+        self.take_marks(&positions);
+        self.push(Some(&positions))?;
         service.progress.notify_waiters();
         Ok(())
     }
 
-    fn push(&mut self, so_far: Option<(Positions, Marks)>) -> Result<(), ApplyError> {
+    /// The follower's marks are of the newest records. Where some of those wait, what holds is an earlier mark.
+    fn take_marks(&mut self, positions: &Positions) {
+        let newest = self.follower.marks();
+        if self.waiting.is_empty() {
+            self.marks = newest;
+            self.next_marks.clear();
+            return;
+        }
+        for (at, mark) in newest {
+            let next = self.next_marks.entry(at).or_insert(mark);
+            if positions.get(&at).is_some_and(|&position| next.offset < position) {
+                self.marks.insert(at, std::mem::replace(next, mark));
+            }
+        }
+    }
+
+    fn push(&mut self, so_far: Option<&Positions>) -> Result<(), ApplyError> {
         let service = &self.service;
         let applied = self.batch.len() as u64 + self.in_memory;
         if applied > 0 {
@@ -574,7 +623,7 @@ impl Applier {
             counters.last_applied_ms.store(now_ms(), Ordering::Relaxed);
         }
         let in_memory = std::mem::take(&mut self.in_memory) > 0;
-        let so_far = so_far.map(|(positions, marks)| reached(service, &positions, &marks));
+        let so_far = so_far.map(|positions| reached(service, positions, &self.marks));
         Ok(service.behind.push(service, &mut self.batch, in_memory, so_far)?)
     }
 
@@ -591,6 +640,9 @@ impl Applier {
                         partition.end.store(end, Ordering::Relaxed);
                     }
                 }
+                if self.whole.is_none() && !self.waiting.is_empty() {
+                    self.whole = Some((self.waiting.next(), ends.clone()));
+                }
                 self.as_of.told(asked, &ends);
             }
             // The log itself tells of lost and found connections; here it only means that `as_of` does not advance.
@@ -600,16 +652,12 @@ impl Applier {
     }
 
     fn has_applied(&self, ends: &Positions) -> bool {
-        let positions = self.follower.positions();
-        self.waiting.is_empty()
-            && ends
-                .iter()
-                .all(|(at, end)| positions.get(at).is_some_and(|position| position >= end))
+        has_reached(&self.applied_positions(), ends)
     }
 
     fn note_progress(&mut self) {
         if self.as_of.is_open() {
-            let applied = self.applied();
+            let applied = self.applied_positions();
             self.as_of.applied(&self.service, &applied);
         }
         let Some(goal) = &self.goal else { return };

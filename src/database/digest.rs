@@ -375,4 +375,12 @@ impl Store for Summed {
     fn lacks_room(&self, bytes: u64) -> Option<String> {
         self.inner.lacks_room(bytes)
     }
+
+    fn damage(&self) -> Option<String> {
+        self.inner.damage()
+    }
+
+    fn renew(&self) -> Result<(), StoreError> {
+        self.inner.renew()
+    }
 }

@@ -1,9 +1,9 @@
 //! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`own`]: what it need not look at; [`as_of`]: what it may have
-//! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is),
-//! [`digest`].
+//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`waiting`]: groups that are not whole yet; [`own`]: what
+//! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`watch`],
+//! [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -20,6 +20,7 @@ mod own;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod transaction;
+mod waiting;
 pub mod watch;
 pub mod write;
 mod write_behind;
@@ -144,6 +145,8 @@ pub struct Service {
     stopping: AtomicBool,
     /// Grows when topics were made anew: offsets of writes that were handed over before mean nothing any more.
     generation: AtomicU64,
+    /// Why this node is without a store for good.
+    store_failure: OnceLock<String>,
     /// Writes with a condition under way.
     conditional_writes: AtomicUsize,
 }
@@ -303,6 +306,7 @@ impl Service {
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            store_failure: OnceLock::new(),
             conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
@@ -330,6 +334,11 @@ impl Service {
 
     pub fn is_serving(&self) -> bool {
         self.era() % 2 == 0
+    }
+
+    /// Why this node cannot go on: it is without a store that works. Started anew, it builds one.
+    pub fn store_failure(&self) -> Option<&str> {
+        self.store_failure.get().map(String::as_str)
     }
 
     fn era(&self) -> u64 {

@@ -62,7 +62,11 @@ impl From<String> for Fault {
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
-        Fault::error(format!("ERR the local store cannot be read: {error}"))
+        match error {
+            // The applier is about to see it.
+            StoreError::Damaged { .. } => Fault::error(format!("LOADING rebuilding the local store: {error}")),
+            error => Fault::error(format!("ERR the local store cannot be read: {error}")),
+        }
     }
 }
 

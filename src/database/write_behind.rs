@@ -253,12 +253,12 @@ impl WriteBehind {
     ) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
         let full = self.full(service, buffer.loading);
-        // A node that stops does not wait for what may never come.
+        // A node that stops does not wait for what may never come, nor one whose store is damaged.
         let is_full = |applied: bool| match in_memory {
             true => self.bytes().max(unstored(service)) > full,
             false => applied && self.bytes() > full,
         };
-        while is_full(!changes.is_empty()) && buffer.ended.is_none() && !service.is_stopping() {
+        while is_full(!changes.is_empty()) && buffer.ended.is_none() && !buffer.forgetting && !service.is_stopping() {
             self.progress.wait_for(&mut buffer, TICK);
         }
         if let Some(cause) = &buffer.ended {
@@ -492,6 +492,18 @@ impl WriteBehind {
             service.progress.notify_waiters();
         }
         Ok(true)
+    }
+
+    /// The store is damaged: nothing more is written until all is begun anew. False if the node stops before.
+    fn rest(&self) -> bool {
+        let mut buffer = self.buffer.lock();
+        buffer.forgetting = true;
+        buffer.busy = false;
+        self.progress.notify_all();
+        while buffer.forgetting && buffer.stopping.is_none() {
+            self.work.wait(&mut buffer);
+        }
+        !buffer.forgetting
     }
 
     /// Waits until the disk has room for so many bytes. False if that is to be given up.
@@ -795,7 +807,24 @@ fn run(service: &Service) -> Result<(), StoreError> {
         last_checkpoint: Instant::now(),
     };
     loop {
-        match behind.next(service, &upkeep) {
+        let job = behind.next(service, &upkeep);
+        let is_last = matches!(job, Job::Stop(_));
+        match upkeep.run(job, service) {
+            Err(StoreError::Damaged { .. }) if !is_last && behind.rest() => {}
+            Err(StoreError::Damaged { doing, cause }) => {
+                info!("the local store is damaged ({doing}: {cause}); the next start builds it anew");
+                return Ok(());
+            }
+            outcome if is_last => return outcome,
+            outcome => outcome?,
+        }
+    }
+}
+
+impl Upkeep {
+    fn run(&mut self, job: Job, service: &Service) -> Result<(), StoreError> {
+        let behind = &service.behind;
+        match job {
             Job::Write {
                 reached,
                 in_memory,
@@ -803,23 +832,22 @@ fn run(service: &Service) -> Result<(), StoreError> {
             } => {
                 behind.write(service, reached, in_memory, loading)?;
                 // A flush may have been among it.
-                upkeep.sweeping = true;
+                self.sweeping = true;
             }
-            Job::Checkpoint(stored) => upkeep.checkpoint(service, stored)?,
-            Job::Sweep => upkeep.sweeping = service.store.sweep(SWEEP)?,
+            Job::Checkpoint(stored) => self.checkpoint(service, stored)?,
+            Job::Sweep => self.sweeping = service.store.sweep(SWEEP)?,
             Job::Stop(stored) => {
-                if behind.bytes() > 0 {
+                if behind.buffer.lock().reached != stored {
                     info!(
                         "the local store does not have everything yet; the rest is read from the log again at the next start"
                     );
                 }
-                return upkeep.checkpoint(service, stored);
+                self.checkpoint(service, stored)?;
             }
         }
+        Ok(())
     }
-}
 
-impl Upkeep {
     fn is_checkpoint_due(&self, service: &Service, stored: &Reached) -> bool {
         let interval = Duration::from_millis(service.settings.checkpoint_interval_ms.load(Ordering::Relaxed));
         let since = self.last_checkpoint.elapsed();

@@ -9,6 +9,7 @@
 pub mod checkpoint;
 mod entry;
 pub mod fjall_store;
+mod renewing;
 pub mod sled_store;
 #[cfg(test)]
 mod tests;
@@ -81,6 +82,9 @@ pub enum ChangeKind {
 pub enum StoreError {
     #[error("store {doing}: {cause}")]
     Engine { doing: &'static str, cause: String },
+    /// What is on disk is not what was written: nothing of it can be trusted, see [`Store::renew`].
+    #[error("store {doing}: {cause}")]
+    Damaged { doing: &'static str, cause: String },
     #[error("store {doing} {path}: {cause}")]
     Io {
         doing: &'static str,
@@ -140,6 +144,17 @@ pub trait Store: Send + Sync + 'static {
     /// Why there is no room on the disk to apply about so many bytes more. Asked before the engine is: most do not survive
     /// a disk that is full.
     fn lacks_room(&self, bytes: u64) -> Option<String>;
+
+    /// What damage was met. From then on every call is answered with [`StoreError::Damaged`].
+    fn damage(&self) -> Option<String>;
+
+    /// Throws what is damaged away and begins empty. The caller sees to it that nobody is answered from that.
+    fn renew(&self) -> Result<(), StoreError> {
+        Err(StoreError::Engine {
+            doing: "begin anew",
+            cause: "it is done by the next start".into(),
+        })
+    }
 }
 
 /// What keeps the entries.
@@ -168,6 +183,10 @@ pub struct Opened<S: ?Sized = dyn Store> {
 /// Opens the store in `directory`, or an empty one if there is none of this engine that can be trusted. What another engine
 /// kept there is removed.
 pub fn open(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+    renewing::Renewing::open(engine, directory, options)
+}
+
+fn open_engine(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
     let (other, of_other) = match engine {
         Engine::Sled => ("fjall", &[fjall_store::DIRECTORY][..]),
         Engine::Fjall => ("sled", &sled_store::FILES[..]),
@@ -210,6 +229,11 @@ fn is_environment(error: &io::Error) -> bool {
         error.kind(),
         PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
     ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
+/// Whether an error tells that a file is not what it was, or not there.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
 }
 
 fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StoreError {

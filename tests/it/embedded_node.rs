@@ -1,7 +1,10 @@
 //! A node on its embedded log: crashes, restarts, and what it refuses.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -144,6 +147,148 @@ fn a_deleted_store_is_rebuilt() {
     client.check("GET k299", "$4\r\nv299");
     client.check("GET once", "$-1");
     client.check("KEYS once", "*0");
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        match entry.path() {
+            path if path.is_dir() => files.extend(self::files(&path)),
+            path => files.push(path),
+        }
+    }
+    files.sort();
+    files
+}
+
+/// One bit in every 512 bytes, in place: whoever has the file open sees it.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("a file");
+    bytes.iter_mut().step_by(512).for_each(|byte| *byte ^= 4);
+    let file = File::options().write(true).open(path).expect("a file");
+    file.write_all_at(&bytes, 0).expect("it is written");
+}
+
+fn cut(path: &Path) {
+    let file = File::options().write(true).open(path).expect("a file");
+    let length = file.metadata().expect("a length").len();
+    file.set_len(length / 2).expect("it is cut");
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).expect("it is removed");
+}
+
+type Harm = (&'static str, fn(&Path));
+
+const HARMS: [Harm; 3] = [("flipped", flip), ("cut", cut), ("removed", remove)];
+
+/// Every key must be answered as it is, now or when the node has loaded it; nothing else is an answer.
+fn check_all(node: &Highwater, values: &[String], what: &str) {
+    let mut client = node.client();
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut answer = |line: &str, expected: &str| loop {
+        let reply = String::from_utf8_lossy(&client.line(line)).into_owned();
+        if reply == expected {
+            return;
+        }
+        assert!(reply.starts_with("-LOADING "), "{what}: {line}: {reply}");
+        assert!(Instant::now() < until, "{what}: {line}: {reply}");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    for (n, value) in values.iter().enumerate() {
+        answer(&format!("GET k{n}"), &format!("${}\r\n{value}\r\n", value.len()));
+    }
+    answer("DBSIZE", &format!(":{}\r\n", values.len()));
+    answer("SET k0 v0", "+OK\r\n");
+}
+
+/// A node that has to read from its disk, with these values of k0, k1 …
+fn filled(engine: &str) -> (Highwater, Vec<String>) {
+    let small = ["--store", engine, "--maxmemory", "64kb", "--store-cache", "1mb"];
+    // The engines tell of damage in words of their own.
+    let node = Highwater::builder().args(&small).allow("").start();
+    let mut client = node.client();
+    let mut values = vec!["v0".to_owned()];
+    values.extend((1..2_000).map(|n| format!("v{n}").repeat(150)));
+    for (n, value) in values.iter().enumerate() {
+        client.check(&format!("SET k{n} {value}"), "+OK");
+    }
+    (node, values)
+}
+
+/// Each file of the store comes to harm in each way, while the node is down and while it runs.
+fn damage_to_the_store_costs_a_rebuild_at_most(engine: &str) {
+    let (mut node, values) = filled(engine);
+    let (mut down, mut running) = (0, 0);
+    for (harm, damage) in HARMS {
+        for turn in 0.. {
+            assert!(node.terminate().success());
+            let Some(path) = files(&node.dir().join("store")).get(turn).cloned() else {
+                node.restart();
+                break;
+            };
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            damage(&path);
+            node.restart();
+            check_all(&node, &values, &format!("{name} was {harm}"));
+            down += node
+                .client()
+                .info("rebuilds")
+                .map_or(0, |n| n.parse().expect("a number"));
+
+            assert!(node.terminate().success());
+            node.restart();
+            let path = files(&node.dir().join("store")).get(turn).cloned();
+            let Some(path) = path.filter(|path| path.exists()) else {
+                continue;
+            };
+            damage(&path);
+            check_all(&node, &values, &format!("{} was {harm} meanwhile", path.display()));
+            running += node
+                .client()
+                .info("rebuilds")
+                .map_or(0, |n| n.parse().expect("a number"));
+        }
+    }
+    println!("{engine}: rebuilt {down} times at a start, {running} times while it ran");
+    assert!(down > 2 && running > 0);
+    check_all(&node, &values, "at the end");
+}
+
+#[test]
+fn damage_to_the_store_costs_a_rebuild_at_most_on_sled() {
+    damage_to_the_store_costs_a_rebuild_at_most("sled");
+}
+
+#[test]
+fn damage_to_the_store_costs_a_rebuild_at_most_on_fjall() {
+    damage_to_the_store_costs_a_rebuild_at_most("fjall");
+}
+
+#[test]
+fn a_node_that_cannot_build_its_store_anew_ends_and_the_next_start_does() {
+    let (mut node, values) = filled("sled");
+    assert!(node.terminate().success());
+    node.restart();
+    let (store, away) = (node.dir().join("store"), node.dir().join("away"));
+    fs::rename(&store, &away).expect("it is renamed");
+    fs::write(&store, "in the way").expect("a file");
+    files(&away).iter().for_each(|path| flip(path));
+    let mut client = node.client();
+    for n in 0..values.len() {
+        let line = command_line(&format!("GET k{n}"));
+        if client.try_write(&line).is_err() || !matches!(client.try_reply(), Ok(Some(_))) {
+            break;
+        }
+    }
+    let status = node.wait_until_exit(Duration::from_secs(60));
+    assert_eq!(status.code(), Some(1));
+    let told = "highwater: cannot go on without the local store: ";
+    assert_eq!(node.log().matches(told).count(), 1, "{}", node.log());
+    fs::remove_file(&store).expect("it is removed");
+    node.restart();
+    check_all(&node, &values, "at the next start");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka, fresh_topic};
+use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -275,6 +276,283 @@ fn several_keys_change_at_once_over_partitions_and_databases_also_after_kill_9()
         }
         stop.store(true, Ordering::Release);
     });
+}
+
+/// Sets it, also when the test panics: others run until then.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// What lies where at one moment.
+#[derive(Debug, PartialEq)]
+struct Places {
+    /// Database and name of the thing that RENAME and MOVE move.
+    thing: (usize, usize),
+    /// Database of what COPY copies; the copy is in the other one.
+    original: usize,
+}
+
+/// Looks at both databases at once. There is one thing, one original, and its copy in the other database, with the same value.
+fn places(client: &mut Client) -> Places {
+    const LOOK: &str = "MGET thing1 thing2 original copy";
+    let replies = client.pipeline(&["MULTI", LOOK, "SELECT 1", LOOK, "SELECT 0", "EXEC"]);
+    let seen = Reply::parse(&replies[5]);
+    let values = |database: usize| -> Vec<Option<&[u8]>> {
+        let items = seen.items()[database * 2].items();
+        items.iter().map(Reply::bytes).collect()
+    };
+    let both = [values(0), values(1)];
+    let things = (0..4)
+        .map(|n| (n / 2, n % 2))
+        .filter(|(of, name)| both[*of][*name].is_some());
+    let things: Vec<_> = things.collect();
+    let original = usize::from(both[0][2].is_none());
+    let is_whole = both[1 - original][2].is_none()
+        && both[original][3].is_none()
+        && both[original][2].is_some()
+        && both[original][2] == both[1 - original][3];
+    assert!(things.len() == 1 && is_whole, "half of a write was seen: {both:?}");
+    Places {
+        thing: things[0],
+        original,
+    }
+}
+
+#[test]
+fn rename_move_copy_and_swapdb_are_seen_whole_by_another_node_also_after_kill_9() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("moving", 4);
+    let mut writer = Highwater::on_kafka(kafka, &topic);
+    let reader = Highwater::on_kafka(kafka, &topic);
+    let mut client = writer.client();
+    client.check("MSET thing1 1 original 0", "+OK");
+    client.check("COPY original copy DB 1", ":1");
+    let mut seeing = reader.client();
+    eventually("the reader has them", || {
+        let replies = seeing.pipeline(&["SELECT 1", "EXISTS copy", "SELECT 0", "EXISTS thing1 original"]);
+        (replies[1].as_slice(), replies[3].as_slice()) == (b":1\r\n", b":2\r\n")
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let (mut before, mut changes) = (places(&mut seeing), 0);
+            while !stop.load(Ordering::Acquire) {
+                let now = places(&mut seeing);
+                changes += u32::from(now != before);
+                before = now;
+            }
+            changes
+        });
+        let stopping = Stopping(&stop);
+        for life in 0..4 {
+            let mut client = writer.client();
+            for n in 0.. {
+                let Places {
+                    thing: (database, name),
+                    original,
+                } = places(&mut client);
+                let line = match n % 4 {
+                    0 => format!("RENAME thing{} thing{}", name + 1, 2 - name),
+                    1 => format!("MOVE thing{} {}", name + 1, 1 - database),
+                    2 => format!("COPY original copy DB {} REPLACE", 1 - original),
+                    _ => "SWAPDB 0 1".into(),
+                };
+                let within = if n % 4 == 2 { original } else { database };
+                let (select, set) = (format!("SELECT {within}"), format!("SET original {life}.{n}"));
+                let lines = match n % 4 {
+                    2 => vec![&select, "MULTI", &set, &line, "EXEC", "SELECT 0"],
+                    _ => vec![&select, line.as_str(), "SELECT 0"],
+                };
+                // The last one is not waited for: the process is killed under it. Each kind's turn comes.
+                if n == 12 + life {
+                    lines
+                        .iter()
+                        .for_each(|line| client.write(format!("{line}\r\n").as_bytes()));
+                    break;
+                }
+                for reply in client.pipeline(&lines) {
+                    assert!(!reply.starts_with(b"-"), "{line}: {}", String::from_utf8_lossy(&reply));
+                }
+            }
+            writer.kill9();
+            writer.restart();
+            places(&mut writer.client());
+        }
+        drop(stopping);
+        let changes = looking.join().expect("nothing was seen by half");
+        assert!(changes > 4, "only {changes} changes were seen");
+    });
+}
+
+/// The largest group that a command of a few bytes makes.
+#[test]
+fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
+    const KEYS: usize = 49_999;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("swapped");
+    let start = || {
+        let node = Highwater::builder().kafka(kafka, &topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let mut client = writer.client();
+    client.set_deadline(Duration::from_secs(90));
+    client.check("SELECT 1", "+OK");
+    client.check("SET k0 there", "+OK");
+    client.check("SELECT 0", "+OK");
+    for first in (0..KEYS).step_by(1_000) {
+        let pairs: String = (first..KEYS.min(first + 1_000)).map(|n| format!(" k{n} v")).collect();
+        client.check(&format!("MSET{pairs}"), "+OK");
+    }
+    let last = format!("EXISTS k0 k1 k777 k25000 k{}", KEYS - 1);
+    // How many of these keys each database has.
+    let mut seeing = reader.client();
+    let mut look = || {
+        let replies = seeing.pipeline(&["MULTI", &last, "SELECT 1", &last, "SELECT 0", "EXEC"]);
+        let seen = Reply::parse(&replies[5]);
+        [0, 2].map(|n| seen.items()[n].integer().expect("a number"))
+    };
+    eventually("the reader has them", || look() == [5, 1]);
+    std::thread::scope(|scope| {
+        let swapping = scope.spawn(|| client.check("SWAPDB 0 1", "+OK"));
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            match look() {
+                [1, 5] => break,
+                seen => assert_eq!(seen, [5, 1], "half of it was seen"),
+            }
+            assert!(Instant::now() < deadline, "it is not seen");
+        }
+        swapping.join().expect("it is swapped");
+    });
+    let mut client = reader.client();
+    client.check("GET k0", "$5\r\nthere");
+    eventually("they are counted", || number(&mut client, "DBSIZE") == Some(1));
+    client.check("SELECT 1", "+OK");
+    eventually("they are counted", || {
+        number(&mut client, "DBSIZE") == Some(KEYS as i64)
+    });
+}
+
+/// What MGET of these keys answers, which must be the same for all of them.
+fn one_value(client: &mut Client, keys: &[String]) -> Option<Vec<u8>> {
+    let seen = client.tree(&format!("MGET {}", keys.join(" ")));
+    let values: Vec<_> = seen.items().iter().map(Reply::bytes).collect();
+    assert!(
+        values.windows(2).all(|pair| pair[0] == pair[1]),
+        "half of a group was seen: {seen:?}"
+    );
+    values[0].map(<[u8]>::to_vec)
+}
+
+/// With several partitions and no pause, some group is always half read.
+#[test]
+fn groups_that_never_cease_are_seen_whole_by_another_node_which_keeps_up() {
+    const WRITERS: usize = 8;
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("ceaseless", 4);
+    // Each fails the test if it logs that a group is incomplete.
+    let start = || {
+        let node = Highwater::builder().kafka(kafka, &topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let keys: Vec<Vec<String>> = (0..WRITERS)
+        .map(|of| (0..8).map(|n| format!("k{of}.{n}")).collect())
+        .collect();
+    let stop = AtomicBool::new(false);
+    let last: Vec<String> = std::thread::scope(|scope| {
+        let write = |of: &Vec<String>| {
+            let mut client = writer.client();
+            client.set_deadline(Duration::from_secs(90));
+            let mut step = 0;
+            while !stop.load(Ordering::Acquire) {
+                let lines: Vec<String> = (step..step + 50)
+                    .map(|n| {
+                        format!(
+                            "MSET {}",
+                            of.iter().map(|key| format!("{key} {n} ")).collect::<String>()
+                        )
+                    })
+                    .collect();
+                let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+                for reply in client.pipeline(&lines) {
+                    assert_eq!(reply, b"+OK\r\n", "{}", String::from_utf8_lossy(&reply));
+                }
+                step += 50;
+            }
+            (step - 1).to_string()
+        };
+        let writing: Vec<_> = keys.iter().map(|of| scope.spawn(move || write(of))).collect();
+        let stopping = Stopping(&stop);
+        let (mut client, mut counting) = (reader.client(), reader.client());
+        counting.set_deadline(Duration::from_secs(60));
+        let started = Instant::now();
+        let mut values = std::collections::HashSet::new();
+        while started.elapsed() < Duration::from_secs(6) || values.len() < 20 {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "only {} were seen",
+                values.len()
+            );
+            for of in &keys {
+                values.extend(one_value(&mut client, of));
+            }
+            let count = number(&mut counting, "DBSIZE").expect("the store follows");
+            assert!(count == 0 || count % 8 == 0, "{count} keys");
+        }
+        drop(stopping);
+        writing.into_iter().map(|w| w.join().expect("a writer")).collect()
+    });
+    let mut client = reader.client();
+    for (of, last) in keys.iter().zip(&last) {
+        eventually("the last group is seen", || {
+            one_value(&mut client, of).as_deref() == Some(last.as_bytes())
+        });
+    }
+    client.check("DBSIZE", &format!(":{}", 8 * WRITERS));
+}
+
+#[test]
+fn a_large_group_that_comes_slowly_is_seen_whole() {
+    const KEYS: usize = 16;
+    let (kafka, proxy) = Kafka::start_behind_proxy();
+    let topic = kafka.compacted_topic("slow", 4);
+    let start = || {
+        let node = Highwater::builder().kafka(&kafka, &topic);
+        node.args(&["--write-timeout", "30s"]).start()
+    };
+    let (writer, reader) = (start(), start());
+    let mut client = reader.client();
+    // The broker's answers pass 64 KB at a time.
+    proxy.to_client.delay(Duration::from_millis(20));
+    let asked = Instant::now();
+    std::thread::scope(|scope| {
+        let write = || {
+            let mut client = writer.client();
+            client.set_deadline(Duration::from_secs(60));
+            let value = vec![b'v'; 1_000_000];
+            let names: Vec<String> = (0..KEYS).map(|n| format!("k{n}")).collect();
+            let mut args: Vec<&[u8]> = vec![b"MSET"];
+            names.iter().for_each(|name| args.extend([name.as_bytes(), &value]));
+            assert_eq!(client.send(&args), b"+OK\r\n");
+        };
+        let writing = scope.spawn(write);
+        let exist: String = (0..KEYS).map(|n| format!(" k{n}")).collect();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match number(&mut client, &format!("EXISTS{exist}")) {
+                Some(0) => assert!(Instant::now() < deadline, "the group is not seen"),
+                seen => break assert_eq!(seen, Some(KEYS as i64)),
+            }
+        }
+        writing.join().expect("a writer");
+    });
+    println!("seen after {:?}", asked.elapsed());
 }
 
 #[test]

@@ -24,10 +24,19 @@ fn text(fault: Result<(), Fault>) -> String {
 
 /// A member of a group of two.
 fn member(f: &Fixture, key: &str, group: u128) {
-    f.log.foreign(key, "1");
     let mut records = f.log.records.lock();
-    let record = records.last_mut().expect("it was written");
-    record.group = Some(Group { id: group, records: 2 });
+    let offset = records.len() as u64;
+    records.push(LogRecord {
+        at: HERE,
+        offset,
+        timestamp: 1,
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        payload: Payload::Value {
+            value: Bytes::from_static(b"1"),
+            expire_at: None,
+        },
+        group: Some(Group { id: group, records: 2 }),
+    });
 }
 
 #[tokio::test]
@@ -111,18 +120,46 @@ async fn a_node_that_does_not_learn_the_end_answers_stale() {
 #[tokio::test]
 async fn a_group_that_is_not_whole_holds_the_position() {
     let f = Fixture::new(false);
+    // As long as the log does not tell its end, the rest may be there.
+    f.log.mute.store(true, Ordering::SeqCst);
     f.log.foreign("before", "1");
     member(&f, "left", 7);
     let waited = tokio::time::timeout(Duration::from_millis(100), f.service.applied_to(HERE, 2)).await;
     assert!(waited.is_err(), "half a group was told to be visible");
     f.service.applied_to(HERE, 1).await;
     assert_eq!((f.get("before").as_deref(), f.get("left")), (Some("1"), None));
+    let stored = |f: &Fixture| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
+    f.wait(|f| stored(f) == 1);
     member(&f, "right", 7);
     f.service.applied_to(HERE, 3).await;
     assert_eq!(
         (f.get("left").as_deref(), f.get("right").as_deref()),
         (Some("1"), Some("1"))
     );
+}
+
+#[tokio::test]
+async fn a_group_whose_rest_is_not_in_the_log_is_shown_and_those_behind_it_stay_whole() {
+    let f = Fixture::new(false);
+    f.log.mute.store(true, Ordering::SeqCst);
+    for (key, group) in [
+        ("forged", 1),
+        ("left", 2),
+        ("also forged", 3),
+        ("right", 2),
+        ("late", 4),
+    ] {
+        member(&f, key, group);
+    }
+    let waited = tokio::time::timeout(Duration::from_millis(50), f.service.applied_to(HERE, 1)).await;
+    assert!(waited.is_err(), "half a group was told to be visible");
+    let both = || (f.get("left"), f.get("right"));
+    assert_eq!(both(), (None, None));
+    f.log.mute.store(false, Ordering::SeqCst);
+    f.service.applied_to(HERE, 5).await;
+    assert_eq!(both(), (Some("1".into()), Some("1".into())));
+    assert_eq!(f.get("forged").as_deref(), Some("1"));
+    assert_eq!(f.get("late").as_deref(), Some("1"));
 }
 
 #[tokio::test]

@@ -20,7 +20,9 @@ use parking_lot::Mutex;
 use super::writer::{DatabaseWriter, Writer};
 use super::{Database, Engine, Failure, FjallStore, key};
 use crate::store::checkpoint::{KeyCount, PositionFile, sync_parent};
-use crate::store::{Checkpoint, Opened, Options, StoreError, io_error, is_environment, panic_text, remove_directory};
+use crate::store::{
+    Checkpoint, Opened, Options, StoreError, io_error, is_environment, is_gone, panic_text, remove_directory,
+};
 
 /// Format of keys and entries in the engine; another one is rebuilt.
 const FORMAT: u64 = 1;
@@ -71,10 +73,10 @@ fn io_of(error: &fjall::Error) -> Option<&io::Error> {
 
 /// Whether an error comes from the file system rather than from what is in the files.
 pub(super) fn is_io(error: &fjall::Error) -> bool {
-    io_of(error).is_some_and(|error| !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound))
+    io_of(error).is_some_and(|error| !is_gone(error))
 }
 
-/// From now on the store is of no use; the next start sees to it.
+/// From now on the store is of no use; whoever opens it next sees to it.
 pub(super) fn mark_broken(directory: &Path) -> io::Result<()> {
     let path = directory.join(BROKEN);
     fs::File::create(&path)?.sync_all()?;
@@ -89,6 +91,7 @@ pub(super) fn open(directory: &Path, options: &Options) -> Result<Opened, StoreE
     );
     fs::create_dir_all(directory).map_err(|cause| io_error("create", directory, cause))?;
     remove_directory(&quarantine)?;
+    wait_for_lock(&data)?;
     let mut rebuilt = None;
     if broken.exists() {
         rebuilt = Some("it was found damaged while it was used".to_owned());
@@ -140,7 +143,6 @@ fn start_empty(directory: &Path, data: &Path, options: &Options) -> Result<Opene
 }
 
 fn open_existing(directory: &Path, data: &Path, options: &Options) -> Result<Opened, Unusable> {
-    wait_for_lock(data)?;
     check_lists_of_tables(&data.join("keyspaces")).map_err(Unusable::Rebuild)?;
     remove_journals(data).map_err(|cause| Unusable::Fatal(io_error("remove the journals of", data, cause)))?;
     let engine = open_engine(data, options)?;
@@ -222,7 +224,7 @@ fn open_engine(data: &Path, options: &Options) -> Result<Engine, Failure> {
 }
 
 /// Waits until no engine holds the directory.
-fn wait_for_lock(data: &Path) -> Result<(), Unusable> {
+fn wait_for_lock(data: &Path) -> Result<(), StoreError> {
     let path = data.join("lock");
     let Ok(file) = fs::File::options().read(true).write(true).open(&path) else {
         return Ok(());
@@ -231,11 +233,14 @@ fn wait_for_lock(data: &Path) -> Result<(), Unusable> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),
-            Err(fs::TryLockError::Error(cause)) => return Err(Unusable::Fatal(io_error("lock", &path, cause))),
+            Err(fs::TryLockError::Error(cause)) => return Err(io_error("lock", &path, cause)),
             Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(fs::TryLockError::WouldBlock) => return Err(Failure::Engine(fjall::Error::Locked).into()),
+            Err(fs::TryLockError::WouldBlock) => {
+                let cause = io::Error::new(io::ErrorKind::WouldBlock, "in use by another process");
+                return Err(io_error("lock", &path, cause));
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::entry::{self, Damaged};
-use super::{Change, Checkpoint, Entry, Meta, Opened, Options, Scanned, Store, StoreError, key_hash};
+use super::{Change, Checkpoint, Entry, Meta, Opened, Options, Scanned, Store, StoreError, is_gone, key_hash};
 use slot::Slot;
 use writer::Writer;
 
@@ -164,30 +164,34 @@ impl FjallStore {
     /// Calls into the engine; a panic or damage ends all use of the store.
     fn call<T>(&self, doing: &'static str, call: impl FnOnce() -> Result<T, Failure>) -> Result<T, StoreError> {
         if let Some(reason) = self.broken.get() {
-            return Err(StoreError::Engine {
+            return Err(StoreError::Damaged {
                 doing,
                 cause: reason.clone(),
             });
         }
-        let cause = match catch_unwind(AssertUnwindSafe(call)) {
+        let other = |cause| Err(StoreError::Engine { doing, cause });
+        let damage = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(Failure::NoSuchDatabase)) => "no such database".to_owned(),
-            Ok(Err(Failure::Timeout)) => "the engine did not write its memory to disk in time".to_owned(),
-            Ok(Err(Failure::Engine(error))) if files::is_io(&error) => error.to_string(),
-            Ok(Err(Failure::Engine(error))) => self.give_up(error.to_string()),
-            Ok(Err(Failure::Damaged(what))) => self.give_up(format!("damaged {what}")),
-            Err(panic) => self.give_up(super::panic_text(panic.as_ref())),
+            Ok(Err(Failure::NoSuchDatabase)) => return other("no such database".into()),
+            Ok(Err(Failure::Timeout)) => return other("the engine did not write its memory to disk in time".into()),
+            Ok(Err(Failure::Engine(error))) if files::is_io(&error) => return other(error.to_string()),
+            Ok(Err(Failure::Engine(error))) => error.to_string(),
+            Ok(Err(Failure::Damaged(what))) => format!("damaged {what}"),
+            Err(panic) => super::panic_text(panic.as_ref()),
         };
-        Err(StoreError::Engine { doing, cause })
+        let cause = self.give_up(damage);
+        Err(StoreError::Damaged { doing, cause })
     }
 
-    /// Ends all use of the store; the next start rebuilds it.
-    fn give_up(&self, cause: String) -> String {
-        let outcome = match files::mark_broken(&self.directory) {
-            Ok(()) => "the local store is rebuilt at the next start".to_owned(),
-            Err(error) => format!("delete the store's directory before the next start (a mark in it: {error})"),
+    /// Ends all use of the store; whoever opens it next begins anew.
+    fn give_up(&self, damage: String) -> String {
+        let cause = match files::mark_broken(&self.directory) {
+            Err(error) if !is_gone(&error) => {
+                format!("{damage}; delete the store's directory (a mark in it: {error})")
+            }
+            _ => damage,
         };
-        self.broken.get_or_init(|| format!("{cause}; {outcome}")).clone()
+        self.broken.get_or_init(|| cause).clone()
     }
 
     fn try_get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, Failure> {
@@ -322,6 +326,10 @@ impl Store for FjallStore {
 
     fn lacks_room(&self, bytes: u64) -> Option<String> {
         super::lacks_room(&self.directory, bytes, MEMTABLE)
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.broken.get().cloned()
     }
 }
 

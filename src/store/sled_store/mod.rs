@@ -14,7 +14,7 @@
 //! - sled does not survive a write that finds the disk full. What it is about to write is reserved behind the end of its file before, so
 //!   that nobody else can take it.
 //! - What sled does not notice itself is noticed at [`SledStore::open`]; damage met later ends all use of the store and
-//!   removes the position file, so that the next start rebuilds.
+//!   removes the position file, so that whoever opens it next begins anew.
 
 mod open;
 mod verify;
@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use super::checkpoint::{PositionFile, sync_parent};
 use super::entry::{self, Body, Damaged, PIECE_BYTES};
-use super::{Change, Checkpoint, Entry, Meta, Scanned, Store, StoreError, Value};
+use super::{Change, Checkpoint, Entry, Meta, Scanned, Store, StoreError, Value, io_error, is_gone};
 use writer::Writer;
 
 /// What belongs to it in the store's directory.
@@ -219,36 +219,35 @@ impl SledStore {
     /// Calls into the engine, which can panic; a panic or damage ends all use of the store.
     fn call<T>(&self, doing: &'static str, call: impl FnOnce() -> Result<T, Failure>) -> Result<T, StoreError> {
         if let Some(reason) = self.broken.get() {
-            return Err(StoreError::Engine {
+            return Err(StoreError::Damaged {
                 doing,
                 cause: reason.clone(),
             });
         }
-        let cause = match catch_unwind(AssertUnwindSafe(call)) {
+        let other = |cause| Err(StoreError::Engine { doing, cause });
+        let damage = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(Failure::NoSuchDatabase)) => "no such database".to_owned(),
-            Ok(Err(Failure::Io { path, cause })) => {
-                return Err(StoreError::Io {
-                    doing,
-                    path: path.display().to_string(),
-                    cause,
-                });
-            }
-            Ok(Err(Failure::Engine(error @ sled::Error::Io(_)))) => error.to_string(),
-            Ok(Err(Failure::Engine(error))) => self.give_up(error.to_string()),
-            Ok(Err(Failure::Damaged(what))) => self.give_up(format!("damaged {what}")),
-            Err(panic) => self.give_up(super::panic_text(panic.as_ref())),
+            Ok(Err(Failure::NoSuchDatabase)) => return other("no such database".into()),
+            Ok(Err(Failure::Io { path, cause })) if !is_gone(&cause) => return Err(io_error(doing, &path, cause)),
+            Ok(Err(Failure::Io { path, cause })) => format!("{}: {cause}", path.display()),
+            Ok(Err(Failure::Engine(sled::Error::Io(error)))) if !is_gone(&error) => return other(error.to_string()),
+            Ok(Err(Failure::Engine(error))) => error.to_string(),
+            Ok(Err(Failure::Damaged(what))) => format!("damaged {what}"),
+            Err(panic) => super::panic_text(panic.as_ref()),
         };
-        Err(StoreError::Engine { doing, cause })
+        let cause = self.give_up(damage);
+        Err(StoreError::Damaged { doing, cause })
     }
 
-    /// Ends all use of the store. Without a position file the next start rebuilds it.
-    fn give_up(&self, cause: String) -> String {
-        let outcome = match self.closer.discard_position() {
-            Ok(()) => "the local store is rebuilt at the next start".to_owned(),
-            Err(error) => format!("delete the store's directory before the next start (its position file: {error})"),
+    /// Ends all use of the store. Without a position file whoever opens it next begins anew.
+    fn give_up(&self, damage: String) -> String {
+        let cause = match self.closer.discard_position() {
+            Err(error) if !is_gone(&error) => {
+                format!("{damage}; delete the store's directory (its position file: {error})")
+            }
+            _ => damage,
         };
-        self.broken.get_or_init(|| format!("{cause}; {outcome}")).clone()
+        self.broken.get_or_init(|| cause).clone()
     }
 
     fn try_get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, Failure> {
@@ -430,6 +429,10 @@ impl Store for SledStore {
 
     fn lacks_room(&self, bytes: u64) -> Option<String> {
         self.closer.lacks_room(bytes)
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.broken.get().cloned()
     }
 }
 
