@@ -2,7 +2,7 @@
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer), [`write_behind`] (from there to the
-//! store), [`copies`] (topics with several partitions), [`watch`], [`consistency`] (how new a read is), [`digest`].
+//! store), [`copies`] (topics with several partitions), [`flushed`], [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -13,6 +13,7 @@ pub mod applier;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+pub mod flushed;
 pub mod hot;
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,8 @@ pub struct Counters {
     pub misses: AtomicU64,
     pub store_reads: AtomicU64,
     pub expired: AtomicU64,
+    /// Tombstones for what flushes have hidden.
+    pub flushed: AtomicU64,
     pub records_applied: AtomicU64,
     pub records_skipped: AtomicU64,
     /// Values met outside of their key's home partition.
@@ -454,7 +457,7 @@ impl Service {
                         expanded.push(item.clone());
                     }
                 }
-                Item::Copy {
+                Item::Tombstone {
                     database,
                     key,
                     partition,
@@ -484,7 +487,7 @@ impl Service {
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
                 }
-                Item::Copy { .. } => {}
+                Item::Tombstone { .. } => {}
             }
         }
         self.log.produce(
