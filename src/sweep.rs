@@ -61,10 +61,7 @@ struct Buried {
 
 /// Runs for as long as the server does.
 pub async fn run(service: Arc<Service>) {
-    let now = Instant::now();
-    let mut passes: Vec<Pass> = (0..databases_with_copies(service.database_count()))
-        .map(|_| Pass::new(now))
-        .collect();
+    let mut passes = all_passes(&service);
     let mut failing = false;
     loop {
         let began = Instant::now();
@@ -76,10 +73,9 @@ pub async fn run(service: Arc<Service>) {
                 (look, passes)
             });
             let look;
-            (look, passes) = match looked.await {
-                Ok(looked) => looked,
-                Err(panicked) => return tracing::error!(%panicked, "expired and flushed keys are not deleted any more"),
-            };
+            (look, passes) = looked
+                .await
+                .unwrap_or_else(|panicked| (Err(panicked.to_string()), all_passes(&service)));
             if let (Err(reason), false) = (&look, failing) {
                 warn!(reason, "cannot delete expired and flushed keys; trying again");
             }
@@ -94,6 +90,12 @@ pub async fn run(service: Arc<Service>) {
         // Of the time that flushed keys take, others have at least half.
         tokio::time::sleep(if more_flushed { began.elapsed() } else { INTERVAL }).await;
     }
+}
+
+fn all_passes(service: &Service) -> Vec<Pass> {
+    let now = Instant::now();
+    let databases = databases_with_copies(service.database_count());
+    (0..databases).map(|_| Pass::new(now)).collect()
 }
 
 fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
