@@ -17,13 +17,15 @@ use crate::database::copies::databases_with_copies;
 use crate::database::transaction::{Keys, View};
 use crate::database::write::Write;
 use crate::database::{Fault, Service, now_ms};
+use crate::log::ProduceError;
 
 /// Time between looks at the databases.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Expired keys of one database that are deleted at one look; if there were so many, the next look is at once.
 const KEYS: usize = 200;
-/// Flushed keys at one look.
+/// Flushed keys at one look: at most, and at least where less than half of them came into the log (a slow broker, many conflicts).
 const FLUSHED: usize = 500;
+const FEWEST: usize = 20;
 /// Where others may write: longest time that a key is left expired, or that a flush is left to others, milliseconds.
 const OTHERS_FIRST_MS: u64 = 2_000;
 /// So long, milliseconds, a node does nothing about flushed keys when another seems to. What the other does shows when it is in
@@ -39,6 +41,8 @@ struct Pass {
     /// So many were left at the last look.
     left: u64,
     rests_until: Instant,
+    /// So many at the next look.
+    some: usize,
     /// Something was done since its beginning.
     is_of_use: bool,
 }
@@ -135,25 +139,29 @@ impl Look {
     /// Waits until its writes are over. True if there may be more expired keys.
     async fn finish(self, service: &Service, passes: &mut [Pass]) -> bool {
         // At most one look's writes are under way.
-        let deleted = done(&self.expired).await;
+        let (deleted, _) = done(&self.expired).await;
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
         for Buried { stored, found, writes } in self.flushed {
-            let buried = done(&writes).await;
+            let (buried, failed) = done(&writes).await;
             service.counters.flushed.fetch_add(buried as u64, Ordering::Relaxed);
-            passes[stored as usize].did(buried, found);
+            passes[stored as usize].did(buried, failed, found);
         }
         // Keys that were not deleted (their newest state is another) must not make this run without a pause.
         self.more_expired && deleted > 0
     }
 }
 
-/// How many of them came into the log. What did not is found again.
-async fn done(writes: &[Arc<Write>]) -> usize {
-    let mut done = 0;
+/// How many of them came into the log, and how many did not though nobody came first. What did not is found again.
+async fn done(writes: &[Arc<Write>]) -> (usize, usize) {
+    let (mut done, mut failed) = (0, 0);
     for write in writes {
-        done += usize::from(write.finished().await.is_ok());
+        match write.finished().await {
+            Ok(()) => done += 1,
+            Err(ProduceError::Stale { .. }) => {}
+            Err(_) => failed += 1,
+        }
     }
-    done
+    (done, failed)
 }
 
 fn while_others_are_at_it() -> Duration {
@@ -166,6 +174,7 @@ impl Pass {
             from: 0,
             left: 0,
             rests_until: now,
+            some: FLUSHED,
             is_of_use: false,
         }
     }
@@ -186,7 +195,7 @@ impl Pass {
         if self.left == 0 || now < self.rests_until {
             return Ok(None);
         }
-        let (found, next) = service.find_flushed(stored, self.from, most)?;
+        let (found, next) = service.find_flushed(stored, self.from, self.some.min(most))?;
         let mut writes = Vec::new();
         for flushed in &found {
             match service.bury(flushed) {
@@ -209,10 +218,14 @@ impl Pass {
         }))
     }
 
-    /// So many of the keys that were found got their tombstones.
-    fn did(&mut self, buried: usize, found: usize) {
+    /// So many of the keys that were found got their tombstones, and so many not though nobody else had written them.
+    fn did(&mut self, buried: usize, failed: usize, found: usize) {
         self.is_of_use |= buried > 0;
-        if buried < found / 2 {
+        self.some = match buried < found / 2 {
+            true => (self.some / 2).max(FEWEST),
+            false => (self.some * 2).min(FLUSHED),
+        };
+        if buried + failed < found / 2 {
             self.rests_until = self.rests_until.max(Instant::now() + while_others_are_at_it());
         }
     }
