@@ -121,6 +121,7 @@ fn store_get(bencher: Bencher, engine: Engine) {
     let options = Options {
         cache_bytes: 256 << 20,
         databases: 16,
+        keeps_hidden: false,
     };
     let store = store::open(engine, directory.path(), &options).expect("opens").store;
     let keys = keys();

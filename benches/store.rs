@@ -45,6 +45,7 @@ fn open(directory: &Path) -> std::sync::Arc<dyn Store> {
         &Options {
             cache_bytes: 256 << 20,
             databases: 16,
+            keeps_hidden: false,
         },
     )
     .expect("opens");

@@ -21,7 +21,6 @@ pub mod config;
 pub mod copy;
 pub mod database;
 pub mod datadir;
-pub mod expiry;
 pub mod grpc;
 pub mod log;
 pub mod probe;
@@ -30,6 +29,7 @@ pub mod room;
 pub mod run;
 pub mod server;
 pub mod store;
+pub mod sweep;
 pub mod telemetry;
 
 /// For librdkafka, OpenSSL and zstd too: what one thread allocates another frees all the time here (a record goes from its connection

@@ -32,7 +32,7 @@ use crate::store::Store;
 use crate::store::{self, Engine, Opened, Options as StoreOptions};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
-use crate::{expiry, grpc, server};
+use crate::{grpc, server, sweep};
 
 /// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
 const OTHER_FILES: u64 = 512;
@@ -177,6 +177,8 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
     let options = StoreOptions {
         cache_bytes: config.store_cache(),
         databases: databases_with_copies(config.databases()),
+        // Those who write to Kafka beside us want to be told by tombstones; the embedded log has no others.
+        keeps_hidden: on_kafka,
     };
     let store = store::open(engine, &directory.store(), &options).map_err(|e| {
         let place = directory.store();
@@ -302,7 +304,7 @@ fn start_servers(
     for listener in grpc {
         servers.spawn(grpc::serve(listener, shared.clone()));
     }
-    tokio::spawn(expiry::sweep(shared.service.clone()));
+    tokio::spawn(sweep::run(shared.service.clone()));
     tokio::spawn(watch(shared.clone()));
     servers
 }

@@ -49,8 +49,8 @@ const DIFFERENCES: &[&str] = &[
      their like) are optimistic Kafka transactions: atomic against every other node and producer, and across a crash. When others change their \
      keys again and again until the write timeout they answer NOTWRITTEN. The number that DEL and UNLINK reply is what this node knew; EXEC may answer null where \
      nothing but a conflict on an unwatched key was the cause, if keys are watched.",
-    "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by; other consumers of the topic \
-     still see those, for no tombstones are written for them yet.",
+    "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by at once; other consumers of the topic \
+     see those until their tombstones have come, which are written in the background.",
     "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `INFO` gives the resident set as `used_memory`.",

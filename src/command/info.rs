@@ -401,6 +401,7 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "records_applied": get(&counters.records_applied),
         "records_skipped": get(&counters.records_skipped),
         "records_misplaced": get(&counters.records_misplaced),
+        "flush_tombstones": get(&counters.flushed),
         "last_applied_time_ms": get(&counters.last_applied_ms),
         "last_checkpoint_time": get(&counters.last_checkpoint_ms) / 1_000,
         "last_checkpoint_records": get(&counters.last_checkpoint_records),

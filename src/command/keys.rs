@@ -828,7 +828,7 @@ fn parse_cursor(argument: &[u8]) -> Option<u64> {
 
 /// Live keys from a random place on, of which one is picked: the first one alone would favour keys behind a gap.
 const SAMPLE: usize = 16;
-/// Keys looked at before RANDOMKEY gives up: so many expired ones in a row that nobody has deleted yet.
+/// Keys looked at before RANDOMKEY gives up: so many expired ones in a row, or ten times as many flushed ones, that nobody has deleted yet.
 const MAX_RANDOM: usize = 100_000;
 
 fn randomkey(context: &mut Context, _: Args) -> Outcome {

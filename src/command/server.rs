@@ -503,6 +503,7 @@ fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
         &counters.hits,
         &counters.misses,
         &counters.expired,
+        &counters.flushed,
         &counters.store_reads,
     ] {
         counter.store(0, Ordering::Relaxed);

@@ -536,6 +536,14 @@ impl Applier {
             partition: change.partition,
             offset: change.offset,
         };
+        let is_change = match &change.kind {
+            ChangeKind::Put { .. } => true,
+            // Behind what a flush has hidden, or behind nothing, a tombstone is no change.
+            ChangeKind::Delete { key } => {
+                database.watches.is_watched(key) && self.service.read(change.database, key, true)?.entry.is_some()
+            }
+            ChangeKind::Flush => false,
+        };
         // While loading nobody reads: what memory knows already is kept right.
         let insert = self.goal.is_none();
         let news = match &change.kind {
@@ -544,7 +552,7 @@ impl Applier {
             ChangeKind::Flush => false,
         };
         // An own record comes by a second time: watchers were told when it was handed to the log.
-        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &change.kind) {
+        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news && is_change, &change.kind) {
             database.watches.changed(key);
         }
         if self.direct && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush) {

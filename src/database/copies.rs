@@ -31,6 +31,11 @@ fn copy_name(key: &[u8], partition: u32) -> Bytes {
     name.freeze()
 }
 
+/// The key of a copy with this name.
+pub(super) fn split_copy_name(name: &[u8]) -> &[u8] {
+    name.split_last_chunk::<4>().map_or(name, |(key, _)| key)
+}
+
 impl Database {
     /// True if any key may have a copy.
     fn has_copies(&self) -> bool {
@@ -64,7 +69,8 @@ impl Service {
     pub(super) fn look_for_copies(&self) -> Result<(), StoreError> {
         for (number, database) in (0..).zip(&self.databases) {
             let spread = database.partitions().len() > 1;
-            let any = spread && self.store.count(self.hidden(number))? > 0;
+            let hidden = self.hidden(number);
+            let any = spread && self.store.count(hidden)? + self.store.count_hidden(hidden)? > 0;
             database.copies.store(any, Ordering::Release);
         }
         Ok(())
@@ -102,7 +108,7 @@ impl Service {
                 && spread(&item)
             {
                 let home = self.log.partition(*database, key);
-                all.extend(self.copies(*database, key, home)?.iter().map(|copy| Item::Copy {
+                all.extend(self.copies(*database, key, home)?.iter().map(|copy| Item::Tombstone {
                     database: *database,
                     key: key.clone(),
                     partition: copy.meta.partition,

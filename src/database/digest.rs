@@ -348,12 +348,26 @@ impl Store for Summed {
         self.inner.scan(database, from, at_least, visit)
     }
 
+    fn scan_hidden(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError> {
+        self.inner.scan_hidden(database, from, at_least, visit)
+    }
+
     fn count(&self, database: u16) -> Result<u64, StoreError> {
         self.inner.count(database)
     }
 
     fn count_expiring(&self, database: u16) -> Result<u64, StoreError> {
         self.inner.count_expiring(database)
+    }
+
+    fn count_hidden(&self, database: u16) -> Result<u64, StoreError> {
+        self.inner.count_hidden(database)
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {

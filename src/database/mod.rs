@@ -2,8 +2,8 @@
 //!
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`waiting`]: groups that are not whole yet; [`own`]: what
-//! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`watch`],
-//! [`consistency`] (how new a read is), [`digest`].
+//! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`flushed`],
+//! [`watch`], [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -15,6 +15,7 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+pub mod flushed;
 pub mod hot;
 mod own;
 #[cfg(test)]
@@ -100,6 +101,8 @@ pub struct Counters {
     pub misses: AtomicU64,
     pub store_reads: AtomicU64,
     pub expired: AtomicU64,
+    /// Tombstones for what flushes have hidden.
+    pub flushed: AtomicU64,
     pub records_applied: AtomicU64,
     pub records_skipped: AtomicU64,
     /// Values met outside of their key's home partition.
@@ -508,7 +511,7 @@ impl Service {
                         expanded.push(item.clone());
                     }
                 }
-                Item::Copy {
+                Item::Tombstone {
                     database,
                     key,
                     partition,
@@ -538,7 +541,7 @@ impl Service {
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
                 }
-                Item::Copy { .. } => {}
+                Item::Tombstone { .. } => {}
             }
         }
         self.log.produce(

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::flushed::Flushed;
 use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Service, Settings, Status, Transaction, Wait, applier};
@@ -258,6 +259,7 @@ impl Fixture {
         let options = Options {
             cache_bytes: 8 << 20,
             databases: super::copies::databases_with_copies(2),
+            keeps_hidden: !log.chains,
         };
         let opened = SledStore::open(directory.path(), &options).expect("the store opens");
         let settings = Settings {
@@ -510,6 +512,89 @@ fn an_own_write_is_no_change_when_it_is_read_from_the_log() {
         f.wait(all_stored);
         assert!(!flag.load(Ordering::SeqCst));
     }
+}
+
+impl Fixture {
+    fn flush(&self) {
+        let flush = self
+            .service
+            .transact(&Arc::default(), Keys::Unlocked, View::Update, |t| {
+                t.flush(0);
+                Ok(())
+            });
+        written(flush);
+        self.log.acknowledge_all();
+    }
+
+    /// The flushed keys that are left in the store, when there are so many.
+    fn flushed(&self, count: u64) -> Vec<Flushed> {
+        self.wait(|f| f.service.flushed_left(0).is_ok_and(|left| left == count));
+        let (flushed, next) = self.service.find_flushed(0, 0, 100).expect("the store answers");
+        assert_eq!((flushed.len() as u64, next), (count, None));
+        flushed
+    }
+
+    fn bury(&self, flushed: &Flushed) -> Option<Arc<Write>> {
+        self.service.bury(flushed).unwrap_or_else(|_| panic!("cannot bury"))
+    }
+}
+
+#[test]
+fn a_flushed_key_is_buried_unless_something_newer_is_known_of_it() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    for key in ["left", "pending", "written", "foreign"] {
+        f.set(&owner, key, "old");
+    }
+    f.log.acknowledge_all();
+    f.flush();
+    assert_eq!(f.flushed(4).len(), 4);
+    // The store knows of them as long as it takes, however often the node is started anew.
+    let f = f.restart();
+    let flushed = f.flushed(4);
+    let of = |key: &str| {
+        flushed
+            .iter()
+            .find(|flushed| flushed.key == key)
+            .expect("it was flushed")
+    };
+
+    f.set(&owner, "written", "new");
+    f.log.acknowledge();
+    f.log.foreign("foreign", "new");
+    f.wait(|f| f.get("foreign").is_some());
+    f.set(&owner, "pending", "new");
+    for key in ["written", "foreign", "pending"] {
+        assert!(f.bury(of(key)).is_none(), "{key}");
+    }
+    f.log.acknowledge_all();
+
+    let watching = Arc::default();
+    f.service
+        .database(0)
+        .watches
+        .watch(Bytes::from_static(b"left"), &watching);
+    let write = f.bury(of("left")).expect("it is buried");
+    {
+        let waiting = f.log.waiting.lock();
+        let batch = waiting.front().expect("a batch is under way");
+        let condition = batch.condition.as_ref().expect("it has a condition");
+        assert_eq!(condition.reads[0].key.as_deref(), Some(&b"left"[..]));
+        assert!(condition.reads[0].known > of("left").offset);
+        assert_eq!(batch.records[0].payload, Payload::Tombstone);
+    }
+    assert!(
+        f.log
+            .records
+            .lock()
+            .iter()
+            .all(|record| record.payload != Payload::Tombstone)
+    );
+    f.log.acknowledge();
+    assert_eq!(write.outcome(), Some(&Ok(())));
+    f.flushed(0);
+    assert!(f.bury(of("left")).is_none(), "it is known to be deleted");
+    assert!(!watching.load(Ordering::SeqCst), "what was not shown is not changed");
 }
 
 #[test]

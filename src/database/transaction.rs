@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::flushed::Flushed;
 use super::write::{Item, NewState, Outstanding, Write};
 use super::{Service, now_ms};
 use crate::log::record::HEADER_BYTES;
@@ -398,6 +399,25 @@ impl Transaction<'_> {
 
     pub fn delete(&mut self, database: u16, key: &[u8]) {
         self.put(database, key, NewState::Deleted);
+    }
+
+    /// Puts a tombstone behind what a flush has hidden, on the condition that nothing came after that; not if something is known to.
+    pub(super) fn bury(&mut self, flushed: &Flushed) -> Result<(), Fault> {
+        let Flushed { at, key, .. } = flushed;
+        if let Some(known) = self.service.known_of_flushed(flushed)? {
+            let key = key.clone();
+            self.reads.push(Read {
+                at: *at,
+                key: Some(key.clone()),
+                known,
+            });
+            self.items.push(Item::Tombstone {
+                database: at.database,
+                key,
+                partition: at.partition,
+            });
+        }
+        Ok(())
     }
 
     /// Hides everything in the database. Writes of this transaction that come after it stay.

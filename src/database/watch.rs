@@ -50,6 +50,10 @@ impl Watches {
         self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
 
+    pub fn is_watched(&self, key: &[u8]) -> bool {
+        self.watched.load(Ordering::SeqCst) > 0 && self.keys.lock().flags.contains_key(key)
+    }
+
     pub fn changed(&self, key: &[u8]) {
         if self.watched.load(Ordering::SeqCst) == 0 {
             return;

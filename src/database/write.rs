@@ -42,8 +42,9 @@ pub enum Item {
     Flush {
         database: u16,
     },
-    /// What another producer left of a key outside of its home partition is removed; a [`Item::Key`] says what is shown.
-    Copy {
+    /// Removes what a partition has of a key where that changes nothing of what is shown: a copy that another producer left outside
+    /// of the home partition (a [`Item::Key`] says what is shown), or what a flush has hidden.
+    Tombstone {
         database: u16,
         key: Bytes,
         partition: u32,
@@ -52,7 +53,7 @@ pub enum Item {
 
 impl Item {
     pub fn database(&self) -> u16 {
-        let (Item::Key { database, .. } | Item::Flush { database } | Item::Copy { database, .. }) = self;
+        let (Item::Key { database, .. } | Item::Flush { database } | Item::Tombstone { database, .. }) = self;
         *database
     }
 }
@@ -165,7 +166,7 @@ impl Write {
                     self.service.flushed(*database, place);
                     self.service.databases[*database as usize].acknowledged(place);
                 }
-                Item::Copy { database, .. } => self.service.databases[*database as usize].acknowledged(place),
+                Item::Tombstone { database, .. } => self.service.databases[*database as usize].acknowledged(place),
             }
         }
         // What was forgotten meanwhile must not come back.

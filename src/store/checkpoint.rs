@@ -10,6 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use super::Meta;
+
 /// How far the store is, per database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -34,13 +36,44 @@ pub struct PartitionPosition {
 }
 
 /// First line of the file; the number changes with the file's format or the store's.
-const HEADER: &str = "highwater store position 1";
+const HEADER: &str = "highwater store position 2";
 
-/// Number of visible keys of one partition, and how many of them have an expiry.
+/// What there is of one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyCount {
+    /// Visible keys, and how many of them have an expiry.
     pub keys: u64,
     pub expiring: u64,
+    /// Entries that a flush has hidden and that are still there.
+    pub hidden: u64,
+}
+
+impl KeyCount {
+    pub fn add(&mut self, meta: &Meta, is_hidden: bool) {
+        if is_hidden {
+            self.hidden += 1;
+        } else {
+            self.keys += 1;
+            self.expiring += u64::from(meta.expire_at.is_some());
+        }
+    }
+
+    pub fn remove(&mut self, meta: &Meta, is_hidden: bool) {
+        let number = if is_hidden { &mut self.hidden } else { &mut self.keys };
+        debug_assert!(*number > 0, "more removed than counted");
+        *number = number.saturating_sub(1);
+        if !is_hidden {
+            self.expiring = self.expiring.saturating_sub(u64::from(meta.expire_at.is_some()));
+        }
+    }
+
+    /// All of it is hidden now.
+    pub fn hide(&mut self) {
+        *self = KeyCount {
+            hidden: self.hidden + self.keys,
+            ..KeyCount::default()
+        };
+    }
 }
 
 /// Everything the position file says.
@@ -119,8 +152,9 @@ impl PositionFile {
         }
         for (database, partitions) in &self.counts {
             let _ = writeln!(text, "counted {database}");
-            for (partition, KeyCount { keys, expiring }) in partitions {
-                let _ = writeln!(text, "count {database} {partition} {keys} {expiring}");
+            for (partition, count) in partitions {
+                let KeyCount { keys, expiring, hidden } = count;
+                let _ = writeln!(text, "count {database} {partition} {keys} {expiring} {hidden}");
             }
         }
         let crc = crc32fast::hash(text.as_bytes());
@@ -195,6 +229,7 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
             let count = KeyCount {
                 keys: number(words.next())?,
                 expiring: number(words.next())?,
+                hidden: number(words.next())?,
             };
             file.counts.entry(database).or_default().insert(partition, count);
         }
@@ -270,7 +305,17 @@ mod tests {
             (15, DatabaseCheckpoint::default()),
         ]);
         let counts = BTreeMap::from([
-            (0, BTreeMap::from([(0, KeyCount { keys: 5, expiring: 2 })])),
+            (
+                0,
+                BTreeMap::from([(
+                    0,
+                    KeyCount {
+                        keys: 5,
+                        expiring: 2,
+                        hidden: 1,
+                    },
+                )]),
+            ),
             (3, BTreeMap::new()),
         ]);
         PositionFile {

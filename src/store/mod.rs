@@ -74,7 +74,8 @@ pub enum ChangeKind {
     Delete {
         key: Bytes,
     },
-    /// Hides every entry of this database and partition with a lower offset, at once; the space is freed in the background.
+    /// Hides every entry of this database and partition with a lower offset, at once. The space is freed in the background,
+    /// or as their tombstones come ([`Options::keeps_hidden`]).
     Flush,
 }
 
@@ -103,9 +104,9 @@ pub struct Scanned<'a> {
 pub trait Store: Send + Sync + 'static {
     fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError>;
 
-    /// Visits at least `at_least` visible keys (fewer only at the end) in hash order from the first key whose hash is
-    /// at least `from`, all keys of one hash together. Returns the hash to continue from, or `None` at the end.
-    /// Expired keys are visited too.
+    /// Visits at least `at_least` visible keys (fewer at the end, or where it meets very many hidden ones) in hash order from the
+    /// first key whose hash is at least `from`, all keys of one hash together. Returns the hash to continue from, or `None`
+    /// at the end. Expired keys are visited too.
     fn scan(
         &self,
         database: u16,
@@ -114,8 +115,17 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError>;
 
+    /// The same for entries that a flush has hidden.
+    fn scan_hidden(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError>;
+
     /// Applies changes in order. An entry is only replaced by one with a higher offset of the same partition;
-    /// applying twice is harmless.
+    /// applying twice is harmless. A hidden one goes only with a record of its own partition, or as its key gets a value.
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 
     /// Number of visible keys (expired ones that have no tombstone yet included). O(1), except after an unclean stop,
@@ -124,6 +134,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Number of visible keys with an expiry. O(1) like [`Store::count`].
     fn count_expiring(&self, database: u16) -> Result<u64, StoreError>;
+
+    /// Number of entries that a flush has hidden and that are still there. O(1) like [`Store::count`].
+    fn count_hidden(&self, database: u16) -> Result<u64, StoreError>;
 
     /// Up to `limit` keys whose expiry is at or before `now` (milliseconds since the epoch), earliest first.
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
@@ -135,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
     fn clear(&self, database: u16) -> Result<(), StoreError>;
 
     /// Background work for the applying thread when it has nothing else to do: looks at about `budget` entries to free what
-    /// flushes have hidden, and the like. True if there is more to do.
+    /// flushes have hidden (unless the store [keeps](Options::keeps_hidden) it), and the like. True if there is more to do.
     fn sweep(&self, budget: usize) -> Result<bool, StoreError>;
 
     /// Bytes on disk.
@@ -170,7 +183,12 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Number of databases; others are refused.
     pub databases: u16,
+    /// What a flush has hidden stays until its tombstone comes, for somebody to find who writes that ([`Store::scan_hidden`]).
+    pub keeps_hidden: bool,
 }
+
+/// Entries that a scan passes before it comes back with fewer than it was asked for.
+const PASSED: usize = 10_000;
 
 pub struct Opened<S: ?Sized = dyn Store> {
     pub store: Arc<S>,

@@ -91,6 +91,16 @@ impl Store for Renewing {
         self.call("scan", |store| store.scan(database, from, at_least, visit))
     }
 
+    fn scan_hidden(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError> {
+        self.call("scan", |store| store.scan_hidden(database, from, at_least, visit))
+    }
+
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         self.call("apply", |store| store.apply(changes))
     }
@@ -101,6 +111,10 @@ impl Store for Renewing {
 
     fn count_expiring(&self, database: u16) -> Result<u64, StoreError> {
         self.call("count", |store| store.count_expiring(database))
+    }
+
+    fn count_hidden(&self, database: u16) -> Result<u64, StoreError> {
+        self.call("count", |store| store.count_hidden(database))
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {

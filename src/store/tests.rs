@@ -34,6 +34,8 @@ on_every_engine!(
     a_value_is_never_mixed_while_it_is_replaced,
     a_clean_stop_keeps_position_and_counts,
     a_flush_hides_at_once_and_is_swept_away,
+    what_a_flush_has_hidden_stays_until_its_tombstone_where_it_is_to_be_kept,
+    a_scan_does_not_pass_hidden_entries_without_end,
     what_another_engine_kept_is_rebuilt,
 );
 
@@ -41,6 +43,15 @@ pub(super) fn options() -> Options {
     Options {
         cache_bytes: 32 << 20,
         databases: 4,
+        keeps_hidden: false,
+    }
+}
+
+/// Those of a log whose other readers are told by tombstones what a flush has hidden.
+fn keeping() -> Options {
+    Options {
+        keeps_hidden: true,
+        ..options()
     }
 }
 
@@ -113,6 +124,15 @@ pub(super) fn scan_all(store: &dyn Store, page: usize) -> Vec<Bytes> {
             .unwrap();
     }
     keys
+}
+
+fn scan_all_hidden(store: &dyn Store, page: usize) -> Vec<(Bytes, u64)> {
+    let (mut found, mut from) = (Vec::new(), Some(0));
+    while let Some(hash) = from {
+        let mut meet = |seen: Scanned<'_>| found.push((Bytes::copy_from_slice(seen.key), seen.meta.offset));
+        from = store.scan_hidden(0, hash, page, &mut meet).unwrap();
+    }
+    found
 }
 
 pub(super) fn sweep_to_end(store: &dyn Store) {
@@ -457,6 +477,75 @@ fn a_flush_hides_at_once_and_is_swept_away(engine: Engine) {
         .unwrap();
     sweep_to_end(&*store);
     assert_eq!(scan_all(&*store, 10), ["again"]);
+}
+
+fn what_a_flush_has_hidden_stays_until_its_tombstone_where_it_is_to_be_kept(engine: Engine) {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || super::open(engine, directory.path(), &keeping()).unwrap();
+    let store = open().store;
+    let expiring = Meta {
+        expire_at: Some(9),
+        ..meta(2)
+    };
+    let other = Meta {
+        partition: 1,
+        ..meta(50)
+    };
+    store
+        .apply(&[
+            put(b"untouched", &[7; 50_000], expiring),
+            put(b"deleted", b"v", meta(3)),
+            put(b"rewritten", b"v", meta(4)),
+            put(b"of another partition", b"v", other),
+            flush(0, 10),
+            delete(b"deleted", 0, 11),
+            put(b"rewritten", b"new", meta(12)),
+        ])
+        .unwrap();
+    let check = |store: &dyn Store, hidden: &[(Bytes, u64)]| {
+        sweep_to_end(store);
+        assert_eq!(scan_all_hidden(store, 1), hidden);
+        assert_eq!(store.count_hidden(0).unwrap(), hidden.len() as u64);
+        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
+        assert_eq!(scan_all(store, 1).len(), 2);
+        assert_eq!(value_of(store, b"untouched"), None);
+        assert_eq!(store.expired(0, 100, 10).unwrap().len(), 0);
+    };
+    check(&*store, &[("untouched".into(), 2)]);
+    store.checkpoint(&position(13)).unwrap();
+    drop(store);
+    let store = open().store;
+    check(&*store, &[("untouched".into(), 2)]);
+    // Read again, and of a partition that has nothing hidden.
+    store
+        .apply(&[put(b"untouched", b"v", meta(5)), delete(b"untouched", 1, 60)])
+        .unwrap();
+    check(&*store, &[("untouched".into(), 5)]);
+    store.apply(&[delete(b"untouched", 0, 13)]).unwrap();
+    check(&*store, &[]);
+    // Nothing is visible any more, and still it stays.
+    store.apply(&[flush(0, 20), flush(1, 70)]).unwrap();
+    sweep_to_end(&*store);
+    assert_eq!((store.count(0).unwrap(), store.count_hidden(0).unwrap()), (0, 2));
+    store.clear(0).unwrap();
+    assert_eq!(store.count_hidden(0).unwrap(), 0);
+    assert_eq!(scan_all_hidden(&*store, 10), []);
+}
+
+fn a_scan_does_not_pass_hidden_entries_without_end(engine: Engine) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = super::open(engine, directory.path(), &keeping()).unwrap().store;
+    let many = PASSED as u64 * 3 / 2;
+    let changes: Vec<Change> = (1..=many)
+        .map(|offset| put(format!("k{offset}").as_bytes(), b"v", meta(offset)))
+        .collect();
+    store.apply(&changes).unwrap();
+    store
+        .apply(&[flush(0, many + 1), put(b"new", b"v", meta(many + 2))])
+        .unwrap();
+    let next = store.scan(0, 0, 10, &mut |_| {}).unwrap();
+    assert!(next.is_some(), "all of it was passed at once");
+    assert_eq!(scan_all(&*store, 10), ["new"]);
 }
 
 fn what_another_engine_kept_is_rebuilt(engine: Engine) {

@@ -12,6 +12,7 @@ mod copy;
 mod disk_full;
 mod embedded_node;
 mod fights;
+mod flushes;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;

@@ -25,7 +25,7 @@ use crate::store::{
 };
 
 /// Format of keys and entries in the engine; another one is rebuilt.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// The engine holds its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -131,7 +131,7 @@ fn start_empty(directory: &Path, data: &Path, options: &Options) -> Result<Opene
     let store = assemble(
         directory,
         engine,
-        Writer::new(databases, Checkpoint::default(), false),
+        Writer::new(databases, Checkpoint::default(), options.keeps_hidden, false),
         options,
     );
     store.writer.lock().flush_memory(&store.engine)?;
@@ -157,7 +157,7 @@ fn open_existing(directory: &Path, data: &Path, options: &Options) -> Result<Ope
     };
     let walking = get(key::WALK)?.is_some();
     let databases = recover_databases(&engine, options)?;
-    let writer = Writer::new(databases, checkpoint.clone(), walking);
+    let writer = Writer::new(databases, checkpoint.clone(), options.keeps_hidden, walking);
     Ok(Opened {
         store: Arc::new(assemble(directory, engine, writer, options)),
         checkpoint,
@@ -183,8 +183,8 @@ fn recover_databases(engine: &Engine, options: &Options) -> Result<Vec<DatabaseW
                 .map(|number| number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
                 .collect();
             match (tag, partition, numbers.as_slice()) {
-                (b'c', Some(partition), &[keys, expiring]) => {
-                    of.counts.insert(partition, KeyCount { keys, expiring });
+                (b'c', Some(partition), &[keys, expiring, hidden]) => {
+                    of.counts.insert(partition, KeyCount { keys, expiring, hidden });
                 }
                 (b'f', Some(partition), &[offset]) => of.view.flushed_below.push((partition, offset)),
                 (b'g', None, &[generation]) => {
@@ -202,6 +202,7 @@ fn assemble(directory: &Path, engine: Engine, writer: Writer, options: &Options)
         view: ArcSwap::default(),
         keys: AtomicU64::new(0),
         expiring: AtomicU64::new(0),
+        hidden: AtomicU64::new(0),
     };
     let store = FjallStore {
         databases: (0..options.databases).map(database).collect(),

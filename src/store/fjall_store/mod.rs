@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `e` database generation hash | all keys of that hash with their states, see [`Slot`] |
 //! | `x` database generation expiry hash | nothing: the expiry index |
-//! | `c` database partition | visible keys, and those with an expiry |
+//! | `c` database partition | visible keys, those with an expiry, hidden entries |
 //! | `f` database partition | entries with a lower offset are hidden |
 //! | `g` database | the generation that counts |
 //! | `p`, `v`, `w` | checkpoint; format; a walk is not finished |
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::entry::{self, Damaged};
-use super::{Change, Checkpoint, Entry, Meta, Opened, Options, Scanned, Store, StoreError, is_gone, key_hash};
+use super::{Change, Checkpoint, Entry, Meta, Opened, Options, PASSED, Scanned, Store, StoreError, is_gone, key_hash};
 use slot::Slot;
 use writer::Writer;
 
@@ -60,6 +60,7 @@ struct Database {
     view: ArcSwap<View>,
     keys: AtomicU64,
     expiring: AtomicU64,
+    hidden: AtomicU64,
 }
 
 #[derive(Clone, Default, PartialEq)]
@@ -218,6 +219,7 @@ impl FjallStore {
     fn try_scan(
         &self,
         database: u16,
+        hidden: bool,
         from: u64,
         at_least: usize,
         visit: &mut dyn FnMut(Scanned<'_>),
@@ -228,15 +230,15 @@ impl FjallStore {
             key::entry(database, view.generation, u64::MAX),
         );
         let mut visited = 0;
-        for found in self.engine.keyspace.range(first..=last) {
+        for (passed, found) in self.engine.keyspace.range(first..=last).enumerate() {
             let (stored_key, slot) = found.into_inner()?;
-            if visited >= at_least {
+            if visited >= at_least || passed >= PASSED {
                 return Ok(Some(key::hash(&stored_key).ok_or(Failure::Damaged("key"))?));
             }
             for record in Slot(&slot).records() {
                 let (key, state) = record?;
                 let (meta, _) = entry::decode(state)?;
-                if !view.hides(&meta) {
+                if view.hides(&meta) == hidden {
                     visit(Scanned { key, meta });
                     visited += 1;
                 }
@@ -287,7 +289,17 @@ impl Store for FjallStore {
         at_least: usize,
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError> {
-        self.call("scan", || self.try_scan(database, from, at_least, visit))
+        self.call("scan", || self.try_scan(database, false, from, at_least, visit))
+    }
+
+    fn scan_hidden(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError> {
+        self.call("scan", || self.try_scan(database, true, from, at_least, visit))
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
@@ -302,6 +314,10 @@ impl Store for FjallStore {
         self.call("count", || {
             Ok(self.database(database)?.expiring.load(Ordering::Relaxed))
         })
+    }
+
+    fn count_hidden(&self, database: u16) -> Result<u64, StoreError> {
+        self.call("count", || Ok(self.database(database)?.hidden.load(Ordering::Relaxed)))
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {

@@ -25,7 +25,9 @@ pub(super) struct Writer {
     databases: Vec<DatabaseWriter>,
     checkpoint: Checkpoint,
     last_flush: Option<Instant>,
-    /// A walk frees what is hidden: everything up to this key has been visited.
+    /// See [`Options::keeps_hidden`](crate::store::Options::keeps_hidden).
+    keeps_hidden: bool,
+    /// A walk frees what is hidden or of another generation: everything up to this key has been visited.
     walk: Option<Vec<u8>>,
     pending: Pending,
     encoded: Vec<u8>,
@@ -34,7 +36,7 @@ pub(super) struct Writer {
 #[derive(Clone, Default)]
 pub(super) struct DatabaseWriter {
     pub view: View,
-    /// Visible keys per partition.
+    /// What there is per partition.
     pub counts: BTreeMap<u32, KeyCount>,
     /// Counts that the engine does not have as they are now.
     changed: BTreeSet<u32>,
@@ -75,11 +77,12 @@ impl Pending {
 }
 
 impl Writer {
-    pub fn new(databases: Vec<DatabaseWriter>, checkpoint: Checkpoint, walking: bool) -> Writer {
+    pub fn new(databases: Vec<DatabaseWriter>, checkpoint: Checkpoint, keeps_hidden: bool, walking: bool) -> Writer {
         Writer {
             databases,
             checkpoint,
             last_flush: None,
+            keeps_hidden,
             walk: walking.then(Vec::new),
             pending: Pending::default(),
             encoded: Vec::new(),
@@ -111,7 +114,10 @@ impl Writer {
         for (database, of) in (0u16..).zip(&mut self.databases) {
             for partition in std::mem::take(&mut of.changed) {
                 let count = of.counts.get(&partition);
-                let value = count.map(|count| [count.keys.to_be_bytes(), count.expiring.to_be_bytes()].concat());
+                let value = count.map(|count| {
+                    let numbers = [count.keys, count.expiring, count.hidden];
+                    numbers.map(u64::to_be_bytes).concat()
+                });
                 self.pending.set(key::of_partition(b'c', database, partition), value);
             }
         }
@@ -128,6 +134,7 @@ impl Writer {
             let sum = |number: fn(&KeyCount) -> u64| of.counts.values().map(number).sum::<u64>();
             seen.keys.store(sum(|count| count.keys), Ordering::Relaxed);
             seen.expiring.store(sum(|count| count.expiring), Ordering::Relaxed);
+            seen.hidden.store(sum(|count| count.hidden), Ordering::Relaxed);
         }
     }
 
@@ -138,10 +145,11 @@ impl Writer {
             offset: change.offset,
             ..entry.meta
         });
+        let keeps_hidden = self.keeps_hidden;
         let (hash, of) = (key_hash(name), self.database(change.database)?);
         let (generation, view) = (of.view.generation, of.view.clone());
         // A record from before a flush that is known already, read again: it supersedes, and is hidden.
-        let meta = meta.filter(|meta| !view.hides(meta));
+        let meta = meta.filter(|meta| keeps_hidden || !view.hides(meta));
         let place = key::entry(change.database, generation, hash);
         let stored = self.pending.get(engine, &place)?;
         let records = Slot(stored.as_deref().unwrap_or_default()).records();
@@ -154,7 +162,11 @@ impl Writer {
                 false => others.push((of, state, meta)),
             }
         }
-        let is_outdated = |old: &Meta| old.partition == change.partition && old.offset >= change.offset;
+        // A hidden one waits for the tombstone of its own partition.
+        let is_outdated = |old: &Meta| match old.partition == change.partition {
+            true => old.offset >= change.offset,
+            false => meta.is_none() && view.hides(old),
+        };
         if old.as_ref().is_some_and(is_outdated) || old.is_none() && meta.is_none() {
             return Ok(());
         }
@@ -183,13 +195,13 @@ impl Writer {
                 self.pending.set(index(is), Some(Vec::new()));
             }
         }
-        let visible_old = old.filter(|old| !view.hides(old));
         self.database(change.database)?
-            .count(visible_old.as_ref(), meta.as_ref());
+            .count(&view, old.as_ref(), meta.as_ref());
         Ok(())
     }
 
     fn flush(&mut self, change: &Change) -> Result<(), Failure> {
+        let keeps_hidden = self.keeps_hidden;
         let Change {
             database,
             partition,
@@ -202,12 +214,15 @@ impl Writer {
         }
         of.view.flushed_below.retain(|(of, _)| *of != partition);
         of.view.flushed_below.push((partition, offset));
-        of.counts.remove(&partition);
+        of.counts.entry(partition).or_default().hide();
         of.changed.insert(partition);
         let is_empty = of.counts.values().all(|count| count.keys == 0);
         let watermark = offset.to_be_bytes().to_vec();
         self.pending
             .set(key::of_partition(b'f', database, partition), Some(watermark));
+        if keeps_hidden {
+            return Ok(());
+        }
         if is_empty {
             self.begin_generation(database)?;
         }
@@ -311,24 +326,24 @@ impl Writer {
             return Ok(());
         }
         // The index changes with its entries.
-        if key[0] == b'x' || view.flushed_below.is_empty() {
+        if key[0] == b'x' || view.flushed_below.is_empty() || self.keeps_hidden {
             return Ok(());
         }
         let hash = key::hash(key).ok_or(Failure::Damaged("key"))?;
-        let (mut kept, mut kept_expiries, mut hidden_expiries) = (Vec::new(), Vec::new(), Vec::new());
-        let mut is_changed = false;
+        let (mut kept, mut kept_expiries) = (Vec::new(), Vec::new());
+        let (mut hidden, mut hidden_expiries) = (Vec::new(), Vec::new());
         for record in Slot(value).records() {
             let (of, state) = record?;
             let meta = entry::decode(state)?.0;
             if view.hides(&meta) {
-                is_changed = true;
                 hidden_expiries.extend(meta.expire_at);
+                hidden.push(meta);
             } else {
                 kept.push((of, state));
                 kept_expiries.extend(meta.expire_at);
             }
         }
-        if is_changed {
+        if !hidden.is_empty() {
             let slot = slot::build(kept.into_iter());
             self.pending.set(key.to_vec(), (!slot.is_empty()).then_some(slot));
             hidden_expiries.retain(|expire_at| !kept_expiries.contains(expire_at));
@@ -337,26 +352,31 @@ impl Writer {
                     .set(key::expiry(database, generation, expire_at, hash), None);
             }
         }
+        for meta in hidden {
+            self.database(database)?.count(&view, Some(&meta), None);
+        }
         Ok(())
     }
 }
 
 impl DatabaseWriter {
-    /// Counts a key's change from one visible state to another.
-    fn count(&mut self, old: Option<&Meta>, new: Option<&Meta>) {
-        let is_same = |a: &Meta, b: &Meta| a.partition == b.partition && a.expire_at.is_some() == b.expire_at.is_some();
+    /// Counts a key's change from one state to another.
+    fn count(&mut self, view: &View, old: Option<&Meta>, new: Option<&Meta>) {
+        let is_same = |a: &Meta, b: &Meta| {
+            a.partition == b.partition
+                && a.expire_at.is_some() == b.expire_at.is_some()
+                && view.hides(a) == view.hides(b)
+        };
         if old.zip(new).is_some_and(|(old, new)| is_same(old, new)) {
             return;
         }
         if let Some(old) = old {
             let count = self.counts.entry(old.partition).or_default();
-            count.keys = count.keys.saturating_sub(1);
-            count.expiring = count.expiring.saturating_sub(u64::from(old.expire_at.is_some()));
+            count.remove(old, view.hides(old));
         }
         if let Some(new) = new {
             let count = self.counts.entry(new.partition).or_default();
-            count.keys += 1;
-            count.expiring += u64::from(new.expire_at.is_some());
+            count.add(new, view.hides(new));
         }
         for meta in old.into_iter().chain(new) {
             self.changed.insert(meta.partition);

@@ -7,8 +7,9 @@
 //! - Readers take a [`View`] (trees and flush watermarks) without a lock. Only the [`Writer`], behind a mutex, changes things.
 //! - Nothing is batched: an `apply_batch` of sled makes a process-wide lock exclude all readers for its time, from the first
 //!   one on. sled recovers a prefix of what was written, so the order of the single writes is what a crash can rely on.
-//! - A flush hides entries by a watermark per partition; a [walk](writer::Walk) in the background removes them. If nothing else is
-//!   visible, or on [`Store::clear`], a new generation of trees is begun and the old one dropped.
+//! - A flush hides entries by a watermark per partition; a [walk](writer::Walk) in the background removes them, or they stay until
+//!   their tombstones come. If they are to go and nothing else is visible, or on [`Store::clear`], a new generation of trees is begun
+//!   and the old one dropped.
 //! - Key counts live in memory and in the position file. After an unclean stop the engine may be ahead of that file, and
 //!   the walk counts anew.
 //! - sled does not survive a write that finds the disk full. What it is about to write is reserved behind the end of its file before, so
@@ -36,7 +37,7 @@ use parking_lot::Mutex;
 
 use super::checkpoint::{PositionFile, sync_parent};
 use super::entry::{self, Body, Damaged, PIECE_BYTES};
-use super::{Change, Checkpoint, Entry, Meta, Scanned, Store, StoreError, Value, io_error, is_gone};
+use super::{Change, Checkpoint, Entry, Meta, PASSED, Scanned, Store, StoreError, Value, io_error, is_gone};
 use writer::Writer;
 
 /// What belongs to it in the store's directory.
@@ -59,7 +60,8 @@ struct Database {
     view: ArcSwap<View>,
     keys: AtomicU64,
     expiring: AtomicU64,
-    /// Whether the two numbers above are right.
+    hidden: AtomicU64,
+    /// Whether the numbers above are right.
     counted: AtomicBool,
 }
 
@@ -273,6 +275,7 @@ impl SledStore {
     fn try_scan(
         &self,
         database: u16,
+        hidden: bool,
         from: u64,
         at_least: usize,
         visit: &mut dyn FnMut(Scanned<'_>),
@@ -281,19 +284,18 @@ impl SledStore {
         let Some(trees) = &view.trees else {
             return Ok(None);
         };
-        let mut visited = 0usize;
-        let mut last_hash = None;
-        for found in trees.entries.range(from.to_be_bytes()..) {
+        let (mut visited, mut last_hash) = (0, None);
+        for (passed, found) in trees.entries.range(from.to_be_bytes()..).enumerate() {
             let (stored_key, stored) = found?;
             let (hash, key) = entry::split_store_key(&stored_key)?;
-            if visited >= at_least && last_hash != Some(hash) {
+            if (visited >= at_least || passed >= PASSED) && last_hash != Some(hash) {
                 return Ok(Some(hash));
             }
+            last_hash = Some(hash);
             let (meta, _) = entry::decode(&stored)?;
-            if !view.hides(&meta) {
+            if view.hides(&meta) == hidden {
                 visit(Scanned { key, meta });
                 visited += 1;
-                last_hash = Some(hash);
             }
         }
         Ok(None)
@@ -326,7 +328,7 @@ impl SledStore {
         Ok(keys)
     }
 
-    /// Reads one of the two counts, after counting if that has not been done.
+    /// Reads one of the counts, after counting if that has not been done.
     fn counted(&self, database: u16, number: impl Fn(&Database) -> &AtomicU64) -> Result<u64, Failure> {
         const STEP: usize = 1_000;
         let of = self.database(database)?;
@@ -392,7 +394,17 @@ impl Store for SledStore {
         at_least: usize,
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError> {
-        self.call("scan", || self.try_scan(database, from, at_least, visit))
+        self.call("scan", || self.try_scan(database, false, from, at_least, visit))
+    }
+
+    fn scan_hidden(
+        &self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(Scanned<'_>),
+    ) -> Result<Option<u64>, StoreError> {
+        self.call("scan", || self.try_scan(database, true, from, at_least, visit))
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
@@ -405,6 +417,10 @@ impl Store for SledStore {
 
     fn count_expiring(&self, database: u16) -> Result<u64, StoreError> {
         self.call("count", || self.counted(database, |of| &of.expiring))
+    }
+
+    fn count_hidden(&self, database: u16) -> Result<u64, StoreError> {
+        self.call("count", || self.counted(database, |of| &of.hidden))
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {

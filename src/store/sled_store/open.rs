@@ -148,7 +148,8 @@ fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Res
         let databases = (0..options.databases)
             .map(|_| (View::default(), DatabaseWriter::default()))
             .collect();
-        Ok(assemble(db, meta, closer, databases, 0, false, Vec::new()))
+        let writer = |writers| Writer::new(writers, 0, options.keeps_hidden, false, Vec::new());
+        Ok(assemble(db, meta, closer, databases, writer))
     };
     let store = match catch_unwind(AssertUnwindSafe(start)) {
         Ok(started) => started.map_err(|failure| match Unusable::from(failure) {
@@ -246,7 +247,8 @@ fn recover(paths: &Paths, options: &Options, position: PositionFile) -> Result<S
     }
     let retired = open_trees(&db, &mut databases)?;
     let closer = Closer::new(paths, position)?;
-    Ok(assemble(db, meta, closer, databases, number, is_ahead, retired))
+    let writer = |writers| Writer::new(writers, number, options.keeps_hidden, is_ahead, retired);
+    Ok(assemble(db, meta, closer, databases, writer))
 }
 
 /// Gives each database its current trees; returns those of generations that were left behind.
@@ -314,21 +316,19 @@ fn assemble(
     meta: sled::Tree,
     closer: Closer,
     databases: Vec<(View, DatabaseWriter)>,
-    number: u64,
-    may_be_ahead: bool,
-    retired: Vec<Arc<Trees>>,
+    writer: impl FnOnce(Vec<DatabaseWriter>) -> Writer,
 ) -> SledStore {
     let (views, writers): (Vec<View>, Vec<DatabaseWriter>) = databases.into_iter().unzip();
     let databases = views.into_iter().map(|view| Database {
         view: ArcSwap::from_pointee(view),
         keys: AtomicU64::new(0),
         expiring: AtomicU64::new(0),
+        hidden: AtomicU64::new(0),
         counted: AtomicBool::new(false),
     });
-    let writer = Writer::new(writers, number, may_be_ahead, retired);
     let store = SledStore {
         databases: databases.collect(),
-        writer: Mutex::new(writer),
+        writer: Mutex::new(writer(writers)),
         meta,
         db,
         broken: std::sync::OnceLock::new(),

@@ -20,6 +20,8 @@ pub(super) struct Writer {
     pub number: u64,
     /// The engine has the mark that something changed since.
     dirty: bool,
+    /// See [`Options::keeps_hidden`](crate::store::Options::keeps_hidden).
+    keeps_hidden: bool,
     /// The engine may hold later offsets than those being applied: the last stop was unclean.
     may_be_ahead: bool,
     /// Generations that are to be dropped once nobody reads them.
@@ -31,18 +33,18 @@ pub(super) struct Writer {
 #[derive(Default)]
 pub(super) struct DatabaseWriter {
     pub generation: u64,
-    /// Visible keys per partition; while a walk counts, only of those that it has passed.
+    /// What there is per partition; while a walk counts, only of what it has passed.
     pub counts: BTreeMap<u32, KeyCount>,
     pub walk: Option<Walk>,
 }
 
-/// A pass over a database's trees in small steps: entries (counting the visible, removing the hidden), then pieces and
+/// A pass over a database's trees in small steps: entries (counting them, removing the hidden if they are to go), then pieces and
 /// index entries that belong to nothing.
 pub(super) struct Walk {
     stage: Stage,
     /// Everything up to this key has been visited in this stage.
     cursor: Vec<u8>,
-    /// Whether visible entries are being counted (only in the first stage).
+    /// Whether entries are being counted (only in the first stage).
     counting: bool,
 }
 
@@ -68,8 +70,8 @@ impl DatabaseWriter {
         self.walk.as_ref().is_some_and(|walk| walk.counting)
     }
 
-    /// Counts a key's change from one visible state to another.
-    fn count(&mut self, store_key: &[u8], old: Option<&Meta>, new: Option<&Meta>) {
+    /// Counts a key's change from one state to another.
+    fn count(&mut self, view: &View, store_key: &[u8], old: Option<&Meta>, new: Option<&Meta>) {
         // What a counting walk has yet to pass will be counted as it then is.
         if self
             .walk
@@ -80,24 +82,28 @@ impl DatabaseWriter {
         }
         if let Some(old) = old {
             let count = self.counts.entry(old.partition).or_default();
-            debug_assert!(count.keys > 0, "more keys removed than counted");
-            count.keys = count.keys.saturating_sub(1);
-            count.expiring = count.expiring.saturating_sub(u64::from(old.expire_at.is_some()));
+            count.remove(old, view.hides(old));
         }
         if let Some(new) = new {
             let count = self.counts.entry(new.partition).or_default();
-            count.keys += 1;
-            count.expiring += u64::from(new.expire_at.is_some());
+            count.add(new, view.hides(new));
         }
     }
 }
 
 impl Writer {
-    pub fn new(databases: Vec<DatabaseWriter>, number: u64, may_be_ahead: bool, retired: Vec<Arc<Trees>>) -> Writer {
+    pub fn new(
+        databases: Vec<DatabaseWriter>,
+        number: u64,
+        keeps_hidden: bool,
+        may_be_ahead: bool,
+        retired: Vec<Arc<Trees>>,
+    ) -> Writer {
         Writer {
             databases,
             number,
             dirty: false,
+            keeps_hidden,
             may_be_ahead,
             retired,
             encoded: Vec::new(),
@@ -159,12 +165,10 @@ impl Writer {
         let (Some(counted), Some(seen)) = (self.databases.get(database), store.databases.get(database)) else {
             return;
         };
-        seen.keys
-            .store(counted.counts.values().map(|count| count.keys).sum(), Ordering::Relaxed);
-        seen.expiring.store(
-            counted.counts.values().map(|count| count.expiring).sum(),
-            Ordering::Relaxed,
-        );
+        let sum = |number: fn(&KeyCount) -> u64| counted.counts.values().map(number).sum::<u64>();
+        seen.keys.store(sum(|count| count.keys), Ordering::Relaxed);
+        seen.expiring.store(sum(|count| count.expiring), Ordering::Relaxed);
+        seen.hidden.store(sum(|count| count.hidden), Ordering::Relaxed);
         seen.counted.store(!counted.is_counting(), Ordering::Release);
     }
 
@@ -185,7 +189,7 @@ impl Writer {
             offset: change.offset,
             ..entry.meta
         };
-        if view.hides(&meta) {
+        if view.hides(&meta) && !self.keeps_hidden {
             // A record from before a flush that is known already, read again: it supersedes, and is hidden.
             return self.delete(change, view, key);
         }
@@ -226,9 +230,9 @@ impl Writer {
             }
             remove_pieces(trees, &store_key, old, *pieces)?;
         }
-        let visible_old = old.as_ref().map(|(old, _)| old).filter(|old| !view.hides(old));
+        let old = old.as_ref().map(|(old, _)| old);
         self.database(change.database)?
-            .count(&store_key, visible_old, Some(&meta));
+            .count(view, &store_key, old, Some(&meta));
         Ok(())
     }
 
@@ -241,13 +245,13 @@ impl Writer {
             return Ok(());
         };
         let (old, pieces) = old_state(&stored)?;
-        if is_outdated(change, &old) {
+        // A hidden one waits for the tombstone of its own partition.
+        if is_outdated(change, &old) || view.hides(&old) && old.partition != change.partition {
             return Ok(());
         }
         remove_entry(trees, &store_key, &old, pieces)?;
-        if !view.hides(&old) {
-            self.database(change.database)?.count(&store_key, Some(&old), None);
-        }
+        self.database(change.database)?
+            .count(view, &store_key, Some(&old), None);
         Ok(())
     }
 
@@ -267,14 +271,17 @@ impl Writer {
         hiding.flushed_below.push((partition, offset));
         store.database(database)?.view.store(Arc::new(hiding));
 
-        let may_be_ahead = self.may_be_ahead;
+        let (may_be_ahead, keeps_hidden) = (self.may_be_ahead, self.keeps_hidden);
         let flushed = self.database(database)?;
         if may_be_ahead || flushed.is_counting() {
             // The partition may hold entries above this offset, or uncounted ones.
             flushed.counts.clear();
             return self.begin_walk(store, database, true);
         }
-        flushed.counts.remove(&partition);
+        flushed.counts.entry(partition).or_default().hide();
+        if keeps_hidden {
+            return Ok(());
+        }
         if flushed.counts.values().all(|count| count.keys == 0) {
             self.begin_generation(store, database)
         } else {
@@ -368,12 +375,13 @@ impl Writer {
     /// Visits the next `budget` items of a database's walk, if there is one.
     pub fn walk_step(&mut self, store: &SledStore, database: u16, budget: usize) -> Result<(), Failure> {
         let view = store.database(database)?.view.load_full();
+        let keeps_hidden = self.keeps_hidden;
         let of = self.database(database)?;
         let Some(mut walk) = of.walk.take() else {
             return Ok(());
         };
         let done = match &view.trees {
-            Some(trees) => walk_trees(&mut walk, &view, trees, &mut of.counts, budget)?,
+            Some(trees) => walk_trees(&mut walk, keeps_hidden, &view, trees, &mut of.counts, budget)?,
             None => true,
         };
         if done {
@@ -423,6 +431,7 @@ fn remove_pieces(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> R
 /// One step of a walk; returns whether all stages are done.
 fn walk_trees(
     walk: &mut Walk,
+    keeps_hidden: bool,
     view: &View,
     trees: &Trees,
     counts: &mut BTreeMap<u32, KeyCount>,
@@ -444,7 +453,17 @@ fn walk_trees(
     for found in tree.range::<&[u8], _>((from, Bound::Unbounded)).take(budget) {
         let (key, stored) = found?;
         match walk.stage {
-            Stage::Entries => visit_entry(walk.counting, view, trees, counts, &key, &stored)?,
+            Stage::Entries => {
+                let (meta, pieces) = old_state(&stored)?;
+                let (is_hidden, count) = (view.hides(&meta), counts.entry(meta.partition).or_default());
+                if walk.counting {
+                    count.add(&meta, is_hidden);
+                }
+                if is_hidden && !keeps_hidden {
+                    remove_entry(trees, &key, &meta, pieces)?;
+                    count.remove(&meta, is_hidden);
+                }
+            }
             Stage::Pieces => {
                 let (store_key, partition, offset, number) = entry::split_piece_key(&key)?;
                 let belongs =
@@ -474,25 +493,6 @@ fn walk_trees(
         };
     }
     Ok(false)
-}
-
-fn visit_entry(
-    counting: bool,
-    view: &View,
-    trees: &Trees,
-    counts: &mut BTreeMap<u32, KeyCount>,
-    store_key: &[u8],
-    stored: &[u8],
-) -> Result<(), Failure> {
-    let (meta, pieces) = old_state(stored)?;
-    if view.hides(&meta) {
-        remove_entry(trees, store_key, &meta, pieces)?;
-    } else if counting {
-        let count = counts.entry(meta.partition).or_default();
-        count.keys += 1;
-        count.expiring += u64::from(meta.expire_at.is_some());
-    }
-    Ok(())
 }
 
 /// Removes a piece or index entry unless it `belongs` to its key's entry as that now is.

@@ -11,7 +11,12 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::store::checkpoint::PositionFile;
 
-on_every_engine!(behaves_like_a_map_through_restarts, killed_child, survives_kill_9);
+on_every_engine!(
+    behaves_like_a_map_through_restarts,
+    keeps_what_is_hidden_through_restarts,
+    killed_child,
+    survives_kill_9
+);
 
 const PARTITIONS: u32 = 3;
 
@@ -19,6 +24,8 @@ const PARTITIONS: u32 = 3;
 #[derive(Default)]
 pub(in crate::store) struct Model {
     pub entries: BTreeMap<Bytes, Entry>,
+    /// Offsets of what flushes have hidden, and no later record of the key; `None`: the store does not keep it.
+    hidden: Option<BTreeMap<Bytes, u64>>,
     log: Vec<Change>,
     next_offset: [u64; PARTITIONS as usize],
 }
@@ -65,6 +72,18 @@ impl Model {
     }
 
     fn take_in(&mut self, change: &Change) {
+        if let Some(hidden) = &mut self.hidden {
+            match &change.kind {
+                ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => drop(hidden.remove(key)),
+                ChangeKind::Flush => {
+                    let goes = self
+                        .entries
+                        .iter()
+                        .filter(|(_, entry)| entry.meta.partition == change.partition);
+                    hidden.extend(goes.map(|(key, entry)| (key.clone(), entry.meta.offset)));
+                }
+            }
+        }
         match &change.kind {
             ChangeKind::Put { key, entry } => drop(self.entries.insert(key.clone(), entry.clone())),
             ChangeKind::Delete { key } => drop(self.entries.remove(key)),
@@ -140,6 +159,13 @@ impl Model {
             .filter(|entry| entry.meta.expire_at.is_some_and(|at| at <= 500))
             .count();
         assert_eq!(store.expired(0, 500, usize::MAX)?.len(), due, "expired");
+        if let Some(hidden) = &self.hidden {
+            assert_eq!(store.count_hidden(0)?, hidden.len() as u64, "count of hidden entries");
+            assert_eq!(
+                scan_all_hidden(store, 17).into_iter().collect::<BTreeMap<_, _>>(),
+                *hidden
+            );
+        }
         Ok(())
     }
 
@@ -216,10 +242,26 @@ pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
 }
 
 fn behaves_like_a_map_through_restarts(engine: Engine) {
+    go_through_restarts(engine, false);
+}
+
+fn keeps_what_is_hidden_through_restarts(engine: Engine) {
+    go_through_restarts(engine, true);
+}
+
+fn go_through_restarts(engine: Engine, keeps_hidden: bool) {
+    let options = Options {
+        keeps_hidden,
+        ..options()
+    };
+    let open = |engine, directory: &Path| crate::store::open(engine, directory, &options).unwrap();
     let seed = rand::random::<u64>();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut model = Model::default();
+    let mut model = Model {
+        hidden: keeps_hidden.then(BTreeMap::new),
+        ..Model::default()
+    };
     let directories = tempfile::tempdir().unwrap();
     let mut generation = 0;
     let path = |generation: u32| directories.path().join(generation.to_string());

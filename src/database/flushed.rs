@@ -1,0 +1,106 @@
+//! What a flush has hidden, on its way out of the log. A flush is one marker per partition, and consumers that know nothing of Highwater see
+//! what came before it until each of its keys has a tombstone ([`crate::sweep`]).
+//!
+//! The store keeps a hidden entry until a later record of its key comes, so every node finds there what is left to be done: the one that
+//! flushed, another, or one that was started again or rebuilt from the log. Nothing else is remembered.
+//!
+//! Such a tombstone is for one partition. It changes nothing of what is shown, and its condition is that the partition has got nothing of
+//! the key since: of a flushed key that was written anew, by anybody, or deleted, nothing is left to be done.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Service;
+use super::copies::split_copy_name;
+use super::hot::At;
+use super::transaction::{Fault, Keys, View};
+use super::write::Write;
+use crate::log::TopicPartition;
+use crate::log::record::FLUSH_KEY;
+use crate::store::{Scanned, StoreError};
+
+/// A record that a flush has hidden, the newest of its key in its partition as far as the store is.
+pub struct Flushed {
+    pub(super) at: TopicPartition,
+    pub(super) key: Bytes,
+    pub(super) offset: u64,
+    /// The store has everything below.
+    pub(super) stored: u64,
+}
+
+impl Service {
+    /// How much of what flushes have hidden is left in a database of the store: one that clients see, or one of
+    /// [copies](super::copies).
+    pub fn flushed_left(&self, stored: u16) -> Result<u64, StoreError> {
+        self.store.count_hidden(stored)
+    }
+
+    /// Some of it, by the hash of its name from `from` on, and where to go on.
+    pub fn find_flushed(&self, stored: u16, from: u64, some: usize) -> Result<(Vec<Flushed>, Option<u64>), StoreError> {
+        let database = stored % self.database_count();
+        let is_copy = stored != database;
+        // Before the store is looked at.
+        let positions: Vec<u64> = self.databases[database as usize]
+            .partitions()
+            .iter()
+            .map(|partition| partition.stored.load(Ordering::Acquire))
+            .collect();
+        let mut found = Vec::new();
+        let mut meet = |Scanned { key, meta }: Scanned<'_>| {
+            let key = match is_copy {
+                true => split_copy_name(key),
+                false => key,
+            };
+            let partition = meta.partition;
+            let is_home = self.log.partition(database, key) == partition;
+            // Of what is shown of a copy nothing is left once the copy is gone. The marker itself must stay the newest record of its key.
+            if is_home != is_copy
+                && key != FLUSH_KEY
+                && let Some(&stored) = positions.get(partition as usize)
+            {
+                found.push(Flushed {
+                    at: TopicPartition { database, partition },
+                    key: Bytes::copy_from_slice(key),
+                    offset: meta.offset,
+                    stored,
+                });
+            }
+        };
+        let next = self.store.scan_hidden(stored, from, some, &mut meet)?;
+        Ok((found, next))
+    }
+
+    /// Puts a tombstone behind it, unless something newer is known to stand there.
+    pub fn bury(self: &Arc<Self>, flushed: &Flushed) -> Result<Option<Arc<Write>>, Fault> {
+        // Of an owner of its own: it rests on no other.
+        let computed = self.transact(
+            &Arc::default(),
+            Keys::Some(&[&flushed.key]),
+            View::Update,
+            |transaction| transaction.bury(flushed),
+        )?;
+        Ok(computed.write)
+    }
+
+    /// Up to where everything of the key in that partition is known, and its newest record is the flushed one; `None` if a newer
+    /// one is known. The caller holds the key's stripe.
+    pub(super) fn known_of_flushed(&self, flushed: &Flushed) -> Result<Option<u64>, StoreError> {
+        let Flushed { at, key, offset, .. } = flushed;
+        // Copies are known only as far as the store is.
+        if self.log.partition(at.database, key) != at.partition {
+            return Ok(Some(flushed.stored));
+        }
+        let partitions = self.databases[at.database as usize].partitions();
+        let Some(progress) = partitions.get(at.partition as usize) else {
+            return Ok(None);
+        };
+        // In this order: what is read is at least as new as what was applied before.
+        let applied = progress.applied.load(Ordering::Acquire);
+        let seen = self.read(at.database, key, true)?;
+        let is_newer = |seen: At| seen.partition == at.partition && seen.offset > *offset;
+        let is_superseded = seen.depends.is_some() || seen.at.is_some_and(is_newer);
+        Ok((!is_superseded).then_some(applied.max(flushed.stored)))
+    }
+}

@@ -1,0 +1,265 @@
+//! Deletes in the background what is not shown any more: keys whose time is over, and what a flush has hidden. This frees space, and tells
+//! consumers that know nothing of expiry headers and flush markers. A tombstone is a conditional write: where others write to the log
+//! too, it never comes after a new value.
+//!
+//! The nodes of one topic do not ask each other; whoever comes second finds the work done. So that they do not all do it at once, each
+//! leaves an expired key for a while of its own. What a flush has hidden can be millions of keys: who sees that another node is at them
+//! lets it go on.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::database::copies::databases_with_copies;
+use crate::database::transaction::{Keys, View};
+use crate::database::write::Write;
+use crate::database::{Fault, Service, now_ms};
+use crate::log::ProduceError;
+
+/// Time between looks at the databases.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Expired keys of one database that are deleted at one look; if there were so many, the next look is at once.
+const KEYS: usize = 200;
+/// Flushed keys at one look: at most, and at least where less than half of them came into the log (a slow broker, many conflicts).
+const FLUSHED: usize = 500;
+const FEWEST: usize = 20;
+/// Where others may write: longest time that a key is left expired, or that a flush is left to others, milliseconds.
+const OTHERS_FIRST_MS: u64 = 2_000;
+/// So long, milliseconds, a node does nothing about flushed keys when another seems to. What the other does shows when it is in
+/// the store: that can take seconds.
+const OTHERS_AT_IT_MS: Range<u64> = 5_000..10_000;
+/// Time to the next pass over flushed keys after one that found nothing to do.
+const IN_VAIN: Duration = Duration::from_secs(60);
+
+/// The way through one database's flushed keys.
+struct Pass {
+    /// Hash of the next one.
+    from: u64,
+    /// So many were left at the last look.
+    left: u64,
+    rests_until: Instant,
+    /// So many at the next look.
+    some: usize,
+    /// Something was done since its beginning.
+    is_of_use: bool,
+}
+
+/// What was begun at one look.
+#[derive(Default)]
+struct Look {
+    /// There may be more expired keys: to be found when the store has these deletes.
+    more_expired: bool,
+    expired: Vec<Arc<Write>>,
+    flushed: Vec<Buried>,
+}
+
+/// Flushed keys of one database of the store, and the tombstones for them.
+struct Buried {
+    stored: u16,
+    found: usize,
+    writes: Vec<Arc<Write>>,
+}
+
+/// Runs for as long as the server does.
+pub async fn run(service: Arc<Service>) {
+    let mut passes = all_passes(&service);
+    let mut failing = false;
+    loop {
+        let began = Instant::now();
+        let (mut more_expired, mut more_flushed) = (false, false);
+        if service.is_serving() {
+            let looking = service.clone();
+            let looked = tokio::task::spawn_blocking(move || {
+                let look = look(&looking, &mut passes);
+                (look, passes)
+            });
+            let look;
+            (look, passes) = looked
+                .await
+                .unwrap_or_else(|panicked| (Err(panicked.to_string()), all_passes(&service)));
+            if let (Err(reason), false) = (&look, failing) {
+                warn!(reason, "cannot delete expired and flushed keys; trying again");
+            }
+            failing = look.is_err();
+            let look = look.unwrap_or_default();
+            more_flushed = !look.flushed.is_empty();
+            more_expired = look.finish(&service, &mut passes).await;
+        }
+        if more_expired && service.store_caught_up().await.is_ok() {
+            continue;
+        }
+        // Of the time that flushed keys take, others have at least half.
+        tokio::time::sleep(if more_flushed { began.elapsed() } else { INTERVAL }).await;
+    }
+}
+
+fn all_passes(service: &Service) -> Vec<Pass> {
+    let now = Instant::now();
+    let databases = databases_with_copies(service.database_count());
+    (0..databases).map(|_| Pass::new(now)).collect()
+}
+
+fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
+    let mut look = Look::default();
+    let text = |fault| match fault {
+        Fault::Error(text) => String::from_utf8_lossy(&text).into_owned(),
+        Fault::Wait(_) => "the local store is behind".to_owned(),
+    };
+    let is_writable = |database: u16| {
+        let topic = service.log.identity(database);
+        topic.is_some_and(|topic| !topic.read_only) && service.log.incomplete(database).is_none()
+    };
+    let count = service.database_count();
+    let mut room = FLUSHED;
+    for (stored, pass) in (0u16..).zip(passes.iter_mut()) {
+        if room > 0
+            && !service.log.chains()
+            && is_writable(stored % count)
+            && let Some(buried) = pass.go_on(service, stored, room).map_err(text)?
+        {
+            room -= buried.found.min(room);
+            look.flushed.push(buried);
+        }
+    }
+    if service.settings.active_expire.load(Ordering::Relaxed) {
+        for database in (0..count).filter(|database| is_writable(*database)) {
+            // Flushed keys go first: among them can be any number of expired ones.
+            if service.log.chains() || passes[database as usize].left == 0 {
+                delete_expired(service, database, &mut look).map_err(text)?;
+            }
+        }
+    }
+    Ok(look)
+}
+
+impl Look {
+    /// Waits until its writes are over. True if there may be more expired keys.
+    async fn finish(self, service: &Service, passes: &mut [Pass]) -> bool {
+        // At most one look's writes are under way.
+        let (deleted, _) = done(&self.expired).await;
+        service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
+        for Buried { stored, found, writes } in self.flushed {
+            let (buried, failed) = done(&writes).await;
+            service.counters.flushed.fetch_add(buried as u64, Ordering::Relaxed);
+            passes[stored as usize].did(buried, failed, found);
+        }
+        // Keys that were not deleted (their newest state is another) must not make this run without a pause.
+        self.more_expired && deleted > 0
+    }
+}
+
+/// How many of them came into the log, and how many did not though nobody came first. What did not is found again.
+async fn done(writes: &[Arc<Write>]) -> (usize, usize) {
+    let (mut done, mut failed) = (0, 0);
+    for write in writes {
+        match write.finished().await {
+            Ok(()) => done += 1,
+            Err(ProduceError::Stale { .. }) => {}
+            Err(_) => failed += 1,
+        }
+    }
+    (done, failed)
+}
+
+fn while_others_are_at_it() -> Duration {
+    Duration::from_millis(rand::random_range(OTHERS_AT_IT_MS))
+}
+
+impl Pass {
+    fn new(now: Instant) -> Pass {
+        Pass {
+            from: 0,
+            left: 0,
+            rests_until: now,
+            some: FLUSHED,
+            is_of_use: false,
+        }
+    }
+
+    /// Begins the tombstones for the next flushed keys, if it is time for them.
+    fn go_on(&mut self, service: &Arc<Service>, stored: u16, most: usize) -> Result<Option<Buried>, Fault> {
+        let now = Instant::now();
+        let before = std::mem::replace(&mut self.left, service.flushed_left(stored)?);
+        if self.left > before {
+            let patience = Duration::from_millis(rand::random_range(0..=OTHERS_FIRST_MS));
+            *self = Pass {
+                left: self.left,
+                ..Pass::new(now + patience)
+            };
+        } else if self.left < before && now < self.rests_until {
+            self.rests_until = now + while_others_are_at_it();
+        }
+        if self.left == 0 || now < self.rests_until {
+            return Ok(None);
+        }
+        let (found, next) = service.find_flushed(stored, self.from, self.some.min(most))?;
+        let mut writes = Vec::new();
+        for flushed in &found {
+            match service.bury(flushed) {
+                Ok(write) => writes.extend(write),
+                // Its turn comes in the next pass.
+                Err(Fault::Wait(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.from = next.unwrap_or(0);
+        if next.is_none() {
+            // What was done has to come into the store before it is looked through again.
+            let is_of_use = std::mem::take(&mut self.is_of_use) || !writes.is_empty();
+            self.rests_until = now + if is_of_use { while_others_are_at_it() } else { IN_VAIN };
+        }
+        Ok(Some(Buried {
+            stored,
+            found: found.len(),
+            writes,
+        }))
+    }
+
+    /// So many of the keys that were found got their tombstones, and so many not though nobody else had written them.
+    fn did(&mut self, buried: usize, failed: usize, found: usize) {
+        self.is_of_use |= buried > 0;
+        self.some = match buried < found / 2 {
+            true => (self.some / 2).max(FEWEST),
+            false => (self.some * 2).min(FLUSHED),
+        };
+        if buried + failed < found / 2 {
+            self.rests_until = self.rests_until.max(Instant::now() + while_others_are_at_it());
+        }
+    }
+}
+
+fn delete_expired(service: &Arc<Service>, database: u16, look: &mut Look) -> Result<(), Fault> {
+    let patience = match service.log.chains() {
+        true => 0,
+        false => rand::random_range(0..=OTHERS_FIRST_MS),
+    };
+    let keys = service
+        .store
+        .expired(database, now_ms().saturating_sub(patience), KEYS)?;
+    look.more_expired |= keys.len() == KEYS;
+    for key in &keys {
+        look.expired.extend(delete_if_expired(service, database, key)?);
+    }
+    Ok(())
+}
+
+fn delete_if_expired(service: &Arc<Service>, database: u16, key: &[u8]) -> Result<Option<Arc<Write>>, Fault> {
+    // Of an owner of its own: it rests on no other.
+    let computed = service.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
+        let now = transaction.now;
+        let entry = transaction.get_even_expired(database, key)?;
+        if entry.is_some_and(|entry| entry.meta.expire_at.is_some_and(|at| at <= now)) {
+            transaction.delete(database, key);
+        }
+        Ok(())
+    });
+    match computed {
+        Ok(computed) => Ok(computed.write),
+        // Its time will come at a later look.
+        Err(Fault::Wait(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
