@@ -278,8 +278,8 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
 }
 
 /// Looks at the writes of a pending reply, which the caller has waited for: gives the reply, or what the command is pending on after it
-/// was computed again, because a write that it rested on failed or another writer came first. `request` is what the reply
-/// answers. After `deadline` nothing is computed again.
+/// was computed again, because a write that it rested on failed or another writer came first; or the same, if one before it has to be
+/// computed again first. `request` is what the reply answers. After `deadline` nothing is computed again.
 pub async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
@@ -331,15 +331,10 @@ async fn compute_again(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    pending: Pending,
+    mut pending: Pending,
     deadline: Instant,
 ) -> Result<Reply, Pending> {
-    let Pending {
-        database,
-        exec: transaction,
-        repeated,
-        ..
-    } = pending;
+    let (transaction, repeated) = (pending.exec.take(), pending.repeated);
     let command = match find(request) {
         Ok(command) => command,
         Err(fault) => return Ok(reply_of(session, fault)),
@@ -349,11 +344,15 @@ async fn compute_again(
     if let Some(transaction) = transaction {
         (session.multi, session.watch) = (transaction.multi, transaction.watch);
     }
-    session.database = database;
+    session.database = pending.database;
     let whole_store = command.has(flag::WHOLE_STORE) || is_exec;
     let again = loop {
-        session.outstanding.settling();
-        session.outstanding.forget_failed();
+        // One before it that was computed again has failed meanwhile: that one comes first.
+        if session.outstanding.is_unsettled() {
+            let (multi, watch) = (session.multi.take(), session.watch.take());
+            pending.exec = is_exec.then(|| Box::new(Transaction { multi, watch }));
+            break Err(pending);
+        }
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
             break Ok(reply_of(session, fault));
         }

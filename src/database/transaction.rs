@@ -174,6 +174,10 @@ impl Service {
             let items = self.with_copies(items)?;
             self.admit(&items)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
+            // One that failed just now is not under way any more, and nothing says that this comes after it.
+            if condition.is_none() && owner.is_unsettled() {
+                return Err(Fault::Wait(Wait::Own));
+            }
             Some(self.commit(items, owner, epoch, condition))
         };
         Ok(Computed {

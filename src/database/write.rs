@@ -223,13 +223,17 @@ impl Outstanding {
         }
     }
 
-    /// Everything that has failed so far is looked at now.
+    /// None is under way. What has failed is looked at now, and computed again in order: nothing has to come after the failed writes.
     pub fn settling(&self) {
         self.failed.store(false, Ordering::Release);
+        let mut last = self.last_conditional.lock();
+        if last.upgrade().is_some_and(|write| write.has_failed()) {
+            *last = Weak::new();
+        }
     }
 
     /// A write failed that was not looked at yet.
-    pub(super) fn is_unsettled(&self) -> bool {
+    pub fn is_unsettled(&self) -> bool {
         self.in_order && self.failed.load(Ordering::Acquire)
     }
 
@@ -249,14 +253,6 @@ impl Outstanding {
     /// The newest write with a condition, while somebody still waits for it.
     pub(super) fn last_conditional(&self) -> Option<Arc<Write>> {
         self.last_conditional.lock().upgrade()
-    }
-
-    /// What failed is being computed again, in order: nothing has to come after the failed writes.
-    pub fn forget_failed(&self) {
-        let mut last = self.last_conditional.lock();
-        if last.upgrade().is_some_and(|write| write.has_failed()) {
-            *last = Weak::new();
-        }
     }
 
     fn finish_one(&self, conditional: bool) {
