@@ -275,13 +275,14 @@ pub fn now_ms() -> u64 {
         .saturating_add_signed(wrong_by())
 }
 
-/// In a build for tests a node's clock can be made wrong, by so many milliseconds.
+/// In a build for tests a node's clock can be made wrong, by so many milliseconds, or by as many as a file says at the time.
 fn wrong_by() -> i64 {
-    static WRONG_BY: LazyLock<i64> = LazyLock::new(|| {
-        let told = std::env::var("HIGHWATER_TEST_CLOCK_WRONG_BY_MS");
-        told.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-    });
-    if cfg!(debug_assertions) { *WRONG_BY } else { 0 }
+    static TOLD: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HIGHWATER_TEST_CLOCK_WRONG_BY_MS").ok());
+    let Some(told) = TOLD.as_ref().filter(|_| cfg!(debug_assertions)) else {
+        return 0;
+    };
+    let in_file = || std::fs::read_to_string(told).ok()?.parse().ok();
+    told.parse().ok().or_else(in_file).unwrap_or(0)
 }
 
 impl Service {

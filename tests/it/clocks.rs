@@ -6,6 +6,7 @@ use crate::consistency::equal_digests;
 use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::server::Highwater;
+use crate::support::temp;
 
 const SOON: Duration = Duration::from_secs(20);
 /// Known to builds for tests only.
@@ -87,6 +88,62 @@ fn a_wrong_clock_shifts_the_end_of_keys_that_expire_and_nothing_else() {
     }
     equal_digests(&mut right, &mut ahead, "0");
     equal_digests(&mut right, &mut behind, "0");
+}
+
+/// Its clock is set ahead, and back behind the others', while it runs: what lasts is left alone, and nothing but an expiry rests on it.
+#[test]
+fn a_clock_that_jumps_while_a_node_runs_harms_no_key_that_lasts() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("jumps");
+    let dir = temp::dir("clock");
+    let file = dir.path().join("wrong-by");
+    let set_clock = |wrong_by: i64| {
+        let new = dir.path().join("new");
+        std::fs::write(&new, wrong_by.to_string()).expect("write a file");
+        std::fs::rename(&new, &file).expect("replace a file");
+    };
+    set_clock(0);
+    let right = node(kafka, &topic, 0);
+    let jumping = Highwater::builder().kafka(kafka, &topic);
+    let mut jumping = jumping.env(WRONG_BY, &file.display().to_string()).start();
+    let (mut client, mut jumper) = (right.client(), jumping.client());
+    for (client, mode) in [(&mut client, "LINEARIZABLE"), (&mut jumper, "MAXLAG 3000")] {
+        client.check(&format!("HIGHWATER CONSISTENCY {mode}"), "+OK");
+    }
+    client.check(&format!("SET long v PX {}", 3 * HOUR), "+OK");
+    let before = jumper.tree("LASTSAVE").integer().expect("seconds");
+    for (turn, wrong_by) in [HOUR, -HOUR, HOUR, 0].into_iter().enumerate() {
+        client.check(&format!("SET short v PX {}", HOUR / 2), "+OK");
+        set_clock(wrong_by);
+        let told = jumper.tree("LASTSAVE").integer().expect("seconds");
+        assert!(
+            (told - before - wrong_by / 1_000).abs() < 60,
+            "the clock did not jump: {told} after {before}"
+        );
+        if wrong_by > 0 {
+            eventually("deleted early", &mut client, "GET short", "$-1");
+        }
+        for (client, name) in [(&mut client, "right"), (&mut jumper, "jumping")] {
+            client.check(&format!("SET lasting-{name}-{turn} v"), "+OK");
+            eventually("counted", client, &format!("INCRBY counter-{turn}-{name} 2"), ":2");
+            eventually("read", client, "GET long", "$1\r\nv");
+        }
+        // What it gives a time to is over for the others so much later or sooner.
+        let seen = if wrong_by < 0 { "$-1" } else { "$1\r\nv" };
+        jumper.check(&format!("SET given v PX {}", HOUR / 2), "+OK");
+        eventually("as its clock was", &mut client, "GET given", seen);
+    }
+    for client in [&mut client, &mut jumper] {
+        for turn in 0..4 {
+            eventually("lasting", client, &format!("GET lasting-right-{turn}"), "$1\r\nv");
+            eventually("lasting", client, &format!("GET lasting-jumping-{turn}"), "$1\r\nv");
+        }
+    }
+    equal_digests(&mut client, &mut jumper, "0");
+    // Stopped and started again it has all of that too.
+    assert!(jumping.terminate().success());
+    jumping.restart();
+    equal_digests(&mut client, &mut jumping.client(), "0");
 }
 
 /// A checkpoint from the future tells nothing of how long a node was away: deletes may have been missed.

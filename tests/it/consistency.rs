@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use highwater::log::kafka::Partitioner;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::support::client::Client;
+use crate::support::foreign::Foreign;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::resp::Reply;
 use crate::support::server::Highwater;
+use crate::support::wait_for;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -156,6 +159,97 @@ fn one_node_tells_positions_tokens_and_where_a_key_comes_from() {
     let lag = fields(&lags.items()[0]);
     assert_eq!(integer(&lag, "database"), 0);
     assert!(integer(&lag, "end") >= integer(&lag, "position"));
+}
+
+#[test]
+fn where_tells_the_record_that_a_key_comes_from() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("where", 3);
+    let node = Highwater::builder().kafka(kafka, &topic);
+    let node = node.allow("outside of the partition").start();
+    let mut client = node.client();
+    for n in 0..20 {
+        client.check(&format!("SET k{n} v{n} PX {}", 10_000_000 + n), "+OK");
+        client.check(&format!("INCRBY counter {n}"), &format!(":{}", n * (n + 1) / 2));
+    }
+    // By a producer that knows no partitioner.
+    let lines: String = (0..6).map(|n| format!("far{n}:v\n")).collect();
+    kafka.kcat(&["-P", "-t", &topic, "-K:", "-p", "0"], lines.as_bytes());
+    wait_for("kcat's records", SOON, || {
+        (client.line("EXISTS far5") == b":1\r\n").then_some(())
+    });
+    let records = kafka.records(&topic, "read_committed");
+    let numbered = |name: &'static str, count: u32| (0..count).map(move |n| format!("{name}{n}"));
+    let mut misplaced = 0;
+    for key in numbered("k", 20)
+        .chain(numbered("far", 6))
+        .chain(["counter".to_owned()])
+    {
+        let place = fields(&client.tree(&format!("HIGHWATER WHERE {key}")));
+        let newest = records
+            .iter()
+            .rfind(|record| record.key.as_deref() == Some(key.as_bytes()));
+        let newest = newest.unwrap_or_else(|| panic!("{key} is in the topic"));
+        assert_eq!(place["topic"].bytes(), Some(topic.as_bytes()));
+        assert_eq!(integer(&place, "partition"), i64::from(newest.partition), "{key}");
+        assert_eq!(integer(&place, "offset"), newest.offset, "{key}");
+        assert_eq!(place["timestamp"].integer(), newest.timestamp, "{key}");
+        assert_eq!(
+            integer(&place, "size") as usize,
+            newest.value.as_ref().map_or(0, Vec::len),
+            "{key}"
+        );
+        let expiry = newest.headers.iter().find(|(name, _)| name == "redis-expire-at");
+        assert_eq!(place["expire-at"].bytes(), expiry.map(|(_, time)| &time[..]), "{key}");
+        let home = Partitioner::Murmur2.partition(key.as_bytes(), 3) as i32;
+        assert_eq!(integer(&place, "home-partition"), i64::from(home), "{key}");
+        assert_eq!(integer(&place, "misplaced") == 1, newest.partition != home, "{key}");
+        misplaced += integer(&place, "misplaced");
+    }
+    assert!(misplaced > 0, "no record lies where it does not belong");
+}
+
+/// An open transaction of somebody else holds up what comes behind it in the topic: the node cannot know yet.
+#[test]
+fn a_node_that_is_behind_says_so_where_it_was_asked_to_and_recovers() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("behind", 1);
+    let node = Highwater::builder().kafka(kafka, &topic);
+    let node = node.args(&["--write-timeout", "2s"]).allow("Timed out").start();
+    let foreign = Foreign::new(kafka, &topic);
+    let [mut session, mut strict, mut bounded] = [node.client(), node.client(), node.client()];
+    strict.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    bounded.check("HIGHWATER CONSISTENCY MAXLAG 300", "+OK");
+    session.check("SET k 1", "+OK");
+    wait_for("a read that is new enough", SOON, || {
+        (bounded.line("GET k") == b"$1\r\n1\r\n").then_some(())
+    });
+    let begun = Instant::now();
+    foreign.begin(&[("k", Some("2"))]);
+    let refused = shown(&strict.line("GET k"));
+    assert!(
+        refused.starts_with("-STALE ") && refused.contains("did not apply within 2 s"),
+        "{refused}"
+    );
+    let refused = wait_for("a read that is too old to be refused", SOON, || {
+        let reply = bounded.line("GET k");
+        (reply != b"$1\r\n1\r\n").then(|| shown(&reply))
+    });
+    let told = refused
+        .strip_prefix("-STALE this node is ")
+        .and_then(|rest| rest.split_once(" ms behind"));
+    let behind: u128 = told
+        .and_then(|(number, _)| number.parse().ok())
+        .unwrap_or_else(|| panic!("{refused}"));
+    assert!((300..=begun.elapsed().as_millis() + 300).contains(&behind), "{refused}");
+    session.check("GET k", "$1\r\n1");
+    foreign.commit();
+    for client in [&mut strict, &mut bounded] {
+        wait_for("reads to work again", SOON, || {
+            (client.line("GET k") == b"$1\r\n2\r\n").then_some(())
+        });
+    }
+    session.check("GET k", "$1\r\n2");
 }
 
 #[test]

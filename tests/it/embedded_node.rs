@@ -397,6 +397,50 @@ fn disk_bytes(dir: &std::path::Path) -> u64 {
 }
 
 #[test]
+fn a_flipped_byte_in_a_log_file_is_refused_with_its_place_and_put_right_it_serves_all() {
+    let mut node = Highwater::embedded();
+    let mut client = node.client();
+    for n in 0..300 {
+        client.check(&format!("SET k{n} v{n}"), "+OK");
+    }
+    assert!(node.terminate().success());
+    let log = node.dir().join("log");
+    let files = std::fs::read_dir(&log).expect("the log's directory").flatten();
+    let segment = files.max_by_key(|file| file.metadata().map_or(0, |meta| meta.len()));
+    let segment = segment.expect("a file").path();
+    let right = std::fs::read(&segment).expect("read a segment");
+    for at in [100, right.len() / 2, right.len() - 1] {
+        let mut wrong = right.clone();
+        wrong[at] ^= 0x10;
+        std::fs::write(&segment, &wrong).expect("write a segment");
+        let (status, output) = Highwater::builder().dir(node.dir()).refuse(Duration::from_secs(20));
+        assert!(!status.success(), "byte {at} of {}", right.len());
+        let named = format!("the log is damaged: {} at byte ", segment.display());
+        let told = output.split_once(&named).unwrap_or_else(|| panic!("{at}: {output}")).1;
+        let number = |text: &str| {
+            text.chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>()
+                .parse::<usize>()
+        };
+        assert!(number(told).is_ok_and(|told| told <= at), "{at}: {output}");
+        let offset = told.split_once("(offset ").map(|(_, rest)| number(rest));
+        assert!(matches!(offset, Some(Ok(0..300))), "{at}: {output}");
+        assert!(
+            std::fs::read(&segment).expect("read a segment") == wrong,
+            "it changed the file"
+        );
+    }
+    std::fs::write(&segment, &right).expect("write a segment");
+    node.restart();
+    let mut client = node.client();
+    client.check("DBSIZE", ":300");
+    for n in 0..300 {
+        client.check(&format!("GET k{n}"), &format!("${}\r\nv{n}", 1 + n.to_string().len()));
+    }
+}
+
+#[test]
 fn it_refuses_to_start_with_one_clear_line() {
     let node = Highwater::embedded();
     let dir = node.dir().to_owned();

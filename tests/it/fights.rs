@@ -281,15 +281,23 @@ fn check_lock(name: &str, steps: &[Step], book: &Book) {
 }
 
 fn check_expiring(name: &str, steps: &[Step]) {
-    for pair in steps.windows(2) {
-        let (before, after) = (&pair[0], &pair[1]);
-        if let (Some(old), None) = (&before.state, &after.state) {
-            let (offset, at) = (after.offset, after.written_at);
-            assert!(
+    let mut written = HashSet::new();
+    let mut before: Option<&State> = None;
+    for step in steps {
+        let (offset, at) = (step.offset, step.written_at);
+        match (before, &step.state) {
+            (Some(old), None) => assert!(
                 old.is_over(at),
                 "{name} at offset {offset}: deleted though it did not expire: {old:?}"
-            );
+            ),
+            // Every SET has a value of its own: one that was there before has got another expiry, and must be there still.
+            (_, Some(new)) if !written.insert(&new.value) => assert!(
+                before.is_some_and(|old| old.value == new.value),
+                "{name} at offset {offset}: {new:?} came back over {before:?}"
+            ),
+            _ => {}
         }
+        before = step.state.as_ref();
     }
 }
 

@@ -1,6 +1,5 @@
 //! Clients that mean harm or do not care: they must cost bounded memory, and nothing to others.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -14,23 +13,12 @@ use socket2::SockRef;
 
 use crate::support::client::Client;
 use crate::support::resp::{self, command_line};
-use crate::support::server::Highwater;
+use crate::support::server::{Highwater, memory};
 use crate::support::wait_for;
 
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
 const CLOSED: &str = "above client-output-buffer-limit";
-
-/// Bytes of memory that the server has.
-fn memory(node: &Highwater) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the server runs");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("a process has memory");
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-    kib << 10
-}
 
 /// A client that behaves well all the while: its replies are checked, and it remembers the longest that it waited for one.
 struct Bystander {
@@ -539,10 +527,10 @@ fn comers_and_goers_leave_nothing_behind() {
 #[test]
 fn thousands_of_connections_are_served() {
     const CONNECTIONS: usize = 3_000;
-    if !may_open_files(CONNECTIONS as u64 + 500) {
-        eprintln!("left out: this machine allows too few open files");
-        return;
-    }
+    assert!(
+        may_open_files(CONNECTIONS as u64 + 500),
+        "this machine allows too few open files (ulimit -Hn)"
+    );
     let node = Highwater::embedded();
     let before = memory(&node);
     let bystander = Bystander::start(&node);

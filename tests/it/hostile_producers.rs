@@ -118,6 +118,7 @@ fn headers_that_make_no_sense_cost_their_own_keys_alone() {
             .starts_with(b"-ERR this key is reserved")
     );
     client.check("DBSIZE", ":8");
+    assert_eq!(node.log().matches("group header that makes no sense").count(), 1);
 }
 
 #[test]
@@ -203,13 +204,15 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
     let topic = fresh_topic("flood");
     let node = Highwater::on_kafka(kafka, &topic);
     let mut client = node.client();
+    // DBSIZE waits until the store has all of it.
+    client.set_deadline(SOON);
     client.check("SET kept here", "+OK");
     let hostile = Hostile::new(kafka, &topic);
     let large = vec![b'z'; 10_000_000];
     hostile.send(0, b"large", Some(&large), &[]);
     let key = vec![b'k'; 1_000_000];
     hostile.send(0, &key, Some(b"long key"), &[]);
-    for n in 0..300_000 {
+    for n in 0..2_000_000 {
         hostile.send(0, format!("never there {n}").as_bytes(), None, &[]);
     }
     hostile.send(0, b"behind", Some(b"right"), &[]);
@@ -242,6 +245,13 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
             is_shown(&mut client, &format!("\"only in {partition}\""), "v")
         });
     }
+    let misplaced = (0..4).filter(|partition| {
+        let key = format!("only in {partition}");
+        Partitioner::Murmur2.partition(key.as_bytes(), 4) != *partition
+    });
+    let misplaced = misplaced.count().to_string();
+    assert_eq!(client.info("records_misplaced"), Some(misplaced));
+    assert_eq!(node.log().matches("outside of the partition").count(), 1);
     for partition in 0..4 {
         client.check(&format!("SET \"only in {partition}\" new"), "+OK");
         assert!(is_shown(&mut client, &format!("\"only in {partition}\""), "new"));

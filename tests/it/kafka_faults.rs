@@ -287,6 +287,10 @@ fn partitions_that_are_added_make_a_node_read_only_until_it_is_restarted() {
     client.check("GET k1", "$1\r\n1");
     client.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
     assert!(refused(&mut client, "GET k1", "-STALE"));
+    client.check("HIGHWATER CONSISTENCY MAXLAG 500", "+OK");
+    wait_for("reads that may be too old to be refused", SOON, || {
+        reply(&mut client, "GET k1").starts_with("-STALE").then_some(())
+    });
     assert!(node.log().contains("3 partitions now, not 1"), "{}", node.log());
     assert!(node.terminate().success());
     node.restart();

@@ -67,6 +67,13 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
         "absolute expiry {at}, now {now}"
     );
 
+    // A plain record takes the expiry away with the value.
+    kcat_writes(kafka, &topic, "brief:plain\n");
+    eventually("kcat's value is read", || {
+        client.line("GET brief") == b"$5\r\nplain\r\n"
+    });
+    client.check("PTTL brief", ":-1");
+
     // A tombstone of kcat's: -Z makes an empty value null.
     kcat_writes(kafka, &topic, "answer:\n");
     eventually("kcat's tombstone is read", || client.line("GET answer") == b"$-1\r\n");
@@ -252,6 +259,7 @@ fn a_database_can_be_any_topic_read_only() {
     let (topic, prices) = (fresh_topic("mapping"), fresh_topic("prices"));
     kafka.create_topic(&prices, 3, &[("cleanup.policy", "delete")]);
     kcat_writes(kafka, &prices, "apple:3\npear:5\nplum:2\n");
+    kafka.kcat(&["-P", "-t", &prices], b"a value without a key\n");
     let node = Highwater::builder()
         .kafka(kafka, &topic)
         .args(&["--database", &format!("3={prices},readonly")])
@@ -260,6 +268,7 @@ fn a_database_can_be_any_topic_read_only() {
     let mut client = node.client();
     client.check("SELECT 3", "+OK");
     client.check("MGET apple pear plum", "*3\r\n$1\r\n3\r\n$1\r\n5\r\n$1\r\n2");
+    assert_eq!(client.info("records_skipped").as_deref(), Some("1"));
     let refused = String::from_utf8_lossy(&client.line("SET apple 4")).into_owned();
     assert!(
         refused.starts_with("-READONLY ") && refused.contains(&prices),

@@ -1,5 +1,7 @@
 //! kill -9 again and again under load from many clients: what was acknowledged is there, groups are whole, counters are exact.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use crate::support::attempt::{Attempts, Ended};
 use crate::support::client::Client;
 use crate::support::kafka::{self, fresh_topic};
 use crate::support::longer;
+use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const CLIENTS: usize = 8;
@@ -39,6 +42,14 @@ impl Known {
     fn allows(&self, found: u64) -> bool {
         (self.acknowledged..=self.sent).contains(&found)
     }
+
+    /// Its writer is dead, and this was found: it will not change by itself.
+    fn settle(&mut self, found: u64) {
+        *self = Known {
+            acknowledged: found,
+            sent: found,
+        };
+    }
 }
 
 /// What a client knows of the keys that it alone writes.
@@ -53,11 +64,41 @@ struct Ledger {
     brief: Known,
 }
 
-/// Counters that all clients write: increments that were acknowledged, and such that may have happened.
+/// A counter that all clients write: what was found after the last kill, the replies of increments since, and how many more may have
+/// happened.
 #[derive(Default)]
 struct Counter {
-    acknowledged: AtomicU64,
+    before: u64,
+    replies: Mutex<BTreeSet<u64>>,
     open: AtomicU64,
+}
+
+impl Counter {
+    fn note(&self, ended: &Ended) {
+        match ended {
+            Ended::Answered(reply) => {
+                let number = Reply::parse(reply).integer().expect("a number") as u64;
+                let first = self.replies.lock().expect("nobody panics").insert(number);
+                assert!(first, "two increments were answered {number}");
+            }
+            Ended::Open => drop(self.open.fetch_add(1, Ordering::Relaxed)),
+            Ended::Nothing => {}
+        }
+    }
+
+    /// Every increment that was answered counts, those that were not may. Says what is wrong.
+    fn settle(&mut self, found: u64) -> Result<(), String> {
+        let replies = std::mem::take(self.replies.get_mut().expect("nobody panics"));
+        let open = std::mem::take(self.open.get_mut());
+        let least = self.before + replies.len() as u64;
+        let in_range = |reply: &u64| (self.before + 1..=found).contains(reply);
+        if !(least..=least + open).contains(&found) || !replies.iter().all(in_range) {
+            let before = self.before;
+            return Err(format!("{found}, {before} before, {open} open, answered {replies:?}"));
+        }
+        self.before = found;
+        Ok(())
+    }
 }
 
 struct Load {
@@ -87,8 +128,9 @@ impl Load {
         });
     }
 
-    fn check(&self, client: &mut Client, context: &str) {
-        for (number, ledger) in self.ledgers.iter().enumerate() {
+    /// What is found now is all that there is of what was sent so far.
+    fn check(&mut self, client: &mut Client, context: &str) {
+        for (number, ledger) in self.ledgers.iter_mut().enumerate() {
             let plain = numbers(client, &format!("MGET plain-{number}"))[0];
             assert!(
                 ledger.plain.allows(plain),
@@ -113,15 +155,17 @@ impl Load {
                 states.into_iter().any(|state| state == brief),
                 "{context}: client {number}: brief {brief}, {ledger:?}"
             );
+            ledger.plain.settle(plain);
+            ledger.group.settle(group[0]);
+            ledger.exec.settle(exec[0]);
+            // The last delete, if it is deleted.
+            ledger.brief.settle(if brief == 0 { known.sent & !1 } else { brief });
         }
-        for (number, counter) in self.counters.iter().enumerate() {
+        for (number, counter) in self.counters.iter_mut().enumerate() {
             let found = numbers(client, &format!("MGET counter-{number}"))[0];
-            let acknowledged = counter.acknowledged.load(Ordering::Relaxed);
-            let open = counter.open.load(Ordering::Relaxed);
-            assert!(
-                (acknowledged..=acknowledged + open).contains(&found),
-                "{context}: counter {number} is {found}, {acknowledged} acknowledged, {open} open"
-            );
+            if let Err(problem) = counter.settle(found) {
+                panic!("{context}: counter {number} is {problem}");
+            }
         }
         let accounts: Vec<String> = (0..ACCOUNTS).map(|n| format!("account-{n}")).collect();
         let reply = client.tree(&format!("MGET {}", accounts.join(" ")));
@@ -129,10 +173,11 @@ impl Load {
         assert_eq!(sum, 0, "{context}: a transfer was done by half: {reply:?}");
     }
 
-    fn acknowledged(&self) -> u64 {
+    /// Writes that took effect.
+    fn done(&self) -> u64 {
         let of_ledger =
             |l: &Ledger| l.plain.acknowledged + l.group.acknowledged + l.exec.acknowledged + l.brief.acknowledged;
-        let increments = self.counters.iter().map(|c| c.acknowledged.load(Ordering::Relaxed));
+        let increments = self.counters.iter().map(|counter| counter.before);
         self.ledgers.iter().map(of_ledger).sum::<u64>() + increments.sum::<u64>()
     }
 }
@@ -141,7 +186,7 @@ impl Load {
 fn numbers(client: &mut Client, line: &str) -> Vec<u64> {
     let reply = client.tree(line);
     assert!(!reply.is_error(), "{line}: {reply:?}");
-    let number = |item: &crate::support::resp::Reply| item.integer().map_or(0, |number| number as u64);
+    let number = |item: &Reply| item.integer().map_or(0, |number| number as u64);
     reply.items().iter().map(number).collect()
 }
 
@@ -176,12 +221,7 @@ fn write(mut node: Attempts, number: usize, ledger: &mut Ledger, counters: &[Cou
             }
             _ => {
                 let counter = random.random_range(0..COUNTERS);
-                let ended = match node.line(&format!("INCR counter-{counter}")) {
-                    Ended::Answered(_) => &counters[counter].acknowledged,
-                    Ended::Open => &counters[counter].open,
-                    Ended::Nothing => &AtomicU64::new(0),
-                };
-                ended.fetch_add(1, Ordering::Relaxed);
+                counters[counter].note(&node.line(&format!("INCR counter-{counter}")));
             }
         }
         if !node.is_connected() {
@@ -220,20 +260,38 @@ fn transfer(node: &mut Attempts, number: usize, value: u64, random: &mut StdRng)
     node.lines(&lines).pop().expect("as many as were sent")
 }
 
+/// Kills it once more while it starts, at any moment of that.
+fn kill_at_its_start(node: &mut Highwater, random: &mut StdRng) {
+    node.restart_without_waiting();
+    std::thread::sleep(Duration::from_millis(random.random_range(0..300)));
+    node.kill9();
+}
+
 #[test]
 fn the_embedded_log_survives_kill_9_again_and_again() {
+    survives(Highwater::embedded());
+}
+
+/// A crash of the process loses nothing that the system has; files begin anew and are compacted all the time.
+#[test]
+fn small_segments_and_a_late_fsync_survive_kill_9_too() {
+    let args = ["--segment-bytes", "64kb", "--fsync", "everysec"];
+    survives(Highwater::builder().args(&args).start());
+}
+
+fn survives(mut node: Highwater) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut node = Highwater::embedded();
     let mut load = Load::new();
     for kill in 0..30 * longer() {
         let after = Duration::from_millis(random.random_range(5..150));
         load.until_killed(&mut node, after, &mut random);
+        kill_at_its_start(&mut node, &mut random);
         node.restart();
         load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
     }
-    println!("{} writes were acknowledged", load.acknowledged());
+    println!("{} writes", load.done());
     // The store is never the only place of anything.
     node.kill9();
     std::fs::remove_dir_all(node.dir().join("store")).expect("the store can be removed");
@@ -253,10 +311,11 @@ fn a_node_on_kafka_survives_kill_9_again_and_again() {
     for kill in 0..10 * longer() {
         let after = Duration::from_millis(random.random_range(50..600));
         load.until_killed(&mut node, after, &mut random);
+        kill_at_its_start(&mut node, &mut random);
         node.restart();
         load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
     }
-    println!("{} writes were acknowledged", load.acknowledged());
+    println!("{} writes", load.done());
     let other = Highwater::on_kafka(kafka::shared(), &topic);
     load.check(&mut other.client(), &format!("seed {seed}, on another node"));
     equal_digests(&mut node.client(), &mut other.client(), "0");

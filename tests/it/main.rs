@@ -22,6 +22,7 @@ mod kafka_network;
 mod kafka_node;
 mod kafka_security;
 mod kills;
+mod lanes;
 mod linearizability;
 mod redis_suite;
 mod self_check;

@@ -42,10 +42,20 @@ impl Foreign {
 
     /// The same for several keys in a transaction.
     pub fn write_in_transaction(&self, records: &[(&str, Option<&str>)]) {
+        self.begin(records);
+        self.commit();
+    }
+
+    /// The first half of that: the topic has the records, and nobody knows yet whether they count.
+    pub fn begin(&self, records: &[(&str, Option<&str>)]) {
         self.transactional.begin_transaction().expect("begin a transaction");
         for (key, value) in records {
             self.send(&self.transactional, key, *value);
         }
+        self.transactional.flush(SOON).expect("records are acknowledged");
+    }
+
+    pub fn commit(&self) {
         self.transactional.commit_transaction(SOON).expect("commit");
     }
 

@@ -93,7 +93,7 @@ impl Kafka {
     /// Starts a broker that its clients reach only through a proxy.
     pub fn start_behind_proxy() -> (Kafka, Proxy) {
         let (port, internal, controller) = (ports::free(), ports::free(), ports::free());
-        let proxy = Proxy::start(port);
+        let proxy = Proxy::start(port, internal);
         let address = format!("127.0.0.1:{}", proxy.port);
         let properties = [
             "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT",

@@ -158,6 +158,8 @@ impl Highwater {
             .arg(&self.dir)
             .args(&self.setup.args)
             .env("NO_COLOR", "1")
+            // Ours, not a setting of it.
+            .env_remove("HIGHWATER_BIN")
             .envs(self.setup.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicate a descriptor"))
@@ -279,6 +281,17 @@ impl Builder {
         let status = server.wait_until_exit(deadline);
         (status, server.log())
     }
+}
+
+/// Bytes of memory that the server has.
+pub fn memory(node: &Highwater) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the server runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a process has memory");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib << 10
 }
 
 /// The program under test.
