@@ -373,6 +373,41 @@ fn maxclients_is_kept_and_said() {
     });
 }
 
+/// What CLIENT LIST says of the connection with this name.
+fn client_field(observer: &mut Client, name: &str, field: &str) -> u64 {
+    let list = observer.text("CLIENT LIST");
+    let line = list.lines().find(|line| line.contains(&format!(" name={name} ")));
+    let mut words = line.expect("it is connected").split(' ');
+    let value = words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+    value.and_then(|value| value.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_request_that_comes_while_replies_wait_is_served_when_they_are_read() {
+    let node = Highwater::embedded();
+    let value = set_value(&node, "value", 200_000);
+    let (mut client, mut observer) = (node.client(), node.client());
+    client.check("CLIENT SETNAME slow", "+OK");
+    let mut sent = 0;
+    while client_field(&mut observer, "slow", "omem") == 0 {
+        client.write(&command_line("GET value"));
+        sent += 1;
+        // One at a time, so that it is the end of a burst that cannot be sent.
+        wait_for("GET to be served", SOON, || {
+            let stats = observer.info("cmdstat_get")?;
+            stats.starts_with(&format!("calls={sent},")).then_some(())
+        });
+    }
+    client.write(&command_line("PING"));
+    wait_for("PING to be read", SOON, || {
+        (client_field(&mut observer, "slow", "qbuf") > 0).then_some(())
+    });
+    for _ in 0..sent {
+        assert!(client.reply().ends_with(&[&value[..], b"\r\n"].concat()));
+    }
+    assert_eq!(client.reply(), b"+PONG\r\n");
+}
+
 #[test]
 fn idle_clients_are_closed_whether_they_do_not_send_or_do_not_read() {
     let node = Highwater::builder().args(&["--timeout", "1"]).start();
