@@ -9,20 +9,12 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::support::client::Client;
+use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(60);
 const CONTROL: &[u8] = b"\0highwater:flush";
-
-#[track_caller]
-fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A producer that is not Highwater.
 struct Hostile<'k> {
@@ -94,7 +86,7 @@ fn headers_that_make_no_sense_cost_their_own_keys_alone() {
     hostile.send(0, CONTROL, Some(b""), &[("redis-control", b"explode")]);
     hostile.send(0, b"behind", Some(b"right"), &[]);
     hostile.flush();
-    eventually("what is behind them is shown", || {
+    eventually("what is behind them is shown", SOON, || {
         is_shown(&mut client, "behind", "right")
     });
     for key in ["typed", "late", "long"] {
@@ -145,7 +137,9 @@ fn a_forged_group_that_never_completes_holds_others_up_for_moments_only() {
     // Own writes and reads go on meanwhile.
     client.check("SET own 1", "+OK");
     assert!(is_shown(&mut client, "own", "1"));
-    eventually("what is behind is shown", || is_shown(&mut client, "behind2", "v"));
+    eventually("what is behind is shown", SOON, || {
+        is_shown(&mut client, "behind2", "v")
+    });
     println!("held up for {:?}", since.elapsed());
     for n in 0..3 {
         assert!(is_shown(&mut client, &format!("forged{n}"), "v"));
@@ -170,7 +164,9 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
     }
     hostile.send(0, b"behind", Some(b"right"), &[]);
     hostile.flush();
-    eventually("what is behind is shown", || is_shown(&mut client, "behind", "right"));
+    eventually("what is behind is shown", SOON, || {
+        is_shown(&mut client, "behind", "right")
+    });
     client.check("STRLEN large", ":10000000");
     client.check("DBSIZE", ":4");
     assert!(is_shown(&mut client, "kept", "here"));
@@ -194,7 +190,7 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
     }
     hostile.flush();
     for partition in 0..4 {
-        eventually("a misplaced record is shown", || {
+        eventually("a misplaced record is shown", SOON, || {
             is_shown(&mut client, &format!("\"only in {partition}\""), "v")
         });
     }

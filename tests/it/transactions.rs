@@ -5,19 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
+use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(20);
-
-#[track_caller]
-fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn number(client: &mut Client, line: &str) -> Option<i64> {
     let reply = client.line(line);
@@ -105,9 +97,11 @@ fn two_nodes_lose_no_increment() {
                 .map(|key| value(&mut client, key).parse::<u64>().unwrap_or(0))
                 .sum::<u64>()
         };
-        eventually("every increment that was acknowledged counts, and no other", || {
-            sum() == ok
-        });
+        eventually(
+            "every increment that was acknowledged counts, and no other",
+            SOON,
+            || sum() == ok,
+        );
     }
 }
 
@@ -201,8 +195,8 @@ fn exec_does_nothing_if_another_node_or_producer_changed_a_watched_key() {
             });
         }
     });
-    eventually("50 steps on 50", || value(&mut one, "balance") == "100");
-    eventually("on both nodes", || value(&mut two, "balance") == "100");
+    eventually("50 steps on 50", SOON, || value(&mut one, "balance") == "100");
+    eventually("on both nodes", SOON, || value(&mut two, "balance") == "100");
 }
 
 #[test]
@@ -217,7 +211,7 @@ fn several_keys_change_at_once_over_partitions_and_databases_also_after_kill_9()
     client.check("SELECT 0", "+OK");
     client.check("MSET a 0 b 0 c 0 d 0 e 0", "+OK");
     let mut seeing = reader.client();
-    eventually("the reader has them", || {
+    eventually("the reader has them", SOON, || {
         seeing
             .tree("MGET a b c d e")
             .items()
@@ -298,7 +292,7 @@ fn an_expired_key_gets_its_tombstone_in_the_topic() {
         }
         newest
     };
-    eventually("every expired key has a tombstone", || {
+    eventually("every expired key has a tombstone", SOON, || {
         let newest = newest();
         (0..20).all(|n| newest.get(format!("brief{n}").as_bytes()) == Some(&None))
     });
@@ -346,7 +340,7 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
         busy.join().expect("no panic");
     });
     let expected = acknowledged.load(Ordering::Relaxed).to_string();
-    eventually("no increment is lost, none counts twice", || {
+    eventually("no increment is lost, none counts twice", SOON, || {
         value(&mut client, "counter") == expected
     });
 }
@@ -410,9 +404,11 @@ fn what_is_answered_while_the_broker_stands_still_is_true() {
     );
     let mut client = node.client();
     client.set_deadline(Duration::from_secs(30));
-    eventually("it writes again", || client.line("SET again 1") == b"+OK\r\n");
+    eventually("it writes again", SOON, || client.line("SET again 1") == b"+OK\r\n");
     // Everything that was under way is decided by now, or soon.
-    eventually("it counts again", || number(&mut client, "INCR counter").is_some());
+    eventually("it counts again", SOON, || {
+        number(&mut client, "INCR counter").is_some()
+    });
     let counted: u64 = value(&mut client, "counter").parse().expect("a number");
     assert!(ok > 20, "only {ok} were done");
     assert!(
