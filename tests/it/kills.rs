@@ -227,8 +227,8 @@ fn the_embedded_log_survives_kill_9_again_and_again() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut node = Highwater::embedded();
     let mut load = Load::new();
-    for kill in 0..30 * longer() {
-        let after = Duration::from_millis(random.random_range(5..150));
+    for kill in 0..50 * longer() {
+        let after = Duration::from_millis(random.random_range(5..100));
         load.until_killed(&mut node, after, &mut random);
         node.restart();
         load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
@@ -250,8 +250,8 @@ fn a_node_on_kafka_survives_kill_9_again_and_again() {
     let topic = fresh_topic("kills");
     let mut node = Highwater::on_kafka(kafka::shared(), &topic);
     let mut load = Load::new();
-    for kill in 0..10 * longer() {
-        let after = Duration::from_millis(random.random_range(50..600));
+    for kill in 0..30 * longer() {
+        let after = Duration::from_millis(random.random_range(20..400));
         load.until_killed(&mut node, after, &mut random);
         node.restart();
         load.check(&mut node.client(), &format!("seed {seed}, kill {kill}"));
