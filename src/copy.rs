@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-use indicatif::ProgressBar;
 use parking_lot::{Condvar, Mutex};
 use smallvec::{SmallVec, smallvec};
 use tracing::{info, warn};
@@ -36,8 +35,9 @@ use crate::log::record::{FLUSH_KEY, HEADER_BYTES};
 use crate::log::{
     Appended, Batch, Completion, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record, TopicPartition,
 };
-use crate::run::{PROGRESS, QUIET, embedded_options, kafka_config, new_bar};
-use crate::telemetry::logging::{self, Logging};
+use crate::run::{embedded_options, kafka_config};
+use crate::telemetry::logging;
+use crate::telemetry::progress::Progress;
 
 /// Nobody waits for a single write, so a broker may take its time, or another one take over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
         &*source,
         &ends,
         patience,
-        &mut Progress::new(&logging, "reading", &ends),
+        &mut Progress::new(&logging, "reading"),
         |record| {
             index.see(&record, target.max_record_bytes(record.at.database));
             Ok(())
@@ -80,7 +80,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     chosen.tell(&*source)?;
     let wanted = chosen.count();
     let mut writer = Writer::new(&*target, chosen);
-    let progress = &mut Progress::new(&logging, "copying", &ends);
+    let progress = &mut Progress::new(&logging, "copying");
     let read = read(&*source, &ends, patience, progress, |record| writer.take(record));
     let copied = read.and_then(|()| writer.finish()).map_err(|problem| {
         format!("{problem}; what was copied by then is in topic {}: do the same again with --into-existing, or delete the topic first", options.to_topic)
@@ -189,7 +189,10 @@ fn read(
         let Some((at, _)) = ends.iter().find(|(at, end)| behind(at, end)) else {
             return Ok(());
         };
-        progress.show(&positions);
+        let done = ends
+            .iter()
+            .map(|(at, end)| positions.get(at).copied().unwrap_or(0).min(*end));
+        progress.show(done.sum(), ends.values().sum());
         if positions != before {
             (before, moved) = (positions, Instant::now());
         } else if moved.elapsed() > patience {
@@ -589,55 +592,6 @@ impl Completion for Sent {
             state.failed.get_or_insert(error);
         }
         self.window.left.notify_one();
-    }
-}
-
-/// Tells how far a pass over the source is, as a start's loading does.
-struct Progress<'l> {
-    logging: &'l Logging,
-    what: &'static str,
-    ends: &'l Positions,
-    bar: Option<ProgressBar>,
-    started: Instant,
-    told: Instant,
-}
-
-impl Progress<'_> {
-    fn new<'l>(logging: &'l Logging, what: &'static str, ends: &'l Positions) -> Progress<'l> {
-        let now = Instant::now();
-        Progress {
-            logging,
-            what,
-            ends,
-            bar: None,
-            started: now,
-            told: now,
-        }
-    }
-
-    fn show(&mut self, positions: &Positions) {
-        if self.started.elapsed() < QUIET {
-            return;
-        }
-        let done = |(at, end): (&TopicPartition, &u64)| positions.get(at).copied().unwrap_or(0).min(*end);
-        let (done, total) = (self.ends.iter().map(done).sum::<u64>(), self.ends.values().sum::<u64>());
-        if self.logging.is_terminal() {
-            let bar = self.bar.get_or_insert_with(|| new_bar(self.logging, self.what));
-            bar.set_length(total);
-            bar.set_position(done);
-        } else if self.told.elapsed() >= PROGRESS {
-            self.told = Instant::now();
-            info!("{}: {}%", self.what, done * 100 / total.max(1));
-        }
-    }
-}
-
-impl Drop for Progress<'_> {
-    fn drop(&mut self) {
-        self.logging.show_bar(None);
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }
 

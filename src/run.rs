@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
@@ -31,15 +30,12 @@ use crate::log::{Log, TopicIdentity};
 use crate::store::Store;
 use crate::store::{self, Engine, Opened, Options as StoreOptions};
 use crate::telemetry::logging::{self, Logging};
+use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
 use crate::{grpc, server, sweep};
 
 /// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
 const OTHER_FILES: u64 = 512;
-/// Loading that takes longer than this is shown.
-pub(crate) const QUIET: Duration = Duration::from_millis(500);
-/// Time between lines about the progress of loading.
-pub(crate) const PROGRESS: Duration = Duration::from_secs(5);
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
 /// How long threads that still wait for something may hold up the end of the process.
@@ -377,33 +373,16 @@ async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<()>>) -> Resu
 /// Tells how far loading is, and when it is over.
 async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
     let service = &shared.service;
-    let mut bar: Option<ProgressBar> = None;
-    let mut told = Instant::now();
+    let mut progress = Progress::new(&logging, "loading");
     let status = loop {
         let Status::Loading { applied, total, .. } = *service.status() else {
             break service.status();
         };
         // The status may have changed since it was looked at: never wait for long.
         let _ = tokio::time::timeout(Duration::from_millis(100), service.changed()).await;
-        if shared.started.elapsed() < QUIET || total == 0 {
-            continue;
-        }
-        if logging.is_terminal() {
-            let bar = bar.get_or_insert_with(|| new_bar(&logging, "loading"));
-            bar.set_length(total);
-            bar.set_position(applied.min(total));
-        } else if told.elapsed() >= PROGRESS {
-            told = Instant::now();
-            info!(
-                "loading: {}% ({applied} of {total} records)",
-                applied.min(total) * 100 / total
-            );
-        }
+        progress.show(applied, total);
     };
-    logging.show_bar(None);
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
+    drop(progress);
     // The applier itself tells why it failed.
     if *status == Status::Serving {
         match shared.config.port() {
@@ -411,17 +390,6 @@ async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
             port => info!("ready: redis-cli -p {port}"),
         }
     }
-}
-
-/// A progress bar for a terminal, below the log lines.
-pub(crate) fn new_bar(logging: &Logging, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {bar:40} {percent}%, {eta} left");
-    let bar = ProgressBar::new(0).with_message(what);
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    logging.show_bar(Some(bar.clone()));
-    bar
 }
 
 /// Listens on the addresses of `bind`; on none if the port is 0.

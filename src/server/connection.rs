@@ -65,7 +65,7 @@ impl Connection {
             self.decoder = decoder;
             outcome?;
             input.advance(self.decoder.finish());
-            let more = self.wire.put_back(input) || matches!(next, Next::More);
+            self.wire.put_back(input);
             if let Next::Failed(error) = next
                 && !self.session.close
             {
@@ -75,15 +75,15 @@ impl Connection {
                 return self.wire.finish().await;
             }
             self.wire.flush().await?;
-            if more {
+            if matches!(next, Next::More) || self.wire.has_news() {
                 // A giant pipeline takes turns with other connections.
                 tokio::task::yield_now().await;
-                continue;
-            }
-            if !self.wire.read(|buffered| next.room(buffered)).await? {
+            } else if !self.wire.read(|buffered| next.room(buffered)).await? {
                 return self.wire.finish().await;
             }
-            self.session.reads.arrived = Instant::now();
+            if self.wire.has_news() {
+                self.session.reads.arrived = Instant::now();
+            }
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Wire {
     input: BytesMut,
     /// Bytes that are taken from `input`, and that will come back in part.
     taken: usize,
+    /// Something was read since.
+    news: bool,
     /// The client will send no more.
     ended: bool,
     /// Replies that wait to be sent.
@@ -56,6 +58,7 @@ impl Wire {
             shared,
             input: BytesMut::new(),
             taken: 0,
+            news: false,
             ended: false,
             output: BytesMut::new(),
             owed: 0,
@@ -68,20 +71,24 @@ impl Wire {
     pub fn take(&mut self) -> BytesMut {
         self.limit = self.shared.config.output_limits().normal;
         self.taken = self.input.len();
+        self.news = false;
         self.client.input_bytes.store(self.taken, Ordering::Relaxed);
         std::mem::take(&mut self.input)
     }
 
-    /// Gives back what of [`Wire::take`] is not served yet; true if more was read meanwhile.
-    pub fn put_back(&mut self, rest: BytesMut) -> bool {
+    /// Gives back what of [`Wire::take`] is not served yet.
+    pub fn put_back(&mut self, rest: BytesMut) {
         self.taken = 0;
         let mut rest = modest(rest);
-        let came = !self.input.is_empty();
-        if !came || !rest.is_empty() {
+        if self.input.is_empty() || !rest.is_empty() {
             rest.extend_from_slice(&self.input);
             self.input = rest;
         }
-        came
+    }
+
+    /// Whether more was read since [`Wire::take`]: whatever sends may read ahead.
+    pub fn has_news(&self) -> bool {
+        self.news
     }
 
     /// Reads more behind what is there, with room for so many bytes; false at the end of the connection.
@@ -220,6 +227,7 @@ impl Wire {
             }
         };
         self.ended = read == 0;
+        self.news |= read > 0;
         self.shared.stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
         self.client
             .input_bytes

@@ -1,9 +1,10 @@
-//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), and what
-//! the system says of the process ([`process`]). It knows no command and no database; others tell it.
+//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), how
+//! far a long task is ([`progress`]), and what the system says of the process ([`process`]). It knows no command and no database; others tell it.
 
 pub mod latency;
 pub mod logging;
 pub mod process;
+pub mod progress;
 pub mod slowlog;
 pub mod sparing;
 

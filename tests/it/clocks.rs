@@ -29,12 +29,8 @@ fn node(kafka: &Kafka, topic: &str, wrong_by: i64) -> Highwater {
 
 #[track_caller]
 fn eventually(what: &str, client: &mut Client, line: &str, expected: &str) {
-    let deadline = Instant::now() + SOON;
     let expected = format!("{expected}\r\n").into_bytes();
-    while client.line(line) != expected {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    crate::support::eventually(what, SOON, || client.line(line) == expected);
 }
 
 #[test]

@@ -332,6 +332,7 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
         book: Mutex::default(),
         over: AtomicBool::new(false),
     };
+    let mut kills = 0;
     std::thread::scope(|scope| {
         let fight = &fight;
         for (index, node) in nodes.iter().enumerate() {
@@ -347,6 +348,7 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
             std::thread::sleep(Duration::from_millis(random.random_range(100..1_500)));
             let victim = &mut nodes[random.random_range(0..2)];
             victim.kill9();
+            kills += 1;
             std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
             victim.restart();
         }
@@ -365,7 +367,7 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
         .sum();
     let open: usize = book.increments.values().map(|(_, open)| open).sum();
     println!(
-        "{done} INCR acknowledged, {open} open, {} times a lock was held",
+        "{kills} times kill -9, {done} INCR acknowledged, {open} open, {} times a lock was held",
         book.holdings.len()
     );
     for (name, steps) in &all {

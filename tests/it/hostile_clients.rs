@@ -13,8 +13,8 @@ use socket2::SockRef;
 
 use crate::support::client::Client;
 use crate::support::resp::{self, command_line};
-use crate::support::server::{Highwater, memory};
-use crate::support::wait_for;
+use crate::support::server::Highwater;
+use crate::support::{longer, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
@@ -151,7 +151,7 @@ fn slow_readers_cost_little_and_nothing_to_others() {
     const TIMES: usize = 2_000;
     let node = Highwater::embedded();
     let value = set_value(&node, "value", 1_000_000);
-    let before = memory(&node);
+    let before = node.memory();
     let bystander = Bystander::start(&node);
     // 2 GB for each: in one reply, in a transaction, or in a pipeline.
     let mut readers: Vec<Client> = (0..READERS)
@@ -170,7 +170,7 @@ fn slow_readers_cost_little_and_nothing_to_others() {
         let waiting = list.lines().filter(|line| !line.contains(" omem=0 ")).count();
         (waiting == READERS).then_some(())
     });
-    let grown = memory(&node).saturating_sub(before);
+    let grown = node.memory().saturating_sub(before);
     println!("{READERS} readers cost {} MiB", grown / MIB);
     assert!(grown < 2 * READERS as u64 * MIB, "{grown} bytes");
     // Those that do read get what they asked for.
@@ -232,7 +232,7 @@ fn info(client: &mut Client, field: &str) -> u64 {
 fn slow_senders_cost_little() {
     const SENDERS: usize = 1_000;
     let node = Highwater::embedded();
-    let before = memory(&node);
+    let before = node.memory();
     let bystander = Bystander::start(&node);
     let halves: [&[u8]; 8] = [
         b"*",
@@ -260,7 +260,7 @@ fn slow_senders_cost_little() {
         }
     }
     assert_eq!(slow.reply(), b"+OK\r\n");
-    let grown = memory(&node).saturating_sub(before);
+    let grown = node.memory().saturating_sub(before);
     println!("{SENDERS} senders cost {} KiB each", grown / 1024 / SENDERS as u64);
     assert!(grown < 64 * MIB, "{grown} bytes");
     slow.check("PING", "+PONG");
@@ -273,7 +273,7 @@ fn what_is_too_much_is_refused_at_its_header() {
     let node = Highwater::builder()
         .args(&["--requirepass", "secret", "--client-query-buffer-limit", "1mb"])
         .start();
-    let before = memory(&node);
+    let before = node.memory();
     let refused = |login: Option<&str>, bytes: &[u8], expected: &str| {
         let mut client = node.client();
         if let Some(login) = login {
@@ -311,14 +311,14 @@ fn what_is_too_much_is_refused_at_its_header() {
     wait_for("both requests that are too large to be counted", SOON, || {
         (info(&mut friend, "client_query_buffer_limit_disconnections") == 2).then_some(())
     });
-    assert!(memory(&node).saturating_sub(before) < 32 * MIB);
+    assert!(node.memory().saturating_sub(before) < 32 * MIB);
 }
 
 #[test]
 fn an_idle_connection_keeps_no_room_for_what_it_once_sent() {
     let node = Highwater::builder().args(&["--maxmemory", "64mb"]).start();
     let large = vec![b'v'; 10_000_000];
-    let before = memory(&node);
+    let before = node.memory();
     let idle: Vec<Client> = (0..40)
         .map(|n| {
             let mut client = node.client();
@@ -332,7 +332,7 @@ fn an_idle_connection_keeps_no_room_for_what_it_once_sent() {
             client
         })
         .collect();
-    let grown = || memory(&node).saturating_sub(before);
+    let grown = || node.memory().saturating_sub(before);
     wait_for("the memory of large requests to be given back", SOON, || {
         (grown() < 80 * MIB).then_some(())
     });
@@ -361,6 +361,41 @@ fn maxclients_is_kept_and_said() {
     });
 }
 
+/// What CLIENT LIST says of the connection with this name.
+fn client_field(observer: &mut Client, name: &str, field: &str) -> u64 {
+    let list = observer.text("CLIENT LIST");
+    let line = list.lines().find(|line| line.contains(&format!(" name={name} ")));
+    let mut words = line.expect("it is connected").split(' ');
+    let value = words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+    value.and_then(|value| value.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_request_that_comes_while_replies_wait_is_served_when_they_are_read() {
+    let node = Highwater::embedded();
+    let value = set_value(&node, "value", 200_000);
+    let (mut client, mut observer) = (node.client(), node.client());
+    client.check("CLIENT SETNAME slow", "+OK");
+    let mut sent = 0;
+    while client_field(&mut observer, "slow", "omem") == 0 {
+        client.write(&command_line("GET value"));
+        sent += 1;
+        // One at a time, so that it is the end of a burst that cannot be sent.
+        wait_for("GET to be served", SOON, || {
+            let stats = observer.info("cmdstat_get")?;
+            stats.starts_with(&format!("calls={sent},")).then_some(())
+        });
+    }
+    client.write(&command_line("PING"));
+    wait_for("PING to be read", SOON, || {
+        (client_field(&mut observer, "slow", "qbuf") > 0).then_some(())
+    });
+    for _ in 0..sent {
+        assert!(client.reply().ends_with(&[&value[..], b"\r\n"].concat()));
+    }
+    assert_eq!(client.reply(), b"+PONG\r\n");
+}
+
 #[test]
 fn idle_clients_are_closed_whether_they_do_not_send_or_do_not_read() {
     let node = Highwater::builder().args(&["--timeout", "1"]).start();
@@ -382,7 +417,7 @@ fn idle_clients_are_closed_whether_they_do_not_send_or_do_not_read() {
 #[test]
 fn multi_and_watch_are_bounded() {
     let node = Highwater::builder().args(&["--maxmemory", "64mb"]).start();
-    let before = memory(&node);
+    let before = node.memory();
     let bystander = Bystander::start(&node);
     let mut endless = node.client();
     endless.check("MULTI", "+OK");
@@ -397,7 +432,7 @@ fn multi_and_watch_are_bounded() {
         }
     }
     assert_eq!(refused, 1, "said once; EXEC says it again");
-    let kept = memory(&node).saturating_sub(before);
+    let kept = node.memory().saturating_sub(before);
     println!("what EXEC will refuse keeps {} MiB", kept / MIB);
     endless.check("EXEC", "-EXECABORT Transaction discarded because of previous errors.");
     endless.check("EXISTS key", ":0");
@@ -422,11 +457,11 @@ fn multi_and_watch_are_bounded() {
         );
     }
     bystander.was_served_within(Duration::from_secs(2));
-    println!("{} MiB in the end", memory(&node) / MIB);
+    println!("{} MiB in the end", node.memory() / MIB);
     assert!(
-        memory(&node).saturating_sub(before) < 600 * MIB,
+        node.memory().saturating_sub(before) < 600 * MIB,
         "{} MiB",
-        memory(&node) / MIB
+        node.memory() / MIB
     );
 }
 
@@ -508,14 +543,14 @@ fn comers_and_goers_leave_nothing_behind() {
         client.write(bytes);
     };
     (0..1_000).for_each(visit);
-    let before = memory(&node);
+    let before = node.memory();
     (0..10_000).for_each(visit);
     let mut client = node.client();
     wait_for("all to be gone", SOON, || {
         (info(&mut client, "connected_clients") == 2).then_some(())
     });
     wait_for("their memory to be given back", SOON, || {
-        (memory(&node) < before + 32 * MIB).then_some(())
+        (node.memory() < before + 32 * MIB).then_some(())
     });
     client.check("CLIENT KILL ID 999999999", ":0");
     let id = client.tree("CLIENT ID").integer().expect("a number");
@@ -532,7 +567,7 @@ fn thousands_of_connections_are_served() {
         "this machine allows too few open files (ulimit -Hn)"
     );
     let node = Highwater::embedded();
-    let before = memory(&node);
+    let before = node.memory();
     let bystander = Bystander::start(&node);
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| node.client()).collect();
     for round in 0..3 {
@@ -546,7 +581,7 @@ fn thousands_of_connections_are_served() {
     for (n, client) in clients.iter_mut().enumerate() {
         client.check(&format!("GET own:{n}"), "$1\r\n2");
     }
-    let each = memory(&node).saturating_sub(before) / CONNECTIONS as u64;
+    let each = node.memory().saturating_sub(before) / CONNECTIONS as u64;
     println!("{each} bytes for each connection");
     assert!(each < 64 << 10, "{each}");
     bystander.was_served_within(Duration::from_secs(2));
@@ -586,8 +621,8 @@ fn commands_that_make_much_of_little_are_refused() {
         resp::show(&reply[..reply.len().min(99)])
     );
     client.check("EXISTS amplified:0 amplified:1", ":0");
-    println!("{} MiB behind the transaction", memory(&node) / MIB);
-    assert!(memory(&node) < 1_000 * MIB);
+    println!("{} MiB behind the transaction", node.memory() / MIB);
+    assert!(node.memory() < 1_000 * MIB);
     // As a pipeline it waits for itself, and leaves others their room in the log's queue.
     for n in 0..30 {
         client.write(&command_line(&format!("SETRANGE amplified:{n} 15000000 x")));
@@ -668,10 +703,7 @@ fn fuzz_once(port: u16, random: &mut StdRng) {
 
 #[test]
 fn fuzzed_connections_do_no_harm() {
-    let long = std::env::var("HIGHWATER_TEST_LONG")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let time = Duration::from_secs(8) * long.unwrap_or(1);
+    let time = Duration::from_secs(8) * longer();
     let node = Highwater::embedded();
     let bystander = Bystander::start(&node);
     let seed: u64 = rand::random();
@@ -695,9 +727,9 @@ fn fuzzed_connections_do_no_harm() {
     };
     // The first part warms up: caches and counters are as large as they get.
     fuzz(time / 2);
-    let before = memory(&node);
+    let before = node.memory();
     let connections = fuzz(time);
-    let grown = memory(&node).saturating_sub(before);
+    let grown = node.memory().saturating_sub(before);
     println!("{connections} connections, {} MiB more", grown / MIB);
     assert!(grown < 64 * MIB, "{grown} bytes");
     let mut client = node.client();

@@ -9,21 +9,13 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::support::client::Client;
+use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(60);
 const CONTROL: &[u8] = b"\0highwater:flush";
-
-#[track_caller]
-fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// A producer that is not Highwater.
 struct Hostile<'k> {
@@ -95,7 +87,7 @@ fn headers_that_make_no_sense_cost_their_own_keys_alone() {
     hostile.send(0, CONTROL, Some(b""), &[("redis-control", b"explode")]);
     hostile.send(0, b"behind", Some(b"right"), &[]);
     hostile.flush();
-    eventually("what is behind them is shown", || {
+    eventually("what is behind them is shown", SOON, || {
         is_shown(&mut client, "behind", "right")
     });
     for key in ["typed", "late", "long"] {
@@ -147,7 +139,9 @@ fn a_forged_group_that_never_completes_holds_others_up_for_moments_only() {
     // Own writes and reads go on meanwhile.
     client.check("SET own 1", "+OK");
     assert!(is_shown(&mut client, "own", "1"));
-    eventually("what is behind is shown", || is_shown(&mut client, "behind2", "v"));
+    eventually("what is behind is shown", SOON, || {
+        is_shown(&mut client, "behind2", "v")
+    });
     println!("held up for {:?}", since.elapsed());
     assert!(since.elapsed() < Duration::from_secs(10), "held up for too long");
     for n in 0..3 {
@@ -194,7 +188,7 @@ fn behind_a_forged_group_real_ones_are_seen_whole() {
             is_seen(&mut seeing, written);
         }
         println!("held up for {:?}, with {written} groups behind", since.elapsed());
-        eventually("the last group is seen", || is_seen(&mut seeing, written));
+        eventually("the last group is seen", SOON, || is_seen(&mut seeing, written));
     }
 }
 
@@ -217,7 +211,9 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
     }
     hostile.send(0, b"behind", Some(b"right"), &[]);
     hostile.flush();
-    eventually("what is behind is shown", || is_shown(&mut client, "behind", "right"));
+    eventually("what is behind is shown", SOON, || {
+        is_shown(&mut client, "behind", "right")
+    });
     client.check("STRLEN large", ":10000000");
     client.check("DBSIZE", ":4");
     assert!(is_shown(&mut client, "kept", "here"));
@@ -241,7 +237,7 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
     }
     hostile.flush();
     for partition in 0..4 {
-        eventually("a misplaced record is shown", || {
+        eventually("a misplaced record is shown", SOON, || {
             is_shown(&mut client, &format!("\"only in {partition}\""), "v")
         });
     }
@@ -347,7 +343,7 @@ fn copies_in_several_partitions_are_shown_alike_by_all_nodes() {
     anew.client().check("FLUSHALL", "+OK");
     nodes[1].client().check("DBSIZE", ":0");
     // Each partition's record of a key is deleted for those who do not know of the flush.
-    eventually("all copies have tombstones", || {
+    eventually("all copies have tombstones", SOON, || {
         crate::flushes::seen(kafka, &topic).is_empty()
     });
     nodes[1].restart();

@@ -2,19 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(20);
-
-#[track_caller]
-fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn kcat_writes(kafka: &Kafka, topic: &str, line: &str) {
     kafka.kcat(
@@ -36,7 +28,7 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
 
     let mut client = node.client();
     kcat_writes(kafka, &topic, "greeting:hello\n");
-    eventually("kcat's record is read", || {
+    eventually("kcat's record is read", SOON, || {
         client.line("GET greeting") == b"$5\r\nhello\r\n"
     });
 
@@ -69,14 +61,16 @@ fn it_creates_a_compacted_topic_and_shares_it_with_kcat() {
 
     // A plain record takes the expiry away with the value.
     kcat_writes(kafka, &topic, "brief:plain\n");
-    eventually("kcat's value is read", || {
+    eventually("kcat's value is read", SOON, || {
         client.line("GET brief") == b"$5\r\nplain\r\n"
     });
     client.check("PTTL brief", ":-1");
 
     // A tombstone of kcat's: -Z makes an empty value null.
     kcat_writes(kafka, &topic, "answer:\n");
-    eventually("kcat's tombstone is read", || client.line("GET answer") == b"$-1\r\n");
+    eventually("kcat's tombstone is read", SOON, || {
+        client.line("GET answer") == b"$-1\r\n"
+    });
 }
 
 #[test]
@@ -107,12 +101,14 @@ fn a_second_node_shows_the_same_within_moments() {
         a.check(&format!("SET k{n} {n}"), "+OK");
         let acknowledged = Instant::now();
         let expected = format!("${}\r\n{n}\r\n", n.to_string().len()).into_bytes();
-        eventually("the other node has it", || b.line(&format!("GET k{n}")) == expected);
+        eventually("the other node has it", SOON, || {
+            b.line(&format!("GET k{n}")) == expected
+        });
         slowest = slowest.max(acknowledged.elapsed());
     }
     println!("slowest of 200 writes to be seen on the other node: {slowest:?}");
     b.check("DEL k7", ":1");
-    eventually("the delete is seen", || a.line("EXISTS k7") == b":0\r\n");
+    eventually("the delete is seen", SOON, || a.line("EXISTS k7") == b":0\r\n");
     // Several keys of one command appear at once on the other node.
     for n in 0..100 {
         a.check(&format!("MSET left {n} right {n}"), "+OK");
@@ -125,7 +121,7 @@ fn a_second_node_shows_the_same_within_moments() {
     a.check("SET elsewhere 1", "+OK");
     assert!(kafka.topic_exists(&format!("{topic}.db3")));
     b.check("SELECT 3", "+OK");
-    eventually("the other node follows the new topic", || {
+    eventually("the other node follows the new topic", SOON, || {
         b.line("GET elsewhere") == b"$1\r\n1\r\n"
     });
 }
@@ -140,7 +136,7 @@ fn after_kill_9_everything_acknowledged_is_there_without_rereading() {
         client.check(&format!("SET k{n} v{n}"), "+OK");
     }
     // A checkpoint is written within seconds of the last write.
-    eventually("a checkpoint", || {
+    eventually("a checkpoint", SOON, || {
         std::thread::sleep(Duration::from_millis(200));
         client
             .info("last_checkpoint_records")
@@ -230,7 +226,7 @@ fn a_frozen_broker_makes_writes_fail_in_time_and_reads_go_on() {
     );
     client.check("GET before", "$1\r\n1");
     kafka.cont_signal();
-    eventually("writes work again", || client.line("SET after 1") == b"+OK\r\n");
+    eventually("writes work again", SOON, || client.line("SET after 1") == b"+OK\r\n");
     client.check("GET after", "$1\r\n1");
 }
 
@@ -246,7 +242,9 @@ fn a_topic_made_anew_under_its_name_is_read_anew() {
     kafka.delete_topic(&topic);
     kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
     kcat_writes(kafka, &topic, "new:1\n");
-    eventually("the new topic is served", || client.line("GET new") == b"$1\r\n1\r\n");
+    eventually("the new topic is served", SOON, || {
+        client.line("GET new") == b"$1\r\n1\r\n"
+    });
     client.check("GET old", "$-1");
     client.check("DBSIZE", ":1");
     client.check("SET newer 1", "+OK");

@@ -284,8 +284,8 @@ fn survives(mut node: Highwater) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let mut load = Load::new();
-    for kill in 0..30 * longer() {
-        let after = Duration::from_millis(random.random_range(5..150));
+    for kill in 0..50 * longer() {
+        let after = Duration::from_millis(random.random_range(5..100));
         load.until_killed(&mut node, after, &mut random);
         kill_at_its_start(&mut node, &mut random);
         node.restart();
@@ -308,8 +308,8 @@ fn a_node_on_kafka_survives_kill_9_again_and_again() {
     let topic = fresh_topic("kills");
     let mut node = Highwater::on_kafka(kafka::shared(), &topic);
     let mut load = Load::new();
-    for kill in 0..10 * longer() {
-        let after = Duration::from_millis(random.random_range(50..600));
+    for kill in 0..30 * longer() {
+        let after = Duration::from_millis(random.random_range(20..400));
         load.until_killed(&mut node, after, &mut random);
         kill_at_its_start(&mut node, &mut random);
         node.restart();

@@ -92,11 +92,12 @@ fn play_foreign(recorder: &Recorder, foreign: &Foreign, round: u32, over: &Atomi
     }
 }
 
-/// Plays a round on all nodes; `victim` is killed in the midst of it and started again.
-fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&Foreign>, round: u32, seed: u64) {
+/// Plays a round on all nodes; in most rounds one of them is killed in the midst of it and started again: whether this was one.
+fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&Foreign>, round: u32, seed: u64) -> bool {
     let mut random = StdRng::seed_from_u64(seed ^ u64::from(round) << 32);
     let ports: Vec<u16> = nodes.iter().map(|node| node.port).collect();
     let over = AtomicBool::new(false);
+    let kills = random.random_bool(0.6);
     std::thread::scope(|scope| {
         if let Some(foreign) = foreign {
             scope.spawn(|| play_foreign(recorder, foreign, round, &over));
@@ -108,7 +109,7 @@ fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&For
                 clients.push(scope.spawn(move || play(recorder, port, round, client, seed)));
             }
         }
-        if random.random_bool(0.6) {
+        if kills {
             let victim = random.random_range(0..nodes.len());
             std::thread::sleep(Duration::from_millis(random.random_range(1..200)));
             nodes[victim].kill9();
@@ -119,17 +120,20 @@ fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&For
         }
         over.store(true, Ordering::Release);
     });
+    kills
 }
 
 fn play_for(time: Duration, nodes: &mut [Highwater], foreign: Option<&Foreign>, seed: u64) -> Vec<Operation> {
     let recorder = Recorder::new();
     let begun = Instant::now();
+    let mut kills = 0;
     for round in 0.. {
-        play_round(&recorder, nodes, foreign, round, seed);
+        kills += u32::from(play_round(&recorder, nodes, foreign, round, seed));
         if begun.elapsed() > time {
             break;
         }
     }
+    println!("{kills} times kill -9");
     recorder.operations()
 }
 

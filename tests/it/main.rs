@@ -27,5 +27,6 @@ mod linearizability;
 mod redis_suite;
 mod self_check;
 mod side_by_side;
+mod soak;
 mod support;
 mod transactions;

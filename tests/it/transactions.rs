@@ -6,20 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::kafka_network::check_keys;
 use crate::support::client::Client;
+use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(20);
-
-#[track_caller]
-fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !reached() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn number(client: &mut Client, line: &str) -> Option<i64> {
     let reply = client.line(line);
@@ -107,9 +99,11 @@ fn two_nodes_lose_no_increment() {
                 .map(|key| value(&mut client, key).parse::<u64>().unwrap_or(0))
                 .sum::<u64>()
         };
-        eventually("every increment that was acknowledged counts, and no other", || {
-            sum() == ok
-        });
+        eventually(
+            "every increment that was acknowledged counts, and no other",
+            SOON,
+            || sum() == ok,
+        );
     }
 }
 
@@ -203,8 +197,8 @@ fn exec_does_nothing_if_another_node_or_producer_changed_a_watched_key() {
             });
         }
     });
-    eventually("50 steps on 50", || value(&mut one, "balance") == "100");
-    eventually("on both nodes", || value(&mut two, "balance") == "100");
+    eventually("50 steps on 50", SOON, || value(&mut one, "balance") == "100");
+    eventually("on both nodes", SOON, || value(&mut two, "balance") == "100");
 }
 
 #[test]
@@ -219,7 +213,7 @@ fn several_keys_change_at_once_over_partitions_and_databases_also_after_kill_9()
     client.check("SELECT 0", "+OK");
     client.check("MSET a 0 b 0 c 0 d 0 e 0", "+OK");
     let mut seeing = reader.client();
-    eventually("the reader has them", || {
+    eventually("the reader has them", SOON, || {
         seeing
             .tree("MGET a b c d e")
             .items()
@@ -333,7 +327,7 @@ fn rename_move_copy_and_swapdb_are_seen_whole_by_another_node_also_after_kill_9(
     client.check("MSET thing1 1 original 0", "+OK");
     client.check("COPY original copy DB 1", ":1");
     let mut seeing = reader.client();
-    eventually("the reader has them", || {
+    eventually("the reader has them", SOON, || {
         let replies = seeing.pipeline(&["SELECT 1", "EXISTS copy", "SELECT 0", "EXISTS thing1 original"]);
         (replies[1].as_slice(), replies[3].as_slice()) == (b":1\r\n", b":2\r\n")
     });
@@ -417,7 +411,7 @@ fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
         let seen = Reply::parse(&replies[5]);
         [0, 2].map(|n| seen.items()[n].integer().expect("a number"))
     };
-    eventually("the reader has them", || look() == [5, 1]);
+    eventually("the reader has them", SOON, || look() == [5, 1]);
     std::thread::scope(|scope| {
         let swapping = scope.spawn(|| client.check("SWAPDB 0 1", "+OK"));
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -432,9 +426,9 @@ fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
     });
     let mut client = reader.client();
     client.check("GET k0", "$5\r\nthere");
-    eventually("they are counted", || number(&mut client, "DBSIZE") == Some(1));
+    eventually("they are counted", SOON, || number(&mut client, "DBSIZE") == Some(1));
     client.check("SELECT 1", "+OK");
-    eventually("they are counted", || {
+    eventually("they are counted", SOON, || {
         number(&mut client, "DBSIZE") == Some(KEYS as i64)
     });
 }
@@ -511,7 +505,7 @@ fn groups_that_never_cease_are_seen_whole_by_another_node_which_keeps_up() {
     });
     let mut client = reader.client();
     for (of, last) in keys.iter().zip(&last) {
-        eventually("the last group is seen", || {
+        eventually("the last group is seen", SOON, || {
             one_value(&mut client, of).as_deref() == Some(last.as_bytes())
         });
     }
@@ -577,7 +571,7 @@ fn an_expired_key_gets_its_tombstone_in_the_topic() {
         }
         newest
     };
-    eventually("every expired key has a tombstone", || {
+    eventually("every expired key has a tombstone", SOON, || {
         let newest = newest();
         (0..20).all(|n| newest.get(format!("brief{n}").as_bytes()) == Some(&None))
     });
@@ -588,7 +582,7 @@ fn an_expired_key_gets_its_tombstone_in_the_topic() {
     // Both nodes have looked, and more than once: a last key that expires is deleted after that.
     client.check("SET last x PX 2500", "+OK");
     let all = || kafka.records(&topic, "read_committed");
-    eventually("the last one is deleted", || {
+    eventually("the last one is deleted", SOON, || {
         let last = all().pop().expect("records");
         last.key.as_deref() == Some(b"last") && last.value.is_none()
     });
@@ -639,7 +633,7 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
         busy.join().expect("no panic");
     });
     let expected = acknowledged.load(Ordering::Relaxed).to_string();
-    eventually("no increment is lost, none counts twice", || {
+    eventually("no increment is lost, none counts twice", SOON, || {
         value(&mut client, "counter") == expected
     });
 }
@@ -706,10 +700,12 @@ fn what_is_answered_while_the_broker_stands_still_is_true() {
     );
     let mut client = node.client();
     client.set_deadline(Duration::from_secs(30));
-    eventually("it writes again", || client.line("SET again 1") == b"+OK\r\n");
+    eventually("it writes again", SOON, || client.line("SET again 1") == b"+OK\r\n");
     check_keys(&mut client, &written, &not_written);
     // Everything that was under way is decided by now, or soon.
-    eventually("it counts again", || number(&mut client, "INCR counter").is_some());
+    eventually("it counts again", SOON, || {
+        number(&mut client, "INCR counter").is_some()
+    });
     let counted: u64 = value(&mut client, "counter").parse().expect("a number");
     assert!(ok > 20, "only {ok} were done");
     assert!(

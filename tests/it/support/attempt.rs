@@ -40,24 +40,29 @@ impl Attempts {
 
     /// Sends all at once.
     pub fn lines(&mut self, lines: &[&str]) -> Vec<Ended> {
+        let requests: Vec<Vec<u8>> = lines.iter().map(|line| resp::command_line(line)).collect();
+        self.send(&requests)
+    }
+
+    /// The same for requests as they are on the wire.
+    pub fn send(&mut self, requests: &[Vec<u8>]) -> Vec<Ended> {
         if !self.connect() {
             // Whoever asks in a loop should not keep the machine busy while the server starts.
             std::thread::sleep(Duration::from_millis(5));
-            return vec![Ended::Nothing; lines.len()];
+            return vec![Ended::Nothing; requests.len()];
         }
         let client = self.client.as_mut().expect("just connected");
-        let bytes: Vec<u8> = lines.iter().flat_map(|line| resp::command_line(line)).collect();
         let mut ended = Vec::new();
-        if client.try_write(&bytes).is_ok() {
-            while ended.len() < lines.len()
+        if client.try_write(&requests.concat()).is_ok() {
+            while ended.len() < requests.len()
                 && let Ok(Some(reply)) = client.try_reply()
             {
-                ended.push(judged(lines[ended.len()], reply));
+                ended.push(judged(&requests[ended.len()], reply));
             }
         }
-        if ended.len() < lines.len() {
+        if ended.len() < requests.len() {
             self.client = None;
-            ended.resize(lines.len(), Ended::Open);
+            ended.resize(requests.len(), Ended::Open);
         }
         ended
     }
@@ -70,13 +75,14 @@ impl Attempts {
     }
 }
 
-fn judged(line: &str, reply: Vec<u8>) -> Ended {
+fn judged(request: &[u8], reply: Vec<u8>) -> Ended {
     if NOTHING.iter().any(|promise| reply.starts_with(promise)) {
         return Ended::Nothing;
     }
     if reply.starts_with(b"-UNCERTAIN") {
         return Ended::Open;
     }
-    assert!(!reply.starts_with(b"-"), "{line}: {}", resp::show(&reply));
+    let shown = || resp::show(&request[..request.len().min(200)]);
+    assert!(!reply.starts_with(b"-"), "{}: {}", shown(), resp::show(&reply));
     Ended::Answered(reply)
 }

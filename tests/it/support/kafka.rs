@@ -304,6 +304,11 @@ impl Kafka {
         }
     }
 
+    /// Bytes that the broker's files of partition 0 take.
+    pub fn disk_usage(&self, topic: &str) -> u64 {
+        temp::disk_usage(&self.dir.path().join("data").join(format!("{topic}-0")))
+    }
+
     /// The settings of a topic that differ from the broker's defaults or were given at creation.
     pub fn topic_config(&self, name: &str, setting: &str) -> Option<String> {
         let asked = [ResourceSpecifier::Topic(name)];

@@ -22,6 +22,7 @@ pub mod temp;
 use std::time::{Duration, Instant};
 
 /// Waits until `ready` answers something, and panics with `what` when `deadline` has passed.
+#[track_caller]
 pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + deadline;
     loop {
@@ -31,6 +32,12 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Op
         assert!(Instant::now() < end, "waited {deadline:?} in vain for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The same for what is only to become true.
+#[track_caller]
+pub fn eventually(what: &str, deadline: Duration, mut reached: impl FnMut() -> bool) {
+    wait_for(what, deadline, || reached().then_some(()));
 }
 
 /// How many times longer than in a usual run tests that go on as long as one likes are to last: `HIGHWATER_TEST_LONG`.

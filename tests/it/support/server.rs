@@ -70,6 +70,23 @@ impl Highwater {
         self.child.as_ref().expect("the server runs").id()
     }
 
+    /// Bytes of memory that it has.
+    pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// Bytes of memory that it had at most since it was started.
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the server runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = line.expect("a process has memory").trim().trim_end_matches(" kB");
+        kib.parse::<u64>().expect("a number") << 10
+    }
+
     /// Lets log lines with this text pass the check at the end.
     pub fn allow(&mut self, text: &str) {
         self.setup.allowed.push(text.to_owned());

@@ -4,6 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -17,6 +18,20 @@ pub fn dir(name: &str) -> TempDir {
         .prefix(&format!("{name}-"))
         .tempdir_in(root())
         .expect("create a directory under target/tmp")
+}
+
+/// Bytes that all files below a directory take on the disk, which may change meanwhile.
+pub fn disk_usage(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    let usage = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => disk_usage(&entry.path()),
+        // In units of 512 bytes, whatever the file system's own are.
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(usage).sum()
 }
 
 /// The directory of this process.
