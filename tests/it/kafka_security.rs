@@ -13,6 +13,8 @@ use crate::support::server::{Builder, Highwater};
 use crate::support::{process, temp, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
+/// A change of rights is looked for every 5 s, and on a busy machine not every look comes to an end.
+const NOTICED: Duration = Duration::from_secs(60);
 /// An answer that no timeout is needed for.
 const PROMPTLY: Duration = Duration::from_secs(2);
 /// In every password, so that one that leaks is found.
@@ -31,6 +33,8 @@ const RIGHTS: &[Rights] = &[
     ("blind", &["Write"], &["Write"]),
     ("uncreative", &["Read", "Write", "DescribeConfigs"], &["Write"]),
     ("stranger", &[], &[]),
+    // What it has is changed while it runs.
+    ("fickle", &["Read", "Write", "DescribeConfigs"], &["Write"]),
 ];
 
 struct Secured {
@@ -82,12 +86,16 @@ impl Secured {
         ];
         let kafka = Kafka::start_on("SASL_SSL", &client, &properties);
         let secured = Secured { kafka, dir };
+        secured.write_admin_properties();
         secured.give_rights();
         secured
     }
 
-    fn give_rights(&self) {
-        let file = self.dir.path().join("admin.properties");
+    fn admin_properties(&self) -> PathBuf {
+        self.dir.path().join("admin.properties")
+    }
+
+    fn write_admin_properties(&self) {
         let truststore = self.certificate("broker");
         let text = format!(
             "security.protocol=SASL_SSL\nsasl.mechanism=PLAIN\nssl.truststore.type=PEM\nssl.truststore.location={}\n\
@@ -95,8 +103,23 @@ impl Secured {
             truststore.display(),
             password("admin")
         );
-        std::fs::write(&file, text).expect("write the properties of a client");
-        let file = file.display().to_string();
+        std::fs::write(self.admin_properties(), text).expect("write the properties of a client");
+    }
+
+    /// `--add` or `--remove` for what these principals may do with what begins like this.
+    fn change_rights(&self, how: &str, kind: &str, prefix: &str, operations: &[&str], principals: &[&str]) {
+        let file = self.admin_properties().display().to_string();
+        let names: Vec<String> = principals.iter().map(|name| format!("User:{name}")).collect();
+        let mut args = vec!["--bootstrap-server", &self.kafka.bootstrap, "--command-config", &file];
+        args.extend([how, "--force", kind, prefix, "--resource-pattern-type", "prefixed"]);
+        operations
+            .iter()
+            .for_each(|operation| args.extend(["--operation", operation]));
+        names.iter().for_each(|name| args.extend(["--allow-principal", name]));
+        self.kafka.java("org.apache.kafka.tools.AclCommand", &args, b"");
+    }
+
+    fn give_rights(&self) {
         // A Java program starts slowly: principals with the same rights get them in one go.
         std::thread::scope(|scope| {
             for (kind, prefix, operations) in [
@@ -109,21 +132,8 @@ impl Secured {
                     let given = if kind == "--topic" { rights.1 } else { rights.2 };
                     operations.iter().all(|operation| given.contains(operation))
                 };
-                let names: Vec<String> = RIGHTS
-                    .iter()
-                    .filter(has_all)
-                    .map(|of| format!("User:{}", of.0))
-                    .collect();
-                let file = &file;
-                scope.spawn(move || {
-                    let mut args = vec!["--bootstrap-server", &self.kafka.bootstrap, "--command-config", file];
-                    args.extend(["--add", "--force", kind, prefix, "--resource-pattern-type", "prefixed"]);
-                    operations
-                        .iter()
-                        .for_each(|operation| args.extend(["--operation", operation]));
-                    names.iter().for_each(|name| args.extend(["--allow-principal", name]));
-                    self.kafka.java("org.apache.kafka.tools.AclCommand", &args, b"");
-                });
+                let names: Vec<&str> = RIGHTS.iter().filter(has_all).map(|of| of.0).collect();
+                scope.spawn(move || self.change_rights("--add", kind, prefix, operations, &names));
             }
         });
     }
@@ -317,6 +327,40 @@ fn without_rights_on_transactional_ids_plain_writes_are_served() {
         "once for each producer: {}",
         node.log()
     );
+}
+
+#[test]
+fn a_right_to_read_that_is_taken_away_and_given_back_costs_no_restart() {
+    let secured = Secured::shared();
+    let topic = secured.topic("fickle");
+    let writer = secured.node("node", &topic).start();
+    let told = "allow Read on it";
+    let node = secured.node("fickle", &topic).allow(told).start();
+    let mut client = node.client();
+    writer.client().check("SET known 1", "+OK");
+    let shown = |client: &mut Client, key: &str, value: &str| {
+        let expected = format!("${}\r\n{value}\r\n", value.len()).into_bytes();
+        (client.line(&format!("GET {key}")) == expected).then_some(())
+    };
+    wait_for("the other node's write", NOTICED, || shown(&mut client, "known", "1"));
+
+    secured.change_rights("--remove", "--topic", "mine", &["Read"], &["fickle"]);
+    wait_for("a line about it", NOTICED, || node.log().contains(told).then_some(()));
+    writer.client().check("SET known 2", "+OK");
+    // What it has is served, own writes go on, and who wants more is told.
+    client.check("GET known", "$1\r\n1");
+    client.check("SET own 1", "+OK");
+    client.check("GET own", "$1\r\n1");
+    client.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    let reply = client.line("GET known");
+    assert!(reply.starts_with(b"-STALE "), "{}", String::from_utf8_lossy(&reply));
+    client.check("HIGHWATER CONSISTENCY DEFAULT", "+OK");
+
+    secured.change_rights("--add", "--topic", "mine", &["Read"], &["fickle"]);
+    wait_for("what was written meanwhile", NOTICED, || {
+        shown(&mut client, "known", "2")
+    });
+    client.check("INCR known", ":3");
 }
 
 #[test]

@@ -397,9 +397,15 @@ impl Reader {
                     "{place} is not in the log any more, or not yet: {text}"
                 )));
             }
-            BadMessage | BadCompression | InvalidMessage | TopicAuthorizationFailed | NotImplemented => {
+            BadMessage | BadCompression | InvalidMessage | NotImplemented => {
                 self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}")));
             }
+            // librdkafka tries again, and goes on when the right is given back.
+            TopicAuthorizationFailed => self.health.line(
+                RDKafkaLogLevel::Warning,
+                "READ",
+                &format!("cannot read {place}: not authorized; allow Read on it. Until then nothing new is seen"),
+            ),
             _ if fatal => self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}"))),
             UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => self.topics.hurry(),
             // Nothing joins the group, so it does not matter whether we may.
