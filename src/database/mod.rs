@@ -337,7 +337,7 @@ impl Service {
     }
 
     pub fn is_serving(&self) -> bool {
-        self.era() % 2 == 0
+        self.era().is_multiple_of(2)
     }
 
     /// Why this node cannot go on: it is without a store that works. Started anew, it builds one.
@@ -351,7 +351,7 @@ impl Service {
 
     /// True if this node has been serving since that era was read: what was read meanwhile is no store that was being emptied or filled.
     fn has_served_since(&self, era: u64) -> bool {
-        era % 2 == 0 && self.era() == era
+        era.is_multiple_of(2) && self.era() == era
     }
 
     /// Called by the applier only, before it takes away what was served.
