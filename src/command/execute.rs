@@ -255,9 +255,10 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
             }
             Step::Before(before) => {
                 if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
-                    return Step::Reply(Reply::error(
+                    let late = Fault::error(
                         "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
-                    ));
+                    );
+                    return give_up(session, args, late);
                 }
                 let whole_store = matches!(before, Before::WholeStore);
                 prepared |= whole_store || matches!(before, Before::Fresh(_));
@@ -265,7 +266,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                     // What answers even while loading (INFO) then tells of the store as it is.
                     && !(whole_store && find(args).is_ok_and(|command| command.has(flag::LOADING)))
                 {
-                    return Step::Reply(reply_of(session, fault));
+                    return give_up(session, args, fault);
                 }
                 step = execute(session, shared, args, prepared);
             }
@@ -286,6 +287,14 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
             step => return step,
         }
     }
+}
+
+/// What the command waits for did not come. For EXEC that is the end of its transaction, of which nothing was done.
+fn give_up(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
+    if args::is(args[0], "exec") {
+        session.end_transaction();
+    }
+    Step::Reply(reply_of(session, fault))
 }
 
 /// Waits for the writes under way, once for all of them, until every held reply is there. What failed, because a write that it

@@ -75,3 +75,22 @@ async fn what_loses_again_and_again_keeps_its_place_in_the_pipeline() {
     let of_exec = Reply::Array(vec![Reply::Int(12), Reply::bulk("12")]);
     assert_eq!((&told[0], &told[4]), (&Reply::Int(11), &of_exec));
 }
+
+#[tokio::test]
+async fn when_what_exec_waits_for_does_not_come_its_transaction_is_over() {
+    let f = Fixture::new(false);
+    let shared = shared(&f);
+    let mut session = Session::new(shared.clients.add(None, None, 0), true);
+    let queue: [&[&[u8]]; 2] = [&[b"MULTI"], &[b"SET", b"k", b"v"]];
+    for request in queue {
+        execute(&mut session, &shared, request, false);
+    }
+    f.service.settings.write_timeout_ms.store(0, Ordering::SeqCst);
+    let waits = Step::Before(Before::Wait(Wait::Own));
+    let told = execute_waiting(&mut session, &shared, &[b"EXEC"], waits).await;
+    let Step::Reply(Reply::Error(text)) = told else {
+        panic!("it was executed");
+    };
+    assert!(text.starts_with(b"NOTWRITTEN "), "{text:?}");
+    assert!(session.multi.is_none(), "what comes next would be queued");
+}

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -22,30 +23,33 @@ fn text_of(reply: &Reply) -> String {
 fn acknowledged_writes_survive_kill_9_under_load() {
     let mut node = Highwater::embedded();
     for round in 0..5 {
-        let port = node.port;
-        let writers: Vec<_> = (0..4)
-            .map(|writer| {
-                std::thread::spawn(move || {
+        let (port, begun) = (node.port, Instant::now());
+        let acknowledged: [AtomicU64; 4] = Default::default();
+        std::thread::scope(|scope| {
+            for (writer, acknowledged) in acknowledged.iter().enumerate() {
+                scope.spawn(move || {
                     let mut client = Client::connect(port);
-                    let mut acknowledged = 0;
                     for n in 1.. {
                         let line = format!("SET r{round}w{writer} {n}");
                         let sent = client.try_write(&command_line(&line)).is_ok();
                         match sent.then(|| client.try_reply()) {
-                            Some(Ok(Some(reply))) if reply == b"+OK\r\n" => acknowledged = n,
+                            Some(Ok(Some(reply))) if reply == b"+OK\r\n" => acknowledged.store(n, Ordering::Relaxed),
                             _ => break,
                         }
                     }
-                    acknowledged
-                })
-            })
-            .collect();
-        std::thread::sleep(Duration::from_millis(300));
-        node.kill9();
-        let acknowledged: Vec<u64> = writers.into_iter().map(|w| w.join().expect("a writer")).collect();
+                });
+            }
+            // On a busy machine it may take a while until all of them have begun.
+            let idle = || acknowledged.iter().any(|n| n.load(Ordering::Relaxed) == 0);
+            while begun.elapsed() < Duration::from_millis(300) || (idle() && begun.elapsed() < Duration::from_secs(20))
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            node.kill9();
+        });
         node.restart();
         let mut client = node.client();
-        for (writer, &at_least) in acknowledged.iter().enumerate() {
+        for (writer, at_least) in acknowledged.into_iter().map(AtomicU64::into_inner).enumerate() {
             assert!(at_least > 0, "writer {writer} wrote nothing");
             let found: u64 = client
                 .text(&format!("GET r{round}w{writer}"))

@@ -33,8 +33,9 @@ const RIGHTS: &[Rights] = &[
     ("blind", &["Write"], &["Write"]),
     ("uncreative", &["Read", "Write", "DescribeConfigs"], &["Write"]),
     ("stranger", &[], &[]),
-    // What it has is changed while it runs.
+    // What the last two have is changed while they run.
     ("fickle", &["Read", "Write", "DescribeConfigs"], &["Write"]),
+    ("late", &["Read", "DescribeConfigs"], &[]),
 ];
 
 struct Secured {
@@ -361,6 +362,28 @@ fn a_right_to_read_that_is_taken_away_and_given_back_costs_no_restart() {
         shown(&mut client, "known", "2")
     });
     client.check("INCR known", ":3");
+}
+
+#[test]
+fn a_right_to_write_that_is_given_later_is_noticed() {
+    let secured = Secured::shared();
+    let topic = secured.topic("late");
+    let node = secured
+        .node("late", &topic)
+        .allow("are refused until that is mended")
+        .start();
+    let mut client = node.client();
+    check_not_written(&mut client, "SET key 1", "allow Write");
+    check_not_written(&mut client, "INCR counter", "transactional id");
+    secured.change_rights("--add", "--topic", "mine", &["Write"], &["late"]);
+    secured.change_rights("--add", "--transactional-id", "highwater-", &["Write"], &["late"]);
+    wait_for("plain writes", NOTICED, || {
+        (client.line("SET key 1") == b"+OK\r\n").then_some(())
+    });
+    wait_for("transactions", NOTICED, || {
+        client.line("INCR counter").starts_with(b":").then_some(())
+    });
+    client.check("GET key", "$1\r\n1");
 }
 
 #[test]

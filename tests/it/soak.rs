@@ -368,6 +368,8 @@ fn a_node_on_kafka_stays_right_and_within_bounds() {
     let kafka = Kafka::start_with(&["broker.session.timeout.ms=18000"]);
     kafka.create_topic(&topic, 1, &config);
     let node = Highwater::builder().kafka(&kafka, &topic);
+    // On a busy machine a broker's answer may be late; that is judged by what clients see.
+    let node = node.allow("REQTMOUT").allow("lost the connection to Kafka");
     let node = node.args(&["--maxmemory", "64mb"]).start();
     Soak::new("Kafka", node, Log::Kafka(kafka, topic)).run();
 }

@@ -187,6 +187,10 @@ impl Client {
     }
 
     fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
+        if self.refused.is_some() {
+            // Where commands never cease, nobody else looks again.
+            self.mend();
+        }
         match self.refused {
             Some(_) => Err(self.not_usable()),
             None => self.make_ready(deadline),
