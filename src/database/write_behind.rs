@@ -254,11 +254,8 @@ impl WriteBehind {
         let mut buffer = self.buffer.lock();
         let full = self.full(service, buffer.loading);
         // A node that stops does not wait for what may never come, nor one whose store is damaged.
-        let is_full = |applied: bool| match in_memory {
-            true => self.bytes().max(unstored(service)) > full,
-            false => applied && self.bytes() > full,
-        };
-        while is_full(!changes.is_empty()) && buffer.ended.is_none() && !buffer.forgetting && !service.is_stopping() {
+        let may_wait = |buffer: &Buffer| buffer.ended.is_none() && !buffer.forgetting && !service.is_stopping();
+        while !changes.is_empty() && self.bytes() > full && may_wait(&buffer) {
             self.progress.wait_for(&mut buffer, TICK);
         }
         if let Some(cause) = &buffer.ended {
@@ -280,6 +277,10 @@ impl WriteBehind {
         }
         if was_empty || buffer.waiting_bytes(service) >= full / 2 || self.is_hurried() {
             self.work.notify_one();
+        }
+        // What is in memory is there already. Own records that the applier has yet to come to are not for the writer, who may be done.
+        while in_memory && unstored(service) > full && (buffer.busy || buffer.since.is_some()) && may_wait(&buffer) {
+            self.progress.wait_for(&mut buffer, TICK);
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::producer::Held;
 use crate::log::TopicPartition;
 
 /// So long records wait for the batch before theirs; after that librdkafka gets them all the same, and spins.
-pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Bounds of what waits, all partitions together, and of one batch.
 #[derive(Clone, Copy)]
