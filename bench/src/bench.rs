@@ -12,6 +12,7 @@ use crate::keys::{Range, Spread};
 use crate::load::{Load, Outcome, Pace, Plan, Until, Work};
 use crate::machine;
 use crate::options::Options;
+use crate::rows::usual;
 use crate::servers::{Kind, Server, Site};
 
 /// One measurement of one server in one round.
@@ -67,6 +68,8 @@ pub struct Bench {
     pub round: u32,
     fleet: BTreeMap<Kind, Server>,
     filled: BTreeSet<(Kind, Range, usize)>,
+    /// The broker has had work.
+    warm: bool,
     raw: File,
 }
 
@@ -80,6 +83,7 @@ impl Bench {
             round: 0,
             fleet: BTreeMap::new(),
             filled: BTreeSet::new(),
+            warm: false,
             raw,
         }
     }
@@ -119,8 +123,27 @@ impl Bench {
         settle(&pids, self.options.patience());
     }
 
+    /// A Java program is slow when it is young: it compiles itself while its first millions of records pass.
+    fn warm_up(&mut self, kind: Kind) -> Result<()> {
+        if kind != Kind::OnKafka || std::mem::replace(&mut self.warm, true) {
+            return Ok(());
+        }
+        let port = self.server(kind)?.port;
+        for (work, pipeline) in [(Work::Set, 16), (Work::Set, 1), (Work::Incr, 16), (Work::Incr, 1)] {
+            let case = Case {
+                pipeline,
+                ..usual(&self.options, work)
+            };
+            let time = self.options.time() * 3;
+            Load::connect(case.plan(port, Until::Time(time), 0))?.run()?;
+        }
+        self.settle(&[]);
+        Ok(())
+    }
+
     /// Measures a shared server.
     pub fn measure(&mut self, kind: Kind, case: &Case) -> Result<Figures> {
+        self.warm_up(kind)?;
         if case.work != Work::Incr {
             self.fill(kind, case.range, case.value_bytes)?;
         }
