@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::Client;
 use crate::support::kafka::{Kafka, fresh_topic};
 use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, Lost, PRODUCE};
-use crate::support::server::{Highwater, memory};
+use crate::support::server::Highwater;
 use crate::support::wait_for;
 
 const SOON: Duration = Duration::from_secs(25);
@@ -15,6 +15,8 @@ const CLIENTS: usize = 4;
 /// A write is answered within the write timeout (5 s), a second more where the outcome of a commit has to be found out, and what a
 /// busy machine adds.
 const ANSWERED: Duration = Duration::from_millis(7_500);
+/// What loses against another writer, which may be one that Kafka has not ended yet, and is computed again takes a write timeout more.
+const COMPUTED_AGAIN: Duration = Duration::from_millis(11_500);
 
 /// What one client was answered.
 #[derive(Default)]
@@ -24,7 +26,17 @@ struct Answers {
     uncertain: Vec<String>,
     increments: u64,
     uncertain_increments: u64,
-    slowest: Duration,
+    /// The answers to SET and to INCR that took longest.
+    slowest: [(Duration, String); 2],
+}
+
+impl Answers {
+    fn note(&mut self, kind: usize, begun: Instant, reply: &str) {
+        let slowest = &mut self.slowest[kind];
+        if begun.elapsed() > slowest.0 {
+            *slowest = (begun.elapsed(), reply.to_owned());
+        }
+    }
 }
 
 /// Clients that write keys of their own, each once, and increment one counter.
@@ -69,7 +81,7 @@ impl Load {
             let key = format!("key-{number}-{turn}");
             let begun = Instant::now();
             let reply = String::from_utf8_lossy(&client.line(&format!("SET {key} v"))).into_owned();
-            answers.slowest = answers.slowest.max(begun.elapsed());
+            answers.note(0, begun, &reply);
             match reply.split(' ').next() {
                 Some("+OK\r\n") => {
                     self.sets.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +93,7 @@ impl Load {
             }
             let begun = Instant::now();
             let reply = String::from_utf8_lossy(&client.line("INCR counter")).into_owned();
-            answers.slowest = answers.slowest.max(begun.elapsed());
+            answers.note(1, begun, &reply);
             if reply.starts_with(':') {
                 self.increments.fetch_add(1, Ordering::Relaxed);
                 answers.increments += 1;
@@ -117,7 +129,7 @@ impl Drop for Stopping<'_> {
 fn check(node: &Highwater, answers: &[Answers]) {
     let mut client = node.client();
     let sum = |of: fn(&Answers) -> usize| answers.iter().map(of).sum::<usize>();
-    let slowest = answers.iter().map(|answers| answers.slowest).max().unwrap_or_default();
+    let slowest = [0, 1].map(|kind| answers.iter().map(|answers| &answers.slowest[kind]).max());
     let increments: u64 = answers.iter().map(|answers| answers.increments).sum();
     let uncertain: u64 = answers.iter().map(|answers| answers.uncertain_increments).sum();
     println!(
@@ -126,7 +138,9 @@ fn check(node: &Highwater, answers: &[Answers]) {
         sum(|a| a.not_written.len()),
         sum(|a| a.uncertain.len()),
     );
-    assert!(slowest < ANSWERED, "an answer took {slowest:?}");
+    for (slowest, bound) in slowest.into_iter().flatten().zip([ANSWERED, COMPUTED_AGAIN]) {
+        assert!(slowest.0 < bound, "an answer took {slowest:?}");
+    }
     for answers in answers {
         check_keys(&mut client, &answers.written, &answers.not_written);
     }
@@ -412,7 +426,7 @@ fn what_is_sent_while_the_broker_takes_nothing_is_refused_in_bounded_memory() {
     let node = Highwater::builder().kafka(&kafka, &fresh_topic("held")).allow("WARN");
     let node = node.args(&["--write-timeout", "2s", "--maxmemory", "64mb"]).start();
     node.client().check("SET first 1", "+OK");
-    let before = memory(&node);
+    let before = node.memory();
     proxy.to_server.hold(true);
     let begun = Instant::now();
     // 600 MB of SETs and 100 MB of MSETs, by clients that do not wait for their answers.
@@ -437,7 +451,7 @@ fn what_is_sent_while_the_broker_takes_nothing_is_refused_in_bounded_memory() {
         .collect();
     let mut most = 0;
     wait_for("all to be answered", Duration::from_secs(90), || {
-        most = memory(&node).max(most);
+        most = node.memory().max(most);
         clients.iter().all(thread::JoinHandle::is_finished).then_some(())
     });
     println!(

@@ -300,17 +300,6 @@ impl Builder {
     }
 }
 
-/// Bytes of memory that the server has.
-pub fn memory(node: &Highwater) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the server runs");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("a process has memory");
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-    kib << 10
-}
-
 /// The program under test.
 pub fn binary() -> PathBuf {
     match std::env::var_os("HIGHWATER_BIN") {
