@@ -9,10 +9,10 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::support::client::Client;
-use crate::support::eventually;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::resp::Reply;
 use crate::support::server::Highwater;
+use crate::support::{eventually, longer};
 
 const SOON: Duration = Duration::from_secs(60);
 const CONTROL: &[u8] = b"\0highwater:flush";
@@ -206,7 +206,8 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
     hostile.send(0, b"large", Some(&large), &[]);
     let key = vec![b'k'; 1_000_000];
     hostile.send(0, &key, Some(b"long key"), &[]);
-    for n in 0..300_000 {
+    // Millions with --soak.
+    for n in 0..300_000 * longer() {
         hostile.send(0, format!("never there {n}").as_bytes(), None, &[]);
     }
     hostile.send(0, b"behind", Some(b"right"), &[]);
