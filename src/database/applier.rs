@@ -343,7 +343,7 @@ impl Applier {
     /// Reads on. Own records that memory has already are passed over.
     fn poll(&mut self, records: &mut Vec<LogRecord>) -> Result<(), ApplyError> {
         let service = &self.service;
-        self.direct = self.goal.is_none() && !service.summed.is_making();
+        self.direct = self.goal.is_none() && !service.summed.must_be_exact();
         if !self.direct {
             return Ok(self.follower.poll(records, IDLE)?);
         }

@@ -17,10 +17,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Fault, Service};
+use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Scanned, Store, StoreError, Value, key_hash};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Keys that are read at once; batches wait for so long.
 const PART: usize = 32;
@@ -43,7 +43,8 @@ pub struct Summed {
     inner: Arc<dyn Store>,
     state: Mutex<State>,
     service: OnceLock<Weak<Service>>,
-    exact: AtomicBool,
+    /// How many want the store to be given every record in its order.
+    exact: AtomicUsize,
     /// Held while a digest is made: one at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -52,6 +53,8 @@ pub struct Summed {
 struct State {
     /// Per partition the position after the newest record that the store was given.
     given: BTreeMap<TopicPartition, u64>,
+    /// Per partition the position from which on the store has all that it was not given when memory was ahead.
+    lacking: BTreeMap<TopicPartition, u64>,
     making: Option<Making>,
 }
 
@@ -67,12 +70,20 @@ struct Making {
     done: Option<Vec<PartitionDigest>>,
 }
 
+/// See [`Summed::exactly`].
+pub(super) struct Exactly<'a>(&'a Summed);
+
+impl Drop for Exactly<'_> {
+    fn drop(&mut self) {
+        self.0.exact.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Gives a digest up that nobody waits for any more.
 struct GiveUp<'a>(&'a Summed);
 
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
-        self.0.exact.store(false, Ordering::Release);
         self.0.state.lock().making = None;
     }
 }
@@ -83,7 +94,7 @@ impl Summed {
             inner,
             state: Mutex::default(),
             service: OnceLock::new(),
-            exact: AtomicBool::new(false),
+            exact: AtomicUsize::new(0),
             turn: tokio::sync::Mutex::default(),
         })
     }
@@ -94,16 +105,34 @@ impl Summed {
         let _ = self.service.set(Arc::downgrade(service));
     }
 
-    /// A digest is being made: the store must be given every record in its order.
-    pub(super) fn is_making(&self) -> bool {
-        self.exact.load(Ordering::Acquire)
+    /// While the answer lives, the store is given every record in its order.
+    pub(super) fn exactly(&self) -> Exactly<'_> {
+        self.exact.fetch_add(1, Ordering::AcqRel);
+        Exactly(self)
+    }
+
+    pub(super) fn must_be_exact(&self) -> bool {
+        self.exact.load(Ordering::Acquire) > 0
+    }
+
+    /// True if the store has some state of every key that had one below the positions that it has reached.
+    pub(super) fn lacks_nothing(&self, databases: &[Database]) -> bool {
+        let stored = |at: &TopicPartition| {
+            let partitions = databases.get(at.database as usize)?.partitions();
+            Some(partitions.get(at.partition as usize)?.stored.load(Ordering::Acquire))
+        };
+        let state = self.state.lock();
+        let mut lacking = state.lacking.iter();
+        lacking.all(|(at, position)| stored(at).is_none_or(|stored| stored >= *position))
     }
 
     /// The store may lack what stands before this record of a key: it is at no position until it has that one too.
     pub(super) fn lacks_before(&self, at: TopicPartition, offset: u64) {
         let mut state = self.state.lock();
-        let given = state.given.entry(at).or_default();
-        *given = (*given).max(offset + 1);
+        let State { given, lacking, .. } = &mut *state;
+        for position in [given, lacking].map(|positions| positions.entry(at).or_default()) {
+            *position = (*position).max(offset + 1);
+        }
     }
 
     /// Reads the whole database into the sums. Blocking.
@@ -141,7 +170,7 @@ impl Summed {
 
     /// Ends the digest if the store is at a position just now.
     fn try_finish(&self, state: &mut State) {
-        let State { given, making } = state;
+        let State { given, making, .. } = state;
         let Some(making) = making.as_mut().filter(|m| m.next.is_none() && m.done.is_none()) else {
             return;
         };
@@ -267,7 +296,7 @@ impl Service {
         let summed = self.summed.clone();
         let _turn = summed.turn.lock().await;
         let _give_up = GiveUp(&summed);
-        summed.exact.store(true, Ordering::Release);
+        let _exactly = summed.exactly();
         self.store_caught_up().await?;
         summed.state.lock().making = Some(Making::new(database));
         let made = async {
@@ -328,6 +357,7 @@ impl Store for Summed {
     fn clear(&self, database: u16) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         state.given.retain(|at, _| at.database != database);
+        state.lacking.retain(|at, _| at.database != database);
         if let Some(making) = state.making.as_mut().filter(|making| making.database == database) {
             making.failed = Some("the local store is being rebuilt".into());
         }

@@ -868,3 +868,32 @@ fn it_answers_as_a_map_does() {
         "seed {seed}"
     );
 }
+
+#[test]
+fn a_key_that_is_written_without_pause_is_counted() {
+    let f = Fixture::new(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.expect("a runtime");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let counts: Vec<u64> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let owner = Arc::default();
+            for n in 0.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                f.set(&owner, "hot", &n.to_string());
+                f.log.acknowledge_all();
+            }
+        });
+        f.wait(|f| f.get("hot").is_some());
+        let count = |_| {
+            let caught_up = runtime.block_on(f.service.store_caught_up()).is_ok();
+            f.service.store.count(0).ok().filter(|_| caught_up).unwrap_or(u64::MAX)
+        };
+        let counts = (0..20).map(count).collect();
+        stop.store(true, Ordering::SeqCst);
+        counts
+    });
+    assert_eq!(counts, [1; 20]);
+}
