@@ -347,9 +347,11 @@ impl Applier {
         if !self.direct {
             return Ok(self.follower.poll(records, IDLE)?);
         }
+        let old_ends = &self.old_ends;
         let mut known = |at: TopicPartition, offset, timestamp, key: &[u8]| {
             let only = service.databases[at.database as usize].only_partition();
-            only.is_some_and(|partition| partition.own.meet(offset, timestamp, key))
+            // The first record of a partition is taken in any case: it tells where groups begin to be waited for.
+            old_ends.contains_key(&at) && only.is_some_and(|partition| partition.own.meet(offset, timestamp, key))
         };
         self.in_memory += self.follower.poll_news(&mut known, records, IDLE)?;
         Ok(())
