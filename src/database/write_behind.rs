@@ -434,16 +434,13 @@ impl WriteBehind {
 
     /// Writes what became unstored in memory, below these positions. False if that has to be given up.
     fn write_from_memory(&self, service: &Service, below: &Positions) -> Result<bool, StoreError> {
-        for (number, database) in (0..).zip(&service.databases) {
+        for (&place, &position) in below {
+            let database = &service.databases[place.database as usize];
             if database.only_partition().is_none() {
                 continue;
             }
             let is_reached = |at: At| {
-                let place = TopicPartition {
-                    database: number,
-                    partition: at.partition,
-                };
-                let is_reached = below.get(&place).is_some_and(|&position| at.offset < position);
+                let is_reached = at.offset < position;
                 if !is_reached {
                     service.summed.lacks_before(place, at.offset);
                 }
@@ -453,7 +450,7 @@ impl WriteBehind {
                 let mut changes = Vec::with_capacity(names.len());
                 let mut add = |key: &[u8], at, entry| {
                     let held = Held { at, entry };
-                    changes.push(held.change_of(number, Bytes::copy_from_slice(key)));
+                    changes.push(held.change_of(place.database, Bytes::copy_from_slice(key)));
                 };
                 database.hot.show_unstored(names, is_reached, &mut add);
                 if !self.write_changes(service, database, &changes)? {
