@@ -439,9 +439,11 @@ impl WriteBehind {
             if database.only_partition().is_none() {
                 continue;
             }
-            let is_reached = |at: At| {
+            let mut is_left = false;
+            let mut is_reached = |at: At| {
                 let is_reached = at.offset < position;
                 if !is_reached {
+                    is_left = true;
                     service.summed.lacks_before(place, at.offset);
                 }
                 is_reached
@@ -452,11 +454,13 @@ impl WriteBehind {
                     let held = Held { at, entry };
                     changes.push(held.change_of(place.database, Bytes::copy_from_slice(key)));
                 };
-                database.hot.show_unstored(names, is_reached, &mut add);
+                database.hot.show_unstored(names, &mut is_reached, &mut add);
                 if !self.write_changes(service, database, &changes)? {
                     return Ok(false);
                 }
             }
+            // The applier may have passed it over already, behind a group that it waits for.
+            self.buffer.lock().in_memory |= is_left;
         }
         Ok(true)
     }

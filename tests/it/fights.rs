@@ -14,7 +14,7 @@ use crate::support::attempt::{Attempts, Ended};
 use crate::support::foreign::{Foreign, is_foreign};
 use crate::support::kafka::{self, SeenRecord};
 use crate::support::server::Highwater;
-use crate::support::{longer, wait_for};
+use crate::support::{Stopping, longer, wait_for};
 
 const CLIENTS_OF_A_NODE: usize = 3;
 /// Keys of each kind.
@@ -343,6 +343,7 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
         }
         let of_foreign = StdRng::from_rng(&mut random);
         scope.spawn(|| fight.foreign(&foreign, of_foreign));
+        let _over = Stopping(&fight.over);
         let begun = Instant::now();
         while begun.elapsed() < TIME * longer() {
             std::thread::sleep(Duration::from_millis(random.random_range(100..1_500)));
@@ -352,7 +353,6 @@ fn two_nodes_that_are_killed_and_a_foreign_producer_keep_to_the_rules() {
             std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
             victim.restart();
         }
-        fight.over.store(true, Ordering::Release);
     });
     let mut all: BTreeMap<String, Vec<Step>> = BTreeMap::new();
     for record in kafka.records(&topic, "read_committed") {

@@ -11,7 +11,7 @@ use crate::support::client::Client;
 use crate::support::foreign::{Foreign, is_foreign};
 use crate::support::kafka::{self, Kafka, SeenRecord};
 use crate::support::server::Highwater;
-use crate::support::wait_for;
+use crate::support::{Stopping, wait_for};
 
 const SOON: Duration = Duration::from_secs(120);
 const MARKER: &[u8] = b"\0highwater:flush";
@@ -199,11 +199,11 @@ fn tombstones_behind_a_flush_never_cost_another_producers_value() {
                 }
             }
         });
+        let _over = Stopping(&over);
         wait_for("everything old to be gone", SOON, || {
             let old = |record: &SeenRecord| record.value.as_deref() == Some(b"old");
             (!seen(kafka, &topic).values().any(old)).then_some(())
         });
-        over.store(true, Ordering::Release);
     });
     let mut newest_foreign: HashMap<String, SeenRecord> = HashMap::new();
     let mut tombstones = 0;

@@ -1,5 +1,6 @@
 //! What happens to a topic and its brokers beneath a node: records lost, removed or replaced, partitions added, transactional ids taken.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka, fresh_topic};
 use crate::support::server::Highwater;
-use crate::support::wait_for;
+use crate::support::{Stopping, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -185,8 +186,7 @@ fn a_topic_made_anew_while_the_node_was_down_is_read_anew() {
 fn always_shown(port: u16, key: &str, stop: &AtomicBool) {
     let mut client = Client::connect(port);
     client.set_deadline(SOON * 6);
-    let end = Instant::now() + SOON * 8;
-    while !stop.load(Ordering::Relaxed) && Instant::now() < end {
+    while !stop.load(Ordering::Relaxed) {
         let shown = reply(&mut client, &format!("GET {key}"));
         assert!(shown == "$1\r\nv" || shown.starts_with("-LOADING"), "{key}: {shown}");
     }
@@ -205,6 +205,7 @@ fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| always_shown(node.port, "kept", &stop));
+        let stopping = Stopping(&stop);
         node.signal(libc::SIGSTOP);
         // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
         std::thread::sleep(Duration::from_secs(1));
@@ -224,12 +225,60 @@ fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
         node.signal(libc::SIGCONT);
         check_soon(&mut client, "GET new", "$1\r\nv");
         client.check("GET gone", "$-1");
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         reader.join().expect("a reader");
     });
     client.check("DBSIZE", ":3");
     let rebuilds = node.log().matches("rebuilding the local store").count();
     assert_eq!(rebuilds, 1, "{}", node.log());
+}
+
+/// What it counted on to know its own records by (their sequence numbers) is gone from the broker, which refuses the next one.
+#[test]
+fn a_broker_that_lost_what_a_running_node_wrote_gets_a_new_producer() {
+    let kafka = Kafka::start();
+    let topic = kafka.compacted_topic("cut-while-running", 1);
+    let node = Highwater::builder().kafka(&kafka, &topic).allow("WARN").start();
+    let mut client = node.client();
+    for n in 0..20 {
+        client.check(&format!("SET k{n} v"), "+OK");
+    }
+    kafka.kill();
+    kafka.lose_records(&topic, 10);
+    kafka.restart();
+    let mut not_written = Vec::new();
+    let mut next = 0;
+    let written = wait_for("a write to be acknowledged", SOON, || {
+        next += 1;
+        let reply = reply(&mut client, &format!("SET new-{next} v"));
+        // While it reads the topic anew, too.
+        let is_refused = reply.starts_with("-NOTWRITTEN") || reply.starts_with("-LOADING");
+        assert!(is_refused || reply == "+OK" || reply.starts_with("-UNCERTAIN"), "{reply}");
+        if is_refused {
+            not_written.push(format!("new-{next}"));
+        }
+        (reply == "+OK").then(|| format!("new-{next}"))
+    });
+    assert!(!not_written.is_empty(), "the broker took the first one");
+    let log = node.log();
+    let told = "the Kafka producer cannot go on and is replaced";
+    assert!(log.contains(told) && log.contains("OutOfOrderSequenceNumber"), "{log}");
+    let keys = || -> HashSet<String> {
+        let keys = kafka
+            .records(&topic, "read_committed")
+            .into_iter()
+            .flat_map(|record| record.key);
+        keys.map(|key| String::from_utf8(key).expect("text")).collect()
+    };
+    let there = keys();
+    assert!(
+        there.contains(&written) && not_written.iter().all(|key| !there.contains(key)),
+        "{there:?}"
+    );
+    // What the broker has lost is shown no more, and both lanes write.
+    check_soon(&mut client, "GET k15", "$-1");
+    client.check("INCR counter", ":1");
+    check_soon(&mut client, "DBSIZE", &format!(":{}", keys().len()));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::kafka::{Kafka, fresh_topic};
 use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, Lost, PRODUCE};
 use crate::support::server::Highwater;
-use crate::support::wait_for;
+use crate::support::{Stopping, wait_for};
 
 const SOON: Duration = Duration::from_secs(25);
 const CLIENTS: usize = 4;
@@ -60,7 +60,7 @@ impl Load {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|n| scope.spawn(move || load.client(port, n)))
                 .collect();
-            let stopping = Stopping(load);
+            let stopping = Stopping(&load.stop);
             disturb(load);
             drop(stopping);
             clients
@@ -113,15 +113,6 @@ impl Load {
         wait_for("writes to be acknowledged", SOON, || {
             now().iter().zip(&goal).all(|(now, goal)| now >= goal).then_some(())
         });
-    }
-}
-
-/// Also when the test panics.
-struct Stopping<'a>(&'a Load);
-
-impl Drop for Stopping<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::Stopping;
 use crate::support::client::Client;
 use crate::support::foreign::Foreign;
 use crate::support::kafka::{self, Kafka, fresh_topic};
@@ -59,6 +60,7 @@ fn check_order(kafka: &Kafka, partitions: i32) {
         let (node, over) = (&node, &over);
         let connection = |(number, done)| scope.spawn(move || connection(node.client(), number, over, done));
         let connections: Vec<_> = done.iter().enumerate().map(connection).collect();
+        let stopping = Stopping(over);
         let begun = Instant::now();
         // Makes increments be computed again, again and again.
         for n in 1.. {
@@ -69,7 +71,7 @@ fn check_order(kafka: &Kafka, partitions: i32) {
                 break;
             }
         }
-        over.store(true, Ordering::Release);
+        drop(stopping);
         connections
             .into_iter()
             .map(|one| one.join().expect("a connection"))

@@ -12,8 +12,8 @@ use crate::support::attempt::Ended;
 use crate::support::foreign::Foreign;
 use crate::support::history::{ABSENT, Actor, Operation, Recorder, assert_linearizable, judge};
 use crate::support::kafka::{self, fresh_topic};
-use crate::support::longer;
 use crate::support::server::Highwater;
+use crate::support::{Stopping, longer};
 
 const CLIENTS_OF_A_NODE: u32 = 3;
 /// Operations of one client in one round. Keys live for a round, so histories stay short enough to be judged.
@@ -99,6 +99,7 @@ fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&For
     let over = AtomicBool::new(false);
     let kills = random.random_bool(0.6);
     std::thread::scope(|scope| {
+        let _over = Stopping(&over);
         if let Some(foreign) = foreign {
             scope.spawn(|| play_foreign(recorder, foreign, round, &over));
         }
@@ -118,7 +119,6 @@ fn play_round(recorder: &Recorder, nodes: &mut [Highwater], foreign: Option<&For
         for client in clients {
             client.join().expect("a client");
         }
-        over.store(true, Ordering::Release);
     });
     kills
 }

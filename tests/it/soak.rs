@@ -13,7 +13,7 @@ use crate::support::attempt::Attempts;
 use crate::support::kafka::{Kafka, fresh_topic};
 use crate::support::server::Highwater;
 use crate::support::temp::disk_usage;
-use crate::support::{longer, wait_for};
+use crate::support::{Stopping, longer, wait_for};
 use model::{Content, Operation, Register};
 
 /// The whole load of a usual run.
@@ -209,6 +209,7 @@ impl Soak {
         let mut owners = std::mem::take(&mut self.owners);
         let (mut samples, mut answered, mut peak_memory) = (Vec::new(), 0, 0);
         std::thread::scope(|scope| {
+            let _reached = Stopping(&end.reached);
             let live = |owner| scope.spawn(move || Owner::live(owner, port, end));
             let clients: Vec<_> = owners.iter_mut().map(live).collect();
             while begun.elapsed() < time && !clients.iter().any(|client| client.is_finished()) {

@@ -314,3 +314,29 @@ async fn a_digest_is_that_of_its_position_while_records_come_in() {
     let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));
     assert_eq!(digest[0], expected(&f, end));
 }
+
+/// The applier passes it over while the group is not whole, so nothing more comes of it when it is.
+#[test]
+fn an_own_record_behind_a_group_that_is_waited_for_comes_into_the_store_with_it() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    let applied = |count| f.wait(|f| f.service.counters.records_applied.load(Ordering::SeqCst) == count);
+    f.set(&owner, "first", "1");
+    f.log.acknowledge();
+    applied(1);
+    let _hurry = f.service.behind.hurry();
+    let next_poll = || std::thread::sleep(Duration::from_millis(20));
+    for round in 0..10 {
+        next_poll();
+        member(&f, "one", round.into());
+        f.set(&owner, &format!("own {round}"), "1");
+        f.log.acknowledge();
+        applied(round * 3 + 2);
+        // From now on records are not left in memory for the writer, which has found meanwhile that it is to wait for this one.
+        let _exactly = f.service.summed.exactly();
+        next_poll();
+        member(&f, "other", round.into());
+        applied(round * 3 + 4);
+        assert_eq!(count_when_caught_up(&f), round + 4);
+    }
+}

@@ -19,6 +19,7 @@ pub mod server;
 pub mod small_disk;
 pub mod temp;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Waits until `ready` answers something, and panics with `what` when `deadline` has passed.
@@ -38,6 +39,15 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut ready: impl FnMut() -> Op
 #[track_caller]
 pub fn eventually(what: &str, deadline: Duration, mut reached: impl FnMut() -> bool) {
     wait_for(what, deadline, || reached().then_some(()));
+}
+
+/// Sets it when dropped, also when the test panics: what runs beside it until then must end before the panic is told.
+pub struct Stopping<'a>(pub &'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// How many times longer than in a usual run tests that go on as long as one likes are to last: `HIGHWATER_TEST_LONG`.
