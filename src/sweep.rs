@@ -3,8 +3,8 @@
 //! too, it never comes after a new value.
 //!
 //! The nodes of one topic do not ask each other; whoever comes second finds the work done. So that they do not all do it at once, each
-//! leaves an expired key for a while of its own. What a flush has hidden can be millions of keys: who sees that another node is at them
-//! lets it go on.
+//! leaves an expired key for a while of its own. What a flush has hidden can be millions of keys: they are for the node that flushed. Another
+//! takes them over when they do not become fewer, or not in time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,6 +31,12 @@ const OTHERS_FIRST_MS: u64 = 2_000;
 /// So long, milliseconds, a node does nothing about flushed keys when another seems to. What the other does shows when it is in
 /// the store: that can take seconds.
 const OTHERS_AT_IT_MS: Range<u64> = 5_000..10_000;
+/// Time, milliseconds, after which it does not leave them to others any more, whatever it seems: writes of these keys, by anybody, make
+/// them fewer too.
+const OTHERS_HAD_TIME_MS: Range<u64> = 60_000..90_000;
+/// For keys that are this node's to do, milliseconds: the pause after others came first to most of them, and that until they are looked through again.
+const CONFLICT_MS: Range<u64> = 0..300;
+const AGAIN_MS: Range<u64> = 2_000..4_000;
 /// Time to the next pass over flushed keys after one that found nothing to do.
 const IN_VAIN: Duration = Duration::from_secs(60);
 
@@ -41,9 +47,13 @@ struct Pass {
     /// So many were left at the last look.
     left: u64,
     rests_until: Instant,
+    /// Left to others until then; `None`: they are this node's to do.
+    others_until: Option<Instant>,
+    /// Own flushes when there last came more.
+    own_flushes: u64,
     /// So many at the next look.
     some: usize,
-    /// Something was done since its beginning.
+    /// Something was done since its beginning, or put off.
     is_of_use: bool,
 }
 
@@ -164,8 +174,8 @@ async fn done(writes: &[Arc<Write>]) -> (usize, usize) {
     (done, failed)
 }
 
-fn while_others_are_at_it() -> Duration {
-    Duration::from_millis(rand::random_range(OTHERS_AT_IT_MS))
+fn some_of(milliseconds: Range<u64>) -> Duration {
+    Duration::from_millis(rand::random_range(milliseconds))
 }
 
 impl Pass {
@@ -174,6 +184,8 @@ impl Pass {
             from: 0,
             left: 0,
             rests_until: now,
+            others_until: None,
+            own_flushes: 0,
             some: FLUSHED,
             is_of_use: false,
         }
@@ -183,14 +195,20 @@ impl Pass {
     fn go_on(&mut self, service: &Arc<Service>, stored: u16, most: usize) -> Result<Option<Buried>, Fault> {
         let now = Instant::now();
         let before = std::mem::replace(&mut self.left, service.flushed_left(stored)?);
+        self.others_until = self.others_until.filter(|until| now < *until);
+        let is_ours = self.others_until.is_none();
         if self.left > before {
-            let patience = Duration::from_millis(rand::random_range(0..=OTHERS_FIRST_MS));
+            let own_flushes = service.own_flushes(stored);
+            let is_ours = own_flushes > self.own_flushes || is_ours && before > 0;
+            let (others_first, others_until) = (some_of(0..OTHERS_FIRST_MS), now + some_of(OTHERS_HAD_TIME_MS));
             *self = Pass {
                 left: self.left,
-                ..Pass::new(now + patience)
+                others_until: (!is_ours).then_some(others_until),
+                own_flushes,
+                ..Pass::new(if is_ours { now } else { now + others_first })
             };
-        } else if self.left < before && now < self.rests_until {
-            self.rests_until = now + while_others_are_at_it();
+        } else if self.left < before && now < self.rests_until && !is_ours {
+            self.rests_until = now + some_of(OTHERS_AT_IT_MS);
         }
         if self.left == 0 || now < self.rests_until {
             return Ok(None);
@@ -201,7 +219,7 @@ impl Pass {
             match service.bury(flushed) {
                 Ok(write) => writes.extend(write),
                 // Its turn comes in the next pass.
-                Err(Fault::Wait(_)) => {}
+                Err(Fault::Wait(_)) => self.is_of_use = true,
                 Err(error) => return Err(error),
             }
         }
@@ -209,7 +227,12 @@ impl Pass {
         if next.is_none() {
             // What was done has to come into the store before it is looked through again.
             let is_of_use = std::mem::take(&mut self.is_of_use) || !writes.is_empty();
-            self.rests_until = now + if is_of_use { while_others_are_at_it() } else { IN_VAIN };
+            self.rests_until = now
+                + match (is_of_use, self.others_until) {
+                    (false, _) => IN_VAIN,
+                    (true, None) => some_of(AGAIN_MS),
+                    (true, Some(_)) => some_of(OTHERS_AT_IT_MS),
+                };
         }
         Ok(Some(Buried {
             stored,
@@ -226,7 +249,8 @@ impl Pass {
             false => (self.some * 2).min(FLUSHED),
         };
         if buried + failed < found / 2 {
-            self.rests_until = self.rests_until.max(Instant::now() + while_others_are_at_it());
+            let pause = self.others_until.map_or(CONFLICT_MS, |_| OTHERS_AT_IT_MS);
+            self.rests_until = self.rests_until.max(Instant::now() + some_of(pause));
         }
     }
 }

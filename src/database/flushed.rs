@@ -37,6 +37,12 @@ impl Service {
         self.store.count_hidden(stored)
     }
 
+    /// Number of flushes of a database of the store that this node has handed to the log since it was started.
+    pub fn own_flushes(&self, stored: u16) -> u64 {
+        let database = stored % self.database_count();
+        self.databases[database as usize].flushes.load(Ordering::Relaxed)
+    }
+
     /// Some of it, by the hash of its name from `from` on, and where to go on.
     pub fn find_flushed(&self, stored: u16, from: u64, some: usize) -> Result<(Vec<Flushed>, Option<u64>), StoreError> {
         let database = stored % self.database_count();

@@ -162,6 +162,8 @@ pub struct Database {
     topic: OnceLock<Topic>,
     /// Keys may have values outside of their home partitions.
     copies: AtomicBool,
+    /// Flushes that this node has handed to the log.
+    flushes: AtomicU64,
 }
 
 /// What every write has to know of a topic, so that the log is not asked each time.
@@ -198,6 +200,7 @@ impl Database {
             watches: Watches::default(),
             topic: OnceLock::new(),
             copies: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
         }
     }
 
@@ -539,6 +542,7 @@ impl Service {
                 }
                 Item::Flush { database } => {
                     let number = *database;
+                    self.databases[number as usize].flushes.fetch_add(1, Ordering::Relaxed);
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
                 }

@@ -253,7 +253,10 @@ fn a_broker_that_lost_what_a_running_node_wrote_gets_a_new_producer() {
         let reply = reply(&mut client, &format!("SET new-{next} v"));
         // While it reads the topic anew, too.
         let is_refused = reply.starts_with("-NOTWRITTEN") || reply.starts_with("-LOADING");
-        assert!(is_refused || reply == "+OK" || reply.starts_with("-UNCERTAIN"), "{reply}");
+        assert!(
+            is_refused || reply == "+OK" || reply.starts_with("-UNCERTAIN"),
+            "{reply}"
+        );
         if is_refused {
             not_written.push(format!("new-{next}"));
         }
