@@ -281,6 +281,38 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "commit",
+        title: "One INCR on Kafka",
+        about: "One client, one command at a time: each is a transaction of its own, and the figure is what its commit takes.",
+        goal: "p50 under 5 ms",
+        columns: special::LATENCY,
+        compare: Compare::Nothing,
+        measure: Measure::Load {
+            kinds: &[Kind::OnKafka],
+            cases: |options| {
+                let case = usual(options, Work::Incr);
+                vec![Case {
+                    label: "1 client".to_owned(),
+                    clients: 1,
+                    pipeline: 1,
+                    ..case
+                }]
+            },
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "flush",
+        title: "The tombstones behind FLUSHALL",
+        about: "What a flush hides is told to other consumers by a tombstone for each key, in the background. Meanwhile 10,000 GET/s and 2,000 SET/s run at a fixed rate on keys that were set anew; before the flush the same.",
+        columns: special::FLUSH,
+        compare: Compare::Nothing,
+        fresh: true,
+        measure: Measure::Special(special::flush),
+        ..ROW
+    },
+    Row {
         name: "visible",
         title: "From OK on one node to visible on another",
         about: "10,000 SET/s at a fixed rate on the first node; beside them one key is set there and, after its OK, read on the second node until it is new. A read's own round trip is part of the figure.",

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
 
 use crate::bench::{Bench, Case, Figures, fill, latencies};
 use crate::keys::{Range, Spread};
@@ -13,9 +14,11 @@ use crate::machine;
 use crate::options::short;
 use crate::prober;
 use crate::rows::{Column, column, usual};
-use crate::servers::{Kind, Server};
+use crate::servers::{Kind, Server, ask};
 
 const REBUILD_LIMIT: Duration = Duration::from_secs(1_800);
+/// No tombstone for so long: the last one was written.
+const BURIED: Duration = Duration::from_secs(8);
 const SUSTAINED: Duration = Duration::from_secs(600);
 const MIB: f64 = (1 << 20) as f64;
 
@@ -29,6 +32,13 @@ pub const BESIDE: &[Column] = &[
     column("p50", "GET p50 µs", 0),
     column("p99", "GET p99 µs", 0),
     column("p999", "GET p99.9 µs", 0),
+    column("set_p50", "SET p50 µs", 0),
+    column("set_p99", "SET p99 µs", 0),
+];
+pub const FLUSH: &[Column] = &[
+    column("seconds", "seconds until all are written", 1),
+    column("p50", "GET p50 µs", 0),
+    column("p99", "GET p99 µs", 0),
     column("set_p50", "SET p50 µs", 0),
     column("set_p99", "SET p99 µs", 0),
 ];
@@ -212,6 +222,101 @@ pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
         bench.note(&label, kind.name(), figures)?;
     }
     Ok(())
+}
+
+pub fn flush(bench: &mut Bench) -> Result<()> {
+    let (get, set) = (usual(&bench.options, Work::Get), usual(&bench.options, Work::Set));
+    let old = Range {
+        first: 0,
+        count: bench.options.keys_or(bench.options.sized(100_000)),
+    };
+    let new = Range {
+        first: old.count,
+        count: old.count.div_ceil(10),
+    };
+    let server = Server::start(Kind::OnKafka, &mut bench.site, &[])?;
+    let port = server.port;
+    let connect = |case: &Case, per_second: u64, seed: u64| {
+        let case = Case {
+            range: new,
+            ..case.clone()
+        };
+        Load::connect(Plan {
+            pace: Pace::Open { per_second },
+            ..case.plan(port, Until::Time(Duration::from_secs(1)), seed)
+        })
+    };
+    let rates = (bench.options.rate(10_000), bench.options.rate(2_000));
+    fill(port, old, get.value_bytes)?;
+    for flushes in [false, true] {
+        fill(port, new, get.value_bytes)?;
+        bench.settle(&[server.pid()]);
+        let begun = Instant::now();
+        if flushes {
+            ensure!(ask(port, "FLUSHALL")? == "+OK", "FLUSHALL failed");
+            fill(port, new, get.value_bytes)?;
+        }
+        let done = AtomicBool::new(false);
+        let (seconds, gets, sets) = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let seconds = match flushes {
+                    true => until_buried(port, begun),
+                    false => {
+                        std::thread::sleep(bench.options.time());
+                        Ok(0.0)
+                    }
+                };
+                done.store(true, Ordering::Relaxed);
+                seconds
+            });
+            let until_done = |case: &Case, per_second, seed| -> Result<Histogram<u64>> {
+                let mut all = Histogram::new(3).expect("three digits are allowed");
+                while !done.load(Ordering::Relaxed) {
+                    all.add(connect(case, per_second, seed)?.run()?.latency)?;
+                }
+                Ok(all)
+            };
+            let sets = scope.spawn(|| until_done(&set, rates.1, 2));
+            let gets = until_done(&get, rates.0, 1);
+            let sets = sets.join().expect("a load does not panic");
+            (watch.join().expect("the watch does not panic"), gets, sets)
+        });
+        let (seconds, gets, sets) = (seconds?, gets?, sets?);
+        let at = |all: &Histogram<u64>, percent| all.value_at_percentile(percent) as f64 / 1e3;
+        let mut figures = Figures::from([
+            ("p50", at(&gets, 50.0)),
+            ("p99", at(&gets, 99.0)),
+            ("set_p50", at(&sets, 50.0)),
+            ("set_p99", at(&sets, 99.0)),
+        ]);
+        let what = ["before", "after"][usize::from(flushes)];
+        if flushes {
+            figures.insert("seconds", seconds);
+        }
+        bench.note(
+            &format!("{what} FLUSHALL of {} keys", short(old.count)),
+            Kind::OnKafka.name(),
+            figures,
+        )?;
+    }
+    Ok(())
+}
+
+/// Seconds from `begun` until nothing that was flushed is left to be told to other consumers.
+fn until_buried(port: u16, begun: Instant) -> Result<f64> {
+    let mut last = (0, Instant::now());
+    loop {
+        let info = ask(port, "INFO kafka")?;
+        let told = info.lines().find_map(|line| line.strip_prefix("flush_tombstones:"));
+        let written: u64 = told.context("INFO tells flush_tombstones")?.trim().parse()?;
+        if written != last.0 {
+            last = (written, Instant::now());
+        } else if written > 0 && last.1.elapsed() > BURIED {
+            return Ok((last.1 - begun).as_secs_f64());
+        }
+        ensure!(begun.elapsed() < REBUILD_LIMIT, "the tombstones do not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub fn memory(bench: &mut Bench) -> Result<()> {

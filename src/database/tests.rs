@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use super::flushed::Flushed;
 use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
-use super::{Fault, Service, Settings, Status, Transaction, Wait, applier};
+use super::{Fault, Partition, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Known, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
+    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
     TopicPartition,
 };
 use crate::store::sled_store::SledStore;
@@ -73,6 +73,11 @@ impl ScriptedLog {
         batch.completion.complete(Ok(&appended));
     }
 
+    /// After its newest record.
+    fn end(&self) -> u64 {
+        self.records.lock().len() as u64
+    }
+
     pub fn acknowledge_all(&self) {
         while !self.waiting.lock().is_empty() {
             self.acknowledge();
@@ -101,14 +106,16 @@ impl ScriptedLog {
 
     /// Another producer's record.
     pub fn foreign(&self, key: &str, value: &str) {
-        let payload = Payload::Value {
-            value: Bytes::copy_from_slice(value.as_bytes()),
-            expire_at: None,
-        };
-        self.foreign_record(Bytes::copy_from_slice(key.as_bytes()), payload);
+        self.foreign_record(Bytes::copy_from_slice(key.as_bytes()), text_payload(value), None);
     }
 
-    fn foreign_record(&self, key: Bytes, payload: Payload) {
+    /// One of the two records of another producer's group.
+    fn member(&self, key: &str, value: &str, group: u128) {
+        let group = Group { id: group, records: 2 };
+        self.foreign_record(Bytes::copy_from_slice(key.as_bytes()), text_payload(value), Some(group));
+    }
+
+    fn foreign_record(&self, key: Bytes, payload: Payload, group: Option<Group>) {
         let mut records = self.records.lock();
         let offset = records.len() as u64;
         records.push(LogRecord {
@@ -117,8 +124,15 @@ impl ScriptedLog {
             timestamp: 2,
             key,
             payload,
-            group: None,
+            group,
         });
+    }
+}
+
+fn text_payload(value: &str) -> Payload {
+    Payload::Value {
+        value: Bytes::copy_from_slice(value.as_bytes()),
+        expire_at: None,
     }
 }
 
@@ -301,6 +315,10 @@ impl Fixture {
             assert!(Instant::now() < deadline, "not reached in time");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    fn here(&self) -> &Partition {
+        &self.service.database(0).partitions()[0]
     }
 
     fn transact<T>(
@@ -805,7 +823,7 @@ fn too_much_before_the_store_makes_writes_wait_until_it_is_stored() {
     assert_eq!(count_when_caught_up(&f), 200);
 }
 
-/// Random writes, failures, foreign records, evictions and restarts against a simple map.
+/// Random writes, failures, flushes, foreign records and groups, evictions and restarts against a simple map.
 #[test]
 fn it_answers_as_a_map_does() {
     use rand::rngs::StdRng;
@@ -817,13 +835,27 @@ fn it_answers_as_a_map_does() {
     let mut f = Fixture::new(random.random());
     let mut model = std::collections::HashMap::<String, String>::new();
     let owner = Arc::default();
+    // What its first record sets, of a group whose second one has yet to come, if nothing came behind it.
+    let mut open: Option<Option<(String, String)>> = None;
+    let mut group = 0;
     for step in 0..3_000 {
         let key = format!("k{}", random.random_range(0..50));
         let value = format!("{step}-{}", "x".repeat(random.random_range(0..400)));
-        match random.random_range(0..100) {
+        let what = random.random_range(0..100);
+        // Others' records behind a group are not seen before it, nor is it waited for by a node that starts.
+        if matches!(what, 60..72 | 74..80)
+            && let Some(first) = open.take()
+        {
+            f.log.member(&key, "second", group);
+            model.extend(first);
+            model.insert(key.clone(), "second".into());
+            f.wait(|f| f.here().applied.load(Ordering::SeqCst) >= f.log.end());
+        }
+        match what {
             0..40 => {
                 f.set(&owner, &key, &value);
                 f.log.acknowledge();
+                forget(&mut open, &key);
                 model.insert(key, value);
             }
             40..50 => {
@@ -836,13 +868,13 @@ fn it_answers_as_a_map_does() {
                     Ok(())
                 }));
                 f.log.acknowledge();
+                forget(&mut open, &key);
                 model.remove(&key);
             }
             60..70 => {
                 f.log.foreign(&key, &value);
                 model.insert(key, value);
-                let end = f.log.records.lock().len() as u64;
-                f.wait(|f| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst) >= end);
+                f.wait(|f| f.here().stored.load(Ordering::SeqCst) >= f.log.end());
             }
             70..72 => f = f.restart(),
             72 => f
@@ -850,12 +882,36 @@ fn it_answers_as_a_map_does() {
                 .memory
                 .limit
                 .store(random.random_range(0..20_000), Ordering::Relaxed),
+            73 => {
+                written(f.service.transact(&owner, Keys::Unlocked, View::Update, |t| {
+                    t.flush(0);
+                    Ok(())
+                }));
+                f.log.acknowledge();
+                open = open.map(|_| None);
+                model.clear();
+            }
+            74..77 => assert_eq!(
+                count_when_caught_up(&f),
+                model.len() as u64,
+                "at step {step}, seed {seed}"
+            ),
+            77..80 => {
+                group += 1;
+                f.log.member(&key, &value, group);
+                open = Some(Some((key, value)));
+            }
             _ => assert_eq!(
                 f.get(&key),
                 model.get(&key).cloned(),
                 "{key} at step {step}, seed {seed}"
             ),
         }
+    }
+    if let Some(first) = open {
+        f.log.member("k0", "second", group);
+        model.extend(first);
+        model.insert("k0".into(), "second".into());
     }
     let f = f.restart();
     for n in 0..50 {
@@ -867,6 +923,13 @@ fn it_answers_as_a_map_does() {
         model.len() as u64,
         "seed {seed}"
     );
+}
+
+/// This key was written behind the first record of the group.
+fn forget(open: &mut Option<Option<(String, String)>>, written: &str) {
+    if let Some(first) = open {
+        first.take_if(|(key, _)| key == written);
+    }
 }
 
 #[test]

@@ -9,7 +9,6 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::database::consistency::Scope;
 use crate::database::digest::PartitionDigest;
-use crate::log::Group;
 
 fn scope() -> Scope {
     Scope::Partitions([HERE].into_iter().collect())
@@ -20,23 +19,6 @@ fn text(fault: Result<(), Fault>) -> String {
         Err(Fault::Error(text)) => String::from_utf8_lossy(&text).into_owned(),
         _ => panic!("no error"),
     }
-}
-
-/// A member of a group of two.
-fn member(f: &Fixture, key: &str, group: u128) {
-    let mut records = f.log.records.lock();
-    let offset = records.len() as u64;
-    records.push(LogRecord {
-        at: HERE,
-        offset,
-        timestamp: 1,
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        payload: Payload::Value {
-            value: Bytes::from_static(b"1"),
-            expire_at: None,
-        },
-        group: Some(Group { id: group, records: 2 }),
-    });
 }
 
 #[tokio::test]
@@ -123,14 +105,14 @@ async fn a_group_that_is_not_whole_holds_the_position() {
     // As long as the log does not tell its end, the rest may be there.
     f.log.mute.store(true, Ordering::SeqCst);
     f.log.foreign("before", "1");
-    member(&f, "left", 7);
+    f.log.member("left", "1", 7);
     let waited = tokio::time::timeout(Duration::from_millis(100), f.service.applied_to(HERE, 2)).await;
     assert!(waited.is_err(), "half a group was told to be visible");
     f.service.applied_to(HERE, 1).await;
     assert_eq!((f.get("before").as_deref(), f.get("left")), (Some("1"), None));
     let stored = |f: &Fixture| f.service.database(0).partitions()[0].stored.load(Ordering::SeqCst);
     f.wait(|f| stored(f) == 1);
-    member(&f, "right", 7);
+    f.log.member("right", "1", 7);
     f.service.applied_to(HERE, 3).await;
     assert_eq!(
         (f.get("left").as_deref(), f.get("right").as_deref()),
@@ -149,7 +131,7 @@ async fn a_group_whose_rest_is_not_in_the_log_is_shown_and_those_behind_it_stay_
         ("right", 2),
         ("late", 4),
     ] {
-        member(&f, key, group);
+        f.log.member(key, "1", group);
     }
     let waited = tokio::time::timeout(Duration::from_millis(50), f.service.applied_to(HERE, 1)).await;
     assert!(waited.is_err(), "half a group was told to be visible");
@@ -226,7 +208,7 @@ fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
                         value: n.to_string().into(),
                         expire_at: None,
                     },
-                    group: Some(Group {
+                    group: Some(crate::log::Group {
                         id: u128::from(n),
                         records: 3,
                     }),
@@ -272,7 +254,7 @@ fn write_something(f: &Fixture, random: &mut StdRng) {
             (key.into(), Payload::Value { value, expire_at: None })
         }
     };
-    f.log.foreign_record(key, payload);
+    f.log.foreign_record(key, payload, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -328,14 +310,14 @@ fn an_own_record_behind_a_group_that_is_waited_for_comes_into_the_store_with_it(
     let next_poll = || std::thread::sleep(Duration::from_millis(20));
     for round in 0..10 {
         next_poll();
-        member(&f, "one", round.into());
+        f.log.member("one", "1", round.into());
         f.set(&owner, &format!("own {round}"), "1");
         f.log.acknowledge();
         applied(round * 3 + 2);
         // From now on records are not left in memory for the writer, which has found meanwhile that it is to wait for this one.
         let _exactly = f.service.summed.exactly();
         next_poll();
-        member(&f, "other", round.into());
+        f.log.member("other", "1", round.into());
         applied(round * 3 + 4);
         assert_eq!(count_when_caught_up(&f), round + 4);
     }
