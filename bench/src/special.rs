@@ -257,6 +257,13 @@ pub fn flush(bench: &mut Bench) -> Result<()> {
             fill(port, new, get.value_bytes)?;
         }
         let done = AtomicBool::new(false);
+        let until_done = |case: &Case, per_second, seed| -> Result<Histogram<u64>> {
+            let mut all = Histogram::new(3).expect("three digits are allowed");
+            while !done.load(Ordering::Relaxed) {
+                all.add(connect(case, per_second, seed)?.run()?.latency)?;
+            }
+            Ok(all)
+        };
         let (seconds, gets, sets) = std::thread::scope(|scope| {
             let watch = scope.spawn(|| {
                 let seconds = match flushes {
@@ -269,13 +276,6 @@ pub fn flush(bench: &mut Bench) -> Result<()> {
                 done.store(true, Ordering::Relaxed);
                 seconds
             });
-            let until_done = |case: &Case, per_second, seed| -> Result<Histogram<u64>> {
-                let mut all = Histogram::new(3).expect("three digits are allowed");
-                while !done.load(Ordering::Relaxed) {
-                    all.add(connect(case, per_second, seed)?.run()?.latency)?;
-                }
-                Ok(all)
-            };
             let sets = scope.spawn(|| until_done(&set, rates.1, 2));
             let gets = until_done(&get, rates.0, 1);
             let sets = sets.join().expect("a load does not panic");

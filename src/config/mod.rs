@@ -480,12 +480,7 @@ impl Config {
     }
 
     pub fn store_cache(&self) -> u64 {
-        const LARGEST: u64 = 1 << 30;
-        const SMALLEST: u64 = 32 << 20;
-        match self.number("store-cache") {
-            0 => (machine::memory() / 8).clamp(SMALLEST, LARGEST),
-            bytes => bytes,
-        }
+        self.number("store-cache")
     }
 
     pub fn checkpoint_interval(&self) -> Duration {

@@ -11,6 +11,8 @@ use crate::store::key_hash;
 
 /// Records that are remembered of a partition (16 bytes each); what comes on top is applied as anybody's record is.
 const MOST: usize = 1 << 20;
+/// Room for so many is kept when there are none.
+const USUAL: usize = 1 << 14;
 
 #[derive(Default)]
 pub struct OwnRecords(Mutex<VecDeque<(u64, u64)>>);
@@ -36,16 +38,18 @@ impl OwnRecords {
     /// True if this record was acknowledged. Records are met in the order of the log: what is before this one is forgotten.
     pub fn meet(&self, offset: u64, timestamp: i64, key: &[u8]) -> bool {
         let mut records = self.0.lock();
+        let mut is_it = false;
         while let Some(&(known, its_mark)) = records.front() {
             if known > offset {
-                return false;
+                break;
             }
             records.pop_front();
-            if known == offset {
-                return its_mark == mark(timestamp, key);
-            }
+            is_it |= known == offset && its_mark == mark(timestamp, key);
         }
-        false
+        if records.is_empty() && records.capacity() > USUAL {
+            *records = VecDeque::new();
+        }
+        is_it
     }
 
     pub fn forget(&self) {
