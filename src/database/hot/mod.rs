@@ -25,7 +25,7 @@ use crate::store::{Entry, Meta, Value, key_hash};
 
 const SHARDS: usize = 64;
 /// What a slot costs beside its key and value (measured roughly: table entry, header, allocator rounding), bytes.
-pub const SLOT_OVERHEAD: usize = 96;
+pub const SLOT_OVERHEAD: usize = 80;
 /// Slots looked at per insert when room must be made, and places of the table.
 const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
@@ -62,13 +62,11 @@ const NEVER: At = At {
 
 /// The committed state of one key.
 struct Slot {
-    /// Place in the log, timestamp, expiry and length of the key ([`Header`]), then the key, then the value if it is [`Kind::Inline`].
-    block: Box<[u8]>,
-    /// The value if it is [`Kind::Apart`].
-    apart: Option<Box<Value>>,
+    body: Body,
     /// Of the key; see [`HotTier::hash`].
     hash: u32,
-    kind: Kind,
+    /// The key is not there.
+    absent: bool,
     /// The store does not have it yet.
     unstored: bool,
     /// It is among the names of what became unstored.
@@ -77,13 +75,16 @@ struct Slot {
     touched: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// The key is not there.
-    Absent,
-    Inline,
-    Apart,
+/// A block is the place in the log, timestamp, expiry and length of the key ([`Header`]), then the key.
+enum Body {
+    /// A block, and behind it the value, if there is one.
+    Inline(Box<[u8]>),
+    /// A block, and a large value.
+    Apart(Box<(Box<[u8]>, Value)>),
 }
+
+/// A million keys have two million of them.
+const _: () = assert!(size_of::<Option<Slot>>() == 24);
 
 /// What stands at the front of a slot's block.
 struct Header {
@@ -369,7 +370,7 @@ impl HotTier {
             return true;
         };
         let known = slot.at();
-        let was_met = known != NEVER || slot.kind != Kind::Absent;
+        let was_met = known != NEVER || !slot.absent;
         if known.partition == at.partition && known.offset >= at.offset && was_met {
             return false;
         }
@@ -465,17 +466,20 @@ impl Hashed for Slot {
     }
 
     fn behind(&self) -> &[u8] {
-        &self.block
+        match &self.body {
+            Body::Inline(block) => block,
+            // It is not known yet where the block is.
+            Body::Apart(_) => &[],
+        }
     }
 }
 
 impl Slot {
     fn new(hash: u32, key: &[u8], at: At, entry: Option<&Entry>) -> Slot {
         let mut slot = Slot {
-            block: Box::default(),
-            apart: None,
+            body: Body::Inline(Box::default()),
             hash,
-            kind: Kind::Absent,
+            absent: true,
             unstored: false,
             named: false,
             touched: false,
@@ -485,18 +489,17 @@ impl Slot {
     }
 
     fn set(&mut self, key: &[u8], at: At, entry: Option<&Entry>) {
-        let mut inline: &[u8] = &[];
-        (self.kind, self.apart) = match entry.map(|entry| &entry.value) {
-            None => (Kind::Absent, None),
-            Some(Value::String(value)) if value.len() <= INLINE => {
-                inline = value;
-                (Kind::Inline, None)
-            }
-            Some(value) => (Kind::Apart, Some(Box::new(value.clone()))),
+        let (inline, apart): (&[u8], _) = match entry.map(|entry| &entry.value) {
+            Some(Value::String(value)) if value.len() <= INLINE => (value, None),
+            other => (&[], other),
         };
         let len = Header::LEN + key.len() + inline.len();
-        if self.block.len() != len {
-            self.block = vec![0; len].into_boxed_slice();
+        let mut block = match std::mem::replace(&mut self.body, Body::Inline(Box::default())) {
+            Body::Inline(block) => block,
+            Body::Apart(apart) => apart.0,
+        };
+        if block.len() != len {
+            block = vec![0; len].into_boxed_slice();
         }
         let header = Header {
             at,
@@ -504,14 +507,26 @@ impl Slot {
             expire_at: entry.and_then(|entry| entry.meta.expire_at),
             key_len: key.len() as u32,
         };
-        header.write(&mut self.block);
-        let (of_key, of_value) = self.block[Header::LEN..].split_at_mut(key.len());
+        header.write(&mut block);
+        let (of_key, of_value) = block[Header::LEN..].split_at_mut(key.len());
         of_key.copy_from_slice(key);
         of_value.copy_from_slice(inline);
+        self.absent = entry.is_none();
+        self.body = match apart {
+            None => Body::Inline(block),
+            Some(value) => Body::Apart(Box::new((block, value.clone()))),
+        };
+    }
+
+    fn block(&self) -> &[u8] {
+        match &self.body {
+            Body::Inline(block) => block,
+            Body::Apart(apart) => &apart.0,
+        }
     }
 
     fn header(&self) -> Header {
-        Header::read(&self.block)
+        Header::read(self.block())
     }
 
     fn at(&self) -> At {
@@ -519,15 +534,15 @@ impl Slot {
     }
 
     fn key(&self) -> &[u8] {
-        &self.block[Header::LEN..][..self.header().key_len as usize]
+        &self.block()[Header::LEN..][..self.header().key_len as usize]
     }
 
     fn entry(&self) -> Option<Entry> {
         let header = self.header();
-        let value = match (self.kind, &self.apart) {
-            (Kind::Inline, _) => Value::String(own(&self.block[Header::LEN + header.key_len as usize..])),
-            (Kind::Apart, Some(value)) => Value::clone(value),
-            _ => return None,
+        let value = match &self.body {
+            _ if self.absent => return None,
+            Body::Inline(block) => Value::String(own(&block[Header::LEN + header.key_len as usize..])),
+            Body::Apart(apart) => apart.1.clone(),
         };
         let meta = Meta {
             partition: header.at.partition,
@@ -546,11 +561,14 @@ impl Slot {
 
     /// Bytes.
     fn weight(&self) -> usize {
-        let apart = match self.apart.as_deref() {
-            Some(Value::String(value)) => value.len(),
-            _ => 0,
+        let apart = match &self.body {
+            Body::Apart(apart) => match &apart.1 {
+                Value::String(value) => value.len(),
+                Value::Unreadable(_) => 0,
+            },
+            Body::Inline(_) => 0,
         };
-        SLOT_OVERHEAD - Header::LEN + self.block.len() + apart
+        SLOT_OVERHEAD - Header::LEN + self.block().len() + apart
     }
 }
 

@@ -1,5 +1,5 @@
-//! A hash table of slots that can say where in memory a key is before that is read: open addressing with linear probing, a power of
-//! two of places, at most three quarters of them in use. It knows nothing of what a slot means.
+//! A hash table of slots that can say where in memory a key is before that is read: open addressing with linear probing, at
+//! most three quarters of the places in use. It knows nothing of what a slot means.
 //!
 //! A table from a library would do but for that: a burst of reads at random places is bound by waiting for memory, and waits once
 //! instead of each time if all of it is asked for at first (docs/performance.md).
@@ -43,11 +43,14 @@ impl<T: Hashed> Table<T> {
     }
 
     fn home(&self, hash: u32) -> usize {
-        hash as usize & (self.places.len() - 1)
+        (u64::from(hash) * self.places.len() as u64 >> u32::BITS) as usize
     }
 
     fn next(&self, place: usize) -> usize {
-        (place + 1) & (self.places.len() - 1)
+        match place + 1 {
+            end if end == self.places.len() => 0,
+            next => next,
+        }
     }
 
     pub fn find(&mut self, hash: u32, is: impl Fn(&T) -> bool) -> Option<&mut T> {
@@ -79,7 +82,8 @@ impl<T: Hashed> Table<T> {
     /// Adds what is not there yet.
     pub fn insert(&mut self, new: T) {
         if (self.len + 1) * 4 > self.places.len() * 3 {
-            let more = (self.places.len() * 2).max(LEAST);
+            // Twice as many would leave more than half of them empty on the average.
+            let more = (self.places.len() / 2 * 3).max(LEAST);
             let old = std::mem::replace(&mut self.places, empty(more));
             for there in old.into_iter().flatten() {
                 self.put(there);
@@ -101,12 +105,13 @@ impl<T: Hashed> Table<T> {
     pub fn remove(&mut self, place: usize) -> Option<T> {
         let removed = self.places.get_mut(place)?.take()?;
         self.len -= 1;
-        let distance = |from: usize, to: usize, places: usize| to.wrapping_sub(from) & (places - 1);
-        let (mut free, mut place, places) = (place, self.next(place), self.places.len());
+        let places = self.places.len();
+        let distance = |from: usize, to: usize| if to < from { to + places - from } else { to - from };
+        let (mut free, mut place) = (place, self.next(place));
         while let Some(there) = &self.places[place] {
             let home = self.home(there.hash());
             // Its way from its home leads over the free place.
-            if distance(home, place, places) >= distance(free, place, places) {
+            if distance(home, place) >= distance(free, place) {
                 self.places.swap(free, place);
                 free = place;
             }
