@@ -263,9 +263,12 @@ fn a_broker_that_lost_what_a_running_node_wrote_gets_a_new_producer() {
         (reply == "+OK").then(|| format!("new-{next}"))
     });
     assert!(!not_written.is_empty(), "the broker took the first one");
-    let log = node.log();
+    // It is told once the new one has been given what waited.
     let told = "the Kafka producer cannot go on and is replaced";
-    assert!(log.contains(told) && log.contains("OutOfOrderSequenceNumber"), "{log}");
+    wait_for("the replacement to be told", SOON, || {
+        let log = node.log();
+        (log.contains(told) && log.contains("OutOfOrderSequenceNumber")).then_some(())
+    });
     let keys = || -> HashSet<String> {
         let keys = kafka
             .records(&topic, "read_committed")
