@@ -36,7 +36,7 @@ pub struct PartitionPosition {
 }
 
 /// First line of the file; the number changes with the file's format or the store's.
-const HEADER: &str = "highwater store position 2";
+const HEADER: &str = "highwater store position 3";
 
 /// What there is of one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,10 +46,13 @@ pub(super) struct KeyCount {
     pub expiring: u64,
     /// Entries that a flush has hidden and that are still there.
     pub hidden: u64,
+    /// No entry was ever counted with a higher offset.
+    pub newest: u64,
 }
 
 impl KeyCount {
     pub fn add(&mut self, meta: &Meta, is_hidden: bool) {
+        self.newest = self.newest.max(meta.offset);
         if is_hidden {
             self.hidden += 1;
         } else {
@@ -67,12 +70,13 @@ impl KeyCount {
         }
     }
 
-    /// All of it is hidden now.
-    pub fn hide(&mut self) {
-        *self = KeyCount {
+    /// What there is when everything below an offset is hidden. `None` if not all is below: then it has to be counted anew.
+    pub fn hidden_below(&self, offset: u64) -> Option<KeyCount> {
+        (self.newest < offset).then(|| KeyCount {
             hidden: self.hidden + self.keys,
+            newest: self.newest,
             ..KeyCount::default()
-        };
+        })
     }
 }
 
@@ -153,8 +157,13 @@ impl PositionFile {
         for (database, partitions) in &self.counts {
             let _ = writeln!(text, "counted {database}");
             for (partition, count) in partitions {
-                let KeyCount { keys, expiring, hidden } = count;
-                let _ = writeln!(text, "count {database} {partition} {keys} {expiring} {hidden}");
+                let KeyCount {
+                    keys,
+                    expiring,
+                    hidden,
+                    newest,
+                } = count;
+                let _ = writeln!(text, "count {database} {partition} {keys} {expiring} {hidden} {newest}");
             }
         }
         let crc = crc32fast::hash(text.as_bytes());
@@ -230,6 +239,7 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
                 keys: number(words.next())?,
                 expiring: number(words.next())?,
                 hidden: number(words.next())?,
+                newest: number(words.next())?,
             };
             file.counts.entry(database).or_default().insert(partition, count);
         }
@@ -313,6 +323,7 @@ mod tests {
                         keys: 5,
                         expiring: 2,
                         hidden: 1,
+                        newest: 41,
                     },
                 )]),
             ),

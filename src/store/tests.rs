@@ -242,11 +242,15 @@ fn expired_keys_come_earliest_first(engine: Engine) {
     assert_eq!(store.expired(0, u64::MAX, 4).unwrap(), ["a", "b", "c", "moved"]);
     assert_eq!(store.expired(0, u64::MAX, 10).unwrap().len(), 5);
     store.apply(&[flush(0, 6)]).unwrap();
+    assert_eq!(store.expired(0, u64::MAX, 10).unwrap(), ["moved", "max"]);
+    assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 2));
+    store.apply(&[flush(0, 8)]).unwrap();
     assert_eq!(
         store.expired(0, u64::MAX, 10).unwrap().len(),
         0,
         "all of the partition is hidden"
     );
+    assert_eq!(store.count(0).unwrap(), 0);
 }
 
 fn scan_walks_in_hash_order_page_by_page(engine: Engine) {

@@ -25,7 +25,7 @@ use crate::store::{
 };
 
 /// Format of keys and entries in the engine; another one is rebuilt.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// The engine holds its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -183,8 +183,14 @@ fn recover_databases(engine: &Engine, options: &Options) -> Result<Vec<DatabaseW
                 .map(|number| number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
                 .collect();
             match (tag, partition, numbers.as_slice()) {
-                (b'c', Some(partition), &[keys, expiring, hidden]) => {
-                    of.counts.insert(partition, KeyCount { keys, expiring, hidden });
+                (b'c', Some(partition), &[keys, expiring, hidden, newest]) => {
+                    let count = KeyCount {
+                        keys,
+                        expiring,
+                        hidden,
+                        newest,
+                    };
+                    of.counts.insert(partition, count);
                 }
                 (b'f', Some(partition), &[offset]) => of.view.flushed_below.push((partition, offset)),
                 (b'g', None, &[generation]) => {

@@ -94,7 +94,7 @@ impl Writer {
             match &change.kind {
                 ChangeKind::Put { key, entry } => self.put(&store.engine, change, key, Some(entry))?,
                 ChangeKind::Delete { key } => self.put(&store.engine, change, key, None)?,
-                ChangeKind::Flush => self.flush(change)?,
+                ChangeKind::Flush => self.flush(store, change)?,
             }
             if self.pending.bytes >= BATCH_BYTES {
                 self.commit(store)?;
@@ -115,7 +115,7 @@ impl Writer {
             for partition in std::mem::take(&mut of.changed) {
                 let count = of.counts.get(&partition);
                 let value = count.map(|count| {
-                    let numbers = [count.keys, count.expiring, count.hidden];
+                    let numbers = [count.keys, count.expiring, count.hidden, count.newest];
                     numbers.map(u64::to_be_bytes).concat()
                 });
                 self.pending.set(key::of_partition(b'c', database, partition), value);
@@ -200,7 +200,7 @@ impl Writer {
         Ok(())
     }
 
-    fn flush(&mut self, change: &Change) -> Result<(), Failure> {
+    fn flush(&mut self, store: &FjallStore, change: &Change) -> Result<(), Failure> {
         let keeps_hidden = self.keeps_hidden;
         let Change {
             database,
@@ -212,9 +212,20 @@ impl Writer {
         if offset <= of.view.flushed_below(partition) {
             return Ok(());
         }
+        let count = of.counts.get(&partition).copied().unwrap_or_default();
+        let hidden = count.hidden_below(offset);
+        if hidden.is_none() {
+            // Only what is committed can be counted anew, and it is not committed without its counts.
+            self.commit(store)?;
+        }
+        let of = self.database(database)?;
         of.view.flushed_below.retain(|(of, _)| *of != partition);
         of.view.flushed_below.push((partition, offset));
-        of.counts.entry(partition).or_default().hide();
+        let count = match hidden {
+            Some(hidden) => hidden,
+            None => count_anew(&store.engine, database, &of.view, partition)?,
+        };
+        of.counts.insert(partition, count);
         of.changed.insert(partition);
         let is_empty = of.counts.values().all(|count| count.keys == 0);
         let watermark = offset.to_be_bytes().to_vec();
@@ -359,6 +370,21 @@ impl Writer {
     }
 }
 
+/// What there is of one partition, entry by entry.
+fn count_anew(engine: &Engine, database: u16, view: &View, partition: u32) -> Result<KeyCount, Failure> {
+    let [first, last] = [0, u64::MAX].map(|hash| key::entry(database, view.generation, hash));
+    let mut count = KeyCount::default();
+    for found in engine.keyspace.range(first..=last) {
+        for record in Slot(&found.value()?).records() {
+            let meta = entry::decode(record?.1)?.0;
+            if meta.partition == partition {
+                count.add(&meta, view.hides(&meta));
+            }
+        }
+    }
+    Ok(count)
+}
+
 impl DatabaseWriter {
     /// Counts a key's change from one state to another.
     fn count(&mut self, view: &View, old: Option<&Meta>, new: Option<&Meta>) {
@@ -367,7 +393,12 @@ impl DatabaseWriter {
                 && a.expire_at.is_some() == b.expire_at.is_some()
                 && view.hides(a) == view.hides(b)
         };
-        if old.zip(new).is_some_and(|(old, new)| is_same(old, new)) {
+        if let Some((old, new)) = old.zip(new)
+            && is_same(old, new)
+        {
+            let count = self.counts.entry(new.partition).or_default();
+            count.newest = count.newest.max(new.offset);
+            self.changed.insert(new.partition);
             return;
         }
         if let Some(old) = old {

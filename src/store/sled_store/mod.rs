@@ -11,7 +11,8 @@
 //!   their tombstones come. If they are to go and nothing else is visible, or on [`Store::clear`], a new generation of trees is begun
 //!   and the old one dropped.
 //! - Key counts live in memory and in the position file. After an unclean stop the engine may be ahead of that file, and
-//!   the walk counts anew.
+//!   the walk counts anew; so it does for a flush that does not hide all that its partition has (a group that stands on both
+//!   sides of it is applied before).
 //! - sled does not survive a write that finds the disk full. What it is about to write is reserved behind the end of its file before, so
 //!   that nobody else can take it.
 //! - What sled does not notice itself is noticed at [`SledStore::open`]; damage met later ends all use of the store and

@@ -148,7 +148,7 @@ fn start_empty(paths: &Paths, options: &Options, rebuilt: Option<String>) -> Res
         let databases = (0..options.databases)
             .map(|_| (View::default(), DatabaseWriter::default()))
             .collect();
-        let writer = |writers| Writer::new(writers, 0, options.keeps_hidden, false, Vec::new());
+        let writer = |writers| Writer::new(writers, 0, options.keeps_hidden, Vec::new());
         Ok(assemble(db, meta, closer, databases, writer))
     };
     let store = match catch_unwind(AssertUnwindSafe(start)) {
@@ -247,7 +247,7 @@ fn recover(paths: &Paths, options: &Options, position: PositionFile) -> Result<S
     }
     let retired = open_trees(&db, &mut databases)?;
     let closer = Closer::new(paths, position)?;
-    let writer = |writers| Writer::new(writers, number, options.keeps_hidden, is_ahead, retired);
+    let writer = |writers| Writer::new(writers, number, options.keeps_hidden, retired);
     Ok(assemble(db, meta, closer, databases, writer))
 }
 

@@ -22,8 +22,6 @@ pub(super) struct Writer {
     dirty: bool,
     /// See [`Options::keeps_hidden`](crate::store::Options::keeps_hidden).
     keeps_hidden: bool,
-    /// The engine may hold later offsets than those being applied: the last stop was unclean.
-    may_be_ahead: bool,
     /// Generations that are to be dropped once nobody reads them.
     retired: Vec<Arc<Trees>>,
     encoded: Vec<u8>,
@@ -92,19 +90,12 @@ impl DatabaseWriter {
 }
 
 impl Writer {
-    pub fn new(
-        databases: Vec<DatabaseWriter>,
-        number: u64,
-        keeps_hidden: bool,
-        may_be_ahead: bool,
-        retired: Vec<Arc<Trees>>,
-    ) -> Writer {
+    pub fn new(databases: Vec<DatabaseWriter>, number: u64, keeps_hidden: bool, retired: Vec<Arc<Trees>>) -> Writer {
         Writer {
             databases,
             number,
             dirty: false,
             keeps_hidden,
-            may_be_ahead,
             retired,
             encoded: Vec::new(),
         }
@@ -271,14 +262,14 @@ impl Writer {
         hiding.flushed_below.push((partition, offset));
         store.database(database)?.view.store(Arc::new(hiding));
 
-        let (may_be_ahead, keeps_hidden) = (self.may_be_ahead, self.keeps_hidden);
+        let keeps_hidden = self.keeps_hidden;
         let flushed = self.database(database)?;
-        if may_be_ahead || flushed.is_counting() {
-            // The partition may hold entries above this offset, or uncounted ones.
+        let count = flushed.counts.get(&partition).copied().unwrap_or_default();
+        let Some(hidden) = count.hidden_below(offset).filter(|_| !flushed.is_counting()) else {
             flushed.counts.clear();
             return self.begin_walk(store, database, true);
-        }
-        flushed.counts.entry(partition).or_default().hide();
+        };
+        flushed.counts.insert(partition, hidden);
         if keeps_hidden {
             return Ok(());
         }

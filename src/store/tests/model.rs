@@ -28,16 +28,31 @@ pub(in crate::store) struct Model {
     hidden: Option<BTreeMap<Bytes, u64>>,
     log: Vec<Change>,
     next_offset: [u64; PARTITIONS as usize],
+    /// A flush that comes behind a record from behind it, as one does that stands between the records of a group.
+    late: Option<Change>,
 }
 
 impl Model {
     /// Makes up the next change, takes it in and returns it. Every key has its home partition.
     pub fn next_change(&mut self, rng: &mut StdRng, keys: u32) -> Change {
+        if let Some(late) = self.late.take_if(|_| rng.random_bool(0.3)) {
+            self.take_in(&late);
+            return late;
+        }
         let key = Bytes::from(format!("key-{}", rng.random_range(0..keys)));
         let partition = (key_hash(&key) % u64::from(PARTITIONS)) as u32;
         let next = &mut self.next_offset[partition as usize];
-        *next += rng.random_range(1..3);
+        let skipped = rng.random_range(0..2);
+        *next += skipped + 1;
         let offset = *next - 1;
+        if skipped == 1 && self.late.is_none() && rng.random_range(0..1000) == 0 {
+            self.late = Some(Change {
+                database: 0,
+                partition,
+                offset: offset - 1,
+                kind: ChangeKind::Flush,
+            });
+        }
         let kind = match rng.random_range(0..1000) {
             0 => ChangeKind::Flush,
             1..200 => ChangeKind::Delete { key },
@@ -76,10 +91,7 @@ impl Model {
             match &change.kind {
                 ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => drop(hidden.remove(key)),
                 ChangeKind::Flush => {
-                    let goes = self
-                        .entries
-                        .iter()
-                        .filter(|(_, entry)| entry.meta.partition == change.partition);
+                    let goes = self.entries.iter().filter(|(_, entry)| is_hidden_by(change, entry));
                     hidden.extend(goes.map(|(key, entry)| (key.clone(), entry.meta.offset)));
                 }
             }
@@ -87,7 +99,7 @@ impl Model {
         match &change.kind {
             ChangeKind::Put { key, entry } => drop(self.entries.insert(key.clone(), entry.clone())),
             ChangeKind::Delete { key } => drop(self.entries.remove(key)),
-            ChangeKind::Flush => self.entries.retain(|_, entry| entry.meta.partition != change.partition),
+            ChangeKind::Flush => self.entries.retain(|_, entry| !is_hidden_by(change, entry)),
         }
         self.log.push(change.clone());
     }
@@ -95,10 +107,11 @@ impl Model {
     pub fn checkpoint(&self) -> Checkpoint {
         let partitions = (0..PARTITIONS).zip(self.next_offset);
         let partitions = partitions.map(|(partition, next_offset)| {
+            let late = self.late.as_ref().filter(|late| late.partition == partition);
             (
                 partition,
                 PartitionPosition {
-                    next_offset,
+                    next_offset: late.map_or(next_offset, |late| late.offset),
                     as_of: 1,
                     mark: None,
                 },
@@ -196,6 +209,10 @@ impl Model {
         self.take_in(&change);
         store.apply(&[change]).unwrap();
     }
+}
+
+fn is_hidden_by(flush: &Change, entry: &Entry) -> bool {
+    entry.meta.partition == flush.partition && entry.meta.offset < flush.offset
 }
 
 pub(in crate::store) fn copy(from: &Path, to: &Path) {
