@@ -2,7 +2,7 @@
 //! state, and may be computed again (a version it rested on failed; on Kafka another writer came first). Nothing is handed to
 //! the log before the function has returned without a fault; then all its records go as one batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::flushed::Flushed;
+use super::hot::At;
 use super::write::{Item, NewState, Outstanding, Write};
 use super::{Service, now_ms};
 use crate::log::record::HEADER_BYTES;
@@ -202,7 +203,7 @@ impl Service {
         &self,
         owner: &Outstanding,
         items: &[Item],
-        reads: Vec<Read>,
+        mut reads: Vec<Read>,
         depends: &[Arc<Write>],
     ) -> Result<Option<Condition>, Fault> {
         let is_blind = match items {
@@ -224,11 +225,52 @@ impl Service {
         if owner.plain() > 0 {
             return Err(Fault::Wait(Wait::Own));
         }
+        if items.len() > 1 {
+            self.rest_on_written(items, &mut reads)?;
+        }
         let before = depends.iter().cloned().chain(owner.last_conditional());
         Ok(Some(Condition {
             reads,
             rests_on: before.map(|write| write as Arc<dyn Completion>).collect(),
         }))
+    }
+
+    /// What writes several keys rests on all of them, read or not: nobody else may write one of them between its records. There is no
+    /// other order of two such writes over several partitions; they would be mixed.
+    fn rest_on_written(&self, items: &[Item], reads: &mut Vec<Read>) -> Result<(), Fault> {
+        let key_of = |read: &Read| Some((read.at.database, read.key.clone()?));
+        let read: HashSet<(u16, Bytes)> = reads.iter().filter_map(key_of).collect();
+        for item in items {
+            let Item::Key { database, key, .. } = item else { continue };
+            if read.contains(&(*database, key.clone())) {
+                continue;
+            }
+            // As in [`Transaction::look`].
+            let Some((at, applied)) = self.applied_at_home(*database, key) else {
+                continue;
+            };
+            let (under_way, seen) = self.databases[*database as usize].hot.newest(key);
+            if let Some(write) = under_way.filter(|write| !write.conditional && write.outcome().is_none()) {
+                return Err(Fault::Wait(Wait::Write(write)));
+            }
+            reads.push(Read {
+                at,
+                key: Some(key.clone()),
+                known: known(at, applied, seen),
+            });
+        }
+        Ok(())
+    }
+
+    /// The key's home, and how far that partition has been applied; `None` while the database has no topic.
+    fn applied_at_home(&self, database: u16, key: &[u8]) -> Option<(TopicPartition, u64)> {
+        let partitions = self.databases[database as usize].partitions();
+        if partitions.is_empty() {
+            return None;
+        }
+        let partition = self.log.partition(database, key);
+        let applied = partitions.get(partition as usize)?.applied.load(Ordering::Acquire);
+        Some((TopicPartition { database, partition }, applied))
     }
 
     /// Checks everything that must hold before records are handed to the log.
@@ -253,6 +295,13 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Every record of a key of this partition below this offset is known: the partition is applied so far, and this was seen.
+fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
+    // Offset 0 also stands for "no record met".
+    let newer = seen.filter(|seen| seen.partition == at.partition && seen.offset > 0);
+    newer.map_or(applied, |seen| applied.max(seen.offset + 1))
 }
 
 fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault> {
@@ -318,34 +367,21 @@ impl Transaction<'_> {
         }
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
-        let known = condition.then(|| self.applied(database, key)).flatten();
+        let applied = condition.then(|| self.service.applied_at_home(database, key)).flatten();
         let seen = self.service.read(database, key, self.view != View::Committed)?;
-        if let Some((at, applied)) = known {
-            // Offset 0 also stands for "no record met".
-            let newer = seen.at.filter(|seen| seen.partition == at.partition && seen.offset > 0);
+        if let Some((at, applied)) = applied {
             let key = Bytes::copy_from_slice(key);
             self.reads.extend(self.service.reads_of_copies(database, &key));
             self.reads.push(Read {
                 at,
                 key: Some(key),
-                known: newer.map_or(applied, |seen| applied.max(seen.offset + 1)),
+                known: known(at, applied, seen.at),
             });
         }
         if let Some(write) = seen.depends {
             self.depend_on(write)?;
         }
         Ok(seen.entry)
-    }
-
-    /// The key's home, and how far that partition has been applied; `None` while the database has no topic.
-    fn applied(&self, database: u16, key: &[u8]) -> Option<(TopicPartition, u64)> {
-        let partitions = self.service.databases[database as usize].partitions();
-        if partitions.is_empty() {
-            return None;
-        }
-        let partition = self.service.log.partition(database, key);
-        let applied = partitions.get(partition as usize)?.applied.load(Ordering::Acquire);
-        Some((TopicPartition { database, partition }, applied))
     }
 
     /// An error if it writes more than a transaction may; to be asked now and then while there is more to compute.

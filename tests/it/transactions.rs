@@ -25,6 +25,10 @@ fn value(client: &mut Client, key: &str) -> String {
     text.split("\r\n").nth(1).unwrap_or_default().to_owned()
 }
 
+fn text_of(reply: &Reply) -> String {
+    String::from_utf8_lossy(reply.bytes().unwrap_or_default()).into_owned()
+}
+
 /// A write of any other producer of the topic, by kcat.
 fn foreign(kafka: &Kafka, topic: &str, key: &str, value: &str) {
     let line = format!("{key}:{value}\n");
@@ -433,6 +437,56 @@ fn one_value(client: &mut Client, keys: &[String]) -> Option<Vec<u8>> {
         "half of a group was seen: {seen:?}"
     );
     values[0].map(<[u8]>::to_vec)
+}
+
+/// Writes of several keys read nothing, and yet one comes after the other in all partitions.
+fn are_in_one_order(topic: &str) {
+    const KEYS: [&str; 4] = ["k0", "k1", "k2", "k3"];
+    let kafka = kafka::shared();
+    let nodes = [Highwater::on_kafka(kafka, topic), Highwater::on_kafka(kafka, topic)];
+    let mut writers = nodes.each_ref().map(Highwater::client);
+    let mut reader = nodes[0].client();
+    reader.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    for round in 0..50 {
+        // In two of three rounds one of them writes two keys one after the other.
+        let singly = [Some(0), None, Some(1)][round % 3];
+        let [first, second] = [[0, 3], [3, 0]][round % 2];
+        std::thread::scope(|scope| {
+            for (number, client) in writers.iter_mut().enumerate() {
+                let value = format!("{number}-{round}");
+                scope.spawn(move || {
+                    if singly == Some(number) {
+                        for key in [first, second].map(|key| KEYS[key]) {
+                            client.check(&format!("SET {key} {value}"), "+OK");
+                        }
+                    } else {
+                        let pairs = KEYS.map(|key| format!("{key} {value}"));
+                        client.check(&format!("MSET {}", pairs.join(" ")), "+OK");
+                    }
+                });
+            }
+        });
+        let seen = reader.tree(&format!("MGET {}", KEYS.join(" ")));
+        let seen: Vec<String> = seen.items().iter().map(text_of).collect();
+        let whole = &seen[1];
+        let alone = singly.map(|number| format!("{number}-{round}"));
+        let is_right = |key: usize| seen[key] == *whole || Some(&seen[key]) == alone.as_ref();
+        let is_in_order = seen[first] == *whole || seen[second] != *whole;
+        assert!(
+            seen[2] == *whole && is_right(first) && is_right(second) && is_in_order,
+            "round {round}: {seen:?}"
+        );
+    }
+}
+
+#[test]
+fn what_two_nodes_write_to_several_keys_is_in_one_order() {
+    are_in_one_order(&fresh_topic("one-order"));
+}
+
+#[test]
+fn what_two_nodes_write_to_several_keys_is_in_one_order_over_partitions() {
+    are_in_one_order(&kafka::shared().compacted_topic("one-order", 3));
 }
 
 /// With several partitions and no pause, some group is always half read.

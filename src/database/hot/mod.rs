@@ -207,6 +207,15 @@ impl HotTier {
         self.shard(key).0.lock().pending.contains_key(key)
     }
 
+    /// The last write of a key that is under way, and the record that its committed state comes from if that is here.
+    pub fn newest(&self, key: &[u8]) -> (Option<Arc<Write>>, Option<At>) {
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
+        let last = shard.pending.get(key).and_then(|writes| writes.last());
+        let last = last.map(|(write, _)| write.clone());
+        (last, shard.find(hash, key).map(|slot| slot.at()))
+    }
+
     /// Remembers what the store answered, unless anything changed since the [`Lookup::Cold`] that gave the token.
     pub fn fill(&self, key: &[u8], entry: Option<&Entry>, token: u64) {
         let (shard, hash) = self.shard(key);
