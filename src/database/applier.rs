@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, EXPECTED};
-use super::waiting::Waiting;
+use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Service, Status, now_ms};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
@@ -66,8 +66,12 @@ struct Applier {
     /// The log is to be asked for its ends then.
     next_ends: Instant,
     as_of: AsOf,
-    /// Log ends at start; serving begins when they are reached.
+    /// Serving begins when these positions are reached: the log's ends at start, then, if groups were loaded in part, its ends at that time.
     goal: Option<Positions>,
+    /// Groups of which a part was applied while loading. A group's records are all in the log before the first of them is read.
+    in_part: InPart,
+    /// The goal is the second one.
+    completing: bool,
     /// Of partitions that were met later (a database that another node created): what was there then. Groups there may
     /// belong to what has been applied long ago, and are not waited for.
     old_ends: Positions,
@@ -217,6 +221,8 @@ impl Applier {
             next_ends: Instant::now(),
             old_ends: goal.clone(),
             goal: Some(goal),
+            in_part: InPart::default(),
+            completing: false,
             started: Instant::now(),
             met: positions.clone(),
             start_positions: positions,
@@ -375,7 +381,11 @@ impl Applier {
             self.old_ends
                 .insert(record.at, ends.get(&record.at).copied().unwrap_or(0));
         }
-        if self.waiting.is_empty() && (self.goal.is_some() || !self.is_to_wait(&record)) {
+        let loads = self.goal.is_some() && !self.completing;
+        if self.waiting.is_empty() && (loads || !self.is_to_wait(&record)) {
+            if let (true, Some(group)) = (loads, record.group) {
+                self.in_part.note(record.at, group);
+            }
             return self.apply(record);
         }
         self.waiting.push(record);
@@ -392,7 +402,7 @@ impl Applier {
     fn apply_complete_groups(&mut self) -> Result<(), ApplyError> {
         while let Some(first) = self.waiting.front() {
             if let Some(group) = first.group.filter(|_| self.is_to_wait(first))
-                && self.waiting.count(group.id) < group.records as usize
+                && self.waiting.count(group.id) < self.in_part.missing(group.id).unwrap_or(group.records) as usize
             {
                 return Ok(());
             }
@@ -673,6 +683,15 @@ impl Applier {
         let Some(goal) = &self.goal else { return };
         // A position that is no more, or of another log, may be past the end.
         if self.follower.is_confirmed() && self.has_applied(goal) {
+            if !self.completing && !self.in_part.is_empty() {
+                // If they are not told, they are asked for again.
+                if let Ok(ends) = self.service.log.ends(ASK_ENDS) {
+                    self.goal = Some(ends);
+                    self.completing = true;
+                }
+                return;
+            }
+            self.in_part = InPart::default();
             self.service.behind.show();
             self.as_of.loaded(&self.service);
             info!(

@@ -41,6 +41,8 @@ pub(crate) struct ScriptedLog {
     mute: AtomicBool,
     /// Its followers are given nothing.
     held: Arc<AtomicBool>,
+    /// What ends are told, one after the other, instead of its true one.
+    told_ends: Mutex<VecDeque<u64>>,
     /// Its next follower to ask is told that its position is lost.
     lost: Arc<AtomicBool>,
     retention: Mutex<Option<Duration>>,
@@ -189,7 +191,8 @@ impl Log for ScriptedLog {
         if self.mute.load(Ordering::SeqCst) {
             return Err(LogError::Failed("the log is mute".into()));
         }
-        Ok(Positions::from([(HERE, self.records.lock().len() as u64)]))
+        let told = self.told_ends.lock().pop_front();
+        Ok(Positions::from([(HERE, told.unwrap_or_else(|| self.end()))]))
     }
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
         Ok(Box::new(ScriptedFollower {
@@ -270,6 +273,12 @@ impl Fixture {
     }
 
     fn with_delay(log: Arc<ScriptedLog>, directory: tempfile::TempDir, delay_ms: u64) -> Fixture {
+        let fixture = Fixture::starting(log, directory, delay_ms);
+        fixture.wait(|f| f.service.is_serving());
+        fixture
+    }
+
+    fn starting(log: Arc<ScriptedLog>, directory: tempfile::TempDir, delay_ms: u64) -> Fixture {
         let options = Options {
             cache_bytes: 8 << 20,
             databases: super::copies::databases_with_copies(2),
@@ -283,14 +292,12 @@ impl Fixture {
         let service = Service::new(log.clone(), opened.store, 2, settings);
         service.memory.limit.store(1 << 20, Ordering::Relaxed);
         let applier = applier::start(service.clone(), &opened.checkpoint).expect("the applier starts");
-        let fixture = Fixture {
+        Fixture {
             log,
             service,
             applier: Some(applier),
             directory,
-        };
-        fixture.wait(|f| f.service.is_serving());
-        fixture
+        }
     }
 
     /// Stops the node and starts it anew on the same log and directory.

@@ -241,7 +241,9 @@ impl Service {
         let key_of = |read: &Read| Some((read.at.database, read.key.clone()?));
         let read: HashSet<(u16, Bytes)> = reads.iter().filter_map(key_of).collect();
         for item in items {
-            let Item::Key { database, key, .. } = item else { continue };
+            let Item::Key { database, key, .. } = item else {
+                continue;
+            };
             if read.contains(&(*database, key.clone())) {
                 continue;
             }

@@ -1,11 +1,11 @@
 //! Records that were read and are not applied yet: the first is of a group whose other records have not all come, and the others
-//! came behind it. Knows groups and places in the log, not what is done with the records.
+//! came behind it; and groups of which a part was applied at once. Knows groups and places in the log, not what is done with the records.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::log::{LogRecord, Payload, TopicPartition};
+use crate::log::{Group, LogRecord, Payload, TopicPartition};
 
 /// What a record costs here beside its key and value, bytes (measured roughly).
 const OVERHEAD: usize = 250;
@@ -98,6 +98,47 @@ impl Waiting {
     }
 }
 
+/// So many groups of each partition are remembered: more than can be in the midst of being committed.
+const REMEMBERED: usize = 16_384;
+
+/// The newest groups of which a part was applied, as it came.
+#[derive(Default)]
+pub struct InPart {
+    /// How many records of each are still to come.
+    groups: HashMap<u128, u32, foldhash::fast::RandomState>,
+    newest: BTreeMap<TopicPartition, VecDeque<u128>>,
+}
+
+impl InPart {
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// How many records of a group are still to come, if a part of it was applied.
+    pub fn missing(&self, group: u128) -> Option<u32> {
+        self.groups.get(&group).copied()
+    }
+
+    /// A record was applied.
+    pub fn note(&mut self, at: TopicPartition, group: Group) {
+        let missing = self.groups.entry(group.id).or_insert(group.records);
+        *missing = missing.saturating_sub(1);
+        if *missing == 0 {
+            self.groups.remove(&group.id);
+            return;
+        }
+        let newest = self.newest.entry(at).or_default();
+        if newest.back() != Some(&group.id) {
+            newest.push_back(group.id);
+        }
+        if newest.len() > REMEMBERED
+            && let Some(oldest) = newest.pop_front()
+        {
+            self.groups.remove(&oldest);
+        }
+    }
+}
+
 fn bytes(record: &LogRecord) -> usize {
     let value = match &record.payload {
         Payload::Value { value, .. } => value.len(),
@@ -112,7 +153,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::Group;
 
     fn record(partition: u32, offset: u64, group: Option<u128>) -> LogRecord {
         LogRecord {
@@ -128,6 +168,26 @@ mod tests {
     fn firsts(waiting: &Waiting) -> Vec<(u32, u64)> {
         let firsts = waiting.first_offsets();
         firsts.map(|(at, offset)| (at.partition, offset)).collect()
+    }
+
+    #[test]
+    fn the_newest_groups_in_part_are_remembered() {
+        let at = TopicPartition {
+            database: 0,
+            partition: 3,
+        };
+        let mut groups = InPart::default();
+        let mut note = |id, records| groups.note(at, Group { id, records });
+        note(1, 3);
+        note(2, 2);
+        note(1, 3);
+        note(3, 1);
+        assert_eq!([1, 2, 3].map(|id| groups.missing(id)), [Some(1), Some(1), None]);
+        let mut note = |id, records| groups.note(at, Group { id, records });
+        note(1, 3);
+        (0..REMEMBERED as u128 - 1).for_each(|id| note(10 + id, 2));
+        assert_eq!([1, 2, 10].map(|id| groups.missing(id)), [None, None, Some(1)]);
+        assert!(!groups.is_empty());
     }
 
     #[test]

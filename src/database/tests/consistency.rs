@@ -120,6 +120,29 @@ async fn a_group_that_is_not_whole_holds_the_position() {
     );
 }
 
+/// Its first record is below the end that the log had at the start, and the second is read when that is reached.
+#[test]
+fn nothing_is_served_before_groups_that_were_loaded_in_part_are_whole() {
+    let log = Arc::new(ScriptedLog::default());
+    log.member("left", "1", 7);
+    // The other record is there when the first is read, but takes its time to come.
+    log.told_ends.lock().extend([1].into_iter().chain([2; 10_000]));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let f = Fixture::starting(log, directory, 1);
+    f.wait(|f| f.log.told_ends.lock().len() < 9_999);
+    let until = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < until {
+        assert!(!f.service.is_serving(), "half a group is shown");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    f.log.member("right", "1", 7);
+    f.wait(|f| f.service.is_serving());
+    assert_eq!(
+        (f.get("left").as_deref(), f.get("right").as_deref()),
+        (Some("1"), Some("1"))
+    );
+}
+
 #[tokio::test]
 async fn a_group_whose_rest_is_not_in_the_log_is_shown_and_those_behind_it_stay_whole() {
     let f = Fixture::new(false);
