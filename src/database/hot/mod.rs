@@ -24,8 +24,10 @@ use super::write::Write;
 use crate::store::{Entry, Meta, Value, key_hash};
 
 const SHARDS: usize = 64;
-/// What a slot costs beside its key and value (measured roughly: table entry, header, allocator rounding), bytes.
-pub const SLOT_OVERHEAD: usize = 80;
+/// What a slot costs beside its block (measured roughly: its place in the table, allocator rounding), bytes.
+const BESIDE_BLOCK: usize = 48;
+/// What a slot costs beside its key and value, bytes.
+pub const SLOT_OVERHEAD: usize = BESIDE_BLOCK + Header::SHORT;
 /// Slots looked at per insert when room must be made, and places of the table.
 const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
@@ -86,12 +88,16 @@ enum Body {
 /// A million keys have two million of them.
 const _: () = assert!(size_of::<Option<Slot>>() == 24);
 
-/// What stands at the front of a slot's block.
+/// What stands at the front of a slot's block, in one of two forms:
+///
+/// - short, if the numbers are as small as they nearly always are: 0, or 1 if there is an expiry; length of the key (1 byte), partition (1), offset (6),
+///   timestamp (6), expiry (6);
+/// - long: 2; partition (4), offset (8), timestamp (8), expiry (8), length of the key (4).
 struct Header {
     at: At,
     timestamp: i64,
     expire_at: Option<u64>,
-    key_len: u32,
+    key_len: usize,
 }
 
 /// Writes under way, with the index of the key's item in each.
@@ -502,7 +508,13 @@ impl Slot {
             Some(Value::String(value)) if value.len() <= INLINE => (value, None),
             other => (&[], other),
         };
-        let len = Header::LEN + key.len() + inline.len();
+        let header = Header {
+            at,
+            timestamp: entry.map_or(0, |entry| entry.meta.timestamp),
+            expire_at: entry.and_then(|entry| entry.meta.expire_at),
+            key_len: key.len(),
+        };
+        let len = header.len() + key.len() + inline.len();
         let mut block = match std::mem::replace(&mut self.body, Body::Inline(Box::default())) {
             Body::Inline(block) => block,
             Body::Apart(apart) => apart.0,
@@ -510,14 +522,8 @@ impl Slot {
         if block.len() != len {
             block = vec![0; len].into_boxed_slice();
         }
-        let header = Header {
-            at,
-            timestamp: entry.map_or(0, |entry| entry.meta.timestamp),
-            expire_at: entry.and_then(|entry| entry.meta.expire_at),
-            key_len: key.len() as u32,
-        };
         header.write(&mut block);
-        let (of_key, of_value) = block[Header::LEN..].split_at_mut(key.len());
+        let (of_key, of_value) = block[header.len()..].split_at_mut(key.len());
         of_key.copy_from_slice(key);
         of_value.copy_from_slice(inline);
         self.absent = entry.is_none();
@@ -543,14 +549,16 @@ impl Slot {
     }
 
     fn key(&self) -> &[u8] {
-        &self.block()[Header::LEN..][..self.header().key_len as usize]
+        let block = self.block();
+        let (start, len) = Header::key_of(block);
+        &block[start..][..len]
     }
 
     fn entry(&self) -> Option<Entry> {
         let header = self.header();
         let value = match &self.body {
             _ if self.absent => return None,
-            Body::Inline(block) => Value::String(own(&block[Header::LEN + header.key_len as usize..])),
+            Body::Inline(block) => Value::String(own(&block[header.len() + header.key_len..])),
             Body::Apart(apart) => apart.1.clone(),
         };
         let meta = Meta {
@@ -577,37 +585,87 @@ impl Slot {
             },
             Body::Inline(_) => 0,
         };
-        SLOT_OVERHEAD - Header::LEN + self.block().len() + apart
+        BESIDE_BLOCK + self.block().len() + apart
     }
 }
 
 impl Header {
-    const LEN: usize = 32;
-    /// In place of an expiry.
+    /// Bytes of the short form without an expiry, with one, and of the long form.
+    const SHORT: usize = 15;
+    const SHORT_WITH_EXPIRY: usize = 21;
+    const LONG: usize = 33;
+    /// In place of an expiry, in the long form.
     const NONE: u64 = u64::MAX;
 
+    fn form(&self) -> u8 {
+        let is_short = self.key_len <= 0xff
+            && self.at.partition <= 0xff
+            && (self.at.offset | self.timestamp as u64 | self.expire_at.unwrap_or(0)) < 1 << 48;
+        match is_short {
+            true => u8::from(self.expire_at.is_some()),
+            false => 2,
+        }
+    }
+
+    fn len(&self) -> usize {
+        [Header::SHORT, Header::SHORT_WITH_EXPIRY, Header::LONG][usize::from(self.form())]
+    }
+
+    /// Where the key stands in a block, and how long it is.
+    fn key_of(block: &[u8]) -> (usize, usize) {
+        match block[0] {
+            0 => (Header::SHORT, usize::from(block[1])),
+            1 => (Header::SHORT_WITH_EXPIRY, usize::from(block[1])),
+            _ => (Header::LONG, u32::from_le_bytes(part(block, 29)) as usize),
+        }
+    }
+
     fn read(block: &[u8]) -> Header {
-        let (four, eight) = (
-            |at| u32::from_le_bytes(part(block, at)),
-            |at| u64::from_le_bytes(part(block, at)),
-        );
-        Header {
-            at: At {
-                partition: four(0),
-                offset: eight(4),
+        let (_, key_len) = Header::key_of(block);
+        let six = |at| u64::from_le_bytes(part::<8>(block, at)) & ((1 << 48) - 1);
+        let eight = |at| u64::from_le_bytes(part(block, at));
+        match block[0] {
+            2 => Header {
+                at: At {
+                    partition: u32::from_le_bytes(part(block, 1)),
+                    offset: eight(5),
+                },
+                timestamp: eight(13) as i64,
+                expire_at: Some(eight(21)).filter(|expiry| *expiry != Header::NONE),
+                key_len,
             },
-            timestamp: eight(12) as i64,
-            expire_at: Some(eight(20)).filter(|expiry| *expiry != Header::NONE),
-            key_len: four(28),
+            form => Header {
+                at: At {
+                    partition: u32::from(block[2]),
+                    offset: six(3),
+                },
+                // Two bytes of what stands before it are shifted out: behind it there may be nothing.
+                timestamp: (eight(7) >> 16) as i64,
+                expire_at: (form == 1).then(|| eight(13) >> 16),
+                key_len,
+            },
         }
     }
 
     fn write(&self, block: &mut [u8]) {
-        block[0..4].copy_from_slice(&self.at.partition.to_le_bytes());
-        block[4..12].copy_from_slice(&self.at.offset.to_le_bytes());
-        block[12..20].copy_from_slice(&self.timestamp.to_le_bytes());
-        block[20..28].copy_from_slice(&self.expire_at.unwrap_or(Header::NONE).to_le_bytes());
-        block[28..32].copy_from_slice(&self.key_len.to_le_bytes());
+        let form = self.form();
+        block[0] = form;
+        if form == 2 {
+            block[1..5].copy_from_slice(&self.at.partition.to_le_bytes());
+            block[5..13].copy_from_slice(&self.at.offset.to_le_bytes());
+            block[13..21].copy_from_slice(&self.timestamp.to_le_bytes());
+            block[21..29].copy_from_slice(&self.expire_at.unwrap_or(Header::NONE).to_le_bytes());
+            block[29..33].copy_from_slice(&(self.key_len as u32).to_le_bytes());
+            return;
+        }
+        let mut six = |at: usize, number: u64| block[at..at + 6].copy_from_slice(&number.to_le_bytes()[..6]);
+        six(3, self.at.offset);
+        six(9, self.timestamp as u64);
+        if let Some(expire_at) = self.expire_at {
+            six(15, expire_at);
+        }
+        block[1] = self.key_len as u8;
+        block[2] = self.at.partition as u8;
     }
 }
 
@@ -653,6 +711,44 @@ mod tests {
             Lookup::Committed(_, entry) => Some(entry),
             _ => None,
         }
+    }
+
+    #[test]
+    fn headers_come_back_in_each_form() {
+        let edge = 1u64 << 48;
+        let numbers = [0, 1, edge - 1, edge, u64::MAX - 1];
+        for (index, offset) in numbers.into_iter().enumerate() {
+            for expire_at in numbers.map(Some).into_iter().chain([None]) {
+                for (partition, key_len, timestamp) in [
+                    (0, 0, 0),
+                    (255, 255, edge as i64 - 1),
+                    (256, 1, 5),
+                    (1, 256, 5),
+                    (u32::MAX, 600_000_000, i64::MAX),
+                    (7, 7, -1),
+                ] {
+                    let header = Header {
+                        at: At { partition, offset },
+                        timestamp,
+                        expire_at,
+                        key_len,
+                    };
+                    let mut block = vec![index as u8; header.len()];
+                    header.write(&mut block);
+                    let read = Header::read(&block);
+                    assert_eq!((read.at, read.timestamp), (header.at, timestamp));
+                    assert_eq!((read.expire_at, read.key_len), (expire_at, key_len));
+                    assert_eq!(Header::key_of(&block), (block.len(), key_len));
+                }
+            }
+        }
+        let usual = Header {
+            at: at(1),
+            timestamp: 1_800_000_000_000,
+            expire_at: None,
+            key_len: 16,
+        };
+        assert_eq!(usual.len(), Header::SHORT);
     }
 
     #[test]

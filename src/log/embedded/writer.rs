@@ -368,9 +368,8 @@ impl Writer {
         if self.no_zeros || self.buffer.len() > SMALL_WRITE || end <= self.zeros_until {
             return;
         }
-        static ZEROS: [u8; ZEROS_AHEAD] = [0; ZEROS_AHEAD];
         // Zeros after the last frame mean nothing, so a part of them does no harm.
-        match write_all(&*self.active.file, &ZEROS, end) {
+        match write_all(&*self.active.file, &vec![0; ZEROS_AHEAD], end) {
             Ok(()) => self.zeros_until = end + ZEROS_AHEAD as u64,
             Err(_) => self.no_zeros = true,
         }
