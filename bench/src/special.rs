@@ -19,6 +19,8 @@ use crate::servers::{Kind, Server, ask};
 const REBUILD_LIMIT: Duration = Duration::from_secs(1_800);
 /// No tombstone for so long: the last one was written.
 const BURIED: Duration = Duration::from_secs(8);
+/// Memory that did not become less for so long stays.
+const GIVEN_BACK: Duration = Duration::from_secs(6);
 const SUSTAINED: Duration = Duration::from_secs(600);
 const MIB: f64 = (1 << 20) as f64;
 
@@ -327,7 +329,7 @@ pub fn memory(bench: &mut Bench) -> Result<()> {
         let idle = machine::resident(server.pid())?;
         fill(server.port, range, value_bytes)?;
         bench.settle(&[server.pid()]);
-        let filled = machine::resident(server.pid())?;
+        let filled = settled_resident(server.pid(), bench.options.patience())?;
         let figures = [
             ("idle", mib(idle)),
             ("filled", mib(filled)),
@@ -340,6 +342,20 @@ pub fn memory(bench: &mut Bench) -> Result<()> {
         bench.note(&case, kind.name(), Figures::from(figures))?;
     }
     Ok(())
+}
+
+/// Bytes, when no more of them are given back: an allocator takes some seconds (jemalloc 10) for that.
+fn settled_resident(pid: u32, patience: Duration) -> Result<u64> {
+    let end = Instant::now() + patience;
+    let (mut least, mut since) = (u64::MAX, Instant::now());
+    while since.elapsed() < GIVEN_BACK && Instant::now() < end {
+        let now = machine::resident(pid)?;
+        if now < least - least / 100 {
+            (least, since) = (now, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(100).min(patience));
+    }
+    machine::resident(pid)
 }
 
 pub fn binary(bench: &mut Bench) -> Result<()> {
