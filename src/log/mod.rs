@@ -73,7 +73,7 @@ pub struct Condition {
     pub rests_on: SmallVec<[Arc<dyn Completion>; 2]>,
 }
 
-/// What the writer knew of a key that its batch was computed on.
+/// What the writer knew of a key that its batch was computed on, or that is written with others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     pub at: TopicPartition,

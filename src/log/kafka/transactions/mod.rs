@@ -4,7 +4,7 @@
 //!
 //! A group is produced, its acknowledgements collected, and then every record is looked at that came before it in the
 //! partitions that were read ([`tail`]). If another writer, a plain producer included, touched a key that a batch was
-//! computed on, the transaction is aborted: that batch is stale (its writer computes it anew), the others are sent again. So the
+//! computed on, or that it writes with others, the transaction is aborted: that batch is stale (its writer computes it anew), the others are sent again. So the
 //! earlier offset wins, somebody always makes progress, and an update is never lost. Nothing that lost is ever in the
 //! log for readers or for compaction.
 //!
