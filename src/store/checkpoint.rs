@@ -51,8 +51,13 @@ pub(super) struct KeyCount {
 }
 
 impl KeyCount {
+    /// An entry has this offset now.
+    pub fn meet(&mut self, offset: u64) {
+        self.newest = self.newest.max(offset);
+    }
+
     pub fn add(&mut self, meta: &Meta, is_hidden: bool) {
-        self.newest = self.newest.max(meta.offset);
+        self.meet(meta.offset);
         if is_hidden {
             self.hidden += 1;
         } else {

@@ -622,7 +622,8 @@ impl Header {
 
     fn read(block: &[u8]) -> Header {
         let (_, key_len) = Header::key_of(block);
-        let six = |at| u64::from_le_bytes(part::<8>(block, at)) & ((1 << 48) - 1);
+        // With two bytes of what stands before them, which are shifted out: behind them there may be nothing.
+        let six = |at: usize| u64::from_le_bytes(part(block, at - 2)) >> 16;
         let eight = |at| u64::from_le_bytes(part(block, at));
         match block[0] {
             2 => Header {
@@ -639,9 +640,8 @@ impl Header {
                     partition: u32::from(block[2]),
                     offset: six(3),
                 },
-                // Two bytes of what stands before it are shifted out: behind it there may be nothing.
-                timestamp: (eight(7) >> 16) as i64,
-                expire_at: (form == 1).then(|| eight(13) >> 16),
+                timestamp: six(9) as i64,
+                expire_at: (form == 1).then(|| six(15)),
                 key_len,
             },
         }

@@ -396,8 +396,7 @@ impl DatabaseWriter {
         if let Some((old, new)) = old.zip(new)
             && is_same(old, new)
         {
-            let count = self.counts.entry(new.partition).or_default();
-            count.newest = count.newest.max(new.offset);
+            self.counts.entry(new.partition).or_default().meet(new.offset);
             self.changed.insert(new.partition);
             return;
         }

@@ -4,9 +4,9 @@
 //!
 //! A group is produced, its acknowledgements collected, and then every record is looked at that came before it in the
 //! partitions that were read ([`tail`]). If another writer, a plain producer included, touched a key that a batch was
-//! computed on, or that it writes with others, the transaction is aborted: that batch is stale (its writer computes it anew), the others are sent again. So the
-//! earlier offset wins, somebody always makes progress, and an update is never lost. Nothing that lost is ever in the
-//! log for readers or for compaction.
+//! computed on, or that it writes with others, the transaction is aborted: that batch is stale (its writer computes it
+//! anew), the others are sent again. So the earlier offset wins, somebody always makes progress, and an update is never
+//! lost. Nothing that lost is ever in the log for readers or for compaction.
 //!
 //! - Batches keep the order in which they were handed over, so one that rests on another comes after it.
 //! - A group is sent when the one before it is decided; what comes meanwhile waits for the next. Two producers take turns, since Kafka
