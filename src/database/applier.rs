@@ -58,9 +58,9 @@ struct Applier {
     next_marks: Marks,
     /// Applied, not handed over yet.
     batch: Vec<Change>,
-    /// Records are applied to memory alone, from where the writer takes them to the store: nothing is being loaded, and nobody needs the store to be
-    /// exactly at a position.
-    direct: bool,
+    /// From where on all records go through the buffer. `None`: they are applied to memory alone, from where the writer takes them to the store:
+    /// nothing is being loaded, and nobody needs the store to be exactly at a position.
+    exact_from: Option<Positions>,
     /// Records that were applied so, or passed over because memory had them, since the last hand-over.
     in_memory: u64,
     /// The log is to be asked for its ends then.
@@ -189,7 +189,7 @@ fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     }
 }
 
-fn has_reached(positions: &Positions, ends: &Positions) -> bool {
+pub(super) fn has_reached(positions: &Positions, ends: &Positions) -> bool {
     let mut ends = ends.iter();
     ends.all(|(at, end)| positions.get(at).is_some_and(|position| position >= end))
 }
@@ -216,7 +216,7 @@ impl Applier {
             marks: marks.clone(),
             next_marks: Marks::new(),
             batch: Vec::new(),
-            direct: false,
+            exact_from: None,
             in_memory: 0,
             next_ends: Instant::now(),
             old_ends: goal.clone(),
@@ -349,10 +349,11 @@ impl Applier {
     /// Reads on. Own records that memory has already are passed over.
     fn poll(&mut self, records: &mut Vec<LogRecord>) -> Result<(), ApplyError> {
         let service = &self.service;
-        self.direct = self.goal.is_none() && !service.summed.must_be_exact();
-        if !self.direct {
+        if self.goal.is_some() || service.summed.must_be_exact() {
+            self.exact_from.get_or_insert_with(|| self.follower.positions());
             return Ok(self.follower.poll(records, IDLE)?);
         }
+        self.exact_from = None;
         let old_ends = &self.old_ends;
         let mut known = |at: TopicPartition, offset, timestamp, key: &[u8]| {
             let only = service.databases[at.database as usize].only_partition();
@@ -567,7 +568,8 @@ impl Applier {
         if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news && is_change, &change.kind) {
             database.watches.changed(key);
         }
-        if self.direct && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush) {
+        if self.exact_from.is_none() && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush)
+        {
             self.in_memory += 1;
             return Ok(());
         }
@@ -644,7 +646,9 @@ impl Applier {
         }
         let in_memory = std::mem::take(&mut self.in_memory) > 0;
         let so_far = so_far.map(|positions| reached(service, positions, &self.marks));
-        Ok(service.behind.push(service, &mut self.batch, in_memory, so_far)?)
+        Ok(service
+            .behind
+            .push(service, &mut self.batch, in_memory, self.exact_from.as_ref(), so_far)?)
     }
 
     /// Asks the log for its ends now and then, so that lag and `as_of` are known.

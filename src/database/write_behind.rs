@@ -33,7 +33,7 @@ use indexmap::IndexMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::{info, warn};
 
-use super::applier::source_of;
+use super::applier::{has_reached, source_of};
 use super::hot::At;
 use super::{Database, Service, now_ms};
 use crate::log::{Positions, TopicPartition};
@@ -124,6 +124,10 @@ struct Buffer {
     since: Option<Instant>,
     /// Some records are to be taken from the hot tier.
     in_memory: bool,
+    /// From where on every record comes here, if it does at the moment.
+    exact_from: Option<Positions>,
+    /// The store has, or is known to lack, what was in memory alone before that.
+    is_exact: bool,
     /// Everything up to here is in `runs`, in flight, in memory, or stored.
     reached: Reached,
     /// What the writer took; the first is being applied.
@@ -242,13 +246,14 @@ impl WriteBehind {
         self.lacking.lock().clone()
     }
 
-    /// Takes applied records; waits while there are too many. `in_memory`: others are in the hot tier alone. `reached`: what all records up to
-    /// these amount to, if that can be said.
+    /// Takes applied records; waits while there are too many. `in_memory`: others are in the hot tier alone. `exact_from`: from where on none are.
+    /// `reached`: what all records up to these amount to, if that can be said.
     pub fn push(
         &self,
         service: &Service,
         changes: &mut Vec<Change>,
         in_memory: bool,
+        exact_from: Option<&Positions>,
         reached: Option<Reached>,
     ) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
@@ -272,6 +277,10 @@ impl WriteBehind {
             buffer.reached = reached;
         }
         buffer.in_memory |= in_memory;
+        if buffer.exact_from.as_ref() != exact_from {
+            buffer.exact_from = exact_from.cloned();
+            buffer.is_exact = false;
+        }
         if was_empty && (buffer.in_memory || !buffer.runs.is_empty()) {
             buffer.since = Some(Instant::now());
         }
@@ -417,6 +426,10 @@ impl WriteBehind {
         {
             return Ok(());
         }
+        buffer.is_exact |= buffer
+            .exact_from
+            .as_ref()
+            .is_some_and(|from| has_reached(&positions_of(&reached), from));
         if !loading || buffer.runs.is_empty() {
             self.unseen.store(false, Ordering::Release);
         }
@@ -439,12 +452,14 @@ impl WriteBehind {
             if database.only_partition().is_none() {
                 continue;
             }
-            let mut is_left = false;
+            let (mut is_left, is_exact) = (false, self.buffer.lock().is_exact);
             let mut is_reached = |at: At| {
                 let is_reached = at.offset < position;
                 if !is_reached {
                     is_left = true;
-                    service.summed.lacks_before(place, at.offset);
+                    if !is_exact {
+                        service.summed.lacks_before(place, at.offset);
+                    }
                 }
                 is_reached
             };

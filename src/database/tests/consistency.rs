@@ -14,8 +14,8 @@ fn scope() -> Scope {
     Scope::Partitions([HERE].into_iter().collect())
 }
 
-fn text(fault: Result<(), Fault>) -> String {
-    match fault {
+fn text<T>(outcome: Result<T, Fault>) -> String {
+    match outcome {
         Err(Fault::Error(text)) => String::from_utf8_lossy(&text).into_owned(),
         _ => panic!("no error"),
     }
@@ -266,6 +266,11 @@ fn expected(f: &Fixture, position: u64) -> PartitionDigest {
     }
 }
 
+async fn digest(f: &Fixture) -> Vec<PartitionDigest> {
+    let outcome = f.service.digest(0).await;
+    outcome.unwrap_or_else(|fault| panic!("no digest: {}", text::<()>(Err(fault))))
+}
+
 fn write_something(f: &Fixture, random: &mut StdRng) {
     let key = format!("k{}", random.random_range(0..3_000));
     let value = random.random::<u32>().to_string();
@@ -304,7 +309,7 @@ async fn a_digest_is_that_of_its_position_while_records_come_in() {
     f.service.applied_to(HERE, 100).await;
     let mut positions = Vec::new();
     for _ in 0..20 {
-        let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));
+        let digest = digest(&f).await;
         assert_eq!(digest[0], expected(&f, digest[0].position));
         positions.push(digest[0].position);
     }
@@ -316,7 +321,7 @@ async fn a_digest_is_that_of_its_position_while_records_come_in() {
     );
     let end = f.log.records.lock().len() as u64;
     f.service.applied_to(HERE, end).await;
-    let digest = f.service.digest(0).await.unwrap_or_else(|_| panic!("no digest"));
+    let digest = digest(&f).await;
     assert_eq!(digest[0], expected(&f, end));
 }
 
