@@ -203,7 +203,7 @@ impl Service {
         &self,
         owner: &Outstanding,
         items: &[Item],
-        mut reads: Vec<Read>,
+        reads: Vec<Read>,
         depends: &[Arc<Write>],
     ) -> Result<Option<Condition>, Fault> {
         let is_blind = match items {
@@ -225,21 +225,23 @@ impl Service {
         if owner.plain() > 0 {
             return Err(Fault::Wait(Wait::Own));
         }
-        if items.len() > 1 {
-            self.rest_on_written(items, &mut reads)?;
-        }
+        let written = match items.len() {
+            0 | 1 => Vec::new(),
+            _ => self.written_unread(items, &reads)?,
+        };
         let before = depends.iter().cloned().chain(owner.last_conditional());
         Ok(Some(Condition {
             reads,
+            written,
             rests_on: before.map(|write| write as Arc<dyn Completion>).collect(),
         }))
     }
 
-    /// What writes several keys rests on all of them, read or not: nobody else may write one of them between its records. There is no
-    /// other order of two such writes over several partitions; they would be mixed.
-    fn rest_on_written(&self, items: &[Item], reads: &mut Vec<Read>) -> Result<(), Fault> {
+    /// See [`Condition::written`]. There is no other order of two such writes over several partitions; they would be mixed.
+    fn written_unread(&self, items: &[Item], reads: &[Read]) -> Result<Vec<Read>, Fault> {
         let key_of = |read: &Read| Some((read.at.database, read.key.clone()?));
         let read: HashSet<(u16, Bytes)> = reads.iter().filter_map(key_of).collect();
+        let mut written = Vec::with_capacity(items.len());
         for item in items {
             let Item::Key { database, key, .. } = item else {
                 continue;
@@ -255,13 +257,13 @@ impl Service {
             if let Some(write) = under_way.filter(|write| !write.conditional && write.outcome().is_none()) {
                 return Err(Fault::Wait(Wait::Write(write)));
             }
-            reads.push(Read {
+            written.push(Read {
                 at,
                 key: Some(key.clone()),
                 known: known(at, applied, seen),
             });
         }
-        Ok(())
+        Ok(written)
     }
 
     /// The key's home, and how far that partition has been applied; `None` while the database has no topic.

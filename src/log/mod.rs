@@ -69,6 +69,9 @@ pub struct Batch {
 #[derive(Default)]
 pub struct Condition {
     pub reads: Vec<Read>,
+    /// Of a batch of several records, what was not read: nobody else may write one of these keys between its records. That is so without
+    /// a look at them if the records stand together, with nothing between them.
+    pub written: Vec<Read>,
     /// Batches produced before this one that it was computed on, or has to come after: if one failed, this one is stale.
     pub rests_on: SmallVec<[Arc<dyn Completion>; 2]>,
 }

@@ -489,6 +489,35 @@ fn what_two_nodes_write_to_several_keys_is_in_one_order_over_partitions() {
     are_in_one_order(&kafka::shared().compacted_topic("one-order", 3));
 }
 
+/// In one partition too, where they take several of Kafka's batches, another node's come between.
+#[test]
+fn what_two_nodes_write_to_very_many_keys_is_in_one_order() {
+    let (kafka, topic) = (kafka::shared(), fresh_topic("one-order"));
+    let nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
+    let mut writers = nodes.each_ref().map(Highwater::client);
+    let mut reader = nodes[0].client();
+    reader.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    let keys: Vec<String> = (0..200).map(|n| format!("k{n}")).collect();
+    for round in 0..10 {
+        std::thread::scope(|scope| {
+            for (number, client) in writers.iter_mut().enumerate() {
+                let value = format!("{number}-{round}:{}", "x".repeat(20_000));
+                let pairs = keys.iter().map(|key| format!("{key} {value}"));
+                let command = format!("MSET {}", pairs.collect::<Vec<_>>().join(" "));
+                scope.spawn(move || client.check(&command, "+OK"));
+            }
+        });
+        let seen = reader.tree(&format!("MGET {}", keys.join(" ")));
+        let seen: Vec<String> = seen.items().iter().map(text_of).collect();
+        let writer_of = |value: &String| value.split(':').next().map(str::to_owned);
+        let writers: Vec<_> = seen.iter().map(writer_of).collect();
+        assert!(
+            writers.iter().all(|writer| *writer == writers[0]),
+            "round {round}: {writers:?}"
+        );
+    }
+}
+
 /// With several partitions and no pause, some group is always half read.
 #[test]
 fn groups_that_never_cease_are_seen_whole_by_another_node_which_keeps_up() {

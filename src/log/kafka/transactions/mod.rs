@@ -31,7 +31,7 @@ use super::config::Config;
 use super::context::Health;
 use super::producer::{CLOSED, QUEUE_FULL, check};
 use super::topics::Topics;
-use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Record, TopicPartition};
+use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Read, Record, TopicPartition};
 
 /// What may wait to be sent: the bound on the lane's memory.
 const MAX_WAITING_RECORDS: usize = 250_000;
@@ -356,7 +356,7 @@ impl Committer {
     fn try_commit(&mut self, group: &[Handed], deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
         let batches: Vec<&Batch> = group.iter().map(|handed| &handed.batch).collect();
-        if let Err(cause) = self.tail.watch(&batches, deadline) {
+        if let Err(cause) = self.tail.watch(&batches, &[], deadline) {
             return not_written(cause);
         }
         self.turn = (self.turn + 1) % self.clients.len();
@@ -370,6 +370,7 @@ impl Committer {
                 self.topics.hurry();
                 return Err(ANOTHER_LOG.into());
             }
+            self.tail.watch(&batches, &appended, deadline)?;
             self.tail.conflicts(&batches, &appended, ends.as_ref(), deadline)
         });
         let conflicts = match conflicts {
@@ -396,6 +397,30 @@ impl Committer {
     }
 }
 
+/// Each batch with the places of its own records; with none if `appended` is empty.
+fn with_places<'g>(
+    batches: &'g [&'g Batch],
+    appended: &'g [Appended],
+) -> impl Iterator<Item = (&'g Batch, &'g [Appended])> {
+    let mut rest = appended;
+    batches.iter().map(move |&batch| {
+        let (mine, others) = rest.split_at(batch.records.len().min(rest.len()));
+        rest = others;
+        (batch, mine)
+    })
+}
+
+/// What nobody else may have written since it was known: what the batch read, and what it writes unless its records stand together (as far as is
+/// known: `mine` is empty before they are sent).
+fn checked<'b>(batch: &'b Batch, mine: &[Appended]) -> impl Iterator<Item = &'b Read> + use<'b> {
+    let follow = |pair: &[Appended]| pair[1].offset == pair[0].offset + 1;
+    let stands_together = is_in_one_partition(batch) && mine.windows(2).all(follow);
+    batch.condition.iter().flat_map(move |condition| {
+        let written = (!stands_together).then_some(&condition.written);
+        condition.reads.iter().chain(written.into_iter().flatten())
+    })
+}
+
 /// The partitions that a batch reads or writes.
 fn partitions(batch: &Batch) -> impl Iterator<Item = TopicPartition> {
     let reads = batch.condition.iter().flat_map(|condition| &condition.reads);
@@ -413,11 +438,9 @@ fn is_in_one_partition(batch: &Batch) -> bool {
 
 /// True if the log is not the one that these batches were computed on: what was appended to it, or its end, is below what they knew of it.
 fn is_another_log(batches: &[&Batch], appended: &[Appended], ends: Option<&Positions>) -> bool {
-    let mut rest = appended;
-    batches.iter().any(|batch| {
-        let (mine, others) = rest.split_at(batch.records.len());
-        rest = others;
-        let mut reads = batch.condition.iter().flat_map(|condition| &condition.reads);
+    with_places(batches, appended).any(|(batch, mine)| {
+        let conditions = batch.condition.iter();
+        let mut reads = conditions.flat_map(|condition| condition.reads.iter().chain(&condition.written));
         reads.any(|read| {
             let is_cut = |end: &u64| *end < read.known;
             ends.and_then(|ends| ends.get(&read.at)).is_some_and(is_cut)
@@ -429,8 +452,12 @@ fn is_another_log(batches: &[&Batch], appended: &[Appended], ends: Option<&Posit
 /// The log's ends after all records were acknowledged, if a batch needs them: over several partitions there is no order, so whoever
 /// reads looks at everything that is there when its own writes are.
 fn ends_if_needed(topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Option<Positions>, String> {
-    let reads = |batch: &&&Batch| batch.condition.as_ref().is_some_and(|c| !c.reads.is_empty());
-    if batches.iter().filter(reads).all(|batch| is_in_one_partition(batch)) {
+    let is_checked = |batch: &&&Batch| checked(batch, &[]).next().is_some();
+    if batches
+        .iter()
+        .filter(is_checked)
+        .all(|batch| is_in_one_partition(batch))
+    {
         return Ok(None);
     }
     let left = deadline.saturating_duration_since(Instant::now());
@@ -442,7 +469,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::{Completion, Condition, Payload, Read};
+    use crate::log::{Completion, Condition, Payload};
 
     struct Nobody;
 
@@ -478,15 +505,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_log_that_is_shorter_than_what_was_known_of_it_is_another_one() {
-        let appended = |offset| Appended {
-            at: at(0),
+    fn appended(partition: u32, offset: u64) -> Appended {
+        Appended {
+            at: at(partition),
             offset,
             timestamp: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_checked_unless_nothing_can_stand_between() {
+        let is_checked = |partitions: [u32; 2], mine: &[Appended]| {
+            let mut both = batch(&[]);
+            both.records.extend(batch(&[]).records);
+            for (record, partition) in both.records.iter_mut().zip(partitions) {
+                record.to = at(partition);
+            }
+            let condition = both.condition.as_mut().expect("a condition");
+            condition.written = partitions
+                .map(|partition| Read {
+                    at: at(partition),
+                    key: None,
+                    known: 5,
+                })
+                .into();
+            checked(&both, mine).count() == 2
         };
+        assert!(!is_checked([0, 0], &[]), "it is not known yet");
+        assert!(!is_checked([0, 0], &[appended(0, 7), appended(0, 8)]));
+        assert!(is_checked([0, 0], &[appended(0, 7), appended(0, 9)]));
+        assert!(is_checked([0, 1], &[]));
+        assert!(is_checked([0, 1], &[appended(0, 7), appended(1, 8)]));
+    }
+
+    #[test]
+    fn a_log_that_is_shorter_than_what_was_known_of_it_is_another_one() {
         let is_another = |batches: &[Batch], offsets: &[u64], ends: Option<&Positions>| {
-            let appended: Vec<Appended> = offsets.iter().copied().map(appended).collect();
+            let appended: Vec<Appended> = offsets.iter().map(|&offset| appended(0, offset)).collect();
             is_another_log(&batches.iter().collect::<Vec<_>>(), &appended, ends)
         };
         // Its own records come behind all that it knew.

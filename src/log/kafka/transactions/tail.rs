@@ -18,7 +18,7 @@ use super::super::config::{Config, Isolation};
 use super::super::context::Health;
 use super::super::follower::KafkaFollower;
 use super::super::topics::Topics;
-use super::{Conflict, is_in_one_partition};
+use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
 
@@ -156,13 +156,11 @@ impl Tail {
         }
     }
 
-    /// Sees to it that the tail is read, from what these batches were computed on if it was not read before.
-    pub fn watch(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
+    /// Sees to it that the tail is read, from what these batches were computed on if it was not read before. `appended` are the places of all
+    /// their records, or none while they are not sent.
+    pub fn watch(&mut self, batches: &[&Batch], appended: &[Appended], deadline: Instant) -> Result<(), String> {
         self.used = Instant::now();
-        let reads = || {
-            let conditions = batches.iter().filter_map(|batch| batch.condition.as_ref());
-            conditions.flat_map(|condition| &condition.reads)
-        };
+        let reads = || with_places(batches, appended).flat_map(|(batch, mine)| checked(batch, mine));
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) || reads().next().is_none() {
             return Ok(());
         }
@@ -233,8 +231,7 @@ impl Tail {
         if windows.ended.is_some() {
             return None;
         }
-        let reads = &batch.condition.as_ref()?.reads;
-        reads.iter().find_map(|read| {
+        checked(batch, &[]).find_map(|read| {
             let window = windows.by_partition.get(&read.at)?;
             if read.known < window.from {
                 return Some((read.at, window.from));
@@ -307,14 +304,10 @@ impl Tail {
         ends: Option<&Positions>,
     ) -> HashMap<TopicPartition, Reads> {
         let mut all: HashMap<TopicPartition, Reads> = HashMap::new();
-        let mut rest = appended;
-        for (place, batch) in batches.iter().enumerate() {
-            let (mine, others) = rest.split_at(batch.records.len());
-            rest = others;
-            let Some(condition) = &batch.condition else { continue };
+        for (place, (batch, mine)) in with_places(batches, appended).enumerate() {
             let last = mine.iter().map(|own| own.offset + 1).max();
             let together = is_in_one_partition(batch);
-            for read in &condition.reads {
+            for read in checked(batch, mine) {
                 let limit = match (together, ends) {
                     (false, Some(ends)) => ends.get(&read.at).copied(),
                     _ => last,
