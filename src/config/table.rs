@@ -368,7 +368,7 @@ const EFFECTIVE: &[Setting] = &[
             min: 1 << 20,
             max: u64::MAX,
         },
-        default: "16777216",
+        default: "8388608",
         change: Change::AtStart,
         group: Group::Store,
         summary: "Memory that the local store caches its pages in, beside maxmemory. More than that makes reads of keys quicker that are not in memory: the first one of each after a start, and all where they do not fit.",
