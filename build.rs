@@ -15,7 +15,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(false)
         .compile_fds(descriptors)?;
 
-    println!("cargo:rerun-if-changed=.git/HEAD");
+    // A commit leaves HEAD as it is, and adds a line to its log. A file that is missing would be a change each time.
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if std::path::Path::new(file).exists() {
+            println!("cargo:rerun-if-changed={file}");
+        }
+    }
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let commit = commit.ok().filter(|out| out.status.success()).map(|out| out.stdout);
     let commit = commit.and_then(|out| String::from_utf8(out).ok()).unwrap_or_default();
