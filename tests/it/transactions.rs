@@ -428,13 +428,19 @@ fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
     });
 }
 
+/// As much of a value as tells whose it is.
+fn beginning(value: &[u8]) -> String {
+    String::from_utf8_lossy(&value[..value.len().min(20)]).into_owned()
+}
+
 /// What MGET of these keys answers, which must be the same for all of them.
 fn one_value(client: &mut Client, keys: &[String]) -> Option<Vec<u8>> {
     let seen = client.tree(&format!("MGET {}", keys.join(" ")));
     let values: Vec<_> = seen.items().iter().map(Reply::bytes).collect();
     assert!(
         values.windows(2).all(|pair| pair[0] == pair[1]),
-        "half of a group was seen: {seen:?}"
+        "half of a group was seen: {:?}",
+        values.iter().map(|value| value.map(beginning)).collect::<Vec<_>>()
     );
     values[0].map(<[u8]>::to_vec)
 }
@@ -507,13 +513,9 @@ fn what_two_nodes_write_to_very_many_keys_is_in_one_order() {
                 scope.spawn(move || client.check(&command, "+OK"));
             }
         });
-        let seen = reader.tree(&format!("MGET {}", keys.join(" ")));
-        let seen: Vec<String> = seen.items().iter().map(text_of).collect();
-        let writer_of = |value: &String| value.split(':').next().map(str::to_owned);
-        let writers: Vec<_> = seen.iter().map(writer_of).collect();
         assert!(
-            writers.iter().all(|writer| *writer == writers[0]),
-            "round {round}: {writers:?}"
+            one_value(&mut reader, &keys).is_some(),
+            "round {round}: nothing was written"
         );
     }
 }

@@ -267,8 +267,10 @@ fn expected(f: &Fixture, position: u64) -> PartitionDigest {
 }
 
 async fn digest(f: &Fixture) -> Vec<PartitionDigest> {
-    let outcome = f.service.digest(0).await;
-    outcome.unwrap_or_else(|fault| panic!("no digest: {}", text::<()>(Err(fault))))
+    match f.service.digest(0).await {
+        Ok(digest) => digest,
+        failed => panic!("no digest: {}", text(failed)),
+    }
 }
 
 fn write_something(f: &Fixture, random: &mut StdRng) {
