@@ -25,6 +25,9 @@ const STALL: Duration = Duration::from_secs(60);
 /// How far an open loop may fall behind before the rate counts as out of reach.
 const OPEN_BACKLOG_SECONDS: u64 = 10;
 const READ: usize = 256 << 10;
+/// An open loop sleeps so long at least, if nothing comes: to wake up for each request would take more from a server on the same cores
+/// than the request does. The wait is part of the latencies, which count from when a request was due.
+const TICK: Duration = Duration::from_micros(100);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Work {
@@ -228,7 +231,7 @@ impl Load {
                 "the server does not keep up with {per_second} requests per second"
             );
             let wait = match self.sent < total {
-                true => Duration::from_nanos(due_at(self.sent).saturating_sub(self.now())),
+                true => Duration::from_nanos(due_at(self.sent).saturating_sub(self.now())).max(TICK),
                 false => STALL,
             };
             self.wait(&mut events, wait)?;

@@ -325,7 +325,7 @@ pub const ROWS: &[Row] = &[
     Row {
         name: "get-beside-set",
         title: "GET at a fixed rate beside SET at a fixed rate",
-        about: "50,000 GET/s while 20,000 SET/s run, both at a fixed rate; latencies count from when a request was due.",
+        about: "50,000 GET/s while 20,000 SET/s run, both at a fixed rate, each by half of the clients; latencies count from when a request was due.",
         goal: "p99 of GET 0.5 ms (at most 2 ms)",
         columns: special::BESIDE,
         compare: Compare::Ratio(&["p99"], Kind::RedisAlways),
