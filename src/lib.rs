@@ -29,6 +29,7 @@ pub mod room;
 pub mod run;
 pub mod server;
 pub mod store;
+pub mod striped;
 pub mod sweep;
 pub mod telemetry;
 

@@ -110,7 +110,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Err(fault) => return reject(session, args, fault),
     };
     if let Err(fault) = check_arity(command, args).and_then(|()| admit(session, shared, command)) {
-        command.stats.rejected.fetch_add(1, Ordering::Relaxed);
+        command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
     }
     let started = session.tally.begin(shared, command);

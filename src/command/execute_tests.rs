@@ -1,4 +1,5 @@
 use std::sync::atomic::AtomicBool;
+use std::task::Waker;
 
 use super::*;
 use crate::config::Config;
@@ -27,7 +28,7 @@ async fn answers(pipeline: &[&[&[u8]]]) -> Vec<Reply> {
     f.log.foreign("a", "10");
     f.wait(|f| f.service.read(0, b"a", false).is_ok_and(|seen| seen.entry.is_some()));
     let shared = shared(&f);
-    let client = shared.clients.add(None, None, 0);
+    let client = shared.clients.add(Waker::noop(), None, None, 0);
     let mut session = Session::new(client, true);
     let mut held = Vec::new();
     for args in pipeline {
@@ -80,7 +81,7 @@ async fn what_loses_again_and_again_keeps_its_place_in_the_pipeline() {
 async fn when_what_exec_waits_for_does_not_come_its_transaction_is_over() {
     let f = Fixture::new(false);
     let shared = shared(&f);
-    let mut session = Session::new(shared.clients.add(None, None, 0), true);
+    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
     let queue: [&[&[u8]]; 2] = [&[b"MULTI"], &[b"SET", b"k", b"v"]];
     for request in queue {
         execute(&mut session, &shared, request, false);

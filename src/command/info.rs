@@ -9,7 +9,7 @@ use super::args::is;
 use super::connection::REDIS_VERSION;
 use super::session::Shared;
 use super::table::{self, Entry};
-use super::{Args, CommandStats, Context, Fault, Outcome};
+use super::{Args, Context, Fault, Outcome};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Partition, Status, now_ms};
 use crate::telemetry::process;
@@ -253,10 +253,10 @@ fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let unexpected = get(&counters.writes_refused) + get(&counters.writes_uncertain);
     fields!(to,
         "total_connections_received": get(&stats.connections_received),
-        "total_commands_processed": get(&stats.commands_processed),
+        "total_commands_processed": stats.traffic.sum(|t| &t.commands),
         "instantaneous_ops_per_sec": rates.commands,
-        "total_net_input_bytes": get(&stats.input_bytes),
-        "total_net_output_bytes": get(&stats.output_bytes),
+        "total_net_input_bytes": stats.traffic.sum(|t| &t.input_bytes),
+        "total_net_output_bytes": stats.traffic.sum(|t| &t.output_bytes),
         "total_net_repl_input_bytes": 0,
         "total_net_repl_output_bytes": 0,
         "instantaneous_input_kbps": format_args!("{:.2}", rates.input_kib),
@@ -276,8 +276,8 @@ fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "evicted_clients": get(&stats.evicted_clients),
         "total_eviction_exceeded_time": 0,
         "current_eviction_exceeded_time": 0,
-        "keyspace_hits": get(&counters.hits),
-        "keyspace_misses": get(&counters.misses),
+        "keyspace_hits": counters.lookups.sum(|l| &l.hits),
+        "keyspace_misses": counters.lookups.sum(|l| &l.misses),
         "pubsub_channels": 0,
         "pubsub_patterns": 0,
         "pubsubshard_channels": 0,
@@ -337,18 +337,14 @@ fn modules(_: &Shared, _: &mut String) -> Result<(), Fault> {
 
 fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
     fn line(entry: &Entry, to: &mut String) {
-        let CommandStats {
-            calls,
-            nanoseconds,
-            rejected,
-            failed,
-        } = &entry.stats;
-        let (calls, rejected, failed) = (get(calls), get(rejected), get(failed));
+        let stats = &entry.stats;
+        let (calls, nanoseconds) = (stats.sum(|s| &s.calls), stats.sum(|s| &s.nanoseconds));
+        let (rejected, failed) = (stats.sum(|s| &s.rejected), stats.sum(|s| &s.failed));
         if calls + rejected + failed == 0 {
             return;
         }
-        let microseconds = get(nanoseconds) / 1_000;
-        let each = get(nanoseconds) as f64 / 1_000.0 / calls.max(1) as f64;
+        let microseconds = nanoseconds / 1_000;
+        let each = nanoseconds as f64 / 1_000.0 / calls.max(1) as f64;
         let _ = write!(
             to,
             "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}\r\n",

@@ -499,15 +499,10 @@ fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
     context.shared.stats.reset();
     table::reset_stats();
     let counters = &context.shared.service.counters;
-    for counter in [
-        &counters.hits,
-        &counters.misses,
-        &counters.expired,
-        &counters.flushed,
-        &counters.store_reads,
-    ] {
+    for counter in [&counters.expired, &counters.flushed, &counters.store_reads] {
         counter.store(0, Ordering::Relaxed);
     }
+    counters.lookups.reset(|l| [&l.hits, &l.misses]);
     Ok(Reply::Ok)
 }
 

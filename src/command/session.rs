@@ -1,9 +1,11 @@
 //! Who asks and what the server knows: the state of one connection ([`Session`]) and what all share ([`Shared`]).
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -120,7 +122,8 @@ pub struct Client {
     pub watched_bytes: AtomicUsize,
     pub details: Mutex<ClientDetails>,
     killed: AtomicBool,
-    kill: Notify,
+    /// Wakes the task that serves it.
+    task: Waker,
 }
 
 #[derive(Default, Clone)]
@@ -193,7 +196,12 @@ impl Client {
     /// Asks the connection to end; it does at its next step.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
-        self.kill.notify_one();
+        self.wake();
+    }
+
+    /// Lets the connection look at what it does not register for whenever it waits: whether it is killed, or the server has to stop.
+    pub fn wake(&self) {
+        self.task.wake_by_ref();
     }
 
     /// Bytes that this connection holds.
@@ -211,16 +219,28 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Waits until somebody kills the connection.
+    /// Waits until somebody kills the connection. To be awaited by the task that serves it, which [`Client::kill`] wakes up.
     pub async fn killed(&self) {
-        while !self.is_killed() {
-            self.kill.notified().await;
-        }
+        poll_fn(|_| {
+            if self.is_killed() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 }
 
 impl Clients {
-    pub fn add(&self, address: Option<SocketAddr>, local_address: Option<SocketAddr>, descriptor: i32) -> Arc<Client> {
+    /// A new connection; `task` is the one that serves it.
+    pub fn add(
+        &self,
+        task: &Waker,
+        address: Option<SocketAddr>,
+        local_address: Option<SocketAddr>,
+        descriptor: i32,
+    ) -> Arc<Client> {
         let client = Arc::new(Client {
             id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
             address,
@@ -241,7 +261,7 @@ impl Clients {
             watched_bytes: AtomicUsize::new(0),
             details: Mutex::default(),
             killed: AtomicBool::new(false),
-            kill: Notify::new(),
+            task: task.clone(),
         });
         self.connected.lock().insert(client.id, client.clone());
         client

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::LazyLock;
-use std::sync::atomic::Ordering;
 
 use super::{
     Command, CommandStats, bits, connection, highwater, introspection, keys, pending, server, strings, transactions,
     wait,
 };
+use crate::striped::Striped;
 
 /// In the order of `redis-compat.md`.
 pub static FAMILIES: &[(&str, &[Command])] = &[
@@ -30,7 +30,7 @@ const MAX_NAME: usize = 32;
 /// A row at run time: the command with its counters.
 pub struct Entry {
     pub command: &'static Command,
-    pub stats: CommandStats,
+    pub stats: Striped<CommandStats>,
     /// Its place in [`NAMES`].
     pub number: u32,
     pub subcommands: Vec<Entry>,
@@ -50,7 +50,7 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
         *next += 1;
         Entry {
             command,
-            stats: CommandStats::default(),
+            stats: Striped::default(),
             number,
             subcommands: command.subcommands.iter().map(|sub| entry(sub, next)).collect(),
         }
@@ -84,15 +84,9 @@ pub fn reset_stats() {
         .iter()
         .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
     {
-        let CommandStats {
-            calls,
-            nanoseconds,
-            rejected,
-            failed,
-        } = &entry.stats;
-        for counter in [calls, nanoseconds, rejected, failed] {
-            counter.store(0, Ordering::Relaxed);
-        }
+        entry
+            .stats
+            .reset(|s| [&s.calls, &s.nanoseconds, &s.rejected, &s.failed]);
     }
 }
 

@@ -64,10 +64,11 @@ impl Tally {
             }
         };
         if let Some(command) = self.command.take() {
-            shared.stats.commands_processed.fetch_add(self.calls, Ordering::Relaxed);
-            add(&command.stats.calls, &mut self.calls);
-            add(&command.stats.nanoseconds, &mut self.nanoseconds);
-            add(&command.stats.failed, &mut self.failed);
+            let (all, of_command) = (shared.stats.traffic.own(), command.stats.own());
+            all.commands.fetch_add(self.calls, Ordering::Relaxed);
+            add(&of_command.calls, &mut self.calls);
+            add(&of_command.nanoseconds, &mut self.nanoseconds);
+            add(&of_command.failed, &mut self.failed);
         }
         shared.service.counters.add(std::mem::take(&mut self.lookups));
     }

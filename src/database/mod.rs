@@ -40,6 +40,7 @@ use tokio::sync::Notify;
 
 use crate::log::{Batch, Condition, Log, Payload, Record, TopicPartition};
 use crate::store::{Entry, Store, StoreError, key_hash};
+use crate::striped::Striped;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
 use watch::Watches;
@@ -94,11 +95,17 @@ impl Default for Settings {
     }
 }
 
+/// See [`Lookups`].
+#[derive(Default)]
+pub struct LookupCounts {
+    pub hits: AtomicU64,
+    pub misses: AtomicU64,
+}
+
 /// Counters for INFO and metrics.
 #[derive(Default)]
 pub struct Counters {
-    pub hits: AtomicU64,
-    pub misses: AtomicU64,
+    pub lookups: Striped<LookupCounts>,
     pub store_reads: AtomicU64,
     pub expired: AtomicU64,
     /// Tombstones for what flushes have hidden.
@@ -118,7 +125,8 @@ pub struct Counters {
 
 impl Counters {
     pub fn add(&self, lookups: Lookups) {
-        for (counter, more) in [(&self.hits, lookups.hits), (&self.misses, lookups.misses)] {
+        let own = self.lookups.own();
+        for (counter, more) in [(&own.hits, lookups.hits), (&own.misses, lookups.misses)] {
             if more > 0 {
                 counter.fetch_add(more, Ordering::Relaxed);
             }

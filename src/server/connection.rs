@@ -2,10 +2,12 @@
 //!
 //! Replies that wait for the log are kept behind; a pipeline of writes is handed to the log as one burst and waited for once.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Buf;
@@ -38,9 +40,9 @@ struct Connection {
 
 /// Serves a connection to its end.
 pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
-    let client = shared
-        .clients
-        .add(stream.peer_addr().ok(), stream.local_addr().ok(), stream.as_raw_fd());
+    let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+    let (address, local_address) = (stream.peer_addr().ok(), stream.local_addr().ok());
+    let client = shared.clients.add(&task, address, local_address, stream.as_raw_fd());
     let authenticated = shared.config.requirepass().is_none();
     let mut connection = Connection {
         wire: Wire::new(stream, client.clone(), shared.clone()),

@@ -42,6 +42,8 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         }
     }
     drop(listener);
+    // Those that have nothing under way end at once.
+    shared.clients.list().iter().for_each(|client| client.wake());
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         warn!("connections did not end in time; closing them");

@@ -5,9 +5,11 @@
 //! [`READ_AHEAD`] bytes of them. Where `client-output-buffer-limit` bounds the replies that wait, commands are computed up to that
 //! bound, and above it the connection is closed, as Redis does.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -193,7 +195,8 @@ impl Wire {
 
     #[inline]
     fn sent(&mut self, sent: usize) {
-        self.shared.stats.output_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        let traffic = self.shared.stats.traffic.own();
+        traffic.output_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         if sent < self.output.len() {
             self.output.advance(sent);
         } else if self.output.capacity() > KEPT {
@@ -206,8 +209,23 @@ impl Wire {
     /// Waits until something was read or sent; false if the connection has to end instead. `idle`: nothing is under way, so that the server's
     /// stop ends it too.
     async fn exchange(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
-        let patience = self.patience();
         self.note_output();
+        match self.patience() {
+            None => self.sent_or_read(may_read, idle).await,
+            Some(patience) => {
+                let exchanged = tokio::time::timeout(patience, self.sent_or_read(may_read, idle)).await;
+                exchanged.unwrap_or_else(|_| self.check_soft_limit().map(|()| false))
+            }
+        }
+    }
+
+    async fn sent_or_read(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
+        let ended = poll_fn(
+            |_| match self.client.is_killed() || (idle && self.shared.shutdown.is_asked()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            },
+        );
         let read = tokio::select! {
             biased;
             sent = self.writer.write(&self.output), if !self.output.is_empty() => {
@@ -219,16 +237,13 @@ impl Wire {
                 return Ok(true);
             }
             read = self.reader.read_buf(&mut self.input), if may_read => read?,
-            () = self.client.killed() => return Ok(false),
-            () = self.shared.shutdown.asked(), if idle => return Ok(false),
-            () = tokio::time::sleep(patience.unwrap_or(Duration::MAX)), if patience.is_some() => {
-                self.check_soft_limit()?;
-                return Ok(false);
-            }
+            // Whoever asks for it wakes this task up.
+            () = ended => return Ok(false),
         };
         self.ended = read == 0;
         self.news |= read > 0;
-        self.shared.stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
+        let traffic = self.shared.stats.traffic.own();
+        traffic.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
         self.client
             .input_bytes
             .store(self.taken + self.input.len(), Ordering::Relaxed);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use crate::striped::Striped;
 use latency::Latency;
 use slowlog::Slowlog;
 use sparing::Sparing;
@@ -32,9 +33,7 @@ const MAX_ERROR_KIND: usize = 32;
 pub struct Stats {
     pub connections_received: AtomicU64,
     pub connections_rejected: AtomicU64,
-    pub commands_processed: AtomicU64,
-    pub input_bytes: AtomicU64,
-    pub output_bytes: AtomicU64,
+    pub traffic: Striped<Traffic>,
     pub error_replies: AtomicU64,
     /// Clients that were disconnected because of `client-output-buffer-limit` and `client-query-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
@@ -50,6 +49,14 @@ pub struct Stats {
     /// Error replies by their first word.
     error_kinds: Mutex<BTreeMap<String, u64>>,
     sampler: Mutex<Sampler>,
+}
+
+/// What is counted at every command.
+#[derive(Default)]
+pub struct Traffic {
+    pub commands: AtomicU64,
+    pub input_bytes: AtomicU64,
+    pub output_bytes: AtomicU64,
 }
 
 /// What happens per second, over the last 1.6 seconds.
@@ -94,8 +101,11 @@ impl Stats {
 
     /// Takes a sample of the rates; to be called each [`SAMPLE_INTERVAL`].
     pub fn sample(&self, now: Instant) {
-        let counters = [&self.commands_processed, &self.input_bytes, &self.output_bytes];
-        let counts = counters.map(|counter| counter.load(Ordering::Relaxed));
+        let counts = [
+            self.traffic.sum(|t| &t.commands),
+            self.traffic.sum(|t| &t.input_bytes),
+            self.traffic.sum(|t| &t.output_bytes),
+        ];
         let mut sampler = self.sampler.lock();
         if let Some((then, before)) = sampler.last {
             let seconds = now.saturating_duration_since(then).as_secs_f64();
@@ -126,9 +136,6 @@ impl Stats {
         let counters = [
             &self.connections_received,
             &self.connections_rejected,
-            &self.commands_processed,
-            &self.input_bytes,
-            &self.output_bytes,
             &self.error_replies,
             &self.output_limit_disconnections,
             &self.query_limit_disconnections,
@@ -137,6 +144,7 @@ impl Stats {
         for counter in counters {
             counter.store(0, Ordering::Relaxed);
         }
+        self.traffic.reset(|t| [&t.commands, &t.input_bytes, &t.output_bytes]);
         self.error_kinds.lock().clear();
         *self.sampler.lock() = Sampler::default();
     }
@@ -158,8 +166,8 @@ mod tests {
         let start = Instant::now();
         stats.sample(start);
         for tick in 1..=SAMPLES as u32 {
-            stats.commands_processed.fetch_add(10, Ordering::Relaxed);
-            stats.input_bytes.fetch_add(1024, Ordering::Relaxed);
+            stats.traffic.own().commands.fetch_add(10, Ordering::Relaxed);
+            stats.traffic.own().input_bytes.fetch_add(1024, Ordering::Relaxed);
             stats.sample(start + SAMPLE_INTERVAL * tick);
         }
         let rates = stats.rates();

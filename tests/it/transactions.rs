@@ -683,7 +683,7 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
     let other = Highwater::on_kafka(kafka, &topic);
     let mut client = other.client();
     client.check("INCR counter", ":1");
-    let acknowledged = AtomicU64::new(1);
+    let (acknowledged, uncertain) = (AtomicU64::new(1), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| {
             let mut client = stopped.client();
@@ -694,7 +694,11 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
                 if reply.starts_with(b":") {
                     acknowledged.fetch_add(1, Ordering::Relaxed);
                 }
-                assert!(!reply.starts_with(b"-UNCERTAIN"), "{}", String::from_utf8_lossy(&reply));
+                // Only the one that was under way: when the node goes on, its write timeout is over, and it takes a second at most to find out.
+                if reply.starts_with(b"-UNCERTAIN") {
+                    let before = uncertain.fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(before, 0, "{}", String::from_utf8_lossy(&reply));
+                }
             }
         });
         std::thread::sleep(Duration::from_millis(500));
@@ -709,9 +713,12 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
         stopped.signal(libc::SIGCONT);
         busy.join().expect("no panic");
     });
-    let expected = acknowledged.load(Ordering::Relaxed).to_string();
+    let least = acknowledged.load(Ordering::Relaxed);
+    let expected = least..=least + uncertain.load(Ordering::Relaxed);
     eventually("no increment is lost, none counts twice", SOON, || {
-        value(&mut client, "counter") == expected
+        value(&mut client, "counter")
+            .parse()
+            .is_ok_and(|count| expected.contains(&count))
     });
 }
 
