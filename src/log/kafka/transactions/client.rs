@@ -4,6 +4,7 @@
 //! Its transactional id is the node's own and stays the same over restarts, so that what a killed process left open is aborted when
 //! the node starts again, and not after `transaction.timeout.ms`.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +58,8 @@ struct Producer {
     inner: Polled<ffi::Producer<Context>>,
     sizes: Sizes,
     ready: bool,
+    /// A transaction has begun, which nothing was added to yet.
+    begun: Cell<bool>,
 }
 
 /// How a transaction ended.
@@ -278,6 +281,7 @@ impl Client {
             inner,
             sizes,
             ready: false,
+            begun: Cell::new(false),
         })
     }
 
@@ -296,18 +300,46 @@ impl Client {
         drop_apart(inner);
     }
 
-    /// Sends all records in a new transaction and waits until all are acknowledged. After an error nothing will ever be committed
-    /// of it, and the transaction is aborted as far as that can be done now.
-    pub fn send(&mut self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+    /// Begins a transaction, to be filled by [`Client::add`]. After an error of one of the three nothing will ever be committed of it, and
+    /// it is aborted as far as that can be done now.
+    pub fn begin(&mut self, deadline: Instant) -> Result<(), String> {
         self.ready(deadline)?;
+        self.or_abort(deadline, Producer::begin)
+    }
+
+    /// Begins the next transaction already, if that can be done at once: it takes a tenth of what the whole transaction takes, and tells the broker
+    /// nothing.
+    pub fn begin_early(&mut self) {
+        if let Some(producer) = self.producer.as_ref().filter(|producer| producer.ready) {
+            // Why it cannot begin is told when a write needs it.
+            let _ = producer.begin();
+        }
+    }
+
+    /// Sends the records of these batches too.
+    pub fn add(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
+        let topics = self.topics.clone();
+        self.or_abort(deadline, |producer| producer.add(&topics, batches, deadline))
+    }
+
+    /// Waits until all that was added is acknowledged: the records' places, in the order of `batches`, which are all of the transaction's.
+    pub fn acknowledged(&mut self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+        self.or_abort(deadline, |producer| producer.acknowledged(batches, deadline))
+    }
+
+    fn or_abort<T>(
+        &mut self,
+        deadline: Instant,
+        step: impl FnOnce(&Producer) -> Result<T, String>,
+    ) -> Result<T, String> {
         let Some(producer) = &self.producer else {
             return Err("there is no producer".into());
         };
-        let sent = producer.send(&self.topics, batches, deadline);
-        if sent.is_err() {
+        let outcome = step(producer);
+        if outcome.is_err() {
             self.abort(deadline);
         }
-        sent.map_err(|cause| format!("{cause}{}", self.trouble()))
+        outcome.map_err(|cause| format!("{cause}{}", self.trouble()))
     }
 
     /// What was sent is never committed, whether the broker hears of it now or from the next producer with this id: nobody is made to wait
@@ -417,29 +449,32 @@ fn refusal(code: Option<RDKafkaErrorCode>) -> Option<&'static str> {
 }
 
 impl Producer {
-    fn send(&self, topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+    fn begin(&self) -> Result<(), String> {
+        if self.begun.get() {
+            return Ok(());
+        }
         self.inner.begin_transaction().map_err(|e| describe_error(&e))?;
-        let records = batches.iter().flat_map(|batch| &batch.records);
-        let mut appended: Vec<Appended> = records
-            .map(|record| Appended {
-                at: record.to,
-                offset: 0,
-                timestamp: 0,
-            })
-            .collect();
         let context = self.inner.context();
         *context.given_up.lock() = None;
-        let group = {
-            let mut acks = context.acks.lock();
-            *acks = Acks {
-                group: acks.group.wrapping_add(1),
-                open: appended.len(),
-                places: vec![(0, 0); appended.len()],
-                failed: None,
-            };
-            acks.group as usize
+        let mut acks = context.acks.lock();
+        *acks = Acks {
+            group: acks.group.wrapping_add(1),
+            ..Acks::default()
         };
-        let mut place = 0;
+        self.begun.set(true);
+        Ok(())
+    }
+
+    fn add(&self, topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
+        self.begun.set(false);
+        let count = batches.iter().map(|batch| batch.records.len()).sum::<usize>();
+        let (group, mut place) = {
+            let mut acks = self.inner.context().acks.lock();
+            let first = acks.places.len();
+            acks.places.resize(first + count, (0, 0));
+            acks.open += count;
+            (acks.group as usize, first)
+        };
         for batch in batches {
             let stamp = (batch.records.len() > 1).then(|| Stamp::new(&batch.records));
             for record in &batch.records {
@@ -460,6 +495,11 @@ impl Producer {
                 place += 1;
             }
         }
+        Ok(())
+    }
+
+    fn acknowledged(&self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+        let context = self.inner.context();
         let mut acks = context.acks.lock();
         while acks.open > 0 && acks.failed.is_none() {
             if context.all_told.wait_until(&mut acks, deadline).timed_out() {
@@ -473,10 +513,14 @@ impl Producer {
         while self.inner.in_flight_count() > 0 && Instant::now() < deadline {
             parking_lot::MutexGuard::unlocked(&mut acks, || std::thread::sleep(Duration::from_micros(20)));
         }
-        for (own, (offset, timestamp)) in appended.iter_mut().zip(&acks.places) {
-            own.offset = *offset;
-            own.timestamp = *timestamp;
-        }
-        Ok(appended)
+        let records = batches.iter().flat_map(|batch| &batch.records);
+        let appended = records
+            .zip(&acks.places)
+            .map(|(record, &(offset, timestamp))| Appended {
+                at: record.to,
+                offset,
+                timestamp,
+            });
+        Ok(appended.collect())
     }
 }

@@ -41,9 +41,14 @@ const MAX_GROUP_RECORDS: usize = 10_000;
 const MAX_GROUP_BYTES: usize = 16 << 20;
 /// The lane looks that often whether a producer has to be mended, or the tail is of no use any more.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a group waits for those who were answered by the one before it, and are about to send more. Without that two groups
-/// would take turns for good, each of half of the clients.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long a group that was begun waits for those who were answered by the one before it, and are about to send more. Without that two
+/// groups would take turns for good, each of a part of the clients. It costs next to nothing: librdkafka tells the coordinator of the
+/// partition a millisecond after the first record, and sends none before that is answered.
+const GATHER: Duration = Duration::from_micros(1_500);
+/// It may wait for as long as the last commit took, up to this: a group of their own would keep them for that long as well.
+const GATHER_LONGEST: Duration = Duration::from_millis(5);
+/// Where that was in vain, it is tried again so many groups later.
+const TRY_AGAIN: u32 = 16;
 const ANOTHER_LOG: &str =
     "the topic is not the one that this was computed on any more: it was deleted and made again, or has lost its end";
 /// Kafka takes turns between so many transactional ids.
@@ -58,7 +63,7 @@ pub(super) struct TransactionLane {
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
-    /// Told when something was added, or the lane is closed.
+    /// Told when as many wait as the lane wants, or it is closed.
     changed: Condvar,
     /// Told when the lane has nothing more to do.
     idle: Condvar,
@@ -71,8 +76,10 @@ struct Waiting {
     bytes: usize,
     /// A group is being committed.
     busy: bool,
-    /// So many batches are likely to be here soon: those that came while the last group was committed, and as many as that answered.
+    /// So many batches are likely to be in the next group: those that came while the last one was committed, and as many as that answered.
     expected: usize,
+    /// The lane waits for so many.
+    wanted: usize,
     closed: bool,
 }
 
@@ -113,6 +120,8 @@ impl TransactionLane {
             turn: 0,
             tail: Tail::new(config, topics, health),
             alone: 0,
+            commit_time: Duration::ZERO,
+            in_vain: 0,
         };
         let thread = std::thread::Builder::new()
             .name("transactions".into())
@@ -184,8 +193,7 @@ impl Queue {
         waiting.records += records;
         waiting.bytes += bytes;
         waiting.batches.push_back(handed);
-        let count = waiting.batches.len();
-        let is_waited_for = count == 1 || count >= waiting.expected;
+        let is_waited_for = waiting.batches.len() >= waiting.wanted;
         drop(waiting);
         if is_waited_for {
             self.changed.notify_one();
@@ -193,7 +201,8 @@ impl Queue {
         Ok(())
     }
 
-    /// The next group, in order and of at most so many batches; empty after a [`TICK`] without any, `None` when the lane is closed and done.
+    /// What the next group begins with, in order and of at most so many batches; empty after a [`TICK`] without any, `None` when the lane is
+    /// closed and done.
     fn next_group(&self, most: usize) -> Option<Vec<Handed>> {
         let mut waiting = self.waiting.lock();
         waiting.busy = false;
@@ -202,30 +211,28 @@ impl Queue {
             if waiting.closed {
                 return None;
             }
+            waiting.wanted = 1;
             self.changed.wait_for(&mut waiting, TICK);
         }
         waiting.busy = !waiting.batches.is_empty();
-        let gathered = Instant::now() + GATHER;
-        while waiting.busy && waiting.batches.len() < waiting.expected.min(most) {
-            if self.changed.wait_until(&mut waiting, gathered).timed_out() {
-                break;
-            }
-        }
-        let (mut group, mut records, mut bytes) = (Vec::new(), 0, 0);
-        while let Some(next) = waiting.batches.front() {
-            records += next.batch.records.len();
-            bytes += next.bytes();
-            if !group.is_empty() && (records > MAX_GROUP_RECORDS || bytes > MAX_GROUP_BYTES || group.len() == most) {
-                break;
-            }
-            group.extend(waiting.batches.pop_front());
-        }
-        waiting.expected = group.len();
-        for handed in &group {
-            waiting.records -= handed.batch.records.len();
-            waiting.bytes -= handed.bytes();
-        }
+        let mut group = Vec::new();
+        waiting.move_to(&mut group, most);
         Some(group)
+    }
+
+    /// Adds those to a group that are likely to come, waiting for so long at most; whether they came.
+    fn gather(&self, group: &mut Vec<Handed>, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut waiting = self.waiting.lock();
+        waiting.wanted = waiting.expected.saturating_sub(group.len());
+        let mut came = true;
+        while came && waiting.batches.len() < waiting.wanted && !waiting.closed {
+            came = !self.changed.wait_until(&mut waiting, until).timed_out();
+        }
+        waiting.wanted = usize::MAX;
+        waiting.move_to(group, usize::MAX);
+        waiting.expected = group.len();
+        came
     }
 
     /// A group of so many is about to be answered.
@@ -245,6 +252,25 @@ impl Queue {
     }
 }
 
+impl Waiting {
+    /// Adds the next batches to a group, as many as there is room for in it.
+    fn move_to(&mut self, group: &mut Vec<Handed>, most: usize) {
+        let mut records: usize = group.iter().map(|handed| handed.batch.records.len()).sum();
+        let mut bytes: usize = group.iter().map(Handed::bytes).sum();
+        while let Some(next) = self.batches.front() {
+            let (more, larger) = (next.batch.records.len(), next.bytes());
+            records += more;
+            bytes += larger;
+            if !group.is_empty() && (records > MAX_GROUP_RECORDS || bytes > MAX_GROUP_BYTES || group.len() >= most) {
+                break;
+            }
+            self.records -= more;
+            self.bytes -= larger;
+            group.extend(self.batches.pop_front());
+        }
+    }
+}
+
 /// The lane's thread.
 struct Committer {
     queue: Arc<Queue>,
@@ -255,6 +281,10 @@ struct Committer {
     tail: Tail,
     /// So many batches are sent alone: one of them made a group fail, and must not cost the others anything.
     alone: usize,
+    /// How long the last commit took.
+    commit_time: Duration,
+    /// So many groups in a row waited for some who did not come.
+    in_vain: u32,
 }
 
 /// A batch by its place in the group, and the position behind the record that came before its own.
@@ -273,22 +303,29 @@ enum Outcome {
 impl Committer {
     fn run(mut self) {
         self.clients.iter_mut().for_each(Client::mend);
-        while let Some(group) = self.queue.next_group(if self.alone > 0 { 1 } else { usize::MAX }) {
-            self.alone = self.alone.saturating_sub(group.len());
+        loop {
+            let alone = self.alone > 0;
+            let Some(group) = self.queue.next_group(if alone { 1 } else { usize::MAX }) else {
+                return;
+            };
             if group.is_empty() {
                 self.clients.iter_mut().for_each(Client::mend);
                 self.tail.rest_if_unused();
                 continue;
             }
-            let group = self.without_stale(group);
+            let group = self.without_stale(group, true);
             if !group.is_empty() {
                 self.commit(group);
+            }
+            if alone {
+                self.alone -= 1;
             }
         }
     }
 
-    /// What can be seen to be stale, or comes too late, is told so before anything is sent.
-    fn without_stale(&mut self, group: Vec<Handed>) -> Vec<Handed> {
+    /// What can be seen to be stale, or comes too late, is told so before it is sent. `nothing_sent`: the tail cannot have met records of
+    /// this group, which are not decided yet.
+    fn without_stale(&self, group: Vec<Handed>, nothing_sent: bool) -> Vec<Handed> {
         let mut kept = Vec::with_capacity(group.len());
         for handed in group {
             if handed.rests_on_failed() {
@@ -299,7 +336,7 @@ impl Committer {
                     self.clients[0].trouble()
                 );
                 handed.failed(ProduceError::NotWritten(cause));
-            } else if let Some(after) = self.tail.seen_conflict(&handed.batch) {
+            } else if nothing_sent && let Some(after) = self.tail.seen_conflict(&handed.batch) {
                 handed.stale(Some(after));
             } else {
                 kept.push(handed);
@@ -308,7 +345,7 @@ impl Committer {
         kept
     }
 
-    fn commit(&mut self, group: Vec<Handed>) {
+    fn commit(&mut self, mut group: Vec<Handed>) {
         // Nothing that has waited for more than half of its time is begun.
         let oldest = group
             .iter()
@@ -316,7 +353,7 @@ impl Committer {
             .min()
             .unwrap_or_else(Instant::now);
         let deadline = oldest + self.config.write_timeout;
-        match self.try_commit(&group, deadline) {
+        match self.try_commit(&mut group, deadline) {
             Outcome::Committed(appended) => {
                 self.queue.answers(group.len());
                 let mut rest = appended.as_slice();
@@ -325,6 +362,8 @@ impl Committer {
                     rest = others;
                     batch.completion.complete(Ok(mine));
                 }
+                let next = (self.turn + 1) % self.clients.len();
+                self.clients[next].begin_early();
             }
             Outcome::Refused(_) if group.len() > 1 && Instant::now() < deadline => {
                 self.alone = group.len();
@@ -353,15 +392,41 @@ impl Committer {
         }
     }
 
-    fn try_commit(&mut self, group: &[Handed], deadline: Instant) -> Outcome {
+    /// Sends a group in a transaction, and adds what comes while the transaction begins.
+    fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), String> {
+        self.clients[self.turn].begin(deadline)?;
+        self.clients[self.turn].add(&batches(group), deadline)?;
+        if self.alone > 0 {
+            return Ok(());
+        }
+        let patience = match self.in_vain % TRY_AGAIN {
+            0 => self.commit_time.clamp(GATHER, GATHER_LONGEST),
+            _ => GATHER,
+        };
+        let first = group.len();
+        match self.queue.gather(group, patience) {
+            true => self.in_vain = 0,
+            false => self.in_vain += 1,
+        }
+        let more = self.without_stale(group.split_off(first), false);
+        group.extend(more);
+        self.clients[self.turn].add(&batches(&group[first..]), deadline)
+    }
+
+    /// Commits a group, and adds to it what comes in time.
+    fn try_commit(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
-        let batches: Vec<&Batch> = group.iter().map(|handed| &handed.batch).collect();
-        if let Err(cause) = self.tail.watch(&batches, &[], deadline) {
+        if let Err(cause) = self.tail.watch(&batches(group), &[], deadline) {
             return not_written(cause);
         }
         self.turn = (self.turn + 1) % self.clients.len();
+        if let Err(cause) = self.send(group, deadline) {
+            return Outcome::Refused(cause);
+        }
         let client = &mut self.clients[self.turn];
-        let appended = match client.send(&batches, deadline) {
+        let batches = batches(group);
+        let begun = Instant::now();
+        let appended = match client.acknowledged(&batches, deadline) {
             Ok(appended) => appended,
             Err(cause) => return Outcome::Refused(cause),
         };
@@ -385,6 +450,7 @@ impl Committer {
         }
         match client.commit(&appended, deadline) {
             Decided::Committed => {
+                self.commit_time = begun.elapsed();
                 self.tail.decided(&appended);
                 Outcome::Committed(appended)
             }
@@ -395,6 +461,10 @@ impl Committer {
             Decided::Unknown(cause) => Outcome::Failed(ProduceError::Uncertain(cause)),
         }
     }
+}
+
+fn batches(group: &[Handed]) -> Vec<&Batch> {
+    group.iter().map(|handed| &handed.batch).collect()
 }
 
 /// Each batch with the places of its own records; with none if `appended` is empty.
@@ -503,6 +573,68 @@ mod tests {
             condition: Some(condition),
             completion: Arc::new(Nobody),
         }
+    }
+
+    /// A group of as many as wait, where `expected` are.
+    fn group_of(queue: &Queue, waiting: usize, expected: usize) -> Vec<Handed> {
+        (0..waiting).for_each(|_| queue.push(batch(&[])).expect("room"));
+        queue.waiting.lock().expected = expected;
+        queue.next_group(usize::MAX).expect("an open queue")
+    }
+
+    #[test]
+    fn a_group_waits_for_those_who_are_expected_and_no_longer() {
+        const LONG: Duration = Duration::from_secs(60);
+        let queue = Queue::default();
+        let mut group = group_of(&queue, 2, 2);
+        assert!(queue.gather(&mut group, LONG), "all are there");
+        assert_eq!(group.len(), 2);
+
+        let mut group = group_of(&queue, 1, 3);
+        std::thread::scope(|threads| {
+            threads.spawn(|| (0..2).for_each(|_| queue.push(batch(&[])).expect("room")));
+            assert!(queue.gather(&mut group, LONG), "two more came");
+        });
+        assert_eq!(group.len(), 3);
+
+        let mut group = group_of(&queue, 1, 3);
+        queue.push(batch(&[])).expect("room");
+        assert!(!queue.gather(&mut group, Duration::from_millis(1)), "one is missing");
+        assert_eq!(group.len(), 2, "but the other is taken along");
+        assert_eq!(queue.waiting.lock().expected, 2, "and is not expected again");
+
+        queue.answers(group.len());
+        let mut group = group_of(&queue, 1, 2);
+        queue.waiting.lock().closed = true;
+        assert!(queue.gather(&mut group, LONG), "nobody comes when the lane is closed");
+    }
+
+    #[test]
+    fn a_group_takes_batches_in_their_order_and_is_full_at_a_bound() {
+        let queue = Queue::default();
+        let large = |first: u32| {
+            let mut large = batch(&[(first, 0)]);
+            large.records = large
+                .records
+                .iter()
+                .cycle()
+                .take(MAX_GROUP_RECORDS / 2)
+                .cloned()
+                .collect();
+            large
+        };
+        (0..5).for_each(|n| queue.push(large(n)).expect("room"));
+        let order = |group: &[Handed]| -> Vec<u32> {
+            let condition = |handed: &Handed| handed.batch.condition.as_ref().map(|c| c.reads[0].at.partition);
+            group.iter().filter_map(condition).collect()
+        };
+        let mut group = queue.next_group(1).expect("an open queue");
+        assert_eq!(order(&group), [0]);
+        queue.gather(&mut group, Duration::ZERO);
+        assert_eq!(order(&group), [0, 1], "the third is above the bound");
+        queue.put_back(group);
+        assert_eq!(order(&queue.next_group(usize::MAX).expect("an open queue")), [0, 1]);
+        assert_eq!(queue.waiting.lock().records, 3 * (MAX_GROUP_RECORDS / 2));
     }
 
     fn appended(partition: u32, offset: u64) -> Appended {
