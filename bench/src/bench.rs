@@ -123,18 +123,24 @@ impl Bench {
         settle(&pids, self.options.patience());
     }
 
-    /// A Java program is slow when it is young: it compiles itself while its first millions of records pass.
+    /// A Java program is slow when it is young: it compiles itself while its first millions of records, and its first ten thousand
+    /// transactions, pass.
     fn warm_up(&mut self, kind: Kind) -> Result<()> {
         if kind != Kind::OnKafka || std::mem::replace(&mut self.warm, true) {
             return Ok(());
         }
         let port = self.server(kind)?.port;
-        for (work, pipeline) in [(Work::Set, 16), (Work::Set, 1), (Work::Incr, 16), (Work::Incr, 1)] {
+        for (work, pipeline, times) in [
+            (Work::Set, 16, 3),
+            (Work::Set, 1, 3),
+            (Work::Incr, 16, 3),
+            (Work::Incr, 1, 15),
+        ] {
             let case = Case {
                 pipeline,
                 ..usual(&self.options, work)
             };
-            let time = self.options.time() * 3;
+            let time = self.options.time() * times;
             Load::connect(case.plan(port, Until::Time(time), 0))?.run()?;
         }
         self.settle(&[]);
