@@ -219,14 +219,17 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Waits until somebody kills the connection. To be awaited by the task that serves it, which [`Client::kill`] wakes up.
+    /// Waits until somebody kills the connection.
     pub async fn killed(&self) {
-        poll_fn(|_| {
-            if self.is_killed() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+        self.killed_or(|| false).await;
+    }
+
+    /// Waits until somebody kills the connection, or this holds. To be awaited by the task that serves the connection: who makes it hold
+    /// wakes that up ([`Client::wake`]), as [`Client::kill`] does.
+    pub async fn killed_or(&self, ended: impl Fn() -> bool) {
+        poll_fn(|_| match self.is_killed() || ended() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         })
         .await;
     }

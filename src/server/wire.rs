@@ -5,11 +5,9 @@
 //! [`READ_AHEAD`] bytes of them. Where `client-output-buffer-limit` bounds the replies that wait, commands are computed up to that
 //! bound, and above it the connection is closed, as Redis does.
 
-use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -220,12 +218,7 @@ impl Wire {
     }
 
     async fn sent_or_read(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
-        let ended = poll_fn(
-            |_| match self.client.is_killed() || (idle && self.shared.shutdown.is_asked()) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            },
-        );
+        let ended = self.client.killed_or(|| idle && self.shared.shutdown.is_asked());
         let read = tokio::select! {
             biased;
             sent = self.writer.write(&self.output), if !self.output.is_empty() => {
@@ -237,7 +230,6 @@ impl Wire {
                 return Ok(true);
             }
             read = self.reader.read_buf(&mut self.input), if may_read => read?,
-            // Whoever asks for it wakes this task up.
             () = ended => return Ok(false),
         };
         self.ended = read == 0;

@@ -43,7 +43,7 @@ impl<T: Hashed> Table<T> {
     }
 
     fn home(&self, hash: u32) -> usize {
-        (u64::from(hash) * self.places.len() as u64 >> u32::BITS) as usize
+        ((u64::from(hash) * self.places.len() as u64) >> u32::BITS) as usize
     }
 
     fn next(&self, place: usize) -> usize {
