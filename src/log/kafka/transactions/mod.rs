@@ -9,8 +9,8 @@
 //! lost. Nothing that lost is ever in the log for readers or for compaction.
 //!
 //! - Batches keep the order in which they were handed over, so one that rests on another comes after it.
-//! - A group is sent when the one before it is decided; what comes meanwhile waits for the next. Two producers take turns, since Kafka
-//!   makes one wait until the markers of its last transaction are written (KIP-98).
+//! - A group is sent when the one before it is decided; what comes while its transaction begins is added to it, and the rest waits for the
+//!   next. Two producers take turns, since Kafka makes one wait until the markers of its last transaction are written (KIP-98).
 //! - Before the commit is asked for, every failure means *not written*, whatever the broker has. After it, the outcome is
 //!   found out ([`client`]) before anything is said.
 
