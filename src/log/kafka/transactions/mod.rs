@@ -47,7 +47,7 @@ const TICK: Duration = Duration::from_millis(500);
 const GATHER: Duration = Duration::from_micros(1_500);
 /// It may wait for as long as the last commit took, up to this: a group of their own would keep them for that long as well.
 const GATHER_LONGEST: Duration = Duration::from_millis(5);
-/// Where that was in vain, it is tried again so many groups later.
+/// Where that was in vain, it is tried again so many waits later.
 const TRY_AGAIN: u32 = 16;
 const ANOTHER_LOG: &str =
     "the topic is not the one that this was computed on any more: it was deleted and made again, or has lost its end";
@@ -220,14 +220,14 @@ impl Queue {
         Some(group)
     }
 
-    /// Adds those to a group that are likely to come, waiting for so long at most; whether they came.
-    fn gather(&self, group: &mut Vec<Handed>, patience: Duration) -> bool {
+    /// Adds those to a group that are likely to come, waiting for so long at most; whether they came, if any were missing.
+    fn gather(&self, group: &mut Vec<Handed>, patience: Duration) -> Option<bool> {
         let until = Instant::now() + patience;
         let mut waiting = self.waiting.lock();
         waiting.wanted = waiting.expected.saturating_sub(group.len());
-        let mut came = true;
-        while came && waiting.batches.len() < waiting.wanted && !waiting.closed {
-            came = !self.changed.wait_until(&mut waiting, until).timed_out();
+        let mut came = None;
+        while came != Some(false) && waiting.batches.len() < waiting.wanted && !waiting.closed {
+            came = Some(!self.changed.wait_until(&mut waiting, until).timed_out());
         }
         waiting.wanted = usize::MAX;
         waiting.move_to(group, usize::MAX);
@@ -283,7 +283,7 @@ struct Committer {
     alone: usize,
     /// How long the last commit took.
     commit_time: Duration,
-    /// So many groups in a row waited for some who did not come.
+    /// So often in a row a group waited for some who did not come.
     in_vain: u32,
 }
 
@@ -405,8 +405,9 @@ impl Committer {
         };
         let first = group.len();
         match self.queue.gather(group, patience) {
-            true => self.in_vain = 0,
-            false => self.in_vain += 1,
+            Some(true) => self.in_vain = 0,
+            Some(false) => self.in_vain = self.in_vain.wrapping_add(1),
+            None => {}
         }
         let more = self.without_stale(group.split_off(first), false);
         group.extend(more);
@@ -582,31 +583,48 @@ mod tests {
         queue.next_group(usize::MAX).expect("an open queue")
     }
 
+    /// Returns when somebody waits for two more.
+    fn eventually_waits(queue: &Queue) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while queue.waiting.lock().wanted != 2 {
+            assert!(Instant::now() < end, "nobody waits");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_group_waits_for_those_who_are_expected_and_no_longer() {
         const LONG: Duration = Duration::from_secs(60);
         let queue = Queue::default();
         let mut group = group_of(&queue, 2, 2);
-        assert!(queue.gather(&mut group, LONG), "all are there");
+        assert_eq!(queue.gather(&mut group, LONG), None, "all are there");
         assert_eq!(group.len(), 2);
 
         let mut group = group_of(&queue, 1, 3);
         std::thread::scope(|threads| {
-            threads.spawn(|| (0..2).for_each(|_| queue.push(batch(&[])).expect("room")));
-            assert!(queue.gather(&mut group, LONG), "two more came");
+            threads.spawn(|| {
+                eventually_waits(&queue);
+                (0..2).for_each(|_| queue.push(batch(&[])).expect("room"));
+            });
+            assert_eq!(queue.gather(&mut group, LONG), Some(true), "two more came");
         });
         assert_eq!(group.len(), 3);
 
         let mut group = group_of(&queue, 1, 3);
         queue.push(batch(&[])).expect("room");
-        assert!(!queue.gather(&mut group, Duration::from_millis(1)), "one is missing");
+        let outcome = queue.gather(&mut group, Duration::from_millis(1));
+        assert_eq!(outcome, Some(false), "one is missing");
         assert_eq!(group.len(), 2, "but the other is taken along");
         assert_eq!(queue.waiting.lock().expected, 2, "and is not expected again");
 
         queue.answers(group.len());
         let mut group = group_of(&queue, 1, 2);
         queue.waiting.lock().closed = true;
-        assert!(queue.gather(&mut group, LONG), "nobody comes when the lane is closed");
+        assert_eq!(
+            queue.gather(&mut group, LONG),
+            None,
+            "nobody comes when the lane is closed"
+        );
     }
 
     #[test]
