@@ -14,7 +14,7 @@ use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, EXPECTED};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
-use super::{Service, Status, now_ms};
+use super::{Partition, Service, Status, now_ms};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
 
@@ -705,6 +705,12 @@ impl Applier {
             );
             self.goal = None;
             self.tell_applied();
+            for database in &self.service.databases {
+                let is_new = |partition: &Partition| partition.applied.load(Ordering::Acquire) == 0;
+                if database.only_partition().is_some_and(is_new) {
+                    database.hot.hold_all();
+                }
+            }
             self.service.set_status(Status::Serving);
             return;
         }

@@ -219,7 +219,7 @@ impl Database {
     /// The topic is another one now, under the same name: nothing that was known of it holds.
     fn forget(&self) {
         self.watches.flushed(|_| true);
-        self.hot.forget(|_, _| true);
+        self.hot.forget_all();
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
@@ -254,9 +254,7 @@ impl Database {
         if let Some(partition) = self.partitions().get(at.partition as usize) {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
             if before < at.offset {
-                // What the store lacks stays until it has it, hidden: the deletes of others rest on what is there.
-                self.hot
-                    .forget(|known, unstored| !unstored && known.partition == at.partition && known.offset < at.offset);
+                self.hot.forget_hidden(at);
                 return true;
             }
         }
@@ -386,15 +384,20 @@ impl Service {
             if database.topic.get().is_none()
                 && let Some(identity) = self.log.identity(number as u16)
             {
-                if identity.partitions == 1 {
-                    database.hot.name_unstored();
-                }
-                // Whoever comes second finds it set.
-                let _ = database.topic.set(Topic {
-                    name: identity.topic,
-                    read_only: identity.read_only,
-                    max_record_bytes: self.log.max_record_bytes(number as u16),
-                    partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
+                // By whoever comes first, before anything is applied.
+                database.topic.get_or_init(|| {
+                    if identity.partitions == 1 {
+                        database.hot.name_unstored();
+                        if self.is_serving() {
+                            database.hot.hold_all();
+                        }
+                    }
+                    Topic {
+                        name: identity.topic,
+                        read_only: identity.read_only,
+                        max_record_bytes: self.log.max_record_bytes(number as u16),
+                        partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
+                    }
                 });
             }
         }
@@ -433,6 +436,14 @@ impl Service {
                     at: None,
                 })
             }
+            Lookup::Absent => {
+                debug_assert!(self.is_absent(number, key), "memory lacks a key that is there");
+                Ok(Seen {
+                    entry: None,
+                    depends: None,
+                    at: None,
+                })
+            }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 // While loading, what was applied is neither in memory nor in the store: what is read then (by WATCH) is not to last.
@@ -456,6 +467,16 @@ impl Service {
                 })
             }
         }
+    }
+
+    /// Whether the store has no such key either, unless memory has it by now.
+    fn is_absent(&self, number: u16, key: &[u8]) -> bool {
+        let database = &self.databases[number as usize];
+        let stored = self
+            .behind
+            .get(number, key)
+            .unwrap_or_else(|| self.store.get(number, key).ok().flatten());
+        stored.is_none_or(|entry| !database.visible(&entry)) || !matches!(database.hot.get(key, true), Lookup::Absent)
     }
 
     /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was

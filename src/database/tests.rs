@@ -756,6 +756,7 @@ fn what_was_loaded_is_read_before_the_store_has_it() {
 #[test]
 fn what_is_read_while_loading_is_not_remembered() {
     let f = Fixture::new(false);
+    f.service.databases[0].hot.forget_all();
     f.service.set_status(Status::Loading {
         applied: 0,
         total: 1,
@@ -937,6 +938,57 @@ fn forget(open: &mut Option<Option<(String, String)>>, written: &str) {
     if let Some(first) = open {
         first.take_if(|(key, _)| key == written);
     }
+}
+
+#[test]
+fn the_store_is_asked_for_what_memory_lacks_only_once_memory_has_not_all() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    let store_reads = |f: &Fixture| f.service.counters.store_reads.load(Ordering::Relaxed);
+    let flush = || {
+        written(f.service.transact(&owner, Keys::Unlocked, View::Update, |t| {
+            t.flush(0);
+            Ok(())
+        }));
+        f.log.acknowledge();
+    };
+    let key = |n: u32| format!("k{n}");
+    f.wait(|f| f.service.is_serving());
+    f.set(&owner, "flushed", "1");
+    f.log.acknowledge();
+    flush();
+    for n in 0..100 {
+        f.set(&owner, &key(n), "1");
+        f.log.acknowledge();
+    }
+    written(f.transact(&owner, "k0", View::Update, |t| {
+        t.delete(0, b"k0");
+        Ok(())
+    }));
+    f.log.acknowledge();
+    f.log.foreign("foreign", "1");
+    f.wait(|f| f.here().stored.load(Ordering::SeqCst) >= f.log.end());
+    for absent in ["flushed", "k0", "never"] {
+        assert_eq!(f.get(absent), None, "{absent}");
+    }
+    assert_eq!(f.get("foreign").as_deref(), Some("1"));
+    assert_eq!(store_reads(&f), 0);
+
+    f.service.memory.limit.store(2_000, Ordering::Relaxed);
+    for n in 100..200 {
+        f.set(&owner, &key(n), "1");
+        f.log.acknowledge();
+    }
+    assert!((1..200).all(|n| f.get(&key(n)).is_some()));
+    assert_eq!((f.get("k0"), f.get("never")), (None, None));
+    assert!(store_reads(&f) > 0);
+
+    f.service.memory.limit.store(1 << 20, Ordering::Relaxed);
+    let f = f.restart();
+    f.wait(|f| f.service.is_serving());
+    assert!((1..200).all(|n| f.get(&key(n)).is_some()));
+    assert_eq!((f.get("k0"), f.get("never")), (None, None));
+    assert!(store_reads(&f) > 0);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //! comes first. A slot is *pinned* while the store does not have its state yet; every other slot may be evicted (second chance)
 //! when the memory budget is used up.
 //!
+//! As long as it holds every key that there is ([`HotTier::holds_all`]), a key without a slot is not there, and the store need not be asked.
+//!
 //! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
 //! value stand together behind it ([`Slot`]).
 
@@ -122,6 +124,8 @@ pub enum Lookup {
     Committed(At, Option<Entry>),
     /// The newest state is that of a write under way.
     Pending(Arc<Write>, usize),
+    /// There is no such key: it would be here.
+    Absent,
     /// Ask the store, then [`HotTier::fill`] with this token.
     Cold(u64),
 }
@@ -139,6 +143,8 @@ pub struct HotTier {
     shards: Box<[Mutex<Shard>]>,
     /// What becomes unstored is named.
     names_unstored: AtomicBool,
+    /// Every visible key has a slot. Cleared under the lock of the shard that comes to lack one.
+    holds_all: AtomicBool,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
 }
@@ -148,6 +154,7 @@ impl HotTier {
         HotTier {
             shards: (0..SHARDS as u8).map(Shard::new).map(Mutex::new).collect(),
             names_unstored: AtomicBool::new(false),
+            holds_all: AtomicBool::new(false),
             hasher: foldhash::fast::RandomState::default(),
             budget,
         }
@@ -204,6 +211,7 @@ impl HotTier {
                 slot.touched = true;
                 Lookup::Committed(slot.at(), slot.entry())
             }
+            None if self.holds_all.load(Ordering::Relaxed) => Lookup::Absent,
             None => Lookup::Cold(changes),
         }
     }
@@ -277,7 +285,10 @@ impl HotTier {
         shard.changes += 1;
         match shard.find(hash, key) {
             Some(slot) if slot.is_from(ahead) => false,
-            None if !insert => true,
+            None if !insert => {
+                self.holds_all.store(false, Ordering::Relaxed);
+                true
+            }
             _ => self.supersede(&mut shard, hash, key, at, entry.as_ref()),
         }
     }
@@ -345,23 +356,44 @@ impl HotTier {
         }
     }
 
+    /// Nothing was written yet, and whatever will be comes here: from now on a key is not there if it is not here, until one has to be left out,
+    /// is evicted or forgotten.
+    pub fn hold_all(&self) {
+        self.holds_all.store(true, Ordering::Relaxed);
+    }
+
     /// Forgets the committed state of a key.
     pub fn forget_key(&self, key: &[u8]) {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
         shard.changes += 1;
+        self.holds_all.store(false, Ordering::Relaxed);
         if let Some(slot) = shard.slots.take(hash, |slot| slot.key() == key) {
             self.release(&slot);
         }
     }
 
-    /// Forgets all committed states that match, by their place in the log and whether the store lacks them; writes under way stay.
-    pub fn forget(&self, matches: impl Fn(&At, bool) -> bool) {
+    /// Forgets all committed states; writes under way stay.
+    pub fn forget_all(&self) {
+        self.holds_all.store(false, Ordering::Relaxed);
+        self.forget(|_| true);
+    }
+
+    /// Forgets the committed states before this place of the log, which a flush has hidden. What the store lacks stays until it has it, hidden: the deletes of others
+    /// rest on what is there.
+    pub fn forget_hidden(&self, flush: At) {
+        self.forget(|slot| {
+            let at = slot.at();
+            !slot.unstored && at.partition == flush.partition && at.offset < flush.offset
+        });
+    }
+
+    fn forget(&self, matches: impl Fn(&Slot) -> bool) {
         for shard in &self.shards {
             let mut shard = shard.lock();
             shard.changes += 1;
             shard.slots.retain(|slot| {
-                let goes = matches(&slot.at(), slot.unstored);
+                let goes = matches(slot);
                 if goes {
                     self.release(slot);
                 }
@@ -438,6 +470,9 @@ impl HotTier {
         } else if let Some(slot) = shard.slots.remove(shard.hand) {
             // Another may stand there now.
             self.release(&slot);
+            if !slot.absent {
+                self.holds_all.store(false, Ordering::Relaxed);
+            }
             self.budget.evicted.fetch_add(1, Ordering::Relaxed);
         }
         true
@@ -811,6 +846,47 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_a_slot_is_absent_until_one_has_to_be_left_out() {
+        let is_absent = |tier: &HotTier, key: &[u8]| matches!(tier.get(key, true), Lookup::Absent);
+        let value = |n| entry(n, Value::String(vec![1; 50].into()), None);
+        let filled = |limit| {
+            let tier = tier(limit);
+            assert!(!is_absent(&tier, b"never"), "not before it is said");
+            tier.hold_all();
+            tier.apply(b"deleted", at(1), None, true, None);
+            tier.apply(b"flushed", at(2), Some(value(2)), true, None);
+            tier.stored(b"deleted", at(1));
+            tier.stored(b"flushed", at(2));
+            tier.forget_hidden(at(3));
+            tier.apply(b"k", at(4), Some(value(4)), true, None);
+            tier.stored(b"k", at(4));
+            assert!(
+                [&b"never"[..], b"deleted", b"flushed"]
+                    .iter()
+                    .all(|key| is_absent(&tier, key))
+            );
+            assert!(shown(&tier, b"k").is_some());
+            tier
+        };
+        type Step = fn(&HotTier);
+        let steps: [(usize, Step); 4] = [
+            (1 << 20, |tier| tier.forget_key(b"k")),
+            (1 << 20, HotTier::forget_all),
+            (1 << 20, |tier| assert!(tier.apply(b"loaded", at(5), None, false, None))),
+            (0, |tier| {
+                let next = |n: u64| tier.apply(&n.to_le_bytes(), at(n), None, true, None);
+                assert!((5..2_000).all(next));
+            }),
+        ];
+        for (limit, step) in steps {
+            let tier = filled(1 << 20);
+            tier.budget.limit.store(limit, Ordering::Relaxed);
+            step(&tier);
+            assert!(!is_absent(&tier, b"never"));
+        }
+    }
+
+    #[test]
     fn what_is_used_and_unstored_is_counted_and_evicted_only_when_it_is_stored() {
         let tier = tier(100 * 200);
         let key = |n: u64| format!("key:{n}").into_bytes();
@@ -835,7 +911,7 @@ mod tests {
         }
         assert!(load(&tier.budget.used) <= 100 * 200 + 8 * SHARDS * 200);
         assert!(load(&tier.budget.evicted) > 2_000);
-        tier.forget(|_, _| true);
+        tier.forget_all();
         assert_eq!(load(&tier.budget.used), 0);
     }
 }
