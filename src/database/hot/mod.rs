@@ -5,7 +5,7 @@
 //! comes first. A slot is *pinned* while the store does not have its state yet; every other slot may be evicted (second chance)
 //! when the memory budget is used up.
 //!
-//! As long as it holds every key that there is ([`HotTier::holds_all`]), a key without a slot is not there, and the store need not be asked.
+//! As long as it holds every key that there is ([`HotTier::hold_all`]), a key without a slot is not there, and the store need not be asked.
 //!
 //! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
 //! value stand together behind it ([`Slot`]).
@@ -849,8 +849,8 @@ mod tests {
     fn a_key_without_a_slot_is_absent_until_one_has_to_be_left_out() {
         let is_absent = |tier: &HotTier, key: &[u8]| matches!(tier.get(key, true), Lookup::Absent);
         let value = |n| entry(n, Value::String(vec![1; 50].into()), None);
-        let filled = |limit| {
-            let tier = tier(limit);
+        let filled = || {
+            let tier = tier(1 << 20);
             assert!(!is_absent(&tier, b"never"), "not before it is said");
             tier.hold_all();
             tier.apply(b"deleted", at(1), None, true, None);
@@ -879,7 +879,7 @@ mod tests {
             }),
         ];
         for (limit, step) in steps {
-            let tier = filled(1 << 20);
+            let tier = filled();
             tier.budget.limit.store(limit, Ordering::Relaxed);
             step(&tier);
             assert!(!is_absent(&tier, b"never"));
