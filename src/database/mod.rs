@@ -448,11 +448,7 @@ impl Service {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 // While loading, what was applied is neither in memory nor in the store: what is read then (by WATCH) is not to last.
                 let lasts = self.is_serving();
-                let entry = match self.behind.get(number, key) {
-                    Some(entry) => entry,
-                    None => self.store.get(number, key)?,
-                };
-                let entry = entry.filter(|e| database.visible(e));
+                let entry = self.beneath(number, key)?;
                 if lasts {
                     database.hot.fill(key, entry.as_ref(), token);
                 }
@@ -469,14 +465,19 @@ impl Service {
         }
     }
 
-    /// Whether the store has no such key either, unless memory has it by now.
+    /// What there is of a key that memory lacks: in the store, or on the way there since it was loaded.
+    fn beneath(&self, number: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+        let entry = match self.behind.get(number, key) {
+            Some(entry) => entry,
+            None => self.store.get(number, key)?,
+        };
+        Ok(entry.filter(|entry| self.databases[number as usize].visible(entry)))
+    }
+
+    /// Whether there is no such key beneath memory either, unless memory has it by now.
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
-        let database = &self.databases[number as usize];
-        let stored = self
-            .behind
-            .get(number, key)
-            .unwrap_or_else(|| self.store.get(number, key).ok().flatten());
-        stored.is_none_or(|entry| !database.visible(&entry)) || !matches!(database.hot.get(key, true), Lookup::Absent)
+        let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
+        !matches!(self.beneath(number, key), Ok(Some(_))) || is_now_known()
     }
 
     /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was

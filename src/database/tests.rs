@@ -347,6 +347,13 @@ impl Fixture {
         written(computed)
     }
 
+    fn delete(&self, owner: &Arc<Outstanding>, key: &str) {
+        written(self.transact(owner, key, View::Update, |t| {
+            t.delete(0, key.as_bytes());
+            Ok(())
+        }));
+    }
+
     /// What a connection without writes under way reads.
     fn get(&self, key: &str) -> Option<String> {
         let read = self
@@ -719,10 +726,7 @@ fn what_was_loaded_is_read_before_the_store_has_it() {
         f.set(&owner, key, value);
         f.log.acknowledge();
     }
-    written(f.transact(&owner, "deleted", View::Update, |t| {
-        t.delete(0, b"deleted");
-        Ok(())
-    }));
+    f.delete(&owner, "deleted");
     f.log.acknowledge();
     f.stop();
     let log = f.log.clone();
@@ -871,10 +875,7 @@ fn it_answers_as_a_map_does() {
                 f.log.fail(not_written());
             }
             50..60 => {
-                written(f.transact(&owner, &key, View::Update, |t| {
-                    t.delete(0, key.as_bytes());
-                    Ok(())
-                }));
+                f.delete(&owner, &key);
                 f.log.acknowledge();
                 forget(&mut open, &key);
                 model.remove(&key);
@@ -945,29 +946,19 @@ fn the_store_is_asked_for_what_memory_lacks_only_once_memory_has_not_all() {
     let f = Fixture::new(false);
     let owner = Arc::default();
     let store_reads = |f: &Fixture| f.service.counters.store_reads.load(Ordering::Relaxed);
-    let flush = || {
-        written(f.service.transact(&owner, Keys::Unlocked, View::Update, |t| {
-            t.flush(0);
-            Ok(())
-        }));
-        f.log.acknowledge();
-    };
     let key = |n: u32| format!("k{n}");
     f.wait(|f| f.service.is_serving());
     f.set(&owner, "flushed", "1");
     f.log.acknowledge();
-    flush();
+    f.flush();
     for n in 0..100 {
         f.set(&owner, &key(n), "1");
         f.log.acknowledge();
     }
-    written(f.transact(&owner, "k0", View::Update, |t| {
-        t.delete(0, b"k0");
-        Ok(())
-    }));
+    f.delete(&owner, "k0");
     f.log.acknowledge();
     f.log.foreign("foreign", "1");
-    f.wait(|f| f.here().stored.load(Ordering::SeqCst) >= f.log.end());
+    f.wait(all_stored);
     for absent in ["flushed", "k0", "never"] {
         assert_eq!(f.get(absent), None, "{absent}");
     }

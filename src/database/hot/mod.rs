@@ -143,7 +143,7 @@ pub struct HotTier {
     shards: Box<[Mutex<Shard>]>,
     /// What becomes unstored is named.
     names_unstored: AtomicBool,
-    /// Every visible key has a slot. Cleared under the lock of the shard that comes to lack one.
+    /// Every visible key has a slot. Cleared before the lock of the shard that comes to lack one is given back.
     holds_all: AtomicBool,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
