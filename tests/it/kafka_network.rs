@@ -10,7 +10,7 @@ use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, Lo
 use crate::support::server::Highwater;
 use crate::support::{Stopping, wait_for};
 
-const SOON: Duration = Duration::from_secs(25);
+const SOON: Duration = Duration::from_secs(29);
 const CLIENTS: usize = 4;
 /// A write is answered within the write timeout (5 s), a second more where the outcome of a commit has to be found out, and what a
 /// busy machine adds.
@@ -184,6 +184,9 @@ fn a_leader_that_is_killed_under_load_costs_no_acknowledged_write() {
         println!("writes went on {:?} after the leader was killed", killed.elapsed());
         load.wait_for_more(200);
     });
+    // Which asks the log's new leader for its end.
+    client.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
+    client.check("GET first", "$1\r\n1");
     check(&node, &answers);
     check(&on_cluster().start(), &answers);
 }

@@ -36,6 +36,8 @@ pub(super) const NEW_TOPIC_RECORD_BYTES: usize = MAX_MESSAGE_BYTES - FRAMING_BYT
 const EVENTS: usize = 32;
 /// One question to the cluster.
 const ASK: Duration = Duration::from_secs(3);
+/// So long the leaders that are known are waited for before they are looked up anew; twice as long the next time.
+const ONE_ANSWER: Duration = Duration::from_millis(500);
 /// How long a topic has to be missing before it counts as deleted: a broker that has just started may not know all
 /// topics yet.
 const GONE: Duration = Duration::from_secs(4);
@@ -527,8 +529,11 @@ impl Topics {
         if asked.count() == 0 {
             return Ok(Positions::new());
         }
+        let mut patience = ONE_ANSWER;
         loop {
-            let answer = self.questions.offsets_for_times(asked.clone(), remaining(end));
+            let answer = self
+                .questions
+                .offsets_for_times(asked.clone(), remaining(end).min(patience));
             match answer
                 .map_err(|error| describe_error(&error))
                 .and_then(|list| self.read_ends(&states, &list))
@@ -540,8 +545,23 @@ impl Topics {
                         "cannot ask Kafka for the end of the log: {cause}"
                     )));
                 }
-                // A leader that moves: librdkafka has dropped what it knew and asks anew.
-                Err(_) => self.idle(Duration::from_millis(20).min(remaining(end))),
+                Err(_) => {
+                    self.find_leaders(&states, remaining(end).min(patience));
+                    self.idle(Duration::from_millis(20).min(remaining(end)));
+                    patience *= 2;
+                }
+            }
+        }
+    }
+
+    /// Asks who leads the partitions now. By itself librdkafka goes on asking the broker that it knows of, even if that one is lost, until
+    /// what it knows is a quarter of an hour old.
+    fn find_leaders(&self, states: &[State], timeout: Duration) {
+        let end = Instant::now() + timeout;
+        for topic in states.iter().filter_map(State::usable) {
+            let name = &topic.identity.topic;
+            if let Err(error) = self.questions.fetch_metadata(Some(name), remaining(end)) {
+                tracing::debug!(%error, topic = name, "cannot ask who leads a topic");
             }
         }
     }
