@@ -200,6 +200,7 @@ impl Log for KafkaLog {
     }
 
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
+        self.transactions.reads_anew();
         Ok(Box::new(KafkaFollower::start(
             &self.config,
             &self.topics,
@@ -210,6 +211,7 @@ impl Log for KafkaLog {
     }
 
     fn follow_marked(&self, from: &Positions, marks: &Marks) -> Result<Box<dyn Follower>, LogError> {
+        self.transactions.reads_anew();
         Ok(Box::new(KafkaFollower::start_marked(
             &self.config,
             &self.topics,

@@ -2,11 +2,13 @@
 //! Owns the producer's life; knows nothing of conditions.
 //!
 //! Its transactional id is the node's own and stays the same over restarts, so that what a killed process left open is aborted when
-//! the node starts again, and not after `transaction.timeout.ms`.
+//! the node starts again, and not after `transaction.timeout.ms`. Where an id is of no use any more, another one takes its place
+//! until the next start.
 
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -27,13 +29,20 @@ use super::super::topics::Topics;
 use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
 
 /// One try to make a producer ready.
-const INIT: Duration = Duration::from_secs(1);
-/// The same while it is refused: nobody who waits behind it is to be held up.
-const GLANCE: Duration = Duration::from_millis(50);
+pub(super) const INIT: Duration = Duration::from_secs(1);
+/// The same while it is refused, or another may become ready meanwhile: nobody who waits behind it is to be held up.
+pub(super) const GLANCE: Duration = Duration::from_millis(50);
 /// A refused one tries again that often: perhaps it was allowed meanwhile.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks for room in a full queue, or at a commit that has to be asked for again.
-const AGAIN: Duration = Duration::from_millis(2);
+pub(super) const AGAIN: Duration = Duration::from_millis(2);
+/// Kafka usually has a decided transaction finished within milliseconds. When a broker is lost just then, it may take a coordinator
+/// until the next transaction of anybody, or 30 s (its `request.timeout.ms`), and so long the transactional id is of no use.
+const UNFINISHED: Duration = Duration::from_secs(1);
+/// A producer that has heard nothing for so long is replaced.
+const SILENT: Duration = Duration::from_secs(4);
+/// For so long it is tried to have Kafka end what an id that is not used any more has left.
+const ENDED: Duration = Duration::from_secs(60);
 /// The most time that is spent on an abort.
 const ABORT: Duration = Duration::from_secs(1);
 /// The least time that is spent on finding out how a commit ended, however late it is: so much later than the write timeout the last
@@ -52,6 +61,10 @@ pub(super) struct Client {
     trouble: Option<String>,
     /// It may not be used, so that there is nothing to wait for. Since when; tried again in the background.
     refused: Option<Instant>,
+    /// What it answers since when, while it does not become ready.
+    not_ready: Option<(RDKafkaErrorCode, Instant)>,
+    /// Has Kafka end what the last id has left.
+    ending: Option<JoinHandle<()>>,
 }
 
 struct Producer {
@@ -162,6 +175,8 @@ impl Client {
             producer: None,
             trouble: None,
             refused: None,
+            not_ready: None,
+            ending: None,
         }
     }
 
@@ -172,27 +187,32 @@ impl Client {
         cause.map_or(String::new(), |cause| format!(": {cause}"))
     }
 
-    /// Makes the producer ready if it is not, also for a topic with larger records that has come since. Called when there is
-    /// nothing else to do.
-    pub fn mend(&mut self) {
+    /// Makes the producer ready if it is not, also for a topic with larger records that has come since, or gets on with that for
+    /// so long. Whether it is.
+    pub fn mend(&mut self, patience: Duration) -> bool {
         let wanted = self.topics.sizes();
         let fits = |sizes: &Sizes| sizes.message >= wanted.message && sizes.batch <= wanted.batch;
         if self.producer.as_ref().is_some_and(|producer| !fits(&producer.sizes)) {
             self.give_up();
         }
         let patience = match self.refused {
-            Some(since) if self.producer.is_none() && since.elapsed() < REFUSED_AGAIN => return,
+            Some(since) if self.producer.is_none() && since.elapsed() < REFUSED_AGAIN => return false,
             Some(_) => GLANCE,
-            None => INIT,
+            None => patience,
         };
         // What went wrong is told when a write needs it.
-        let _ = self.make_ready(Instant::now() + patience);
+        self.make_ready(Instant::now() + patience).is_ok()
+    }
+
+    /// There is nothing to wait for.
+    pub fn is_refused(&self) -> bool {
+        self.refused.is_some()
     }
 
     fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
         if self.refused.is_some() {
             // Where commands never cease, nobody else looks again.
-            self.mend();
+            self.mend(GLANCE);
         }
         match self.refused {
             Some(_) => Err(self.not_usable()),
@@ -200,7 +220,7 @@ impl Client {
         }
     }
 
-    fn not_usable(&self) -> String {
+    pub fn not_usable(&self) -> String {
         format!("Kafka transactions cannot be used{}", self.trouble())
     }
 
@@ -221,6 +241,7 @@ impl Client {
         }
         self.trouble = None;
         self.refused = None;
+        self.not_ready = None;
         self.producer.as_ref().ok_or_else(|| "there is no producer".to_owned())
     }
 
@@ -237,7 +258,10 @@ impl Client {
                 producer.ready = true;
                 Ok(())
             }
-            Err(KafkaError::Transaction(error)) if error.is_retriable() => Err(describe_code(error.code())),
+            Err(KafkaError::Transaction(error)) if error.is_retriable() => {
+                self.replace_if_stuck(error.code());
+                Err(describe_code(error.code()))
+            }
             Err(error) => match refusal(error.rdkafka_error_code()) {
                 Some(why) => {
                     let cause = format!("{why} {}", self.id);
@@ -251,6 +275,53 @@ impl Client {
                 }
             },
         }
+    }
+
+    /// Others must not wait for a producer that does not become ready when a new one would: told `code` once more.
+    fn replace_if_stuck(&mut self, code: RDKafkaErrorCode) {
+        let since = match self.not_ready {
+            Some((last, since)) if last == code => since,
+            _ => self.not_ready.insert((code, Instant::now())).1,
+        };
+        let unfinished = code == RDKafkaErrorCode::ConcurrentTransactions && since.elapsed() >= UNFINISHED;
+        let silent = code == RDKafkaErrorCode::OperationTimedOut && since.elapsed() >= SILENT;
+        if unfinished && self.ending.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.change_id();
+        } else if silent {
+            self.not_ready = None;
+            self.give_up();
+        }
+    }
+
+    /// Kafka has not finished what the last transaction of this id was decided to be. Another id need not wait for that.
+    fn change_id(&mut self) {
+        let Some(Producer { inner, .. }) = self.producer.take() else {
+            return;
+        };
+        let another = self.another_id();
+        let last = std::mem::replace(&mut self.id, another);
+        self.not_ready = None;
+        tracing::info!(
+            last,
+            id = self.id,
+            "Kafka does not finish a transaction: another transactional id is used"
+        );
+        let ended = std::thread::Builder::new().spawn(move || {
+            let end = Instant::now() + ENDED;
+            let is_ended = || match inner.init_transactions(INIT) {
+                Err(KafkaError::Transaction(error)) => !error.is_retriable(),
+                _ => true,
+            };
+            while !is_ended() && Instant::now() < end {}
+        });
+        match ended {
+            Ok(thread) => self.ending = Some(thread),
+            Err(error) => tracing::warn!(%error, "cannot start a thread"),
+        }
+    }
+
+    fn another_id(&self) -> String {
+        format!("{}-{:08x}", self.base, rand::random::<u32>())
     }
 
     /// Waiting would not help. Told once, until it can be used.
@@ -293,7 +364,7 @@ impl Client {
         if let Some((code, text)) = inner.client().fatal_error() {
             if code == RDKafkaErrorCode::Fenced || code == RDKafkaErrorCode::ProducerFenced {
                 // A copy of this node's data directory is in use elsewhere, or a stalled transaction was ended for us.
-                self.id = format!("{}-{:08x}", self.base, rand::random::<u32>());
+                self.id = self.another_id();
             }
             tracing::warn!(error = ?code, id = self.id, "a transactional producer cannot go on and is replaced: {text}");
         }

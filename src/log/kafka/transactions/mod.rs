@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::client::{Client, Decided};
+use self::client::{AGAIN, Client, Decided, GLANCE, INIT};
 use self::tail::Tail;
 use super::codec::Stamp;
 use super::config::Config;
@@ -49,6 +49,9 @@ const GATHER: Duration = Duration::from_micros(1_500);
 const GATHER_LONGEST: Duration = Duration::from_millis(5);
 /// Where that was in vain, it is tried again so many waits later.
 const TRY_AGAIN: u32 = 16;
+/// When the log was found to be another one, nothing more is tried for so long, unless the node reads it anew before: each try
+/// takes offsets, until the other log looks as long as the one that was known.
+const NOTICED: Duration = Duration::from_secs(10);
 const ANOTHER_LOG: &str =
     "the topic is not the one that this was computed on any more: it was deleted and made again, or has lost its end";
 /// Kafka takes turns between so many transactional ids.
@@ -80,13 +83,16 @@ struct Waiting {
     expected: usize,
     /// The lane waits for so many.
     wanted: usize,
+    /// So often this node has begun to read the log.
+    reading: u64,
     closed: bool,
 }
 
-/// A batch, and when it was handed over.
+/// A batch, when it was handed over, and in which reading of the log.
 struct Handed {
     batch: Batch,
     since: Instant,
+    reading: u64,
 }
 
 impl Handed {
@@ -122,6 +128,7 @@ impl TransactionLane {
             alone: 0,
             commit_time: Duration::ZERO,
             in_vain: 0,
+            another_log: None,
         };
         let thread = std::thread::Builder::new()
             .name("transactions".into())
@@ -146,6 +153,11 @@ impl TransactionLane {
         if let Err(cause) = taken {
             completion.complete(Err(ProduceError::NotWritten(cause)));
         }
+    }
+
+    /// The node begins to read the log: what it computes from now on rests on this reading.
+    pub fn reads_anew(&self) {
+        self.queue.waiting.lock().reading += 1;
     }
 
     /// Takes in no more, and waits for what is under way.
@@ -177,12 +189,14 @@ impl Drop for TransactionLane {
 
 impl Queue {
     fn push(&self, batch: Batch) -> Result<(), String> {
-        let handed = Handed {
+        let mut handed = Handed {
             batch,
             since: Instant::now(),
+            reading: 0,
         };
         let (records, bytes) = (handed.batch.records.len(), handed.bytes());
         let mut waiting = self.waiting.lock();
+        handed.reading = waiting.reading;
         if waiting.closed {
             return Err(CLOSED.into());
         }
@@ -285,6 +299,8 @@ struct Committer {
     commit_time: Duration,
     /// So often in a row a group waited for some who did not come.
     in_vain: u32,
+    /// The log was found to be another one than this reading is of, and when.
+    another_log: Option<(u64, Instant)>,
 }
 
 /// A batch by its place in the group, and the position behind the record that came before its own.
@@ -302,14 +318,14 @@ enum Outcome {
 
 impl Committer {
     fn run(mut self) {
-        self.clients.iter_mut().for_each(Client::mend);
+        self.mend();
         loop {
             let alone = self.alone > 0;
             let Some(group) = self.queue.next_group(if alone { 1 } else { usize::MAX }) else {
                 return;
             };
             if group.is_empty() {
-                self.clients.iter_mut().for_each(Client::mend);
+                self.mend();
                 self.tail.rest_if_unused();
                 continue;
             }
@@ -323,13 +339,25 @@ impl Committer {
         }
     }
 
+    fn mend(&mut self) {
+        for client in &mut self.clients {
+            client.mend(INIT);
+        }
+    }
+
     /// What can be seen to be stale, or comes too late, is told so before it is sent. `nothing_sent`: the tail cannot have met records of
     /// this group, which are not decided yet.
     fn without_stale(&self, group: Vec<Handed>, nothing_sent: bool) -> Vec<Handed> {
+        let is_of_another_log = |handed: &Handed| {
+            let found = self.another_log.filter(|(_, found)| found.elapsed() < NOTICED);
+            found.is_some_and(|(reading, _)| handed.reading <= reading)
+        };
         let mut kept = Vec::with_capacity(group.len());
         for handed in group {
             if handed.rests_on_failed() {
                 handed.stale(None);
+            } else if is_of_another_log(&handed) {
+                handed.failed(ProduceError::NotWritten(ANOTHER_LOG.into()));
             } else if handed.since.elapsed() >= self.config.write_timeout / 2 {
                 let cause = format!(
                     "its turn did not come within the write timeout{}",
@@ -392,9 +420,28 @@ impl Committer {
         }
     }
 
+    /// Begins a transaction of the client whose turn it is, or of another one if that is not ready: Kafka may take long to finish what it did
+    /// last.
+    fn begin(&mut self, deadline: Instant) -> Result<(), String> {
+        let count = self.clients.len();
+        let next = (self.turn + 1) % count;
+        let mut patience = AGAIN;
+        loop {
+            let mut turns = (0..count).map(|later| (next + later) % count);
+            if let Some(turn) = turns.find(|turn| self.clients[*turn].mend(patience)) {
+                self.turn = turn;
+                return self.clients[turn].begin(deadline);
+            }
+            if self.clients.iter().all(Client::is_refused) || Instant::now() >= deadline {
+                return Err(self.clients[next].not_usable());
+            }
+            patience = GLANCE;
+        }
+    }
+
     /// Sends a group in a transaction, and adds what comes while the transaction begins.
     fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), String> {
-        self.clients[self.turn].begin(deadline)?;
+        self.begin(deadline)?;
         self.clients[self.turn].add(&batches(group), deadline)?;
         if self.alone > 0 {
             return Ok(());
@@ -420,11 +467,11 @@ impl Committer {
         if let Err(cause) = self.tail.watch(&batches(group), &[], deadline) {
             return not_written(cause);
         }
-        self.turn = (self.turn + 1) % self.clients.len();
         if let Err(cause) = self.send(group, deadline) {
             return Outcome::Refused(cause);
         }
         let client = &mut self.clients[self.turn];
+        let reading = group.iter().map(|handed| handed.reading).max();
         let batches = batches(group);
         let begun = Instant::now();
         let appended = match client.acknowledged(&batches, deadline) {
@@ -434,6 +481,7 @@ impl Committer {
         let conflicts = ends_if_needed(&self.topics, &batches, deadline).and_then(|ends| {
             if is_another_log(&batches, &appended, ends.as_ref()) {
                 self.topics.hurry();
+                self.another_log = reading.map(|reading| (reading, Instant::now()));
                 return Err(ANOTHER_LOG.into());
             }
             self.tail.watch(&batches, &appended, deadline)?;
