@@ -14,7 +14,7 @@ use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, EXPECTED};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
-use super::{Partition, Service, Status, now_ms};
+use super::{Partition, Service, Status, now_ms, preload};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
 
@@ -79,6 +79,7 @@ struct Applier {
     start_positions: Positions,
     /// After the last applied record, of topics with several partitions.
     met: Positions,
+    preload: Option<JoinHandle<()>>,
 }
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
@@ -226,11 +227,13 @@ impl Applier {
             started: Instant::now(),
             met: positions.clone(),
             start_positions: positions,
+            preload: None,
         })
     }
 
     fn run(&mut self, writer: JoinHandle<Result<(), StoreError>>) {
         let followed = self.follow_and_start_over();
+        self.end_preload();
         if let Err(error) = &followed {
             self.fail(error);
         }
@@ -265,6 +268,15 @@ impl Applier {
         }
     }
 
+    /// It ends by itself when this node stops or no longer serves.
+    fn end_preload(&mut self) {
+        if let Some(preload) = self.preload.take()
+            && preload.join().is_err()
+        {
+            error!("the thread that reads the store into memory panicked");
+        }
+    }
+
     fn fail(&self, error: &ApplyError) {
         error!(%error, "the applier stopped: this node no longer follows the log and refuses commands");
         if let ApplyError::Store(error) = error {
@@ -283,6 +295,7 @@ impl Applier {
             total: 0,
             rebuilding: Some(reason.to_owned()),
         });
+        self.end_preload();
         service.behind.begin(Reached::default());
         renew_store(&service)?;
         for number in 0..service.database_count() {
@@ -712,6 +725,10 @@ impl Applier {
                 }
             }
             self.service.set_status(Status::Serving);
+            self.preload = preload::start(&self.service).unwrap_or_else(|error| {
+                warn!(%error, "cannot start a thread that reads the store into memory");
+                None
+            });
             return;
         }
         let done = |positions: &Positions| -> u64 {

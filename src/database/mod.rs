@@ -18,6 +18,7 @@ pub mod digest;
 pub mod flushed;
 pub mod hot;
 mod own;
+mod preload;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod transaction;

@@ -15,7 +15,7 @@ mod table;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -26,6 +26,12 @@ use super::write::Write;
 use crate::store::{Entry, Meta, Value, key_hash};
 
 const SHARDS: usize = 64;
+/// There may be visible keys that have no slot.
+const SOME: u8 = 0;
+/// So it is, but they are being filled in, and none has lost its slot since that began.
+const COMING: u8 = 1;
+/// Every visible key has a slot.
+const ALL: u8 = 2;
 /// What a slot costs beside its block (measured roughly: its place in the table, allocator rounding), bytes.
 const BESIDE_BLOCK: usize = 48;
 /// What a slot costs beside its key and value, bytes.
@@ -143,8 +149,8 @@ pub struct HotTier {
     shards: Box<[Mutex<Shard>]>,
     /// What becomes unstored is named.
     names_unstored: AtomicBool,
-    /// Every visible key has a slot. Cleared before the lock of the shard that comes to lack one is given back.
-    holds_all: AtomicBool,
+    /// [`SOME`], [`COMING`] or [`ALL`]. Becomes `SOME` before the lock of the shard that comes to lack a visible key is given back.
+    holds: AtomicU8,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
 }
@@ -154,7 +160,7 @@ impl HotTier {
         HotTier {
             shards: (0..SHARDS as u8).map(Shard::new).map(Mutex::new).collect(),
             names_unstored: AtomicBool::new(false),
-            holds_all: AtomicBool::new(false),
+            holds: AtomicU8::new(SOME),
             hasher: foldhash::fast::RandomState::default(),
             budget,
         }
@@ -211,7 +217,7 @@ impl HotTier {
                 slot.touched = true;
                 Lookup::Committed(slot.at(), slot.entry())
             }
-            None if self.holds_all.load(Ordering::Relaxed) => Lookup::Absent,
+            None if self.holds.load(Ordering::Relaxed) == ALL => Lookup::Absent,
             None => Lookup::Cold(changes),
         }
     }
@@ -286,7 +292,7 @@ impl HotTier {
         match shard.find(hash, key) {
             Some(slot) if slot.is_from(ahead) => false,
             None if !insert => {
-                self.holds_all.store(false, Ordering::Relaxed);
+                self.hold_some();
                 true
             }
             _ => self.supersede(&mut shard, hash, key, at, entry.as_ref()),
@@ -359,7 +365,31 @@ impl HotTier {
     /// Nothing was written yet, and whatever will be comes here: from now on a key is not there if it is not here, until one has to be left out,
     /// is evicted or forgotten.
     pub fn hold_all(&self) {
-        self.holds_all.store(true, Ordering::Relaxed);
+        self.holds.store(ALL, Ordering::Relaxed);
+    }
+
+    /// The same where something was written: whoever calls this is going to [`fill`](HotTier::fill) in each key that the store has from now on, and whatever
+    /// else comes, comes here. False if it holds all already.
+    pub fn begin_to_hold_all(&self) -> bool {
+        let of_some = |held| (held != ALL).then_some(COMING);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.holds.fetch_update(set, fetch, of_some).is_ok()
+    }
+
+    /// Whether nothing was left out, evicted or forgotten since that.
+    pub fn may_hold_all(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) != SOME
+    }
+
+    /// They are not filled in.
+    pub fn hold_some(&self) {
+        self.holds.store(SOME, Ordering::Relaxed);
+    }
+
+    /// All of them were filled in. False if it lacks one again.
+    pub fn hold_all_that_came(&self) -> bool {
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.holds.compare_exchange(COMING, ALL, set, fetch).is_ok()
     }
 
     /// Forgets the committed state of a key.
@@ -367,7 +397,7 @@ impl HotTier {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
         shard.changes += 1;
-        self.holds_all.store(false, Ordering::Relaxed);
+        self.hold_some();
         if let Some(slot) = shard.slots.take(hash, |slot| slot.key() == key) {
             self.release(&slot);
         }
@@ -375,7 +405,7 @@ impl HotTier {
 
     /// Forgets all committed states; writes under way stay.
     pub fn forget_all(&self) {
-        self.holds_all.store(false, Ordering::Relaxed);
+        self.hold_some();
         self.forget(|_| true);
     }
 
@@ -471,7 +501,7 @@ impl HotTier {
             // Another may stand there now.
             self.release(&slot);
             if !slot.absent {
-                self.holds_all.store(false, Ordering::Relaxed);
+                self.hold_some();
             }
             self.budget.evicted.fetch_add(1, Ordering::Relaxed);
         }
