@@ -548,7 +548,8 @@ impl Topics {
                 Err(_) => {
                     self.find_leaders(&states, remaining(end).min(patience));
                     self.idle(Duration::from_millis(20).min(remaining(end)));
-                    patience *= 2;
+                    // Bounded: an answer that is an error may come at once, again and again.
+                    patience = (patience * 2).min(ASK);
                 }
             }
         }
