@@ -684,7 +684,7 @@ fn walking_names_sees_what_the_transaction_did() {
 
 #[test]
 fn the_store_is_never_said_to_be_further_than_it_is() {
-    const KEYS: u64 = 5_000;
+    const KEYS: u64 = 20_000;
     let f = Fixture::new(false);
     let written = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
         for number in 0..KEYS {

@@ -10,7 +10,7 @@ use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, Lo
 use crate::support::server::Highwater;
 use crate::support::{Stopping, wait_for};
 
-const SOON: Duration = Duration::from_secs(29);
+const SOON: Duration = Duration::from_secs(25);
 const CLIENTS: usize = 4;
 /// A write is answered within the write timeout (5 s), a second more where the outcome of a commit has to be found out, and what a
 /// busy machine adds.
