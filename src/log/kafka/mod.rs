@@ -200,14 +200,7 @@ impl Log for KafkaLog {
     }
 
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
-        self.transactions.reads_anew();
-        Ok(Box::new(KafkaFollower::start(
-            &self.config,
-            &self.topics,
-            &self.health,
-            from,
-            Isolation::Committed,
-        )?))
+        self.follow_marked(from, &Marks::new())
     }
 
     fn follow_marked(&self, from: &Positions, marks: &Marks) -> Result<Box<dyn Follower>, LogError> {

@@ -29,7 +29,7 @@ use super::super::topics::Topics;
 use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
 
 /// One try to make a producer ready.
-pub(super) const INIT: Duration = Duration::from_secs(1);
+const INIT: Duration = Duration::from_secs(1);
 /// The same while it is refused, or another may become ready meanwhile: nobody who waits behind it is to be held up.
 pub(super) const GLANCE: Duration = Duration::from_millis(50);
 /// A refused one tries again that often: perhaps it was allowed meanwhile.
@@ -61,8 +61,6 @@ pub(super) struct Client {
     trouble: Option<String>,
     /// It may not be used, so that there is nothing to wait for. Since when; tried again in the background.
     refused: Option<Instant>,
-    /// What it answers since when, while it does not become ready.
-    not_ready: Option<(RDKafkaErrorCode, Instant)>,
     /// Has Kafka end what the last id has left.
     ending: Option<JoinHandle<()>>,
 }
@@ -71,6 +69,8 @@ struct Producer {
     inner: Polled<ffi::Producer<Context>>,
     sizes: Sizes,
     ready: bool,
+    /// What is answered since when, while it does not become ready.
+    not_ready: Option<(RDKafkaErrorCode, Instant)>,
     /// A transaction has begun, which nothing was added to yet.
     begun: Cell<bool>,
 }
@@ -175,7 +175,6 @@ impl Client {
             producer: None,
             trouble: None,
             refused: None,
-            not_ready: None,
             ending: None,
         }
     }
@@ -187,21 +186,26 @@ impl Client {
         cause.map_or(String::new(), |cause| format!(": {cause}"))
     }
 
-    /// Makes the producer ready if it is not, also for a topic with larger records that has come since, or gets on with that for
-    /// so long. Whether it is.
-    pub fn mend(&mut self, patience: Duration) -> bool {
+    /// Makes the producer ready if it is not, also for a topic with larger records that has come since. Called when there is
+    /// nothing else to do.
+    pub fn mend(&mut self) {
         let wanted = self.topics.sizes();
         let fits = |sizes: &Sizes| sizes.message >= wanted.message && sizes.batch <= wanted.batch;
         if self.producer.as_ref().is_some_and(|producer| !fits(&producer.sizes)) {
             self.give_up();
         }
         let patience = match self.refused {
-            Some(since) if self.producer.is_none() && since.elapsed() < REFUSED_AGAIN => return false,
+            Some(since) if self.producer.is_none() && since.elapsed() < REFUSED_AGAIN => return,
             Some(_) => GLANCE,
-            None => patience,
+            None => INIT,
         };
         // What went wrong is told when a write needs it.
-        self.make_ready(Instant::now() + patience).is_ok()
+        let _ = self.make_ready(Instant::now() + patience);
+    }
+
+    /// Whether it is ready, or becomes so within this time.
+    pub fn is_ready(&mut self, patience: Duration) -> bool {
+        self.ready(Instant::now() + patience).is_ok()
     }
 
     /// There is nothing to wait for.
@@ -212,7 +216,7 @@ impl Client {
     fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
         if self.refused.is_some() {
             // Where commands never cease, nobody else looks again.
-            self.mend(GLANCE);
+            self.mend();
         }
         match self.refused {
             Some(_) => Err(self.not_usable()),
@@ -241,7 +245,6 @@ impl Client {
         }
         self.trouble = None;
         self.refused = None;
-        self.not_ready = None;
         self.producer.as_ref().ok_or_else(|| "there is no producer".to_owned())
     }
 
@@ -279,16 +282,18 @@ impl Client {
 
     /// Others must not wait for a producer that does not become ready when a new one would: told `code` once more.
     fn replace_if_stuck(&mut self, code: RDKafkaErrorCode) {
-        let since = match self.not_ready {
+        let Some(producer) = &mut self.producer else {
+            return;
+        };
+        let since = match producer.not_ready {
             Some((last, since)) if last == code => since,
-            _ => self.not_ready.insert((code, Instant::now())).1,
+            _ => producer.not_ready.insert((code, Instant::now())).1,
         };
         let unfinished = code == RDKafkaErrorCode::ConcurrentTransactions && since.elapsed() >= UNFINISHED;
         let silent = code == RDKafkaErrorCode::OperationTimedOut && since.elapsed() >= SILENT;
         if unfinished && self.ending.as_ref().is_none_or(JoinHandle::is_finished) {
             self.change_id();
         } else if silent {
-            self.not_ready = None;
             self.give_up();
         }
     }
@@ -300,7 +305,6 @@ impl Client {
         };
         let another = self.another_id();
         let last = std::mem::replace(&mut self.id, another);
-        self.not_ready = None;
         tracing::info!(
             last,
             id = self.id,
@@ -352,6 +356,7 @@ impl Client {
             inner,
             sizes,
             ready: false,
+            not_ready: None,
             begun: Cell::new(false),
         })
     }

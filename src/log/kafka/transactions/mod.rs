@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::client::{AGAIN, Client, Decided, GLANCE, INIT};
+use self::client::{AGAIN, Client, Decided, GLANCE};
 use self::tail::Tail;
 use super::codec::Stamp;
 use super::config::Config;
@@ -318,14 +318,14 @@ enum Outcome {
 
 impl Committer {
     fn run(mut self) {
-        self.mend();
+        self.clients.iter_mut().for_each(Client::mend);
         loop {
             let alone = self.alone > 0;
             let Some(group) = self.queue.next_group(if alone { 1 } else { usize::MAX }) else {
                 return;
             };
             if group.is_empty() {
-                self.mend();
+                self.clients.iter_mut().for_each(Client::mend);
                 self.tail.rest_if_unused();
                 continue;
             }
@@ -336,12 +336,6 @@ impl Committer {
             if alone {
                 self.alone -= 1;
             }
-        }
-    }
-
-    fn mend(&mut self) {
-        for client in &mut self.clients {
-            client.mend(INIT);
         }
     }
 
@@ -428,7 +422,7 @@ impl Committer {
         let mut patience = AGAIN;
         loop {
             let mut turns = (0..count).map(|later| (next + later) % count);
-            if let Some(turn) = turns.find(|turn| self.clients[*turn].mend(patience)) {
+            if let Some(turn) = turns.find(|turn| self.clients[*turn].is_ready(patience)) {
                 self.turn = turn;
                 return self.clients[turn].begin(deadline);
             }
