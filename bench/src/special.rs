@@ -464,6 +464,8 @@ pub fn get_unfit(bench: &mut Bench) -> Result<()> {
         let server = Server::start(kind, &mut bench.site, &args)?;
         fill(server.port, range, case.value_bytes)?;
         bench.settle(&[server.pid()]);
+        // More than fits into memory, so that from then on each key that is read puts another one out.
+        Load::connect(case.plan(server.port, Until::Requests(range.count / 4), 1))?.run()?;
         let (mut figures, _) = bench.measure_at(server.port, server.pid(), None, &case)?;
         figures.insert("resident", mib(machine::resident(server.pid())?));
         figures.insert("disk", mib(machine::disk(server.dir())));

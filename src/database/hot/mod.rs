@@ -39,6 +39,10 @@ pub const SLOT_OVERHEAD: usize = BESIDE_BLOCK + Header::SHORT;
 /// Slots looked at per insert when room must be made, and places of the table.
 const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
+/// Places in a row that the eviction looks at: as many as are in a few lines of memory.
+const EVICTION_RUN: usize = 8;
+/// 2³² times the golden ratio.
+const GOLDEN: u32 = 0x9e37_79b9;
 /// Keys that are asked for at once.
 pub const EXPECTED: usize = 32;
 /// So much is near the processor anyway, bytes.
@@ -108,6 +112,18 @@ struct Header {
     key_len: usize,
 }
 
+/// Where the eviction looks next: some places in a row ([`EVICTION_RUN`]), then some elsewhere, spread evenly over the table. All in a row, it would leave the
+/// table empty behind it and full in front of it, and in a table that is too full by half a search with linear probing meets thousands of slots.
+#[derive(Default)]
+struct Hand {
+    place: usize,
+    /// Places left of this run.
+    left: usize,
+    /// The run's place as a part of 2³² of the table. Steps of the golden ratio come everywhere, and everywhere as often (Knuth, The Art
+    /// of Computer Programming 3, 6.4, theorem S).
+    run: u32,
+}
+
 /// Writes under way, with the index of the key's item in each.
 type Pending = SmallVec<[(Arc<Write>, usize); 1]>;
 
@@ -117,7 +133,7 @@ struct Shard {
     slots: Table<Slot>,
     /// Own writes under way by key, oldest first.
     pending: HashMap<Box<[u8]>, Pending, foldhash::fast::RandomState>,
-    hand: usize,
+    hand: Hand,
     /// Names of what became unstored, in any order; some may be stored by now.
     unstored: Vec<Unstored>,
     /// Grows with every change of any slot: a fill from the store is dropped if it is not what it was.
@@ -488,16 +504,20 @@ impl HotTier {
 
     /// Moves the eviction hand by one place; true if a slot was there.
     fn step(&self, shard: &mut Shard) -> bool {
-        if shard.hand >= shard.slots.places() {
-            shard.hand = 0;
+        let Shard { slots, hand, .. } = shard;
+        if hand.left == 0 {
+            hand.run = hand.run.wrapping_add(GOLDEN);
+            hand.place = slots.home(hand.run);
+            hand.left = EVICTION_RUN;
         }
-        let Some(slot) = shard.slots.at(shard.hand) else {
-            shard.hand += 1;
+        hand.left -= 1;
+        let Some(slot) = slots.at(hand.place) else {
+            hand.place = slots.next(hand.place);
             return false;
         };
         if slot.unstored || std::mem::take(&mut slot.touched) {
-            shard.hand += 1;
-        } else if let Some(slot) = shard.slots.remove(shard.hand) {
+            hand.place = slots.next(hand.place);
+        } else if let Some(slot) = slots.remove(hand.place) {
             // Another may stand there now.
             self.release(&slot);
             if !slot.absent {
@@ -914,6 +934,26 @@ mod tests {
             step(&tier);
             assert!(!is_absent(&tier, b"never"));
         }
+    }
+
+    #[test]
+    fn rows_of_slots_stay_short_however_long_it_evicts() {
+        let tier = tier(8 << 20);
+        let longest = |tier: &HotTier| {
+            let rows = tier.shards.iter().map(|shard| shard.lock().slots.longest_row());
+            rows.max().expect("shards")
+        };
+        for n in 0..500_000u64 {
+            let Lookup::Cold(token) = tier.get(&n.to_le_bytes(), false) else {
+                panic!("{n} was never read before");
+            };
+            tier.fill(
+                &n.to_le_bytes(),
+                Some(&entry(n, Value::String(Bytes::from_static(b"value")), None)),
+                token,
+            );
+        }
+        assert!(longest(&tier) < 100, "{}", longest(&tier));
     }
 
     #[test]

@@ -32,21 +32,18 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: Hashed> Table<T> {
-    /// Number of places, taken or not.
-    pub fn places(&self) -> usize {
-        self.places.len()
-    }
-
     /// What stands at a place.
     pub fn at(&mut self, place: usize) -> Option<&mut T> {
         self.places.get_mut(place)?.as_mut()
     }
 
-    fn home(&self, hash: u32) -> usize {
+    /// The place of a hash, if it is free; or how far into the table that part of 2³² is.
+    pub fn home(&self, hash: u32) -> usize {
         ((u64::from(hash) * self.places.len() as u64) >> u32::BITS) as usize
     }
 
-    fn next(&self, place: usize) -> usize {
+    /// The place behind one; the first comes behind the last.
+    pub fn next(&self, place: usize) -> usize {
         match place + 1 {
             end if end == self.places.len() => 0,
             next => next,
@@ -141,6 +138,13 @@ impl<T: Hashed> Table<T> {
         }
     }
 
+    /// Most taken places without a free one between them: what the longest search passes.
+    #[cfg(test)]
+    pub fn longest_row(&self) -> usize {
+        let rows = self.places.split(Option::is_none).map(<[_]>::len);
+        rows.max().unwrap_or(0)
+    }
+
     /// Asks for the memory where a search for this hash begins.
     pub fn expect(&self, hash: u32) {
         if !self.places.is_empty() {
@@ -223,9 +227,9 @@ mod tests {
             table.insert(One(number as u32 * 143_165, 0));
             let least = if number < 100 { 45 } else { 59 };
             assert!(
-                number < LEAST || number * 100 >= table.places() * least,
+                number < LEAST || number * 100 >= table.places.len() * least,
                 "{number} of {}",
-                table.places()
+                table.places.len()
             );
         }
     }
@@ -258,7 +262,7 @@ mod tests {
                 for (hash, name) in map.keys() {
                     prop_assert!(table.find(*hash, |one| one.1 == *name).is_some());
                 }
-                let found = (0..table.places()).filter(|place| table.at(*place).is_some()).count();
+                let found = (0..table.places.len()).filter(|place| table.at(*place).is_some()).count();
                 prop_assert_eq!(found, map.len());
             }
         }
