@@ -41,7 +41,7 @@ const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
 /// Places in a row that the eviction looks at: as many as are in a few lines of memory.
 const EVICTION_RUN: usize = 8;
-/// 2³² times the golden ratio.
+/// 2³² divided by the golden ratio.
 const GOLDEN: u32 = 0x9e37_79b9;
 /// Keys that are asked for at once.
 pub const EXPECTED: usize = 32;
@@ -511,14 +511,17 @@ impl HotTier {
             hand.left = EVICTION_RUN;
         }
         hand.left -= 1;
-        let Some(slot) = slots.at(hand.place) else {
-            hand.place = slots.next(hand.place);
+        let place = hand.place;
+        hand.place = slots.next(place);
+        let Some(slot) = slots.at(place) else {
             return false;
         };
         if slot.unstored || std::mem::take(&mut slot.touched) {
-            hand.place = slots.next(hand.place);
-        } else if let Some(slot) = slots.remove(hand.place) {
+            return true;
+        }
+        if let Some(slot) = slots.remove(place) {
             // Another may stand there now.
+            hand.place = place;
             self.release(&slot);
             if !slot.absent {
                 self.hold_some();
