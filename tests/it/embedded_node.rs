@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::support::client::Client;
-use crate::support::ports;
 use crate::support::resp::{Reply, command_line};
-use crate::support::server::Highwater;
+use crate::support::server::{self, Highwater};
+use crate::support::{ports, process};
 
 fn text_of(reply: &Reply) -> String {
     String::from_utf8_lossy(reply.bytes().expect("a string")).into_owned()
@@ -468,4 +469,20 @@ fn it_refuses_to_start_with_one_clear_line() {
     let (status, output) = Highwater::builder().args(&["--prot", "1"]).refuse(soon);
     assert!(!status.success());
     assert!(output.contains("--port"), "the nearest name: {output}");
+}
+
+/// Nothing else would tell if the linker took jemalloc's own, empty settings.
+#[test]
+fn the_allocator_has_the_settings_that_are_built_in_unless_the_environment_has_others() {
+    let settings_with = |conf: &str| {
+        let mut program = Command::new(server::binary());
+        program.arg("--version").env("MALLOC_CONF", conf);
+        let output = process::run("the version", program, b"", Duration::from_secs(20));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let built_in = settings_with("stats_print:true");
+    assert!(built_in.contains("opt.tcache_max: 4096\n"), "{built_in}");
+    assert!(built_in.contains("opt.dirty_decay_ms: 3000 "), "{built_in}");
+    let others = settings_with("stats_print:true,dirty_decay_ms:9000");
+    assert!(others.contains("opt.dirty_decay_ms: 9000 "), "{others}");
 }

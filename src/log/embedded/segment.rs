@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::disk::{Disk, DiskFile, read_full, write_all};
 use super::frame::{FrameHeader, HEADER_LEN, checksum};
@@ -296,19 +296,31 @@ impl FrameReader {
         }
         let chunk_end = self.chunk_at + self.chunk.len() as u64;
         if at < self.chunk_at || at + len as u64 > chunk_end {
-            let wanted = (limit - at).min(CHUNK).max(len as u64);
-            let mut buffer = vec![0; wanted as usize];
+            let wanted = (limit - at).min(CHUNK).max(len as u64) as usize;
+            let mut buffer = self.buffer(wanted);
             let read = read_full(&*self.segment.file, &mut buffer, at)
                 .map_err(|e| ReadError::Io(io_error("read", &self.segment.path, &e)))?;
             if read < len {
                 return Err(self.damaged("the file ends within a frame"));
             }
             buffer.truncate(read);
-            self.chunk = buffer.into();
+            self.chunk = buffer.freeze();
             self.chunk_at = at;
         }
         let start = (at - self.chunk_at) as usize;
         Ok(self.chunk.slice(start..start + len))
+    }
+
+    /// So many bytes to read into: those of the last chunk if no one holds a part of it, since jemalloc gives out large zeroed memory
+    /// as pages that the kernel makes anew, which takes longer than to read them.
+    fn buffer(&mut self, len: usize) -> BytesMut {
+        match std::mem::take(&mut self.chunk).try_into_mut() {
+            Ok(mut last) if len <= last.capacity() && last.capacity() <= CHUNK as usize => {
+                last.resize(len, 0);
+                last
+            }
+            _ => BytesMut::zeroed(len),
+        }
     }
 
     fn damaged(&self, what: &str) -> ReadError {
