@@ -114,13 +114,9 @@ impl Bench {
     }
 
     /// Waits until no server has anything left to do behind, so that it is not charged to the next one.
-    pub fn settle(&self, others: &[u32]) {
-        let shared = self.fleet.values().map(Server::pid);
-        let pids: Vec<u32> = shared
-            .chain(self.site.broker_pid())
-            .chain(others.iter().copied())
-            .collect();
-        settle(&pids, self.options.patience());
+    pub fn settle(&self, others: &[&Server]) {
+        let servers: Vec<&Server> = self.fleet.values().chain(others.iter().copied()).collect();
+        settle(&servers, self.site.broker_pid(), self.options.patience());
     }
 
     /// A Java program is slow when it is young: it compiles itself while its first millions of records, and its first ten thousand
@@ -153,17 +149,18 @@ impl Bench {
         if case.work != Work::Incr {
             self.fill(kind, case.range, case.value_bytes)?;
         }
-        let (port, pid) = self.server(kind).map(|server| (server.port, server.pid()))?;
+        self.server(kind)?;
         let broker = self.site.broker_pid().filter(|_| kind == Kind::OnKafka);
-        Ok(self.measure_at(port, pid, broker, case)?.0)
+        Ok(self.measure_at(&self.fleet[&kind], broker, case)?.0)
     }
 
     /// Measures any server, and the CPU time of its broker, if it has one.
-    pub fn measure_at(&self, port: u16, pid: u32, broker: Option<u32>, case: &Case) -> Result<(Figures, Outcome)> {
+    pub fn measure_at(&self, server: &Server, broker: Option<u32>, case: &Case) -> Result<(Figures, Outcome)> {
+        let (port, pid) = (server.port, server.pid());
         let seed = u64::from(self.round) << 32 | u64::from(port);
         let time = self.options.time();
         Load::connect(case.plan(port, Until::Time(time / 8), !seed))?.run()?;
-        self.settle(&[pid]);
+        self.settle(&[server]);
         let load = Load::connect(case.plan(port, Until::Time(time), seed))?;
         let cpu = || -> Result<(Duration, Option<Duration>)> {
             Ok((machine::cpu(pid)?, broker.map(machine::cpu).transpose()?))
@@ -172,7 +169,7 @@ impl Bench {
         let outcome = load.run()?;
         // What a server leaves for later is part of what a write costs.
         if !matches!(case.work, Work::Get | Work::Mget) {
-            self.settle(&[pid]);
+            self.settle(&[server]);
         }
         let after = cpu()?;
         ensure!(outcome.requests > 0, "no request was answered");
@@ -238,16 +235,18 @@ pub fn fill(port: u16, range: Range, value_bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits until these processes together use less than a tenth of a core, but no longer than `patience`.
-pub fn settle(pids: &[u32], patience: Duration) {
+/// Waits until these processes together use less than a tenth of a core and no store lacks anything, but no longer than `patience`.
+fn settle(servers: &[&Server], broker: Option<u32>, patience: Duration) {
     const STEP: Duration = Duration::from_millis(300);
-    let used = || -> Duration { pids.iter().filter_map(|pid| machine::cpu(*pid).ok()).sum() };
+    let pids = || servers.iter().map(|server| server.pid()).chain(broker);
+    let used = || -> Duration { pids().filter_map(|pid| machine::cpu(pid).ok()).sum() };
     let end = Instant::now() + patience;
     let mut before = used();
     while Instant::now() < end {
         std::thread::sleep(STEP.min(patience));
         let now = used();
-        if now.saturating_sub(before) <= STEP / 10 {
+        let is_quiet = now.saturating_sub(before) <= STEP / 10;
+        if is_quiet && !servers.iter().any(|server| server.has_unstored()) {
             return;
         }
         before = now;

@@ -220,6 +220,12 @@ impl Server {
         })
     }
 
+    /// True if its store lacks something. That Highwater is quiet does not tell: its writer rests between batches.
+    pub fn has_unstored(&self) -> bool {
+        let lacks = |line: &str| line.strip_prefix("unstored_bytes:").is_some_and(|bytes| bytes != "0");
+        ask(self.port, "INFO kafka").is_ok_and(|info| info.lines().any(lacks))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

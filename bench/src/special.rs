@@ -167,7 +167,7 @@ pub fn visible(bench: &mut Bench) -> Result<()> {
     let second = on_topic(bench, &topic)?;
     let case = usual(&bench.options, Work::Set);
     fill(first.port, case.range, case.value_bytes)?;
-    bench.settle(&[first.pid(), second.pid()]);
+    bench.settle(&[&first, &second]);
     let time = bench.options.time();
     let per_second = bench.options.rate(10_000);
     let load = Load::connect(Plan {
@@ -255,7 +255,7 @@ pub fn flush(bench: &mut Bench) -> Result<()> {
     fill(port, old, get.value_bytes)?;
     for flushes in [false, true] {
         fill(port, new, get.value_bytes)?;
-        bench.settle(&[server.pid()]);
+        bench.settle(&[&server]);
         let begun = Instant::now();
         if flushes {
             ensure!(ask(port, "FLUSHALL")? == "+OK", "FLUSHALL failed");
@@ -328,10 +328,10 @@ pub fn memory(bench: &mut Bench) -> Result<()> {
     let (range, value_bytes) = (bench.options.range(), bench.options.value_bytes);
     for kind in wanted(bench, &[Kind::Redis, Kind::Embedded, Kind::OnKafka]) {
         let server = Server::start(kind, &mut bench.site, &[])?;
-        bench.settle(&[server.pid()]);
+        bench.settle(&[&server]);
         let idle = machine::resident(server.pid())?;
         fill(server.port, range, value_bytes)?;
-        bench.settle(&[server.pid()]);
+        bench.settle(&[&server]);
         let filled = settled_resident(server.pid(), bench.options.patience())?;
         let figures = [
             ("idle", mib(idle)),
@@ -374,7 +374,7 @@ pub fn restart(bench: &mut Bench) -> Result<()> {
         let mut server = Server::start(kind, &mut bench.site, &engine.args())?;
         fill(server.port, range, value_bytes)?;
         for (signal, how) in [(libc::SIGTERM, "SIGTERM"), (libc::SIGKILL, "kill -9")] {
-            bench.settle(&[server.pid()]);
+            bench.settle(&[&server]);
             let time = server.restart(signal)?;
             let figures = [
                 ("seconds", time.as_secs_f64()),
@@ -463,10 +463,10 @@ pub fn get_unfit(bench: &mut Bench) -> Result<()> {
         args.extend(engine.args());
         let server = Server::start(kind, &mut bench.site, &args)?;
         fill(server.port, range, case.value_bytes)?;
-        bench.settle(&[server.pid()]);
+        bench.settle(&[&server]);
         // More than fits into memory, so that from then on each key that is read puts another one out.
         Load::connect(case.plan(server.port, Until::Requests(range.count / 4), 1))?.run()?;
-        let (mut figures, _) = bench.measure_at(server.port, server.pid(), None, &case)?;
+        let (mut figures, _) = bench.measure_at(&server, None, &case)?;
         figures.insert("resident", mib(machine::resident(server.pid())?));
         figures.insert("disk", mib(machine::disk(server.dir())));
         bench.note(&format!("{} keys", short(range.count)), &engine.name(kind), figures)?;
@@ -484,7 +484,7 @@ pub fn sustained(bench: &mut Bench) -> Result<()> {
     for (kind, engine) in with_engines(bench, &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka]) {
         let server = Server::start(kind, &mut bench.site, &engine.args())?;
         fill(server.port, case.range, case.value_bytes)?;
-        bench.settle(&[server.pid()]);
+        bench.settle(&[&server]);
         let (figures, each_second) = sustained_one(bench, &server, &case, time)?;
         let label = format!("{:.0} s", time.as_secs_f64());
         bench.note_with(&label, &engine.name(kind), figures, each_second)?;
@@ -505,7 +505,7 @@ fn sustained_one(bench: &Bench, server: &Server, case: &Case, time: Duration) ->
         (outcome, watch.join().expect("the watch does not panic"))
     });
     let outcome = outcome?;
-    bench.settle(&[server.pid()]);
+    bench.settle(&[server]);
     let cpu = machine::cpu(server.pid())?.saturating_sub(cpu);
     // The last second is not a whole one.
     let whole = &outcome.each_second[..outcome.each_second.len().saturating_sub(1)];
