@@ -113,10 +113,25 @@ impl Bench {
         Ok(())
     }
 
-    /// Waits until no server has anything left to do behind, so that it is not charged to the next one.
+    /// Waits until no server has anything left to do behind, so that it is not charged to the next one: until they and the broker
+    /// together use less than a tenth of a core and no store lacks anything, but no longer than the options' patience.
     pub fn settle(&self, others: &[&Server]) {
-        let servers: Vec<&Server> = self.fleet.values().chain(others.iter().copied()).collect();
-        settle(&servers, self.site.broker_pid(), self.options.patience());
+        const STEP: Duration = Duration::from_millis(300);
+        let patience = self.options.patience();
+        let servers = || self.fleet.values().chain(others.iter().copied());
+        let pids = || servers().map(Server::pid).chain(self.site.broker_pid());
+        let used = || -> Duration { pids().filter_map(|pid| machine::cpu(pid).ok()).sum() };
+        let end = Instant::now() + patience;
+        let mut before = used();
+        while Instant::now() < end {
+            std::thread::sleep(STEP.min(patience));
+            let now = used();
+            let are_quiet = now.saturating_sub(before) <= STEP / 10;
+            if are_quiet && !servers().any(Server::has_unstored) {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// A Java program is slow when it is young: it compiles itself while its first millions of records, and its first ten thousand
@@ -233,22 +248,4 @@ pub fn fill(port: u16, range: Range, value_bytes: usize) -> Result<()> {
     let outcome = Load::connect(case.plan(port, Until::Requests(range.count), 0))?.run()?;
     ensure!(outcome.requests == range.count, "not every key was set");
     Ok(())
-}
-
-/// Waits until these processes together use less than a tenth of a core and no store lacks anything, but no longer than `patience`.
-fn settle(servers: &[&Server], broker: Option<u32>, patience: Duration) {
-    const STEP: Duration = Duration::from_millis(300);
-    let pids = || servers.iter().map(|server| server.pid()).chain(broker);
-    let used = || -> Duration { pids().filter_map(|pid| machine::cpu(pid).ok()).sum() };
-    let end = Instant::now() + patience;
-    let mut before = used();
-    while Instant::now() < end {
-        std::thread::sleep(STEP.min(patience));
-        let now = used();
-        let is_quiet = now.saturating_sub(before) <= STEP / 10;
-        if is_quiet && !servers.iter().any(|server| server.has_unstored()) {
-            return;
-        }
-        before = now;
-    }
 }
