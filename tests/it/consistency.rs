@@ -477,7 +477,7 @@ fn a_node_that_cannot_tell_how_new_it_is_says_so() {
     plain.check("SET k 1", "+OK");
     bounded.check("GET k", "$1\r\n1");
     strict.check("GET k", "$1\r\n1");
-    kafka.stop_signal();
+    kafka.freeze();
     let stopped = Instant::now();
     // For a while what is known is new enough.
     let refused = loop {
@@ -506,7 +506,7 @@ fn a_node_that_cannot_tell_how_new_it_is_says_so() {
     strict.check("PING", "+PONG");
     plain.check("GET k", "$1\r\n1");
     assert!(plain.tree("HIGHWATER LAG").items().len() == 1);
-    kafka.cont_signal();
+    kafka.thaw();
     let deadline = Instant::now() + SOON;
     while strict.line("GET k") != b"$1\r\n1\r\n" || bounded.line("GET k") != b"$1\r\n1\r\n" {
         assert!(Instant::now() < deadline, "reads did not recover");

@@ -142,12 +142,12 @@ fn records_that_were_removed_before_the_node_read_them_make_it_read_anew() {
         node.log()
     );
     // While it runs, but does not get to it.
-    node.signal(libc::SIGSTOP);
+    node.freeze();
     // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
     std::thread::sleep(Duration::from_secs(1));
     kcat_writes(kafka, &topic, "missed:2\nnew:1\n");
     kafka.delete_records(&topic, end + 2);
-    node.signal(libc::SIGCONT);
+    node.thaw();
     check_soon(&mut client, "GET new", "$1\r\n1");
     check_soon(&mut client, "GET kept", "$-1");
     client.check("SET kept 2", "+OK");
@@ -206,7 +206,7 @@ fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| always_shown(node.port, "kept", &stop));
         let stopping = Stopping(&stop);
-        node.signal(libc::SIGSTOP);
+        node.freeze();
         // The fetch that it has under way ends after 100 ms (fetch.wait.max.ms): what comes later is not in it.
         std::thread::sleep(Duration::from_secs(1));
         kcat_writes(kafka, &topic, "gone:\n");
@@ -222,7 +222,7 @@ fn a_node_that_stood_still_while_tombstones_vanished_shows_no_deleted_key() {
             std::thread::sleep(Duration::from_millis(500));
         }
         kcat_writes(kafka, &topic, "new:v\n");
-        node.signal(libc::SIGCONT);
+        node.thaw();
         check_soon(&mut client, "GET new", "$1\r\nv");
         client.check("GET gone", "$-1");
         drop(stopping);

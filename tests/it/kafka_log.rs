@@ -732,7 +732,7 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
     history.write(&second, "by the second").expect("written");
     assert_eq!(read_all(&second, seconds.as_mut()).len(), 2);
 
-    kafka.stop_signal();
+    kafka.freeze();
     let began = Instant::now();
     let values: Vec<String> = (0..10).map(|n| format!("frozen {n}")).collect();
     let frozen: Vec<_> = values
@@ -768,7 +768,7 @@ fn a_broker_that_freezes_or_dies_is_waited_for() {
         "stopping took {:?}",
         began.elapsed()
     );
-    kafka.cont_signal();
+    kafka.thaw();
     history.goes_on(&log, follower.as_mut(), "after the frost");
     wait_for("the connection to be noticed", DEADLINE, || {
         log.connected().then_some(())

@@ -377,7 +377,7 @@ fn a_node_that_stops_at_any_step_of_a_transaction_holds_the_others_up_for_a_boun
             wait_for("the node to come to this step", SOON, || {
                 (proxy.lost() > 0).then_some(())
             });
-            stopping.signal(libc::SIGSTOP);
+            stopping.freeze();
             let since = Instant::now();
             // Its commit has come through if only the answer was lost.
             let committed = u64::from(lost == Lost::Answer);
@@ -392,7 +392,7 @@ fn a_node_that_stops_at_any_step_of_a_transaction_holds_the_others_up_for_a_boun
                 since.elapsed()
             );
             proxy.lose_no_more();
-            stopping.signal(libc::SIGCONT);
+            stopping.thaw();
             asked.join().expect("no panic")
         });
         let context = format!("{step}, {lost:?}: {reply}, the counter was {counter}");

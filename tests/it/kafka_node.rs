@@ -212,7 +212,7 @@ fn a_frozen_broker_makes_writes_fail_in_time_and_reads_go_on() {
     let mut client = node.client();
     client.set_deadline(Duration::from_secs(30));
     client.check("SET before 1", "+OK");
-    kafka.stop_signal();
+    kafka.freeze();
     let asked = Instant::now();
     let reply = String::from_utf8_lossy(&client.line("SET during 1")).into_owned();
     assert!(
@@ -225,7 +225,7 @@ fn a_frozen_broker_makes_writes_fail_in_time_and_reads_go_on() {
         asked.elapsed()
     );
     client.check("GET before", "$1\r\n1");
-    kafka.cont_signal();
+    kafka.thaw();
     eventually("writes work again", SOON, || client.line("SET after 1") == b"+OK\r\n");
     client.check("GET after", "$1\r\n1");
 }

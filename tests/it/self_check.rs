@@ -49,11 +49,11 @@ fn a_private_kafka_can_be_frozen_killed_and_restarted_with_its_data() {
     let topic = kafka.compacted_topic("self-check", 1);
     kafka.kcat(&["-P", "-t", &topic, "-K:"], b"a:1\n");
 
-    kafka.stop_signal();
+    kafka.freeze();
     let client: rdkafka::consumer::BaseConsumer = kafka.client_config().create().expect("create a client");
     let asked = rdkafka::consumer::Consumer::fetch_metadata(&client, None, Duration::from_millis(300));
     assert!(asked.is_err(), "a frozen broker answered");
-    kafka.cont_signal();
+    kafka.thaw();
 
     let start = Instant::now();
     kafka.restart();

@@ -702,7 +702,7 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
             }
         });
         std::thread::sleep(Duration::from_millis(500));
-        stopped.signal(libc::SIGSTOP);
+        stopped.freeze();
         // Its transaction times out after the write timeout of 5 s; the broker of the tests looks every second.
         let since = Instant::now();
         while number(&mut client, "INCR counter").is_none() {
@@ -710,7 +710,7 @@ fn a_node_that_stands_still_in_a_transaction_holds_the_others_up_for_a_bounded_t
         }
         println!("held up for {:?}", since.elapsed());
         acknowledged.fetch_add(1, Ordering::Relaxed);
-        stopped.signal(libc::SIGCONT);
+        stopped.thaw();
         busy.join().expect("no panic");
     });
     let least = acknowledged.load(Ordering::Relaxed);
@@ -770,9 +770,9 @@ fn what_is_answered_while_the_broker_stands_still_is_true() {
         // Long and short stops, each at another moment of a transaction.
         for stop in [7_000, 300, 900, 40, 120, 6_000] {
             std::thread::sleep(Duration::from_millis(900 + stop % 7));
-            kafka.stop_signal();
+            kafka.freeze();
             std::thread::sleep(Duration::from_millis(stop));
-            kafka.cont_signal();
+            kafka.thaw();
         }
     });
     let (ok, not_incremented, uncertain) = tally.get();

@@ -183,13 +183,13 @@ impl Kafka {
     }
 
     /// Freezes it: connections stay open and nothing answers.
-    pub fn stop_signal(&self) {
-        process::signal(self.broker().as_ref().expect("the broker runs"), libc::SIGSTOP);
+    pub fn freeze(&self) {
+        process::freeze(self.broker().as_ref().expect("the broker runs"));
     }
 
     /// Lets a frozen broker go on.
-    pub fn cont_signal(&self) {
-        process::signal(self.broker().as_ref().expect("the broker runs"), libc::SIGCONT);
+    pub fn thaw(&self) {
+        process::thaw(self.broker().as_ref().expect("the broker runs"));
     }
 
     /// Starts it again on the same port with the same data, killing it first if it runs.

@@ -62,6 +62,37 @@ pub fn within(starter: &[String], program: &Path) -> Command {
     command
 }
 
+/// Stops a child (`SIGSTOP`), and waits until it stands.
+///
+/// `kill` returns before that: the signal is acted upon by a thread that must first get a processor,
+/// and on a busy machine the others run for milliseconds more.
+pub fn freeze(child: &Child) {
+    signal(child, libc::SIGSTOP);
+    let end = Instant::now() + Duration::from_secs(30);
+    while !has_stopped(child) {
+        assert!(Instant::now() < end, "a child does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a child has come to a stop since it was last asked about.
+fn has_stopped(child: &Child) -> bool {
+    // SAFETY: plain system call with a place for its answer, which stays all zero as long as there is none.
+    let (outcome, stopped) = unsafe {
+        let mut found: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WSTOPPED | libc::WNOHANG;
+        let outcome = libc::waitid(libc::P_PID, child.id(), &mut found, options);
+        (outcome, found.si_pid() != 0)
+    };
+    assert_eq!(outcome, 0, "waitid: {}", io::Error::last_os_error());
+    stopped
+}
+
+/// Lets a child that was frozen go on.
+pub fn thaw(child: &Child) {
+    signal(child, libc::SIGCONT);
+}
+
 /// Sends a signal to one child.
 pub fn signal(child: &Child, signal: libc::c_int) {
     // SAFETY: plain system call; the child is not yet waited for, so its id is still its own.

@@ -122,6 +122,16 @@ impl Highwater {
         })
     }
 
+    /// Stops it where it is, until `thaw`: its connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        process::freeze(self.child.as_ref().expect("the server runs"));
+    }
+
+    /// Lets it go on after `freeze`.
+    pub fn thaw(&self) {
+        process::thaw(self.child.as_ref().expect("the server runs"));
+    }
+
     /// Sends any signal.
     pub fn signal(&self, signal: libc::c_int) {
         process::signal(self.child.as_ref().expect("the server runs"), signal);
