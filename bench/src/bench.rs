@@ -132,6 +132,9 @@ impl Bench {
             }
             before = now;
         }
+        if !self.options.smoke {
+            eprintln!("after {patience:?} the servers still work on what they were given before: what is measured next pays for it");
+        }
     }
 
     /// A Java program is slow when it is young: it compiles itself while its first millions of records, and its first ten thousand

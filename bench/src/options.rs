@@ -123,7 +123,7 @@ impl Options {
     pub fn patience(&self) -> Duration {
         match self.smoke {
             true => Duration::from_millis(20),
-            false => Duration::from_secs(20),
+            false => Duration::from_secs(300),
         }
     }
 }
