@@ -499,8 +499,16 @@ fn what_two_nodes_write_to_several_keys_is_in_one_order_over_partitions() {
 #[test]
 fn what_two_nodes_write_to_very_many_keys_is_in_one_order() {
     let (kafka, topic) = (kafka::shared(), fresh_topic("one-order"));
-    let nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
+    // On a slow machine each comes between the other's batches for longer than the usual write timeout.
+    let start = || {
+        let node = Highwater::builder().kafka(kafka, &topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    };
+    let nodes = [start(), start()];
     let mut writers = nodes.each_ref().map(Highwater::client);
+    for writer in &mut writers {
+        writer.set_deadline(Duration::from_secs(90));
+    }
     let mut reader = nodes[0].client();
     reader.check("HIGHWATER CONSISTENCY LINEARIZABLE", "+OK");
     let keys: Vec<String> = (0..200).map(|n| format!("k{n}")).collect();
