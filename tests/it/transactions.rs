@@ -13,6 +13,14 @@ use crate::support::{Stopping, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// Two nodes that wait for longer than usual until a write is through: for large groups on slow machines.
+fn two_patient_nodes(kafka: &Kafka, topic: &str) -> [Highwater; 2] {
+    [(), ()].map(|()| {
+        let node = Highwater::builder().kafka(kafka, topic);
+        node.args(&["--write-timeout", "60s"]).start()
+    })
+}
+
 fn number(client: &mut Client, line: &str) -> Option<i64> {
     let reply = client.line(line);
     let text = String::from_utf8_lossy(&reply);
@@ -384,11 +392,7 @@ fn swapdb_at_its_limit_is_seen_whole_by_another_node() {
     const KEYS: usize = 49_999;
     let kafka = kafka::shared();
     let topic = fresh_topic("swapped");
-    let start = || {
-        let node = Highwater::builder().kafka(kafka, &topic);
-        node.args(&["--write-timeout", "60s"]).start()
-    };
-    let (writer, reader) = (start(), start());
+    let [writer, reader] = two_patient_nodes(kafka, &topic);
     let mut client = writer.client();
     client.set_deadline(Duration::from_secs(90));
     client.check("SELECT 1", "+OK");
@@ -500,11 +504,7 @@ fn what_two_nodes_write_to_several_keys_is_in_one_order_over_partitions() {
 fn what_two_nodes_write_to_very_many_keys_is_in_one_order() {
     let (kafka, topic) = (kafka::shared(), fresh_topic("one-order"));
     // On a slow machine each comes between the other's batches for longer than the usual write timeout.
-    let start = || {
-        let node = Highwater::builder().kafka(kafka, &topic);
-        node.args(&["--write-timeout", "60s"]).start()
-    };
-    let nodes = [start(), start()];
+    let nodes = two_patient_nodes(kafka, &topic);
     let mut writers = nodes.each_ref().map(Highwater::client);
     for writer in &mut writers {
         writer.set_deadline(Duration::from_secs(90));
@@ -535,11 +535,7 @@ fn groups_that_never_cease_are_seen_whole_by_another_node_which_keeps_up() {
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("ceaseless", 4);
     // Each fails the test if it logs that a group is incomplete.
-    let start = || {
-        let node = Highwater::builder().kafka(kafka, &topic);
-        node.args(&["--write-timeout", "60s"]).start()
-    };
-    let (writer, reader) = (start(), start());
+    let [writer, reader] = two_patient_nodes(kafka, &topic);
     let keys: Vec<Vec<String>> = (0..WRITERS)
         .map(|of| (0..8).map(|n| format!("k{of}.{n}")).collect())
         .collect();
