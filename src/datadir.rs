@@ -7,12 +7,17 @@
 //! ```
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::log::embedded::lock::{DirectoryLock, LockError};
+use tracing::warn;
 
+use crate::files;
+use crate::log::embedded::lock::{DirectoryLock, LOCK_FILE, LockError};
+
+const LOG: &str = "log";
+const STORE: &str = "store";
 const META: &str = "meta";
 const NODE: &str = "node";
 const FORMAT: u32 = 1;
@@ -47,6 +52,7 @@ impl DataDir {
                 path.display()
             ),
         })?;
+        restrict(path);
         Ok(DataDir {
             owner: read(path)?,
             path: path.to_path_buf(),
@@ -56,12 +62,12 @@ impl DataDir {
 
     /// Where the embedded log is.
     pub fn log(&self) -> PathBuf {
-        self.path.join("log")
+        self.path.join(LOG)
     }
 
     /// Where the local store is.
     pub fn store(&self) -> PathBuf {
-        self.path.join("store")
+        self.path.join(STORE)
     }
 
     /// This node's own id, made at its first start: 16 hex digits.
@@ -75,7 +81,8 @@ impl DataDir {
             Err(error) => return Err(format!("read {}: {error}", path.display())),
         }
         let id = format!("{:016x}", rand::random::<u64>());
-        fs::write(&path, &id).map_err(|e| format!("write {}: {e}; is the disk full?", path.display()))?;
+        files::replace(&path, id.as_bytes())
+            .map_err(|e| format!("write {}: {e}; is the disk full?", path.display()))?;
         Ok(id)
     }
 
@@ -136,6 +143,30 @@ impl fmt::Display for Owner {
     }
 }
 
+/// A directory of an older version, or one that was made beforehand, may be open to everybody. One that holds anything else is left
+/// alone, but for what is ours in it.
+fn restrict(dir: &Path) {
+    for ours in [LOG, STORE]
+        .map(|name| dir.join(name))
+        .iter()
+        .filter(|dir| dir.exists())
+    {
+        if let Err(error) = files::restrict(ours) {
+            let directory = ours.display();
+            warn!(%error, "cannot keep other users out of {directory}");
+        }
+    }
+    let is_ours =
+        |name: &str| [LOG, STORE, META, NODE, LOCK_FILE, "lost+found"].contains(&name) || name.ends_with(".new");
+    let holds_ours_alone = fs::read_dir(dir).is_ok_and(|mut entries| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_ours)))
+    });
+    if holds_ours_alone {
+        // It may belong to somebody else, such as a volume's root. What is in it is closed by now.
+        let _ = files::restrict(dir);
+    }
+}
+
 fn read(dir: &Path) -> Result<Option<Owner>, String> {
     let path = dir.join(META);
     let text = match fs::read_to_string(&path) {
@@ -175,18 +206,12 @@ fn damaged(path: &Path) -> String {
     )
 }
 
-/// Whole or not at all, also after a crash.
 fn write(dir: &Path, owner: &Owner) -> io::Result<()> {
     let text = match owner {
         Owner::Embedded { id } => format!("format={FORMAT}\nlog=embedded\nid={id}\n"),
         Owner::Kafka { cluster, topic } => format!("format={FORMAT}\nlog=kafka\ncluster={cluster}\ntopic={topic}\n"),
     };
-    let new = dir.join("meta.new");
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, dir.join(META))?;
-    File::open(dir)?.sync_all()
+    files::replace(&dir.join(META), text.as_bytes())
 }
 
 #[cfg(test)]

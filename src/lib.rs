@@ -21,6 +21,7 @@ pub mod config;
 pub mod copy;
 pub mod database;
 pub mod datadir;
+pub mod files;
 pub mod grpc;
 pub mod log;
 pub mod probe;

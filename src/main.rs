@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::{copy, probe, run};
+use highwater::{copy, files, probe, run};
 
 fn main() -> ExitCode {
+    files::restrict_new();
     let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
         Ok(config) => config,
         Err(Refused::Shown(text)) => {

@@ -57,6 +57,10 @@ pub fn run(config: Config) -> Result<(), Problem> {
     if !ignored.is_empty() {
         info!("settings that have no effect here: {}", ignored.join(" "));
     }
+    for file in config.exposed_files() {
+        let file = file.display();
+        warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
+    }
     provide_files(&config);
     let runtime = Builder::new_multi_thread()
         .worker_threads(config.threads())

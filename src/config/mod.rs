@@ -21,6 +21,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -70,6 +71,7 @@ pub struct Config {
     file: Option<PathBuf>,
     ping: bool,
     copy: Option<CopyOptions>,
+    exposed_files: Vec<PathBuf>,
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
     hooks: Mutex<Vec<(usize, Hook)>>,
@@ -105,6 +107,7 @@ impl Config {
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
         let mut config = Config::from_given(&given, line.file, line.copy).map_err(Refused::Wrong)?;
+        config.exposed_files = exposed_files(&given);
         config.ping = line.ping;
         Ok(config)
     }
@@ -140,6 +143,7 @@ impl Config {
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             ping: false,
             copy,
+            exposed_files: Vec::new(),
             hot: Hot::default(),
             hooks: Mutex::default(),
         };
@@ -248,6 +252,11 @@ impl Config {
     /// `highwater copy`: copy data instead of being a server.
     pub fn copy(&self) -> Option<&CopyOptions> {
         self.copy.as_ref()
+    }
+
+    /// Files with a password that every user of this machine can read.
+    pub fn exposed_files(&self) -> &[PathBuf] {
+        &self.exposed_files
     }
 
     /// The file that was read at start.
@@ -456,6 +465,11 @@ impl Config {
         checks::parse_mappings(&self.value("database")).expect("checked when it was set")
     }
 
+    /// Whether a database's topic is created at its first write.
+    pub fn create_databases(&self) -> bool {
+        self.is("create-databases", "yes")
+    }
+
     pub fn partitions(&self) -> u32 {
         self.number("partitions") as u32
     }
@@ -564,6 +578,35 @@ impl fmt::Debug for Config {
         }
         map.finish()
     }
+}
+
+/// See [`Config::exposed_files`].
+fn exposed_files(given: &[Given]) -> Vec<PathBuf> {
+    let has_secret = |properties: &str| {
+        let properties = checks::parse_properties(properties).unwrap_or_default();
+        properties.iter().any(|(name, _)| checks::is_secret_property(name))
+    };
+    let mut files: Vec<PathBuf> = Vec::new();
+    for Given { setting, words, place } in given {
+        let setting = &SETTINGS[*setting];
+        let value = words.join(" ");
+        if setting.name == "kafka-properties-file"
+            && sources::properties_file(Path::new(&value)).is_ok_and(|properties| has_secret(&properties))
+        {
+            files.push(value.into());
+        } else if let sources::Place::Line(file, _) = place
+            && !value.is_empty()
+            && (setting.secret || (setting.name == "kafka-property" && has_secret(&value)))
+        {
+            files.push(file.clone());
+        }
+    }
+    let everybody_reads =
+        |file: &PathBuf| std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0);
+    files.retain(everybody_reads);
+    files.sort_unstable();
+    files.dedup();
+    files
 }
 
 fn place_of(name: &str) -> usize {

@@ -308,6 +308,14 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "create-databases",
+        kind: Kind::YesNo,
+        default: "yes",
+        group: Group::Kafka,
+        summary: "Create the topic of a database at its first write. With no, a client cannot make topics by choosing databases: those that have a topic can be written, and database 0.",
+        ..D
+    },
+    Setting {
         name: "partitions",
         kind: Kind::Integer { min: 1, max: 10_000 },
         default: "1",

@@ -592,3 +592,41 @@ fn a_copy_that_is_not_whole_is_refused_with_what_is_missing() {
         "{help}"
     );
 }
+
+#[test]
+fn files_with_a_password_that_everybody_can_read_are_told() {
+    let exposed = |file: &tempfile::NamedTempFile, arguments: &[&str], mode: u32| {
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("the file is ours");
+        load(arguments, &[]).expect("good settings").exposed_files().to_vec()
+    };
+    let with = file("requirepass secret\n");
+    assert_eq!(exposed(&with, &[path(&with)], 0o644), [with.path()]);
+    assert!(exposed(&with, &[path(&with)], 0o640).is_empty());
+    for without in [
+        "port 7000\n",
+        "requirepass \"\"\n",
+        "bootstrap-servers a:1\nkafka-property a.b=c\n",
+    ] {
+        let without = file(without);
+        assert!(exposed(&without, &[path(&without)], 0o644).is_empty());
+    }
+    let property = file("bootstrap-servers a:1\nkafka-property sasl.password=p\n");
+    assert_eq!(exposed(&property, &[path(&property)], 0o604), [property.path()]);
+    let properties = file("sasl.password=p\n");
+    let arguments = ["--bootstrap-servers", "a:1", "-F", path(&properties)];
+    assert_eq!(exposed(&properties, &arguments, 0o644), [properties.path()]);
+    // A file that another includes.
+    let including = file(&format!("include {}\n", path(&with)));
+    std::fs::set_permissions(with.path(), std::fs::Permissions::from_mode(0o644)).expect("the file is ours");
+    assert_eq!(exposed(&including, &[path(&including)], 0o600), [with.path()]);
+}
+
+#[test]
+fn the_image_keeps_protected_mode() {
+    let dockerfile = include_str!("../../docker/Dockerfile");
+    let entry = dockerfile.lines().find_map(|line| line.strip_prefix("ENTRYPOINT "));
+    let words = entry.expect("an entry point").trim_matches(['[', ']']);
+    let words: Vec<&str> = words.split(", ").map(|word| word.trim_matches('"')).collect();
+    assert!(load(&words[1..], &[]).expect("good settings").protected_mode());
+    assert!(!include_str!("../../docker/compose.yaml").contains("protected-mode"));
+}

@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::Meta;
+use crate::files;
 
 /// How far the store is, per database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,7 +127,7 @@ impl PositionFile {
 
     fn replace(&self, path: &Path, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
+        let mut file = files::create(&temporary)?;
         file.write_all(self.format().as_bytes())?;
         sync(&file)?;
         drop(file);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -485,4 +485,77 @@ fn the_allocator_has_the_settings_that_are_built_in_unless_the_environment_has_o
     assert!(built_in.contains("opt.dirty_decay_ms: 3000 "), "{built_in}");
     let others = settings_with("stats_print:true,dirty_decay_ms:9000");
     assert!(others.contains("opt.dirty_decay_ms: 9000 "), "{others}");
+}
+
+/// What others may do with a file or directory that they must not, each below the data directory.
+fn open_to_others(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut unseen = vec![dir.to_path_buf()];
+    while let Some(path) = unseen.pop() {
+        let mode = fs::metadata(&path).map_or(0, |metadata| metadata.permissions().mode());
+        let forbidden = if path.is_dir() { 0o027 } else { 0o137 };
+        if mode & forbidden != 0 {
+            found.push(format!("{} {mode:o}", path.display()));
+        }
+        if path.is_dir() {
+            unseen.extend(
+                fs::read_dir(&path)
+                    .expect("a directory")
+                    .flatten()
+                    .map(|entry| entry.path()),
+            );
+        }
+    }
+    found
+}
+
+#[test]
+fn other_users_cannot_read_the_data_directory() {
+    for store in ["sled", "fjall"] {
+        let without_mask = ["sh", "-c", "umask 0; exec \"$0\" \"$@\""].map(str::to_owned);
+        let mut node = Highwater::builder()
+            .within(&without_mask)
+            .args(&[
+                "--store",
+                store,
+                "--checkpoint-interval",
+                "100ms",
+                "--segment-bytes",
+                "64kb",
+            ])
+            .start();
+        let mut client = node.client();
+        for n in 0..20 {
+            client.check(&format!("SET k{n} {}", "v".repeat(10_000)), "+OK");
+        }
+        node.restart();
+        node.client().check("DBSIZE", ":20");
+        assert_eq!(open_to_others(node.dir()), [""; 0]);
+        // A directory of a version that did not look after that.
+        node.terminate();
+        for dir in [
+            node.dir().to_path_buf(),
+            node.dir().join("log"),
+            node.dir().join("store"),
+        ] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("the directory is ours");
+        }
+        node.restart();
+        assert_eq!(open_to_others(node.dir()), [""; 0]);
+    }
+}
+
+#[test]
+fn a_password_in_a_file_that_everybody_can_read_is_warned_of() {
+    let temp = crate::support::temp::dir("config");
+    let file = temp.path().join("node.conf");
+    fs::write(&file, "requirepass secret\n").expect("a file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("the file is ours");
+    let warning = "every user of this machine can read the password";
+    let path = file.to_str().expect("UTF-8");
+    let mut node = Highwater::builder().args(&["--config", path]).allow(warning).start();
+    assert!(node.log().contains(&format!("{warning} in {path}")), "{}", node.log());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("the file is ours");
+    node.restart();
+    assert_eq!(node.log().matches(warning).count(), 1);
 }

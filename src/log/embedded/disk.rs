@@ -1,12 +1,13 @@
 //! The file operations that the log needs, as a small trait, so that tests can put a disk in its place that is
 //! full, tears writes, forgets what was not synced, or fails to sync. It knows nothing of what the files hold.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::files;
 use crate::room::Room;
 
 /// Identifies one run of the operating system: as long as it is the same, nothing that was written is lost,
@@ -109,18 +110,11 @@ impl Disk for LocalDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
+        Ok(Arc::new(files::open(path, &files::options())?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(path)?,
-        ))
+        Ok(Arc::new(files::create(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -1,8 +1,10 @@
 //! One process per directory: a lock file that the operating system frees when its holder ends, however it ends.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+
+use crate::files;
 
 /// Name of the lock file in the directory.
 pub const LOCK_FILE: &str = "LOCK";
@@ -31,13 +33,7 @@ impl DirectoryLock {
             path: path.clone(),
             cause,
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io)?;
+        let mut file = files::open(&path, files::options().create(true)).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -81,5 +77,16 @@ mod tests {
         );
         drop(first);
         DirectoryLock::take(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn the_file_of_another_behind_a_link_is_left_alone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "precious").expect("a file");
+        std::os::unix::fs::symlink(&victim, dir.path().join(LOCK_FILE)).expect("a link");
+        let refused = DirectoryLock::take(dir.path()).expect_err("a link").to_string();
+        assert!(refused.contains("symbolic link"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&victim).expect("is there"), "precious");
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn is_io(error: &fjall::Error) -> bool {
 /// From now on the store is of no use; whoever opens it next sees to it.
 pub(super) fn mark_broken(directory: &Path) -> io::Result<()> {
     let path = directory.join(BROKEN);
-    fs::File::create(&path)?.sync_all()?;
+    crate::files::create(&path)?.sync_all()?;
     sync_parent(&path)
 }
 
@@ -263,7 +263,7 @@ fn remove_journals(data: &Path) -> io::Result<()> {
             fs::remove_file(path)?;
         }
     }
-    fs::File::create(data.join(format!("{}.jnl", newest.saturating_add(1))))?;
+    crate::files::create(&data.join(format!("{}.jnl", newest.saturating_add(1))))?;
     fs::File::open(data)?.sync_all()
 }
 
