@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("kvs2.descriptors"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::grpc::codec::Bounded")
         .build_client(false)
         .compile_fds(descriptors)?;
 

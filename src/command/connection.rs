@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::admission::{self, DEFAULT_USER, Wants, admit, login_delay};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Client, ClientDetails, Replies, Session, Shared};
 use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag, table};
@@ -12,6 +13,10 @@ use crate::resp::Version;
 
 /// The version whose commands and replies are spoken; clients look at it.
 pub const REDIS_VERSION: &str = "7.2.0";
+
+/// Longest name of a connection, of its library and of that one's version, bytes: CLIENT LIST shows them all.
+const MAX_NAME_BYTES: usize = 1_024;
+const NAMES: Compatibility = Compatibility::Partial("1,024 bytes at most");
 
 pub static COMMANDS: &[Command] = &[
     Command {
@@ -242,6 +247,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "7.2.0",
         summary: "Tells the server which client library this is.",
+        compatibility: NAMES,
         run: Run::Now(client_setinfo),
         ..Command::DEFAULT
     },
@@ -253,6 +259,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "2.6.9",
         summary: "Gives the connection a name.",
+        compatibility: NAMES,
         run: Run::Now(client_setname),
         ..Command::DEFAULT
     },
@@ -365,7 +372,7 @@ fn quit(context: &mut Context, _: Args) -> Outcome {
 }
 
 fn reset(context: &mut Context, _: Args) -> Outcome {
-    let authenticated = context.shared.config.requirepass().is_none();
+    let authenticated = admission::needs_no_login(context.shared);
     let session = &mut *context.session;
     session.end_transaction();
     session.replies = Replies::On;
@@ -386,22 +393,26 @@ fn set_version(session: &mut Session, version: Version) {
 
 fn auth(context: &mut Context, args: Args) -> Outcome {
     match args {
-        [_, _] if context.shared.config.requirepass().is_none() => {
+        [_, _] if admission::needs_no_login(context.shared) => {
             Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
         }
-        [_, password] => authenticate(context, b"default", password),
+        [_, password] => authenticate(context, DEFAULT_USER, password),
         [_, user, password] => authenticate(context, user, password),
         _ => Err(SYNTAX.into()),
     }
 }
 
-/// There is one user, `default`; without a password set, any password is right.
 fn authenticate(context: &mut Context, user: &[u8], password: &[u8]) -> Outcome {
-    if user == b"default" && context.shared.config.password_is(password) {
-        context.session.authenticated = true;
-        Ok(Reply::Ok)
-    } else {
-        Err("WRONGPASS invalid username-password pair or user is disabled.".into())
+    let client = &context.session.client;
+    match admit(context.shared, Wants::LogIn { client, user, password }) {
+        Ok(()) => {
+            context.session.authenticated = true;
+            Ok(Reply::Ok)
+        }
+        Err(refusal) => {
+            context.session.delay = Some(login_delay(client));
+            Err(refusal.text().into())
+        }
     }
 }
 
@@ -478,6 +489,11 @@ fn client_setname(context: &mut Context, args: Args) -> Outcome {
 }
 
 fn check_name(name: &[u8], what: &str) -> Result<Bytes, Fault> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Fault::error(format!(
+            "ERR {what} cannot be longer than {MAX_NAME_BYTES} bytes."
+        )));
+    }
     if name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
         Ok(Bytes::copy_from_slice(name))
     } else {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::admission::{self, Wants};
 use super::args::{self, text, wrong_arity};
 use super::consistency::{self, Fresh};
 use super::session::{Multi, Queued, Replies, Session, Shared, Watch};
@@ -227,6 +228,11 @@ impl Before {
             Before::Wait(Wait::Room) => service.room().await,
             // Whoever executes it again finds out.
             Before::Wait(Wait::Loading) => Ok(()),
+            Before::Wait(Wait::CreateDatabase(database)) if !shared.config.create_databases() => {
+                Err(Fault::error(format!(
+                    "ERR database {database} has no topic, and create-databases is no: create the topic first, compacted"
+                )))
+            }
             Before::Wait(Wait::CreateDatabase(database)) => {
                 let creating = service.clone();
                 tokio::task::spawn_blocking(move || creating.create_database(database))
@@ -287,6 +293,35 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
             step => return step,
         }
     }
+}
+
+/// Executes one request to its reply, for front doors without pipelines.
+pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>) -> Reply {
+    let mut step = execute(session, shared, args, false);
+    if matches!(step, Step::Before(_) | Step::Later(_)) {
+        step = execute_waiting(session, shared, args, step).await;
+    }
+    session.tally.settle(shared);
+    let unended = || Reply::error("UNCERTAIN the command did not end");
+    let mut held = [Held {
+        args: crate::resp::Args::from_slice(args),
+        reply: match step {
+            Step::Reply(reply) => Ok(reply),
+            Step::Pending(pending) => Err(pending),
+            // `execute_waiting` leaves neither.
+            Step::Before(_) | Step::Later(_) => Ok(unended()),
+        },
+        mode: session.replies,
+        version: session.version,
+    }];
+    settle_all(session, shared, &mut held).await;
+    session.tally.settle(shared);
+    let [Held { reply, .. }] = held;
+    let reply = reply.unwrap_or_else(|_| unended());
+    if let Reply::Error(text) = &reply {
+        shared.stats.count_error(text);
+    }
+    reply
 }
 
 /// What the command waits for did not come. For EXEC that is the end of its transaction, of which nothing was done.
@@ -487,8 +522,9 @@ fn unknown(args: Args<'_>) -> Fault {
 
 /// Checks that are the same for every command: authentication, and whether this node can be right.
 fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fault> {
-    if !session.authenticated && !command.has(flag::NO_AUTH) {
-        return Err("NOAUTH Authentication required.".into());
+    let authenticated = session.authenticated;
+    if let Err(refusal) = admission::admit(shared, Wants::Run { authenticated, command }) {
+        return Err(refusal.text().into());
     }
     // What EXEC runs was queued while this node could be right, and is computed now.
     let queued = session.multi.as_ref().filter(|_| matches!(command.run, Run::Exec));

@@ -6,6 +6,7 @@
 //!
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
+pub mod admission;
 pub mod args;
 #[cfg(test)]
 mod compat_doc;
@@ -43,7 +44,7 @@ pub use session::{Session, Shared};
 pub type Args<'a> = &'a [&'a [u8]];
 
 /// Bytes of memory that the values in one reply may take.
-const MAX_REPLY_MEMORY: usize = 1 << 30;
+pub const MAX_REPLY_MEMORY: usize = 1 << 30;
 
 /// What a handler answers.
 pub type Outcome = Result<Reply, Fault>;

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
 use super::consistency::Reads;
@@ -53,6 +55,8 @@ pub struct Session {
     pub tally: Tally,
     /// It is this connection's turn to run a command that takes long.
     pub has_turn: bool,
+    /// A login failed: the connection waits for so long before it answers.
+    pub delay: Option<Duration>,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -114,6 +118,8 @@ pub struct Client {
     pub watching: AtomicUsize,
     pub no_evict: AtomicBool,
     pub no_touch: AtomicBool,
+    /// Logins that failed since the last one that did not.
+    pub failed_logins: AtomicU32,
     /// Bytes in the read buffer, and bytes of replies that wait to be sent.
     pub input_bytes: AtomicUsize,
     pub output_bytes: AtomicUsize,
@@ -133,11 +139,23 @@ pub struct ClientDetails {
     pub library_version: Bytes,
 }
 
+impl ClientDetails {
+    fn bytes(&self) -> usize {
+        self.name.len() + self.library_name.len() + self.library_version.len()
+    }
+}
+
 /// All connections, by id.
 #[derive(Default)]
 pub struct Clients {
     next_id: AtomicU64,
     connected: Mutex<BTreeMap<u64, Arc<Client>>>,
+}
+
+/// A connection's place among [`Clients`], free again when this is dropped.
+pub struct Connected {
+    pub client: Arc<Client>,
+    shared: Arc<Shared>,
 }
 
 /// CLIENT PAUSE.
@@ -177,6 +195,7 @@ impl Session {
             reads: Reads::default(),
             tally: Tally::default(),
             has_turn: false,
+            delay: None,
             close: false,
         }
     }
@@ -212,7 +231,8 @@ impl Client {
             &self.queued_bytes,
             &self.watched_bytes,
         ];
-        size_of::<Client>() + held.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum::<usize>()
+        let held: usize = held.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        size_of::<Client>() + held + self.details.lock().bytes()
     }
 
     pub fn is_killed(&self) -> bool {
@@ -232,6 +252,23 @@ impl Client {
             false => Poll::Pending,
         })
         .await;
+    }
+}
+
+impl Connected {
+    /// `task` is the one that serves the connection.
+    pub fn new(shared: &Arc<Shared>, task: &Waker, stream: &TcpStream) -> Self {
+        let (address, local_address) = (stream.peer_addr().ok(), stream.local_addr().ok());
+        Connected {
+            client: shared.clients.add(task, address, local_address, stream.as_raw_fd()),
+            shared: shared.clone(),
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.shared.clients.remove(self.client.id);
     }
 }
 
@@ -258,6 +295,7 @@ impl Clients {
             watching: AtomicUsize::new(0),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
+            failed_logins: AtomicU32::new(0),
             input_bytes: AtomicUsize::new(0),
             output_bytes: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
@@ -355,7 +393,7 @@ impl Pause {
     pub async fn ended(&self) {
         let ended = self.ended.notified();
         if let Some(paused) = self.current() {
-            let left = std::time::Duration::from_millis(paused.until.saturating_sub(now_ms()) + 1);
+            let left = Duration::from_millis(paused.until.saturating_sub(now_ms()) + 1);
             let _ = tokio::time::timeout(left, ended).await;
         }
     }

@@ -1,20 +1,29 @@
-//! The gRPC API beside RESP, on the same service layer: package `kvs2` (`proto/kvs2.proto`), database 0.
-//! With the standard health service (NOT_SERVING while loading) and server reflection.
+//! The gRPC API beside RESP: package `kvs2` (`proto/kvs2.proto`), database 0. Its methods run the commands GET, SET and MGET, so that
+//! what holds for those holds for it.
+//!
+//! With the standard health service (NOT_SERVING while loading), which needs no password: probes have none, and it tells nothing else.
+//! Server reflection needs one, as COMMAND does.
+
+mod codec;
+mod connection;
+mod memory;
+mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
-use crate::command::Shared;
-use crate::command::execute::Before;
-use crate::database::transaction::{Keys, Transaction, View};
-use crate::database::write::Outstanding;
-use crate::database::{Fault, Service, Wait};
-use crate::log::ProduceError;
+use crate::command::execute::execute_alone;
+use crate::command::{Reply, Shared};
+use crate::server;
+use connection::{Caller, Front};
 
 #[allow(clippy::all, reason = "generated code")]
 mod kvs2 {
@@ -29,9 +38,10 @@ use kvs2::{
 
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kvs2.descriptors"));
 const SERVICE: &str = "kvs2.Kvs2";
-const DATABASE: u16 = 0;
 /// Keys that one MultiGet may ask for.
 const MAX_KEYS: usize = 100_000;
+/// Time between two looks at the node's status, at most.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Serves until shutdown is asked.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), String> {
@@ -41,37 +51,35 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|e| format!("gRPC reflection: {e}"))?;
-    let limit = shared.config.proto_max_bulk_len();
+    // What comes in and goes out is bounded by `memory`, as the settings are at that time.
     let api = Kvs2Server::new(Api { shared: shared.clone() })
-        .max_decoding_message_size(limit)
+        .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
-    let watch = shared.clone();
-    let reporting = tokio::spawn(async move {
-        loop {
-            let changed = watch.service.changed();
-            let status = if watch.service.is_serving() {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
-            reporter.set_service_status(SERVICE, status).await;
-            reporter.set_service_status("", status).await;
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(200), changed).await;
-        }
-    });
-    let stop = shared.clone();
-    let served = tonic::transport::Server::builder()
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(api)
-        .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
-            async move { stop.shutdown.asked().await },
-        )
-        .await
-        .map_err(|e| format!("gRPC server: {e}"));
-    reporting.abort();
-    served
+    let front = Front::new(Routes::new(health).add_service(reflection).add_service(api));
+    tokio::select! {
+        () = server::accept(listener, shared.clone(), |stream, shared| front.clone().welcome(stream, shared)) => {}
+        () = report_health(reporter, &shared) => {}
+    }
+    Ok(())
+}
+
+/// Keeps the health service up to date. When the server stops, those that watch it are let go.
+async fn report_health(mut reporter: HealthReporter, shared: &Shared) {
+    while !shared.shutdown.is_asked() {
+        let changed = shared.service.changed();
+        let status = match shared.service.is_serving() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        reporter.set_service_status(SERVICE, status).await;
+        reporter.set_service_status("", status).await;
+        let _ = tokio::time::timeout(LOOK, changed).await;
+    }
+    for service in [SERVICE, ""] {
+        reporter.set_service_status(service, ServingStatus::NotServing).await;
+        reporter.clear_service_status(service).await;
+    }
+    std::future::pending().await
 }
 
 struct Api {
@@ -79,113 +87,65 @@ struct Api {
 }
 
 impl Api {
-    fn service(&self) -> Result<&Arc<Service>, Status> {
-        let service = &self.shared.service;
-        if service.is_serving() {
-            Ok(service)
-        } else {
-            Err(Status::unavailable(format!("not serving: {:?}", service.status())))
-        }
-    }
-
-    /// Computes `f`, waiting for what it needs, and for the log to have what it wrote.
-    async fn transact<T>(
-        &self,
-        key: &[u8],
-        view: View,
-        f: impl Fn(&mut Transaction<'_>) -> Result<T, Fault>,
-    ) -> Result<T, Status> {
-        let owner = Arc::new(Outstanding::default());
-        loop {
-            let service = self.service()?;
-            match service.transact(&owner, Keys::Some(&[key]), view, &f) {
-                Ok(computed) => {
-                    service.counters.add(computed.lookups);
-                    let Some(write) = computed.write else {
-                        return Ok(computed.value);
-                    };
-                    match write.finished().await {
-                        Ok(()) => return Ok(computed.value),
-                        Err(ProduceError::Stale { after }) => {
-                            if let Some((at, position)) = *after {
-                                service.applied_to(at, position).await;
-                            }
-                        }
-                        Err(error @ ProduceError::NotWritten(_)) => return Err(Status::unavailable(error.to_string())),
-                        Err(error @ ProduceError::Uncertain(_)) => return Err(Status::unknown(error.to_string())),
-                    }
-                }
-                Err(Fault::Wait(wait)) => Before::Wait(wait)
-                    .happened(&owner, &self.shared)
-                    .await
-                    .map_err(refused)?,
-                Err(fault) => return Err(refused(fault)),
-            }
+    async fn run(&self, caller: &Caller, args: &[&[u8]]) -> Result<Reply, Status> {
+        match execute_alone(&mut caller.session(), &self.shared, args).await {
+            Reply::Error(text) => Err(status::of_error(&text)),
+            reply => Ok(reply),
         }
     }
 }
 
-fn refused(fault: Fault) -> Status {
-    match fault {
-        Fault::Error(text) => Status::unavailable(String::from_utf8_lossy(&text)),
-        Fault::Wait(Wait::Loading) => Status::unavailable("not serving: the local store is being filled"),
-        Fault::Wait(_) => Status::unavailable("NOTWRITTEN the command could not be computed"),
-    }
+/// Who asks, and what.
+fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    let caller = request.extensions().get().cloned();
+    let caller = caller.ok_or_else(|| Status::internal("a request that nobody sent"))?;
+    Ok((caller, request.into_inner()))
 }
 
-fn part(value: Option<Bytes>) -> (i32, Bytes) {
+fn part(value: Reply) -> (i32, Bytes) {
     match value {
-        Some(data) => (ReadStatus::Ok.into(), data),
-        None => (ReadStatus::NotFound.into(), Bytes::new()),
+        Reply::Bulk(data) => (ReadStatus::Ok.into(), data),
+        _ => (ReadStatus::NotFound.into(), Bytes::new()),
     }
+}
+
+/// The reply, if there is room for it.
+fn bounded<T: Message>(caller: &Caller, reply: T) -> Result<Response<T>, Status> {
+    caller.memory.reply(reply.encoded_len())?;
+    Ok(Response::new(reply))
 }
 
 #[tonic::async_trait]
 impl Kvs2 for Api {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        let key = request.into_inner().key;
-        let read = self
-            .service()?
-            .transact(&Arc::default(), Keys::Unlocked, View::Committed, |t| {
-                t.get_string(DATABASE, &key)
-            });
-        let (status, data) = part(read.map_err(refused)?.value);
-        Ok(Response::new(GetReply { status, data }))
+        let (caller, GetRequest { key }) = opened(request)?;
+        let (status, data) = part(self.run(&caller, &[b"get", &key]).await?);
+        bounded(&caller, GetReply { status, data })
     }
 
     async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetReply>, Status> {
-        let SetRequest { key, value } = request.into_inner();
-        self.transact(&key, View::Update, |t| {
-            t.set(DATABASE, &key, value.clone(), None);
-            Ok(())
-        })
-        .await?;
+        let (caller, SetRequest { key, value }) = opened(request)?;
+        self.run(&caller, &[b"set", &key, &value]).await?;
         Ok(Response::new(SetReply {
             status: SetStatus::Published.into(),
         }))
     }
 
     async fn multi_get(&self, request: Request<MultiGetRequest>) -> Result<Response<MultiGetReply>, Status> {
-        let keys = request.into_inner().keys;
-        if keys.len() > MAX_KEYS {
-            return Err(Status::invalid_argument(format!("at most {MAX_KEYS} keys at once")));
+        let (caller, MultiGetRequest { keys }) = opened(request)?;
+        if keys.is_empty() {
+            return Ok(Response::new(MultiGetReply { parts: Vec::new() }));
         }
-        let read = self
-            .service()?
-            .transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
-                let mut parts = Vec::with_capacity(keys.len());
-                for key in &keys {
-                    let (status, data) = part(t.get_string(DATABASE, key)?);
-                    parts.push(MultiGetResponsePart {
-                        key: key.clone(),
-                        status,
-                        data,
-                    });
-                }
-                Ok(parts)
-            });
-        Ok(Response::new(MultiGetReply {
-            parts: read.map_err(refused)?.value,
-        }))
+        let mut args: Vec<&[u8]> = vec![b"mget"];
+        args.extend(keys.iter().map(|key| &key[..]));
+        let Reply::Array(values) = self.run(&caller, &args).await? else {
+            return Err(Status::internal("MGET answered no array"));
+        };
+        let parts = keys.iter().zip(values).map(|(key, value)| {
+            let (status, data) = part(value);
+            let key = key.clone();
+            MultiGetResponsePart { key, status, data }
+        });
+        bounded(&caller, MultiGetReply { parts: parts.collect() })
     }
 }

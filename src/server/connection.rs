@@ -4,7 +4,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -15,8 +14,9 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::wire::Wire;
+use crate::command::admission::needs_no_login;
 use crate::command::execute::{EXPECTED, Held, Pending, Step, execute, execute_waiting, expect, settle_all};
-use crate::command::session::Replies;
+use crate::command::session::{Connected, Replies};
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
@@ -41,9 +41,9 @@ struct Connection {
 /// Serves a connection to its end.
 pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
     let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
-    let (address, local_address) = (stream.peer_addr().ok(), stream.local_addr().ok());
-    let client = shared.clients.add(&task, address, local_address, stream.as_raw_fd());
-    let authenticated = shared.config.requirepass().is_none();
+    let connected = Connected::new(&shared, &task, &stream);
+    let client = &connected.client;
+    let authenticated = needs_no_login(&shared);
     let mut connection = Connection {
         wire: Wire::new(stream, client.clone(), shared.clone()),
         session: Session::new(client.clone(), authenticated),
@@ -53,7 +53,6 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
     if let Err(error) = connection.serve().await {
         debug!(client = client.id, %error, "connection ended");
     }
-    shared.clients.remove(client.id);
 }
 
 impl Connection {
@@ -129,6 +128,13 @@ impl Connection {
                 self.wire.flush().await?;
                 self.session.tally.interrupt();
                 step = execute_waiting(&mut self.session, &self.shared, &args, step).await;
+                self.session.tally.interrupt();
+            }
+            if let Some(delay) = self.session.delay.take() {
+                self.settle_all(&mut held).await?;
+                self.wire.flush().await?;
+                let ended = self.session.client.killed_or(|| self.shared.shutdown.is_asked());
+                let _ = tokio::time::timeout(delay, ended).await;
                 self.session.tally.interrupt();
             }
             let (mode, version) = (self.next_mode(), self.session.version);

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::command::Shared;
+use crate::command::admission::{Refusal, Wants, admit};
 
 /// How long connections get to send their last replies when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -21,8 +22,16 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// thousands of clients that do not read, would use up its memory for everybody's connections. What is on its way does not count.
 const UNSENT: u32 = 256 << 10;
 
-/// Accepts connections until shutdown is asked, then waits for the open ones to finish what is under way.
+/// Serves Redis clients until shutdown is asked.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    accept(listener, shared, welcome).await;
+}
+
+/// Accepts connections until shutdown is asked, then waits for the open ones to finish what is under way.
+pub async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, welcome: impl Fn(TcpStream, Arc<Shared>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -50,35 +59,23 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Limits that hold before a connection is served.
+/// Redis clients are told in their protocol why they are not let in.
 async fn welcome(stream: TcpStream, shared: Arc<Shared>) {
-    shared.stats.connections_received.fetch_add(1, Ordering::Relaxed);
-    let refusal = if shared.clients.len() >= shared.config.maxclients() {
-        Some("-ERR max number of clients reached\r\n")
-    } else if is_protected(&stream, &shared) {
-        Some(concat!(
-            "-DENIED Highwater is running in protected mode because protected mode is enabled and no password is set. ",
-            "In this mode connections are only accepted from the loopback interface. To connect from elsewhere, set a password ",
-            "(requirepass), or turn protected mode off (protected-mode no) if the network is trusted.\r\n"
-        ))
-    } else {
-        None
-    };
-    if let Some(refusal) = refusal {
-        shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
-        let _ = stream.try_write(refusal.as_bytes());
-        return;
+    match admitted(&stream, &shared) {
+        Ok(()) => connection::run(stream, shared).await,
+        Err(refusal) => drop(stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes())),
     }
-    prepare(&stream, &shared);
-    connection::run(stream, shared).await;
 }
 
-fn is_protected(stream: &TcpStream, shared: &Shared) -> bool {
-    shared.config.protected_mode()
-        && shared.config.requirepass().is_none()
-        && !stream
-            .peer_addr()
-            .is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+/// Counts a connection, and prepares it if it is let in.
+pub fn admitted(stream: &TcpStream, shared: &Shared) -> Result<(), Refusal> {
+    shared.stats.connections_received.fetch_add(1, Ordering::Relaxed);
+    let admitted = admit(shared, Wants::Connect(stream.peer_addr().ok()));
+    match admitted {
+        Ok(()) => prepare(stream, shared),
+        Err(_) => drop(shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed)),
+    }
+    admitted
 }
 
 fn prepare(stream: &TcpStream, shared: &Shared) {

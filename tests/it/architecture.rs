@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("database", &["log", "store"]),
     ("command", &["database", "resp", "config", "telemetry", "log", "store"]),
     ("server", &["command", "resp", "config", "telemetry"]),
-    ("grpc", &["command", "database", "log", "config"]),
+    ("grpc", &["command", "database", "config", "server"]),
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

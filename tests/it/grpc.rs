@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::grpc::{Call, Grpc};
 use crate::support::kafka::{self, fresh_topic};
 use crate::support::server::{Builder, Highwater};
 use crate::support::{parts, ports, process};
@@ -26,6 +27,24 @@ fn serve_and_try(builder: Builder, too_large: Option<usize>) {
 #[test]
 fn on_the_embedded_log() {
     serve_and_try(Highwater::builder(), None);
+}
+
+#[test]
+fn a_write_to_a_topic_that_is_read_only_is_a_failed_precondition() {
+    let (kafka, topic, port) = (kafka::shared(), fresh_topic("shown"), ports::free());
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")]);
+    let _node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&[
+            "--database",
+            &format!("0={topic},readonly"),
+            "--grpc-port",
+            &port.to_string(),
+        ])
+        .start();
+    let ended = Grpc::start().call(&Call::new(format!("127.0.0.1:{port}"), "Set", "key"));
+    assert_eq!(ended.code, "FAILED_PRECONDITION", "{ended:?}");
+    assert!(ended.details.starts_with("READONLY "), "{ended:?}");
 }
 
 #[test]

@@ -415,6 +415,31 @@ fn idle_clients_are_closed_whether_they_do_not_send_or_do_not_read() {
 }
 
 #[test]
+fn names_of_connections_are_bounded_and_counted() {
+    let node = Highwater::embedded();
+    let (mut client, mut observer) = (node.client(), node.client());
+    let (longest, longer) = ("n".repeat(1_024), "n".repeat(1_025));
+    client.check("CLIENT SETNAME short", "+OK");
+    let before = client_field(&mut observer, "short", "tot-mem");
+    for command in [
+        "CLIENT SETNAME",
+        "CLIENT SETINFO LIB-NAME",
+        "CLIENT SETINFO LIB-VER",
+        "HELLO 2 SETNAME",
+    ] {
+        let refused = client.line(&format!("{command} {longer}"));
+        let refused = String::from_utf8_lossy(&refused);
+        assert!(
+            refused.contains("cannot be longer than 1024 bytes"),
+            "{command}: {refused}"
+        );
+    }
+    client.check(&format!("CLIENT SETINFO LIB-NAME {longest}"), "+OK");
+    client.check(&format!("CLIENT SETINFO LIB-VER {longest}"), "+OK");
+    assert_eq!(client_field(&mut observer, "short", "tot-mem"), before + 2 * 1_024);
+}
+
+#[test]
 fn multi_and_watch_are_bounded() {
     let node = Highwater::builder().args(&["--maxmemory", "64mb"]).start();
     let before = node.memory();

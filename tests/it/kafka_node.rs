@@ -276,6 +276,34 @@ fn a_database_can_be_any_topic_read_only() {
 }
 
 #[test]
+fn a_client_makes_no_topics_where_that_is_not_allowed() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("given");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--create-databases", "no"])
+        .start();
+    let mut client = node.client();
+    client.check("SET key 0", "+OK");
+    client.check("SELECT 1", "+OK");
+    for write in ["SET key 1", "INCR key", "MSET a 1 b 2"] {
+        let refused = String::from_utf8_lossy(&client.line(write)).into_owned();
+        let reason = "-ERR database 1 has no topic, and create-databases is no";
+        assert!(refused.starts_with(reason), "{write}: {refused}");
+    }
+    client.check("GET key", "$-1");
+    // Its own topic, made by whoever may.
+    kafka.create_topic(&format!("{topic}.db1"), 1, &[("cleanup.policy", "compact")]);
+    eventually("the new topic is noticed", SOON, || {
+        client.line("SET key 1") == b"+OK\r\n"
+    });
+    client.check("SELECT 2", "+OK");
+    assert!(client.line("SET key 2").starts_with(b"-ERR database 2 has no topic"));
+    client.check("CONFIG SET create-databases yes", "+OK");
+    client.check("SET key 2", "+OK");
+}
+
+#[test]
 fn a_value_that_the_topic_cannot_take_is_refused_before_it_is_sent() {
     let kafka = kafka::shared();
     let topic = fresh_topic("large");

@@ -13,6 +13,7 @@ mod disk_full;
 mod embedded_node;
 mod fights;
 mod flushes;
+mod front_doors;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;

@@ -2,7 +2,7 @@
 //! bytes that came, RESP2 or RESP3.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::resp::{self, Reply};
@@ -21,7 +21,16 @@ impl Client {
     }
 
     pub fn try_connect(port: u16) -> io::Result<Client> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        Client::try_connect_to(("127.0.0.1", port))
+    }
+
+    /// At another address than the loopback interface's.
+    pub fn connect_to(address: impl ToSocketAddrs) -> Client {
+        Client::try_connect_to(address).expect("connect to the server")
+    }
+
+    fn try_connect_to(address: impl ToSocketAddrs) -> io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(DEADLINE))?;
         Ok(Client {

@@ -8,6 +8,7 @@
 pub mod attempt;
 pub mod client;
 pub mod foreign;
+pub mod grpc;
 pub mod history;
 pub mod kafka;
 pub mod parts;

@@ -51,5 +51,5 @@ if len(sys.argv) > 3:
         api.Set(messages.SetRequest(key=b"big", value=b"x" * int(sys.argv[3])), timeout=20)
         raise AssertionError("it was taken")
     except grpc.RpcError as error:
-        assert error.code() == grpc.StatusCode.UNAVAILABLE and "max.message.bytes" in error.details(), error
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "max.message.bytes" in error.details(), error
 print("OK")

@@ -1,0 +1,304 @@
+//! One HTTP/2 connection, and what each of its requests passes before the API sees it: admission, deadline, bounds on memory.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::server::conn::http2::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{HeaderMap, Request, Response, header};
+use tonic::service::Routes;
+use tracing::debug;
+
+use super::memory::{Memory, Received, Sent};
+use super::status;
+use crate::command::admission::{DEFAULT_USER, Refusal, Wants, admit, login_delay, needs_no_login};
+use crate::command::session::{Client, Connected};
+use crate::command::table::{self, Entry};
+use crate::command::{Session, Shared};
+use crate::database::now_ms;
+use crate::server;
+
+/// Requests under way on one connection; its client waits before it sends more.
+const MAX_REQUESTS: u32 = 256;
+/// Refused connections that are told why, at one time; any more are closed without a word.
+const MAX_REFUSED: usize = 64;
+/// How long a refused connection may take to ask, and to be told.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+
+/// How long requests under way may take when their connection is to end: longer than a write takes, shorter than the server waits.
+const LAST_ANSWERS: Duration = Duration::from_secs(8);
+
+/// What all connections of a listener share.
+#[derive(Clone)]
+pub struct Front {
+    pub routes: Routes,
+    refused: Arc<Semaphore>,
+}
+
+/// Who sent a request; the API finds it among the request's extensions.
+#[derive(Clone)]
+pub struct Caller {
+    client: Arc<Client>,
+    authenticated: bool,
+    pub memory: Arc<Memory>,
+}
+
+/// Takes the requests of one connection.
+#[derive(Clone)]
+struct Door {
+    routes: Routes,
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+}
+
+impl Front {
+    pub fn new(routes: Routes) -> Self {
+        Front {
+            routes: routes.prepare(),
+            refused: Arc::new(Semaphore::new(MAX_REFUSED)),
+        }
+    }
+
+    /// Serves a connection to its end.
+    pub async fn welcome(self, stream: TcpStream, shared: Arc<Shared>) {
+        match server::admitted(&stream, &shared) {
+            Ok(()) => self.run(stream, shared).await,
+            Err(refusal) => {
+                if let Ok(_told) = self.refused.try_acquire() {
+                    let _ = tokio::time::timeout(REFUSED_FOR, refuse(stream, refusal)).await;
+                }
+            }
+        }
+    }
+
+    async fn run(self, stream: TcpStream, shared: Arc<Shared>) {
+        let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+        let connected = Connected::new(&shared, &task, &stream);
+        let client = &connected.client;
+        let door = Door {
+            routes: self.routes,
+            shared: shared.clone(),
+            client: client.clone(),
+        };
+        let answer = move |request| door.clone().answer(request);
+        let stopped = async {
+            tokio::select! {
+                () = client.killed_or(|| shared.shutdown.is_asked()) => {}
+                () = idle(&shared, client) => {}
+            }
+        };
+        tokio::select! {
+            () = serve(stream, answer, stopped) => {}
+            () = client.killed() => {}
+        }
+    }
+}
+
+/// Waits until no command has come for as long as `timeout` says.
+async fn idle(shared: &Shared, client: &Client) {
+    loop {
+        let idle = now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed));
+        let left = match shared.config.timeout() {
+            Some(timeout) => timeout.saturating_sub(Duration::from_millis(idle)),
+            None => std::future::pending().await,
+        };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left).await;
+    }
+}
+
+/// Answers requests until the client goes, or, once `stopped`, until those under way are answered.
+async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F, stopped: impl Future<Output = ()>)
+where
+    F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+{
+    let mut http = Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new()).max_concurrent_streams(MAX_REQUESTS);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service_fn(answer)));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Ok(ended),
+        () = stopped => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(LAST_ANSWERS, connection).await
+        }
+    };
+    if let Ok(Err(error)) = ended {
+        debug!(%error, "gRPC connection ended");
+    }
+}
+
+/// Answers the first requests of a connection that is not let in with the reason.
+async fn refuse(stream: TcpStream, refusal: Refusal) {
+    let told = Arc::new(Notify::new());
+    let tell = told.clone();
+    let answer = move |_| {
+        tell.notify_one();
+        async move { Ok(status::of_error(refusal.text().as_bytes()).into_http()) }
+    };
+    serve(stream, answer, told.notified()).await;
+}
+
+impl Door {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let answered = match deadline(request.headers()) {
+            Ok(None) => self.pass(request).await,
+            Ok(Some(time)) => match tokio::time::timeout(time, self.pass(request)).await {
+                Ok(answered) => answered,
+                Err(_) => Err(Status::deadline_exceeded(
+                    "the deadline of the call is over; a Set may still take effect",
+                )),
+            },
+            Err(status) => Err(status),
+        };
+        Ok(answered.unwrap_or_else(Status::into_http))
+    }
+
+    async fn pass(mut self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+        let command = command_of(request.uri().path());
+        let (wants, authenticated) = match command {
+            Some(command) => {
+                let authenticated = self.log_in(request.headers()).await?;
+                (Wants::Run { authenticated, command }, authenticated)
+            }
+            None => (Wants::Health, false),
+        };
+        admit(&self.shared, wants).map_err(|refusal| self.refused(refusal))?;
+        let memory = Arc::new(Memory::new(self.shared, self.client.clone()));
+        let mut request = request.map(|body| Received::new(body, memory.clone()));
+        request.extensions_mut().insert(Caller {
+            client: self.client,
+            authenticated,
+            memory: memory.clone(),
+        });
+        let Ok(response) = self.routes.call(request).await;
+        Ok(response.map(|body| Body::new(Sent { body, memory })))
+    }
+
+    /// Whether the caller is logged in. A wrong password is answered late.
+    async fn log_in(&self, headers: &HeaderMap) -> Result<bool, Status> {
+        if needs_no_login(&self.shared) {
+            return Ok(true);
+        }
+        let Some(given) = credentials(headers) else {
+            return Ok(false);
+        };
+        let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());
+        let user = if colon == 0 { DEFAULT_USER } else { &given[..colon] };
+        let password = given.get(colon + 1..).unwrap_or_default();
+        let client = &*self.client;
+        if let Err(refusal) = admit(&self.shared, Wants::LogIn { client, user, password }) {
+            tokio::time::sleep(login_delay(client)).await;
+            return Err(self.refused(refusal));
+        }
+        Ok(true)
+    }
+
+    fn refused(&self, refusal: Refusal) -> Status {
+        self.shared.stats.count_error(refusal.text().as_bytes());
+        status::of_error(refusal.text().as_bytes())
+    }
+}
+
+impl Caller {
+    /// Each request is a session of its own: requests of one connection have no order.
+    pub fn session(&self) -> Session {
+        Session::new(self.client.clone(), self.authenticated)
+    }
+}
+
+/// The command that a method is, in what it needs to be allowed; `None` for the health service, which needs nothing. Reflection
+/// tells what COMMAND tells.
+fn command_of(path: &str) -> Option<&'static Entry> {
+    let name: &[u8] = match path {
+        "/kvs2.Kvs2/Get" => b"get",
+        "/kvs2.Kvs2/Set" => b"set",
+        "/kvs2.Kvs2/MultiGet" => b"mget",
+        path if path.starts_with("/grpc.health.v1.Health/") => return None,
+        _ => b"command",
+    };
+    Some(table::find(name).expect("a command of the table"))
+}
+
+/// What stands behind `authorization: Basic`: user, colon, password.
+fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = value.split_once(' ')?;
+    let encoded = scheme.eq_ignore_ascii_case("basic").then_some(encoded)?;
+    STANDARD.decode(encoded.trim()).ok()
+}
+
+/// The time that the caller gives the request (`grpc-timeout`): up to eight digits and a unit.
+fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let parsed = value.to_str().ok().and_then(|text| {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let all_digits = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let count: u64 = all_digits.then(|| digits.parse().ok())??;
+        Some(match unit {
+            "H" => Duration::from_secs(count * 3_600),
+            "M" => Duration::from_secs(count * 60),
+            "S" => Duration::from_secs(count),
+            "m" => Duration::from_millis(count),
+            "u" => Duration::from_micros(count),
+            "n" => Duration::from_nanos(count),
+            _ => return None,
+        })
+    });
+    parsed
+        .map(Some)
+        .ok_or_else(|| Status::invalid_argument("grpc-timeout is not up to eight digits and a unit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::codegen::http::HeaderValue;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(
+            header::HeaderName::from_static(name),
+            HeaderValue::from_str(value).expect("a header's value"),
+        )])
+    }
+
+    #[test]
+    fn a_deadline_is_digits_and_a_unit() {
+        let read = |value: &str| deadline(&headers("grpc-timeout", value)).map_err(|status| status.code());
+        assert_eq!(read("250m"), Ok(Some(Duration::from_millis(250))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
+        for wrong in ["", "1", "m", "123456789S", "-1S", "1 S", "1s"] {
+            assert_eq!(read(wrong), Err(tonic::Code::InvalidArgument), "{wrong}");
+        }
+        assert_eq!(deadline(&HeaderMap::new()).ok().flatten(), None);
+    }
+
+    #[test]
+    fn credentials_are_those_of_basic_authentication() {
+        let read = |value: &str| credentials(&headers("authorization", value));
+        assert_eq!(
+            read("Basic ZGVmYXVsdDpzOmVjcmV0").as_deref(),
+            Some(&b"default:s:ecret"[..])
+        );
+        assert_eq!(read("basic OnNlY3JldA==").as_deref(), Some(&b":secret"[..]));
+        for other in ["Bearer ZGVmYXVsdDpzOmVjcmV0", "Basic", "Basic ???", ""] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

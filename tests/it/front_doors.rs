@@ -1,0 +1,322 @@
+//! Every front door (RESP, gRPC) refuses the same, with the same words. A check that one of them lacks fails here.
+
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::support::client::Client;
+use crate::support::grpc::{Call, Ended, Grpc};
+use crate::support::resp;
+use crate::support::server::{Builder, Highwater};
+use crate::support::{ports, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+const MIB: u64 = 1 << 20;
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A node with both doors.
+struct House {
+    node: Highwater,
+    grpc_port: u16,
+    grpc: Grpc,
+}
+
+impl House {
+    fn new(args: &[&str]) -> House {
+        House::start(Highwater::builder().args(args))
+    }
+
+    fn start(builder: Builder) -> House {
+        let grpc_port = ports::free();
+        House {
+            node: builder.args(&["--grpc-port", &grpc_port.to_string()]).start(),
+            grpc_port,
+            grpc: Grpc::start(),
+        }
+    }
+
+    fn call(&self, method: &'static str, key: &'static str) -> Call {
+        Call::new(format!("{LOOPBACK}:{}", self.grpc_port), method, key)
+    }
+
+    /// What GET of a missing key, on a connection of its own, is answered at either door; `None` where it is served.
+    fn refusals(&mut self, from: IpAddr, password: Option<&str>) -> (Option<String>, Option<Ended>) {
+        let mut client = Client::connect_to((from, self.node.port));
+        let mut refused = None;
+        for line in password
+            .map(|p| format!("AUTH {p}"))
+            .iter()
+            .map(String::as_str)
+            .chain(["GET missing"])
+        {
+            let reply = client
+                .try_write(&resp::command_line(line))
+                .and_then(|()| client.try_reply());
+            let reply = String::from_utf8_lossy(&reply.expect("a reply").expect("a reply")).into_owned();
+            if let Some(error) = reply.strip_prefix('-') {
+                refused = Some(error.trim_end().to_owned());
+                break;
+            }
+        }
+        let ended = self.grpc.call(&Call {
+            target: format!("{from}:{}", self.grpc_port),
+            login: password.map(|password| format!("default:{password}")),
+            ..self.call("Get", "missing")
+        });
+        (refused, Some(ended).filter(|ended| ended.code != "OK"))
+    }
+
+    #[track_caller]
+    fn refuses_alike(&mut self, from: IpAddr, password: Option<&str>, expected: Option<(&str, &str)>) {
+        let (resp, grpc) = self.refusals(from, password);
+        let (text, code) = expected.unzip();
+        let begins = |refused: Option<&str>| refused.map(|refused| refused.starts_with(text.unwrap_or("served")));
+        assert_eq!(begins(resp.as_deref()), text.map(|_| true), "RESP: {resp:?}");
+        assert_eq!(grpc.as_ref().map(|ended| &*ended.code), code, "gRPC: {grpc:?}");
+        assert_eq!(resp, grpc.map(|ended| ended.details), "the same words");
+    }
+}
+
+/// An address of this machine that is not the loopback interface's.
+fn other_address() -> IpAddr {
+    // Nothing is sent: the system only chooses the address that it would send from.
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    socket.connect("192.0.2.1:9").expect("a machine with a network");
+    socket.local_addr().expect("an address").ip()
+}
+
+#[test]
+fn who_is_not_let_in_is_refused_alike() {
+    const OPEN: &[&str] = &["--bind", "*"];
+    const LOCKED: &[&str] = &["--bind", "*", "--requirepass", "secret"];
+    const TRUSTING: &[&str] = &["--bind", "*", "--protected-mode", "no"];
+    let no_password = Some(("NOAUTH ", "UNAUTHENTICATED"));
+    let wrong = Some(("WRONGPASS ", "UNAUTHENTICATED"));
+    let protected = Some(("DENIED ", "FAILED_PRECONDITION"));
+    let other = other_address();
+    for (args, cases) in [
+        (OPEN, &[(LOOPBACK, None, None), (other, None, protected)][..]),
+        (TRUSTING, &[(other, None, None)]),
+        (
+            LOCKED,
+            &[
+                (LOOPBACK, None, no_password),
+                (LOOPBACK, Some("wrong"), wrong),
+                (LOOPBACK, Some("secrets"), wrong),
+                (LOOPBACK, Some("secret"), None),
+                (other, None, no_password),
+                (other, Some("secret"), None),
+            ],
+        ),
+    ] {
+        let mut house = House::start(Highwater::builder().args(args).allow("without a password"));
+        for &(from, password, expected) in cases {
+            println!("{args:?} {from} {password:?}");
+            house.refuses_alike(from, password, expected);
+        }
+    }
+}
+
+#[test]
+fn both_doors_share_maxclients() {
+    let full = Some(("ERR max number of clients reached", "RESOURCE_EXHAUSTED"));
+    let mut house = House::new(&["--maxclients", "2"]);
+    let held = |house: &House| house.node.client().info("connected_clients").is_some_and(|n| n == "1");
+    wait_for("the first connection to be gone", SOON, || held(&house).then_some(()));
+    let by_redis = [house.node.client(), house.node.client()].map(|mut client| {
+        client.check("PING", "+PONG");
+        client
+    });
+    house.refuses_alike(LOOPBACK, None, full);
+    drop(by_redis);
+    let open = |house: &mut House, name: &str| {
+        let call = Call {
+            channel: Some(name.into()),
+            ..house.call("Get", "missing")
+        };
+        wait_for("a free place", SOON, || {
+            (house.grpc.call(&call).code == "OK").then_some(())
+        });
+    };
+    open(&mut house, "first");
+    open(&mut house, "second");
+    house.refuses_alike(LOOPBACK, None, full);
+}
+
+#[test]
+fn idle_connections_are_closed_at_both_doors() {
+    let mut house = House::new(&["--timeout", "1"]);
+    let by_grpc = Call {
+        channel: Some("idle".into()),
+        ..house.call("Get", "missing")
+    };
+    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
+    let mut by_redis = house.node.client();
+    by_redis.check("PING", "+PONG");
+    let connected = || house.node.client().info("connected_clients");
+    assert_eq!(connected().as_deref(), Some("3"), "both, and who asks");
+    wait_for("both to be closed", SOON, || connected().filter(|left| left == "1"));
+    assert!(by_redis.is_closed());
+    assert_eq!(house.grpc.call(&by_grpc).code, "OK", "it connects anew");
+}
+
+#[test]
+fn what_is_too_large_is_refused_alike() {
+    // A setting, what is asked with 1 MB in key `large`, and whether that is a write.
+    for (args, times, size) in [
+        (["--proto-max-bulk-len", "2mb"], 0, 3 << 20),
+        (["--client-query-buffer-limit", "2mb"], 0, 3 << 20),
+        (["--client-output-buffer-limit", "normal 2mb 0 0"], 4, 0),
+        (["--maxmemory-clients", "8mb"], 0, 40 << 20),
+    ] {
+        println!("{args:?}");
+        let mut house = House::start(Highwater::builder().args(&args).allow("above").allow("more than"));
+        let large = vec![b'x'; 1_000_000];
+        assert_eq!(house.node.client().send(&[b"SET", b"large", &large]), b"+OK\r\n");
+        let mut client = house.node.client();
+        let request = match times {
+            0 => resp::command(&[b"SET", b"key", &vec![b'v'; size]]),
+            times => resp::command(&[&[&b"MGET"[..]], &vec![&b"large"[..]; times][..]].concat()),
+        };
+        let _ = client.try_write(&request);
+        let refused = match client.try_reply() {
+            Ok(Some(reply)) => reply.starts_with(b"-ERR Protocol error") && client.is_closed(),
+            Ok(None) | Err(_) => true,
+        };
+        assert!(refused, "RESP is refused: {args:?}");
+        let ended = house.grpc.call(&match times {
+            0 => Call {
+                number: size,
+                ..house.call("Set", "key")
+            },
+            times => Call {
+                number: times,
+                ..house.call("MultiGet", "large")
+            },
+        });
+        assert_eq!(ended.code, "RESOURCE_EXHAUSTED", "{ended:?}");
+        assert!(ended.details.contains(args[0].trim_start_matches("--")), "{ended:?}");
+        let mut client = house.node.client();
+        client.check("GET key", "$-1");
+        let ended = house.grpc.call(&house.call("Get", "large"));
+        assert_eq!(ended.code, "OK", "others are served: {ended:?}");
+    }
+}
+
+#[test]
+fn grpc_memory_is_bounded() {
+    let mut house = House::new(&["--maxmemory-clients", "100mb", "--maxmemory", "64mb"]);
+    let large = vec![b'x'; 1_000_000];
+    assert_eq!(house.node.client().send(&[b"SET", b"large", &large]), b"+OK\r\n");
+    let before = house.node.memory();
+    let too_much = Call {
+        number: 6_000,
+        ..house.call("MultiGet", "large")
+    };
+    assert_eq!(house.grpc.call(&too_much).code, "RESOURCE_EXHAUSTED");
+    // As many as the client likes at once: some are taken, more than fit are not.
+    let many = Call {
+        number: 30_000_000,
+        times: 10,
+        deadline: 60.0,
+        ..house.call("Set", "key")
+    };
+    let ended = house.grpc.calls(&many);
+    let refused = ended.iter().filter(|ended| ended.code == "RESOURCE_EXHAUSTED").count();
+    let taken = ended.iter().filter(|ended| ended.code == "OK").count();
+    assert_eq!((taken + refused, refused > 0), (10, true), "{ended:?}");
+    let most = house.node.peak_memory() - before;
+    println!("{taken} were taken; {} MiB at most", most / MIB);
+    assert!(most < 600 * MIB, "{most} bytes");
+    // What was held is given back.
+    let held = || {
+        house
+            .node
+            .client()
+            .info("mem_clients_normal")
+            .and_then(|n| n.parse().ok())
+    };
+    wait_for("memory to be free again", SOON, || {
+        held().filter(|&held: &u64| held < MIB)
+    });
+    // Many keys of no bytes.
+    let keys = Call {
+        number: 100_001,
+        ..house.call("MultiGet", "")
+    };
+    assert_eq!(house.grpc.call(&keys).code, "INVALID_ARGUMENT");
+}
+
+#[test]
+fn failed_logins_delay_their_connection_alone() {
+    const TRIES: u32 = 5;
+    // 50 ms, then twice as much each time.
+    let least = Duration::from_millis(50 * (2_u64.pow(TRIES) - 1));
+    let mut house = House::new(&["--requirepass", "secret"]);
+    let mut friend = house.node.client();
+    friend.check("AUTH secret", "+OK");
+    let mut guesser = house.node.client();
+    let began = Instant::now();
+    guesser.write(&resp::command_line("AUTH guess").repeat(TRIES as usize));
+    friend.check("PING", "+PONG");
+    assert!(began.elapsed() < least, "others are not held up");
+    for _ in 0..TRIES {
+        assert!(guesser.reply().starts_with(b"-WRONGPASS"));
+    }
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    guesser.check("AUTH secret", "+OK");
+    let guess = Call {
+        channel: Some("guesser".into()),
+        login: Some("default:guess".into()),
+        ..house.call("Get", "key")
+    };
+    let began = Instant::now();
+    for _ in 0..TRIES {
+        assert_eq!(house.grpc.call(&guess).code, "UNAUTHENTICATED");
+    }
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+}
+
+#[test]
+fn health_needs_no_password_and_reflection_does() {
+    let mut house = House::new(&["--requirepass", "secret"]);
+    let login = Some("default:secret".to_owned());
+    assert_eq!(house.grpc.call(&house.call("Health", "")).code, "OK");
+    assert_eq!(house.grpc.call(&house.call("Reflection", "")).code, "UNAUTHENTICATED");
+    let reflection = Call {
+        login,
+        ..house.call("Reflection", "")
+    };
+    assert_eq!(house.grpc.call(&reflection).code, "OK");
+}
+
+#[test]
+fn a_call_ends_at_its_deadline_and_pauses_hold_for_it() {
+    let mut house = House::new(&[]);
+    let mut client = house.node.client();
+    client.check("CLIENT PAUSE 60000 WRITE", "+OK");
+    let call = Call {
+        deadline: 1.0,
+        ..house.call("Set", "key")
+    };
+    assert_eq!(house.grpc.call(&call).code, "DEADLINE_EXCEEDED");
+    assert_eq!(house.grpc.call(&house.call("Get", "key")).code, "OK");
+    client.check("GET key", "$-1");
+    client.check("CLIENT UNPAUSE", "+OK");
+    assert_eq!(house.grpc.call(&house.call("Set", "key")).code, "OK");
+    client.check("EXISTS key", ":1");
+    // Its commands are counted as others are.
+    assert!(client.text("INFO commandstats").contains("cmdstat_set:calls=1,"));
+}
+
+#[test]
+fn those_that_watch_the_health_do_not_hold_up_a_stop() {
+    let mut house = House::new(&[]);
+    let watch = Call {
+        channel: Some("watcher".into()),
+        ..house.call("Watch", "")
+    };
+    assert_eq!(house.grpc.call(&watch).code, "OK");
+    let began = Instant::now();
+    assert!(house.node.terminate().success());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
