@@ -381,14 +381,18 @@ async fn settle(
         // Cannot be: what rests on a failed write does not reach the log.
         return Ok(Reply::error("UNCERTAIN a write that this one rested on failed"));
     }
-    let lost = "NOTWRITTEN others changed what this command reads again and again, until the write timeout";
+    const LOST: &str = "NOTWRITTEN gave up after the write timeout: other writers kept changing these keys";
     if let Some((at, position)) = after {
         let left = deadline.saturating_duration_since(Instant::now());
         if tokio::time::timeout(left, shared.service.applied_to(at, position))
             .await
             .is_err()
         {
-            return Ok(Reply::error(lost));
+            let cause = shared.service.log.held_up(Some(at));
+            let cause = cause.unwrap_or_else(|| "another writer's record could not be read in time".to_owned());
+            return Ok(Reply::error(format!(
+                "NOTWRITTEN gave up after the write timeout: {cause}"
+            )));
         }
         if pending.repeated > 0 {
             let most = (PAUSE_MS * pending.repeated).min(MAX_PAUSE_MS);
@@ -396,7 +400,7 @@ async fn settle(
         }
     }
     if Instant::now() >= deadline {
-        return Ok(Reply::error(lost));
+        return Ok(Reply::error(LOST));
     }
     compute_again(session, shared, request, pending, deadline).await
 }
@@ -551,7 +555,12 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
                 .service
                 .store_lacks_room()
                 .map_or(String::new(), |reason| format!(", waiting: {reason}"));
-            format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}")
+            let held_up = shared
+                .service
+                .log
+                .held_up(None)
+                .map_or(String::new(), |cause| format!(", {cause}"));
+            format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}{held_up}")
         }
         Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
         Status::Serving => return Ok(()),

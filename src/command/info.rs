@@ -393,6 +393,9 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         }
         _ => {}
     }
+    if let Some(cause) = service.log.held_up(None) {
+        fields!(to, "log_held_up": cause);
+    }
     fields!(to,
         "records_applied": get(&counters.records_applied),
         "records_skipped": get(&counters.records_skipped),

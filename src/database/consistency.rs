@@ -245,7 +245,15 @@ impl Service {
             let seconds = patience.as_secs();
             Fault::error(match self.reads.failure() {
                 Some(cause) => format!("STALE the log did not tell its end within {seconds} s: {cause}"),
-                None => format!("STALE this node did not apply within {seconds} s what the log had when the read came"),
+                None => {
+                    let held_up = self
+                        .log
+                        .held_up(None)
+                        .map_or(String::new(), |cause| format!(": {cause}"));
+                    format!(
+                        "STALE this node did not apply within {seconds} s what the log had when the read came{held_up}"
+                    )
+                }
             })
         })
     }

@@ -236,6 +236,12 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
+    /// What keeps the newest records of this partition from being read, though they are in the log; of any partition, if it has
+    /// lasted for some seconds. Cheap.
+    fn held_up(&self, _at: Option<TopicPartition>) -> Option<String> {
+        None
+    }
+
     /// Stops taking batches in and waits for those under way. Blocking.
     fn close(&self, timeout: Duration);
 }

@@ -252,6 +252,46 @@ fn a_node_that_is_behind_says_so_where_it_was_asked_to_and_recovers() {
     session.check("GET k", "$1\r\n2");
 }
 
+/// Kafka tells readers neither that a transaction is open nor whose it is: they only see nothing new.
+#[test]
+fn an_open_transaction_of_another_producer_is_named_wherever_it_holds_something_up() {
+    const NAMED: &str = "a transaction of another producer has been open for";
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("open", 1);
+    let on_kafka = || Highwater::builder().kafka(kafka, &topic).allow(NAMED);
+    let node = on_kafka().start();
+    let mut client = node.client();
+    client.check("INCR counter", ":1");
+    let foreign = Foreign::new(kafka, &topic);
+    foreign.begin(&[("counter", Some("5"))]);
+
+    let refused = shown(&client.line("INCR counter"));
+    let names_it = |text: &str| text.contains(NAMED) && text.contains(&format!("topic {topic}, partition 0"));
+    assert!(refused.starts_with("-NOTWRITTEN ") && names_it(&refused), "{refused}");
+    let told = wait_for("INFO to name it", SOON, || client.info("log_held_up"));
+    assert!(names_it(&told), "{told}");
+    let mut starting = on_kafka().start_without_waiting();
+    wait_for("LOADING to name it", SOON, || {
+        let reply = Client::try_connect(starting.port)
+            .ok()
+            .map(|mut client| shown(&client.line("GET counter")));
+        reply.filter(|reply| reply.starts_with("-LOADING ") && names_it(reply))
+    });
+    assert!(names_it(&node.log()), "{}", node.log());
+
+    // The line that it says ends the transaction does so.
+    let (_, line) = told
+        .split_once("To end it: kafka-transactions.sh ")
+        .expect("a line to type");
+    let typed: Vec<&str> = line.split_whitespace().collect();
+    kafka.java("org.apache.kafka.tools.TransactionsCommand", &typed, b"");
+    starting.wait_until_ready();
+    client.check("INCR counter", ":2");
+    wait_for("INFO to be silent again", SOON, || {
+        client.info("log_held_up").is_none().then_some(())
+    });
+}
+
 #[test]
 fn wait_and_waitaof_tell_what_the_embedded_log_has() {
     let node = Highwater::embedded();

@@ -399,7 +399,7 @@ fn a_node_that_stops_at_any_step_of_a_transaction_holds_the_others_up_for_a_boun
         match (reply.strip_prefix(':'), lost) {
             (Some(_), Lost::Answer) => {}
             // Computed anew.
-            (Some(number), Lost::Request) => {
+            (Some(number), _) => {
                 counter += 1;
                 assert_eq!(number, counter.to_string(), "{context}");
             }

@@ -24,6 +24,7 @@ mod kafka_node;
 mod kafka_security;
 mod kills;
 mod lanes;
+mod late_requests;
 mod linearizability;
 mod redis_suite;
 mod self_check;

@@ -11,10 +11,9 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::ffi::{Hears, Report, Reported};
+use super::ffi::{Hears, Report};
 use super::producer::{Delivery, Sender};
 use crate::log::{EXPECTED, expect_all};
 
@@ -192,16 +191,9 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
-impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Delivery>;
+impl Hears for Context {
+    type Delivery = Delivery;
 
-    /// Only of what is left when the producer is dropped.
-    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
-        self.reported(vec![(Report::of(result), delivery)]);
-    }
-}
-
-impl Reported for Context {
     fn reported(&self, reports: Vec<(Report<'_>, Box<Delivery>)>) {
         let mut reports = reports.into_iter();
         while !reports.as_slice().is_empty() {
@@ -217,6 +209,12 @@ impl Reported for Context {
             }
         }
     }
+
+    fn acknowledged(&self, delivery: &Delivery) {
+        if let Some(sender) = self.sender.upgrade() {
+            sender.left(delivery.to());
+        }
+    }
 }
 
 impl Context {
@@ -229,16 +227,6 @@ impl Context {
             sender.left(delivery.to());
         }
         delivery.report(outcome, self);
-    }
-}
-
-impl Hears for Context {
-    type Delivery = Delivery;
-
-    fn acknowledged(&self, delivery: &Delivery) {
-        if let Some(sender) = self.sender.upgrade() {
-            sender.left(delivery.to());
-        }
     }
 }
 

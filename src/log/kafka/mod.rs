@@ -3,7 +3,7 @@
 //! Reading order: [`KafkaLog`] here is the whole; `config` its settings and librdkafka's; `topics` which topic each
 //! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write (`gate`: when it goes out),
 //! `transactions` that of a write with a condition or of several records;
-//! `follower` the way back; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
+//! `follower` the way back; `open_transactions` what holds it up; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
 //! key; `polled` a producer and its thread; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
 //!
 //! Clients, each with librdkafka's own threads: one for questions, one producer, two transactional producers, one consumer per
@@ -17,6 +17,7 @@ mod context;
 mod ffi;
 mod follower;
 mod gate;
+mod open_transactions;
 mod partitioner;
 mod polled;
 mod producer;
@@ -36,10 +37,11 @@ pub use partitioner::Partitioner;
 
 use self::context::Health;
 use self::follower::KafkaFollower;
+use self::open_transactions::OpenTransactions;
 use self::producer::Lane;
 use self::topics::{Depth, Topics};
 use self::transactions::TransactionLane;
-use super::{Batch, Durability, Follower, Log, LogError, Marks, Positions, TopicIdentity};
+use super::{Batch, Durability, Follower, Log, LogError, Marks, Positions, TopicIdentity, TopicPartition};
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
 const WATCH: Duration = Duration::from_secs(2);
@@ -58,6 +60,7 @@ pub struct KafkaLog {
     topics: Arc<Topics>,
     lane: Arc<Lane>,
     transactions: TransactionLane,
+    open: Arc<OpenTransactions>,
     stop: Arc<AtomicBool>,
     watch: Mutex<Option<JoinHandle<()>>>,
 }
@@ -71,12 +74,14 @@ impl KafkaLog {
         let topics = Arc::new(Topics::connect(&config, &health)?);
         let lane = Arc::new(Lane::start(&config, &topics, &health)?);
         let transactions = TransactionLane::start(&config, &topics, &health)?;
+        let open = Arc::new(OpenTransactions::new(&config, &topics, &health));
         let stop = Arc::new(AtomicBool::new(false));
         let watch = {
             let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
+            let open = Arc::clone(&open);
             std::thread::Builder::new()
                 .name("kafka-watch".into())
-                .spawn(move || watch(&topics, &lane, &stop))
+                .spawn(move || watch(&topics, &lane, &open, &stop))
         };
         let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
         Ok(KafkaLog {
@@ -85,6 +90,7 @@ impl KafkaLog {
             topics,
             lane,
             transactions,
+            open,
             stop,
             watch: Mutex::new(Some(watch)),
         })
@@ -105,7 +111,7 @@ impl KafkaLog {
     }
 }
 
-fn watch(topics: &Topics, lane: &Lane, stop: &AtomicBool) {
+fn watch(topics: &Topics, lane: &Lane, open: &OpenTransactions, stop: &AtomicBool) {
     let (mut looked, mut thorough) = (Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         topics.idle(TICK);
@@ -123,6 +129,9 @@ fn watch(topics: &Topics, lane: &Lane, stop: &AtomicBool) {
             tracing::debug!(error = ?code, "cannot look at the topics: {text}");
         } else if depth == Depth::Thorough {
             thorough = Instant::now();
+        }
+        if let Err(error) = open.look(WATCH) {
+            tracing::debug!(%error, "cannot look for open transactions");
         }
         looked = Instant::now();
     }
@@ -217,6 +226,10 @@ impl Log for KafkaLog {
 
     fn incomplete(&self, database: u16) -> Option<String> {
         self.topics.topic(database)?.grown(self.topics.servers())
+    }
+
+    fn held_up(&self, at: Option<TopicPartition>) -> Option<String> {
+        self.open.held_up(at)
     }
 
     fn close(&self, timeout: Duration) {

@@ -12,15 +12,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::BaseRecord;
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::util::IntoOpaque;
 
 use super::codec;
 use super::config::{Config, Sizes};
 use super::context::{Context, Health, describe_code, describe_error};
-use super::ffi::{Hearing, Polls as _, Status, topic_name};
+use super::ffi::{self, Polls as _, Status};
 use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{State, Topics};
@@ -46,7 +43,7 @@ pub(super) struct Sender {
 }
 
 struct Producer {
-    inner: Polled<Hearing<Context>>,
+    inner: Polled<ffi::Producer<Context>>,
     sizes: Sizes,
     created: Instant,
 }
@@ -57,9 +54,7 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 impl Lane {
     pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Lane, LogError> {
         let sender = Arc::new(Sender {
-            names: (0..config.databases)
-                .map(|database| topic_name(topics.name(database)))
-                .collect(),
+            names: topics.native_names().collect(),
             gate: Gate::new(config.gate()),
             current: RwLock::new(None),
         });
@@ -101,7 +96,7 @@ impl Lane {
                 sender.send_overdue();
             }
         };
-        let producer = Hearing::create(&settings, context).map_err(|error| describe_error(&error))?;
+        let producer = ffi::Producer::create(&settings, context).map_err(|error| describe_error(&error))?;
         let inner = Polled::start(producer, send_overdue)?;
         Ok(Producer {
             inner,
@@ -294,30 +289,6 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
         }
     }
     Ok(())
-}
-
-/// A record as rdkafka sends it.
-pub(super) fn base_record<'w, D: IntoOpaque>(
-    topic: &'w str,
-    partition: u32,
-    wire: &codec::Wire<'w>,
-    opaque: D,
-) -> BaseRecord<'w, [u8], [u8], D> {
-    let mut message: BaseRecord<'_, [u8], [u8], D> = BaseRecord::with_opaque_to(topic, opaque)
-        .partition(partition as i32)
-        .key(wire.key);
-    message.payload = wire.value;
-    if !wire.headers.is_empty() {
-        let headers = OwnedHeaders::new_with_capacity(wire.headers.len());
-        let add = |all: OwnedHeaders, (key, value): &codec::Header| {
-            all.insert(Header {
-                key,
-                value: Some(value.as_slice()),
-            })
-        };
-        message.headers = Some(wire.headers.iter().fold(headers, add));
-    }
-    message
 }
 
 impl Producer {

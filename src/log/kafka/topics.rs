@@ -4,6 +4,7 @@
 //! What is known is published as a whole ([`Topics::states`]) with a generation that grows at each change, so that
 //! readers take a snapshot and followers see that something changed.
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::admin::{Admin, Settings};
 use super::config::{Config, Mapped, Sizes};
 use super::context::{Context, Health, Trouble, describe_code, describe_error};
-use super::ffi::{self, Described, Failure};
+use super::ffi::{self, Described, Failure, topic_name};
 use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
 
 /// Largest record of a topic that is created here.
@@ -143,6 +144,11 @@ impl Topics {
     /// The topic's name of a database that is in range.
     pub fn name(&self, database: u16) -> &str {
         &self.names[usize::from(database)].topic
+    }
+
+    /// The same of all databases, as librdkafka takes them.
+    pub fn native_names(&self) -> impl Iterator<Item = CString> + '_ {
+        self.names.iter().map(|mapped| topic_name(&mapped.topic))
     }
 
     pub fn servers(&self) -> &str {
@@ -514,10 +520,8 @@ impl Topics {
         self.states.store(Arc::new(states));
     }
 
-    /// The high watermark of every partition.
-    pub fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
-        let end = Instant::now() + timeout;
-        let states = self.states.load_full();
+    /// All partitions of all topics, to be asked about.
+    fn partitions(&self, states: &[State]) -> Result<TopicPartitionList, LogError> {
         let mut asked = TopicPartitionList::new();
         for topic in states.iter().filter_map(State::usable) {
             for partition in 0..topic.identity.partitions {
@@ -526,6 +530,27 @@ impl Topics {
                     .map_err(|error| LogError::Failed(describe_error(&error)))?;
             }
         }
+        Ok(asked)
+    }
+
+    /// The last stable offset of every partition: of what comes before it every transaction has ended.
+    pub fn stable_ends(&self, timeout: Duration) -> Result<Positions, LogError> {
+        let states = self.states.load_full();
+        let asked = self.partitions(&states)?;
+        if asked.count() == 0 {
+            return Ok(Positions::new());
+        }
+        let answer = ffi::stable_offsets(self.questions.client(), &asked, timeout)
+            .map_err(|(_, text)| text)
+            .and_then(|list| self.read_ends(&states, &list));
+        answer.map_err(|cause| LogError::Failed(format!("cannot ask Kafka for open transactions: {cause}")))
+    }
+
+    /// The high watermark of every partition.
+    pub fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
+        let end = Instant::now() + timeout;
+        let states = self.states.load_full();
+        let asked = self.partitions(&states)?;
         if asked.count() == 0 {
             return Ok(Positions::new());
         }

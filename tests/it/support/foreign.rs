@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -19,7 +20,11 @@ pub struct Foreign {
 
 impl Foreign {
     pub fn new(kafka: &Kafka, topic: &str) -> Foreign {
-        let mut config = kafka.client_config();
+        Foreign::with(kafka.client_config(), topic)
+    }
+
+    /// One that reaches the broker in its own way.
+    pub fn with(mut config: ClientConfig, topic: &str) -> Foreign {
         config.set("acks", "all").set("linger.ms", "0");
         // As Kafka's own clients do.
         config.set("partitioner", "murmur2_random");

@@ -43,13 +43,19 @@ impl Way {
     }
 }
 
-/// What does not come through; the connection breaks there.
+/// What does not come through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// The broker never sees it.
+    /// The broker never sees it. The connection breaks.
     Request,
-    /// The broker has done what it was asked for.
+    /// The broker has done what it was asked for. The connection breaks.
     Answer,
+    /// The broker sees the request when [`Proxy::deliver`] is called. The connection breaks at once.
+    Late,
+    /// The same, and the connection stays open.
+    LateOnOpenConnection,
+    /// Nothing is lost: the broker sees the request now, and a copy of it when [`Proxy::deliver`] is called.
+    Copied,
 }
 
 #[derive(Default)]
@@ -58,17 +64,29 @@ struct Loss {
     next: Option<(Vec<u16>, Lost, u64)>,
     /// How many were lost since that was asked for.
     lost: u64,
+    /// The last request that is to come late.
+    late: Option<Vec<u8>>,
+}
+
+/// Requests of one kind wait, after so many that pass.
+#[derive(Default)]
+struct Gate {
+    kind: Option<u16>,
+    passing: u64,
+    waiting: u64,
 }
 
 /// Its threads end with their connections, and the one that listens with the process.
 pub struct Proxy {
     pub port: u16,
+    server: u16,
     /// The broker's address for those who do not go through here.
     pub around: String,
     pub to_server: Arc<Way>,
     pub to_client: Arc<Way>,
     open: Arc<Mutex<Vec<Arc<Connection>>>>,
     loss: Arc<Mutex<Loss>>,
+    gate: Arc<Mutex<Gate>>,
 }
 
 struct Connection {
@@ -86,14 +104,16 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", super::ports::free())).expect("listen");
         let proxy = Proxy {
             port: listener.local_addr().expect("an address").port(),
+            server,
             around: format!("127.0.0.1:{around}"),
             to_server: Arc::default(),
             to_client: Arc::default(),
             open: Arc::default(),
             loss: Arc::default(),
+            gate: Arc::default(),
         };
         let (to_server, to_client) = (proxy.to_server.clone(), proxy.to_client.clone());
-        let (open, loss) = (proxy.open.clone(), proxy.loss.clone());
+        let (open, loss, gate) = (proxy.open.clone(), proxy.loss.clone(), proxy.gate.clone());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 // A server that is not there is a connection that is closed.
@@ -107,9 +127,10 @@ impl Proxy {
                     unanswered: Mutex::default(),
                 });
                 locked(&open).push(connection.clone());
-                let (to_server, to_client, loss) = (to_server.clone(), to_client.clone(), loss.clone());
+                let (to_server, to_client) = (to_server.clone(), to_client.clone());
+                let (loss, gate) = (loss.clone(), gate.clone());
                 let (open, twin, open_too) = (open.clone(), connection.clone(), open.clone());
-                thread::spawn(move || connection.forward(&open, &to_server, &loss));
+                thread::spawn(move || connection.forward(&open, &to_server, &loss, &gate));
                 thread::spawn(move || twin.backward(&open_too, &to_client));
             }
         });
@@ -125,7 +146,7 @@ impl Proxy {
     pub fn lose(&self, kinds: &[u16], lost: Lost, times: u64) {
         *locked(&self.loss) = Loss {
             next: Some((kinds.to_vec(), lost, times)),
-            lost: 0,
+            ..Loss::default()
         };
     }
 
@@ -136,6 +157,59 @@ impl Proxy {
 
     pub fn lost(&self) -> u64 {
         locked(&self.loss).lost
+    }
+
+    /// Gives the broker the request that is to come late, on a connection of its own. Returns its answer: correlation id and body.
+    /// May be called again.
+    pub fn deliver(&self) -> Vec<u8> {
+        let late = locked(&self.loss).late.clone().expect("a request that is late");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.server)).expect("a broker");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .expect("a timeout");
+        stream.write_all(&late).expect("a request is sent");
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).expect("an answer");
+        let mut answer = vec![0; number(&length) as usize];
+        stream.read_exact(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// Requests of this kind wait from now on, after so many that pass.
+    pub fn hold(&self, kind: u16, passing: u64) {
+        *locked(&self.gate) = Gate {
+            kind: Some(kind),
+            passing,
+            waiting: 0,
+        };
+    }
+
+    /// How many requests wait.
+    pub fn held(&self) -> u64 {
+        locked(&self.gate).waiting
+    }
+
+    pub fn let_go(&self) {
+        *locked(&self.gate) = Gate::default();
+    }
+}
+
+impl Gate {
+    fn pass(gate: &Mutex<Gate>, kind: u16) {
+        {
+            let mut gate = locked(gate);
+            if gate.kind != Some(kind) {
+                return;
+            }
+            if gate.passing > 0 {
+                gate.passing -= 1;
+                return;
+            }
+            gate.waiting += 1;
+        }
+        while locked(gate).kind == Some(kind) {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
@@ -162,29 +236,52 @@ impl Connection {
     }
 
     /// Requests: length (4 bytes), kind (2), version (2), correlation id (4) …
-    fn forward(self: Arc<Self>, open: &Mutex<Vec<Arc<Connection>>>, way: &Way, loss: &Mutex<Loss>) {
+    fn forward(self: Arc<Self>, open: &Mutex<Vec<Arc<Connection>>>, way: &Way, loss: &Mutex<Loss>, gate: &Mutex<Gate>) {
         copy::<12>(&self.client, &self.server, way, |head| {
-            match locked(loss).of(number(&head[4..6]) as u16) {
-                Some(Lost::Request) => {
-                    self.reset();
-                    return false;
+            let kind = number(&head[4..6]) as u16;
+            Gate::pass(gate, kind);
+            let lost = locked(loss).of(kind);
+            match lost {
+                None => return Fate::Passes,
+                Some(Lost::Answer) => {
+                    *locked(&self.unanswered) = Some(number(&head[8..12]));
+                    return Fate::Passes;
                 }
-                Some(Lost::Answer) => *locked(&self.unanswered) = Some(number(&head[8..12])),
-                None => {}
+                Some(Lost::Request) => {}
+                Some(Lost::Late | Lost::LateOnOpenConnection | Lost::Copied) => {
+                    let Some(request) = self.rest(head) else {
+                        return Fate::Breaks;
+                    };
+                    let passes = lost != Some(Lost::Copied) || (&self.server).write_all(&request).is_ok();
+                    locked(loss).late = Some(request);
+                    if passes && lost != Some(Lost::Late) {
+                        return Fate::IsDone;
+                    }
+                }
             }
-            true
+            self.reset();
+            Fate::Breaks
         });
         self.end(open);
+    }
+
+    /// The whole request that begins so.
+    fn rest(&self, head: &[u8]) -> Option<Vec<u8>> {
+        let mut request = head.to_vec();
+        request.resize(4 + number(&head[..4]) as usize, 0);
+        (&self.client).read_exact(&mut request[head.len()..]).ok()?;
+        Some(request)
     }
 
     /// Answers: length (4 bytes), correlation id (4) …
     fn backward(self: Arc<Self>, open: &Mutex<Vec<Arc<Connection>>>, way: &Way) {
         copy::<8>(&self.server, &self.client, way, |head| {
             let lost = *locked(&self.unanswered) == Some(number(&head[4..8]));
-            if lost {
-                self.reset();
+            if !lost {
+                return Fate::Passes;
             }
-            !lost
+            self.reset();
+            Fate::Breaks
         });
         self.end(open);
     }
@@ -200,10 +297,24 @@ impl Connection {
     }
 }
 
-/// Copies one message after the other until the end, or until one does not pass, of which the first bytes are told.
-fn copy<const HEAD: usize>(mut from: &TcpStream, mut to: &TcpStream, way: &Way, passes: impl Fn(&[u8]) -> bool) {
+/// What becomes of a message.
+enum Fate {
+    Passes,
+    /// Its connection ends there.
+    Breaks,
+    /// All of it was read, and what had to be done with it is done.
+    IsDone,
+}
+
+/// Copies one message after the other until the end, or until one breaks the connection. `fate` is given a message's first bytes.
+fn copy<const HEAD: usize>(mut from: &TcpStream, mut to: &TcpStream, way: &Way, fate: impl Fn(&[u8]) -> Fate) {
     let mut bytes = vec![0; CHUNK];
-    while from.read_exact(&mut bytes[..HEAD]).is_ok() && passes(&bytes[..HEAD]) {
+    while from.read_exact(&mut bytes[..HEAD]).is_ok() {
+        match fate(&bytes[..HEAD]) {
+            Fate::Passes => {}
+            Fate::Breaks => return,
+            Fate::IsDone => continue,
+        }
         let mut left = 4 + number(&bytes[..4]) as usize;
         let mut filled = HEAD;
         while left > 0 {

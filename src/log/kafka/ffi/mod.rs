@@ -2,11 +2,12 @@
 //! Kafka log. Knows pointers and lifetimes, and decides nothing.
 //!
 //! - [`describe_topics`]: topics with their ids, many in one call.
+//! - [`stable_offsets`]: how far what is committed is known, without a consumer of its own.
 //! - [`set_leader_epochs`]: in which epoch a position was reached.
 //! - [`Consumer::poll`]: a consumer's events with topic, partition and offset on *every* one. rdkafka's own poll
 //!   leaves out the topic of errors and ends, and panics at a header name that is not UTF-8.
 //! - [`producer`]: reports all together that one answer of a broker brought (rdkafka gives them one by one), whether a message that
-//!   failed may be in the log all the same, and acknowledgements heard in librdkafka's own thread.
+//!   failed may be in the log all the same, acknowledgements heard in librdkafka's own thread, and requests that were not answered.
 
 mod producer;
 
@@ -18,11 +19,11 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaResult;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
-pub use producer::{Hearing, Hears, Polls, Producer, Report, Reported, Status, topic_name};
+pub use producer::{Hears, Polls, Producer, Report, Status, topic_name};
 
 /// Headers of one record that are looked at.
 const MAX_HEADERS: usize = 1000;
@@ -181,6 +182,67 @@ unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Re
             replicas,
             served,
         })
+    }
+}
+
+/// The offset of each partition of the list below which every record is decided, committed or not (the *last stable offset*).
+/// Only the list's topics and partitions are read.
+pub fn stable_offsets<C: ClientContext>(
+    client: &Client<C>,
+    list: &TopicPartitionList,
+    timeout: Duration,
+) -> Result<TopicPartitionList, Failure> {
+    let rk = client.native_ptr();
+    let mut asked = list.clone();
+    let asked_all = asked.set_all_offsets(Offset::End);
+    asked_all.map_err(|error| (RDKafkaErrorCode::InvalidArgument, error.to_string()))?;
+    // SAFETY: `rk` is a live client for the whole function, and `asked` a list that the call copies. -1, which `Offset::End` is,
+    // asks for the latest offset. The options are used up by the call, so they are destroyed right after it. `Queue` destroys the
+    // queue once, after the event.
+    unsafe {
+        let queue = Queue(sys::rd_kafka_queue_new(rk));
+        let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
+        let mut words = [0 as c_char; 256];
+        sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), words.as_mut_ptr(), words.len());
+        let committed = sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
+        // Never refused for this level; null is no error, and may be destroyed.
+        sys::rd_kafka_error_destroy(sys::rd_kafka_AdminOptions_set_isolation_level(options, committed));
+        sys::rd_kafka_ListOffsets(rk, asked.ptr(), options, queue.0);
+        sys::rd_kafka_AdminOptions_destroy(options);
+        match queue.poll(timeout + Duration::from_millis(500)) {
+            Some(event) => read_offsets(&event),
+            None => Err((RDKafkaErrorCode::OperationTimedOut, "no answer".to_owned())),
+        }
+    }
+}
+
+/// # Safety
+/// `event` came from the queue of a ListOffsets call.
+unsafe fn read_offsets(event: &EventPtr) -> Result<TopicPartitionList, Failure> {
+    // SAFETY: `event` lives to the end of the function and owns everything that is reached from it. Nothing is kept but copies.
+    unsafe {
+        let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event.0).into();
+        if code != RDKafkaErrorCode::NoError {
+            return Err((code, text(sys::rd_kafka_event_error_string(event.0))));
+        }
+        let result = sys::rd_kafka_event_ListOffsets_result(event.0);
+        if result.is_null() {
+            return Err((RDKafkaErrorCode::Fail, "an answer to another question".to_owned()));
+        }
+        let mut count = 0;
+        let infos = sys::rd_kafka_ListOffsets_result_infos(result, &mut count);
+        let mut list = TopicPartitionList::new();
+        for at in 0..count {
+            let partition = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(at));
+            let code = RDKafkaErrorCode::from(partition.err);
+            if code != RDKafkaErrorCode::NoError {
+                return Err((code, code.to_string()));
+            }
+            let offset = Offset::Offset(partition.offset);
+            list.add_partition_offset(&text(partition.topic), partition.partition, offset)
+                .map_err(|error| (RDKafkaErrorCode::InvalidArgument, error.to_string()))?;
+        }
+        Ok(list)
     }
 }
 

@@ -1,19 +1,21 @@
-//! Producers: reports all together that one answer of a broker brought, and acknowledgements heard at once.
+//! A producer of our own making. rdkafka's own gives reports one by one, tells nobody of acknowledgements in librdkafka's own
+//! thread, and hides what became of a request.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::time::Duration;
 
+use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::util::IntoOpaque;
 use rdkafka_sys as sys;
 use rdkafka_sys::rd_kafka_msg_status_t as msg_status;
+use rdkafka_sys::rd_kafka_resp_err_t as resp_err;
 use rdkafka_sys::rd_kafka_vtype_t as vtype;
 
-use super::{Event, EventPtr, Queue, log_line, text};
+use super::{Event, EventPtr, Queue, log_line, millis, text};
 
 /// Whether a message is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +31,6 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// The same as rdkafka gives it.
-    pub fn of(result: &'a DeliveryResult<'_>) -> Report<'a> {
-        let (Ok(message) | Err((_, message))) = result;
-        // SAFETY: the pointer is not null, and valid as long as the borrowed message, which outlives 'a.
-        let message = unsafe { &*message.ptr() };
-        Report { message }
-    }
-
     /// Offset (negative if the broker told none) and timestamp of an acknowledged one.
     pub fn outcome(&self) -> Result<(i64, i64), (RDKafkaErrorCode, Status)> {
         let code = RDKafkaErrorCode::from(self.message.err);
@@ -56,10 +50,22 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Hears what a producer has to tell.
-pub trait Reported: ProducerContext {
+/// What a producer reports, beside its log lines and errors.
+pub trait Hears: ClientContext {
+    /// Goes with each message, and comes back with its report.
+    type Delivery: Send + Sync;
+
     /// Reports that came together, in the order of their messages.
-    fn reported(&self, reports: Vec<(Report<'_>, Self::DeliveryOpaque)>);
+    fn reported(&self, reports: Vec<(Report<'_>, Box<Self::Delivery>)>);
+
+    /// A message was acknowledged, and will be reported. Called by librdkafka's thread for the broker, with no lock of its own held:
+    /// what is produced here is in its queue before it looks for more to send, all of it together.
+    fn acknowledged(&self, _: &Self::Delivery) {}
+
+    /// A request that changes a transaction was not answered: its connection broke, or it timed out. librdkafka may send it again, but
+    /// the first one may still reach the broker, at any later time. Called by librdkafka's threads, before the call that made the
+    /// request returns.
+    fn unanswered(&self) {}
 }
 
 /// A producer that is polled.
@@ -72,51 +78,8 @@ pub trait Polls: Send + Sync + 'static {
     fn outstanding(&self) -> usize;
 }
 
-/// rdkafka's producer, with reports together. Field order is drop order: the queue goes before its client.
-pub struct Producer<C: ProducerContext> {
-    queue: Queue,
-    inner: BaseProducer<C>,
-}
-
-// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread (rdkafka says the same of its
-// own `NativeQueue`); `BaseProducer` is Send and Sync by itself.
-unsafe impl<C: ProducerContext> Send for Producer<C> {}
-// SAFETY: as above.
-unsafe impl<C: ProducerContext> Sync for Producer<C> {}
-
-impl<C: Reported> Producer<C> {
-    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Producer<C>> {
-        let inner: BaseProducer<C> = config.create_with_context(context)?;
-        // SAFETY: the client is alive; the call returns a new reference to its main queue. `Producer` drops it before the client.
-        let queue = Queue(unsafe { sys::rd_kafka_queue_get_main(inner.client().native_ptr()) });
-        Ok(Producer { queue, inner })
-    }
-}
-
-impl<C: ProducerContext> std::ops::Deref for Producer<C> {
-    type Target = BaseProducer<C>;
-
-    fn deref(&self) -> &BaseProducer<C> {
-        &self.inner
-    }
-}
-
-impl<C: Reported + 'static> Polls for Producer<C> {
-    fn poll(&self, timeout: Duration) {
-        poll(&self.queue, self.inner.context().as_ref(), timeout);
-    }
-
-    fn purge(&self) {
-        self.inner.purge(PurgeConfig::default().queue().inflight());
-    }
-
-    fn outstanding(&self) -> usize {
-        self.inner.in_flight_count().try_into().unwrap_or(0)
-    }
-}
-
 /// `queue` is the main queue of a producer with this context.
-fn poll<C: Reported>(queue: &Queue, context: &C, timeout: Duration) {
+fn poll<C: Hears>(queue: &Queue, context: &C, timeout: Duration) {
     let Some(event) = queue.poll(timeout) else {
         return;
     };
@@ -142,7 +105,7 @@ fn poll<C: Reported>(queue: &Queue, context: &C, timeout: Duration) {
 
 /// # Safety
 /// `event` is an event of reports of a producer with this context, and is given here once: each message's opaque is taken out.
-unsafe fn reports<C: ProducerContext>(event: &EventPtr) -> Vec<(Report<'_>, C::DeliveryOpaque)> {
+unsafe fn reports<C: Hears>(event: &EventPtr) -> Vec<(Report<'_>, Box<C::Delivery>)> {
     // SAFETY: the event owns its messages, and lives as long as what is returned. Each opaque was made by `into_ptr` of this type
     // when the message was sent, and comes back in this one report.
     unsafe {
@@ -153,23 +116,14 @@ unsafe fn reports<C: ProducerContext>(event: &EventPtr) -> Vec<(Report<'_>, C::D
         taken
             .filter_map(|message| {
                 let message = message.as_ref()?;
-                Some((Report { message }, C::DeliveryOpaque::from_ptr(message._private)))
+                Some((Report { message }, Box::from_ptr(message._private)))
             })
             .collect()
     }
 }
 
-/// Hears of acknowledgements before they are reported.
-pub trait Hears: Reported<DeliveryOpaque = Box<Self::Delivery>> {
-    type Delivery: Send + Sync;
-
-    /// A message was acknowledged, and will be reported. Called by librdkafka's thread for the broker, with no lock of its own held:
-    /// what is produced here is in its queue before it looks for more to send, all of it together.
-    fn acknowledged(&self, delivery: &Self::Delivery);
-}
-
-/// A producer of our own making: rdkafka's does not let anybody hear acknowledgements in librdkafka's own thread.
-pub struct Hearing<C: Hears> {
+/// A client of librdkafka that produces.
+pub struct Producer<C: Hears> {
     queue: Queue,
     rk: *mut sys::rd_kafka_t,
     /// librdkafka has its address. Boxed, and dropped after the client.
@@ -177,15 +131,16 @@ pub struct Hearing<C: Hears> {
 }
 
 // SAFETY: librdkafka's queues and clients may be used and destroyed by any thread; contexts are Send and Sync.
-unsafe impl<C: Hears> Send for Hearing<C> {}
+unsafe impl<C: Hears> Send for Producer<C> {}
 // SAFETY: as above.
-unsafe impl<C: Hears> Sync for Hearing<C> {}
+unsafe impl<C: Hears> Sync for Producer<C> {}
 
 const NAME: &CStr = c"highwater";
 
-impl<C: Hears> Hearing<C> {
-    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Hearing<C>> {
-        let config = config.create_native_config()?;
+impl<C: Hears> Producer<C> {
+    pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Producer<C>> {
+        // Log lines come as events too, and not on standard error.
+        let config = config.clone().set("log.queue", "true").create_native_config()?;
         let context = Box::new(context);
         let address: *const C = &*context;
         let mut words = [0 as c_char; 512];
@@ -216,7 +171,7 @@ impl<C: Hears> Hearing<C> {
             }
             sys::rd_kafka_set_log_queue(rk, ptr::null_mut());
             let queue = Queue(sys::rd_kafka_queue_get_main(rk));
-            Ok(Hearing { queue, rk, context })
+            Ok(Producer { queue, rk, context })
         }
     }
 
@@ -282,6 +237,27 @@ impl<C: Hears> Hearing<C> {
         }
     }
 
+    /// Asks the coordinator for a producer id, and so ends what another producer with this transactional id left open.
+    pub fn init_transactions(&self, timeout: Duration) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive.
+        TransactionError::check(unsafe { sys::rd_kafka_init_transactions(self.rk, millis(timeout)) })
+    }
+
+    pub fn begin_transaction(&self) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive.
+        TransactionError::check(unsafe { sys::rd_kafka_begin_transaction(self.rk) })
+    }
+
+    pub fn commit_transaction(&self, timeout: Duration) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive.
+        TransactionError::check(unsafe { sys::rd_kafka_commit_transaction(self.rk, millis(timeout)) })
+    }
+
+    pub fn abort_transaction(&self, timeout: Duration) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive.
+        TransactionError::check(unsafe { sys::rd_kafka_abort_transaction(self.rk, millis(timeout)) })
+    }
+
     /// Makes it fail for good.
     #[cfg(test)]
     pub fn fail_for_test(&self, code: sys::rd_kafka_resp_err_t) {
@@ -290,7 +266,36 @@ impl<C: Hears> Hearing<C> {
     }
 }
 
-impl<C: Hears + 'static> Polls for Hearing<C> {
+/// Why a call about a transaction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransactionError {
+    pub code: RDKafkaErrorCode,
+    /// The same call may be made again.
+    pub retriable: bool,
+    /// The transaction is to be aborted, and the producer is of use after that.
+    pub requires_abort: bool,
+}
+
+impl TransactionError {
+    /// Takes what librdkafka returned: null if all went well.
+    fn check(error: *mut sys::rd_kafka_error_t) -> Result<(), TransactionError> {
+        if error.is_null() {
+            return Ok(());
+        }
+        // SAFETY: librdkafka gave the error to the caller, and it is destroyed here, once, after it was read.
+        unsafe {
+            let read = TransactionError {
+                code: sys::rd_kafka_error_code(error).into(),
+                retriable: sys::rd_kafka_error_is_retriable(error) != 0,
+                requires_abort: sys::rd_kafka_error_txn_requires_abort(error) != 0,
+            };
+            sys::rd_kafka_error_destroy(error);
+            Err(read)
+        }
+    }
+}
+
+impl<C: Hears + 'static> Polls for Producer<C> {
     fn poll(&self, timeout: Duration) {
         poll(&self.queue, &*self.context, timeout);
     }
@@ -306,7 +311,7 @@ impl<C: Hears + 'static> Polls for Hearing<C> {
     }
 }
 
-impl<C: Hears> Drop for Hearing<C> {
+impl<C: Hears> Drop for Producer<C> {
     fn drop(&mut self) {
         self.queue.release();
         // SAFETY: it was ours, and is not used again; no call of it is under way, since they borrow `self`. The context lives on
@@ -349,10 +354,20 @@ unsafe extern "C" fn on_new<C: Hears>(
     context: *mut c_void,
     _: *mut c_char,
     _: usize,
-) -> sys::rd_kafka_resp_err_t {
+) -> resp_err {
     // SAFETY: the client is being made; the context outlives it.
     unsafe {
-        sys::rd_kafka_interceptor_add_on_acknowledgement(rk, NAME.as_ptr(), Some(on_acknowledgement::<C>), context)
+        let added =
+            sys::rd_kafka_interceptor_add_on_acknowledgement(rk, NAME.as_ptr(), Some(on_acknowledgement::<C>), context);
+        match RDKafkaErrorCode::from(added) {
+            RDKafkaErrorCode::NoError => sys::rd_kafka_interceptor_add_on_response_received(
+                rk,
+                NAME.as_ptr(),
+                Some(on_response_received::<C>),
+                context,
+            ),
+            _ => added,
+        }
     }
 }
 
@@ -362,8 +377,8 @@ unsafe extern "C" fn on_acknowledgement<C: Hears>(
     _: *mut sys::rd_kafka_t,
     message: *mut sys::rd_kafka_message_t,
     context: *mut c_void,
-) -> sys::rd_kafka_resp_err_t {
-    let none = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+) -> resp_err {
+    let none = resp_err::RD_KAFKA_RESP_ERR_NO_ERROR;
     // SAFETY: the message is alive. Its opaque is a delivery of this type that is only borrowed: its report, which takes it out,
     // comes later. Messages that failed, also those that were never taken, are left alone.
     unsafe {
@@ -373,6 +388,32 @@ unsafe extern "C" fn on_acknowledgement<C: Hears>(
         }
     }
     none
+}
+
+/// The requests that change a transaction, by Kafka's numbers (API keys): Produce, AddPartitionsToTxn and EndTxn.
+const CHANGES_TRANSACTION: [i16; 3] = [0, 24, 26];
+
+/// # Safety
+/// Called by librdkafka for each request of a client whose context this is, when its answer has come, and with an error when that
+/// will not come.
+unsafe extern "C" fn on_response_received<C: Hears>(
+    _: *mut sys::rd_kafka_t,
+    _: c_int,
+    _: *const c_char,
+    _: i32,
+    api_key: i16,
+    _: i16,
+    _: i32,
+    _: usize,
+    _: i64,
+    error: resp_err,
+    context: *mut c_void,
+) -> resp_err {
+    if error != resp_err::RD_KAFKA_RESP_ERR_NO_ERROR && CHANGES_TRANSACTION.contains(&api_key) {
+        // SAFETY: the context lives longer than the client, and is of this type.
+        unsafe { (*context.cast::<C>()).unanswered() };
+    }
+    resp_err::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
 /// The name of a topic as librdkafka takes it.

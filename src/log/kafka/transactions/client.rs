@@ -1,13 +1,19 @@
 //! One transactional producer: sends a group, aborts or commits it, and finds out how a commit ended that was not answered.
 //! Owns the producer's life; knows nothing of conditions.
 //!
+//! A request that was not answered may reach the broker at any later time. A late EndTxn ends whatever transaction its producer has
+//! then: librdkafka has no KIP-890, which would give each transaction an epoch of its own. So a producer of which a request was not
+//! answered is replaced before its next transaction. The next one begins a new epoch, and Kafka refuses what is older.
+//!
 //! Its transactional id is the node's own and stays the same over restarts, so that what a killed process left open is aborted when
 //! the node starts again, and not after `transaction.timeout.ms`. Where an id is of no use any more, another one takes its place
 //! until the next start.
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::ffi::CString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,18 +21,17 @@ use parking_lot::{Condvar, Mutex};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::super::codec::{self, Stamp};
 use super::super::config::{Config, Isolation, Sizes};
 use super::super::context::{Health, describe_code, describe_error};
-use super::super::ffi::{self, Report, Reported};
+use super::super::ffi::{self, Hears, Polls as _, Report, Status};
 use super::super::follower::KafkaFollower;
 use super::super::polled::Polled;
-use super::super::producer::{NO_RIGHT_TO_WRITE, base_record};
+use super::super::producer::NO_RIGHT_TO_WRITE;
 use super::super::topics::Topics;
-use crate::log::{Appended, Batch, Follower, Positions, TopicPartition};
+use crate::log::{Appended, Batch, Follower, Positions, Record, TopicPartition};
 
 /// One try to make a producer ready.
 const INIT: Duration = Duration::from_secs(1);
@@ -53,6 +58,8 @@ pub(super) struct Client {
     config: Arc<Config>,
     topics: Arc<Topics>,
     health: Arc<Health>,
+    /// Of the databases' topics.
+    names: Arc<[CString]>,
     /// The transactional id, and what it begins with.
     id: String,
     base: String,
@@ -78,28 +85,96 @@ struct Producer {
 /// How a transaction ended.
 pub(super) enum Decided {
     Committed,
-    Aborted(String),
+    Aborted(Failure),
     Unknown(String),
 }
+
+/// Why a transaction failed.
+pub(super) struct Failure {
+    pub cause: String,
+    pub kind: FailureKind,
+    /// Where records are that were acknowledged before.
+    pub appended: Vec<Appended>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// Nothing is in the log, and it may be the fault of what was sent.
+    Refused,
+    /// Nothing is in the log, and the producer was at fault: the same may be sent again.
+    Producer,
+    /// Somebody else ended the transaction, so that some of it may be in the log.
+    Uncertain,
+}
+
+impl Failure {
+    pub fn refused(cause: impl Into<String>) -> Failure {
+        Failure::new(cause.into(), FailureKind::Refused)
+    }
+
+    fn new(cause: String, kind: FailureKind) -> Failure {
+        Failure {
+            cause,
+            kind,
+            appended: Vec::new(),
+        }
+    }
+
+    fn of(code: RDKafkaErrorCode) -> Failure {
+        let kind = match code {
+            code if PRODUCER_AT_FAULT.iter().any(|(at_fault, _)| *at_fault == code) => FailureKind::Producer,
+            _ => FailureKind::Refused,
+        };
+        Failure::new(describe_code(code), kind)
+    }
+}
+
+/// What Kafka answers where it does not know the producer as the producer knows itself, and Kafka's names for it. No record is to
+/// blame: a new producer, or a new epoch, can send the same ones.
+const PRODUCER_AT_FAULT: [(RDKafkaErrorCode, &str); 8] = [
+    (
+        RDKafkaErrorCode::OutOfOrderSequenceNumber,
+        "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    ),
+    (RDKafkaErrorCode::UnknownProducerId, "UNKNOWN_PRODUCER_ID"),
+    (
+        RDKafkaErrorCode::InvalidProducerIdMapping,
+        "INVALID_PRODUCER_ID_MAPPING",
+    ),
+    (RDKafkaErrorCode::InvalidProducerEpoch, "INVALID_PRODUCER_EPOCH"),
+    (RDKafkaErrorCode::ProducerFenced, "PRODUCER_FENCED"),
+    (RDKafkaErrorCode::Fenced, "_FENCED"),
+    (RDKafkaErrorCode::InvalidTransactionalState, "INVALID_TXN_STATE"),
+    (RDKafkaErrorCode::Fatal, "_FATAL"),
+];
 
 /// Collects the acknowledgements of one group at a time.
 struct Context {
     health: Arc<Health>,
-    acks: Mutex<Acks>,
+    acks: Arc<Mutex<Acks>>,
     all_told: Condvar,
     /// Why librdkafka gave the last transaction up: it says so in a log line only.
     given_up: Mutex<Option<String>>,
+    /// A request was not answered, and may still reach the broker.
+    unanswered: AtomicBool,
 }
 
 impl Context {
     /// Why a record was not sent.
-    fn cause(&self, code: RDKafkaErrorCode) -> String {
+    fn failure(&self, code: RDKafkaErrorCode) -> Failure {
         let purged = matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
-        match self.given_up.lock().as_deref() {
-            Some(why) if purged && why.contains("TOPIC_AUTHORIZATION_FAILED") => NO_RIGHT_TO_WRITE.to_owned(),
-            Some(why) if purged => format!("the transaction failed: {why}"),
-            _ => describe_code(code),
+        let given_up = self.given_up.lock();
+        let Some(why) = given_up.as_deref().filter(|_| purged) else {
+            return Failure::of(code);
+        };
+        if why.contains("TOPIC_AUTHORIZATION_FAILED") {
+            return Failure::refused(NO_RIGHT_TO_WRITE);
         }
+        let kind = match PRODUCER_AT_FAULT.iter().any(|(_, name)| why.contains(name)) {
+            true => FailureKind::Producer,
+            false => FailureKind::Refused,
+        };
+        Failure::new(format!("the transaction failed: {why}"), kind)
     }
 }
 
@@ -108,9 +183,22 @@ struct Acks {
     /// Of the group at hand: goes with its records, so that a late report of another is passed over.
     group: u32,
     open: usize,
-    /// Offset and timestamp.
-    places: Vec<(u64, i64)>,
-    failed: Option<String>,
+    /// Where each record belongs, and its offset and timestamp when it is acknowledged.
+    places: Vec<(TopicPartition, Option<(u64, i64)>)>,
+    failed: Option<Failure>,
+    /// The log may have some of it.
+    sent: bool,
+}
+
+impl Acks {
+    /// The records that are acknowledged, in the order in which they were added.
+    fn appended(&self) -> Vec<Appended> {
+        let appended = |&(at, acknowledged): &(TopicPartition, Option<(u64, i64)>)| {
+            let (offset, timestamp) = acknowledged?;
+            Some(Appended { at, offset, timestamp })
+        };
+        self.places.iter().filter_map(appended).collect()
+    }
 }
 
 impl ClientContext for Context {
@@ -131,35 +219,46 @@ impl ClientContext for Context {
     fn stats_raw(&self, _: &[u8]) {}
 }
 
-impl ProducerContext for Context {
-    /// Number of the group, then place in it.
-    type DeliveryOpaque = usize;
+impl Hears for Context {
+    /// Number of the group, and place in it.
+    type Delivery = (u32, usize);
 
-    /// Only of what is left when the producer is dropped.
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        self.reported(vec![(Report::of(result), opaque)]);
-    }
-}
-
-impl Reported for Context {
-    fn reported(&self, reports: Vec<(Report<'_>, usize)>) {
+    fn reported(&self, reports: Vec<(Report<'_>, Box<Self::Delivery>)>) {
         let mut acks = self.acks.lock();
-        for (report, opaque) in reports {
-            if opaque >> 32 != acks.group as usize {
+        for (report, delivery) in reports {
+            let (group, place) = *delivery;
+            if group != acks.group {
                 continue;
             }
             acks.open -= 1;
-            match report.outcome() {
+            let outcome = report.outcome();
+            acks.sent |= !matches!(outcome, Err((_, Status::NotPersisted)));
+            let failure = match outcome {
                 Ok((offset, timestamp)) => match u64::try_from(offset) {
-                    Ok(offset) => acks.places[opaque & 0xffff_ffff] = (offset, timestamp),
-                    Err(_) => acks.failed = Some("Kafka has a record, but did not tell its offset".into()),
+                    Ok(offset) => {
+                        acks.places[place].1 = Some((offset, timestamp));
+                        continue;
+                    }
+                    Err(_) => Failure::refused("Kafka has a record, but did not tell its offset"),
                 },
-                Err((code, _)) => acks.failed = Some(self.cause(code)),
+                Err((code, _)) => self.failure(code),
+            };
+            // What is refused makes those behind it fail too, as the producer's fault.
+            if acks
+                .failed
+                .as_ref()
+                .is_none_or(|first| first.kind == FailureKind::Producer)
+            {
+                acks.failed = Some(failure);
             }
         }
         if acks.open == 0 || acks.failed.is_some() {
             self.all_told.notify_all();
         }
+    }
+
+    fn unanswered(&self) {
+        self.unanswered.store(true, Ordering::Release);
     }
 }
 
@@ -172,6 +271,7 @@ impl Client {
             config: config.clone(),
             topics: topics.clone(),
             health: health.clone(),
+            names: topics.native_names().collect(),
             producer: None,
             trouble: None,
             refused: None,
@@ -261,11 +361,11 @@ impl Client {
                 producer.ready = true;
                 Ok(())
             }
-            Err(KafkaError::Transaction(error)) if error.is_retriable() => {
-                self.replace_if_stuck(error.code());
-                Err(describe_code(error.code()))
+            Err(error) if error.retriable => {
+                self.replace_if_stuck(error.code);
+                Err(describe_code(error.code))
             }
-            Err(error) => match refusal(error.rdkafka_error_code()) {
+            Err(error) => match refusal(error.code) {
                 Some(why) => {
                     let cause = format!("{why} {}", self.id);
                     self.refuse(cause.clone());
@@ -274,7 +374,7 @@ impl Client {
                 None => {
                     self.give_up();
                     std::thread::sleep(AGAIN.max(left.min(Duration::from_millis(100))));
-                    Err(describe_error(&error))
+                    Err(describe_code(error.code))
                 }
             },
         }
@@ -312,10 +412,7 @@ impl Client {
         );
         let ended = std::thread::Builder::new().spawn(move || {
             let end = Instant::now() + ENDED;
-            let is_ended = || match inner.init_transactions(INIT) {
-                Err(KafkaError::Transaction(error)) => !error.is_retriable(),
-                _ => true,
-            };
+            let is_ended = || !matches!(inner.init_transactions(INIT), Err(error) if error.retriable);
             while !is_ended() && Instant::now() < end {}
         });
         match ended {
@@ -345,9 +442,10 @@ impl Client {
         let sizes = self.topics.sizes();
         let context = Context {
             health: self.health.clone(),
-            acks: Mutex::default(),
+            acks: Arc::default(),
             all_told: Condvar::new(),
             given_up: Mutex::default(),
+            unanswered: AtomicBool::new(false),
         };
         let settings = self.config.transactional_producer(sizes, &self.id);
         let inner = ffi::Producer::create(&settings, context).map_err(|error| describe_error(&error))?;
@@ -366,7 +464,7 @@ impl Client {
         let Some(Producer { inner, .. }) = self.producer.take() else {
             return;
         };
-        if let Some((code, text)) = inner.client().fatal_error() {
+        if let Some((code, text)) = inner.fatal_error() {
             if code == RDKafkaErrorCode::Fenced || code == RDKafkaErrorCode::ProducerFenced {
                 // A copy of this node's data directory is in use elsewhere, or a stalled transaction was ended for us.
                 self.id = self.another_id();
@@ -376,10 +474,23 @@ impl Client {
         drop_apart(inner);
     }
 
-    /// Begins a transaction, to be filled by [`Client::add`]. After an error of one of the three nothing will ever be committed of it, and
-    /// it is aborted as far as that can be done now.
-    pub fn begin(&mut self, deadline: Instant) -> Result<(), String> {
-        self.ready(deadline)?;
+    /// Replaces a producer of which a request was not answered, now that its transaction has ended. Otherwise that request could
+    /// still end the next one.
+    fn retire_if_unanswered(&mut self) {
+        let is_unanswered = |producer: &Producer| producer.inner.context().unanswered.load(Ordering::Acquire);
+        if self.producer.as_ref().is_some_and(is_unanswered) {
+            tracing::debug!(
+                id = self.id,
+                "a request was not answered: the transactional producer is replaced"
+            );
+            self.give_up();
+        }
+    }
+
+    /// Begins a transaction, to be filled by [`Client::add`]. After an error of one of the three nothing will ever be committed of it
+    /// unless the error says so, and it is aborted as far as that can be done now.
+    pub fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
+        self.ready(deadline).map_err(Failure::refused)?;
         self.or_abort(deadline, Producer::begin)
     }
 
@@ -393,72 +504,94 @@ impl Client {
     }
 
     /// Sends the records of these batches too.
-    pub fn add(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
+    pub fn add(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), Failure> {
+        let names = self.names.clone();
         let topics = self.topics.clone();
-        self.or_abort(deadline, |producer| producer.add(&topics, batches, deadline))
+        self.or_abort(deadline, |producer| producer.add(&topics, &names, batches, deadline))
     }
 
-    /// Waits until all that was added is acknowledged: the records' places, in the order of `batches`, which are all of the transaction's.
-    pub fn acknowledged(&mut self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
-        self.or_abort(deadline, |producer| producer.acknowledged(batches, deadline))
+    /// Waits until all that was added is acknowledged: the records' places, in the order in which they were added.
+    pub fn acknowledged(&mut self, deadline: Instant) -> Result<Vec<Appended>, Failure> {
+        self.or_abort(deadline, |producer| producer.acknowledged(deadline))
     }
 
     fn or_abort<T>(
         &mut self,
         deadline: Instant,
-        step: impl FnOnce(&Producer) -> Result<T, String>,
-    ) -> Result<T, String> {
+        step: impl FnOnce(&Producer) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let Some(producer) = &self.producer else {
-            return Err("there is no producer".into());
+            return Err(Failure::refused("there is no producer"));
         };
-        let outcome = step(producer);
-        if outcome.is_err() {
-            self.abort(deadline);
-        }
-        outcome.map_err(|cause| format!("{cause}{}", self.trouble()))
+        let acks = producer.inner.context().acks.clone();
+        step(producer).map_err(|failure| {
+            let aborted = self.abort_all(deadline);
+            let acks = acks.lock();
+            let cause = format!("{}{}", failure.cause, self.trouble());
+            if aborted || (acks.open == 0 && !acks.sent) {
+                let appended = acks.appended();
+                return Failure {
+                    cause,
+                    appended,
+                    ..failure
+                };
+            }
+            Failure::new(format!("{cause}; {ENDED_BY_OTHERS}"), FailureKind::Uncertain)
+        })
     }
 
-    /// What was sent is never committed, whether the broker hears of it now or from the next producer with this id: nobody is made to wait
-    /// for that beyond the deadline.
-    pub fn abort(&mut self, deadline: Instant) {
-        let Some(producer) = &self.producer else { return };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if let Err(error) = producer.inner.abort_transaction(left.clamp(GLANCE, ABORT)) {
-            tracing::debug!(%error, id = self.id, "cannot abort a transaction");
-            self.give_up();
+    /// Aborts the transaction, whose records are at these places. What was sent is never committed, whether the broker hears of it now
+    /// or from the next producer with this id: nobody is made to wait for that beyond the deadline. If somebody else ended the
+    /// transaction, the log is read to find out how.
+    pub fn abort(&mut self, appended: &[Appended], deadline: Instant) -> Result<(), String> {
+        if self.abort_all(deadline) {
+            return Ok(());
         }
+        match self.find_out(appended, deadline + LEAST) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(format!("{ENDED_BY_OTHERS}, and it was committed")),
+            Err(why) => Err(format!("{ENDED_BY_OTHERS}, and how could not be found out: {why}")),
+        }
+    }
+
+    /// False if somebody else had ended the transaction already.
+    fn abort_all(&mut self, deadline: Instant) -> bool {
+        let Some(producer) = &self.producer else { return true };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let aborted = producer.inner.abort_transaction(left.clamp(GLANCE, ABORT));
+        match aborted {
+            Ok(()) => self.retire_if_unanswered(),
+            Err(error) => {
+                tracing::debug!(?error, id = self.id, "cannot abort a transaction");
+                self.give_up();
+            }
+        }
+        !matches!(aborted, Err(error) if error.code == RDKafkaErrorCode::InvalidTransactionalState)
     }
 
     /// Commits what was sent. If Kafka does not say how that ended, it is found out.
     pub fn commit(&mut self, appended: &[Appended], deadline: Instant) -> Decided {
         let Some(producer) = &self.producer else {
-            return Decided::Aborted("there is no producer".into());
+            return Decided::Aborted(Failure::refused("there is no producer"));
         };
-        let end = deadline + LEAST;
-        let cause = loop {
+        let failure = loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
             match producer.inner.commit_transaction(left) {
-                Ok(()) => return Decided::Committed,
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {
-                    std::thread::sleep(AGAIN);
+                Ok(()) => {
+                    self.retire_if_unanswered();
+                    return Decided::Committed;
                 }
-                Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
-                    let cause = describe_code(error.code());
-                    let left = end.saturating_duration_since(Instant::now()) / 2;
-                    if producer.inner.abort_transaction(left.clamp(GLANCE, ABORT)).is_ok() {
-                        return Decided::Aborted(cause);
-                    }
-                    break cause;
-                }
-                Err(error) => break describe_error(&error),
+                Err(error) if error.retriable && Instant::now() < deadline => std::thread::sleep(AGAIN),
+                Err(error) => break Failure::of(error.code),
             }
         };
         self.give_up();
-        match self.find_out(appended, end) {
+        match self.find_out(appended, deadline + LEAST) {
             Ok(true) => Decided::Committed,
-            Ok(false) => Decided::Aborted(cause),
+            Ok(false) => Decided::Aborted(failure),
             Err(why) => Decided::Unknown(format!(
-                "Kafka did not answer a commit ({cause}), and how it ended could not be found out: {why}"
+                "Kafka did not answer a commit ({}), and how it ended could not be found out: {why}",
+                failure.cause
             )),
         }
     }
@@ -508,9 +641,11 @@ fn drop_apart(inner: Polled<ffi::Producer<Context>>) {
     }
 }
 
+const ENDED_BY_OTHERS: &str = "another process that uses this node's transactional id ended the transaction";
+
 /// What is wrong that only a person can mend, to be followed by the transactional id.
-fn refusal(code: Option<RDKafkaErrorCode>) -> Option<&'static str> {
-    match code? {
+fn refusal(code: RDKafkaErrorCode) -> Option<&'static str> {
+    match code {
         RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Some(
             "not authorized (allow Write on transactional ids that begin with highwater-) to use the transactional id",
         ),
@@ -525,11 +660,13 @@ fn refusal(code: Option<RDKafkaErrorCode>) -> Option<&'static str> {
 }
 
 impl Producer {
-    fn begin(&self) -> Result<(), String> {
+    fn begin(&self) -> Result<(), Failure> {
         if self.begun.get() {
             return Ok(());
         }
-        self.inner.begin_transaction().map_err(|e| describe_error(&e))?;
+        self.inner
+            .begin_transaction()
+            .map_err(|error| Failure::of(error.code))?;
         let context = self.inner.context();
         *context.given_up.lock() = None;
         let mut acks = context.acks.lock();
@@ -541,15 +678,15 @@ impl Producer {
         Ok(())
     }
 
-    fn add(&self, topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<(), String> {
+    fn add(&self, topics: &Topics, names: &[CString], batches: &[&Batch], deadline: Instant) -> Result<(), Failure> {
         self.begun.set(false);
-        let count = batches.iter().map(|batch| batch.records.len()).sum::<usize>();
         let (group, mut place) = {
             let mut acks = self.inner.context().acks.lock();
             let first = acks.places.len();
-            acks.places.resize(first + count, (0, 0));
-            acks.open += count;
-            (acks.group as usize, first)
+            let records = batches.iter().flat_map(|batch| &batch.records);
+            acks.places.extend(records.map(|record| (record.to, None)));
+            acks.open += acks.places.len() - first;
+            (acks.group, first)
         };
         for batch in batches {
             let stamp = (batch.records.len() > 1).then(|| Stamp::new(&batch.records));
@@ -557,46 +694,56 @@ impl Producer {
                 let header = stamp
                     .as_ref()
                     .map(|stamp| stamp.header(record.to, |database| topics.name(database)));
-                let wire = codec::encode(record, header)?;
-                let topic = topics.name(record.to.database);
-                let mut message = base_record(topic, record.to.partition, &wire, group << 32 | place);
-                while let Err((error, back)) = self.inner.send(message) {
-                    let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
-                    if !full || Instant::now() >= deadline {
-                        return Err(describe_error(&error));
-                    }
-                    std::thread::sleep(AGAIN);
-                    message = back;
-                }
+                self.send(record, header, names, Box::new((group, place)), deadline)?;
                 place += 1;
             }
         }
         Ok(())
     }
 
-    fn acknowledged(&self, batches: &[&Batch], deadline: Instant) -> Result<Vec<Appended>, String> {
+    /// Hands one record over, and waits while there is no room for it.
+    fn send(
+        &self,
+        record: &Record,
+        group: Option<Vec<u8>>,
+        names: &[CString],
+        mut delivery: Box<(u32, usize)>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let wire = codec::encode(record, group).map_err(Failure::refused)?;
+        let topic = &names[usize::from(record.to.database)];
+        loop {
+            let headers = wire.headers.iter().map(|(name, value)| (*name, value.as_slice()));
+            let partition = record.to.partition as i32;
+            let sent = self
+                .inner
+                .send(topic, partition, wire.key, wire.value, headers, delivery);
+            delivery = match sent {
+                Ok(()) => return Ok(()),
+                Err((RDKafkaErrorCode::QueueFull, back)) if Instant::now() < deadline => back,
+                Err((code, _)) => return Err(Failure::of(code)),
+            };
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    fn acknowledged(&self, deadline: Instant) -> Result<Vec<Appended>, Failure> {
         let context = self.inner.context();
         let mut acks = context.acks.lock();
         while acks.open > 0 && acks.failed.is_none() {
             if context.all_told.wait_until(&mut acks, deadline).timed_out() {
-                return Err("no acknowledgement from Kafka within the write timeout".into());
+                return Err(Failure::refused(
+                    "no acknowledgement from Kafka within the write timeout",
+                ));
             }
         }
-        if let Some(cause) = &acks.failed {
-            return Err(cause.clone());
+        if let Some(failure) = acks.failed.take() {
+            return Err(failure);
         }
         // The last report is still being told. A commit that found it unfinished would wait for 100 ms.
-        while self.inner.in_flight_count() > 0 && Instant::now() < deadline {
+        while self.inner.outstanding() > 0 && Instant::now() < deadline {
             parking_lot::MutexGuard::unlocked(&mut acks, || std::thread::sleep(Duration::from_micros(20)));
         }
-        let records = batches.iter().flat_map(|batch| &batch.records);
-        let appended = records
-            .zip(&acks.places)
-            .map(|(record, &(offset, timestamp))| Appended {
-                at: record.to,
-                offset,
-                timestamp,
-            });
-        Ok(appended.collect())
+        Ok(acks.appended())
     }
 }

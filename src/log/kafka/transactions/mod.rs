@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::client::{AGAIN, Client, Decided, GLANCE};
+use self::client::{AGAIN, Client, Decided, Failure, FailureKind, GLANCE};
 use self::tail::Tail;
 use super::codec::Stamp;
 use super::config::Config;
@@ -129,6 +129,7 @@ impl TransactionLane {
             commit_time: Duration::ZERO,
             in_vain: 0,
             another_log: None,
+            sent_again: None,
         };
         let thread = std::thread::Builder::new()
             .name("transactions".into())
@@ -301,6 +302,8 @@ struct Committer {
     in_vain: u32,
     /// The log was found to be another one than this reading is of, and when.
     another_log: Option<(u64, Instant)>,
+    /// Why the last group has to be sent again.
+    sent_again: Option<String>,
 }
 
 /// A batch by its place in the group, and the position behind the record that came before its own.
@@ -314,6 +317,8 @@ enum Outcome {
     Failed(ProduceError),
     /// Nothing is in the log, and it may be the fault of one batch.
     Refused(String),
+    /// Nothing is in the log, and it is the fault of none of them.
+    Again(String),
 }
 
 impl Committer {
@@ -353,9 +358,10 @@ impl Committer {
             } else if is_of_another_log(&handed) {
                 handed.failed(ProduceError::NotWritten(ANOTHER_LOG.into()));
             } else if handed.since.elapsed() >= self.config.write_timeout / 2 {
+                let why = self.sent_again.as_ref().map(|cause| format!(": {cause}"));
                 let cause = format!(
                     "its turn did not come within the write timeout{}",
-                    self.clients[0].trouble()
+                    why.unwrap_or_else(|| self.clients[0].trouble())
                 );
                 handed.failed(ProduceError::NotWritten(cause));
             } else if nothing_sent && let Some(after) = self.tail.seen_conflict(&handed.batch) {
@@ -377,6 +383,7 @@ impl Committer {
         let deadline = oldest + self.config.write_timeout;
         match self.try_commit(&mut group, deadline) {
             Outcome::Committed(appended) => {
+                self.sent_again = None;
                 self.queue.answers(group.len());
                 let mut rest = appended.as_slice();
                 for Handed { batch, .. } in group {
@@ -391,7 +398,12 @@ impl Committer {
                 self.alone = group.len();
                 self.queue.put_back(group);
             }
-            Outcome::Refused(cause) => {
+            Outcome::Again(cause) if Instant::now() < deadline => {
+                tracing::debug!(cause, "a group is sent again");
+                self.sent_again = Some(cause);
+                self.queue.put_back(group);
+            }
+            Outcome::Refused(cause) | Outcome::Again(cause) => {
                 let error = ProduceError::NotWritten(cause);
                 group.into_iter().for_each(|handed| handed.failed(error.clone()));
             }
@@ -416,7 +428,7 @@ impl Committer {
 
     /// Begins a transaction of the client whose turn it is, or of another one if that is not ready: Kafka may take long to finish what it did
     /// last.
-    fn begin(&mut self, deadline: Instant) -> Result<(), String> {
+    fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
         let count = self.clients.len();
         let next = (self.turn + 1) % count;
         let mut patience = AGAIN;
@@ -427,14 +439,14 @@ impl Committer {
                 return self.clients[turn].begin(deadline);
             }
             if self.clients.iter().all(Client::is_refused) || Instant::now() >= deadline {
-                return Err(self.clients[next].not_usable());
+                return Err(Failure::refused(self.clients[next].not_usable()));
             }
             patience = GLANCE;
         }
     }
 
     /// Sends a group in a transaction, and adds what comes while the transaction begins.
-    fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), String> {
+    fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), Failure> {
         self.begin(deadline)?;
         self.clients[self.turn].add(&batches(group), deadline)?;
         if self.alone > 0 {
@@ -455,22 +467,34 @@ impl Committer {
         self.clients[self.turn].add(&batches(&group[first..]), deadline)
     }
 
+    /// Before the commit was asked for.
+    fn failed(&self, failure: Failure) -> Outcome {
+        if failure.kind == FailureKind::Uncertain {
+            return Outcome::Failed(ProduceError::Uncertain(failure.cause));
+        }
+        self.tail.decided(&failure.appended);
+        match failure.kind {
+            FailureKind::Producer => Outcome::Again(failure.cause),
+            _ => Outcome::Refused(failure.cause),
+        }
+    }
+
     /// Commits a group, and adds to it what comes in time.
     fn try_commit(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
         if let Err(cause) = self.tail.watch(&batches(group), &[], deadline) {
             return not_written(cause);
         }
-        if let Err(cause) = self.send(group, deadline) {
-            return Outcome::Refused(cause);
+        if let Err(failure) = self.send(group, deadline) {
+            return self.failed(failure);
         }
         let client = &mut self.clients[self.turn];
         let reading = group.iter().map(|handed| handed.reading).max();
         let batches = batches(group);
         let begun = Instant::now();
-        let appended = match client.acknowledged(&batches, deadline) {
+        let appended = match client.acknowledged(deadline) {
             Ok(appended) => appended,
-            Err(cause) => return Outcome::Refused(cause),
+            Err(failure) => return self.failed(failure),
         };
         let conflicts = ends_if_needed(&self.topics, &batches, deadline).and_then(|ends| {
             if is_another_log(&batches, &appended, ends.as_ref()) {
@@ -487,7 +511,9 @@ impl Committer {
             Err(cause) => Some(not_written(cause)),
         };
         if let Some(outcome) = conflicts {
-            client.abort(deadline);
+            if let Err(cause) = client.abort(&appended, deadline) {
+                return Outcome::Failed(ProduceError::Uncertain(cause));
+            }
             self.tail.decided(&appended);
             return outcome;
         }
@@ -497,9 +523,12 @@ impl Committer {
                 self.tail.decided(&appended);
                 Outcome::Committed(appended)
             }
-            Decided::Aborted(cause) => {
+            Decided::Aborted(failure) => {
                 self.tail.decided(&appended);
-                not_written(cause)
+                match failure.kind {
+                    FailureKind::Producer => Outcome::Again(failure.cause),
+                    _ => not_written(failure.cause),
+                }
             }
             Decided::Unknown(cause) => Outcome::Failed(ProduceError::Uncertain(cause)),
         }
