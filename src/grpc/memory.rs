@@ -15,7 +15,7 @@ use tonic::codegen::StdError;
 use crate::command::session::Client;
 use crate::command::{MAX_REPLY_MEMORY, Shared};
 
-/// What all connections hold is summed up once for so many bytes.
+/// From so many bytes on a message or a reply is worth summing up what all connections hold.
 const CHECKED: usize = 256 << 10;
 /// A message on the wire begins with a flag and its length.
 const PREFIX: usize = 5;
@@ -38,7 +38,8 @@ impl Memory {
         }
     }
 
-    /// A message of so many bytes begins; the one before it, in a stream, is gone.
+    /// A message of so many bytes begins; the one before it, in a stream, is gone. All of it counts from here on: tonic reserves
+    /// room for the whole message.
     fn begin(&self, bytes: usize) -> Result<(), Status> {
         let config = &self.shared.config;
         for (name, limit) in [
@@ -51,48 +52,43 @@ impl Memory {
                 )));
             }
         }
-        let before = self.input.swap(0, Ordering::Relaxed);
-        self.client.input_bytes.fetch_sub(before, Ordering::Relaxed);
-        self.check(bytes, bytes)
-    }
-
-    fn received(&self, bytes: usize) -> Result<(), Status> {
-        let before = self.input.fetch_add(bytes, Ordering::Relaxed);
-        self.client.input_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.check(before % CHECKED + bytes, 0)
+        self.client
+            .input_bytes
+            .fetch_sub(self.input.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        self.take(bytes, &self.input, &self.client.input_bytes)
     }
 
     /// To be called before a reply of so many bytes is encoded.
     pub fn reply(&self, bytes: usize) -> Result<(), Status> {
-        let hard = self.shared.config.output_limits().normal.hard;
-        self.output.fetch_add(bytes, Ordering::Relaxed);
-        let waiting = self.client.output_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if bytes > MAX_REPLY_MEMORY {
             return Err(Status::resource_exhausted(format!(
                 "the reply would have {bytes} bytes, more than {MAX_REPLY_MEMORY}"
             )));
         }
+        let hard = self.shared.config.output_limits().normal.hard;
+        let waiting = self.client.output_bytes.load(Ordering::Relaxed) + bytes;
         if hard > 0 && waiting as u64 > hard {
             return Err(Status::resource_exhausted(format!(
                 "{waiting} bytes of replies would wait for this connection, more than the {hard} of client-output-buffer-limit"
             )));
         }
-        self.check(bytes, 0)
+        self.take(bytes, &self.output, &self.client.output_bytes)
     }
 
-    /// An error if all connections together would hold too much with `more` bytes, which are not counted yet. They are not asked
-    /// for the sake of a few bytes.
-    fn check(&self, bytes: usize, more: usize) -> Result<(), Status> {
-        if bytes < CHECKED {
-            return Ok(());
+    /// Counts bytes, unless all connections together would hold too much. That is not summed up for the sake of a few bytes.
+    fn take(&self, bytes: usize, own: &AtomicUsize, of_client: &AtomicUsize) -> Result<(), Status> {
+        of_client.fetch_add(bytes, Ordering::Relaxed);
+        if bytes >= CHECKED {
+            let held = self.shared.clients.memory();
+            let limit = self.shared.config.clients_memory_limit();
+            if held > limit {
+                of_client.fetch_sub(bytes, Ordering::Relaxed);
+                return Err(Status::resource_exhausted(format!(
+                    "connections would hold {held} bytes together, more than the {limit} of maxmemory-clients"
+                )));
+            }
         }
-        let held = self.shared.clients.memory().saturating_add(more);
-        let limit = self.shared.config.clients_memory_limit();
-        if held > limit {
-            return Err(Status::resource_exhausted(format!(
-                "connections would hold {held} bytes together, more than the {limit} of maxmemory-clients"
-            )));
-        }
+        own.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -142,7 +138,6 @@ impl Received {
                 let taken = data.len().min(self.left);
                 data.advance(taken);
                 self.left -= taken;
-                self.memory.received(taken)?;
             }
         }
         Ok(())

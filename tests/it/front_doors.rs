@@ -157,6 +157,12 @@ fn idle_connections_are_closed_at_both_doors() {
     wait_for("both to be closed", SOON, || connected().filter(|left| left == "1"));
     assert!(by_redis.is_closed());
     assert_eq!(house.grpc.call(&by_grpc).code, "OK", "it connects anew");
+    // CLIENT KILL closes it, too.
+    let mut observer = house.node.client();
+    observer.check("CONFIG SET timeout 0", "+OK");
+    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
+    observer.check("CLIENT KILL TYPE normal", ":1");
+    wait_for("it to be closed", SOON, || connected().filter(|left| left == "2"));
 }
 
 #[test]
