@@ -1,6 +1,8 @@
 //! Figures for `docs/decisions/store-sled.md`: `cargo bench --profile dev --bench store -- <apply|large|open|batches|flush> [number] [size]`.
 //! Each takes less than a minute; they are for decisions, not for comparison between commits.
 
+#![allow(clippy::disallowed_methods, reason = "a tool of one thread or two")]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

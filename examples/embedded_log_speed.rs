@@ -1,5 +1,7 @@
 //! Figures for `docs/decisions/embedded-log.md`: `cargo run --example embedded_log_speed -- DIR [SECONDS]`.
 
+#![allow(clippy::disallowed_methods, reason = "a tool of one thread or two")]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

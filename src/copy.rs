@@ -35,7 +35,8 @@ use crate::log::record::{FLUSH_KEY, HEADER_BYTES};
 use crate::log::{
     Appended, Batch, Completion, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record, TopicPartition,
 };
-use crate::run::{embedded_options, kafka_config};
+use crate::run::{self, embedded_options, kafka_config};
+use crate::supervise;
 use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
 
@@ -59,6 +60,8 @@ type Problem = String;
 /// Copies everything, or says how far it came.
 pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     let logging = logging::start(config)?;
+    supervise::on_failure(run::end_now);
+    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
     let started = Instant::now();
     let (source, _directory) = open_source(config)?;
     let target = open_target(config, options, &*source)?;

@@ -16,6 +16,8 @@
 //! 6. Every queue, frame, pipeline, wait, connection and cache has a bound, and a clear error at it.
 //! 7. A node that cannot be right says so (LOADING, STALE, READONLY, error); it never guesses.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads of their own"))]
+
 pub mod command;
 pub mod config;
 pub mod copy;
@@ -31,6 +33,7 @@ pub mod run;
 pub mod server;
 pub mod store;
 pub mod striped;
+pub mod supervise;
 pub mod sweep;
 pub mod telemetry;
 

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("highwater: cannot {problem}");
+            run::tell(&problem);
             ExitCode::FAILURE
         }
     }

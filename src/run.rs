@@ -2,7 +2,7 @@
 //!
 //! Whatever prevents a start is one line: what could not be done, why, and what to do.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::command::Shared;
-use crate::config::{COMMIT, Config, VERSION};
+use crate::config::{COMMIT, Config, Reloaded, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::copies::databases_with_copies;
 use crate::database::{Service, Settings, Status, applier, now_ms};
@@ -32,7 +32,7 @@ use crate::store::{self, Engine, Opened, Options as StoreOptions};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
-use crate::{grpc, server, sweep};
+use crate::{grpc, server, supervise, sweep};
 
 /// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
 const OTHER_FILES: u64 = 512;
@@ -40,13 +40,19 @@ const OTHER_FILES: u64 = 512;
 const SAME_REQUEST: Duration = Duration::from_millis(200);
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
+/// How long a node that has failed tells its clients why, before it ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// How long it may then take to stop in good order: what is dead may be waited for.
+const STOPPING: Duration = Duration::from_secs(12);
 
 /// What cannot be done, why, and what to do; shown behind "highwater: cannot".
 type Problem = String;
+type Servers = JoinSet<Option<Result<(), String>>>;
 
 /// Runs the server until it is asked to stop.
 pub fn run(config: Config) -> Result<(), Problem> {
-    let logging = logging::start(&config)?;
+    ignore_signals();
+    let logging = Arc::new(logging::start(&config)?);
     let directory = DataDir::open(&config.dir())?;
     info!(
         "highwater {VERSION} ({}), process {}",
@@ -62,6 +68,7 @@ pub fn run(config: Config) -> Result<(), Problem> {
         warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
     }
     provide_files(&config);
+    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(config.threads())
         .thread_name("worker")
@@ -86,7 +93,7 @@ fn provide_files(config: &Config) {
     }
 }
 
-async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) -> Result<(), Problem> {
+async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging>) -> Result<(), Problem> {
     // Bound first: a port in use is told before anything else is touched, and clients are answered while the data is loaded.
     let listeners = listen(&config, config.port()).await?;
     let grpc_listeners = listen(&config, config.grpc_port()).await?;
@@ -94,12 +101,14 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) ->
         return Err("serve anybody: neither --port nor --grpc-port is given; give one of them".into());
     }
     let addresses = addresses(&listeners, &grpc_listeners);
-    let mut stop = Stop::new()?;
+    let mut signals = Signals::new(&config, &logging)?;
     let opening = config.clone();
-    let opened = tokio::task::spawn_blocking(move || open(&opening, &mut directory).map(|opened| (opened, directory)));
+    let opened = supervise::blocking(&supervise::OPEN, move || {
+        open(&opening, &mut directory).map(|opened| (opened, directory))
+    });
     let ((log, store), _directory) = tokio::select! {
         opened = opened => opened.map_err(|e| format!("open the log: {e}"))??,
-        () = stop.asked() => {
+        _ = signals.next() => {
             info!("asked to stop before the log was open");
             return Ok(());
         }
@@ -120,14 +129,15 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) ->
         warn!(reason, "the local store cannot be used; building it anew from the log");
         shared.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
     }
-    tokio::spawn(stop.watch(shared.clone()));
+    end_when_failed(&shared);
+    supervise::task(&supervise::SIGNALS, signals.watch(shared.clone()));
     let servers = start_servers(&shared, listeners, grpc_listeners);
     info!("listening on {addresses}");
 
     let service = shared.service.clone();
-    let starting = tokio::task::spawn_blocking(move || applier::start(service, &checkpoint));
+    let starting = supervise::blocking(&supervise::START, move || applier::start(service, &checkpoint));
     let started = tokio::select! {
-        started = starting => Some(started.map_err(|e| e.to_string()).and_then(|s| s.map_err(|e| e.to_string()))),
+        started = starting => Some(started.and_then(|started| started.map_err(|e| e.to_string()))),
         // It may wait long for the log; nobody waits for it then.
         () = shared.shutdown.asked() => None,
     };
@@ -137,7 +147,10 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Logging) ->
         None => (None, None),
     };
     match applier {
-        Some(_) => drop(tokio::spawn(tell_progress(shared.clone(), logging))),
+        Some(_) => drop(supervise::task(
+            &supervise::PROGRESS,
+            tell_progress(shared.clone(), logging),
+        )),
         None => shared.shutdown.ask(),
     }
     let served = servers_ended(servers, &shared).await;
@@ -288,28 +301,57 @@ fn unstored_bound(memory_limit: usize) -> u64 {
     (memory_limit as u64 / 4).clamp(64 << 20, 512 << 20)
 }
 
-fn start_servers(
-    shared: &Arc<Shared>,
-    listeners: Vec<TcpListener>,
-    grpc: Vec<TcpListener>,
-) -> JoinSet<Result<(), String>> {
+fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<TcpListener>) -> Servers {
     let mut servers = JoinSet::new();
     for listener in listeners {
         let shared = shared.clone();
-        servers.spawn(async move {
+        supervise::task_of(&mut servers, &supervise::LISTENER, async move {
             server::serve(listener, shared).await;
             Ok(())
         });
     }
     for listener in grpc {
-        servers.spawn(grpc::serve(listener, shared.clone()));
+        supervise::task_of(&mut servers, &supervise::GRPC, grpc::serve(listener, shared.clone()));
     }
-    tokio::spawn(sweep::run(shared.service.clone()));
-    tokio::spawn(watch(shared.clone()));
+    let service = shared.service.clone();
+    supervise::task_again(&supervise::SWEEP, move || sweep::run(service.clone()));
+    let shared = shared.clone();
+    supervise::task_again(&supervise::NODE_WATCH, move || watch(shared.clone()));
     servers
 }
 
-/// Samples the rates of INFO, looks after what connections hold, and ends a node that is without a store.
+/// When this process cannot go on, clients are told why for a while, then it ends, whatever hangs.
+fn end_when_failed(shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    supervise::on_failure(move |problem| {
+        shared.service.fail(format!("cannot {problem}"));
+        shared.clients.list().iter().for_each(|client| client.wake());
+        let (ending, problem) = (shared.clone(), problem.to_owned());
+        let end = move || {
+            std::thread::sleep(FAREWELL);
+            ending.shutdown.ask();
+            std::thread::sleep(STOPPING);
+            end_now(&problem);
+        };
+        if supervise::thread(&supervise::ENDING, end).is_err() {
+            shared.shutdown.ask();
+        }
+    });
+}
+
+/// Ends a process that cannot go on.
+pub fn end_now(problem: &str) {
+    tell(problem);
+    exit(1);
+}
+
+/// Tells on standard error what could not be done.
+pub fn tell(problem: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "highwater: cannot {problem}");
+}
+
+/// Samples the rates of INFO, and looks after what connections hold.
 async fn watch(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -317,9 +359,6 @@ async fn watch(shared: Arc<Shared>) {
         ticks.tick().await;
         shared.stats.sample(Instant::now());
         bound_clients(&shared);
-        if shared.service.store_failure().is_some() {
-            shared.shutdown.ask();
-        }
     }
 }
 
@@ -339,14 +378,16 @@ fn bound_clients(shared: &Shared) {
 }
 
 /// Waits until all servers have ended; one that ends before it was asked to takes the others along.
-async fn servers_ended(mut servers: JoinSet<Result<(), String>>, shared: &Shared) -> Result<(), Problem> {
+async fn servers_ended(mut servers: Servers, shared: &Shared) -> Result<(), Problem> {
     let mut outcome = Ok(());
     while let Some(ended) = servers.join_next().await {
         let reason = match ended {
-            Ok(Ok(())) if shared.shutdown.is_asked() => continue,
-            Ok(Ok(())) => "a listener ended".to_string(),
-            Ok(Err(reason)) => reason,
-            Err(panicked) => panicked.to_string(),
+            Ok(Some(Ok(()))) if shared.shutdown.is_asked() => continue,
+            // It has told, and this node has failed.
+            Ok(None) => continue,
+            Ok(Some(Ok(()))) => "a listener ended".to_string(),
+            Ok(Some(Err(reason))) => reason,
+            Err(cancelled) => cancelled.to_string(),
         };
         error!(reason, "cannot go on");
         outcome = Err(format!("go on: {reason}"));
@@ -356,26 +397,27 @@ async fn servers_ended(mut servers: JoinSet<Result<(), String>>, shared: &Shared
 }
 
 /// No connection is open any more: ends the log, then the applier with a last checkpoint.
-async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<()>>) -> Result<(), Problem> {
+async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<Option<()>>>) -> Result<(), Problem> {
     let service = shared.service.clone();
-    let stopped = tokio::task::spawn_blocking(move || {
+    let stopped = supervise::blocking(&supervise::STOP, move || {
         service.log.close(service.write_timeout());
         service.stop();
-        let ended = applier.map_or(Ok(()), JoinHandle::join);
-        ended.map_err(|_| "stop cleanly: the applier panicked; the next start checks the local store".to_string())
+        // It has told if it panicked.
+        applier.map(JoinHandle::join)
     });
-    stopped.await.map_err(|e| format!("stop cleanly: {e}"))??;
-    if let Some(reason) = shared.service.store_failure() {
-        return Err(format!(
-            "go on without the local store: {reason}; the next start sees to it"
-        ));
+    stopped.await.map_err(|e| format!("stop cleanly: {e}"))?;
+    if let Some(problem) = supervise::failure() {
+        return Err(problem.to_owned());
+    }
+    if let Status::Failed(why) = &*shared.service.status() {
+        return Err(format!("go on: this node {why}"));
     }
     info!("stopped after {}", humane(shared.started.elapsed()));
     Ok(())
 }
 
 /// Tells how far loading is, and when it is over.
-async fn tell_progress(shared: Arc<Shared>, logging: Logging) {
+async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
     let service = &shared.service;
     let mut progress = Progress::new(&logging, "loading");
     let status = loop {
@@ -460,30 +502,65 @@ fn addresses(listeners: &[TcpListener], grpc: &[TcpListener]) -> String {
     [of(listeners, ""), of(grpc, " (gRPC)")].concat().join(", ")
 }
 
-/// The signals that ask the server to stop.
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+/// Ignores signals that would end the process and ask nothing of it. SIGHUP is one until it is listened to ([`Signals`]); of a file that is
+/// larger than the process may write (SIGXFSZ), the write tells.
+fn ignore_signals() {
+    for signal in [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2, libc::SIGXFSZ] {
+        // SAFETY: plain system call; nothing of this process handles these signals yet.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
-impl Stop {
-    fn new() -> Result<Stop, Problem> {
+/// The signals that ask something of the server.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+    config: Arc<Config>,
+    logging: Arc<Logging>,
+}
+
+impl Signals {
+    fn new(config: &Arc<Config>, logging: &Arc<Logging>) -> Result<Signals, Problem> {
         let handler = |kind| signal(kind).map_err(|e| format!("take signals: {e}"));
-        Ok(Stop {
+        Ok(Signals {
             interrupt: handler(SignalKind::interrupt())?,
             terminate: handler(SignalKind::terminate())?,
+            hangup: handler(SignalKind::hangup())?,
+            config: config.clone(),
+            logging: logging.clone(),
         })
     }
 
-    async fn asked(&mut self) {
-        self.next().await;
+    /// The number of the next signal that asks the server to stop. SIGHUP is dealt with here.
+    async fn next(&mut self) -> i32 {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return libc::SIGINT,
+                _ = self.terminate.recv() => return libc::SIGTERM,
+                _ = self.hangup.recv() => self.reload(),
+            }
+        }
     }
 
-    /// The next signal's number.
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.interrupt.recv() => libc::SIGINT,
-            _ = self.terminate.recv() => libc::SIGTERM,
+    /// Goes on in a new log file, and takes over what the file of settings says now.
+    fn reload(&self) {
+        self.logging.reopen();
+        let Some(file) = self.config.file() else {
+            return info!("SIGHUP: there is no file of settings to read again");
+        };
+        let file = file.display();
+        match self.config.reload() {
+            Err(reason) => warn!("SIGHUP: nothing of {file} is taken over: {reason}"),
+            Ok(Reloaded { changed, at_next_start }) => {
+                info!("SIGHUP: read {file} again; changed: {}", or_nothing(&changed));
+                if !at_next_start.is_empty() {
+                    warn!(
+                        "settings in {file} that change only at the next start: {}",
+                        at_next_start.join(" ")
+                    );
+                }
+            }
         }
     }
 
@@ -500,6 +577,14 @@ impl Stop {
                 exit(128 + number);
             }
         }
+    }
+}
+
+/// Names for a log line.
+fn or_nothing(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".into(),
+        names => names.join(" "),
     }
 }
 

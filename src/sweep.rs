@@ -18,6 +18,7 @@ use crate::database::transaction::{Keys, View};
 use crate::database::write::Write;
 use crate::database::{Fault, Service, now_ms};
 use crate::log::ProduceError;
+use crate::supervise;
 
 /// Time between looks at the databases.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -82,14 +83,14 @@ pub async fn run(service: Arc<Service>) {
         let (mut more_expired, mut more_flushed) = (false, false);
         if service.is_serving() {
             let looking = service.clone();
-            let looked = tokio::task::spawn_blocking(move || {
+            let looked = supervise::blocking(&supervise::SWEEP_LOOK, move || {
                 let look = look(&looking, &mut passes);
                 (look, passes)
             });
             let look;
             (look, passes) = looked
                 .await
-                .unwrap_or_else(|panicked| (Err(panicked.to_string()), all_passes(&service)));
+                .unwrap_or_else(|panicked| (Err(panicked), all_passes(&service)));
             if let (Err(reason), false) = (&look, failing) {
                 warn!(reason, "cannot delete expired and flushed keys; trying again");
             }

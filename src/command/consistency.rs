@@ -114,7 +114,7 @@ impl Fresh {
             Wanted::Within(lag) => service.within(&self.scope, lag).await?,
         }
         if self.whole_store {
-            owner.none().await;
+            owner.none(service).await;
             service.store_caught_up().await?;
         }
         Ok(())

@@ -23,6 +23,7 @@ use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait};
 use crate::log::{Completion, ProduceError};
 use crate::resp::{Request, Version, Weight};
+use crate::supervise;
 
 /// Longest pause before a command is computed again that lost against another writer, milliseconds for each time it lost.
 const PAUSE_MS: u64 = 2;
@@ -207,7 +208,7 @@ impl Before {
         let service = &shared.service;
         match self {
             Before::WholeStore => {
-                owner.none().await;
+                owner.none(service).await;
                 service.store_caught_up().await
             }
             Before::Fresh(fresh) => fresh.reached(owner, service).await,
@@ -222,7 +223,7 @@ impl Before {
                 Ok(())
             }
             Before::Wait(Wait::Own) => {
-                owner.none().await;
+                owner.none(service).await;
                 Ok(())
             }
             Before::Wait(Wait::Room) => service.room().await,
@@ -235,7 +236,7 @@ impl Before {
             }
             Before::Wait(Wait::CreateDatabase(database)) => {
                 let creating = service.clone();
-                tokio::task::spawn_blocking(move || creating.create_database(database))
+                supervise::blocking(&supervise::CREATE_DATABASE, move || creating.create_database(database))
                     .await
                     .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))?
                     .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))
@@ -339,7 +340,7 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
     let deadline = Instant::now() + shared.service.write_timeout();
     let mut open = !held.is_empty();
     while open {
-        session.outstanding.none().await;
+        session.outstanding.none(&shared.service).await;
         session.outstanding.settling();
         open = false;
         for held in held.iter_mut() {
@@ -562,7 +563,7 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
                 .map_or(String::new(), |cause| format!(", {cause}"));
             format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}{held_up}")
         }
-        Status::Failed(reason) => format!("ERR this node stopped following the log: {reason}"),
+        Status::Failed(reason) => format!("ERR this node {reason}"),
         Status::Serving => return Ok(()),
     }))
 }

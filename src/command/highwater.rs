@@ -118,7 +118,7 @@ fn choose_consistency(context: &mut Context, args: Args) -> Outcome {
 fn token(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Result<Waiting, Fault> {
     let (own, service) = (session.outstanding.clone(), shared.service.clone());
     Ok(Box::pin(async move {
-        own.none().await;
+        own.none(&service).await;
         Reply::bulk(service.token())
     }))
 }

@@ -22,7 +22,8 @@ Examples:
   highwater copy --help                                       how to move the data to another topic";
 const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
-syntax (port 7000); the first of these that has it holds.";
+syntax (port 7000); the first of these that has it holds. SIGHUP makes a running server read FILE again, as CONFIG SET would, and go on in \
+a new log file if the one so far was moved away; SIGTERM and SIGINT stop it in good order, SIGUSR1 and SIGUSR2 are ignored.";
 const FILE: &str = "FILE";
 const CONFIG: &str = "config";
 const PING: &str = "ping";

@@ -52,6 +52,15 @@ pub enum Refused {
     Wrong(String),
 }
 
+/// What came of reading the file again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Settings that have another value now.
+    pub changed: Vec<&'static str>,
+    /// Settings that will have another value after a restart.
+    pub at_next_start: Vec<&'static str>,
+}
+
 /// Why CONFIG SET refuses; shown as Redis's error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
@@ -69,6 +78,10 @@ type Hook = Box<dyn Fn(&Config) + Send + Sync>;
 pub struct Config {
     values: ArcSwap<Values>,
     file: Option<PathBuf>,
+    /// As they were given at start: the base of what follows from them.
+    started: Values,
+    /// Given on the command line or in the environment, which hold whatever the file says.
+    above_file: Vec<bool>,
     ping: bool,
     copy: Option<CopyOptions>,
     exposed_files: Vec<PathBuf>,
@@ -131,15 +144,20 @@ impl Config {
     fn from_given(given: &[Given], file: Option<PathBuf>, copy: Option<CopyOptions>) -> Result<Config, String> {
         let mut values: Values = SETTINGS.iter().map(|setting| setting.default.into()).collect();
         let mut is_given = vec![false; values.len()];
+        let mut above_file = is_given.clone();
         for one in given {
+            above_file[one.setting] |= !matches!(one.place, sources::Place::Line(..));
             let setting = &SETTINGS[one.setting];
             let value = start_value(setting, one, &values[one.setting], is_given[one.setting])?;
             values[one.setting] = value.into();
             is_given[one.setting] = true;
         }
+        let started = values.clone();
         complete(&mut values)?;
         let config = Config {
             values: ArcSwap::from_pointee(values),
+            started,
+            above_file,
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             ping: false,
             copy,
@@ -219,12 +237,51 @@ impl Config {
                 changed.push(place);
             }
         }
+        self.take_over(&hooks, values, &changed);
+        Ok(())
+    }
+
+    fn take_over(&self, hooks: &[(usize, Hook)], values: Values, changed: &[usize]) {
         self.values.store(Arc::new(values));
         self.refresh();
         for (_, hook) in hooks.iter().filter(|(place, _)| changed.contains(place)) {
             hook(self);
         }
-        Ok(())
+    }
+
+    /// Takes over what the file says now, as CONFIG SET would: all or, at an error, nothing. What the command line or the environment
+    /// gave holds as before, and so does what the file does not name any more.
+    pub fn reload(&self) -> Result<Reloaded, String> {
+        let Some(file) = &self.file else {
+            return Ok(Reloaded::default());
+        };
+        let mut wanted: BTreeMap<usize, String> = BTreeMap::new();
+        for one in &sources::from_file(file)? {
+            let setting = &SETTINGS[one.setting];
+            let before = wanted.get(&one.setting);
+            let current = before.map_or(setting.default, String::as_str);
+            let value = start_value(setting, one, current, before.is_some())?;
+            wanted.insert(one.setting, value);
+        }
+        wanted.retain(|place, _| !self.above_file[*place]);
+        let hooks = self.hooks.lock();
+        let mut values: Values = Vec::clone(&self.values.load());
+        let (mut changed, mut reloaded) = (Vec::new(), Reloaded::default());
+        for (place, value) in wanted {
+            let setting = &SETTINGS[place];
+            match setting.change {
+                Change::Any if *values[place] != *value => {
+                    values[place] = value.into();
+                    changed.push(place);
+                    reloaded.changed.push(setting.name);
+                }
+                Change::Any => {}
+                _ if *self.started[place] != *value => reloaded.at_next_start.push(setting.name),
+                _ => {}
+            }
+        }
+        self.take_over(&hooks, values, &changed);
+        Ok(reloaded)
     }
 
     /// Runs `hook` now and whenever CONFIG SET gives this setting a value. The hook must not change settings.

@@ -17,6 +17,7 @@ use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
+use crate::supervise;
 
 /// Records that are handed to the writer at once.
 const BATCH: usize = 1_000;
@@ -79,11 +80,11 @@ struct Applier {
     start_positions: Positions,
     /// After the last applied record, of topics with several partitions.
     met: Positions,
-    preload: Option<JoinHandle<()>>,
+    preload: Option<JoinHandle<Option<()>>>,
 }
 
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
-pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<()>, LogError> {
+pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<Option<()>>, LogError> {
     let failed = |e: StoreError| LogError::Failed(e.to_string());
     let usable = |checkpoint| {
         let usable = usable_positions(&service, checkpoint)?;
@@ -100,10 +101,7 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
     let mut applier = Applier::new(service.clone(), positions, &marks)?;
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
-    std::thread::Builder::new()
-        .name("applier".into())
-        .spawn(move || applier.run(writer))
-        .map_err(not_started)
+    supervise::thread(&supervise::APPLIER, move || applier.run(writer)).map_err(not_started)
 }
 
 /// What the store's source must be for its positions to mean something.
@@ -231,21 +229,16 @@ impl Applier {
         })
     }
 
-    fn run(&mut self, writer: JoinHandle<Result<(), StoreError>>) {
+    fn run(&mut self, writer: JoinHandle<Option<Result<(), StoreError>>>) {
         let followed = self.follow_and_start_over();
         self.end_preload();
         if let Err(error) = &followed {
             self.fail(error);
         }
         self.service.behind.stop();
-        let panicked = |_| {
-            Err(StoreError::Engine {
-                doing: "write",
-                cause: "the thread that writes panicked".into(),
-            })
-        };
-        // What the writer failed of while it was followed has been told.
-        if let (Ok(()), Err(error)) = (followed, writer.join().unwrap_or_else(panicked)) {
+        supervise::idle();
+        // What the writer failed of while it was followed has been told, and so has a panic.
+        if let (Ok(()), Ok(Some(Err(error)))) = (followed, writer.join()) {
             self.fail(&error.into());
         }
     }
@@ -270,25 +263,30 @@ impl Applier {
 
     /// It ends by itself when this node stops or no longer serves.
     fn end_preload(&mut self) {
-        if let Some(preload) = self.preload.take()
-            && preload.join().is_err()
-        {
-            error!("the thread that reads the store into memory panicked");
+        if let Some(preload) = self.preload.take() {
+            supervise::idle();
+            // It has told if it panicked.
+            let _ = preload.join();
         }
     }
 
     fn fail(&self, error: &ApplyError) {
         error!(%error, "the applier stopped: this node no longer follows the log and refuses commands");
+        self.service
+            .set_status(Status::Failed(format!("stopped following the log: {error}")));
+        // Started anew, it builds a store.
         if let ApplyError::Store(error) = error {
-            // Whoever comes second finds it set.
-            let _ = self.service.store_failure.set(error.to_string());
+            supervise::fail(format!(
+                "go on without the local store: {error}; the next start sees to it"
+            ));
         }
-        self.service.set_status(Status::Failed(error.to_string()));
     }
 
     /// Drops everything and reads the log from its start.
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
         warn!(reason, "rebuilding the local store from the log");
+        // To clear a store, and to wait for a log that is away, takes as long as it takes.
+        supervise::idle();
         let service = self.service.clone();
         service.set_status(Status::Loading {
             applied: 0,
@@ -334,6 +332,7 @@ impl Applier {
     fn follow(&mut self) -> Result<(), ApplyError> {
         let mut records = Vec::new();
         while !self.service.is_stopping() {
+            supervise::busy(Duration::ZERO);
             self.poll(&mut records)?;
             if let Some(cause) = self.service.store.damage() {
                 return Err(StoreError::Damaged { doing: "read", cause }.into());
@@ -389,6 +388,7 @@ impl Applier {
     /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does
     /// everything behind it.
     fn take(&mut self, record: LogRecord) -> Result<(), ApplyError> {
+        supervise::beat();
         if !self.old_ends.contains_key(&record.at) {
             // If it is not to be had, groups are waited for: later, not wrong.
             let ends = self.service.log.ends(ASK_ENDS).unwrap_or_default();

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use super::{Fault, Service};
 use crate::log::{Positions, TopicPartition};
+use crate::supervise;
 
 /// How long one question to the log may take; the next one comes after it.
 const QUESTION: Duration = Duration::from_secs(1);
@@ -187,6 +188,22 @@ impl Reads {
 
     fn failure(&self) -> Option<String> {
         self.asking.lock().failure.clone()
+    }
+}
+
+/// A question that panicked has failed: those who wait ask again.
+struct Unanswered<'s>(&'s Service);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut asking = self.0.reads.asking.lock();
+            asking.running = false;
+            asking.over = asking.begun;
+            asking.failure = Some("the question panicked".into());
+            drop(asking);
+            self.0.reads.answered.notify_waiters();
+        }
     }
 }
 
@@ -375,13 +392,14 @@ impl Service {
         asking.topics |= scope.needs_topics();
         if !std::mem::replace(&mut asking.running, true) {
             let service = self.clone();
-            tokio::task::spawn_blocking(move || service.put_questions());
+            supervise::start_blocking(&supervise::LOG_ENDS, move || service.put_questions());
         }
         number
     }
 
     /// Asks the log as long as somebody wants to know. Blocking.
     fn put_questions(&self) {
+        let _panicked = Unanswered(self);
         loop {
             let (asked, topics) = {
                 let mut asking = self.reads.asking.lock();
@@ -394,6 +412,7 @@ impl Service {
                 asking.last_begun = Some(now);
                 (now, std::mem::take(&mut asking.topics))
             };
+            supervise::inject_panic(&supervise::LOG_ENDS);
             let looked = if topics { self.log.look(QUESTION) } else { Ok(()) };
             let outcome = looked.and_then(|()| self.log.ends(QUESTION));
             self.notice_databases();

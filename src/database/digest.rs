@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
 use crate::store::{Change, ChangeKind, Checkpoint, Entry, Scanned, Store, StoreError, Value, key_hash};
+use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Keys that are read at once; batches wait for so long.
@@ -303,7 +304,7 @@ impl Service {
             loop {
                 let progress = self.progress.notified();
                 let reading = summed.clone();
-                tokio::task::spawn_blocking(move || reading.read_all())
+                supervise::blocking(&supervise::DIGEST, move || reading.read_all())
                     .await
                     .map_err(|e| Fault::error(format!("ERR the digest was not made: {e}")))??;
                 {

@@ -39,9 +39,10 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use crate::log::{Batch, Condition, Log, Payload, Record, TopicPartition};
+use crate::log::{Batch, Completion, Condition, Log, Payload, ProduceError, Record, TopicPartition};
 use crate::store::{Entry, Store, StoreError, key_hash};
 use crate::striped::Striped;
+use crate::supervise;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
 use watch::Watches;
@@ -66,7 +67,7 @@ pub enum Status {
         rebuilding: Option<String>,
     },
     Serving,
-    /// The applier stopped for good; the reason is for people.
+    /// This node cannot be right any more. The text goes after "this node".
     Failed(String),
 }
 
@@ -150,6 +151,8 @@ pub struct Service {
     /// Held for writing while several keys become visible at once, for reading while several keys are read.
     groups: RwLock<()>,
     status: ArcSwap<Status>,
+    /// Held while the status changes.
+    changing: Mutex<()>,
     /// Odd while this node is not serving; grows when that begins and when it ends.
     era: AtomicU64,
     /// Told whenever the applier has made progress or the status changed.
@@ -157,8 +160,8 @@ pub struct Service {
     stopping: AtomicBool,
     /// Grows when topics were made anew: offsets of writes that were handed over before mean nothing any more.
     generation: AtomicU64,
-    /// Why this node is without a store for good.
-    store_failure: OnceLock<String>,
+    /// Why this node has failed for good.
+    failure: OnceLock<String>,
     /// Writes with a condition under way.
     conditional_writes: AtomicUsize,
 }
@@ -269,6 +272,18 @@ impl Database {
     }
 }
 
+/// Ends a write whose thread panics before the log has it, so that no other connection waits for it.
+struct GivenUp<'w>(&'w Arc<Write>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let cause = "the command panicked".to_owned();
+            self.0.clone().complete(Err(ProduceError::Uncertain(cause)));
+        }
+    }
+}
+
 /// What was read of a key.
 pub struct Seen {
     pub entry: Option<Entry>,
@@ -316,11 +331,12 @@ impl Service {
                 total: 0,
                 rebuilding: None,
             }),
+            changing: Mutex::default(),
             era: AtomicU64::new(1),
             progress: Notify::new(),
             stopping: AtomicBool::new(false),
             generation: AtomicU64::new(0),
-            store_failure: OnceLock::new(),
+            failure: OnceLock::new(),
             conditional_writes: AtomicUsize::new(0),
         };
         service.notice_databases();
@@ -350,9 +366,26 @@ impl Service {
         self.era().is_multiple_of(2)
     }
 
-    /// Why this node cannot go on: it is without a store that works. Started anew, it builds one.
-    pub fn store_failure(&self) -> Option<&str> {
-        self.store_failure.get().map(String::as_str)
+    /// Why this node has failed for good; goes after "this node".
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// This node has failed for good. Whoever waits for a write finds out when its task is woken ([`Write::finished`]).
+    pub fn fail(&self, why: String) {
+        let why = self.failure.get_or_init(|| why).clone();
+        self.set_status(Status::Failed(why));
+    }
+
+    /// Waits for this, or until this node has failed. The latter is looked at when the task is woken, which costs nothing while all is well:
+    /// whoever fails the node wakes the tasks.
+    async fn unless_failed(&self, wait: impl Future<Output = ()>) {
+        let mut wait = std::pin::pin!(wait);
+        std::future::poll_fn(|context| match self.failure() {
+            Some(_) => std::task::Poll::Ready(()),
+            None => wait.as_mut().poll(context),
+        })
+        .await;
     }
 
     fn era(&self) -> u64 {
@@ -364,8 +397,13 @@ impl Service {
         era.is_multiple_of(2) && self.era() == era
     }
 
-    /// Called by the applier only, before it takes away what was served.
+    /// Called by the applier before it takes away what was served, and by [`Service::fail`], after which nothing changes any more.
     fn set_status(&self, status: Status) {
+        let _changing = self.changing.lock();
+        let status = match self.failure() {
+            Some(why) => Status::Failed(why.to_owned()),
+            None => status,
+        };
         let changes = self.is_serving() != (status == Status::Serving);
         self.status.store(Arc::new(status));
         if changes {
@@ -564,6 +602,7 @@ impl Service {
             }
         }
         let write = Write::new(self.clone(), owner.clone(), expanded, condition.is_some());
+        let given_up = GivenUp(&write);
         for (index, item) in write.items.iter().enumerate() {
             match item {
                 Item::Key { database, key, .. } => {
@@ -580,6 +619,9 @@ impl Service {
                 Item::Tombstone { .. } => {}
             }
         }
+        if supervise::is_injected("panic", "commit") {
+            panic!("injected");
+        }
         self.log.produce(
             Batch {
                 records,
@@ -588,6 +630,7 @@ impl Service {
             },
             epoch,
         );
+        drop(given_up);
         write
     }
 
@@ -681,6 +724,9 @@ impl Service {
                 let progress = self.progress.notified();
                 if reached() {
                     return Ok(());
+                }
+                if let Some(why) = self.failure() {
+                    return Err(Fault::error(format!("{code} this node {why}")));
                 }
                 // That can last: nobody is made to wait for it.
                 if let Some(reason) = self.behind.lacking() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::hot::{Lookup, SLOT_OVERHEAD};
 use super::{Database, Service};
 use crate::store::{Scanned, StoreError, Value};
+use crate::supervise;
 
 /// Keys that are read in one go. After each, the thread rests for as long as that took: others are to have the processor.
 const PART: usize = 256;
@@ -19,7 +20,7 @@ const TRIES: usize = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Begins, when serving has just begun; the caller is whoever applies.
-pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<()>>> {
+pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<Option<()>>>> {
     let numbers: Vec<u16> = (0..service.database_count())
         .filter(|number| {
             let database = service.database(*number);
@@ -33,15 +34,13 @@ pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<()>>> 
         service: service.clone(),
         era: service.era(),
     };
-    let thread = std::thread::Builder::new().name("preload".into());
-    thread
-        .spawn(move || {
-            // Damage is noticed by the applier, and whoever reads is told of any error.
-            if let Err(error) = preload.run(&numbers) {
-                tracing::debug!(%error, "cannot read the store into memory");
-            }
-        })
-        .map(Some)
+    let body = move || {
+        // Damage is noticed by the applier, and whoever reads is told of any error.
+        if let Err(error) = preload.run(&numbers) {
+            tracing::debug!(%error, "cannot read the store into memory");
+        }
+    };
+    supervise::thread(&supervise::PRELOAD, body).map(Some)
 }
 
 struct Preload {
@@ -83,6 +82,7 @@ impl Preload {
         let mut keys = Vec::with_capacity(PART);
         let (mut next, mut met, mut read) = (Some(0), 0, Read::default());
         while let Some(from) = next {
+            supervise::beat();
             let begun = Instant::now();
             let left = self.service.store.count(number)?.saturating_sub(met as u64);
             if !self.goes_on() || !database.hot.may_hold_all() || !self.has_room(left as usize, &read) {

@@ -254,7 +254,7 @@ impl Follower for ScriptedFollower {
 pub(crate) struct Fixture {
     pub log: Arc<ScriptedLog>,
     pub service: Arc<Service>,
-    applier: Option<std::thread::JoinHandle<()>>,
+    applier: Option<std::thread::JoinHandle<Option<()>>>,
     directory: tempfile::TempDir,
 }
 
@@ -313,7 +313,8 @@ impl Fixture {
     fn stop(&mut self) {
         self.service.stop();
         if let Some(applier) = self.applier.take() {
-            applier.join().expect("the applier ends");
+            let ended = applier.join().expect("the applier ends");
+            ended.expect("without a panic");
         }
     }
 

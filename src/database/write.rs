@@ -110,14 +110,17 @@ impl Write {
         self.items.iter().map(of).sum()
     }
 
-    /// Waits for the end. The log bounds the time (`--write-timeout`).
+    /// Waits for the end. The log bounds the time (`--write-timeout`), unless this node fails: then it ends when the task that waits is woken.
     pub async fn finished(&self) -> &Result<(), ProduceError> {
         loop {
             let notified = self.done.notified();
             if let Some(outcome) = self.outcome.get() {
                 return outcome;
             }
-            notified.await;
+            self.service.unless_failed(notified).await;
+            if let Some(why) = self.service.failure() {
+                self.end(Err(ProduceError::Uncertain(format!("this node {why}"))));
+            }
         }
     }
 
@@ -184,6 +187,17 @@ impl Write {
         self.service.generation.load(Ordering::Acquire) != self.generation
     }
 
+    /// The first outcome counts.
+    fn end(&self, outcome: Result<(), ProduceError>) {
+        if self.outcome.set(outcome).is_ok() {
+            self.done.notify_waiters();
+            if self.conditional {
+                self.service.conditional_writes.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.owner.finish_one(self.conditional);
+        }
+    }
+
     fn failed(self: &Arc<Self>) {
         for item in &self.items {
             if let Item::Key { database, key, .. } = item {
@@ -209,13 +223,7 @@ impl Completion for Write {
                 Err(error)
             }
         };
-        if self.outcome.set(outcome).is_ok() {
-            self.done.notify_waiters();
-            if self.conditional {
-                self.service.conditional_writes.fetch_sub(1, Ordering::Relaxed);
-            }
-            self.owner.finish_one(self.conditional);
-        }
+        self.end(outcome);
     }
 
     fn expect(&self, again: bool) {
@@ -294,14 +302,14 @@ impl Outstanding {
         }
     }
 
-    /// Waits until every write of this connection is over.
-    pub async fn none(&self) {
+    /// Waits until every write of this connection is over, or this node has failed: then [`Write::finished`] ends them.
+    pub async fn none(&self, service: &Service) {
         loop {
             let notified = self.none.notified();
-            if self.count() == 0 {
+            if self.count() == 0 || service.failure().is_some() {
                 return;
             }
-            notified.await;
+            service.unless_failed(notified).await;
         }
     }
 }

@@ -40,7 +40,10 @@ use crate::log::{Positions, TopicPartition};
 use crate::store::{
     Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
 };
+use crate::supervise;
 
+/// Why a writer is gone that panicked.
+pub(super) const PANICKED: &str = "the thread that writes panicked";
 /// Records that the store is given at once, and about how many bytes. What was written is unpinned after each.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
@@ -55,6 +58,10 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(60);
 /// After it wrote, the writer rests twice as long, at most this: under load keys are written again meanwhile, and the processor
 /// has other work.
 const REST: Duration = Duration::from_secs(5);
+/// How much longer than the usual time an engine may take for a step: it may have to make room first; and for a checkpoint, for which it
+/// writes and fsyncs all that it has in memory.
+const ENGINE: Duration = Duration::from_secs(30);
+const CHECKPOINT: Duration = Duration::from_secs(300);
 /// Longest time that the writer rests before it looks whether anything is due.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a stop may take to store what is left; the rest is read from the log again at the next start.
@@ -216,6 +223,7 @@ impl WriteBehind {
 
     /// Forgets everything and begins at a position, loading. When this returns, the writer applies nothing until [`WriteBehind::push`].
     pub fn begin(&self, reached: Reached) {
+        supervise::idle();
         let mut buffer = self.buffer.lock();
         buffer.forgetting = true;
         while buffer.busy && buffer.ended.is_none() {
@@ -261,6 +269,7 @@ impl WriteBehind {
         // A node that stops does not wait for what may never come, nor one whose store is damaged.
         let may_wait = |buffer: &Buffer| buffer.ended.is_none() && !buffer.forgetting && !service.is_stopping();
         while !changes.is_empty() && self.bytes() > full && may_wait(&buffer) {
+            supervise::beat();
             self.progress.wait_for(&mut buffer, TICK);
         }
         if let Some(cause) = &buffer.ended {
@@ -289,6 +298,7 @@ impl WriteBehind {
         }
         // What is in memory is there already. Own records that the applier has yet to come to are not for the writer, who may be done.
         while in_memory && unstored(service) > full && (buffer.busy || buffer.since.is_some()) && may_wait(&buffer) {
+            supervise::beat();
             self.progress.wait_for(&mut buffer, TICK);
         }
         Ok(())
@@ -331,11 +341,11 @@ impl WriteBehind {
     }
 
     /// Starts the thread that writes.
-    pub fn start(service: Arc<Service>) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
-        std::thread::Builder::new().name("store writer".into()).spawn(move || {
+    pub fn start(service: Arc<Service>) -> std::io::Result<JoinHandle<Option<Result<(), StoreError>>>> {
+        supervise::thread(&supervise::STORE_WRITER, move || {
             let mut ended = Ended {
                 service: &service,
-                cause: "the thread that writes panicked".into(),
+                cause: PANICKED.into(),
             };
             let outcome = run(&service);
             ended.cause = match &outcome {
@@ -369,6 +379,7 @@ impl WriteBehind {
 
     /// Waits until something is due.
     fn next(&self, service: &Service, upkeep: &Upkeep) -> Job {
+        supervise::idle();
         let mut buffer = self.buffer.lock();
         buffer.busy = false;
         self.progress.notify_all();
@@ -490,6 +501,7 @@ impl WriteBehind {
                 return Ok(false);
             }
             drop(buffer);
+            supervise::beat();
             if !self.wait_for_room(service, bytes) {
                 return Ok(false);
             }
@@ -513,6 +525,7 @@ impl WriteBehind {
 
     /// The store is damaged: nothing more is written until all is begun anew. False if the node stops before.
     fn rest(&self) -> bool {
+        supervise::idle();
         let mut buffer = self.buffer.lock();
         buffer.forgetting = true;
         buffer.busy = false;
@@ -535,6 +548,7 @@ impl WriteBehind {
             if buffer.forgetting || buffer.given_up {
                 return false;
             }
+            supervise::beat();
             self.work.wait_for(&mut buffer, TICK);
         }
         if self.lacking.lock().take().is_some() {
@@ -696,6 +710,7 @@ impl Part {
             if !service.behind.wait_for_room(service, bytes) {
                 return Ok(false);
             }
+            supervise::beat();
             let records;
             (records, rest) = rest.split_at(count);
             changes.extend(records.iter().map(|(name, held)| held.change(name)));
@@ -826,6 +841,10 @@ fn run(service: &Service) -> Result<(), StoreError> {
     loop {
         let job = behind.next(service, &upkeep);
         let is_last = matches!(job, Job::Stop(_));
+        supervise::busy(match job {
+            Job::Checkpoint(_) | Job::Stop(_) => CHECKPOINT,
+            Job::Write { .. } | Job::Sweep => ENGINE,
+        });
         match upkeep.run(job, service) {
             Err(StoreError::Damaged { .. }) if !is_last && behind.rest() => {}
             Err(StoreError::Damaged { doing, cause }) => {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
+use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use tonic::Status;
@@ -29,7 +30,7 @@ use crate::command::session::{Client, Connected};
 use crate::command::table::{self, Entry};
 use crate::command::{Session, Shared};
 use crate::database::now_ms;
-use crate::server;
+use crate::{server, supervise};
 
 /// Requests under way on one connection; its client waits before it sends more.
 const MAX_REQUESTS: u32 = 256;
@@ -127,7 +128,7 @@ async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F, st
 where
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
 {
-    let mut http = Builder::new(TokioExecutor::new());
+    let mut http = Builder::new(Tasks);
     http.timer(TokioTimer::new()).max_concurrent_streams(MAX_REQUESTS);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service_fn(answer)));
     let ended = tokio::select! {
@@ -139,6 +140,19 @@ where
     };
     if let Ok(Err(error)) = ended {
         debug!(%error, "gRPC connection ended");
+    }
+}
+
+/// Starts a task for each request.
+#[derive(Clone)]
+struct Tasks;
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, request: F) {
+        supervise::task(&supervise::GRPC_REQUEST, request);
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use crate::command::Shared;
 use crate::command::admission::{Refusal, Wants, admit};
+use crate::supervise;
 
 /// How long connections get to send their last replies when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ where
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(welcome(stream, shared.clone()));
+                    supervise::task_of(&mut connections, &supervise::CONNECTION, welcome(stream, shared.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: let others end first.

@@ -22,6 +22,7 @@ use std::{fs, io};
 use bytes::Bytes;
 
 use crate::room::{KEPT_BY_STORE, Room};
+use crate::supervise;
 
 pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
 
@@ -271,11 +272,7 @@ fn remove_directory(directory: &Path) -> Result<(), StoreError> {
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     const ENOUGH: usize = 120;
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text
-        .or(panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no reason given");
-    let first_line = text.lines().next().unwrap_or_default();
+    let first_line = supervise::panic_text(panic).lines().next().unwrap_or_default();
     format!(
         "engine panicked: {}",
         first_line.chars().take(ENOUGH).collect::<String>()

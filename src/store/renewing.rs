@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
+use crate::supervise;
+
 use super::{Change, Checkpoint, Engine, Entry, Opened, Options, Scanned, Store, StoreError, open_engine};
 
 /// How long calls under way may go on, and then how long the engine may take to close: after damage its threads may hang.
@@ -70,7 +72,7 @@ fn close(store: Arc<Arc<dyn Store>>) -> Result<(), &'static str> {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
         let _ = closed.send(());
     };
-    let started = thread::Builder::new().name("store closer".into()).spawn(close);
+    let started = supervise::thread(&supervise::STORE_CLOSER, close);
     started.map_err(|_| "no thread can be started")?;
     let ended = is_closed.recv_timeout(CLOSE_PATIENCE);
     ended.map_err(|_| "its engine does not close")

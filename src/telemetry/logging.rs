@@ -1,7 +1,10 @@
 //! Log lines: text or JSON, to standard error or a file, the level changeable while the server runs.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indicatif::ProgressBar;
@@ -14,16 +17,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::Config;
+use crate::supervise;
 
 /// Starts logging as the configuration says; a change of `loglevel` takes effect at once. Once per process.
 pub fn start(config: &Config) -> Result<Logging, String> {
     let output = match config.logfile() {
         None => Output::Stderr(Arc::default()),
         Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(&path);
-            let file =
-                file.map_err(|e| format!("open the log file {}: {e}; name another with --logfile", path.display()))?;
-            Output::File(Arc::new(Mutex::new(file)))
+            let file = LogFile::open(&path)
+                .map_err(|e| format!("open the log file {}: {e}; name another with --logfile", path.display()))?;
+            Output::File(Arc::new(file))
         }
     };
     let logging = Logging { output: output.clone() };
@@ -46,12 +49,25 @@ pub fn start(config: &Config) -> Result<Logging, String> {
         .with(lines)
         .try_init()
         .map_err(|e| format!("start logging: {e}"))?;
+    std::panic::set_hook(Box::new(tell_panic));
     config.on_change("loglevel", move |config| {
         if let Err(error) = handle.modify(|current| *current = self::filter(&config.loglevel())) {
             tracing::error!(%error, "cannot change the log level");
         }
     });
     Ok(logging)
+}
+
+/// A panic goes where all lines go. Whoever started the thread tells what it means.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let (thread, trace) = (thread.name().unwrap_or("unnamed"), Backtrace::capture());
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let text = supervise::panic_text(panic.payload());
+    match trace.status() {
+        BacktraceStatus::Captured => tracing::error!(thread, place, "panicked: {text}\n{trace}"),
+        _ => tracing::error!(thread, place, "panicked: {text}"),
+    }
 }
 
 type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
@@ -65,6 +81,15 @@ impl Logging {
     /// True if a person watches the log lines.
     pub fn is_terminal(&self) -> bool {
         matches!(self.output, Output::Stderr(_)) && io::stderr().is_terminal()
+    }
+
+    /// Goes on in a new file if the one so far was moved away (logrotate), and in the one so far if that cannot be.
+    pub fn reopen(&self) {
+        if let Output::File(file) = &self.output
+            && let Err(error) = file.reopen()
+        {
+            tracing::warn!(%error, "cannot open the log file {} again", file.path.display());
+        }
     }
 
     /// While there is a bar, log lines are written above it.
@@ -90,7 +115,58 @@ fn filter(level: &str) -> Targets {
 #[derive(Clone)]
 enum Output {
     Stderr(Arc<Mutex<Option<ProgressBar>>>),
-    File(Arc<Mutex<File>>),
+    File(Arc<LogFile>),
+}
+
+struct LogFile {
+    path: PathBuf,
+    state: Mutex<LogFileState>,
+}
+
+struct LogFileState {
+    file: File,
+    /// Lines that could not be written since the last one that could.
+    lost: u64,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> io::Result<LogFile> {
+        Ok(LogFile {
+            path: path.to_owned(),
+            state: Mutex::new(LogFileState {
+                file: append_to(path)?,
+                lost: 0,
+            }),
+        })
+    }
+
+    fn reopen(&self) -> io::Result<()> {
+        self.state.lock().file = append_to(&self.path)?;
+        Ok(())
+    }
+
+    fn write(&self, line: &[u8]) {
+        let mut state = self.state.lock();
+        match state.file.write_all(line) {
+            Ok(()) if state.lost == 0 => {}
+            Ok(()) => {
+                let lost = std::mem::take(&mut state.lost);
+                // The next line will tell if this one is lost too.
+                let _ = writeln!(state.file, "{lost} log lines before this one could not be written");
+            }
+            Err(error) => {
+                state.lost += 1;
+                if state.lost == 1 {
+                    // Nobody is left to tell if this fails.
+                    let _ = writeln!(io::stderr(), "highwater: cannot write {}: {error}", self.path.display());
+                }
+            }
+        }
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 impl<'a> MakeWriter<'a> for Output {
@@ -106,14 +182,17 @@ impl Write for Output {
         self.write_all(bytes).map(|()| bytes.len())
     }
 
+    /// Never fails: whoever logs would print that to standard error, and panic if nobody reads it any more (a closed terminal).
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let write = || drop(io::stderr().write_all(bytes));
         match self {
-            Output::File(file) => file.lock().write_all(bytes),
+            Output::File(file) => file.write(bytes),
             Output::Stderr(bar) => match &*bar.lock() {
-                Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
-                None => io::stderr().write_all(bytes),
+                Some(bar) => bar.suspend(write),
+                None => write(),
             },
         }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {

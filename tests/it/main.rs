@@ -3,12 +3,15 @@
 //! They run against real parts only: Apache Kafka, Debian's redis-server, Redis's own test suite
 //! and other people's client libraries, fetched on first use (`support::parts`).
 
+#![allow(clippy::disallowed_methods, reason = "tests start threads of their own")]
+
 mod architecture;
 mod bench;
 mod clients;
 mod clocks;
 mod consistency;
 mod copy;
+mod deaths;
 mod disk_full;
 mod embedded_node;
 mod fights;
@@ -29,6 +32,7 @@ mod linearizability;
 mod redis_suite;
 mod self_check;
 mod side_by_side;
+mod signals;
 mod soak;
 mod support;
 mod transactions;

@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +33,7 @@ use super::writer::FRAME_TARGET;
 use super::{Registry, Shared};
 use crate::log::LogError;
 use crate::room::KEPT_BY_STORE;
+use crate::supervise;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -71,7 +73,7 @@ pub(super) fn run(shared: &Shared) {
             continue;
         }
         let began = Instant::now();
-        match pass(shared) {
+        match caught_pass(shared) {
             Ok(done) => schedule.done(done, began),
             Err(Stop::Closing) => return,
             Err(Stop::FollowerBehind) => {
@@ -80,6 +82,18 @@ pub(super) fn run(shared: &Shared) {
             Err(Stop::Failed(e)) => schedule.failed(shared, &e),
         }
     }
+}
+
+/// A pass that panics has failed: the files are good at any moment, and the next pass begins anew.
+fn caught_pass(shared: &Shared) -> Result<Done, Stop> {
+    let pass = || {
+        supervise::busy(Duration::ZERO);
+        pass(shared)
+    };
+    catch_unwind(AssertUnwindSafe(pass)).unwrap_or_else(|panic| {
+        let text = supervise::panic_text(&*panic);
+        Err(Stop::Failed(LogError::Failed(format!("it panicked: {text}"))))
+    })
 }
 
 #[derive(Default)]
@@ -96,6 +110,7 @@ struct Schedule {
 impl Schedule {
     /// Waits for something to look at. False when the log is closed.
     fn wait(&mut self, shared: &Shared) -> bool {
+        supervise::idle();
         let mut stopping = shared.stopping.lock();
         let deadline = Instant::now() + LOOK_INTERVAL;
         while !stopping.background {
@@ -334,6 +349,7 @@ impl Rule {
 }
 
 fn check_stop(shared: &Shared) -> Result<(), Stop> {
+    supervise::beat();
     if shared.stopping.lock().background {
         Err(Stop::Closing)
     } else {

@@ -40,6 +40,7 @@ use self::meta::{MarkFile, Meta};
 use self::segment::{Segment, io_error};
 use self::writer::{Queue, Writer};
 use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
+use crate::supervise::{self, Role};
 
 /// When a record counts as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +155,7 @@ impl Shared {
 
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<Option<()>>>>,
     _lock: Option<DirectoryLock>,
 }
 
@@ -207,22 +208,20 @@ impl EmbeddedLog {
             _lock: lock,
         });
         let writer = Writer::new(shared.clone(), active, next);
-        log.spawn("log-writer", move || writer.run())?;
+        log.spawn(&supervise::LOG_WRITER, move || writer.run())?;
         if shared.options.fsync == Fsync::EverySecond {
             let shared = shared.clone();
-            log.spawn("log-fsync", move || writer::sync_every_second(&shared))?;
+            log.spawn(&supervise::LOG_FSYNC, move || writer::sync_every_second(&shared))?;
         }
         if shared.options.compaction.enabled {
-            log.spawn("log-compaction", move || compaction::run(&shared))?;
+            log.spawn(&supervise::LOG_COMPACTION, move || compaction::run(&shared))?;
         }
         Ok(log)
     }
 
-    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .map_err(|e| LogError::Failed(format!("cannot start the thread {name}: {e}")))?;
+    fn spawn(&self, role: &'static Role, body: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
+        let thread = supervise::thread(role, body)
+            .map_err(|e| LogError::Failed(format!("cannot start the thread {}: {e}", role.name)))?;
         self.threads.lock().push(thread);
         Ok(())
     }
@@ -359,9 +358,8 @@ impl Drop for EmbeddedLog {
         self.shared.stopping.lock().background = true;
         self.shared.stop_or_work.notify_all();
         for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the log panicked");
-            }
+            // It has told if it panicked.
+            let _ = thread.join();
         }
     }
 }

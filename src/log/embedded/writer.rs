@@ -21,6 +21,7 @@ use super::segment::Segment;
 use super::{Fsync, MAX_RECORD_BYTES, Shared};
 use crate::log::{Appended, Batch, EXPECTED, Payload, ProduceError, Record, expect_all};
 use crate::room::KEPT_BY_LOG;
+use crate::supervise;
 
 /// A frame takes in further batches until its body has this size.
 pub const FRAME_TARGET: usize = 64 * 1024;
@@ -150,11 +151,11 @@ impl Shared {
     /// The log cannot tell any more what is on the disk.
     fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
         let cause = format!("{cause}; nothing is written until a restart, which finds out what is on the disk");
-        error!("{cause}");
         self.note_error(&cause);
         let queued = self.start_failing(Some(&cause));
         fail(under_way, &ProduceError::Uncertain(cause.clone()));
-        fail(queued, &ProduceError::NotWritten(cause));
+        fail(queued, &ProduceError::NotWritten(cause.clone()));
+        supervise::fail(format!("go on: {cause}"));
     }
 
     fn set_durable(&self, durable: u64) {
@@ -168,10 +169,11 @@ impl Shared {
 
     fn sync(&self, segment: &Segment) -> Result<(), String> {
         self.fsyncs.fetch_add(1, Ordering::Relaxed);
-        segment
-            .file
-            .sync_data()
-            .map_err(|e| format!("cannot fsync {}: {e}", segment.path.display()))
+        let synced = match supervise::is_injected("fail", "fsync") {
+            true => Err(std::io::Error::other("injected")),
+            false => segment.file.sync_data(),
+        };
+        synced.map_err(|e| format!("cannot fsync {}: {e}", segment.path.display()))
     }
 }
 
@@ -235,16 +237,20 @@ impl Writer {
     }
 
     pub fn run(mut self) {
+        let _ended = Ended(self.shared.clone());
         loop {
+            supervise::idle();
             match self.wait() {
-                Work::Batches(batches) => self.append(batches),
+                Work::Batches(batches) => {
+                    let bytes = batches.iter().map(batch_bytes).sum::<usize>() as u64;
+                    supervise::busy(supervise::disk_time(bytes + self.shared.options.segment_bytes));
+                    self.append(batches);
+                }
                 Work::Idle => self.sync_mark(),
                 Work::Closed => break,
             }
         }
         self.finish();
-        self.shared.stopping.lock().writer_done = true;
-        self.shared.stop_or_work.notify_all();
     }
 
     fn wait(&self) -> Work {
@@ -513,6 +519,19 @@ impl Writer {
     }
 }
 
+/// However the writer ended, nobody waits for it any more.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_off(Vec::new(), "the log's writer panicked");
+        }
+        self.0.stopping.lock().writer_done = true;
+        self.0.stop_or_work.notify_all();
+    }
+}
+
 /// Why a write was given up.
 enum Failure {
     /// Nothing of it is in the log; it may go better later.
@@ -525,6 +544,7 @@ enum Failure {
 pub fn sync_every_second(shared: &Shared) {
     let mut stopping = shared.stopping.lock();
     loop {
+        supervise::idle();
         let deadline = Instant::now() + SYNC_INTERVAL;
         while !stopping.background && !shared.stop_or_work.wait_until(&mut stopping, deadline).timed_out() {}
         if stopping.background {
@@ -543,6 +563,7 @@ fn sync_now(shared: &Shared) {
     if end <= shared.durable.load(Ordering::Acquire) || shared.queue.lock().refusing().is_some() {
         return;
     }
+    supervise::busy(supervise::disk_time(active.readable()));
     match shared.sync(&active) {
         Ok(()) => shared.set_durable(end),
         Err(cause) => shared.break_off(Vec::new(), &cause),

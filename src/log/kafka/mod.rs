@@ -42,6 +42,7 @@ use self::producer::Lane;
 use self::topics::{Depth, Topics};
 use self::transactions::TransactionLane;
 use super::{Batch, Durability, Follower, Log, LogError, Marks, Positions, TopicIdentity, TopicPartition};
+use crate::supervise;
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
 const WATCH: Duration = Duration::from_secs(2);
@@ -49,6 +50,8 @@ const WATCH: Duration = Duration::from_secs(2);
 const HURRY: Duration = Duration::from_millis(500);
 /// How often their settings are read anew, and refused ones given another chance.
 const THOROUGH: Duration = Duration::from_secs(30);
+/// What a look at all topics, or the end of a producer, may take beside the wait for writes under way.
+const WATCH_STEP: Duration = Duration::from_secs(60);
 /// How often the watch looks whether it has something to do, or to stop.
 const TICK: Duration = Duration::from_millis(100);
 /// Creating a topic at its first write.
@@ -62,7 +65,7 @@ pub struct KafkaLog {
     transactions: TransactionLane,
     open: Arc<OpenTransactions>,
     stop: Arc<AtomicBool>,
-    watch: Mutex<Option<JoinHandle<()>>>,
+    watch: Mutex<Option<JoinHandle<Option<()>>>>,
 }
 
 impl KafkaLog {
@@ -79,9 +82,10 @@ impl KafkaLog {
         let watch = {
             let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
             let open = Arc::clone(&open);
-            std::thread::Builder::new()
-                .name("kafka-watch".into())
-                .spawn(move || watch(&topics, &lane, &open, &stop))
+            let watch_time = config.write_timeout * 2 + WATCH_STEP;
+            supervise::thread(&supervise::KAFKA_WATCH, move || {
+                watch(&topics, &lane, &open, &stop, watch_time)
+            })
         };
         let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
         Ok(KafkaLog {
@@ -103,17 +107,18 @@ impl KafkaLog {
 
     fn stop_watch(&self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(watch) = self.watch.lock().take()
-            && watch.join().is_err()
-        {
-            tracing::error!("the thread that watches Kafka's topics panicked");
+        if let Some(watch) = self.watch.lock().take() {
+            // It has told if it panicked.
+            let _ = watch.join();
         }
     }
 }
 
-fn watch(topics: &Topics, lane: &Lane, open: &OpenTransactions, stop: &AtomicBool) {
+/// `longest`: what a step may take, without a broker too.
+fn watch(topics: &Topics, lane: &Lane, open: &OpenTransactions, stop: &AtomicBool, longest: Duration) {
     let (mut looked, mut thorough) = (Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
+        supervise::busy(longest);
         topics.idle(TICK);
         lane.mend();
         let wait = if topics.hurries() { HURRY } else { WATCH };

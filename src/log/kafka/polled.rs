@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::ffi::Polls;
+use crate::supervise;
 
 /// One poll at most; reports that come meanwhile are told at once. So long the end of a producer may take.
 const POLL: Duration = Duration::from_millis(100);
@@ -16,7 +17,7 @@ const LAST: Duration = Duration::from_secs(1);
 pub(super) struct Polled<P: Polls> {
     inner: Arc<P>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<()>>>,
 }
 
 impl<P: Polls> Polled<P> {
@@ -25,14 +26,14 @@ impl<P: Polls> Polled<P> {
         let inner = Arc::new(producer);
         let stop = Arc::new(AtomicBool::new(false));
         let (polled, stopped) = (inner.clone(), stop.clone());
-        let thread = std::thread::Builder::new()
-            .name("kafka-reports".into())
-            .spawn(move || {
-                while !stopped.load(Ordering::Acquire) {
-                    polled.poll(POLL);
-                    tick();
-                }
-            })
+        let body = move || {
+            while !stopped.load(Ordering::Acquire) {
+                supervise::busy(Duration::ZERO);
+                polled.poll(POLL);
+                tick();
+            }
+        };
+        let thread = supervise::thread(&supervise::KAFKA_REPORTS, body)
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(Polled {
             inner,
@@ -53,10 +54,9 @@ impl<P: Polls> std::ops::Deref for Polled<P> {
 impl<P: Polls> Drop for Polled<P> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that tells a producer's reports panicked");
+        if let Some(thread) = self.thread.take() {
+            // It has told if it panicked.
+            let _ = thread.join();
         }
         // Whoever still waits for a report is told.
         self.purge();

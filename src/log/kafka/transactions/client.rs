@@ -32,6 +32,7 @@ use super::super::polled::Polled;
 use super::super::producer::NO_RIGHT_TO_WRITE;
 use super::super::topics::Topics;
 use crate::log::{Appended, Batch, Follower, Positions, Record, TopicPartition};
+use crate::supervise;
 
 /// One try to make a producer ready.
 const INIT: Duration = Duration::from_secs(1);
@@ -69,7 +70,7 @@ pub(super) struct Client {
     /// It may not be used, so that there is nothing to wait for. Since when; tried again in the background.
     refused: Option<Instant>,
     /// Has Kafka end what the last id has left.
-    ending: Option<JoinHandle<()>>,
+    ending: Option<JoinHandle<Option<()>>>,
 }
 
 struct Producer {
@@ -410,7 +411,7 @@ impl Client {
             id = self.id,
             "Kafka does not finish a transaction: another transactional id is used"
         );
-        let ended = std::thread::Builder::new().spawn(move || {
+        let ended = supervise::thread(&supervise::TRANSACTION_END, move || {
             let end = Instant::now() + ENDED;
             let is_ended = || !matches!(inner.init_transactions(INIT), Err(error) if error.retriable);
             while !is_ended() && Instant::now() < end {}
@@ -635,7 +636,7 @@ impl Client {
 
 /// Its end can take a moment, and nobody has to wait for it.
 fn drop_apart(inner: Polled<ffi::Producer<Context>>) {
-    let dropped = std::thread::Builder::new().spawn(move || drop(inner));
+    let dropped = supervise::thread(&supervise::PRODUCER_END, move || drop(inner));
     if let Err(error) = dropped {
         tracing::warn!(%error, "cannot start a thread");
     }

@@ -32,6 +32,7 @@ use super::context::Health;
 use super::producer::{CLOSED, QUEUE_FULL, check};
 use super::topics::Topics;
 use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Read, Record, TopicPartition};
+use crate::supervise;
 
 /// What may wait to be sent: the bound on the lane's memory.
 const MAX_WAITING_RECORDS: usize = 250_000;
@@ -60,7 +61,7 @@ const CLIENTS: usize = 2;
 pub(super) struct TransactionLane {
     queue: Arc<Queue>,
     topics: Arc<Topics>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<Option<()>>>>,
 }
 
 #[derive(Default)]
@@ -131,9 +132,7 @@ impl TransactionLane {
             another_log: None,
             sent_again: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("transactions".into())
-            .spawn(move || committer.run())
+        let thread = supervise::thread(&supervise::TRANSACTIONS, move || committer.run())
             .map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
         Ok(TransactionLane {
             queue,
@@ -173,10 +172,9 @@ impl TransactionLane {
             }
         }
         drop(waiting);
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of Kafka transactions panicked");
+        if let Some(thread) = self.thread.lock().take() {
+            // It has told if it panicked.
+            let _ = thread.join();
         }
     }
 }
@@ -323,8 +321,11 @@ enum Outcome {
 
 impl Committer {
     fn run(mut self) {
+        // A group takes as long as its writes may take, and finding out how it ended about as long again.
+        let longest = self.config.write_timeout * 3;
         self.clients.iter_mut().for_each(Client::mend);
         loop {
+            supervise::busy(longest);
             let alone = self.alone > 0;
             let Some(group) = self.queue.next_group(if alone { 1 } else { usize::MAX }) else {
                 return;

@@ -21,6 +21,7 @@ use super::super::topics::Topics;
 use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
+use crate::supervise;
 
 /// Records that a window holds (16 bytes each). What was computed on an older state than that is computed again.
 const WINDOW: usize = 1 << 20;
@@ -36,7 +37,7 @@ pub(super) struct Tail {
     topics: Arc<Topics>,
     health: Arc<Health>,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<()>>>,
     used: Instant,
 }
 
@@ -188,9 +189,7 @@ impl Tail {
         *self.shared.windows.lock() = windows;
         self.shared.stop.store(false, Ordering::Release);
         let shared = self.shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("transactions-tail".into())
-            .spawn(move || shared.read(follower))
+        let thread = supervise::thread(&supervise::TRANSACTIONS_TAIL, move || shared.read(follower))
             .map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
         self.thread = Some(thread);
         Ok(())
@@ -204,10 +203,9 @@ impl Tail {
 
     fn rest(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that reads the log's tail panicked");
+        if let Some(thread) = self.thread.take() {
+            // It has told if it panicked.
+            let _ = thread.join();
         }
     }
 
@@ -345,6 +343,19 @@ impl Tail {
     }
 }
 
+/// Tells those who wait for the tail that it is not read any more, however that came.
+struct Ended<'s> {
+    shared: &'s Shared,
+    cause: String,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.shared.windows.lock().ended = Some(std::mem::take(&mut self.cause));
+        self.shared.moved.notify_all();
+    }
+}
+
 impl Drop for Tail {
     fn drop(&mut self) {
         self.rest();
@@ -354,14 +365,24 @@ impl Drop for Tail {
 impl Shared {
     /// The thread.
     fn read(&self, mut follower: KafkaFollower) {
+        let mut ended = Ended {
+            shared: self,
+            cause: "the thread that reads the log's tail panicked; it is started again".to_owned(),
+        };
+        ended.cause = self.read_until_stopped(&mut follower);
+    }
+
+    /// Why it ended.
+    fn read_until_stopped(&self, follower: &mut KafkaFollower) -> String {
         let mut records: Vec<(TopicPartition, u64, u64)> = Vec::new();
-        let cause = loop {
+        loop {
+            supervise::busy(Duration::ZERO);
             if self.stop.load(Ordering::Acquire) {
-                break "the log's tail is not read any more".to_owned();
+                return "the log's tail is not read any more".to_owned();
             }
             let mut take = |at, offset, key: &[u8]| records.push((at, offset, self.hasher.hash_one(key)));
             if let Err(error) = follower.poll_keys(&mut take, POLL) {
-                break error.to_string();
+                return error.to_string();
             }
             let mut windows = self.windows.lock();
             for (at, offset, hash) in records.drain(..) {
@@ -373,8 +394,6 @@ impl Shared {
             }
             drop(windows);
             self.moved.notify_all();
-        };
-        self.windows.lock().ended = Some(cause);
-        self.moved.notify_all();
+        }
     }
 }
