@@ -401,6 +401,7 @@ fn del(context: &mut Context, args: Args) -> Outcome {
     for key in &args[1..] {
         if context.transaction.seems_to_exist(database, key)? {
             context.transaction.delete(database, key);
+            context.transaction.check_size()?;
             deleted += 1;
         }
     }

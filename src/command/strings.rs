@@ -383,6 +383,7 @@ fn set_pairs(context: &mut Context, args: Args, command: &str) -> Result<(), Fau
     };
     for [key, value] in pairs {
         context.transaction.set(database, key, own(value), None);
+        context.transaction.check_size()?;
     }
     Ok(())
 }

@@ -110,8 +110,10 @@ pub struct Lookups {
     pub misses: u64,
 }
 
-/// Bytes of keys and values that one transaction may write: a command of a few bytes can make a value of megabytes.
+/// Bytes that one transaction may write, keys, values and [`RECORD_BYTES`]: a command of a few bytes can make a value of megabytes.
 const MAX_BYTES: usize = 256 << 20;
+/// What each record counts besides its key and value: on its way to the log and to memory it takes three times as much.
+const RECORD_BYTES: usize = 256;
 
 pub struct Transaction<'s> {
     service: &'s Arc<Service>,
@@ -601,7 +603,7 @@ impl Transaction<'_> {
             return;
         }
         let key = Bytes::copy_from_slice(key);
-        self.bytes += key.len();
+        self.bytes += key.len() + RECORD_BYTES;
         if self.items.len() == LINEAR {
             for (place, item) in self.items.iter().enumerate() {
                 if let Item::Key { database, key, .. } = item {

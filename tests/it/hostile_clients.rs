@@ -654,6 +654,14 @@ fn commands_that_make_much_of_little_are_refused() {
     client.check("EXISTS amplified:0 amplified:1", ":0");
     println!("{} MiB behind the transaction", node.memory() / MIB);
     assert!(node.memory() < 1_000 * MIB);
+    // 30 MB of very small values, each of which is a record.
+    let keys: Vec<String> = (0..1_100_000).map(|n| n.to_string()).collect();
+    let pairs = keys.iter().flat_map(|key| [key.as_bytes(), b"v"]);
+    let reply = client.send(&std::iter::once(&b"MSET"[..]).chain(pairs).collect::<Vec<_>>());
+    assert!(reply.starts_with(b"-ERR a transaction can write at most"));
+    client.check("EXISTS 0 1", ":0");
+    println!("{} MiB at most", node.peak_memory() / MIB);
+    assert!(node.peak_memory() < 1_500 * MIB);
     // As a pipeline it waits for itself, and leaves others their room in the log's queue.
     for n in 0..30 {
         client.write(&command_line(&format!("SETRANGE amplified:{n} 15000000 x")));
