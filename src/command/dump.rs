@@ -10,8 +10,8 @@ use super::{Args, Context, Fault, Outcome, Reply};
 
 /// What DUMP writes: the oldest version that still says so, strings are the same in all.
 const WRITTEN_VERSION: u16 = 10;
-/// The newest that RESTORE takes: that of Redis 7.2.
-const NEWEST_VERSION: u16 = 11;
+/// The newest that RESTORE takes: that of Valkey 9. Redis 8 has 12 and more; strings are the same in all.
+const NEWEST_VERSION: u16 = 80;
 /// Bytes of version and checksum.
 const TRAILER: usize = 10;
 
@@ -49,6 +49,11 @@ pub(super) fn restore(context: &mut Context, args: Args) -> Outcome {
     let ttl = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR Invalid TTL value, must be >= 0"))?;
     let content = verified(args[3]).ok_or("ERR DUMP payload version or checksum are wrong")?;
     let limit = context.shared.config.proto_max_bulk_len();
+    if let Some(kind) = other_type(content) {
+        return Err(Fault::error(format!(
+            "ERR the payload holds a {kind}: this type is not supported, only strings are"
+        )));
+    }
     let value = deserialize(content, limit).ok_or("ERR Bad data format")?;
     let expire_at = match ttl {
         0 => None,
@@ -154,6 +159,19 @@ fn verified(payload: &[u8]) -> Option<&[u8]> {
     let right = u16::from_le_bytes(*version) <= NEWEST_VERSION
         && u64::from_le_bytes(checksum.try_into().ok()?) == crc64(covered);
     right.then_some(content)
+}
+
+/// The type of what the content holds, if it is one that there is in Redis or Valkey but not here.
+fn other_type(content: &[u8]) -> Option<&'static str> {
+    match content.first()? {
+        1 | 10 | 14 | 18 => Some("list"),
+        2 | 11 | 20 => Some("set"),
+        3 | 5 | 12 | 17 => Some("sorted set"),
+        4 | 9 | 13 | 16 | 22..=25 => Some("hash"),
+        15 | 19 | 21 => Some("stream"),
+        6 | 7 => Some("value of a module"),
+        _ => None,
+    }
 }
 
 /// The string that the content holds; `None` if it holds none, or one longer than `limit`. Like Redis it does not mind
@@ -277,6 +295,22 @@ mod tests {
         assert_eq!(read(number).as_deref(), Some(&b"123"[..]));
         let compressed = b"\x00\xc3\t-\x01aa\xe0 \x00\x01aa\n\x00\xb8%\xa6\xf9\xa5\x12\x8e\xd9";
         assert_eq!(read(compressed).as_deref(), Some(&[b'a'; 45][..]));
+    }
+
+    /// Version numbers of Redis 7.2, Redis 8 and Valkey 9, and one that nobody has yet.
+    #[test]
+    fn strings_of_all_versions_are_read() {
+        let dumped = serialize(b"text");
+        let content = &dumped[..dumped.len() - TRAILER];
+        let of_version = |version: u16| {
+            let mut payload = [content, &version.to_le_bytes()].concat();
+            payload.extend(crc64(&payload).to_le_bytes());
+            payload
+        };
+        for version in [1, 11, 12, 14, 80] {
+            assert_eq!(read(&of_version(version)).as_deref(), Some(&b"text"[..]), "{version}");
+        }
+        assert_eq!(verified(&of_version(81)), None);
     }
 
     #[test]
