@@ -1,11 +1,13 @@
 //! COMMAND and help: what the table says of itself. <https://redis.io/docs/latest/commands/command/>
 
+mod docs;
 mod facts;
 
 use super::args::{SYNTAX, is, text};
 use super::pattern;
 use super::table::{self, Entry};
 use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag};
+use docs::document;
 use facts::KeySpec;
 
 /// ACL categories in Redis's order.
@@ -65,7 +67,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: -2,
         since: "7.0.0",
         summary: "Returns documentation of commands.",
-        compatibility: Compatibility::Partial("summaries are short and of our own; arguments and history are not told"),
+        compatibility: Compatibility::Partial("summaries and history are in words of our own"),
         run: Run::Now(docs),
         ..ROW
     },
@@ -160,7 +162,7 @@ fn subcommands_there(entry: &'static Entry) -> impl Iterator<Item = &'static Ent
 }
 
 /// A command by its full name (`config|get`), in any case.
-fn find(name: &[u8]) -> Option<&'static Entry> {
+pub fn find(name: &[u8]) -> Option<&'static Entry> {
     let mut parts = name.splitn(2, |byte| *byte == b'|');
     let command = table::find(parts.next()?)?;
     let found = match parts.next() {
@@ -292,23 +294,6 @@ fn docs(_: &mut Context, args: Args) -> Outcome {
             .map(|entry| (Reply::bulk(entry.name), document(entry)))
             .collect(),
     ))
-}
-
-fn document(entry: &'static Entry) -> Reply {
-    let pair = |name: &str, value: &str| (Reply::bulk(name), Reply::bulk(value));
-    let mut document = vec![
-        pair("summary", entry.summary),
-        pair("since", entry.since),
-        pair("group", entry.group),
-        pair("complexity", entry.complexity),
-    ];
-    let subcommands: Vec<(Reply, Reply)> = subcommands_there(entry)
-        .map(|sub| (Reply::bulk(sub.name), self::document(sub)))
-        .collect();
-    if !subcommands.is_empty() {
-        document.push((Reply::bulk("subcommands"), Reply::Map(subcommands)));
-    }
-    Reply::Map(document)
 }
 
 fn list(_: &mut Context, args: Args) -> Outcome {
