@@ -67,6 +67,7 @@ pub fn run(config: Config) -> Result<(), Problem> {
         let file = file.display();
         warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
     }
+    warn_of_misunderstandings(&config);
     provide_files(&config);
     supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
     let runtime = Builder::new_multi_thread()
@@ -78,6 +79,58 @@ pub fn run(config: Config) -> Result<(), Problem> {
     let outcome = runtime.block_on(serve(Arc::new(config), directory, logging));
     runtime.shutdown_timeout(LEFTOVERS);
     outcome
+}
+
+/// What a redis.conf or an old directory may let somebody expect.
+fn warn_of_misunderstandings(config: &Config) {
+    if let Some(policy) = config.eviction_policy() {
+        warn!(
+            "maxmemory-policy {policy} has no effect: keys are never evicted; they go when they are deleted or expire, and maxmemory bounds \
+             only what is kept in memory of them"
+        );
+    }
+    for path in config.redis_files().iter().filter(|path| path.exists()) {
+        warn!(
+            "{} is data of Redis, which is not read: the keys in it are not here; start redis-server on it and move them over (MIGRATE)",
+            path.display()
+        );
+    }
+}
+
+/// Says what stands between the data and other machines, where no password does.
+fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'l TcpListener>) {
+    let is_open = |listener: &TcpListener| {
+        let address = listener.local_addr();
+        address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+    };
+    if config.requirepass().is_some() || !listeners.any(is_open) {
+        return;
+    }
+    match config.protected_mode() {
+        true => warn!(
+            "listening on other addresses than the loopback without a password: protected mode refuses clients of other machines; set requirepass"
+        ),
+        false => warn!(
+            "listening on other addresses than the loopback without a password and with protected-mode no: whoever reaches them can read and \
+             change everything; set requirepass"
+        ),
+    }
+}
+
+/// The setting holds for topics that are created; these are there.
+fn warn_of_other_partitions(config: &Config, log: &dyn Log) {
+    let mapped = config.database_topics();
+    let own = (0..config.databases()).filter(|number| !mapped.contains_key(number));
+    for topic in own.filter_map(|number| log.identity(number)) {
+        if config.is_given("partitions") && topic.partitions != config.partitions() {
+            warn!(
+                "--partitions {} holds for topics that are created: topic {} was there, with {}; highwater copy moves data to a topic with another number",
+                config.partitions(),
+                topic.topic,
+                topic.partitions
+            );
+        }
+    }
 }
 
 /// Raises the limit of open files to what the settings ask for, or says what it is enough for.
@@ -102,6 +155,7 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     }
     let addresses = addresses(&listeners, &grpc_listeners);
     let mut signals = Signals::new(&config, &logging)?;
+    warn_of_strangers(&config, listeners.iter().chain(&grpc_listeners));
     let opening = config.clone();
     let opened = supervise::blocking(&supervise::OPEN, move || {
         open(&opening, &mut directory).map(|opened| (opened, directory))
@@ -183,6 +237,7 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
         EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
     };
     directory.claim(wanted(log.identity(0)))?;
+    warn_of_other_partitions(config, &*log);
     let engine = match &*config.store() {
         "fjall" => Engine::Fjall,
         _ => Engine::Sled,
@@ -358,6 +413,8 @@ async fn watch(shared: Arc<Shared>) {
     loop {
         ticks.tick().await;
         shared.stats.sample(Instant::now());
+        let used = shared.service.memory.used.load(Ordering::Relaxed) as u64;
+        shared.stats.peak_memory.fetch_max(used, Ordering::Relaxed);
         bound_clients(&shared);
     }
 }

@@ -34,6 +34,10 @@ impl<T> Striped<T> {
             .fold(0, u64::wrapping_add)
     }
 
+    pub fn all(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|line| &line.0)
+    }
+
     /// Begins at 0 again.
     pub fn reset<const N: usize>(&self, counters: impl Fn(&T) -> [&AtomicU64; N]) {
         for counter in self.0.iter().flat_map(|line| counters(&line.0)) {

@@ -273,7 +273,7 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
     }
     let mut values = Vec::with_capacity(from.len());
     for key in from {
-        values.push(context.transaction.get_string(database, key)?.unwrap_or_default());
+        values.push(context.transaction.read_string(database, key)?.unwrap_or_default());
     }
     let length = values.iter().map(|value| value.len()).max().unwrap_or(0);
     if length > 0 {

@@ -53,7 +53,7 @@ const DIFFERENCES: &[&str] = &[
      see those until their tombstones have come, which are written in the background.",
     "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
-     `INFO` gives the resident set as `used_memory`.",
+     `used_memory` of INFO is what `maxmemory` bounds; the resident set, with the store's cache and all else, is `used_memory_rss`.",
     "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \
      are taken in. With `client-output-buffer-limit normal` they are run up to the limit and closed above it, as in Redis; a reply larger than the limit is not sent at all.",
     "**Bounds that Redis does not have:** MULTI queues at most 256 MB, and a transaction writes at most 256 MB; WATCH takes at most 100,000 keys of 64 MB together; the distinct values \
@@ -63,6 +63,12 @@ const DIFFERENCES: &[&str] = &[
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",
+    "**CLIENT REPLY in a transaction** takes effect behind EXEC, whose reply is always whole. Redis leaves replies out of it that its length counts, so that \
+     its client takes the next reply for a part of it. QUIT closes the connection also while replies are off.",
+    "**SLOWLOG, LATENCY and `INFO latencystats`** tell how long the client waited: for the command to be computed, and for what it waits for (the log, other \
+     writes of its keys, room in the store), but not for CLIENT PAUSE. `INFO commandstats` tells both: `cmdstat_` lines the time of computing, as in Redis, \
+     `cmdwait_` lines the time that clients waited.",
+    "**Secrets.** CONFIG GET shows `requirepass` and the like to whoever may ask it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
     "**There is one user**, `default`, with the password of `requirepass` or none.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone; a long computation (KEYS, LCS) keeps one of the server's threads busy.",
@@ -194,16 +200,10 @@ fn compat_document_is_up_to_date() {
     );
 }
 
-fn with_subcommands() -> impl Iterator<Item = &'static Entry> {
-    table::all()
-        .iter()
-        .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
-}
-
 #[test]
 fn no_command_has_two_rows() {
     let mut seen = BTreeSet::new();
-    let twice: Vec<&str> = with_subcommands()
+    let twice: Vec<&str> = table::with_subcommands()
         .map(|e| e.name)
         .filter(|name| !seen.insert(*name))
         .collect();
@@ -212,7 +212,7 @@ fn no_command_has_two_rows() {
 
 #[test]
 fn rows_are_complete() {
-    for entry in with_subcommands() {
+    for entry in table::with_subcommands() {
         let name = entry.name;
         assert!(
             entry.arity != 0 && !entry.summary.is_empty() && !entry.since.is_empty(),

@@ -357,13 +357,8 @@ fn select(context: &mut Context, args: Args) -> Outcome {
     let database = u16::try_from(index)
         .ok()
         .filter(|d| *d < context.shared.service.database_count());
-    select_database(context.session, database.ok_or("ERR DB index is out of range")?);
+    context.session.select(database.ok_or("ERR DB index is out of range")?);
     Ok(Reply::Ok)
-}
-
-fn select_database(session: &mut Session, database: u16) {
-    session.database = database;
-    session.client.database.store(database as usize, Ordering::Relaxed);
 }
 
 fn quit(context: &mut Context, _: Args) -> Outcome {
@@ -375,11 +370,15 @@ fn reset(context: &mut Context, _: Args) -> Outcome {
     let authenticated = admission::needs_no_login(context.shared);
     let session = &mut *context.session;
     session.end_transaction();
-    session.replies = Replies::On;
+    // A SKIP before it holds for the answer to RESET too.
+    session.replies = Replies {
+        skip: session.replies.skip,
+        ..Replies::default()
+    };
     session.reads.chosen = None;
     session.authenticated = authenticated;
     set_version(session, Version::Resp2);
-    select_database(session, 0);
+    session.select(0);
     session.client.no_evict.store(false, Ordering::Relaxed);
     session.client.no_touch.store(false, Ordering::Relaxed);
     session.client.details.lock().name = Bytes::new();
@@ -576,6 +575,9 @@ fn describe(client: &Client) -> String {
     let mut flags = String::new();
     for (set, letter) in [
         (queued != usize::MAX, 'x'),
+        (client.blocked.load(Ordering::Relaxed), 'b'),
+        (client.has_lost_its_watch(), 'd'),
+        (client.is_killed(), 'A'),
         (client.no_evict.load(Ordering::Relaxed), 'e'),
         (client.no_touch.load(Ordering::Relaxed), 'T'),
     ] {
@@ -721,15 +723,27 @@ fn client_unpause(context: &mut Context, _: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
+/// OFF and SKIP are not answered themselves, but have their place in the reply of EXEC, which is always whole: Redis leaves replies out of it that
+/// its length counts.
 fn client_reply(context: &mut Context, args: Args) -> Outcome {
-    context.session.replies = match () {
-        () if is(args[2], "on") => Replies::On,
-        () if is(args[2], "off") => Replies::Off,
-        () if is(args[2], "skip") && context.session.replies != Replies::Off => Replies::SkipNext,
-        () if is(args[2], "skip") => Replies::Off,
+    let in_exec = context.session.multi.is_some();
+    let replies = &mut context.session.replies;
+    let is_answered = match () {
+        () if is(args[2], "on") => {
+            (replies.off, replies.skip) = (false, false);
+            true
+        }
+        () if is(args[2], "off") => {
+            replies.off = true;
+            in_exec
+        }
+        () if is(args[2], "skip") => {
+            replies.skip_next |= !replies.off;
+            in_exec
+        }
         () => return Err(SYNTAX.into()),
     };
-    Ok(Reply::Ok)
+    Ok(if is_answered { Reply::Ok } else { Reply::None })
 }
 
 fn on_or_off(argument: &[u8]) -> Result<bool, Fault> {

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::admission::{self, Wants};
 use super::args::{self, text, wrong_arity};
 use super::consistency::{self, Fresh};
-use super::session::{Multi, Queued, Replies, Session, Shared, Watch};
+use super::session::{Client, Multi, NO_COMMAND, Queued, Session, Shared, Watch};
 use super::table::Entry;
 use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, Waiting, flag, info, table};
 use crate::config::table as settings;
@@ -20,7 +20,7 @@ use crate::database::consistency::Consistency;
 pub use crate::database::hot::EXPECTED;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
-use crate::database::{Status, Wait};
+use crate::database::{Status, Wait, now_ms};
 use crate::log::{Completion, ProduceError};
 use crate::resp::{Request, Version, Weight};
 use crate::supervise;
@@ -57,6 +57,8 @@ pub struct Pending {
     pub database: u16,
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Transaction>>,
+    /// The command, and since when its client waits.
+    pub asked: Option<(&'static Entry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
 }
@@ -65,7 +67,8 @@ pub struct Pending {
 pub struct Held<'a> {
     pub args: crate::resp::Args<'a>,
     pub reply: Result<Reply, Pending>,
-    pub mode: Replies,
+    /// CLIENT REPLY lets it be sent.
+    pub is_sent: bool,
     pub version: Version,
 }
 
@@ -109,26 +112,28 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     }
     let command = match find(args) {
         Ok(command) => command,
-        Err(fault) => return reject(session, args, fault),
+        Err(fault) => {
+            session.client.came_with(NO_COMMAND, now_ms());
+            return reject(session, args, fault);
+        }
     };
     if let Err(fault) = check_arity(command, args).and_then(|()| admit(session, shared, command)) {
+        session.client.came_with(command.number, now_ms());
         command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
     }
     let started = session.tally.begin(shared, command);
     let since_start = started.saturating_duration_since(shared.started).as_millis() as u64;
-    session.client.last_command.store(command.number, Ordering::Relaxed);
     session
         .client
-        .last_command_at
-        .store(shared.started_at + since_start, Ordering::Relaxed);
+        .came_with(command.number, shared.started_at + since_start);
     if session.multi.is_some() && !command.has(flag::IN_MULTI) {
         return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| reply_of(session, fault)));
     }
     if let Some(before) = before(session, shared, command, args, prepared) {
         return Step::Before(before);
     }
-    let step = match command.run {
+    let mut step = match command.run {
         Run::Now(_) => compute_one(session, shared, command, args),
         Run::Later(handler) => match handler(session, shared, args) {
             Ok(waiting) => Step::Later(waiting),
@@ -137,9 +142,20 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Run::Exec => exec(session, shared),
         Run::Container | Run::NotYet => refuse(session, unknown(args)),
     };
-    if let Step::Reply(reply) | Step::Pending(Pending { reply, .. }) = &step {
-        let took = session.tally.done(started);
-        note(session, shared, command, args, took, reply.is_error());
+    let since = session.waits_since.unwrap_or(started);
+    match &mut step {
+        Step::Reply(reply) => {
+            let took = session.tally.done(started);
+            session.tally.computed(shared, command, took);
+            let waited = took + started.saturating_duration_since(since);
+            replied(session, shared, command, args, waited, reply.is_error(), false);
+        }
+        Step::Pending(pending) => {
+            let took = session.tally.done(started);
+            session.tally.computed(shared, command, took);
+            pending.asked = Some((command, since));
+        }
+        Step::Before(_) | Step::Later(_) => {}
     }
     step
 }
@@ -150,13 +166,23 @@ fn is_http(name: &[u8]) -> bool {
     args::is(name, "post") || args::is(name, "host:")
 }
 
-/// Counts a command that was computed, and remembers it if it was slow.
-fn note(session: &mut Session, shared: &Shared, command: &'static Entry, args: Args<'_>, took: Duration, failed: bool) {
-    session.tally.count(shared, command, took, failed);
+/// A command has its reply: counts how long its client has waited for it, and remembers it if that was long. `held`: not for computing it alone.
+fn replied(
+    session: &mut Session,
+    shared: &Shared,
+    command: &'static Entry,
+    args: Args<'_>,
+    waited: Duration,
+    failed: bool,
+    held: bool,
+) {
+    session.tally.replied(shared, command, waited, failed);
     let (stats, config, client) = (&shared.stats, &shared.config, &session.client);
-    let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let microseconds = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     if u64::try_from(config.slowlog_log_slower_than()).is_ok_and(|limit| microseconds >= limit)
-        && !command.has(flag::SKIP_SLOWLOG)
+        // EXEC: what it runs is there by itself, but does not wait for the log.
+        && (held || !command.has(flag::SKIP_SLOWLOG))
+        && stats.slowlog.takes(now_ms(), config.slowlog_max_len())
     {
         let address = client.address.map_or(String::new(), |address| address.to_string());
         let name = client.details.lock().name.clone();
@@ -251,6 +277,12 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
     let mut step = first;
     let mut prepared = false;
     loop {
+        // As in Redis, CLIENT PAUSE makes nobody slow.
+        if matches!(step, Step::Before(Before::Unpaused)) {
+            session.waits_since = None;
+        } else if session.waits_since.is_none() {
+            session.waits_since = Some(Instant::now());
+        }
         match step {
             Step::Before(Before::Turn) => {
                 // Never closed: then all have their turn.
@@ -265,33 +297,43 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                     let late = Fault::error(
                         "NOTWRITTEN what this command waits for (writes to the same keys, its topic, room in the store) did not come within the write timeout",
                     );
-                    return give_up(session, args, late);
+                    return give_up(session, shared, args, late);
                 }
+                let _blocked = matches!(before, Before::Unpaused).then(|| Blocked::new(session));
                 let whole_store = matches!(before, Before::WholeStore);
                 prepared |= whole_store || matches!(before, Before::Fresh(_));
                 if let Err(fault) = before.happened(&session.outstanding, shared).await
                     // What answers even while loading (INFO) then tells of the store as it is.
                     && !(whole_store && find(args).is_ok_and(|command| command.has(flag::LOADING)))
                 {
-                    return give_up(session, args, fault);
+                    return give_up(session, shared, args, fault);
                 }
                 step = execute(session, shared, args, prepared);
             }
             Step::Later(waiting) => {
                 let started = Instant::now();
+                let command = find(args);
+                let blocks = command.as_ref().is_ok_and(|command| command.has(flag::BLOCKING));
+                let blocked = blocks.then(|| Blocked::new(session));
                 let reply = waiting.await;
-                if let Ok(command) = find(args) {
+                drop(blocked);
+                if let Ok(command) = command {
                     // The time of a command that is there to wait says nothing.
                     let took = if command.has(flag::BLOCKING) {
                         Duration::ZERO
                     } else {
                         started.elapsed()
                     };
-                    note(session, shared, command, args, took, reply.is_error());
+                    session.tally.computed(shared, command, took);
+                    replied(session, shared, command, args, took, reply.is_error(), false);
                 }
+                session.waits_since = None;
                 return Step::Reply(reply);
             }
-            step => return step,
+            step => {
+                session.waits_since = None;
+                return step;
+            }
         }
     }
 }
@@ -312,7 +354,7 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
             // `execute_waiting` leaves neither.
             Step::Before(_) | Step::Later(_) => Ok(unended()),
         },
-        mode: session.replies,
+        is_sent: true,
         version: session.version,
     }];
     settle_all(session, shared, &mut held).await;
@@ -325,10 +367,34 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
     reply
 }
 
+/// While it is there, CLIENT LIST shows the client as blocked.
+struct Blocked(Arc<Client>);
+
+impl Blocked {
+    fn new(session: &Session) -> Self {
+        session.client.blocked.store(true, Ordering::Relaxed);
+        Blocked(session.client.clone())
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.0.blocked.store(false, Ordering::Relaxed);
+    }
+}
+
 /// What the command waits for did not come. For EXEC that is the end of its transaction, of which nothing was done.
-fn give_up(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
+fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault) -> Step {
     if args::is(args[0], "exec") {
         session.end_transaction();
+    }
+    let waited = session
+        .waits_since
+        .take()
+        .map_or(Duration::ZERO, |since| since.elapsed());
+    if let Ok(command) = find(args) {
+        session.tally.computed(shared, command, Duration::ZERO);
+        replied(session, shared, command, args, waited, true, true);
     }
     Step::Reply(reply_of(session, fault))
 }
@@ -345,7 +411,22 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
         open = false;
         for held in held.iter_mut() {
             held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
-                Err(pending) => settle(session, shared, &held.args, pending, deadline).await,
+                Err(pending) => {
+                    let asked = pending.asked;
+                    let settled = settle(session, shared, &held.args, pending, deadline).await;
+                    if let (Ok(reply), Some((command, since))) = (&settled, asked) {
+                        replied(
+                            session,
+                            shared,
+                            command,
+                            &held.args,
+                            since.elapsed(),
+                            reply.is_error(),
+                            true,
+                        );
+                    }
+                    settled
+                }
                 settled => settled,
             };
             open |= held.reply.is_err();
@@ -421,11 +502,13 @@ async fn compute_again(
     let transaction = pending.exec.take();
     let is_exec = transaction.is_some();
     let now = (session.database, session.multi.take(), session.watch.take());
+    let replies = session.replies;
     if let Some(transaction) = transaction {
         (session.multi, session.watch) = (transaction.multi, transaction.watch);
     }
     session.database = pending.database;
     let whole_store = command.has(flag::WHOLE_STORE) || is_exec;
+    session.is_repeating = true;
     let again = loop {
         if let Err(fault) = admit(session, shared, command) {
             break Ok(reply_of(session, fault));
@@ -441,6 +524,7 @@ async fn compute_again(
             Step::Reply(reply) => Ok(reply),
             Step::Pending(next) => Err(Pending {
                 repeated: pending.repeated + 1,
+                asked: pending.asked,
                 ..next
             }),
             Step::Before(_) if session.outstanding.is_unsettled() => {
@@ -457,7 +541,10 @@ async fn compute_again(
             Step::Before(_) | Step::Later(_) => Ok(Reply::error("NOTWRITTEN the command could not be computed")),
         };
     };
+    session.is_repeating = false;
     (session.multi, session.watch) = (now.1, now.2);
+    // What EXEC chose by CLIENT REPLY has come into force when it was computed first.
+    session.replies = replies;
     if !is_exec || shared.service.log.chains() {
         session.database = now.0;
     }
@@ -477,11 +564,8 @@ pub fn failed(shared: &Shared, error: &ProduceError) -> Reply {
 fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
     let there = table::find(args[0]).filter(|command| !matches!(command.run, Run::NotYet));
     let command = there.ok_or_else(|| unknown(args))?;
-    if command.subcommands.is_empty() || (args.len() < 2 && !matches!(command.run, Run::Container)) {
+    let Some(name) = args.get(1).filter(|_| !command.subcommands.is_empty()) else {
         return Ok(command);
-    }
-    let Some(name) = args.get(1) else {
-        return Err(wrong_arity(command.name));
     };
     match table::find_subcommand(command, name) {
         Some(sub) if !matches!(sub.run, Run::NotYet) => Ok(sub),
@@ -527,6 +611,9 @@ fn unknown(args: Args<'_>) -> Fault {
 
 /// Checks that are the same for every command: authentication, and whether this node can be right.
 fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fault> {
+    if command.name == "debug" && !may_debug(session, shared) {
+        return Err("ERR DEBUG command not allowed. If the enable-debug-command option is set to \"local\", you can run it from a local connection, otherwise you need to set this option in the configuration file, and then restart the server.".into());
+    }
     let authenticated = session.authenticated;
     if let Err(refusal) = admission::admit(shared, Wants::Run { authenticated, command }) {
         return Err(refusal.text().into());
@@ -566,6 +653,14 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
         Status::Failed(reason) => format!("ERR this node {reason}"),
         Status::Serving => return Ok(()),
     }))
+}
+
+fn may_debug(session: &Session, shared: &Shared) -> bool {
+    match &*shared.config.enable_debug_command() {
+        "yes" => true,
+        "local" => session.client.is_local(),
+        _ => false,
+    }
 }
 
 /// What must happen before this command, besides what it finds out itself.
@@ -730,6 +825,7 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     let locks = locks(&keys, writes, matches!(command.keys, Keys::All), strict);
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared.service.transact(&owner, locks, view, |transaction| {
+        transaction.counts = !writes;
         handler(
             &mut Context {
                 session: &mut *session,
@@ -761,7 +857,9 @@ fn conclude(
         depends,
         lookups,
     } = computed;
-    session.tally.looked_up(lookups);
+    if !session.is_repeating {
+        session.tally.looked_up(lookups);
+    }
     if write.is_none() && depends.is_empty() {
         return Step::Reply(value);
     }
@@ -772,6 +870,7 @@ fn conclude(
         barrier,
         database,
         exec,
+        asked: None,
         repeated: 0,
     })
 }
@@ -799,7 +898,8 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let barrier = !shared.service.log.chains() || requests.iter().any(|(c, _)| c.has(flag::BARRIER));
     let mut keys: KeyList<'_> = requests.iter().flat_map(|(c, args)| keys_of(c, args)).collect();
     keys.extend(watched.keys().map(|(_, key)| &key[..]));
-    let database = session.database;
+    let (database, replies) = (session.database, session.replies);
+    let mut times: Vec<Duration> = Vec::with_capacity(requests.len());
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared
         .service
@@ -813,13 +913,14 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 }
             }
             let mut replies = Vec::with_capacity(requests.len());
+            times.clear();
             let mut weight = Weight::default();
             for (command, args) in &requests {
                 let Run::Now(handler) = command.run else {
-                    replies.push(Reply::error("ERR Command not allowed inside a transaction"));
-                    continue;
+                    return Err("ERR Command not allowed inside a transaction".into());
                 };
                 let started = session.tally.begin(shared, command);
+                transaction.counts = !command.has(flag::WRITE);
                 let mut context = Context {
                     session: &mut *session,
                     shared,
@@ -830,11 +931,7 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                     Err(Fault::Error(text)) => Reply::Error(text),
                     Err(wait) => return Err(wait),
                 };
-                if let Reply::Error(text) = &reply {
-                    shared.stats.count_error(text);
-                }
-                let took = session.tally.done(started);
-                note(session, shared, command, args, took, reply.is_error());
+                times.push(session.tally.done(started));
                 transaction.check_size()?;
                 weight.add(&reply);
                 if weight.bytes() > MAX_REPLY_MEMORY {
@@ -846,10 +943,29 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
             }
             Ok(Reply::Array(replies))
         });
+    if computed.is_err() {
+        // Nothing was executed, or it will be computed again, from where it began.
+        session.select(database);
+        session.replies = replies;
+    }
     if let Err(Fault::Wait(wait)) = computed {
-        // It will be computed again, from where it began.
-        session.database = database;
         return Step::Before(Before::Wait(wait));
+    }
+    if let (
+        Ok(Computed {
+            value: Reply::Array(replies),
+            ..
+        }),
+        false,
+    ) = (&computed, session.is_repeating)
+    {
+        for (((command, args), took), reply) in requests.iter().zip(&times).zip(replies) {
+            session.tally.computed(shared, command, *took);
+            replied(session, shared, command, args, *took, reply.is_error(), false);
+            if let Reply::Error(text) = reply {
+                shared.stats.count_error(text);
+            }
+        }
     }
     let transaction = Box::new(Transaction {
         multi: session.multi.take(),

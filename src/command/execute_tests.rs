@@ -2,6 +2,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
+use crate::command::session::Replies;
 use crate::config::Config;
 use crate::database::tests::Fixture;
 use crate::telemetry::Stats;
@@ -22,8 +23,8 @@ fn shared(f: &Fixture) -> Arc<Shared> {
 }
 
 /// What a pipeline is answered. All that it writes at first loses against another writer, and so does the next write, once that all of it is
-/// computed again.
-async fn answers(pipeline: &[&[&[u8]]]) -> Vec<Reply> {
+/// computed again; and how CLIENT REPLY then stands.
+async fn answers(pipeline: &[&[&[u8]]]) -> (Vec<Reply>, Replies) {
     let f = Fixture::new(false);
     f.log.foreign("a", "10");
     f.wait(|f| f.service.read(0, b"a", false).is_ok_and(|seen| seen.entry.is_some()));
@@ -37,10 +38,11 @@ async fn answers(pipeline: &[&[&[u8]]]) -> Vec<Reply> {
             Step::Pending(pending) => Err(pending),
             Step::Before(_) | Step::Later(_) => panic!("it waits"),
         };
+        session.replies.next();
         held.push(Held {
             args: args.iter().copied().collect(),
             reply,
-            mode: Replies::On,
+            is_sent: true,
             version: Version::Resp2,
         });
     }
@@ -64,17 +66,29 @@ async fn answers(pipeline: &[&[&[u8]]]) -> Vec<Reply> {
     let settled = held
         .into_iter()
         .map(|held| held.reply.unwrap_or_else(|_| panic!("not settled")));
-    settled.collect()
+    (settled.collect(), session.replies)
 }
 
 #[tokio::test]
 async fn what_loses_again_and_again_keeps_its_place_in_the_pipeline() {
     let (incr, get): (&[&[u8]], &[&[u8]]) = (&[b"INCR", b"a"], &[b"GET", b"a"]);
-    let told = answers(&[incr, incr, get]).await;
+    let (told, _) = answers(&[incr, incr, get]).await;
     assert_eq!(told, [Reply::Int(11), Reply::Int(12), Reply::bulk("12")]);
-    let told = answers(&[incr, &[b"MULTI"], incr, get, &[b"EXEC"]]).await;
+    let (told, _) = answers(&[incr, &[b"MULTI"], incr, get, &[b"EXEC"]]).await;
     let of_exec = Reply::Array(vec![Reply::Int(12), Reply::bulk("12")]);
     assert_eq!((&told[0], &told[4]), (&Reply::Int(11), &of_exec));
+}
+
+#[tokio::test]
+async fn a_skip_in_a_transaction_that_is_computed_again_skips_one_reply() {
+    let skip: &[&[u8]] = &[b"CLIENT", b"REPLY", b"SKIP"];
+    let (told, replies) = answers(&[&[b"MULTI"], &[b"INCR", b"a"], skip, &[b"EXEC"]]).await;
+    assert_eq!(told[3], Reply::Array(vec![Reply::Int(11), Reply::Ok]));
+    let one = Replies {
+        skip: true,
+        ..Replies::default()
+    };
+    assert_eq!(replies, one);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use super::table::{self, Entry};
 use super::{Args, Context, Fault, Outcome};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Partition, Status, now_ms};
+use crate::store::{Store, key_hash};
 use crate::telemetry::process;
 
 /// Partitions of a database that are told one by one.
@@ -31,6 +32,7 @@ const SECTIONS: &[(&str, bool, Section)] = &[
     ("Modules", true, modules),
     ("Commandstats", false, commandstats),
     ("Errorstats", true, errorstats),
+    ("Latencystats", false, latencystats),
     ("Cluster", true, cluster),
     ("Kafka", true, kafka),
     ("Keyspace", true, keyspace),
@@ -128,7 +130,8 @@ fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "lru_clock": now.as_secs() & 0xff_ffff,
         "executable": executable.display(),
         "config_file": shared.config.file().unwrap_or(std::path::Path::new("")).display(),
-        "io_threads_active": u8::from(shared.config.threads() > 1),
+        // Those of io-threads, which has no effect.
+        "io_threads_active": 0,
     );
     Ok(())
 }
@@ -143,7 +146,7 @@ fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "maxclients": shared.config.maxclients(),
         "client_recent_max_input_buffer": most(|client| &client.input_bytes),
         "client_recent_max_output_buffer": most(|client| &client.output_bytes),
-        "blocked_clients": 0,
+        "blocked_clients": clients.iter().filter(|client| client.blocked.load(Ordering::Relaxed)).count(),
         "tracking_clients": 0,
         "clients_in_timeout_table": 0,
     );
@@ -151,23 +154,25 @@ fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
 }
 
 fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
-    let (resident, peak) = (process::resident_bytes(), process::peak_resident_bytes());
+    let resident = process::resident_bytes();
+    // What maxmemory bounds.
     let data = used(&shared.service.memory.used);
+    let peak = shared.stats.peak_memory.fetch_max(data, Ordering::Relaxed).max(data);
     let total = machine::memory();
     let limit: u64 = setting(shared, "maxmemory").parse().unwrap_or(0);
     let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
     fields!(to,
-        "used_memory": resident,
-        "used_memory_human": humane(resident),
+        "used_memory": data,
+        "used_memory_human": humane(data),
         "used_memory_rss": resident,
         "used_memory_rss_human": humane(resident),
         "used_memory_peak": peak,
         "used_memory_peak_human": humane(peak),
-        "used_memory_peak_perc": format_args!("{:.2}%", percent(resident, peak)),
-        "used_memory_overhead": resident.saturating_sub(data),
+        "used_memory_peak_perc": format_args!("{:.2}%", percent(data, peak)),
+        "used_memory_overhead": 0,
         "used_memory_startup": 0,
         "used_memory_dataset": data,
-        "used_memory_dataset_perc": format_args!("{:.2}%", percent(data, resident)),
+        "used_memory_dataset_perc": "100.00%",
         "total_system_memory": total,
         "total_system_memory_human": humane(total),
         "used_memory_lua": 0,
@@ -234,12 +239,14 @@ fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "rdb_last_cow_size": 0,
         "rdb_last_load_keys_expired": 0,
         "rdb_last_load_keys_loaded": 0,
-        "aof_enabled": 0,
+        "aof_enabled": u8::from(shared.config.appendonly()),
         "aof_rewrite_in_progress": 0,
         "aof_rewrite_scheduled": 0,
         "aof_last_rewrite_time_sec": -1,
         "aof_current_rewrite_time_sec": -1,
         "aof_last_bgrewrite_status": "ok",
+        "aof_rewrites": 0,
+        "aof_rewrites_consecutive_failures": 0,
         "aof_last_write_status": if matches!(*status, Status::Failed(_)) { "err" } else { "ok" },
         "aof_last_cow_size": 0,
         "module_fork_in_progress": 0,
@@ -313,7 +320,7 @@ fn replication(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "master_repl_offset": 0,
         "second_repl_offset": -1,
         "repl_backlog_active": 0,
-        "repl_backlog_size": 0,
+        "repl_backlog_size": setting(shared, "repl-backlog-size"),
         "repl_backlog_first_byte_offset": 0,
         "repl_backlog_histlen": 0,
     );
@@ -344,12 +351,24 @@ fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
             return;
         }
         let microseconds = nanoseconds / 1_000;
-        let each = nanoseconds as f64 / 1_000.0 / calls.max(1) as f64;
+        let each = |nanoseconds: u64| nanoseconds as f64 / 1_000.0 / calls.max(1) as f64;
         let _ = write!(
             to,
-            "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={each:.2},rejected_calls={rejected},failed_calls={failed}\r\n",
-            entry.name
+            "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={:.2},rejected_calls={rejected},failed_calls={failed}\r\n",
+            entry.name,
+            each(nanoseconds),
         );
+        // On a line of its own: tools know the fields of the other by their places.
+        let waited = stats.sum(|s| &s.waited);
+        if calls > 0 {
+            let _ = write!(
+                to,
+                "cmdwait_{}:calls={calls},usec={},usec_per_call={:.2}\r\n",
+                entry.name,
+                waited / 1_000,
+                each(waited),
+            );
+        }
     }
     for entry in table::all() {
         line(entry, to);
@@ -361,6 +380,26 @@ fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
 fn errorstats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     for (kind, count) in shared.stats.errors() {
         let _ = write!(to, "errorstat_{kind}:count={count}\r\n");
+    }
+    Ok(())
+}
+
+/// How long clients waited for each command.
+fn latencystats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+    if !shared.config.latency_tracking() {
+        return Ok(());
+    }
+    let percentiles = shared.config.latency_percentiles();
+    for entry in table::with_subcommands() {
+        let waits = entry.waits();
+        if waits.total == 0 {
+            continue;
+        }
+        let told = percentiles
+            .iter()
+            .map(|&percent| format!("p{percent}={:.3}", waits.percentile(percent) as f64 / 1_000.0));
+        let told = told.collect::<Vec<_>>().join(",");
+        let _ = write!(to, "latency_percentiles_usec_{}:{told}\r\n", entry.name);
     }
     Ok(())
 }
@@ -472,10 +511,40 @@ fn keyspace(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         let keys = service.store.count(database)?;
         if keys > 0 {
             let expires = service.store.count_expiring(database)?;
-            let _ = write!(to, "db{database}:keys={keys},expires={expires},avg_ttl=0\r\n");
+            let ttl = if expires > 0 {
+                average_ttl(&*service.store, database)?
+            } else {
+                0
+            };
+            let _ = write!(to, "db{database}:keys={keys},expires={expires},avg_ttl={ttl}\r\n");
         }
     }
     Ok(())
+}
+
+/// Milliseconds that keys with an expiry have left, on the average of some; all of them where there are few keys.
+fn average_ttl(store: &dyn Store, database: u16) -> Result<u64, Fault> {
+    /// Keys with an expiry that are enough; keys that are looked at for that, at most and at one time.
+    const ENOUGH: u64 = 100;
+    const MOST: usize = 10_000;
+    const PART: usize = 1_000;
+    let now = now_ms();
+    let (mut found, mut left, mut looked_at) = (0, 0, 0);
+    let start: u64 = rand::random();
+    // From a random place to the end, then from the beginning to there.
+    for (begin, end) in [(start, u64::MAX), (0, start)] {
+        let mut from = Some(begin);
+        while let Some(hash) = from.filter(|hash| *hash < end && found < ENOUGH && looked_at < MOST) {
+            looked_at += PART;
+            from = store.scan(database, hash, PART, &mut |key| {
+                if let Some(at) = key.meta.expire_at.filter(|_| key_hash(key.key) < end) {
+                    found += 1;
+                    left += u128::from(at.saturating_sub(now));
+                }
+            })?;
+        }
+    }
+    Ok((left / u128::from(found.max(1))) as u64)
 }
 
 #[cfg(test)]

@@ -357,7 +357,10 @@ static OBJECT: &[Command] = &[
         flags: flag::READONLY,
         keys: OBJECT_KEY,
         since: "4.0.0",
-        summary: "Would tell how often the key is used: an error, as no LFU policy can be chosen.",
+        summary: "Would tell how often the key is used.",
+        compatibility: Compatibility::Partial(
+            "an error, of its own under an LFU policy: how often keys are used is not tracked",
+        ),
         run: Run::Now(object_freq),
         ..ROW
     },
@@ -619,7 +622,7 @@ fn copy(context: &mut Context, args: Args) -> Outcome {
     if target == database && from == to {
         return Err(SAME_OBJECT.into());
     }
-    let Some(entry) = context.transaction.get(database, from)? else {
+    let Some(entry) = context.transaction.read(database, from)? else {
         return Ok(Reply::Int(0));
     };
     if !replace && context.transaction.exists(target, to)? {
@@ -754,7 +757,7 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
     let mut options = ScanOptions::parse(&args[2..])?;
     let database = context.database();
     let mut found = Vec::new();
-    let (mut left, mut bytes) = (options.count, 0);
+    let (mut left, mut bytes, mut typed) = (options.count, 0, 0);
     let mut next = cursor
         .checked_shl(CURSOR_SHIFT)
         .filter(|hash| hash >> CURSOR_SHIFT == cursor);
@@ -765,7 +768,11 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
         }
         let part = left.clamp(1, CHUNK);
         next = context.transaction.scan_keys(database, from, part, &mut |key| {
-            if options.strings && options.pattern.matches(key) {
+            if !options.pattern.matches(key) {
+                return;
+            }
+            typed += u64::from(options.kind.is_some());
+            if options.kind.is_none_or(|kind| is(kind, "string")) {
                 bytes += key.len() + size_of::<Reply>();
                 found.push(Reply::bulk(key));
             }
@@ -773,6 +780,8 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
         check(&options.pattern)?;
         left = left.saturating_sub(part);
     }
+    // As in Redis, looking at a key's type counts as a read.
+    context.transaction.lookups.hits += typed;
     let cursor = next.map_or(0, |hash| hash >> CURSOR_SHIFT);
     Ok(Reply::Array(vec![Reply::bulk(cursor.to_string()), Reply::Array(found)]))
 }
@@ -780,8 +789,8 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
 struct ScanOptions<'a> {
     pattern: KeyPattern<'a>,
     count: usize,
-    /// Strings are wanted: there is nothing else.
-    strings: bool,
+    /// Only keys of this type; there are none but strings.
+    kind: Option<&'a [u8]>,
 }
 
 impl<'a> ScanOptions<'a> {
@@ -789,7 +798,7 @@ impl<'a> ScanOptions<'a> {
         let mut parsed = ScanOptions {
             pattern: KeyPattern::every(),
             count: 10,
-            strings: true,
+            kind: None,
         };
         for option in options.chunks(2) {
             match option {
@@ -801,7 +810,7 @@ impl<'a> ScanOptions<'a> {
                     parsed.count = usize::try_from(count).map_or(MAX_SCAN, |count| count.min(MAX_SCAN));
                 }
                 [name, pattern] if is(name, "match") => parsed.pattern = KeyPattern::new(pattern),
-                [name, kind] if is(name, "type") => parsed.strings = is(kind, "string"),
+                [name, kind] if is(name, "type") => parsed.kind = Some(kind),
                 _ => return Err(SYNTAX.into()),
             }
         }
@@ -901,6 +910,7 @@ fn object_idletime(context: &mut Context, args: Args) -> Outcome {
     let now = signed(context.transaction.now);
     match object(context, args)? {
         None => Ok(Reply::Null),
+        Some(_) if context.shared.config.policy_is_lfu() => Err("ERR An LFU maxmemory policy is selected, idle time not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
         Some(entry) => Ok(Reply::Int((now - entry.meta.timestamp).max(0) / 1000)),
     }
 }
@@ -908,6 +918,9 @@ fn object_idletime(context: &mut Context, args: Args) -> Outcome {
 fn object_freq(context: &mut Context, args: Args) -> Outcome {
     match object(context, args)? {
         None => Ok(Reply::Null),
+        Some(_) if context.shared.config.policy_is_lfu() => {
+            Err("ERR access frequency not tracked: no key is ever evicted, whatever maxmemory-policy says".into())
+        }
         Some(_) => Err("ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
     }
 }

@@ -38,6 +38,7 @@ use std::sync::atomic::AtomicU64;
 
 pub use crate::database::{Fault, Transaction};
 pub use crate::resp::Reply;
+use crate::telemetry::histogram::Histogram;
 pub use session::{Session, Shared};
 
 /// The arguments of a request, the command's name first.
@@ -135,6 +136,10 @@ pub struct CommandStats {
     pub calls: AtomicU64,
     /// Time of computing it (waiting for the log not included), nanoseconds.
     pub nanoseconds: AtomicU64,
+    /// Time that clients waited for it (for the log too), nanoseconds.
+    pub waited: AtomicU64,
+    /// The same, by length.
+    pub waits: Histogram,
     /// Refused before it was computed (arity, authentication, …).
     pub rejected: AtomicU64,
     /// Computed to an error.

@@ -129,7 +129,8 @@ pub static COMMANDS: &[Command] = &[
         categories: &["dangerous"],
         summary: "Tells how the server is doing.",
         compatibility: Compatibility::Partial(
-            "fields of what is not there are 0; no latencystats; a section kafka tells of the log",
+            "fields of what is not there are 0; commandstats tells the time of computing in cmdstat_ lines, and how long clients waited in cmdwait_ lines, \
+             of which latencystats are; a section kafka tells of the log",
         ),
         run: Run::Now(info::info),
         ..ROW
@@ -150,7 +151,9 @@ pub static COMMANDS: &[Command] = &[
         since: "2.8.13",
         complexity: "Depends on the subcommand.",
         summary: "Commands about events that took long.",
-        compatibility: Compatibility::Partial("commands are the only events; HISTOGRAM is empty"),
+        compatibility: Compatibility::Partial(
+            "commands are the only events; what counts is how long the client waited, for the log too",
+        ),
         run: Run::Container,
         subcommands: observe::LATENCY,
         ..ROW
@@ -209,6 +212,9 @@ pub static COMMANDS: &[Command] = &[
         since: "2.2.12",
         complexity: "Depends on the subcommand.",
         summary: "Commands about the log of slow commands.",
+        compatibility: Compatibility::Partial(
+            "what counts is how long the client waited, for the log too; in a flood of slow commands not all are noted",
+        ),
         run: Run::Container,
         subcommands: observe::SLOWLOG,
         ..ROW
@@ -499,7 +505,13 @@ fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
     context.shared.stats.reset();
     table::reset_stats();
     let counters = &context.shared.service.counters;
-    for counter in [&counters.expired, &counters.flushed, &counters.store_reads] {
+    for counter in [
+        &counters.expired,
+        &counters.flushed,
+        &counters.store_reads,
+        &counters.writes_refused,
+        &counters.writes_uncertain,
+    ] {
         counter.store(0, Ordering::Relaxed);
     }
     counters.lookups.reset(|l| [&l.hits, &l.misses]);
@@ -572,8 +584,9 @@ fn debug(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Wait
             }))
         }
         [what, on] if is(what, "set-active-expire") => {
-            let on = parse_int(on).unwrap_or(0) != 0;
-            shared.service.settings.active_expire.store(on, Ordering::Relaxed);
+            let on: &[u8] = if parse_int(on).unwrap_or(0) == 0 { b"no" } else { b"yes" };
+            let set = shared.config.set(&[(b"active-expire", on)]);
+            set.map_err(|error| Fault::error(error.to_string()))?;
             Ok(Box::pin(async { Reply::Ok }))
         }
         [what, line] if is(what, "log") => {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ use crate::database::write::Outstanding;
 use crate::database::{Service, now_ms};
 use crate::resp::Version;
 use crate::telemetry::Stats;
+
+/// Instead of a command's number: there was no command yet, or an unknown one.
+pub const NO_COMMAND: u32 = u32::MAX;
 
 /// What all connections share.
 pub struct Shared {
@@ -57,6 +60,10 @@ pub struct Session {
     pub has_turn: bool,
     /// A login failed: the connection waits for so long before it answers.
     pub delay: Option<Duration>,
+    /// A command that was computed before is computed again: it is counted already.
+    pub is_repeating: bool,
+    /// Since when the command under way waits for something.
+    pub waits_since: Option<Instant>,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -88,15 +95,27 @@ pub struct Watch {
     pub bytes: usize,
 }
 
-/// CLIENT REPLY.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replies {
-    On,
-    Off,
-    /// Not for the command under way (the one that said SKIP), nor for the next.
-    SkipNext,
-    /// Not for the command under way.
-    SkipThis,
+/// CLIENT REPLY: which requests are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replies {
+    /// No request is answered.
+    pub off: bool,
+    /// The request under way is not answered.
+    pub skip: bool,
+    /// The next request is not answered.
+    pub skip_next: bool,
+}
+
+impl Replies {
+    /// Whether the request under way is answered.
+    pub fn are_sent(self) -> bool {
+        !self.off && !self.skip
+    }
+
+    /// A request is over, also an empty one.
+    pub fn next(&mut self) {
+        self.skip = std::mem::take(&mut self.skip_next);
+    }
 }
 
 /// What others may know of a connection (CLIENT LIST), and how they end it.
@@ -109,13 +128,17 @@ pub struct Client {
     pub connected_at: Instant,
     /// Milliseconds since the epoch of the last command.
     pub last_command_at: AtomicU64,
-    /// Number of the last command (`table::name_of`); `u32::MAX` before the first.
+    /// Number of the last command (`table::name_of`), or [`NO_COMMAND`].
     pub last_command: AtomicU32,
     pub database: AtomicUsize,
     pub resp3: AtomicBool,
     /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
     pub queued: AtomicUsize,
     pub watching: AtomicUsize,
+    /// A command of it waits for the end of CLIENT PAUSE, or is there to wait (WAIT).
+    pub blocked: AtomicBool,
+    /// The flag that a change of a key that it watches raises.
+    pub watch: Mutex<Weak<Changed>>,
     pub no_evict: AtomicBool,
     pub no_touch: AtomicBool,
     /// Logins that failed since the last one that did not.
@@ -191,13 +214,21 @@ impl Session {
             outstanding: Arc::new(Outstanding::in_order()),
             multi: None,
             watch: None,
-            replies: Replies::On,
+            replies: Replies::default(),
             reads: Reads::default(),
             tally: Tally::default(),
             has_turn: false,
             delay: None,
+            is_repeating: false,
+            waits_since: None,
             close: false,
         }
+    }
+
+    /// Chooses the database.
+    pub fn select(&mut self, database: u16) {
+        self.database = database;
+        self.client.database.store(database as usize, Ordering::Relaxed);
     }
 
     /// Leaves MULTI and forgets watched keys.
@@ -212,6 +243,18 @@ impl Session {
 }
 
 impl Client {
+    /// A command has come, known by this number, at this time (milliseconds since the epoch).
+    pub fn came_with(&self, command: u32, at: u64) {
+        self.last_command.store(command, Ordering::Relaxed);
+        self.last_command_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Whether a key that it watches has changed.
+    pub fn has_lost_its_watch(&self) -> bool {
+        let flag = self.watch.lock().upgrade();
+        flag.is_some_and(|changed| changed.load(Ordering::SeqCst))
+    }
+
     /// Asks the connection to end; it does at its next step.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
@@ -221,6 +264,12 @@ impl Client {
     /// Lets the connection look at what it does not register for whenever it waits: whether it is killed, or the server has to stop.
     pub fn wake(&self) {
         self.task.wake_by_ref();
+    }
+
+    /// Whether it comes from this machine.
+    pub fn is_local(&self) -> bool {
+        self.address
+            .is_some_and(|address| address.ip().to_canonical().is_loopback())
     }
 
     /// Bytes that this connection holds.
@@ -288,11 +337,13 @@ impl Clients {
             descriptor,
             connected_at: Instant::now(),
             last_command_at: AtomicU64::new(now_ms()),
-            last_command: AtomicU32::new(u32::MAX),
+            last_command: AtomicU32::new(NO_COMMAND),
             database: AtomicUsize::new(0),
             resp3: AtomicBool::new(false),
             queued: AtomicUsize::new(usize::MAX),
             watching: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
+            watch: Mutex::default(),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             failed_logins: AtomicU32::new(0),

@@ -295,10 +295,10 @@ fn set(context: &mut Context, args: Args) -> Outcome {
         .transpose()?;
     // Only what an option asks for is read: a read waits for writes of others that are under way.
     let reads = options.get || options.condition.is_some() || options.expiry == Expiry::Keep;
-    let old = if reads {
-        context.transaction.get(database, key)?
-    } else {
-        None
+    let old = match reads {
+        true if options.get => context.transaction.read(database, key)?,
+        true => context.transaction.get(database, key)?,
+        false => None,
     };
     let refused = match options.condition {
         Some(Condition::Missing) => old.is_some(),
@@ -390,14 +390,14 @@ fn set_pairs(context: &mut Context, args: Args, command: &str) -> Result<(), Fau
 
 fn getset(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    let old = context.transaction.get_string(database, args[1])?;
+    let old = context.transaction.read_string(database, args[1])?;
     context.transaction.set(database, args[1], own(args[2]), None);
     Ok(old.into())
 }
 
 fn getdel(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    let old = context.transaction.get_string(database, args[1])?;
+    let old = context.transaction.read_string(database, args[1])?;
     if old.is_some() {
         context.transaction.delete(database, args[1]);
     }
@@ -406,16 +406,17 @@ fn getdel(context: &mut Context, args: Args) -> Outcome {
 
 fn getex(context: &mut Context, args: Args) -> Outcome {
     let options = Options::of_getex(&args[2..])?;
-    let Some(old) = current(context, args[1])? else {
+    let database = context.database();
+    let Some(old) = context.transaction.read(database, args[1])? else {
         return Ok(Reply::Null);
     };
-    let value = old.value.clone();
+    let value = old.string()?;
     match options.expiry {
         Expiry::Given(time) => {
             let expire_at = time.absolute(context.transaction.now, "getex")?;
-            set_until(context, args[1], old.value, Some(expire_at));
+            set_until(context, args[1], value.clone(), Some(expire_at));
         }
-        Expiry::Remove if old.expire_at.is_some() => set_until(context, args[1], old.value, None),
+        Expiry::Remove if old.meta.expire_at.is_some() => set_until(context, args[1], value.clone(), None),
         Expiry::Remove | Expiry::Keep | Expiry::Unsaid => {}
     }
     Ok(Reply::Bulk(value))

@@ -9,6 +9,7 @@ use super::{
     wait,
 };
 use crate::striped::Striped;
+use crate::telemetry::histogram::Times;
 
 /// In the order of `redis-compat.md`.
 pub static FAMILIES: &[(&str, &[Command])] = &[
@@ -34,6 +35,13 @@ pub struct Entry {
     /// Its place in [`NAMES`].
     pub number: u32,
     pub subcommands: Vec<Entry>,
+}
+
+impl Entry {
+    /// How long clients waited for it.
+    pub fn waits(&self) -> Times {
+        Times::of(self.stats.all().map(|stats| &stats.waits))
+    }
 }
 
 impl Deref for Entry {
@@ -64,14 +72,7 @@ static BY_NAME: LazyLock<HashMap<&'static [u8], &'static Entry, rustc_hash::FxBu
     LazyLock::new(|| ENTRIES.iter().map(|entry| (entry.name.as_bytes(), entry)).collect());
 
 /// Names of all commands and subcommands, by [`Entry::number`].
-static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    let with_subcommands = |entry: &'static Entry| std::iter::once(entry).chain(&entry.subcommands);
-    ENTRIES
-        .iter()
-        .flat_map(with_subcommands)
-        .map(|entry| entry.name)
-        .collect()
-});
+static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| with_subcommands().map(|entry| entry.name).collect());
 
 /// The name of the command or subcommand with this [`Entry::number`].
 pub fn name_of(number: u32) -> Option<&'static str> {
@@ -80,19 +81,24 @@ pub fn name_of(number: u32) -> Option<&'static str> {
 
 /// Forgets the counters of all commands (CONFIG RESETSTAT).
 pub fn reset_stats() {
-    for entry in ENTRIES
-        .iter()
-        .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
-    {
+    for entry in with_subcommands() {
         entry
             .stats
-            .reset(|s| [&s.calls, &s.nanoseconds, &s.rejected, &s.failed]);
+            .reset(|s| [&s.calls, &s.nanoseconds, &s.waited, &s.rejected, &s.failed]);
+        entry.stats.all().for_each(|stats| stats.waits.reset());
     }
 }
 
 /// Every command; subcommands are in [`Entry::subcommands`].
 pub fn all() -> &'static [Entry] {
     &ENTRIES
+}
+
+/// Every command, each with its subcommands behind it.
+pub fn with_subcommands() -> impl Iterator<Item = &'static Entry> {
+    ENTRIES
+        .iter()
+        .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
 }
 
 /// The command of this name, in any case.

@@ -14,6 +14,7 @@ pub struct Tally {
     command: Option<&'static Entry>,
     calls: u64,
     nanoseconds: u64,
+    waited: u64,
     failed: u64,
     lookups: Lookups,
     /// When the last command of the burst was done, which is when the next one began.
@@ -41,14 +42,28 @@ impl Tally {
         now.saturating_duration_since(began)
     }
 
-    pub fn count(&mut self, shared: &Shared, command: &'static Entry, took: Duration, failed: bool) {
+    /// A command was computed.
+    pub fn computed(&mut self, shared: &Shared, command: &'static Entry, took: Duration) {
+        self.counting(shared, command);
+        self.calls += 1;
+        self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    }
+
+    /// A command has its reply, for which its client has waited so long.
+    pub fn replied(&mut self, shared: &Shared, command: &'static Entry, waited: Duration, failed: bool) {
+        self.counting(shared, command);
+        self.waited += u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
+        self.failed += u64::from(failed);
+        if shared.config.latency_tracking() {
+            command.stats.own().waits.add(waited);
+        }
+    }
+
+    fn counting(&mut self, shared: &Shared, command: &'static Entry) {
         if self.command.is_none_or(|counted| !std::ptr::eq(counted, command)) {
             self.settle(shared);
             self.command = Some(command);
         }
-        self.calls += 1;
-        self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.failed += u64::from(failed);
     }
 
     pub fn looked_up(&mut self, lookups: Lookups) {
@@ -68,6 +83,7 @@ impl Tally {
             all.commands.fetch_add(self.calls, Ordering::Relaxed);
             add(&of_command.calls, &mut self.calls);
             add(&of_command.nanoseconds, &mut self.nanoseconds);
+            add(&of_command.waited, &mut self.waited);
             add(&of_command.failed, &mut self.failed);
         }
         shared.service.counters.add(std::mem::take(&mut self.lookups));

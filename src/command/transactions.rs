@@ -105,6 +105,9 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
     let service = &context.shared.service;
     for key in &args[1..] {
         let watch = context.session.watch.get_or_insert_default();
+        if watch.keys.is_empty() {
+            *context.session.client.watch.lock() = Arc::downgrade(&watch.changed);
+        }
         let place = (database, hot::own(key));
         if watch.keys.contains_key(&place) {
             continue;

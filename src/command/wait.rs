@@ -65,7 +65,12 @@ fn wait_aof(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<W
     }
     let time = timeout(args[3])?;
     if local > 0 && !shared.service.log.chains() {
-        return Err("ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.".into());
+        return Err(match shared.config.appendonly() {
+            false => "ERR WAITAOF cannot be used when numlocal is set but appendonly is disabled.".into(),
+            true => {
+                "ERR WAITAOF cannot be used when numlocal is set: brokers of Kafka do not say what is on disk".into()
+            }
+        });
     }
     let there = i64::from(shared.service.log.durability(session.database).on_disk_here);
     let reply = Reply::Array(vec![Reply::Int(there), Reply::Int(0)]);

@@ -38,6 +38,8 @@ pub const COUNT: Kind = Kind::Integer {
     max: i32::MAX as i64,
 };
 pub const LARGE: Kind = Kind::Integer { min: 0, max: i64::MAX };
+/// Who may use something: nobody, clients on this machine, all.
+pub const MODES: Kind = Kind::Choice(&["no", "local", "yes"]);
 pub const MEMORY: Kind = Kind::Memory { min: 0, max: u64::MAX };
 
 impl Kind {
@@ -73,14 +75,21 @@ impl Kind {
         }
     }
 
+    /// The hint says what any reason of [`Kind::normalise`] says.
+    pub fn hint_tells_all(&self) -> bool {
+        !matches!(self, Kind::Checked(_))
+    }
+
     /// What a right value looks like, for people.
     pub fn hint(&self) -> String {
         match self {
             Kind::YesNo => "yes or no".into(),
             Kind::Integer { min, max: i64::MAX } => format!("a whole number, {min} or more"),
             Kind::Integer { min, max } => format!("a whole number from {min} to {max}"),
-            Kind::Memory { .. } => "bytes, such as 1048576, 64mb or 2gb".into(),
-            Kind::MemoryOrPercent => "bytes, such as 64mb, or a percentage".into(),
+            Kind::Memory { min: 0, max: u64::MAX } => "bytes, such as 1048576, 64mb or 2gb".into(),
+            Kind::Memory { min, max: u64::MAX } => format!("bytes, {min} or more, such as 64mb or 2gb"),
+            Kind::Memory { min, max } => format!("bytes, {min} to {max}, such as 64mb or 2gb"),
+            Kind::MemoryOrPercent => "bytes, such as 64mb, or a percentage up to 100%".into(),
             Kind::Time { min, max } => {
                 format!(
                     "a time from {} to {}, such as 500ms, 5s or 1m",

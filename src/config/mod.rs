@@ -4,7 +4,8 @@
 //! asks: typed getters, those of hot paths as atomics. It knows nothing of who asks; whoever must act on a change registers with
 //! [`Config::on_change`].
 //!
-//! Secrets never leave it but through the getters that say so: not in CONFIG GET, not in `Debug`, not in errors.
+//! Secrets never leave it but through the getters that say so: not in `Debug`, not in errors. CONFIG GET shows Redis's own (`requirepass`) as
+//! Redis does, for whoever may ask it has given the password; those of Kafka reach beyond this server and are never shown.
 
 pub mod checks;
 pub mod cli;
@@ -41,7 +42,7 @@ pub const COMMIT: &str = env!("BUILD_COMMIT");
 pub const PROFILE: &str = env!("BUILD_PROFILE");
 pub const TARGET: &str = env!("BUILD_TARGET");
 
-/// What CONFIG GET shows of a secret inside a value.
+/// What stands for a secret.
 const HIDDEN: &str = "";
 
 /// Why there is no configuration.
@@ -77,6 +78,8 @@ type Hook = Box<dyn Fn(&Config) + Send + Sync>;
 /// The configuration of the server.
 pub struct Config {
     values: ArcSwap<Values>,
+    /// Which settings were given at start.
+    is_given: Vec<bool>,
     file: Option<PathBuf>,
     /// As they were given at start: the base of what follows from them.
     started: Values,
@@ -103,6 +106,7 @@ struct Hot {
     slowlog_log_slower_than: AtomicI64,
     slowlog_max_len: AtomicUsize,
     latency_monitor_threshold: AtomicU64,
+    latency_tracking: AtomicBool,
     databases: AtomicUsize,
 }
 
@@ -158,6 +162,7 @@ impl Config {
             values: ArcSwap::from_pointee(values),
             started,
             above_file,
+            is_given,
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             ping: false,
             copy,
@@ -166,13 +171,13 @@ impl Config {
             hooks: Mutex::default(),
         };
         config.refresh();
-        config.check_as_a_whole(&is_given)?;
+        config.check_as_a_whole()?;
         config.copy.as_ref().map_or(Ok(()), |copy| copy.check(&config))?;
         Ok(config)
     }
 
     /// What must fit together.
-    fn check_as_a_whole(&self, is_given: &[bool]) -> Result<(), String> {
+    fn check_as_a_whole(&self) -> Result<(), String> {
         let kafka = !self.bootstrap_servers().is_empty();
         for setting in [
             "topic",
@@ -184,7 +189,7 @@ impl Config {
         ] {
             // A copy goes to Kafka in any case, and these are of that side too.
             let of_copy = self.copy.is_some() && !matches!(setting, "topic" | "database");
-            if !kafka && !of_copy && is_given[place_of(setting)] {
+            if !kafka && !of_copy && self.is_given(setting) {
                 return Err(format!(
                     "--{setting} means nothing without Kafka; name its brokers with --bootstrap-servers HOST:PORT"
                 ));
@@ -199,13 +204,17 @@ impl Config {
         Ok(())
     }
 
-    /// Settings whose name matches, with their values; secrets are empty.
+    /// Settings whose name matches, with their values, as CONFIG GET shows them.
     pub fn get(&self, matches: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         let values = self.values.load();
         let mut found = Vec::new();
         for (setting, value) in SETTINGS.iter().zip(values.iter()) {
             for name in setting.names().filter(|name| matches(name)) {
-                found.push((name.to_string(), shown(setting, value)));
+                let value = match setting.name {
+                    "kafka-property" => checks::without_secrets(value),
+                    _ => value.to_string(),
+                };
+                found.push((name.to_string(), value));
             }
         }
         found
@@ -291,6 +300,21 @@ impl Config {
         hooks.push((place_of(name), Box::new(hook)));
     }
 
+    /// Whether the setting was given at start, even if its value is the default.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.is_given[place_of(name)]
+    }
+
+    /// The eviction policy, if one is chosen.
+    pub fn eviction_policy(&self) -> Option<Arc<str>> {
+        Some(self.value("maxmemory-policy")).filter(|policy| &**policy != "noeviction")
+    }
+
+    /// Where Redis would keep its data in the data directory.
+    pub fn redis_files(&self) -> [PathBuf; 2] {
+        ["dbfilename", "appenddirname"].map(|name| self.dir().join(&*self.value(name)))
+    }
+
     /// Settings of Redis that were given another value than their default but have no effect here.
     pub fn given_without_effect(&self) -> Vec<&'static str> {
         let values = self.values.load();
@@ -362,6 +386,8 @@ impl Config {
         hot.slowlog_max_len.store(size("slowlog-max-len"), Ordering::Relaxed);
         hot.latency_monitor_threshold
             .store(self.number("latency-monitor-threshold"), Ordering::Relaxed);
+        hot.latency_tracking
+            .store(self.is("latency-tracking", "yes"), Ordering::Relaxed);
         hot.databases.store(size("databases"), Ordering::Relaxed);
     }
 }
@@ -435,6 +461,10 @@ impl Config {
     /// Milliseconds; 0 is off.
     pub fn latency_monitor_threshold(&self) -> u64 {
         self.hot.latency_monitor_threshold.load(Ordering::Relaxed)
+    }
+
+    pub fn latency_tracking(&self) -> bool {
+        self.hot.latency_tracking.load(Ordering::Relaxed)
     }
 
     pub fn databases(&self) -> u16 {
@@ -583,6 +613,28 @@ impl Config {
         }
     }
 
+    /// A policy that would evict keys by how often they are used.
+    pub fn policy_is_lfu(&self) -> bool {
+        self.value("maxmemory-policy").ends_with("-lfu")
+    }
+
+    pub fn appendonly(&self) -> bool {
+        self.is("appendonly", "yes")
+    }
+
+    pub fn latency_percentiles(&self) -> Vec<f64> {
+        let value = self.value("latency-tracking-info-percentiles");
+        let percentiles = value.split_ascii_whitespace();
+        percentiles
+            .map(|word| word.parse().expect("checked when it was set"))
+            .collect()
+    }
+
+    /// Who may run DEBUG: `no`body, `local` clients, or all: `yes`.
+    pub fn enable_debug_command(&self) -> Arc<str> {
+        self.value("enable-debug-command")
+    }
+
     pub fn loglevel(&self) -> Arc<str> {
         self.value("loglevel")
     }
@@ -618,6 +670,7 @@ impl Default for Hot {
             slowlog_log_slower_than: AtomicI64::default(),
             slowlog_max_len: AtomicUsize::default(),
             latency_monitor_threshold: AtomicU64::default(),
+            latency_tracking: AtomicBool::default(),
             databases: AtomicUsize::default(),
         }
     }
@@ -670,7 +723,7 @@ fn place_of(name: &str) -> usize {
     table::place(name).unwrap_or_else(|| panic!("'{name}' has no row in the table of settings"))
 }
 
-/// The value as anybody may see it.
+/// The value as logs and errors may show it.
 fn shown(setting: &Setting, value: &str) -> String {
     match setting.name {
         _ if setting.secret => HIDDEN.into(),
@@ -701,8 +754,12 @@ fn start_value(setting: &Setting, given: &Given, current: &str, again: bool) -> 
         format!(" '{value}'")
     };
     let value = setting.kind.normalise(&joined, current).map_err(|reason| {
+        let reason = match setting.kind.hint_tells_all() {
+            true => String::new(),
+            false => format!("{reason}; "),
+        };
         format!(
-            "{named}{echoed}: {reason}; {} takes {}",
+            "{named}{echoed}: {reason}{} takes {}",
             setting.name,
             setting.kind.hint()
         )

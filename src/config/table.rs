@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::checks;
-use super::kind::{COUNT, Kind, LARGE, MEMORY, PORT};
+use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};
 use super::without_effect;
 
 /// One setting.
@@ -196,6 +196,14 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::YesNo,
         default: "yes",
         summary: "Without a password, take connections from this machine only.",
+        ..D
+    },
+    Setting {
+        name: "enable-debug-command",
+        kind: MODES,
+        default: "no",
+        change: Change::Immutable,
+        summary: "Who may run DEBUG: nobody, local clients, or all.",
         ..D
     },
     Setting {
@@ -506,7 +514,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::Integer { min: -1, max: i64::MAX },
         default: "10000",
         group: Group::Logging,
-        summary: "Microseconds from which a command is noted for SLOWLOG; -1 for never.",
+        summary: "Microseconds from which the wait for a command is noted for SLOWLOG; -1 for never.",
         ..D
     },
     Setting {
@@ -523,6 +531,22 @@ const EFFECTIVE: &[Setting] = &[
         default: "0",
         group: Group::Logging,
         summary: "Milliseconds from which an event is noted for LATENCY; 0 for never.",
+        ..D
+    },
+    Setting {
+        name: "latency-tracking",
+        kind: Kind::YesNo,
+        default: "yes",
+        group: Group::Logging,
+        summary: "Count how long clients wait for each command, for LATENCY HISTOGRAM and INFO latencystats.",
+        ..D
+    },
+    Setting {
+        name: "latency-tracking-info-percentiles",
+        kind: Kind::Checked(checks::PERCENTILES),
+        default: "50 99 99.9",
+        group: Group::Logging,
+        summary: "Percentiles that INFO latencystats tells.",
         ..D
     },
 ];

@@ -195,13 +195,13 @@ fn what_is_wrong_is_told_with_its_place_and_the_nearest_name() {
     );
     assert_eq!(
         refusal(&["--port", "70000"], &[]),
-        "--port '70000': argument must be between 0 and 65535 inclusive; port takes a whole number from 0 to 65535"
+        "--port '70000': port takes a whole number from 0 to 65535"
     );
     let conf = file("maxmemory 1zb\n");
     assert_eq!(
         refusal(&[path(&conf)], &[]),
         format!(
-            "{}:1: maxmemory '1zb': argument must be a memory value; maxmemory takes bytes, such as 1048576, 64mb or 2gb",
+            "{}:1: maxmemory '1zb': maxmemory takes bytes, such as 1048576, 64mb or 2gb",
             path(&conf)
         )
     );
@@ -315,10 +315,14 @@ fn secrets_are_not_shown() {
         &[],
     )
     .unwrap();
-    let shown = format!("{config:?} {:?}", config.get(|_| true));
+    // CONFIG GET is for those who have given the password: it shows Redis's own secrets, as Redis does, and none of Kafka's.
+    let of_redis = ["requirepass", "masterauth", "tls-key-file-pass"];
+    for name in of_redis {
+        assert_eq!(get(&config, name), "S3CRET", "{name}");
+    }
+    let shown = format!("{config:?} {:?}", config.get(|name| !of_redis.contains(&name)));
     assert!(!shown.contains("S3CRET"), "{shown}");
     assert!(shown.contains("sasl.password=***") && shown.contains("sasl.username=me"));
-    assert_eq!(get(&config, "requirepass"), "");
     assert!(config.kafka_properties().iter().any(|(_, value)| value == "S3CRET"));
     assert!(config.password_is(b"S3CRET"));
     for wrong in [&b"S3CREt"[..], b"", b"S3CRE", b"S3CRETS3CRET"] {

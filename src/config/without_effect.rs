@@ -2,17 +2,17 @@
 //! goes on; each says why it has no effect. Those that would do harm if they were ignored take nothing but their default.
 
 use super::checks;
-use super::kind::{COUNT, Kind, LARGE, MEMORY, PORT};
+use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};
 use super::table::{Change, Effect, Group, Setting};
 
 const ACL: &str = "there is one user, the default one";
 const CLUSTER: &str = "there is no Redis Cluster: every node has all keys";
-const DEBUG: &str = "which commands there are does not depend on a setting";
+const MODULES: &str = "there are no modules";
 const ENCODINGS: &str = "values have one encoding";
+const COPIES: &str = "how many copies a write has before it is answered OK is up to the topic: min.insync.replicas";
 const EVICTION: &str = "no key is ever evicted: memory is a cache of what is on disk";
 const EXPIRY: &str = "expired keys are deleted at a steady pace in the background";
 const FREEING: &str = "memory is always freed without holding up commands";
-const LATENCY: &str = "no histograms are kept";
 const LISTEN: &str = "only TCP is listened on";
 const PERSISTENCE: &str = "the log is the persistence: there are no append-only files and no snapshots";
 const PROCESS: &str = "left to the system and its service manager";
@@ -35,7 +35,6 @@ const POSITIVE: Kind = Kind::Integer {
 };
 const DEFRAG_CYCLE: Kind = Kind::Integer { min: 1, max: 99 };
 const DEFRAG_THRESHOLD: Kind = Kind::Integer { min: 0, max: 1_000 };
-const MODES: Kind = Kind::Choice(&["no", "local", "yes"]);
 const POLICIES: Kind = Kind::Choice(&[
     "volatile-lru",
     "volatile-lfu",
@@ -176,7 +175,7 @@ pub const SETTINGS: &[Setting] = &[
     row("masterauth", TEXT, "", REPLICATION).secret(),
     row("masteruser", TEXT, "", REPLICATION),
     row("min-replicas-max-lag", COUNT, "10", REPLICATION).also(&["min-slaves-max-lag"]),
-    row("min-replicas-to-write", COUNT, "0", REPLICATION).also(&["min-slaves-to-write"]),
+    row("min-replicas-to-write", COUNT, "0", COPIES).also(&["min-slaves-to-write"]).refused(),
     row("propagation-error-behavior", Kind::Choice(&["ignore", "panic", "panic-on-replicas"]), "ignore", REPLICATION),
     row("repl-backlog-size", MEMORY, "1048576", REPLICATION),
     row("repl-backlog-ttl", LARGE, "3600", REPLICATION),
@@ -210,16 +209,13 @@ pub const SETTINGS: &[Setting] = &[
     row("stream-node-max-entries", LARGE, "100", ENCODINGS),
     row("zset-max-listpack-entries", LARGE, "128", ENCODINGS).also(&["zset-max-ziplist-entries"]),
     row("zset-max-listpack-value", MEMORY, "64", ENCODINGS).also(&["zset-max-ziplist-value"]),
-    // Scripts, messages, tracking, latency
+    // Scripts, messages, tracking
     row("busy-reply-threshold", LARGE, "5000", SCRIPTS).also(&["lua-time-limit"]),
     row("locale-collate", TEXT, "", SCRIPTS),
-    row("enable-debug-command", MODES, "no", DEBUG).immutable(),
-    row("enable-module-command", MODES, "no", DEBUG).immutable(),
-    row("enable-protected-configs", MODES, "no", DEBUG).immutable(),
+    row("enable-module-command", MODES, "no", MODULES).immutable(),
+    row("enable-protected-configs", MODES, "no", "dir and dbfilename cannot change while the server runs").immutable(),
     row("notify-keyspace-events", Kind::Checked(checks::EVENTS), "", PUBSUB),
     row("tracking-table-max-keys", LARGE, "1000000", TRACKING),
-    row("latency-tracking", YES_NO, "yes", LATENCY),
-    row("latency-tracking-info-percentiles", Kind::Checked(checks::PERCENTILES), "50 99 99.9", LATENCY),
     // TLS and listening
     row("bind-source-addr", TEXT, "", "no connections are made to other servers of this kind"),
     row("socket-mark-id", COUNT, "0", LISTEN).immutable(),

@@ -103,7 +103,7 @@ pub struct Computed<T> {
     pub lookups: Lookups,
 }
 
-/// Keys that a command that only reads found, and did not find.
+/// Keys that were found and not found, of those that count as read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
     pub hits: u64,
@@ -129,7 +129,9 @@ pub struct Transaction<'s> {
     flushed: SmallVec<[u16; 1]>,
     /// What its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
-    lookups: Lookups,
+    pub lookups: Lookups,
+    /// What [`Transaction::get`] finds counts as read: set for commands that only read.
+    pub counts: bool,
     /// A key was looked at.
     looked: bool,
 }
@@ -161,6 +163,7 @@ impl Service {
             flushed: SmallVec::new(),
             reads: Vec::new(),
             lookups: Lookups::default(),
+            counts: view != View::Update,
             looked: false,
         };
         let computed = f(&mut transaction);
@@ -172,6 +175,9 @@ impl Service {
             if owner.is_unsettled() {
                 return Err(Fault::Wait(Wait::Own));
             }
+        }
+        if matches!(computed, Err(Fault::Error(_))) {
+            self.counters.add(transaction.lookups);
         }
         let value = computed?;
         transaction.check_size()?;
@@ -330,16 +336,27 @@ impl Transaction<'_> {
 
     /// The key's newest state that is not expired, with this transaction's own writes.
     pub fn get(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
-        let now = self.now;
-        let entry = self.get_even_expired(database, key)?;
-        let entry = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now));
-        if self.view != View::Update {
-            match entry {
-                Some(_) => self.lookups.hits += 1,
-                None => self.lookups.misses += 1,
-            }
+        match self.counts {
+            true => self.read(database, key),
+            false => self.peek(database, key),
+        }
+    }
+
+    /// As [`Transaction::get`]; counts as read whatever the command is.
+    pub fn read(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let entry = self.peek(database, key)?;
+        match entry {
+            Some(_) => self.lookups.hits += 1,
+            None => self.lookups.misses += 1,
         }
         Ok(entry)
+    }
+
+    /// As [`Transaction::get`]; never counts as read.
+    pub fn peek(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let now = self.now;
+        let entry = self.get_even_expired(database, key)?;
+        Ok(entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now)))
     }
 
     /// As [`Transaction::get`], but an expired key is still seen.
@@ -424,10 +441,14 @@ impl Transaction<'_> {
 
     /// The string value of a key.
     pub fn get_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
-        match self.get(database, key)? {
-            None => Ok(None),
-            Some(entry) => entry.string().map(Some),
-        }
+        let entry = self.get(database, key)?;
+        entry.map(|entry| entry.string()).transpose()
+    }
+
+    /// As [`Transaction::get_string`]; counts as read whatever the command is.
+    pub fn read_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let entry = self.read(database, key)?;
+        entry.map(|entry| entry.string()).transpose()
     }
 
     pub fn exists(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {

@@ -184,6 +184,8 @@ pub struct Decoder {
     spans: Vec<Span>,
     /// For each complete request, where its arguments end in `spans`. A request has at least one argument.
     ends: Vec<usize>,
+    /// Places of requests, complete or to come, that an empty request stands before; ascending.
+    empties: Vec<usize>,
     /// Where the request under way starts in the buffer: all before it is complete.
     done: usize,
     /// The next byte to decode.
@@ -210,6 +212,7 @@ impl Decoder {
         Decoder {
             spans: Vec::new(),
             ends: Vec::new(),
+            empties: Vec::new(),
             done: 0,
             at: 0,
             scanned: 0,
@@ -220,7 +223,7 @@ impl Decoder {
     }
 
     /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no more. Empty requests are
-    /// skipped, as Redis does.
+    /// passed over, as Redis does; [`Decoder::follows_empty`] tells where they stood.
     ///
     /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection only appends, and
     /// drops what `finish` tells it to. The arguments of an inline request are unescaped in place.
@@ -259,6 +262,11 @@ impl Decoder {
         self.ends.is_empty()
     }
 
+    /// Whether an empty request (an empty line, `*0`) stands before the request at this place, which may be one to come.
+    pub fn follows_empty(&self, index: usize) -> bool {
+        self.empties.binary_search(&index).is_ok()
+    }
+
     /// One of the complete requests, counted from 0.
     pub fn request<'a>(&'a self, index: usize, buffer: &'a [u8]) -> Request<'a> {
         let first = if index == 0 { 0 } else { self.ends[index - 1] };
@@ -287,6 +295,8 @@ impl Decoder {
         self.spans.shrink_to(KEPT_SPANS);
         self.ends.clear();
         self.ends.shrink_to(KEPT_REQUESTS);
+        self.empties.clear();
+        self.empties.shrink_to(KEPT_REQUESTS);
         self.at -= served;
         self.done = 0;
         served
@@ -325,7 +335,7 @@ impl Decoder {
         }
         self.at = next;
         match count {
-            0 => self.done = next,
+            0 => self.empty(),
             args_left => self.state = State::Header { args_left },
         }
         Ok(None)
@@ -392,9 +402,17 @@ impl Decoder {
         if self.spans.len() > complete {
             self.complete();
         } else {
-            self.done = self.at;
+            self.empty();
         }
         Ok(None)
+    }
+
+    /// The request under way has no arguments: it is passed over.
+    fn empty(&mut self) {
+        self.done = self.at;
+        if self.empties.last() != Some(&self.ends.len()) {
+            self.empties.push(self.ends.len());
+        }
     }
 
     /// The request under way is complete: the next one starts behind it.

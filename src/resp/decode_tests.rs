@@ -123,6 +123,17 @@ fn empty_requests_are_skipped() {
 }
 
 #[test]
+fn places_of_empty_requests_are_known() {
+    let mut buffer = *b"\r\nPING\r\n*0\r\n \r\nPING\r\nPING\r\n\n\n";
+    let mut decoder = Decoder::new();
+    decoder.decode(&mut buffer, &Limits::default(), 10);
+    let places = (0..=decoder.len()).filter(|&index| decoder.follows_empty(index));
+    assert_eq!(places.collect::<Vec<_>>(), [0, 1, 3]);
+    decoder.finish();
+    assert!(!decoder.follows_empty(0));
+}
+
+#[test]
 fn multibulk() {
     check("*2\r\n$4\r\nECHO\r\n$0\r\n\r\n", &["ECHO|"]);
     check("*1\r\n$4\r\nPI\r\n\r\n", &["PI\\r\\n"]);

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
 use crate::command::execute::{EXPECTED, Held, Pending, Step, execute, execute_waiting, expect, settle_all};
-use crate::command::session::{Connected, Replies};
+use crate::command::session::Connected;
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
@@ -94,7 +94,9 @@ impl Connection {
             let count = &self.shared.stats.query_limit_disconnections;
             count.fetch_add(1, Ordering::Relaxed);
         }
-        error.encode(&mut self.wire.output);
+        if self.session.replies.are_sent() {
+            error.encode(&mut self.wire.output);
+        }
         self.session.close = true;
     }
 
@@ -121,7 +123,11 @@ impl Connection {
                     next.map(|next| decoder.request(next, input)),
                 );
             }
+            if decoder.follows_empty(index) {
+                self.session.replies.next();
+            }
             let args = request.args();
+            let replies_sent = self.session.replies.are_sent();
             let mut step = execute(&mut self.session, &self.shared, &args, false);
             if matches!(step, Step::Before(_) | Step::Later(_)) {
                 self.settle_all(&mut held).await?;
@@ -137,7 +143,10 @@ impl Connection {
                 let _ = tokio::time::timeout(delay, ended).await;
                 self.session.tally.interrupt();
             }
-            let (mode, version) = (self.next_mode(), self.session.version);
+            // What turns replies off is still answered; so is what turns them on.
+            let is_sent = replies_sent || self.session.replies.are_sent();
+            self.session.replies.next();
+            let version = self.session.version;
             let reply = match step {
                 Step::Reply(reply) => Ok(reply),
                 Step::Pending(pending) => Err(pending),
@@ -145,7 +154,7 @@ impl Connection {
                 Step::Before(_) | Step::Later(_) => continue,
             };
             match reply {
-                Ok(reply) if held.is_empty() => self.put(&reply, mode, version).await?,
+                Ok(reply) if held.is_empty() => self.put(&reply, is_sent, version).await?,
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
@@ -155,7 +164,7 @@ impl Connection {
                     held.push(Held {
                         args,
                         reply,
-                        mode,
+                        is_sent,
                         version,
                     });
                     if barrier || held_bytes > MAX_HELD || writing > MAX_WRITING {
@@ -172,6 +181,9 @@ impl Connection {
                 self.wire.flush().await?;
             }
         }
+        if decoder.follows_empty(decoder.len()) {
+            self.session.replies.next();
+        }
         self.settle_all(&mut held).await
     }
 
@@ -179,32 +191,24 @@ impl Connection {
     async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) -> io::Result<()> {
         settle_all(&mut self.session, &self.shared, held).await;
         for Held {
-            reply, mode, version, ..
+            reply,
+            is_sent,
+            version,
+            ..
         } in held.drain(..)
         {
             if let Ok(reply) = reply {
-                self.put(&reply, mode, version).await?;
+                self.put(&reply, is_sent, version).await?;
             }
         }
         Ok(())
     }
 
-    /// CLIENT REPLY as it holds for the command just executed.
-    fn next_mode(&mut self) -> Replies {
-        let mode = self.session.replies;
-        self.session.replies = match mode {
-            Replies::SkipNext => Replies::SkipThis,
-            Replies::SkipThis => Replies::On,
-            mode => mode,
-        };
-        mode
-    }
-
-    async fn put(&mut self, reply: &Reply, mode: Replies, version: Version) -> io::Result<()> {
+    async fn put(&mut self, reply: &Reply, is_sent: bool, version: Version) -> io::Result<()> {
         if let Reply::Error(text) = reply {
             self.shared.stats.count_error(text);
         }
-        if mode != Replies::On {
+        if !is_sent {
             return Ok(());
         }
         let size = reply.size();

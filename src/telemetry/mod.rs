@@ -1,6 +1,7 @@
-//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), how
-//! far a long task is ([`progress`]), and what the system says of the process ([`process`]). It knows no command and no database; others tell it.
+//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), times by their
+//! length ([`histogram`]), how far a long task is ([`progress`]), and what the system says of the process ([`process`]). It knows no command and no database; others tell it.
 
+pub mod histogram;
 pub mod latency;
 pub mod logging;
 pub mod process;
@@ -40,6 +41,8 @@ pub struct Stats {
     pub query_limit_disconnections: AtomicU64,
     /// Clients that were disconnected because all together held more than `maxmemory-clients`.
     pub evicted_clients: AtomicU64,
+    /// Most bytes of keys and values that were in memory when somebody looked.
+    pub peak_memory: AtomicU64,
     /// Log lines about such clients.
     pub above_limits: Sparing,
     /// Log lines about connections that cannot be taken.

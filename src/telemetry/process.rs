@@ -9,11 +9,6 @@ pub fn resident_bytes() -> u64 {
     field("/proc/self/status", "VmRSS:").map_or(0, |kib| kib << 10)
 }
 
-/// Most bytes of memory that were ever in use.
-pub fn peak_resident_bytes() -> u64 {
-    field("/proc/self/status", "VmHWM:").map_or(0, |kib| kib << 10)
-}
-
 /// Time that all threads spent in the kernel, and outside of it.
 pub fn cpu_times() -> (Duration, Duration) {
     // SAFETY: `rusage` is plain data that the call fills; on failure the zeros stay.

@@ -1,7 +1,7 @@
-//! SLOWLOG: the last commands whose computation took long, shortened as Redis does.
+//! SLOWLOG: the last commands that clients waited long for, shortened as Redis does.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -10,6 +10,9 @@ use parking_lot::Mutex;
 const MAX_ARGUMENTS: usize = 32;
 /// Bytes of an argument.
 const MAX_BYTES: usize = 128;
+/// Within so many milliseconds no more commands are noted than are kept: when thousands wait for the same disk, noting them all would only make
+/// it worse.
+const TICK_MS: u64 = 10;
 
 /// One slow command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +29,23 @@ pub struct SlowCommand {
 #[derive(Default)]
 pub struct Slowlog {
     next_id: AtomicU64,
+    /// Number of the tick that commands were last noted in, and how many.
+    tick: AtomicU64,
+    noted: AtomicUsize,
     /// Newest first.
     entries: Mutex<VecDeque<SlowCommand>>,
 }
 
 impl Slowlog {
+    /// Whether a command that was slow is to be noted.
+    pub fn takes(&self, now_ms: u64, max_len: usize) -> bool {
+        let tick = now_ms / TICK_MS;
+        if self.tick.swap(tick, Ordering::Relaxed) != tick {
+            self.noted.store(0, Ordering::Relaxed);
+        }
+        self.noted.fetch_add(1, Ordering::Relaxed) < max_len.max(1)
+    }
+
     /// Notes a command; the log then has at most `max_len` entries.
     pub fn note(
         &self,
@@ -114,6 +129,13 @@ mod tests {
         assert_eq!(noted[31], "... (9 more arguments)");
         note(&log, &arguments[..32], 8);
         assert_eq!(log.latest(1)[0].arguments[31], "mset");
+    }
+
+    #[test]
+    fn a_flood_of_slow_commands_is_not_noted_in_full() {
+        let log = Slowlog::default();
+        let taken = |now: u64| (0..100).filter(|_| log.takes(now, 3)).count();
+        assert_eq!([taken(1_000), taken(1_001), taken(1_010)], [3, 0, 3]);
     }
 
     #[test]

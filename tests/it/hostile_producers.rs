@@ -219,7 +219,7 @@ fn large_records_and_a_flood_of_tombstones_do_no_harm() {
     client.check("DBSIZE", ":4");
     assert!(is_shown(&mut client, "kept", "here"));
     let rss: u64 = client
-        .info("used_memory")
+        .info("used_memory_rss")
         .and_then(|bytes| bytes.parse().ok())
         .expect("INFO tells");
     assert!(rss < 600 << 20, "{rss} bytes of memory");

@@ -90,7 +90,7 @@ fn against_redis(family: &str) {
     let steps = read_table(family);
     let redis = reference();
     // Whether it logs a warning for one of these lines is not the question here.
-    let highwater = Highwater::builder().allow("").start();
+    let highwater = Highwater::builder().args(DEBUGGING).allow("").start();
     let problems: Vec<String> = [2, 3]
         .into_iter()
         .flat_map(|protocol| compare(&steps, redis.port, highwater.port, protocol, judge))
@@ -110,8 +110,10 @@ fn against_itself(family: &str) {
     report(family, &steps, &problems);
 }
 
+const DEBUGGING: &[&str] = &["--enable-debug-command", "yes"];
+
 fn reference() -> RedisServer {
-    RedisServer::start(&["--enable-debug-command", "yes"])
+    RedisServer::start(DEBUGGING)
 }
 
 fn report(family: &str, steps: &[Step], problems: &[String]) {

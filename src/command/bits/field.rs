@@ -37,8 +37,6 @@ enum Kind {
 pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
     let operations = parse(context, &args[2..])?;
     let (database, key) = (context.database(), args[1]);
-    let old = current(context, key)?;
-    let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
     let written = operations
         .iter()
         .filter(|operation| !matches!(operation.kind, Kind::Get));
@@ -46,10 +44,13 @@ pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
         .map(|operation| operation.place + operation.of.bits as usize - 1)
         .max()
     else {
+        let value = context.transaction.read_string(database, key)?.unwrap_or_default();
         return Ok(Reply::Array(
-            operations.iter().map(|operation| operation.get(&bytes)).collect(),
+            operations.iter().map(|operation| operation.get(&value)).collect(),
         ));
     };
+    let old = current(context, key)?;
+    let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
     // Room is made even for operations that fail then.
     let mut value = zero_padded(&bytes, last / 8 + 1);
     let replies = operations.iter().map(|operation| operation.apply(&mut value)).collect();

@@ -2,7 +2,8 @@
 
 use super::{unknown_subcommand, verbatim};
 use crate::command::args::{SYNTAX, int, is, parse_int, text};
-use crate::command::introspection::help_of;
+use crate::command::introspection::{find, help_of};
+use crate::command::table::{self, Entry};
 use crate::command::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
 use crate::config::machine;
 use crate::database::hot::SLOT_OVERHEAD;
@@ -88,7 +89,6 @@ pub const LATENCY: &[Command] = &[
         since: "7.0.0",
         complexity: "O(N), N being the number of commands.",
         summary: "Returns how long commands took, as histograms.",
-        compatibility: Compatibility::Partial("no histograms are kept: empty"),
         run: Run::Now(latency_histogram),
         ..EVENTS
     },
@@ -285,9 +285,30 @@ fn latency_doctor(context: &mut Context, _: Args) -> Outcome {
     Ok(verbatim(report))
 }
 
-/// As Redis answers when it keeps none.
-fn latency_histogram(_: &mut Context, _: Args) -> Outcome {
-    Ok(Reply::Map(Vec::new()))
+/// How long clients waited, by command; named containers stand for their subcommands.
+fn latency_histogram(_: &mut Context, args: Args) -> Outcome {
+    let named: Vec<&Entry> = match &args[2..] {
+        [] => table::with_subcommands().collect(),
+        names => names
+            .iter()
+            .filter_map(|name| find(name))
+            .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
+            .collect(),
+    };
+    let mut told = Vec::new();
+    for entry in named {
+        let waits = entry.waits();
+        if waits.total > 0 {
+            let buckets = waits.buckets().into_iter();
+            let histogram = buckets.map(|(time, count)| (number(time), number(count))).collect();
+            let pairs = vec![
+                (Reply::bulk("calls"), number(waits.total)),
+                (Reply::bulk("histogram_usec"), Reply::Map(histogram)),
+            ];
+            told.push((Reply::bulk(entry.name), Reply::Map(pairs)));
+        }
+    }
+    Ok(Reply::Map(told))
 }
 
 fn latency_help(_: &mut Context, _: Args) -> Outcome {
@@ -308,10 +329,11 @@ fn memory_usage(context: &mut Context, args: Args) -> Outcome {
         return Err(SYNTAX.into());
     }
     let database = context.database();
-    let value = context.transaction.get_string(database, args[2])?;
-    Ok(value.map_or(Reply::Null, |value| {
-        number((SLOT_OVERHEAD + args[2].len() + value.len()) as u64)
-    }))
+    let Some(entry) = context.transaction.peek(database, args[2])? else {
+        return Ok(Reply::Null);
+    };
+    let value = entry.string()?;
+    Ok(number((SLOT_OVERHEAD + args[2].len() + value.len()) as u64))
 }
 
 fn memory_doctor(_: &mut Context, _: Args) -> Outcome {

@@ -1,0 +1,75 @@
+//! Which requests are answered, and what a redis-server beside would not show: it gets some of this wrong itself.
+
+use crate::support::resp::{self, Reply};
+use crate::support::server::{Highwater, RedisServer};
+
+/// redis-server counts a reply for CLIENT REPLY OFF and SKIP in the length of EXEC's reply, and leaves it out: its client then takes the
+/// reply of a later command for it.
+#[test]
+fn the_reply_of_exec_is_whole_whatever_client_reply_says_in_it() {
+    let node = Highwater::embedded();
+    let mut client = node.client();
+    let mut check = |sent: &[&str], expected: &str| {
+        let all: Vec<u8> = sent.iter().flat_map(|line| resp::command_line(line)).collect();
+        client.write(&all);
+        // What comes after shows that nothing was left out, and nothing was too much.
+        client.write(&resp::command_line("CLIENT REPLY ON"));
+        client.write(&resp::command_line("ECHO end"));
+        let mut got = String::new();
+        while !got.ends_with("$3\\r\\nend\\r\\n") {
+            got += &resp::show(&client.reply());
+        }
+        let expected = format!("{expected}+OK\r\n$3\r\nend\r\n");
+        assert_eq!(got, resp::show(expected.as_bytes()), "{sent:?}");
+    };
+    let queued = "+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n";
+    let reply = "*3\r\n+PONG\r\n+OK\r\n+PONG\r\n";
+    for word in ["SKIP", "OFF"] {
+        let choice = format!("CLIENT REPLY {word}");
+        let transaction = ["MULTI", "PING", &choice, "PING", "EXEC", "PING"];
+        check(&transaction, &format!("{queued}{reply}"));
+    }
+    check(
+        &["MULTI", "PING", "CLIENT REPLY SKIP", "PING", "EXEC", "PING", "ECHO x"],
+        &format!("{queued}{reply}$1\r\nx\r\n"),
+    );
+    // What turns replies on is answered.
+    let off = ["CLIENT REPLY OFF", "MULTI", "PING", "CLIENT REPLY ON", "PING", "EXEC"];
+    check(&off, reply);
+    // A transaction that is refused has turned nothing off.
+    check(
+        &["MULTI", "CLIENT REPLY OFF", "PING", "NOSUCH", "EXEC"],
+        "+OK\r\n+QUEUED\r\n+QUEUED\r\n-ERR unknown command 'NOSUCH', with args beginning with: \r\n\
+         -EXECABORT Transaction discarded because of previous errors.\r\n",
+    );
+}
+
+/// redis-server moves keys here; of a type that is not there it hears which.
+#[test]
+fn what_migrate_brings_is_taken_or_named() {
+    let (redis, node) = (RedisServer::start(&[]), Highwater::embedded());
+    let mut client = redis.client();
+    let migrate = |key: &str| format!("MIGRATE 127.0.0.1 {} {key} 0 5000", node.port);
+    client.check("SET text value", "+OK");
+    client.check(&migrate("text"), "+OK");
+    node.client().check("GET text", "$5\r\nvalue");
+    let long = "x".repeat(100);
+    for (create, kind) in [
+        ("RPUSH k a b", "list"),
+        ("SADD k 1 2", "set"),
+        ("SADD k a b", "set"),
+        ("ZADD k 1 a", "sorted set"),
+        (&format!("ZADD k 1 {long}"), "sorted set"),
+        ("HSET k a b", "hash"),
+        (&format!("HSET k a {long}"), "hash"),
+        ("XADD k * a b", "stream"),
+    ] {
+        client.check("FLUSHALL", "+OK");
+        assert!(!Reply::parse(&client.line(create)).is_error(), "{create}");
+        let expected = format!(
+            "-ERR Target instance replied with error: ERR the payload holds a {kind}: this type is not supported, only strings are"
+        );
+        client.check(&migrate("k"), &expected);
+    }
+    assert_eq!(node.client().tree("DBSIZE").integer(), Some(1));
+}
