@@ -1,6 +1,6 @@
 //! `highwater --ping`: the healthcheck of an image that has no shell and no redis-cli.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
@@ -11,7 +11,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Asks the server on this machine's loopback interface; an error says what it answered.
 pub fn ping(config: &Config) -> Result<(), String> {
     let port = config.port();
-    let failed = |error: std::io::Error| format!("reach the server on port {port}: {error}");
+    let failed = |error: std::io::Error| match error.kind() {
+        // What the system says of a timeout explains nothing.
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "reach the server on port {port}: it does not answer within {} s; it is starting, or overloaded",
+            PATIENCE.as_secs()
+        ),
+        _ => format!("reach the server on port {port}: {error}"),
+    };
     let address = ("127.0.0.1", port).to_socket_addrs().map_err(failed)?.next();
     let address = address.ok_or("resolve the loopback address")?;
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;

@@ -26,9 +26,8 @@ use crate::database::{Service, Settings, Status, applier, now_ms};
 use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
-use crate::log::{Log, TopicIdentity};
-use crate::store::Store;
-use crate::store::{self, Engine, Opened, Options as StoreOptions};
+use crate::log::{Log, LogError, TopicIdentity};
+use crate::store::{self, Checkpoint, Engine, Opened, Options as StoreOptions, Store};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
@@ -38,6 +37,8 @@ use crate::{grpc, server, supervise, sweep};
 const OTHER_FILES: u64 = 512;
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
+/// So long a start waits for Kafka before it serves what the store has, where that is wanted.
+const BEFORE_STALE: Duration = Duration::from_secs(3);
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 /// How long a node that has failed tells its clients why, before it ends.
@@ -160,13 +161,14 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     let opened = supervise::blocking(&supervise::OPEN, move || {
         open(&opening, &mut directory).map(|opened| (opened, directory))
     });
-    let ((log, store), _directory) = tokio::select! {
+    let (opened, directory) = tokio::select! {
         opened = opened => opened.map_err(|e| format!("open the log: {e}"))??,
         _ = signals.next() => {
             info!("asked to stop before the log was open");
             return Ok(());
         }
     };
+    let Parts { log, kafka, store } = opened;
     let Opened {
         store,
         checkpoint,
@@ -187,19 +189,13 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     supervise::task(&supervise::SIGNALS, signals.watch(shared.clone()));
     let servers = start_servers(&shared, listeners, grpc_listeners);
     info!("listening on {addresses}");
-
-    let service = shared.service.clone();
-    let starting = supervise::blocking(&supervise::START, move || applier::start(service, &checkpoint));
-    let started = tokio::select! {
-        started = starting => Some(started.and_then(|started| started.map_err(|e| e.to_string()))),
-        // It may wait long for the log; nobody waits for it then.
-        () = shared.shutdown.asked() => None,
-    };
-    let (applier, refused) = match started {
-        Some(Ok(applier)) => (Some(applier), None),
-        Some(Err(reason)) => (None, Some(format!("read the log: {reason}"))),
+    let (following, refused) = match follow(&shared, kafka, directory, checkpoint).await {
+        Some(Ok(following)) => (Some(following), None),
+        Some(Err(problem)) => (None, Some(problem)),
         None => (None, None),
     };
+    // The directory is this node's until the end.
+    let (applier, _directory) = following.unzip();
     match applier {
         Some(_) => drop(supervise::task(
             &supervise::PROGRESS,
@@ -212,32 +208,81 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     refused.map_or(served.and(stopped), Err)
 }
 
-/// Opens the log and the store, after making sure that the directory is theirs. Blocking.
-fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opened), Problem> {
-    let on_kafka = !config.bootstrap_servers().is_empty();
-    let topic = config.topic().to_string();
-    let wanted = |identity: Option<TopicIdentity>| {
-        let id = identity.map(|topic| topic.id).unwrap_or_default();
-        match on_kafka {
-            // `cluster/topic id`: a topic made anew under its name costs a rebuild, no more.
-            true => Owner::Kafka {
-                cluster: id.split('/').next().unwrap_or_default().into(),
-                topic: topic.clone(),
-            },
-            // `log id.generation`
-            false => Owner::Embedded {
-                id: id.split('.').next().unwrap_or_default().into(),
-            },
+/// Starts to follow the log; `None` if the server was asked to stop meanwhile, for it may wait long for the log.
+async fn follow(
+    shared: &Arc<Shared>,
+    kafka: Option<Arc<KafkaLog>>,
+    mut directory: DataDir,
+    checkpoint: Checkpoint,
+) -> Option<Result<(JoinHandle<Option<()>>, DataDir), Problem>> {
+    let sharing = shared.clone();
+    let starting = supervise::blocking(&supervise::START, move || {
+        if let Some(kafka) = kafka {
+            reach(&sharing, &kafka, &checkpoint)?;
+            sharing.service.stop_stale().map_err(|e| format!("read the log: {e}"))?;
+            directory.claim(owner(&sharing.config, kafka.identity(0)))?;
+            warn_of_other_partitions(&sharing.config, &*kafka);
         }
-    };
-    directory.check(&wanted(None))?;
-    let log: Arc<dyn Log> = if on_kafka {
-        Arc::new(KafkaLog::connect(kafka_config(config, directory.node()?)?).map_err(|e| format!("open the log: {e}"))?)
+        let started = applier::start(sharing.service.clone(), &checkpoint);
+        started
+            .map(|applier| (applier, directory))
+            .map_err(|e| format!("read the log: {e}"))
+    });
+    tokio::select! {
+        started = starting => Some(started.map_err(|e| format!("read the log: {e}")).flatten()),
+        () = shared.shutdown.asked() => None,
+    }
+}
+
+/// Reaches Kafka; serves what the store has meanwhile, if that is wanted. Blocking.
+fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(), Problem> {
+    let (config, service) = (&shared.config, &shared.service);
+    let patience = config.startup_timeout();
+    let failed = |e| format!("open the log: {e}");
+    if !config.serve_stale_at_start() {
+        return kafka.reach(patience).map_err(failed);
+    }
+    let mut reached = kafka.reach(patience.min(BEFORE_STALE));
+    if let Err(LogError::Unreachable(cause)) = &reached {
+        let databases = checkpoint.databases.iter();
+        kafka.remember(databases.filter_map(|(database, known)| {
+            let (id, partitions, starts) = applier::topic_in(&known.source)?;
+            Some((*database, id, partitions, starts))
+        }));
+        match service.serve_stale(checkpoint) {
+            Ok(()) => warn!(cause, "serving what the local store has until Kafka is reached"),
+            Err(reason) => warn!(cause, reason, "cannot serve what the local store has"),
+        }
+    }
+    while let Err(LogError::Unreachable(_)) = reached
+        && !shared.shutdown.is_asked()
+    {
+        reached = kafka.reach(patience);
+    }
+    reached.map_err(failed)
+}
+
+/// What a node is made of.
+struct Parts {
+    log: Arc<dyn Log>,
+    /// The log, if it is Kafka.
+    kafka: Option<Arc<KafkaLog>>,
+    store: Opened,
+}
+
+/// Opens the store and the log, which is not reached yet if it is Kafka, after making sure that the directory is theirs. Blocking.
+fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
+    directory.check(&owner(config, None))?;
+    let on_kafka = is_on_kafka(config);
+    let failed = |e| format!("open the log: {e}");
+    let (log, kafka): (Arc<dyn Log>, _) = if on_kafka {
+        let kafka = Arc::new(KafkaLog::new(kafka_config(config, directory.node()?)?).map_err(failed)?);
+        (kafka.clone(), Some(kafka))
     } else {
-        EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(|e| format!("open the log: {e}"))?
+        let log = EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(failed)?;
+        directory.claim(owner(config, log.identity(0)))?;
+        (log, None)
     };
-    directory.claim(wanted(log.identity(0)))?;
-    warn_of_other_partitions(config, &*log);
     let engine = match &*config.store() {
         "fjall" => Engine::Fjall,
         _ => Engine::Sled,
@@ -255,7 +300,27 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<(Arc<dyn Log>, Opene
             place.display()
         )
     })?;
-    Ok((log, store))
+    Ok(Parts { log, kafka, store })
+}
+
+fn is_on_kafka(config: &Config) -> bool {
+    !config.bootstrap_servers().is_empty()
+}
+
+/// Whose the data directory is, as far as the log tells.
+fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
+    let id = identity.map(|topic| topic.id).unwrap_or_default();
+    match is_on_kafka(config) {
+        // `cluster/topic id`: a topic made anew under its name costs a rebuild, no more.
+        true => Owner::Kafka {
+            cluster: id.split('/').next().unwrap_or_default().into(),
+            topic: config.topic().to_string(),
+        },
+        // `log id.generation`
+        false => Owner::Embedded {
+            id: id.split('.').next().unwrap_or_default().into(),
+        },
+    }
 }
 
 pub(crate) fn embedded_options(config: &Config) -> EmbeddedOptions {

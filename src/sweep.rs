@@ -121,7 +121,9 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
     };
     let is_writable = |database: u16| {
         let topic = service.log.identity(database);
-        topic.is_some_and(|topic| !topic.read_only) && service.log.incomplete(database).is_none()
+        topic.is_some_and(|topic| !topic.read_only)
+            && service.log.incomplete(database).is_none()
+            && service.log.refuses_writes(database).is_none()
     };
     let count = service.database_count();
     let mut room = FLUSHED;

@@ -21,7 +21,7 @@ pub use crate::database::hot::EXPECTED;
 use crate::database::transaction::{Computed, Keys as Locks, View};
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait, now_ms};
-use crate::log::{Completion, ProduceError};
+use crate::log::{Completion, LogError, ProduceError};
 use crate::resp::{Request, Version, Weight};
 use crate::supervise;
 
@@ -265,7 +265,10 @@ impl Before {
                 supervise::blocking(&supervise::CREATE_DATABASE, move || creating.create_database(database))
                     .await
                     .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))?
-                    .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))
+                    .map_err(|e| match e {
+                        LogError::Unreachable(_) => Fault::error(format!("NOTWRITTEN {e}")),
+                        _ => Fault::error(format!("ERR database {database}: {e}")),
+                    })
             }
         }
     }
@@ -639,9 +642,11 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
             let why = rebuilding
                 .as_ref()
                 .map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
+            let outage = || shared.service.log.outage().map(|outage| outage.cause);
             let waits = shared
                 .service
                 .store_lacks_room()
+                .or_else(outage)
                 .map_or(String::new(), |reason| format!(", waiting: {reason}"));
             let held_up = shared
                 .service
@@ -651,7 +656,7 @@ fn admit(session: &Session, shared: &Shared, command: &Command) -> Result<(), Fa
             format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}{held_up}")
         }
         Status::Failed(reason) => format!("ERR this node {reason}"),
-        Status::Serving => return Ok(()),
+        Status::Serving | Status::Stale => return Ok(()),
     }))
 }
 

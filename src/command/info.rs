@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::UNIX_EPOCH;
 
 use super::args::is;
 use super::connection::REDIS_VERSION;
@@ -12,6 +13,7 @@ use super::table::{self, Entry};
 use super::{Args, Context, Fault, Outcome};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Partition, Status, now_ms};
+use crate::log::Outage;
 use crate::store::{Store, key_hash};
 use crate::telemetry::process;
 
@@ -411,17 +413,27 @@ fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
 
 /// The log behind the databases, how far this node is, and what did not go well. Positions, ends and lags are offsets.
 fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
-    let (service, counters) = (&shared.service, &shared.service.counters);
-    let status = service.status();
+    let service = &shared.service;
+    let (status, outage) = (service.status(), service.log.outage());
     fields!(to,
         "log_kind": service.log.kind(),
         "log_description": service.log.describe(),
         "log_status": match &*status {
             Status::Loading { .. } => "loading",
+            Status::Serving if outage.is_some() => "outage",
             Status::Serving => "serving",
+            Status::Stale => "stale",
             Status::Failed(_) => "failed",
         },
     );
+    if let Some(Outage { cause, since }) = &outage {
+        let began = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        fields!(to,
+            "log_outage": cause.replace(['\r', '\n'], " "),
+            "log_outage_since": began.as_secs(),
+            "log_outage_seconds": since.elapsed().unwrap_or_default().as_secs(),
+        );
+    }
     match &*status {
         Status::Failed(reason) => fields!(to, "log_failure": reason.replace(['\r', '\n'], " ")),
         Status::Loading {
@@ -435,6 +447,15 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     if let Some(cause) = service.log.held_up(None) {
         fields!(to, "log_held_up": cause);
     }
+    kafka_counters(shared, to);
+    for database in 0..service.database_count() {
+        kafka_database(shared, database, outage.is_none(), to);
+    }
+    Ok(())
+}
+
+fn kafka_counters(shared: &Shared, to: &mut String) {
+    let (service, counters) = (&shared.service, &shared.service.counters);
     fields!(to,
         "records_applied": get(&counters.records_applied),
         "records_skipped": get(&counters.records_skipped),
@@ -455,43 +476,60 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
         "store_disk_bytes": service.store.disk_bytes(),
         "store_lacks_room": service.store_lacks_room().unwrap_or_default(),
     );
-    for database in 0..service.database_count() {
-        if let Some(identity) = service.log.identity(database) {
-            let partitions = service.database(database).partitions();
-            let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
-            if database > 0 && partitions.iter().all(untouched) {
-                continue;
-            }
-            let lag: u64 = partitions.iter().map(lag).sum();
-            let _ = write!(
-                to,
-                "kafka_db{database}:topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}\r\n",
-                identity.topic,
-                identity.id,
-                identity.partitions,
-                u8::from(identity.read_only),
-                partitions.iter().map(age).max().unwrap_or(-1),
-            );
-            for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
-                let _ = write!(
-                    to,
-                    "kafka_db{database}_p{number}:position={},end={},lag={},acknowledged={},as_of_age_ms={}\r\n",
-                    get(&partition.stored),
-                    get(&partition.end),
-                    self::lag(partition),
-                    get(&partition.acknowledged),
-                    age(partition),
-                );
-            }
-        }
+}
+
+/// How far this node is in one database; `is_known`: the log tells its ends.
+fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut String) {
+    let service = &shared.service;
+    let Some(identity) = service.log.identity(database) else {
+        return;
+    };
+    let partitions = service.database(database).partitions();
+    let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
+    if database > 0 && partitions.iter().all(untouched) {
+        return;
     }
-    Ok(())
+    let lag = if is_known { partitions.iter().map(lag).sum() } else { -1 };
+    let _ = write!(
+        to,
+        "kafka_db{database}:topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}\r\n",
+        identity.topic,
+        identity.id,
+        identity.partitions,
+        u8::from(identity.read_only),
+        partitions.iter().map(age).max().unwrap_or(-1),
+    );
+    if let Some(reason) = service.log.refuses_writes(database) {
+        let reason = reason.replace(['\r', '\n'], " ");
+        let _ = write!(to, "kafka_db{database}_refuses_writes:{reason}\r\n");
+    }
+    for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
+        let _ = write!(
+            to,
+            "kafka_db{database}_p{number}:position={},end={},lag={},acknowledged={},as_of_age_ms={}\r\n",
+            get(&partition.stored),
+            end(partition),
+            if is_known { self::lag(partition) } else { -1 },
+            get(&partition.acknowledged),
+            age(partition),
+        );
+    }
+}
+
+/// The log's end as far as it is known: what this node has of the log is there.
+fn end(partition: &Partition) -> u64 {
+    let known = [
+        &partition.end,
+        &partition.acknowledged,
+        &partition.applied,
+        &partition.stored,
+    ];
+    known.into_iter().map(get).max().unwrap_or_default()
 }
 
 /// Offsets between this node and the log's end, as far as it is known.
-fn lag(partition: &Partition) -> u64 {
-    let end = get(&partition.end).max(get(&partition.acknowledged));
-    end.saturating_sub(get(&partition.stored))
+fn lag(partition: &Partition) -> i64 {
+    end(partition).saturating_sub(get(&partition.stored)) as i64
 }
 
 /// Milliseconds since this node had all that the log had; -1 if it never had.

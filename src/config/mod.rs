@@ -538,6 +538,10 @@ impl Config {
         self.time("startup-timeout")
     }
 
+    pub fn serve_stale_at_start(&self) -> bool {
+        self.is("serve-stale-at-start", "yes")
+    }
+
     /// Empty: the embedded log.
     pub fn bootstrap_servers(&self) -> Arc<str> {
         self.value("bootstrap-servers")

@@ -368,6 +368,15 @@ const EFFECTIVE: &[Setting] = &[
         summary: "File with one PROPERTY=VALUE a line, as kcat takes it; the right place for secrets.",
         ..D
     },
+    Setting {
+        name: "serve-stale-at-start",
+        kind: Kind::YesNo,
+        default: "no",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "While Kafka cannot be reached at the start, go on trying and answer reads from the local store as it was when this node stopped (no: LOADING, and the start is given up after startup-timeout). Writes are refused, linearizable and max-lag reads answer STALE.",
+        ..D
+    },
     // Store
     Setting {
         name: "store",

@@ -86,6 +86,7 @@ struct Applier {
 /// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<Option<()>>, LogError> {
     let failed = |e: StoreError| LogError::Failed(e.to_string());
+    service.notice_databases();
     let usable = |checkpoint| {
         let usable = usable_positions(&service, checkpoint)?;
         service.look_for_copies().map_err(failed)?;
@@ -106,11 +107,29 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
 
 /// What the store's source must be for its positions to mean something.
 pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
-    service.log.identity(database).map(|topic| match topic.partitions {
-        1 => format!("{} {} partitions=1", topic.topic, topic.id),
+    let topic = service.log.identity(database)?;
+    let mut source = format!("{} {} partitions={}", topic.topic, topic.id, topic.partitions);
+    if topic.partitions > 1 {
         // The keys' homes are what they are by this function.
-        n => format!("{} {} partitions={n} {}", topic.topic, topic.id, topic.partitioner),
-    })
+        source = format!("{source} {}", topic.partitioner);
+    }
+    if !topic.starts.is_empty() {
+        let starts: Vec<String> = topic.starts.iter().map(u64::to_string).collect();
+        source = format!("{source}{STARTS}{}", starts.join("."));
+    }
+    Some(source)
+}
+
+const STARTS: &str = " starts=";
+
+/// The topic's id, its number of partitions, and where they begin, in a [`source_of`].
+pub fn topic_in(source: &str) -> Option<(&str, u32, Vec<u64>)> {
+    let (source, starts) = source.split_once(STARTS).unwrap_or((source, ""));
+    let mut words = source.split(' ').skip(1);
+    let id = words.next()?;
+    let partitions = words.next()?.strip_prefix("partitions=")?.parse().ok()?;
+    let starts = starts.split('.').filter_map(|start| start.parse().ok()).collect();
+    Some((id, partitions, starts))
 }
 
 /// The checkpoint's positions, as far as they belong to today's topics; the others are cleared and read anew.
@@ -196,6 +215,7 @@ pub(super) fn has_reached(positions: &Positions, ends: &Positions) -> bool {
 impl Applier {
     fn new(service: Arc<Service>, positions: Positions, marks: &Marks) -> Result<Self, LogError> {
         let goal = service.log.ends(Duration::from_secs(30))?;
+        service.note_sources();
         let follower = service.log.follow_marked(&positions, marks)?;
         for (at, &offset) in &positions {
             if let Some(partition) = service.partition(at) {
@@ -271,15 +291,16 @@ impl Applier {
     }
 
     fn fail(&self, error: &ApplyError) {
-        error!(%error, "the applier stopped: this node no longer follows the log and refuses commands");
+        error!(%error, "the applier stopped: this node no longer follows the log and ends");
         self.service
             .set_status(Status::Failed(format!("stopped following the log: {error}")));
-        // Started anew, it builds a store.
-        if let ApplyError::Store(error) = error {
-            supervise::fail(format!(
-                "go on without the local store: {error}; the next start sees to it"
-            ));
-        }
+        // Started anew, it reads on, or builds a store.
+        supervise::fail(match error {
+            ApplyError::Log(error) => format!("follow the log: {error}"),
+            ApplyError::Store(error) => {
+                format!("go on without the local store: {error}; the next start sees to it")
+            }
+        });
     }
 
     /// Drops everything and reads the log from its start.
@@ -296,6 +317,10 @@ impl Applier {
         self.end_preload();
         service.behind.begin(Reached::default());
         renew_store(&service)?;
+        // What else has changed by now is not to be met later, and everything read once more.
+        if let Err(error) = service.log.look(ASK_ENDS) {
+            debug!(%error, "cannot look for changes of the log");
+        }
         for number in 0..service.database_count() {
             let database = service.database(number);
             if let Some(why) = service.log.incomplete(number) {

@@ -204,14 +204,18 @@ impl Service {
     }
 
     fn warn_of_copies(&self, first: &Change) {
-        let topic = self.log.identity(first.database);
+        let (topic, partitioner) = self
+            .log
+            .identity(first.database)
+            .map_or_else(Default::default, |topic| (topic.topic, topic.partitioner));
+        let other = if partitioner == "crc32" { "murmur2" } else { "crc32" };
         warn!(
             database = first.database,
             partition = first.partition,
             offset = first.offset,
-            "topic {} has records outside of the partition that their key belongs into. If its other producers use librdkafka's \
-             default (consistent_random), start with --partitioner crc32; until then reads find these records, and writes take longer",
-            topic.map_or_else(String::new, |topic| topic.topic),
+            "topic {topic} has records outside of the partition that their key belongs into by {partitioner}. Reads find them, and \
+             writes take longer. Kafka's Java clients use murmur2, librdkafka and kcat crc32 by default: if its other producers go \
+             by {other}, start all nodes with --partitioner {other}",
         );
     }
 }

@@ -40,7 +40,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, Payload, ProduceError, Record, TopicPartition};
-use crate::store::{Entry, Store, StoreError, key_hash};
+use crate::store::{Checkpoint, Entry, Store, StoreError, key_hash};
 use crate::striped::Striped;
 use crate::supervise;
 use hot::{At, Budget, HotTier, Lookup};
@@ -67,6 +67,8 @@ pub enum Status {
         rebuilding: Option<String>,
     },
     Serving,
+    /// The log has not been reached since the start: reads are answered from what the store has.
+    Stale,
     /// This node cannot be right any more. The text goes after "this node".
     Failed(String),
 }
@@ -172,6 +174,8 @@ pub struct Database {
     pub watches: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
+    /// What the store is being filled from.
+    source: Mutex<Option<String>>,
     /// Keys may have values outside of their home partitions.
     copies: AtomicBool,
     /// Flushes that this node has handed to the log.
@@ -182,7 +186,7 @@ pub struct Database {
 struct Topic {
     name: String,
     read_only: bool,
-    max_record_bytes: usize,
+    max_record_bytes: AtomicUsize,
     partitions: Box<[Partition]>,
 }
 
@@ -211,6 +215,7 @@ impl Database {
             hot: HotTier::new(budget),
             watches: Watches::default(),
             topic: OnceLock::new(),
+            source: Mutex::default(),
             copies: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
         }
@@ -397,19 +402,69 @@ impl Service {
         era.is_multiple_of(2) && self.era() == era
     }
 
-    /// Called by the applier before it takes away what was served, and by [`Service::fail`], after which nothing changes any more.
+    /// Called by the applier and what starts it before they take away what was served, and by [`Service::fail`], after which
+    /// nothing changes any more.
     fn set_status(&self, status: Status) {
         let _changing = self.changing.lock();
         let status = match self.failure() {
             Some(why) => Status::Failed(why.to_owned()),
             None => status,
         };
-        let changes = self.is_serving() != (status == Status::Serving);
+        let changes = self.is_serving() != matches!(status, Status::Serving | Status::Stale);
         self.status.store(Arc::new(status));
         if changes {
             self.era.fetch_add(1, Ordering::AcqRel);
         }
         self.progress.notify_waiters();
+    }
+
+    /// Answers reads from what the store has, until [`Service::stop_stale`]. The log remembers its databases.
+    pub fn serve_stale(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+        self.notice_databases();
+        self.look_for_copies().map_err(|error| error.to_string())?;
+        for (&database, known) in &checkpoint.databases {
+            if database >= self.database_count() || applier::source_of(self, database).as_ref() != Some(&known.source) {
+                return Err(format!("the local store was filled from {}", known.source));
+            }
+            for (&partition, position) in &known.partitions {
+                if let Some(partition) = self.partition(&TopicPartition { database, partition }) {
+                    partition.applied.store(position.next_offset, Ordering::Release);
+                    partition.stored.store(position.next_offset, Ordering::Release);
+                    partition.as_of.store(position.as_of as i64, Ordering::Release);
+                }
+            }
+        }
+        self.set_status(Status::Stale);
+        Ok(())
+    }
+
+    /// The log was reached: it is loaded as at any start. An error says why that takes another start.
+    pub fn stop_stale(&self) -> Result<(), String> {
+        if *self.status() != Status::Stale {
+            return Ok(());
+        }
+        self.set_status(Status::Loading {
+            applied: 0,
+            total: 0,
+            rebuilding: None,
+        });
+        for (number, database) in (0..).zip(&self.databases) {
+            database.forget();
+            let (Some(known), Some(found)) = (database.topic.get(), self.log.identity(number)) else {
+                continue;
+            };
+            if known.partitions.len() != found.partitions as usize {
+                return Err(format!(
+                    "topic {} has {} partitions now, not {}; start this node again to read it anew",
+                    known.name,
+                    found.partitions,
+                    known.partitions.len()
+                ));
+            }
+            let bytes = self.log.max_record_bytes(number);
+            known.max_record_bytes.store(bytes, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Waits until the applier made progress or the status changed.
@@ -424,6 +479,7 @@ impl Service {
                 && let Some(identity) = self.log.identity(number as u16)
             {
                 // By whoever comes first, before anything is applied.
+                *database.source.lock() = applier::source_of(self, number as u16);
                 database.topic.get_or_init(|| {
                     if identity.partitions == 1 {
                         database.hot.name_unstored();
@@ -434,11 +490,18 @@ impl Service {
                     Topic {
                         name: identity.topic,
                         read_only: identity.read_only,
-                        max_record_bytes: self.log.max_record_bytes(number as u16),
+                        max_record_bytes: self.log.max_record_bytes(number as u16).into(),
                         partitions: (0..identity.partitions).map(|_| Partition::default()).collect(),
                     }
                 });
             }
+        }
+    }
+
+    /// The log is read from here on as it is now.
+    fn note_sources(&self) {
+        for (number, database) in (0..).zip(&self.databases) {
+            *database.source.lock() = applier::source_of(self, number);
         }
     }
 

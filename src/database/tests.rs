@@ -153,6 +153,7 @@ impl Log for ScriptedLog {
             partitions: 1,
             partitioner: "",
             read_only: false,
+            starts: Vec::new(),
         })
     }
     fn create(&self, _: u16) -> Result<(), LogError> {

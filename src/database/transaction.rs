@@ -302,7 +302,7 @@ impl Service {
                 )));
             }
             if let Item::Key { key, state, .. } = item {
-                check_record(key, state, topic.max_record_bytes)?;
+                check_record(key, state, topic.max_record_bytes.load(Ordering::Relaxed))?;
             }
         }
         Ok(())

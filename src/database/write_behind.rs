@@ -33,7 +33,7 @@ use indexmap::IndexMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::{info, warn};
 
-use super::applier::{has_reached, source_of};
+use super::applier::has_reached;
 use super::hot::At;
 use super::{Database, Service, now_ms};
 use crate::log::{Positions, TopicPartition};
@@ -898,7 +898,7 @@ impl Upkeep {
         }
         let mut checkpoint = Checkpoint::default();
         for (at, &position) in &stored.positions {
-            let Some(source) = source_of(service, at.database) else {
+            let Some(source) = service.databases[at.database as usize].source.lock().clone() else {
                 continue;
             };
             let of_database = checkpoint.databases.entry(at.database);

@@ -12,7 +12,7 @@ pub mod record;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -52,6 +52,8 @@ pub struct TopicIdentity {
     pub partitioner: &'static str,
     /// Neither SET nor DEL is allowed (`--database N=topic,readonly`).
     pub read_only: bool,
+    /// Where each partition begins, if any begins after 0: somebody deleted what was before. Empty for a topic that is read only.
+    pub starts: Vec<u64>,
 }
 
 /// Records that are produced together. More than one record is an atomic group: all or none take effect, also after a
@@ -158,6 +160,9 @@ pub enum ProduceError {
 pub enum LogError {
     #[error("{0}")]
     Failed(String),
+    /// The log does not answer; later it may.
+    #[error("{0}")]
+    Unreachable(String),
     /// The position is no longer, or not yet, in the log (or the log was truncated): the local store cannot be
     /// continued from there and must be rebuilt.
     #[error("{0}")]
@@ -165,6 +170,14 @@ pub enum LogError {
     /// The topic was deleted, recreated, or got more partitions.
     #[error("{0}")]
     IdentityChanged(String),
+}
+
+/// The log does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// What cannot be done, and why.
+    pub cause: String,
+    pub since: SystemTime,
 }
 
 /// The shape of both logs. Methods that say *blocking* do I/O and are called off the async workers.
@@ -233,6 +246,16 @@ pub trait Log: Send + Sync + 'static {
 
     /// Why there may be more in a database than this node can read. Cheap.
     fn incomplete(&self, _database: u16) -> Option<String> {
+        None
+    }
+
+    /// Why nothing may be written to a database for now. Cheap.
+    fn refuses_writes(&self, _database: u16) -> Option<String> {
+        None
+    }
+
+    /// Why and since when the log does not answer; `None` while it does. Cheap.
+    fn outage(&self) -> Option<Outage> {
         None
     }
 

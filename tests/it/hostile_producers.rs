@@ -249,6 +249,21 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
     let misplaced = misplaced.count().to_string();
     assert_eq!(client.info("records_misplaced"), Some(misplaced));
     assert_eq!(node.log().matches("outside of the partition").count(), 1);
+    assert!(
+        node.log().contains("start all nodes with --partitioner crc32"),
+        "{}",
+        node.log()
+    );
+    let other = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--partitioner", "crc32"]);
+    let other = other.allow("outside of the partition").start();
+    assert!(
+        other.log().contains("start all nodes with --partitioner murmur2"),
+        "{}",
+        other.log()
+    );
+    drop(other);
     for partition in 0..4 {
         client.check(&format!("SET \"only in {partition}\" new"), "+OK");
         assert!(is_shown(&mut client, &format!("\"only in {partition}\""), "new"));

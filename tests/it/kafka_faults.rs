@@ -161,6 +161,85 @@ fn records_that_were_removed_before_the_node_read_them_make_it_read_anew() {
 }
 
 #[test]
+fn records_that_are_deleted_beneath_nodes_are_gone_from_all_of_them() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("deleted", 1);
+    let node = || {
+        Highwater::builder()
+            .kafka(kafka, &topic)
+            .allow("WARN")
+            .allow("cleanup.policy")
+    };
+    let (running, mut stopped) = (node().start(), node().start());
+    let mut client = running.client();
+    for n in 0..20 {
+        client.check(&format!("SET k{n} v"), "+OK");
+    }
+    check_soon(&mut stopped.client(), "GET k19", "$1\r\nv");
+    stop(&mut stopped);
+    // Below what both have read, so that neither position is lost.
+    kafka.delete_records(&topic, 10);
+    check_soon(&mut client, "GET k9", "$-1");
+    check_soon(&mut client, "GET k10", "$1\r\nv");
+    restart_and_check_gone(&mut stopped, "k9");
+    let mut other = stopped.client();
+    let digest = reply(&mut client, "HIGHWATER DIGEST");
+    assert_eq!(reply(&mut other, "HIGHWATER DIGEST"), digest);
+    client.check("DBSIZE", ":10");
+    other.check("DBSIZE", ":10");
+    for node in [&running, &stopped] {
+        assert_eq!(
+            node.log().matches("rebuilding the local store").count(),
+            1,
+            "{}",
+            node.log()
+        );
+        check_soon(&mut node.client(), "SET k9 new", "+OK");
+    }
+    // Known by now: nothing is read anew.
+    stop(&mut stopped);
+    stopped.restart();
+    assert_eq!(
+        stopped.log().matches("rebuilding the local store").count(),
+        1,
+        "{}",
+        stopped.log()
+    );
+}
+
+#[test]
+fn a_topic_that_kafka_is_going_to_delete_from_takes_no_writes_until_it_is_compacted_again() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("policy", 1);
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("cleanup.policy=")
+        // A busy machine answers late.
+        .allow("lost the connection to Kafka")
+        .start();
+    let mut client = node.client();
+    client.check("SET k v", "+OK");
+    for policy in ["delete", "compact,delete"] {
+        kafka.set_topic_config(&topic, &[("cleanup.policy", policy)]);
+        let refused = |client: &mut Client, line: &str| {
+            let told = reply(client, line);
+            told.starts_with("-NOTWRITTEN") && told.contains(&format!("cleanup.policy={policy}"))
+        };
+        wait_for("writes to be refused", SOON, || {
+            refused(&mut client, "SET k v").then_some(())
+        });
+        assert!(refused(&mut client, "INCR counter"));
+        client.check("GET k", "$1\r\nv");
+        let told = client.info("kafka_db0_refuses_writes").unwrap_or_default();
+        assert!(told.contains(policy), "{told}");
+        kafka.set_topic_config(&topic, &[("cleanup.policy", "compact")]);
+        check_soon(&mut client, "SET k v", "+OK");
+        assert_eq!(client.info("kafka_db0_refuses_writes"), None);
+    }
+    assert_eq!(node.log().matches("writes are refused").count(), 2, "{}", node.log());
+}
+
+#[test]
 fn a_topic_made_anew_while_the_node_was_down_is_read_anew() {
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("replaced", 1);

@@ -294,6 +294,7 @@ impl Log for EmbeddedLog {
             partitions: 1,
             partitioner: "",
             read_only: false,
+            starts: Vec::new(),
         })
     }
 

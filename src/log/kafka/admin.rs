@@ -78,7 +78,7 @@ impl Admin {
         settings.get("default.replication.factor")?.value.as_ref()?.parse().ok()
     }
 
-    /// It is no error if the topic exists by then.
+    /// False if the topic exists by then.
     pub fn create_topic(
         &self,
         name: &str,
@@ -86,7 +86,7 @@ impl Admin {
         replicas: Option<u16>,
         settings: &[(&str, &str)],
         timeout: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let replicas = TopicReplication::Fixed(replicas.map_or(-1, i32::from));
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
         let topic = settings
@@ -99,7 +99,8 @@ impl Admin {
             .operation_timeout(Some(timeout));
         let answers = block_on(self.0.create_topics([&topic], &options)).map_err(failure)?;
         match answers.into_iter().next() {
-            Some(Ok(_)) | Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+            Some(Ok(_)) => Ok(true),
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
             Some(Err((_, code))) => Err((code, describe_code(code))),
             None => Err((RDKafkaErrorCode::Fail, "the broker did not answer for the topic".into())),
         }

@@ -22,6 +22,10 @@ const PREFETCH_KIBIBYTES: usize = 32 << 10;
 /// made-up offset is always negative, so it is never taken for a real one.
 const MAX_BATCH_RECORDS: usize = 1000;
 
+/// librdkafka's bound on what it receives, and on what zstd unpacks a batch to.
+pub(super) const RECEIVE_BYTES: &str = "receive.message.max.bytes";
+pub(super) const LARGEST_RECEIVE_BYTES: usize = i32::MAX as usize;
+
 #[derive(Clone)]
 pub struct Config {
     /// `host:port,host:port`.
@@ -165,7 +169,11 @@ impl Config {
             // more than 0 is a whole millisecond in librdkafka, five times the way to the broker and back.
             .set("linger.ms", "0")
             .set("queue.buffering.max.messages", MAX_QUEUED_RECORDS.to_string())
-            .set("queue.buffering.max.kbytes", MAX_QUEUED_KIBIBYTES.to_string())
+            // One record has to fit, however large.
+            .set(
+                "queue.buffering.max.kbytes",
+                MAX_QUEUED_KIBIBYTES.max(sizes.message / 1024 + 1024).to_string(),
+            )
             .set("retry.backoff.ms", "50");
         self.add_users(&mut config);
         config
@@ -207,14 +215,19 @@ impl Config {
     }
 
     /// For a follower. The group is only a name that librdkafka insists on: nothing joins it or commits to it.
-    pub(super) fn follower(&self, isolation: Isolation) -> ClientConfig {
+    pub(super) fn follower(&self, isolation: Isolation, receive_bytes: usize) -> ClientConfig {
         let mut config = self.common();
         config
             .set("fetch.queue.backoff.ms", "5")
             // So late an end is told behind records of aborted transactions, which are not: whoever lost to one waits for it.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
-            .set("queued.max.messages.kbytes", PREFETCH_KIBIBYTES.to_string());
+            // librdkafka fetches no less at once, and insists that what it receives may be so large.
+            .set(
+                "queued.max.messages.kbytes",
+                PREFETCH_KIBIBYTES.min(receive_bytes.max(2048) / 1024 - 1).to_string(),
+            )
+            .set(RECEIVE_BYTES, receive_bytes.to_string());
         self.add_users(&mut config);
         config
             .set("group.id", "highwater-follower")
@@ -235,9 +248,17 @@ impl Config {
         config
     }
 
+    /// The bound that the user has set on what is received.
+    pub(super) fn receive_bytes(&self) -> Option<usize> {
+        let (_, bytes) = self.properties.iter().find(|(name, _)| name == RECEIVE_BYTES)?;
+        bytes.parse().ok()
+    }
+
     /// For questions about topics and their ends. Uncommitted, for the end that is asked for is the high watermark.
     pub(super) fn questions(&self) -> ClientConfig {
         let mut config = self.common();
+        // It fetches nothing; with the default the user could not set a small `receive.message.max.bytes`.
+        config.set("queued.max.messages.kbytes", "1");
         self.add_users(&mut config);
         config.set("isolation.level", "read_uncommitted");
         config
@@ -371,6 +392,11 @@ fn check_topic_name(name: &str) -> Result<(), String> {
             "{name:?} is no name of a topic: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"
         ));
     }
+    if name.starts_with("__") {
+        return Err(format!(
+            "topic {name} cannot be used: names that begin with __ are those of Kafka's own topics"
+        ));
+    }
     Ok(())
 }
 
@@ -428,6 +454,13 @@ mod tests {
             ..Config::default()
         };
         assert!(config.check().is_err_and(|text| text.contains("\"a b\"")));
+        for own in ["__transaction_state", "__consumer_offsets", "__anything"] {
+            let config = Config {
+                topic: own.into(),
+                ..Config::default()
+            };
+            assert!(config.check().is_err_and(|text| text.contains("Kafka's own")));
+        }
     }
 
     #[test]
@@ -467,8 +500,8 @@ mod tests {
         };
         for client in [
             config.producer(sizes),
-            config.follower(Isolation::Committed),
-            config.follower(Isolation::Uncommitted),
+            config.follower(Isolation::Committed, 100_000_000),
+            config.follower(Isolation::Uncommitted, 100_000_000),
             config.transactional_producer(sizes, "id"),
             config.questions(),
             config.admin(),

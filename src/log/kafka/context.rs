@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
@@ -15,10 +15,15 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::ffi::{Hears, Report};
 use super::producer::{Delivery, Sender};
-use crate::log::{EXPECTED, expect_all};
+use crate::log::{EXPECTED, Outage, expect_all};
 
 /// A broker that is away makes librdkafka say so every second: one line per facility in this time.
 const QUIET: Duration = Duration::from_secs(30);
+/// A quota counts as a cause for so long: Kafka looks at windows of 10 s.
+const THROTTLED: Duration = Duration::from_secs(10);
+const QUOTA: &str = "a quota of Kafka holds this node's requests up (producer_byte_rate, request_percentage)";
+/// What librdkafka calls the broker that it would join a group at.
+const COORDINATOR: &str = "GroupCoordinator";
 /// Facilities whose last line is remembered.
 const MAX_FACILITIES: usize = 64;
 
@@ -26,6 +31,10 @@ const MAX_FACILITIES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     Unreachable,
+    /// A broker is not where the cluster says that it is.
+    Misadvertised,
+    /// What answers is no broker.
+    NoBroker,
     /// The broker is there and does not let us in.
     Refused,
 }
@@ -41,12 +50,40 @@ impl Trouble {
             _ => None,
         }
     }
+
+    /// What a person can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Trouble::Unreachable => "check --bootstrap-servers and that the broker runs",
+            Trouble::Misadvertised => {
+                "the cluster gives that address for its broker: check advertised.listeners there, and that this machine \
+                 reaches it"
+            }
+            Trouble::NoBroker => "check --bootstrap-servers: it has to name a broker's port, not a controller's",
+            Trouble::Refused => "check the security settings (security.protocol, sasl.*, ssl.*)",
+        }
+    }
+}
+
+/// What the cluster is asked all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Which topics there are.
+    Topics,
+    /// Where the log ends: only a partition's leader knows.
+    Ends,
 }
 
 #[derive(Default)]
 pub(super) struct Health {
+    /// The addresses that the user gave.
+    servers: String,
     last: Mutex<Option<(Trouble, String)>>,
+    /// Per [`Question`]: since when it is not answered, and why.
+    unanswered: Mutex<[Option<Outage>; 2]>,
     lines: Mutex<HashMap<String, Line>>,
+    /// When a quota last held a request up.
+    throttled: Mutex<Option<Instant>>,
 }
 
 struct Line {
@@ -55,6 +92,13 @@ struct Line {
 }
 
 impl Health {
+    pub fn of(servers: &str) -> Health {
+        Health {
+            servers: servers.to_owned(),
+            ..Health::default()
+        }
+    }
+
     /// The last error of any client.
     pub fn last(&self) -> Option<(Trouble, String)> {
         self.last.lock().clone()
@@ -65,28 +109,99 @@ impl Health {
         *self.last.lock() = None;
     }
 
+    pub fn answered(&self, question: Question) {
+        self.unanswered.lock()[question as usize] = None;
+    }
+
+    pub fn unanswered(&self, question: Question, cause: String) {
+        let mut all = self.unanswered.lock();
+        let since = all[question as usize]
+            .take()
+            .map_or_else(SystemTime::now, |before| before.since);
+        all[question as usize] = Some(Outage { cause, since });
+    }
+
+    /// What has not been answered for the longest time.
+    pub fn outage(&self) -> Option<Outage> {
+        let all = self.unanswered.lock();
+        let oldest = all.iter().flatten().min_by_key(|outage| outage.since)?;
+        let cause = self.last().map_or_else(|| oldest.cause.clone(), |(_, cause)| cause);
+        Some(Outage {
+            cause,
+            since: oldest.since,
+        })
+    }
+
     pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
         // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
         let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
-        let Some(trouble) = Trouble::of(code) else {
+        // A second name of a broker; no group is joined.
+        let text = text
+            .strip_prefix(COORDINATOR)
+            .map_or(text, |text| text.trim_start_matches(": "));
+        let Some(mut trouble) = Trouble::of(code) else {
             tracing::debug!(target: "librdkafka", error = ?code, "{text}");
             return;
         };
+        if trouble == Trouble::Unreachable && self.is_of_the_clusters_making(text) {
+            trouble = Trouble::Misadvertised;
+        }
+        self.note(trouble, text, code == RDKafkaErrorCode::AllBrokersDown);
+    }
+
+    fn note(&self, trouble: Trouble, text: &str, is_summary: bool) {
         let mut last = self.last.lock();
         // "all brokers are down" says less than why, and a refusal less than a broken connection after it.
         let replace = match &*last {
             None => true,
-            Some(_) if code == RDKafkaErrorCode::AllBrokersDown => false,
+            Some(_) if is_summary => false,
             Some((Trouble::Refused, _)) => trouble == Trouble::Refused,
-            Some((Trouble::Unreachable, _)) => true,
+            Some(_) => true,
         };
         if replace {
             *last = Some((trouble, text.to_owned()));
         }
     }
 
+    /// Whether an error is of a broker at an address that only the cluster has told: `host:port/1: …`.
+    fn is_of_the_clusters_making(&self, text: &str) -> bool {
+        let name = text.split(": ").next().unwrap_or_default();
+        let name = name.split_once("://").map_or(name, |(_, name)| name);
+        let Some((address, id)) = name.split_once('/') else {
+            return false;
+        };
+        let given = self.servers.split(',').map(str::trim);
+        id.parse::<u32>().is_ok() && given.into_iter().all(|given| given != address)
+    }
+
+    /// A quota of the cluster held a request up for so long.
+    pub fn throttled(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        *self.throttled.lock() = Some(Instant::now());
+        if let Some(hidden) = self.may_show("THROTTLE") {
+            let millis = time.as_millis();
+            tracing::warn!(hidden, "{QUOTA}: by {millis} ms");
+        }
+    }
+
+    /// Why requests take long, as far as that is known.
+    pub fn delay(&self) -> Option<String> {
+        let recent = (*self.throttled.lock()).is_some_and(|at| at.elapsed() < THROTTLED);
+        match self.last() {
+            Some((_, cause)) => Some(cause),
+            None => recent.then(|| QUOTA.to_owned()),
+        }
+    }
+
     pub fn line(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if facility == "METADATA" && text.contains("feature not supported by broker") {
+            self.note(Trouble::NoBroker, "it does not tell what brokers there are", false);
+        }
         match (level, facility) {
+            // A second name of a broker; no group is joined.
+            _ if text.contains(COORDINATOR) => tracing::debug!(target: "librdkafka", facility, "{text}"),
             (RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice, _)
             // Properties for producers are given to consumers too, on purpose.
             | (_, "CONFWARN")
@@ -161,7 +276,7 @@ impl Context {
 
     /// For an error's text: what is wrong with the cluster.
     pub fn trouble(&self) -> Option<String> {
-        self.health.last().map(|(_, cause)| cause)
+        self.health.delay()
     }
 
     /// For a client that failed for good: why.
@@ -208,6 +323,10 @@ impl Hears for Context {
                 self.report(&report, *delivery);
             }
         }
+    }
+
+    fn throttled(&self, time: Duration) {
+        self.health.throttled(time);
     }
 
     fn acknowledged(&self, delivery: &Delivery) {
@@ -278,6 +397,49 @@ mod tests {
         assert_eq!(health.last(), Some((Trouble::Refused, "wrong password".into())));
         health.clear();
         assert_eq!(health.last(), None);
+    }
+
+    #[test]
+    fn causes_are_told_apart() {
+        let told = |code, text: &str| {
+            let health = Health::of("one:9092,two:9092");
+            health.error(code, text);
+            health.last()
+        };
+        let down = RDKafkaErrorCode::BrokerTransportFailure;
+        let failed = "Connect to ipv4#10.0.0.1:9092 failed: Connection refused";
+        for (place, expected) in [
+            ("one:9092/bootstrap", Trouble::Unreachable),
+            ("two:9092/2", Trouble::Unreachable),
+            ("sasl_ssl://two:9092/2", Trouble::Unreachable),
+            ("three:9092/3", Trouble::Misadvertised),
+            ("ssl://three:9092/3", Trouble::Misadvertised),
+        ] {
+            let text = format!("{place}: {failed}");
+            assert_eq!(told(down, &text), Some((expected, text)));
+        }
+        let text = format!("GroupCoordinator: one:9092: {failed} (after 1ms in state CONNECT)");
+        assert_eq!(
+            told(down, &text),
+            Some((Trouble::Unreachable, format!("one:9092: {failed}")))
+        );
+    }
+
+    #[test]
+    fn an_outage_lasts_until_the_question_is_answered() {
+        let health = Health::default();
+        assert_eq!(health.outage(), None);
+        health.unanswered(Question::Ends, "no leader".into());
+        let since = health.outage().expect("an outage").since;
+        health.unanswered(Question::Topics, "timed out".into());
+        health.unanswered(Question::Ends, "still no leader".into());
+        let outage = health.outage().expect("an outage");
+        assert_eq!((outage.cause.as_str(), outage.since), ("still no leader", since));
+        health.answered(Question::Ends);
+        health.error(RDKafkaErrorCode::BrokerTransportFailure, "connection refused");
+        assert_eq!(health.outage().expect("an outage").cause, "connection refused");
+        health.answered(Question::Topics);
+        assert_eq!(health.outage(), None);
     }
 
     #[test]

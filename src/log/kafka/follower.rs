@@ -3,6 +3,10 @@
 //!
 //! Nothing is read through a consumer group: every node reads everything. A position that Kafka does not have is an
 //! error, never a jump. While the broker is away there is simply nothing, and librdkafka goes on by itself.
+//!
+//! librdkafka refuses a batch that zstd unpacks to more than `receive.message.max.bytes`. A batch that it cannot decode is
+//! read once more by a new consumer with the largest limit; if that fails too, or the user has set the limit, the follower
+//! ends with an error that names the batch.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -15,7 +19,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::codec::{self, GroupHeader};
-use super::config::{Config, Isolation};
+use super::config::{Config, Isolation, LARGEST_RECEIVE_BYTES, RECEIVE_BYTES};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Consumer, Event, RecordEvent};
 use super::topics::{State, Topic, Topics};
@@ -29,8 +33,23 @@ const MAX_BYTES: usize = 4 << 20;
 type See<'s> = dyn FnMut(&mut Reader, TopicPartition, &RecordEvent<'_>, &[u8]) + 's;
 
 pub(super) struct KafkaFollower {
+    config: Arc<Config>,
+    isolation: Isolation,
     consumer: Consumer<Context>,
+    /// `receive.message.max.bytes` of the consumer.
+    receive_bytes: usize,
+    /// The batch that was read once more.
+    retried: Option<Undecodable>,
     reader: Reader,
+}
+
+/// A batch that librdkafka could not decode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Undecodable {
+    /// The topic, the partition and the offset of the batch; `None` for an answer that is too large to be received.
+    place: Option<(String, i32, i64)>,
+    /// What librdkafka says, with the codec.
+    cause: String,
 }
 
 /// All but the consumer, so that an event that borrows from the consumer can change it.
@@ -44,6 +63,8 @@ struct Reader {
     recent: usize,
     skipped: u64,
     bad_group_told: bool,
+    /// What could not be decoded just now.
+    undecodable: Option<Undecodable>,
     /// What ended this follower.
     failed: Option<LogError>,
 }
@@ -60,7 +81,7 @@ struct Followed {
 
 impl KafkaFollower {
     pub fn start(
-        config: &Config,
+        config: &Arc<Config>,
         topics: &Arc<Topics>,
         health: &Arc<Health>,
         from: &Positions,
@@ -70,15 +91,15 @@ impl KafkaFollower {
     }
 
     pub fn start_marked(
-        config: &Config,
+        config: &Arc<Config>,
         topics: &Arc<Topics>,
         health: &Arc<Health>,
         from: &Positions,
         marks: &Marks,
         isolation: Isolation,
     ) -> Result<KafkaFollower, LogError> {
-        let consumer = Consumer::create(&config.follower(isolation), Context::new(health))
-            .map_err(|error| LogError::Failed(describe_error(&error)))?;
+        let receive_bytes = config.receive_bytes().unwrap_or_else(|| topics.receive_bytes());
+        let consumer = create(config, isolation, receive_bytes, health)?;
         let reader = Reader {
             topics: Arc::clone(topics),
             health: Arc::clone(health),
@@ -87,9 +108,17 @@ impl KafkaFollower {
             recent: 0,
             skipped: 0,
             bad_group_told: false,
+            undecodable: None,
             failed: None,
         };
-        let mut follower = KafkaFollower { consumer, reader };
+        let mut follower = KafkaFollower {
+            config: Arc::clone(config),
+            isolation,
+            consumer,
+            receive_bytes,
+            retried: None,
+            reader,
+        };
         follower.reader.take_new_topics(from, marks);
         follower.assign()?;
         Ok(follower)
@@ -117,6 +146,27 @@ impl KafkaFollower {
         }
         ffi::set_leader_epochs(&mut list, &epochs);
         self.consumer.inner().assign(&list).map_err(failed)
+    }
+
+    /// Reads from the same positions with a new consumer and the largest limit; the second time it ends the follower.
+    fn read_again(&mut self, what: Undecodable) -> Result<(), LogError> {
+        let users = self.config.receive_bytes();
+        let largest = users.unwrap_or(LARGEST_RECEIVE_BYTES);
+        if what.place.is_none() && self.receive_bytes == LARGEST_RECEIVE_BYTES {
+            // No answer can be larger, so this was none: the connection is broken, and librdkafka makes a new one.
+            return Ok(());
+        }
+        if self.retried.as_ref().is_some_and(|before| before.place == what.place) {
+            return Err(LogError::Failed(what.describe(users)));
+        }
+        tracing::info!(
+            cause = what.cause,
+            "a batch could not be decoded; reading it again with {RECEIVE_BYTES}={largest}"
+        );
+        self.receive_bytes = largest;
+        self.consumer = create(&self.config, self.isolation, largest, &self.reader.health)?;
+        self.retried = Some(what);
+        self.assign()
     }
 
     /// As [`Follower::poll`], but only shows where each record is and its key.
@@ -157,6 +207,9 @@ impl KafkaFollower {
                 }
                 None => break,
             }
+            if let Some(what) = self.reader.undecodable.take() {
+                self.reader.failed = self.read_again(what).err();
+            }
             if self.reader.failed.is_some() {
                 break;
             }
@@ -167,6 +220,55 @@ impl KafkaFollower {
             _ => Ok(()),
         }
     }
+}
+
+/// A consumer that reads nothing yet.
+fn create(
+    config: &Config,
+    isolation: Isolation,
+    receive_bytes: usize,
+    health: &Arc<Health>,
+) -> Result<Consumer<Context>, LogError> {
+    Consumer::create(&config.follower(isolation, receive_bytes), Context::new(health))
+        .map_err(|error| LogError::Failed(describe_error(&error)))
+}
+
+impl Undecodable {
+    fn at(place: Option<(&CStr, i32, i64)>, text: &str) -> Undecodable {
+        Undecodable {
+            place: place.map(|(topic, partition, offset)| (topic.to_string_lossy().into_owned(), partition, offset)),
+            cause: with_codec_name(text),
+        }
+    }
+
+    /// For a person: which batch it is, and what to do. `users` is the limit that was set with `-X`.
+    fn describe(&self, users: Option<usize>) -> String {
+        let what = match &self.place {
+            Some((topic, partition, offset)) => {
+                format!("cannot decode the batch at topic {topic} partition {partition} offset {offset}")
+            }
+            None => "cannot receive an answer of Kafka".to_owned(),
+        };
+        let advice = match users {
+            Some(bytes) => format!(
+                "it is larger than {RECEIVE_BYTES}={bytes} allows, or damaged: start this node without that setting, or \
+                 with a larger one (-X {RECEIVE_BYTES}={LARGEST_RECEIVE_BYTES})"
+            ),
+            None => format!(
+                "it is damaged, or larger than {RECEIVE_BYTES} can be ({LARGEST_RECEIVE_BYTES} bytes): write its keys \
+                 again, and restart this node once Kafka has compacted the topic"
+            ),
+        };
+        format!("{what}: {}; {advice}", self.cause)
+    }
+}
+
+/// librdkafka's words with the codec's name in place of its number.
+fn with_codec_name(text: &str) -> String {
+    let codecs = ["none", "gzip", "snappy", "lz4", "zstd"].iter().enumerate();
+    codecs.fold(text.to_owned(), |text, (number, name)| {
+        text.replace(&format!("codec 0x{number:x})"), &format!("codec {name})"))
+    })
 }
 
 impl Follower for KafkaFollower {
@@ -242,6 +344,14 @@ impl Reader {
                 .map(|topic| &topic.identity);
             let change = match now {
                 Some(now) if now == then => continue,
+                Some(now) if now.id == then.id && now.partitions == then.partitions => {
+                    let error = LogError::PositionLost(format!(
+                        "records at the start of topic {} were deleted (by hand, or by a cleanup.policy that is not compact)",
+                        then.topic
+                    ));
+                    self.failed = Some(error.clone());
+                    return Err(error);
+                }
                 Some(now) if now.id == then.id => {
                     format!(
                         "topic {} now has {} partitions, not {}",
@@ -397,9 +507,10 @@ impl Reader {
                     "{place} is not in the log any more, or not yet: {text}"
                 )));
             }
-            BadMessage | BadCompression | InvalidMessage | NotImplemented => {
-                self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}")));
+            BadMessage | BadCompression | InvalidMessage | NotImplemented | CriticalSystemResource if at.is_some() => {
+                self.undecodable = Some(Undecodable::at(at, text));
             }
+            BadMessage if text.contains(RECEIVE_BYTES) => self.undecodable = Some(Undecodable::at(None, text)),
             // librdkafka tries again, and goes on when the right is given back.
             TopicAuthorizationFailed => self.health.line(
                 RDKafkaLogLevel::Warning,

@@ -101,7 +101,9 @@ impl Gate {
             return Entered::Passes(held);
         }
         let size = held.bytes();
-        if *records >= self.bounds.records || *bytes + size > self.bounds.bytes {
+        // One has to fit, however large.
+        let is_full = *records > 0 && *bytes + size > self.bounds.bytes;
+        if *records >= self.bounds.records || is_full {
             return Entered::Refused(held, Refusal::Full);
         }
         *records += 1;

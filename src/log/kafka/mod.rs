@@ -24,8 +24,9 @@ mod producer;
 mod topics;
 mod transactions;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,13 +36,15 @@ use config::Isolation;
 pub use config::{Config, Mapped};
 pub use partitioner::Partitioner;
 
-use self::context::Health;
+use self::context::{Health, Question};
 use self::follower::KafkaFollower;
 use self::open_transactions::OpenTransactions;
 use self::producer::Lane;
-use self::topics::{Depth, Topics};
+use self::topics::{Depth, Topic, Topics};
 use self::transactions::TransactionLane;
-use super::{Batch, Durability, Follower, Log, LogError, Marks, Positions, TopicIdentity, TopicPartition};
+use super::{
+    Batch, Durability, Follower, Log, LogError, Marks, Outage, Positions, ProduceError, TopicIdentity, TopicPartition,
+};
 use crate::supervise;
 
 /// How often the topics are looked at: so long a database that another node created may stay unnoticed.
@@ -49,7 +52,7 @@ const WATCH: Duration = Duration::from_secs(2);
 /// The same when something happened that the topics may explain.
 const HURRY: Duration = Duration::from_millis(500);
 /// How often their settings are read anew, and refused ones given another chance.
-const THOROUGH: Duration = Duration::from_secs(30);
+const THOROUGH: Duration = Duration::from_secs(10);
 /// What a look at all topics, or the end of a producer, may take beside the wait for writes under way.
 const WATCH_STEP: Duration = Duration::from_secs(60);
 /// How often the watch looks whether it has something to do, or to stop.
@@ -60,27 +63,53 @@ const CREATE: Duration = Duration::from_secs(10);
 pub struct KafkaLog {
     config: Arc<Config>,
     health: Arc<Health>,
-    topics: Arc<Topics>,
-    lane: Arc<Lane>,
-    transactions: TransactionLane,
-    open: Arc<OpenTransactions>,
+    /// What there is once Kafka has been reached.
+    live: OnceLock<Live>,
+    /// The databases' topics as they were in an earlier run.
+    remembered: OnceLock<BTreeMap<u16, TopicIdentity>>,
     stop: Arc<AtomicBool>,
     watch: Mutex<Option<JoinHandle<Option<()>>>>,
 }
 
+struct Live {
+    topics: Arc<Topics>,
+    lane: Arc<Lane>,
+    transactions: TransactionLane,
+    open: Arc<OpenTransactions>,
+}
+
 impl KafkaLog {
-    /// Reaches Kafka within the startup timeout, creates or verifies the topics. Blocking.
-    pub fn connect(config: Config) -> Result<KafkaLog, LogError> {
+    /// A log that is not reached yet: it has no database, takes no record, and says why.
+    pub fn new(config: Config) -> Result<KafkaLog, LogError> {
         config.check().map_err(LogError::Failed)?;
-        let config = Arc::new(config);
-        let health = Arc::new(Health::default());
-        let topics = Arc::new(Topics::connect(&config, &health)?);
-        let lane = Arc::new(Lane::start(&config, &topics, &health)?);
-        let transactions = TransactionLane::start(&config, &topics, &health)?;
-        let open = Arc::new(OpenTransactions::new(&config, &topics, &health));
-        let stop = Arc::new(AtomicBool::new(false));
+        let health = Arc::new(Health::of(&config.bootstrap_servers));
+        health.unanswered(Question::Topics, "no answer yet".into());
+        Ok(KafkaLog {
+            config: Arc::new(config),
+            health,
+            live: OnceLock::new(),
+            remembered: OnceLock::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+            watch: Mutex::new(None),
+        })
+    }
+
+    /// A log that is reached. Blocking.
+    pub fn connect(config: Config) -> Result<KafkaLog, LogError> {
+        let log = KafkaLog::new(config)?;
+        log.reach(log.config.startup_timeout)?;
+        Ok(log)
+    }
+
+    /// Reaches Kafka within the time, creates or verifies the topics. Until it succeeds once, and blocking.
+    pub fn reach(&self, patience: Duration) -> Result<(), LogError> {
+        let (config, health) = (&self.config, &self.health);
+        let topics = Arc::new(Topics::connect(config, health, patience)?);
+        let lane = Arc::new(Lane::start(config, &topics, health)?);
+        let transactions = TransactionLane::start(config, &topics, health)?;
+        let open = Arc::new(OpenTransactions::new(config, &topics, health));
         let watch = {
-            let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&stop));
+            let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&self.stop));
             let open = Arc::clone(&open);
             let watch_time = config.write_timeout * 2 + WATCH_STEP;
             supervise::thread(&supervise::KAFKA_WATCH, move || {
@@ -88,21 +117,56 @@ impl KafkaLog {
             })
         };
         let watch = watch.map_err(|error| LogError::Failed(format!("cannot start a thread: {error}")))?;
-        Ok(KafkaLog {
-            config,
-            health,
+        *self.watch.lock() = Some(watch);
+        let live = Live {
             topics,
             lane,
             transactions,
             open,
-            stop,
-            watch: Mutex::new(Some(watch)),
-        })
+        };
+        let reached = self.live.set(live);
+        reached.map_err(|_| LogError::Failed("the log was reached before".into()))
+    }
+
+    /// Until Kafka is reached, these databases have the topics of these ids, numbers of partitions, and starts of them.
+    pub fn remember<'i>(&self, known: impl Iterator<Item = (u16, &'i str, u32, Vec<u64>)>) {
+        let topics = self.config.topics();
+        let identity = |(database, id, partitions, starts): (u16, &str, u32, Vec<u64>)| {
+            let Mapped { topic, read_only } = topics.get(usize::from(database))?.clone();
+            let identity = TopicIdentity {
+                topic,
+                id: id.to_owned(),
+                partitions,
+                partitioner: self.config.partitioner.name(),
+                read_only,
+                starts,
+            };
+            Some((database, identity))
+        };
+        self.remembered.get_or_init(|| known.filter_map(identity).collect());
+    }
+
+    fn live(&self) -> Result<&Live, LogError> {
+        self.live.get().ok_or_else(|| LogError::Unreachable(self.not_reached()))
+    }
+
+    /// Why there is nothing of Kafka yet.
+    fn not_reached(&self) -> String {
+        let cause = self
+            .health
+            .outage()
+            .map_or(String::new(), |outage| format!(": {}", outage.cause));
+        let servers = &self.config.bootstrap_servers;
+        format!("Kafka at {servers} has not been reached since this node was started{cause}")
+    }
+
+    fn topic(&self, database: u16) -> Option<Arc<Topic>> {
+        self.live.get()?.topics.topic(database)
     }
 
     /// Whether the cluster answered when it was last asked.
     pub fn connected(&self) -> bool {
-        self.topics.connected()
+        self.live.get().is_some_and(|live| live.topics.connected())
     }
 
     fn stop_watch(&self) {
@@ -144,7 +208,8 @@ fn watch(topics: &Topics, lane: &Lane, open: &OpenTransactions, stop: &AtomicBoo
 
 impl Log for KafkaLog {
     fn describe(&self) -> String {
-        format!("kafka {} topic {}", self.config.bootstrap_servers, self.topics.name(0))
+        let topics = self.config.topics();
+        format!("kafka {} topic {}", self.config.bootstrap_servers, topics[0].topic)
     }
 
     fn kind(&self) -> &'static str {
@@ -152,15 +217,22 @@ impl Log for KafkaLog {
     }
 
     fn identity(&self, database: u16) -> Option<TopicIdentity> {
-        self.topics.topic(database).map(|topic| topic.identity.clone())
+        match self.live.get() {
+            Some(live) => live.topics.topic(database).map(|topic| topic.identity.clone()),
+            None => self.remembered.get()?.get(&database).cloned(),
+        }
     }
 
     fn create(&self, database: u16) -> Result<(), LogError> {
-        self.topics.create(database, CREATE)
+        self.live()?.topics.create(database, CREATE)
     }
 
     fn partition(&self, database: u16, key: &[u8]) -> u32 {
-        let states = self.topics.states();
+        let Some(live) = self.live.get() else {
+            let known = self.remembered.get().and_then(|known| known.get(&database));
+            return known.map_or(0, |topic| self.config.partitioner.partition(key, topic.partitions));
+        };
+        let states = live.topics.states();
         let topic = states.get(usize::from(database)).and_then(|state| state.usable());
         topic.map_or(0, |topic| {
             self.config.partitioner.partition(key, topic.identity.partitions)
@@ -168,13 +240,12 @@ impl Log for KafkaLog {
     }
 
     fn max_record_bytes(&self, database: u16) -> usize {
-        self.topics
-            .topic(database)
+        self.topic(database)
             .map_or(topics::NEW_TOPIC_RECORD_BYTES, |topic| topic.max_record_bytes())
     }
 
     fn durability(&self, database: u16) -> Durability {
-        let copies = self.topics.topic(database).map_or(1, |topic| topic.copies);
+        let copies = self.topic(database).map_or(1, |topic| topic.copies);
         Durability {
             copies,
             on_disk_here: false,
@@ -182,7 +253,7 @@ impl Log for KafkaLog {
     }
 
     fn tombstone_retention(&self, database: u16) -> Option<Duration> {
-        Some(self.topics.topic(database)?.tombstone_retention)
+        Some(self.topic(database)?.tombstone_retention)
     }
 
     fn chains(&self) -> bool {
@@ -194,22 +265,26 @@ impl Log for KafkaLog {
     }
 
     fn produce(&self, mut batch: Batch, _epoch: u64) {
+        let Some(live) = self.live.get() else {
+            let refused = ProduceError::NotWritten(self.not_reached());
+            return batch.completion.complete(Err(refused));
+        };
         match (batch.records.len(), &batch.condition) {
             (0, _) => batch.completion.complete(Ok(&[])),
             (1, None) => {
                 let record = batch.records.remove(0);
-                self.lane.produce(record, batch.completion);
+                live.lane.produce(record, batch.completion);
             }
-            _ => self.transactions.produce(batch),
+            _ => live.transactions.produce(batch),
         }
     }
 
     fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
-        self.topics.ends(timeout)
+        self.live()?.topics.ends(timeout)
     }
 
     fn look(&self, timeout: Duration) -> Result<(), LogError> {
-        let looked = self.topics.refresh(timeout, Depth::News);
+        let looked = self.live()?.topics.refresh(timeout, Depth::News);
         looked.map_err(|(_, text)| LogError::Failed(format!("cannot look for topics: {text}")))
     }
 
@@ -218,10 +293,11 @@ impl Log for KafkaLog {
     }
 
     fn follow_marked(&self, from: &Positions, marks: &Marks) -> Result<Box<dyn Follower>, LogError> {
-        self.transactions.reads_anew();
+        let live = self.live()?;
+        live.transactions.reads_anew();
         Ok(Box::new(KafkaFollower::start_marked(
             &self.config,
-            &self.topics,
+            &live.topics,
             &self.health,
             from,
             marks,
@@ -230,17 +306,39 @@ impl Log for KafkaLog {
     }
 
     fn incomplete(&self, database: u16) -> Option<String> {
-        self.topics.topic(database)?.grown(self.topics.servers())
+        let Some(live) = self.live.get() else {
+            return Some(self.not_reached());
+        };
+        live.topics.topic(database)?.grown(live.topics.servers())
+    }
+
+    fn refuses_writes(&self, database: u16) -> Option<String> {
+        self.topic(database)?.unsafe_policy.clone()
+    }
+
+    fn outage(&self) -> Option<Outage> {
+        let Outage { cause, since } = self.health.outage()?;
+        let servers = &self.config.bootstrap_servers;
+        let cause = format!("cannot reach Kafka at {servers}: {cause}");
+        // Later the settings are known to be right.
+        let remedy = self.health.last().filter(|_| self.live.get().is_none());
+        let cause = match remedy {
+            Some((trouble, _)) => format!("{cause}; {}", trouble.remedy()),
+            None => cause,
+        };
+        Some(Outage { cause, since })
     }
 
     fn held_up(&self, at: Option<TopicPartition>) -> Option<String> {
-        self.open.held_up(at)
+        self.live.get()?.open.held_up(at)
     }
 
     fn close(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
-        self.transactions.close(timeout);
-        self.lane.close(end.saturating_duration_since(Instant::now()));
+        if let Some(live) = self.live.get() {
+            live.transactions.close(timeout);
+            live.lane.close(end.saturating_duration_since(Instant::now()));
+        }
         self.stop_watch();
     }
 }

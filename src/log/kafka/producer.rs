@@ -269,7 +269,7 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
         if topic.identity.read_only {
             return Err(format!("topic {name} is read-only here"));
         }
-        if let Some(why) = topic.grown(topics.servers()) {
+        if let Some(why) = topic.grown(topics.servers()).or_else(|| topic.unsafe_policy.clone()) {
             return Err(why);
         }
         if partition >= topic.identity.partitions {
@@ -449,6 +449,7 @@ mod tests {
             partitions: 1,
             partitioner: "",
             read_only: false,
+            starts: Vec::new(),
         };
         let topic = Topic {
             identity,
@@ -456,6 +457,7 @@ mod tests {
             tombstone_retention: Duration::ZERO,
             copies: 1,
             grown_to: None,
+            unsafe_policy: None,
         };
         let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));
         Lane::start(&config, &topics, &health).expect("start a lane")

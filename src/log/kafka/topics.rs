@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::admin::{Admin, Settings};
-use super::config::{Config, Mapped, Sizes};
-use super::context::{Context, Health, Trouble, describe_code, describe_error};
+use super::config::{Config, LARGEST_RECEIVE_BYTES, Mapped, Sizes};
+use super::context::{Context, Health, Question, Trouble, describe_code, describe_error};
 use super::ffi::{self, Described, Failure, topic_name};
 use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
 
@@ -33,6 +34,10 @@ pub(super) const BATCH_BYTES: usize = 1_000_000;
 const FRAMING_BYTES: usize = 128;
 /// Of a topic that does not exist yet.
 pub(super) const NEW_TOPIC_RECORD_BYTES: usize = MAX_MESSAGE_BYTES - FRAMING_BYTES;
+/// A batch of text or JSON is rarely compressed to less than this part of it.
+const COMPRESSION: usize = 16;
+/// librdkafka's default of `receive.message.max.bytes`.
+const RECEIVE_BYTES: usize = 100_000_000;
 /// Events of librdkafka that are handled in one go, at least.
 const EVENTS: usize = 32;
 /// One question to the cluster.
@@ -43,7 +48,7 @@ const ONE_ANSWER: Duration = Duration::from_millis(500);
 /// topics yet.
 const GONE: Duration = Duration::from_secs(4);
 
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(super) struct Topic {
     pub identity: TopicIdentity,
     pub max_message_bytes: usize,
@@ -53,6 +58,8 @@ pub(super) struct Topic {
     /// So many partitions it has by now. Keys have other homes since then, so that only those are read that there were, and nothing
     /// is written.
     pub grown_to: Option<u32>,
+    /// Its cleanup policy was changed, for this reason nothing is written.
+    pub unsafe_policy: Option<String>,
 }
 
 impl Topic {
@@ -112,8 +119,8 @@ pub(super) struct Topics {
 
 impl Topics {
     /// Reaches the cluster and finds or creates the topics that have to be there.
-    pub fn connect(config: &Arc<Config>, health: &Arc<Health>) -> Result<Topics, LogError> {
-        let end = Instant::now() + config.startup_timeout;
+    pub fn connect(config: &Arc<Config>, health: &Arc<Health>, patience: Duration) -> Result<Topics, LogError> {
+        let end = Instant::now() + patience;
         let questions: BaseConsumer<Context> = config
             .questions()
             .create_with_context(Context::new(health))
@@ -196,6 +203,19 @@ impl Topics {
         }
     }
 
+    /// What a follower has to receive: room for a batch of any topic, also unpacked.
+    pub fn receive_bytes(&self) -> usize {
+        let states = self.states.load();
+        let limits = states
+            .iter()
+            .filter_map(State::usable)
+            .map(|topic| topic.max_message_bytes);
+        let largest = limits.max().unwrap_or(0).max(MAX_MESSAGE_BYTES);
+        largest
+            .saturating_mul(COMPRESSION)
+            .clamp(RECEIVE_BYTES, LARGEST_RECEIVE_BYTES)
+    }
+
     /// Handles what librdkafka has to tell, for as long as `pause`.
     pub fn idle(&self, pause: Duration) {
         // A poll that waits would spin through its last millisecond.
@@ -251,11 +271,11 @@ impl Topics {
     }
 
     fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), Failure> {
-        if suspects.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
         let names: Vec<&str> = suspects.iter().map(|(at, _)| self.names[*at].topic.as_str()).collect();
-        let settings = Admin::connect(&self.config, &self.health)?.settings(&names, ASK)?;
+        let settings = match names.is_empty() {
+            true => Vec::new(),
+            false => Admin::connect(&self.config, &self.health)?.settings(&names, ASK)?,
+        };
         let mut states = Vec::clone(&self.states.load());
         let mut changed = !gone.is_empty();
         for ((at, described), settings) in suspects.into_iter().zip(settings) {
@@ -268,11 +288,60 @@ impl Topics {
             tracing::warn!(topic = self.names[*at].topic, "the topic was deleted");
             states[*at] = State::Absent;
         }
+        changed |= self.find_starts(&mut states);
         if changed {
             self.states.store(Arc::new(states));
             self.generation.fetch_add(1, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Asks where the partitions of all topics begin that may be written. True if a topic's records were deleted since it was last asked.
+    fn find_starts(&self, states: &mut [State]) -> bool {
+        let found = self
+            .ask_for(Offset::Beginning, states, |topic| !topic.identity.read_only)
+            .and_then(|asked| self.questions.offsets_for_times(asked, ONE_ANSWER))
+            .map_err(|error| describe_error(&error))
+            .and_then(|list| read_offsets(states, &list));
+        let found = match found {
+            Ok(found) => found,
+            Err(cause) => {
+                tracing::debug!(cause, "cannot ask where the topics begin");
+                return false;
+            }
+        };
+        let mut changed = false;
+        for (database, state) in (0..).zip(states) {
+            let State::Usable(topic) = state else { continue };
+            let place = |partition| TopicPartition { database, partition };
+            let mut starts: Vec<u64> = (0..topic.identity.partitions)
+                .map_while(|partition| found.get(&place(partition)).copied())
+                .collect();
+            if starts.iter().all(|start| *start == 0) {
+                starts.clear();
+            }
+            if topic.identity.starts != starts {
+                Arc::make_mut(topic).identity.starts = starts;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// A question for offsets of all partitions of these topics.
+    fn ask_for(
+        &self,
+        offset: Offset,
+        states: &[State],
+        wanted: impl Fn(&Topic) -> bool,
+    ) -> Result<TopicPartitionList, KafkaError> {
+        let mut asked = TopicPartitionList::new();
+        for topic in states.iter().filter_map(State::usable).filter(|topic| wanted(topic)) {
+            for partition in 0..topic.identity.partitions {
+                asked.add_partition_offset(&topic.identity.topic, partition as i32, offset)?;
+            }
+        }
+        Ok(asked)
     }
 
     /// What becomes of a topic; `None` if it stays what it is. Tells a person what is new.
@@ -284,15 +353,36 @@ impl Topics {
         settings: Result<Settings, RDKafkaErrorCode>,
     ) -> Option<State> {
         let name = &self.names[at].topic;
+        let policy = settings
+            .as_ref()
+            .ok()
+            .and_then(|settings| settings.text("cleanup.policy"));
+        let is_compacted = policy.is_none_or(|policy| policy == "compact");
         let (mut new, warnings) = self.verify(at, described, settings);
+        let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
         if let (State::Usable(now), State::Usable(new)) = (now, &mut new) {
             *new = grown(now, new, self.servers());
+            if same {
+                Arc::make_mut(new).identity.starts = now.identity.starts.clone();
+            }
         }
-        let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
         match (now, &new) {
             (State::Usable(now), State::Usable(new)) if now == new => return None,
+            (State::Usable(now), State::Usable(_)) if same && now.unsafe_policy.is_some() => {
+                tracing::info!(topic = name, "the topic is compacted again: writes are taken");
+            }
             (State::Refused(now), State::Refused(new)) if now == new => return None,
-            // Somebody changed its settings. What is here and what comes is as good as it was: go on, but say so.
+            // Kafka is going to delete what is in it: what is here is served, and nothing more is acknowledged.
+            (State::Usable(now), State::Refused(why)) if same && !is_compacted => {
+                if now.unsafe_policy.as_ref() == Some(why) {
+                    return None;
+                }
+                tracing::error!(topic = name, "writes are refused: {why}");
+                let mut topic = now.clone();
+                Arc::make_mut(&mut topic).unsafe_policy = Some(why.clone());
+                return Some(State::Usable(topic));
+            }
+            // Its settings cannot be seen any more. What is here and what comes is as good as it was: go on, but say so.
             (State::Usable(_), State::Refused(why)) if same => {
                 tracing::error!(topic = name, "{why}");
                 return None;
@@ -344,6 +434,7 @@ impl Topics {
             partitions: described.partitions,
             partitioner: self.config.partitioner.name(),
             read_only: *read_only,
+            starts: Vec::new(),
         };
         let retention = settings.number("delete.retention.ms").unwrap_or(TOMBSTONES_KEPT_MS);
         let topic = Topic {
@@ -355,6 +446,7 @@ impl Topics {
                 .unwrap_or(1)
                 .clamp(1, described.replicas.max(1)) as u32,
             grown_to: None,
+            unsafe_policy: None,
         };
         (State::Usable(Arc::new(topic)), doubts)
     }
@@ -373,8 +465,9 @@ impl Topics {
             // Perhaps it was mended meanwhile.
             State::Refused(_) => Depth::Thorough,
         };
-        if depth == Depth::News {
-            self.create_topic(name, remaining(end))?;
+        if depth == Depth::News && self.create_topic(name, remaining(end))? {
+            let partitions = self.config.partitions;
+            tracing::info!(topic = name, partitions, "created the topic");
         }
         loop {
             let seen = self.refresh(remaining(end), depth);
@@ -390,7 +483,8 @@ impl Topics {
         }
     }
 
-    fn create_topic(&self, name: &str, timeout: Duration) -> Result<(), LogError> {
+    /// True if it was not there.
+    fn create_topic(&self, name: &str, timeout: Duration) -> Result<bool, LogError> {
         let failed = |(_, text): Failure| cannot_create(name, &text);
         let admin = Admin::connect(&self.config, &self.health).map_err(failed)?;
         let replicas = match self.config.replication_factor {
@@ -415,9 +509,7 @@ impl Topics {
         let partitions = self.config.partitions;
         admin
             .create_topic(name, partitions, self.config.replication_factor, &settings, timeout)
-            .map_err(failed)?;
-        tracing::info!(topic = name, partitions, "created the topic");
-        Ok(())
+            .map_err(failed)
     }
 
     /// Database 0 and the databases that somebody mapped have to be usable; others are only told of.
@@ -458,9 +550,11 @@ impl Topics {
             match asked {
                 Ok(_) => {
                     self.health.clear();
+                    self.health.answered(Question::Topics);
                     return Ok(());
                 }
                 Err(failure) => {
+                    self.health.unanswered(Question::Topics, failure.1.clone());
                     let refused = self
                         .health
                         .last()
@@ -475,21 +569,24 @@ impl Topics {
 
     fn unreachable(&self, failure: &Failure) -> LogError {
         let servers = &self.config.bootstrap_servers;
-        LogError::Failed(match self.health.last() {
-            Some((Trouble::Refused, cause)) => format!(
-                "Kafka at {servers} does not let us in: {cause}; check the security settings (security.protocol, sasl.*, ssl.*)"
-            ),
-            Some((Trouble::Unreachable, cause)) => {
-                format!("cannot reach Kafka at {servers}: {cause}; check --bootstrap-servers and that the broker runs")
+        match self.health.last() {
+            Some((Trouble::Refused, cause)) => LogError::Failed(format!(
+                "Kafka at {servers} does not let us in: {cause}; {}",
+                Trouble::Refused.remedy()
+            )),
+            last => {
+                let (trouble, cause) = last.unwrap_or_else(|| (Trouble::Unreachable, failure.1.clone()));
+                let remedy = trouble.remedy();
+                LogError::Unreachable(format!("cannot reach Kafka at {servers}: {cause}; {remedy}"))
             }
-            None => format!(
-                "cannot reach Kafka at {servers}: {}; check --bootstrap-servers and that the broker runs",
-                failure.1
-            ),
-        })
+        }
     }
 
     fn note_connection(&self, failure: Option<&Failure>) {
+        match failure {
+            Some((_, text)) => self.health.unanswered(Question::Topics, text.clone()),
+            None => self.health.answered(Question::Topics),
+        }
         let connected = failure.is_none();
         let was = self.connected.swap(connected, Ordering::Relaxed);
         match (was, failure) {
@@ -520,29 +617,18 @@ impl Topics {
         self.states.store(Arc::new(states));
     }
 
-    /// All partitions of all topics, to be asked about.
-    fn partitions(&self, states: &[State]) -> Result<TopicPartitionList, LogError> {
-        let mut asked = TopicPartitionList::new();
-        for topic in states.iter().filter_map(State::usable) {
-            for partition in 0..topic.identity.partitions {
-                asked
-                    .add_partition_offset(&topic.identity.topic, partition as i32, Offset::End)
-                    .map_err(|error| LogError::Failed(describe_error(&error)))?;
-            }
-        }
-        Ok(asked)
-    }
-
     /// The last stable offset of every partition: of what comes before it every transaction has ended.
     pub fn stable_ends(&self, timeout: Duration) -> Result<Positions, LogError> {
         let states = self.states.load_full();
-        let asked = self.partitions(&states)?;
+        let asked = self
+            .ask_for(Offset::End, &states, |_| true)
+            .map_err(|error| LogError::Failed(describe_error(&error)))?;
         if asked.count() == 0 {
             return Ok(Positions::new());
         }
         let answer = ffi::stable_offsets(self.questions.client(), &asked, timeout)
             .map_err(|(_, text)| text)
-            .and_then(|list| self.read_ends(&states, &list));
+            .and_then(|list| read_offsets(&states, &list));
         answer.map_err(|cause| LogError::Failed(format!("cannot ask Kafka for open transactions: {cause}")))
     }
 
@@ -550,7 +636,9 @@ impl Topics {
     pub fn ends(&self, timeout: Duration) -> Result<Positions, LogError> {
         let end = Instant::now() + timeout;
         let states = self.states.load_full();
-        let asked = self.partitions(&states)?;
+        let asked = self
+            .ask_for(Offset::End, &states, |_| true)
+            .map_err(|error| LogError::Failed(describe_error(&error)))?;
         if asked.count() == 0 {
             return Ok(Positions::new());
         }
@@ -561,10 +649,14 @@ impl Topics {
                 .offsets_for_times(asked.clone(), remaining(end).min(patience));
             match answer
                 .map_err(|error| describe_error(&error))
-                .and_then(|list| self.read_ends(&states, &list))
+                .and_then(|list| read_offsets(&states, &list))
             {
-                Ok(positions) => return Ok(positions),
+                Ok(positions) => {
+                    self.health.answered(Question::Ends);
+                    return Ok(positions);
+                }
                 Err(cause) if Instant::now() >= end => {
+                    self.health.unanswered(Question::Ends, cause.clone());
                     let cause = self.health.last().map_or(cause, |(_, cause)| cause);
                     return Err(LogError::Failed(format!(
                         "cannot ask Kafka for the end of the log: {cause}"
@@ -592,30 +684,6 @@ impl Topics {
         }
     }
 
-    fn read_ends(&self, states: &[State], list: &TopicPartitionList) -> Result<Positions, String> {
-        let mut positions = Positions::new();
-        for element in list.elements() {
-            element.error().map_err(|error| describe_error(&error))?;
-            let owner = states.iter().position(|state| {
-                state
-                    .usable()
-                    .is_some_and(|topic| topic.identity.topic == element.topic())
-            });
-            let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition())) else {
-                return Err("the answer names a partition that was not asked for".into());
-            };
-            let at = TopicPartition {
-                database: database as u16,
-                partition,
-            };
-            match element.offset() {
-                Offset::Offset(offset) if offset >= 0 => positions.insert(at, offset as u64),
-                other => return Err(format!("{} has the end {other:?}", element.topic())),
-            };
-        }
-        Ok(positions)
-    }
-
     fn all_names(&self) -> Vec<&str> {
         self.names.iter().map(|mapped| mapped.topic.as_str()).collect()
     }
@@ -623,6 +691,31 @@ impl Topics {
     fn identity(&self, topic_id: &str) -> String {
         format!("{}/{topic_id}", self.cluster)
     }
+}
+
+/// What Kafka answered for the partitions of these topics.
+fn read_offsets(states: &[State], list: &TopicPartitionList) -> Result<Positions, String> {
+    let mut positions = Positions::new();
+    for element in list.elements() {
+        element.error().map_err(|error| describe_error(&error))?;
+        let owner = states.iter().position(|state| {
+            state
+                .usable()
+                .is_some_and(|topic| topic.identity.topic == element.topic())
+        });
+        let (Some(database), Ok(partition)) = (owner, u32::try_from(element.partition())) else {
+            return Err("the answer names a partition that was not asked for".into());
+        };
+        let at = TopicPartition {
+            database: database as u16,
+            partition,
+        };
+        match element.offset() {
+            Offset::Offset(offset) if offset >= 0 => positions.insert(at, offset as u64),
+            other => return Err(format!("{} has the offset {other:?}", element.topic())),
+        };
+    }
+    Ok(positions)
 }
 
 /// The topic as it is, but for the partitions that were added to it.
@@ -634,7 +727,7 @@ fn grown(known: &Topic, found: &Arc<Topic>, servers: &str) -> Arc<Topic> {
     let topic = Topic {
         identity: known.identity.clone(),
         grown_to: Some(found.identity.partitions),
-        ..**found
+        ..Topic::clone(found)
     };
     if let (Some(why), true) = (topic.grown(servers), known.grown_to != topic.grown_to) {
         tracing::error!("writes are refused, and reads that have to be new: {why}");

@@ -371,6 +371,15 @@ impl Kafka {
         config
     }
 
+    /// Where its controller listens, which is no place for a client.
+    pub fn controller(&self) -> String {
+        let properties = fs::read_to_string(self.properties_file()).expect("read server.properties");
+        let voters = properties
+            .lines()
+            .find_map(|line| line.strip_prefix("controller.quorum.voters=1@"));
+        voters.expect("a controller").to_owned()
+    }
+
     /// The last lines that the broker logged.
     pub fn log_tail(&self) -> String {
         process::tail(&self.log_file(), 60)

@@ -62,6 +62,9 @@ pub trait Hears: ClientContext {
     /// what is produced here is in its queue before it looks for more to send, all of it together.
     fn acknowledged(&self, _: &Self::Delivery) {}
 
+    /// The broker held an answer up for so long because of a quota; zero: no more.
+    fn throttled(&self, _: Duration) {}
+
     /// A request that changes a transaction was not answered: its connection broke, or it timed out. librdkafka may send it again, but
     /// the first one may still reach the broker, at any later time. Called by librdkafka's threads, before the call that made the
     /// request returns.
@@ -140,6 +143,7 @@ const NAME: &CStr = c"highwater";
 impl<C: Hears> Producer<C> {
     pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Producer<C>> {
         // Log lines come as events too, and not on standard error.
+        let level = config.log_level;
         let config = config.clone().set("log.queue", "true").create_native_config()?;
         let context = Box::new(context);
         let address: *const C = &*context;
@@ -150,6 +154,8 @@ impl<C: Hears> Producer<C> {
             let conf = sys::rd_kafka_conf_dup(config.ptr());
             let events = sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR | sys::RD_KAFKA_EVENT_LOG;
             sys::rd_kafka_conf_set_events(conf, events);
+            sys::rd_kafka_conf_set_opaque(conf, address as *mut c_void);
+            sys::rd_kafka_conf_set_throttle_cb(conf, Some(on_throttle::<C>));
             let added = sys::rd_kafka_conf_interceptor_add_on_new(
                 conf,
                 NAME.as_ptr(),
@@ -169,6 +175,8 @@ impl<C: Hears> Producer<C> {
                 sys::rd_kafka_conf_destroy(conf);
                 return Err(KafkaError::ClientCreation(text(words.as_ptr())));
             }
+            sys::rd_kafka_set_log_level(rk, level as c_int);
+            // To the main queue, which is polled.
             sys::rd_kafka_set_log_queue(rk, ptr::null_mut());
             let queue = Queue(sys::rd_kafka_queue_get_main(rk));
             Ok(Producer { queue, rk, context })
@@ -369,6 +377,20 @@ unsafe extern "C" fn on_new<C: Hears>(
             _ => added,
         }
     }
+}
+
+/// # Safety
+/// Called by librdkafka when the main queue is polled, with the opaque of a client, which is its context.
+unsafe extern "C" fn on_throttle<C: Hears>(
+    _: *mut sys::rd_kafka_t,
+    _: *const c_char,
+    _: i32,
+    millis: c_int,
+    context: *mut c_void,
+) {
+    // SAFETY: the context outlives the client, and is only borrowed.
+    let context = unsafe { &*context.cast::<C>() };
+    context.throttled(Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
 }
 
 /// # Safety

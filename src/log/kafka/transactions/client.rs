@@ -224,6 +224,10 @@ impl Hears for Context {
     /// Number of the group, and place in it.
     type Delivery = (u32, usize);
 
+    fn throttled(&self, time: Duration) {
+        self.health.throttled(time);
+    }
+
     fn reported(&self, reports: Vec<(Report<'_>, Box<Self::Delivery>)>) {
         let mut acks = self.acks.lock();
         for (report, delivery) in reports {
@@ -282,7 +286,7 @@ impl Client {
 
     /// For an error's text: why there is no producer.
     pub fn trouble(&self) -> String {
-        let last = self.health.last().map(|(_, cause)| cause);
+        let last = self.health.delay();
         let cause = self.trouble.clone().or(last);
         cause.map_or(String::new(), |cause| format!(": {cause}"))
     }
