@@ -393,6 +393,21 @@ impl Service {
         .await;
     }
 
+    /// Waits for this, and wakes it when this node fails: for tasks that nobody else wakes.
+    pub async fn or_failure<T>(&self, wait: impl Future<Output = T>) -> T {
+        let mut wait = std::pin::pin!(wait);
+        loop {
+            let changed = self.progress.notified();
+            if self.failure().is_some() {
+                return wait.await;
+            }
+            tokio::select! {
+                done = wait.as_mut() => return done,
+                () = changed => {}
+            }
+        }
+    }
+
     fn era(&self) -> u64 {
         self.era.load(Ordering::Acquire)
     }

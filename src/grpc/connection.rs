@@ -169,9 +169,12 @@ async fn refuse(stream: TcpStream, refusal: Refusal) {
 
 impl Door {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let answered = match deadline(request.headers()) {
-            Ok(None) => self.pass(request).await,
-            Ok(Some(time)) => match tokio::time::timeout(time, self.pass(request)).await {
+        let deadline = deadline(request.headers());
+        let shared = self.shared.clone();
+        let pass = shared.service.or_failure(self.pass(request));
+        let answered = match deadline {
+            Ok(None) => pass.await,
+            Ok(Some(time)) => match tokio::time::timeout(time, pass).await {
                 Ok(answered) => answered,
                 Err(_) => Err(Status::deadline_exceeded(
                     "the deadline of the call is over; a Set may still take effect",

@@ -1,6 +1,6 @@
 //! Each thread and task of the register (`highwater::supervise`) dies in a node under load: what its death means is what happens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka};
 use crate::support::resp::command_line;
 use crate::support::server::{self, Builder, Highwater};
-use crate::support::{Stopping, eventually, ports, process, temp, wait_for};
+use crate::support::{Stopping, eventually, parts, ports, process, temp, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Nodes at a time.
@@ -45,7 +45,6 @@ const RARE: &[&Role] = &[
     &supervise::TRANSACTION_END,
     &supervise::PRODUCER_END,
     &supervise::ENDING,
-    &supervise::GRPC_REQUEST,
 ];
 
 fn is_in(roles: &[&Role], role: &Role) -> bool {
@@ -87,6 +86,15 @@ impl Faulty {
         fs::write(&self.fault, format!("{fault} {}", role.name)).expect("a file");
         if role.name == "signals" {
             self.node.signal(libc::SIGHUP);
+        }
+        if role.name == "grpc-request" {
+            let mut client = Command::new(parts::python());
+            client
+                .arg(parts::clients_dir().join("python/grpc_client.py"))
+                .arg(self.grpc.to_string())
+                .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/kvs2.proto"));
+            let outcome = process::try_run(client, b"", SOON).expect("it starts");
+            assert!(!outcome.success(), "a request that panics has no answer");
         }
         eventually(role.name, SOON, || !self.fault.exists());
     }
