@@ -180,7 +180,12 @@ fn what_is_too_large_is_refused_alike() {
         assert_eq!(house.node.client().send(&[b"SET", b"large", &large]), b"+OK\r\n");
         let mut client = house.node.client();
         let request = match times {
-            0 => resp::command(&[b"SET", b"key", &vec![b'v'; size]]),
+            // Not quite all of it: what connections hold is summed up ten times a second, and a request can be quicker.
+            0 => {
+                let mut request = resp::command(&[b"SET", b"key", &vec![b'v'; size]]);
+                request.truncate(request.len() - 2);
+                request
+            }
             times => resp::command(&[&[&b"MGET"[..]], &vec![&b"large"[..]; times][..]].concat()),
         };
         let _ = client.try_write(&request);
