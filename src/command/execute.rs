@@ -18,7 +18,8 @@ use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Repl
 use crate::config::table as settings;
 use crate::database::consistency::Consistency;
 pub use crate::database::hot::EXPECTED;
-use crate::database::transaction::{Computed, Keys as Locks, View};
+use crate::database::transaction::{self, Computed, Keys as Locks, View};
+use crate::database::watch::Found;
 use crate::database::write::{Outstanding, Write};
 use crate::database::{Status, Wait, now_ms};
 use crate::log::{Completion, LogError, ProduceError};
@@ -909,13 +910,8 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let computed = shared
         .service
         .transact(&owner, locks(&keys, writes, all, true), view, |transaction| {
-            if changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
+            if changed.is_some_and(|c| c.load(Ordering::SeqCst)) || has_changed(transaction, &watched)? {
                 return Ok(Reply::NullArray);
-            }
-            for ((database, key), _) in watched.iter().filter(|(_, was_expired)| !**was_expired) {
-                if transaction.is_expired(*database, key)? {
-                    return Ok(Reply::NullArray);
-                }
             }
             let mut replies = Vec::with_capacity(requests.len());
             times.clear();
@@ -946,9 +942,19 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
                 }
                 replies.push(reply);
             }
+            // What was written is checked by the log. What was only read may have changed since the first look.
+            if !transaction.writes() && has_changed(transaction, &watched)? {
+                return Ok(Reply::NullArray);
+            }
             Ok(Reply::Array(replies))
         });
-    if computed.is_err() {
+    if !matches!(
+        &computed,
+        Ok(Computed {
+            value: Reply::Array(_),
+            ..
+        })
+    ) {
         // Nothing was executed, or it will be computed again, from where it began.
         session.select(database);
         session.replies = replies;
@@ -981,6 +987,21 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         Err(fault) => refuse(session, fault),
         Ok(computed) => conclude(session, computed, database, barrier, Some(transaction)),
     }
+}
+
+/// Whether a watched key is no longer what WATCH found. So the transaction rests on that.
+fn has_changed(
+    transaction: &mut transaction::Transaction<'_>,
+    watched: &HashMap<(u16, Bytes), Option<Found>>,
+) -> Result<bool, Fault> {
+    let now = transaction.now;
+    for ((database, key), found) in watched {
+        let entry = transaction.get_even_expired(*database, key)?;
+        if *found != Some(Found::of(entry.as_ref(), now)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

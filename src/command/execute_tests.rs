@@ -109,3 +109,118 @@ async fn when_what_exec_waits_for_does_not_come_its_transaction_is_over() {
     assert!(text.starts_with(b"NOTWRITTEN "), "{text:?}");
     assert!(session.multi.is_none(), "what comes next would be queued");
 }
+
+/// What one connection does, on a log of its own.
+struct One {
+    f: Fixture,
+    shared: Arc<Shared>,
+    session: Session,
+}
+
+impl One {
+    fn new() -> One {
+        let f = Fixture::new(false);
+        f.log.foreign("k", "0");
+        f.wait(|f| f.service.read(0, b"k", false).is_ok_and(|seen| seen.entry.is_some()));
+        let shared = shared(&f);
+        let session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
+        One { f, shared, session }
+    }
+
+    fn send(&mut self, request: &str) -> Step {
+        let args: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+        execute(&mut self.session, &self.shared, &args, false)
+    }
+
+    #[track_caller]
+    fn reply(&mut self, request: &str) -> Reply {
+        match self.send(request) {
+            Step::Reply(reply) => reply,
+            Step::Pending(_) => panic!("{request} writes"),
+            Step::Before(_) | Step::Later(_) => panic!("{request} waits"),
+        }
+    }
+}
+
+#[test]
+fn exec_does_nothing_if_a_change_is_shown_and_the_flag_is_yet_to_be_raised() {
+    for queued in ["SET k 2", "SET other 2", "GET k", "GET other"] {
+        let mut one = One::new();
+        one.reply("WATCH k");
+        Fixture::show(&one.f.service, "k", "1", 12, None);
+        one.reply("MULTI");
+        one.reply(queued);
+        assert_eq!(one.reply("EXEC"), Reply::NullArray, "{queued}");
+    }
+}
+
+#[test]
+fn what_exec_reads_under_watch_is_what_watch_found() {
+    let mut one = One::new();
+    let mut executed = 0;
+    for round in 0..300u64 {
+        one.reply("WATCH k");
+        let Reply::Bulk(known) = one.reply("GET k") else {
+            panic!("k is there");
+        };
+        one.reply("MULTI");
+        for _ in 0..100 {
+            one.reply("GET k");
+        }
+        let told = std::thread::scope(|scope| {
+            let service = one.f.service.clone();
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_micros(round % 100));
+                Fixture::show(&service, "k", &round.to_string(), round + 10, None);
+            });
+            let args: [&[u8]; 1] = [b"EXEC"];
+            execute(&mut one.session, &one.shared, &args, false)
+        });
+        match told {
+            Step::Reply(Reply::NullArray) => {}
+            Step::Reply(Reply::Array(replies)) => {
+                executed += 1;
+                assert!(
+                    replies.iter().all(|reply| *reply == Reply::Bulk(known.clone())),
+                    "{replies:?}"
+                );
+            }
+            _ => panic!("it only reads"),
+        }
+    }
+    assert!(executed > 0);
+}
+
+#[test]
+fn exec_rests_on_a_watched_key_that_was_expired() {
+    let mut one = One::new();
+    Fixture::show(&one.f.service, "k", "", 12, Some(1));
+    one.reply("WATCH k");
+    one.reply("MULTI");
+    one.reply("SET other 1");
+    assert!(matches!(one.send("EXEC"), Step::Pending(_)));
+    let waiting = one.f.log.waiting.lock();
+    let condition = waiting[0].condition.as_ref().expect("it has a condition");
+    let reads: Vec<_> = condition
+        .reads
+        .iter()
+        .map(|read| (read.key.as_deref(), read.known))
+        .collect();
+    assert_eq!(reads, [(Some(&b"k"[..]), 13)]);
+}
+
+#[test]
+fn watch_waits_for_a_write_under_way_and_that_is_no_change() {
+    let mut one = One::new();
+    let owner = Arc::default();
+    one.f.set(&owner, "k", "1");
+    let Step::Before(Before::Wait(Wait::Write(write))) = one.send("WATCH k") else {
+        panic!("it does not wait");
+    };
+    one.f.log.acknowledge_all();
+    assert!(write.outcome().is_some());
+    assert_eq!(one.reply("WATCH k"), Reply::Ok);
+    one.reply("MULTI");
+    one.reply("GET k");
+    assert_eq!(one.reply("EXEC"), Reply::Array(vec![Reply::bulk("1")]));
+}

@@ -18,7 +18,7 @@ use super::consistency::Reads;
 use super::table::Entry;
 use super::tally::Tally;
 use crate::config::Config;
-use crate::database::watch::Changed;
+use crate::database::watch::{Changed, Found};
 use crate::database::write::Outstanding;
 use crate::database::{Service, now_ms};
 use crate::resp::Version;
@@ -89,8 +89,8 @@ pub struct Queued {
 #[derive(Default)]
 pub struct Watch {
     pub changed: Arc<Changed>,
-    /// Each with whether it was expired already when WATCH met it.
-    pub keys: HashMap<(u16, Bytes), bool>,
+    /// Each with what WATCH found; `None` while it waits for a write of the key that was under way before.
+    pub keys: HashMap<(u16, Bytes), Option<Found>>,
     /// Bytes of their names.
     pub bytes: usize,
 }

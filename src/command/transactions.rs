@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::database::watch::Found;
 use crate::database::write::Write;
 use crate::database::{Wait, hot};
 
@@ -109,30 +110,32 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
             *context.session.client.watch.lock() = Arc::downgrade(&watch.changed);
         }
         let place = (database, hot::own(key));
-        if watch.keys.contains_key(&place) {
-            continue;
+        match watch.keys.get(&place) {
+            Some(Some(_)) => continue,
+            // What it waited for is over.
+            Some(None) => {}
+            None => {
+                if watch.keys.len() == MAX_WATCHED || watch.bytes + key.len() > MAX_WATCHED_BYTES {
+                    return Err(Fault::error(format!(
+                        "ERR a connection can watch at most {MAX_WATCHED} keys of {MAX_WATCHED_BYTES} bytes together"
+                    )));
+                }
+                if context.session.outstanding.count() > 0 {
+                    // Among them may be own ones: that they reach the log is no change to this connection.
+                    wait_for(service.read(database, key, true)?.depends)?;
+                }
+                let watches = &service.database(database).watches;
+                watches.watch(place.1.clone(), &watch.changed);
+                watch.keys.insert(place.clone(), None);
+                watch.bytes += key.len();
+                let client = &context.session.client;
+                client.watching.store(watch.keys.len(), Ordering::Relaxed);
+                client.watched_bytes.store(watch.bytes, Ordering::Relaxed);
+                wait_for(service.read(database, key, true)?.depends)?;
+            }
         }
-        if watch.keys.len() == MAX_WATCHED || watch.bytes + key.len() > MAX_WATCHED_BYTES {
-            return Err(Fault::error(format!(
-                "ERR a connection can watch at most {MAX_WATCHED} keys of {MAX_WATCHED_BYTES} bytes together"
-            )));
-        }
-        if context.session.outstanding.count() > 0 {
-            // Among them may be own ones: that they reach the log is no change to this connection.
-            wait_for(service.read(database, key, true)?.depends)?;
-        }
-        service
-            .database(database)
-            .watches
-            .watch(place.1.clone(), &watch.changed);
-        let seen = service.read(database, key, true)?;
-        let expired = seen.entry.is_some_and(|e| e.meta.expire_at.is_some_and(|at| at <= now));
-        watch.keys.insert(place, expired);
-        watch.bytes += key.len();
-        let client = &context.session.client;
-        client.watching.store(watch.keys.len(), Ordering::Relaxed);
-        client.watched_bytes.store(watch.bytes, Ordering::Relaxed);
-        wait_for(seen.depends)?;
+        let seen = service.read(database, key, false)?;
+        watch.keys.insert(place, Some(Found::of(seen.entry.as_ref(), now)));
     }
     Ok(Reply::Ok)
 }

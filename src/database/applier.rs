@@ -25,6 +25,10 @@ const BATCH: usize = 1_000;
 const IDLE: Duration = Duration::from_millis(100);
 /// How long the log may take to tell its end.
 const ASK_ENDS: Duration = Duration::from_secs(2);
+/// A way to a goal that takes no longer is too short for a compaction of what is written meanwhile.
+const SHORT_WAY: Duration = Duration::from_secs(1);
+/// So many goals are enough even if the ways to them do not become short: others write faster than this node reads.
+const MOST_GOALS: u32 = 8;
 /// Pause before a log that could not be read anew is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// A group is waited for as long as the rest of it may be in the log, at most this long after the last of its records that came
@@ -41,6 +45,20 @@ enum ApplyError {
     Log(#[from] LogError),
     #[error("{0}")]
     Store(#[from] StoreError),
+}
+
+/// The log's ends when loading began, and then, when they are reached, its ends at that time.
+///
+/// What is there at the first goal is not what the log held at any time: a record below it may have been compacted away before it was read, in favour
+/// of one above it. Whatever was missing on the way to a goal is there at the next one, unless the same happened on the way to that. So there are
+/// two at least, and more as long as the last way was long enough for a compaction. (The embedded log has no other writers, and memory has what
+/// this node wrote meanwhile; there the second goal is reached at once.)
+struct Goal {
+    ends: Positions,
+    /// The first one is 0.
+    number: u32,
+    /// When the ends were asked for.
+    asked: Instant,
 }
 
 struct Applier {
@@ -67,12 +85,10 @@ struct Applier {
     /// The log is to be asked for its ends then.
     next_ends: Instant,
     as_of: AsOf,
-    /// Serving begins when these positions are reached: the log's ends at start, then, if groups were loaded in part, its ends at that time.
-    goal: Option<Positions>,
-    /// Groups of which a part was applied while loading. A group's records are all in the log before the first of them is read.
+    /// What has to be applied before this node serves; `None` while it does.
+    goal: Option<Goal>,
+    /// Groups of which a part was applied on the way to the first goal. A group's records are all in the log before the first of them is read.
     in_part: InPart,
-    /// The goal is the second one.
-    completing: bool,
     /// Of partitions that were met later (a database that another node created): what was there then. Groups there may
     /// belong to what has been applied long ago, and are not waited for.
     old_ends: Positions,
@@ -212,9 +228,18 @@ pub(super) fn has_reached(positions: &Positions, ends: &Positions) -> bool {
     ends.all(|(at, end)| positions.get(at).is_some_and(|position| position >= end))
 }
 
+impl Goal {
+    /// Whether there is to be another one when this one is reached now.
+    fn is_to_be_followed(&self) -> bool {
+        let is_long = self.asked.elapsed() > SHORT_WAY && self.number + 1 < MOST_GOALS;
+        self.number == 0 || is_long
+    }
+}
+
 impl Applier {
     fn new(service: Arc<Service>, positions: Positions, marks: &Marks) -> Result<Self, LogError> {
-        let goal = service.log.ends(Duration::from_secs(30))?;
+        let asked = Instant::now();
+        let ends = service.log.ends(Duration::from_secs(30))?;
         service.note_sources();
         let follower = service.log.follow_marked(&positions, marks)?;
         for (at, &offset) in &positions {
@@ -238,10 +263,9 @@ impl Applier {
             exact_from: None,
             in_memory: 0,
             next_ends: Instant::now(),
-            old_ends: goal.clone(),
-            goal: Some(goal),
+            old_ends: ends.clone(),
+            goal: Some(Goal { ends, number: 0, asked }),
             in_part: InPart::default(),
-            completing: false,
             started: Instant::now(),
             met: positions.clone(),
             start_positions: positions,
@@ -420,7 +444,7 @@ impl Applier {
             self.old_ends
                 .insert(record.at, ends.get(&record.at).copied().unwrap_or(0));
         }
-        let loads = self.goal.is_some() && !self.completing;
+        let loads = self.goal.as_ref().is_some_and(|goal| goal.number == 0);
         if self.waiting.is_empty() && (loads || !self.is_to_wait(&record)) {
             if let (true, Some(group)) = (loads, record.group) {
                 self.in_part.note(record.at, group);
@@ -717,47 +741,62 @@ impl Applier {
         has_reached(&self.applied_positions(), ends)
     }
 
+    /// Whether the last goal is reached; takes the next one when another is.
+    fn has_loaded(&mut self) -> bool {
+        // A position that is no more, or of another log, may be past the end.
+        while let Some(goal) = &self.goal
+            && self.follower.is_confirmed()
+            && self.has_applied(&goal.ends)
+        {
+            if !goal.is_to_be_followed() {
+                return true;
+            }
+            let (number, asked) = (goal.number + 1, Instant::now());
+            let Ok(ends) = self.service.log.ends(ASK_ENDS) else {
+                return false;
+            };
+            self.goal = Some(Goal { ends, number, asked });
+        }
+        false
+    }
+
+    /// Everything is loaded.
+    fn serve(&mut self) {
+        self.in_part = InPart::default();
+        self.service.behind.show();
+        self.as_of.loaded(&self.service);
+        info!(
+            records = self.service.counters.records_applied.load(Ordering::Relaxed),
+            seconds = self.started.elapsed().as_secs_f64(),
+            "caught up with the log: serving"
+        );
+        self.goal = None;
+        self.tell_applied();
+        for database in &self.service.databases {
+            let is_new = |partition: &Partition| partition.applied.load(Ordering::Acquire) == 0;
+            if database.only_partition().is_some_and(is_new) {
+                database.hot.hold_all();
+            }
+        }
+        self.service.set_status(Status::Serving);
+        self.preload = preload::start(&self.service).unwrap_or_else(|error| {
+            warn!(%error, "cannot start a thread that reads the store into memory");
+            None
+        });
+    }
+
     fn note_progress(&mut self) {
         if self.as_of.is_open() {
             let applied = self.applied_positions();
             self.as_of.applied(&self.service, &applied);
         }
-        let Some(goal) = &self.goal else { return };
-        // A position that is no more, or of another log, may be past the end.
-        if self.follower.is_confirmed() && self.has_applied(goal) {
-            if !self.completing && !self.in_part.is_empty() {
-                // If they are not told, they are asked for again.
-                if let Ok(ends) = self.service.log.ends(ASK_ENDS) {
-                    self.goal = Some(ends);
-                    self.completing = true;
-                }
-                return;
-            }
-            self.in_part = InPart::default();
-            self.service.behind.show();
-            self.as_of.loaded(&self.service);
-            info!(
-                records = self.service.counters.records_applied.load(Ordering::Relaxed),
-                seconds = self.started.elapsed().as_secs_f64(),
-                "caught up with the log: serving"
-            );
-            self.goal = None;
-            self.tell_applied();
-            for database in &self.service.databases {
-                let is_new = |partition: &Partition| partition.applied.load(Ordering::Acquire) == 0;
-                if database.only_partition().is_some_and(is_new) {
-                    database.hot.hold_all();
-                }
-            }
-            self.service.set_status(Status::Serving);
-            self.preload = preload::start(&self.service).unwrap_or_else(|error| {
-                warn!(%error, "cannot start a thread that reads the store into memory");
-                None
-            });
-            return;
+        if self.has_loaded() {
+            return self.serve();
         }
+        let Some(goal) = &self.goal else { return };
         let done = |positions: &Positions| -> u64 {
-            goal.keys()
+            goal.ends
+                .keys()
                 .map(|at| {
                     let start = self.start_positions.get(at).copied().unwrap_or(0);
                     positions.get(at).copied().unwrap_or(0).saturating_sub(start)
@@ -770,7 +809,7 @@ impl Applier {
         };
         self.service.set_status(Status::Loading {
             applied: done(&self.follower.positions()),
-            total: done(goal),
+            total: done(&goal.ends),
             rebuilding,
         });
     }

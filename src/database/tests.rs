@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::flushed::Flushed;
-use super::hot::Lookup;
+use super::hot::{At, Lookup};
 use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Partition, Service, Settings, Status, Transaction, Wait, applier};
@@ -42,6 +42,8 @@ pub(crate) struct ScriptedLog {
     mute: AtomicBool,
     /// Its followers are given nothing.
     held: Arc<AtomicBool>,
+    /// Its followers are given nothing from this offset on.
+    withheld: Arc<Mutex<Option<u64>>>,
     /// What ends are told, one after the other, instead of its true one.
     told_ends: Mutex<VecDeque<u64>>,
     /// Its next follower to ask is told that its position is lost.
@@ -200,6 +202,7 @@ impl Log for ScriptedLog {
         Ok(Box::new(ScriptedFollower {
             records: self.records.clone(),
             held: self.held.clone(),
+            withheld: self.withheld.clone(),
             lost: self.lost.clone(),
             next: from.get(&HERE).copied().unwrap_or(0),
         }))
@@ -210,6 +213,7 @@ impl Log for ScriptedLog {
 struct ScriptedFollower {
     records: Arc<Mutex<Vec<LogRecord>>>,
     held: Arc<AtomicBool>,
+    withheld: Arc<Mutex<Option<u64>>>,
     lost: Arc<AtomicBool>,
     next: u64,
 }
@@ -222,10 +226,11 @@ impl Follower for ScriptedFollower {
         }
         loop {
             let records = self.records.lock();
-            let new = &records[self.next as usize..];
+            let end = (*self.withheld.lock()).unwrap_or(records.len() as u64);
+            let new = records.get(self.next as usize..end as usize).unwrap_or_default();
             if !new.is_empty() && !self.held.load(Ordering::SeqCst) {
                 out.extend_from_slice(new);
-                self.next = records.len() as u64;
+                self.next = end;
                 return Ok(());
             }
             drop(records);
@@ -341,7 +346,21 @@ impl Fixture {
         self.service.transact(owner, Keys::Some(&[key.as_bytes()]), view, f)
     }
 
-    fn set(&self, owner: &Arc<Outstanding>, key: &str, value: &str) -> Arc<Write> {
+    /// What the applier shows of another writer's record before it raises the flags of those who watch the key.
+    pub fn show(service: &Service, key: &str, value: &str, offset: u64, expire_at: Option<u64>) {
+        let meta = Meta {
+            partition: 0,
+            offset,
+            timestamp: 1,
+            expire_at,
+        };
+        let value = Value::String(Bytes::copy_from_slice(value.as_bytes()));
+        let at = At { partition: 0, offset };
+        let hot = &service.databases[0].hot;
+        assert!(hot.apply(key.as_bytes(), at, Some(Entry { meta, value }), true, None));
+    }
+
+    pub fn set(&self, owner: &Arc<Outstanding>, key: &str, value: &str) -> Arc<Write> {
         let value = Bytes::copy_from_slice(value.as_bytes());
         let computed = self.transact(owner, key, View::Update, |t| {
             t.set(0, key.as_bytes(), value, None);

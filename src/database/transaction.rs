@@ -432,13 +432,6 @@ impl Transaction<'_> {
         self.reads.extend(all);
     }
 
-    /// True if the key's time is over but nobody has deleted it yet.
-    pub fn is_expired(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
-        let now = self.now;
-        let entry = self.get_even_expired(database, key)?;
-        Ok(entry.is_some_and(|e| e.meta.expire_at.is_some_and(|at| at <= now)))
-    }
-
     /// The string value of a key.
     pub fn get_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         let entry = self.get(database, key)?;
@@ -453,6 +446,11 @@ impl Transaction<'_> {
 
     pub fn exists(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
         Ok(self.get(database, key)?.is_some())
+    }
+
+    /// True if there is something to be written.
+    pub fn writes(&self) -> bool {
+        !self.items.is_empty()
     }
 
     /// Gives the key a whole new state. `expire_at` is absolute, milliseconds since the epoch.

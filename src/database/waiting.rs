@@ -110,10 +110,6 @@ pub struct InPart {
 }
 
 impl InPart {
-    pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-    }
-
     /// How many records of a group are still to come, if a part of it was applied.
     pub fn missing(&self, group: u128) -> Option<u32> {
         self.groups.get(&group).copied()
@@ -187,7 +183,7 @@ mod tests {
         note(1, 3);
         (0..REMEMBERED as u128 - 1).for_each(|id| note(10 + id, 2));
         assert_eq!([1, 2, 10].map(|id| groups.missing(id)), [None, None, Some(1)]);
-        assert!(!groups.is_empty());
+        assert!(!groups.groups.is_empty());
     }
 
     #[test]

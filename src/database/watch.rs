@@ -1,4 +1,7 @@
 //! WATCH: which keys somebody watches, and a flag per connection that a change of one of them raises.
+//!
+//! The flag alone is not enough: the applier shows a change before it raises the flag, and a transaction may be computed in between. So WATCH also
+//! notes the [`Found`] of each key, and EXEC compares it with what it finds itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,8 +10,34 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::store::Entry;
+
 /// Raised when a watched key may have changed.
 pub type Changed = AtomicBool;
+
+/// Which record gives a key its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Absent, or expired.
+    Absent,
+    Record {
+        partition: u32,
+        offset: u64,
+    },
+}
+
+impl Found {
+    /// Of this entry, at that time (milliseconds since the epoch).
+    pub fn of(entry: Option<&Entry>, now: u64) -> Found {
+        match entry.map(|entry| &entry.meta) {
+            Some(meta) if meta.expire_at.is_none_or(|at| at > now) => Found::Record {
+                partition: meta.partition,
+                offset: meta.offset,
+            },
+            _ => Found::Absent,
+        }
+    }
+}
 
 /// Watched keys of one database.
 #[derive(Default)]

@@ -939,6 +939,47 @@ mod tests {
         }
     }
 
+    /// A reader asked the store, then the key changed, the store got that, and memory gave the slot away; only then the reader comes back.
+    #[test]
+    fn what_the_store_answered_before_a_change_is_not_remembered() {
+        let value = |n: u64| entry(n, Value::String(n.to_string().into()), None);
+        let cold = |tier: &HotTier, key: &[u8]| match tier.get(key, false) {
+            Lookup::Cold(token) => Some(token),
+            _ => None,
+        };
+        type Change = fn(&HotTier);
+        let changes: [(&str, Change); 5] = [
+            ("written", |tier| {
+                let new = entry(7, Value::String(Bytes::from_static(b"new")), None);
+                assert!(tier.apply(b"k", at(7), Some(new), true, None));
+            }),
+            ("deleted", |tier| assert!(tier.apply(b"k", at(7), None, true, None))),
+            ("loaded", |tier| assert!(tier.apply(b"k", at(7), None, false, None))),
+            ("flushed", |tier| tier.forget_hidden(at(7))),
+            ("read anew", HotTier::forget_all),
+        ];
+        for (what, change) in changes {
+            let tier = tier(1);
+            let asked = cold(&tier, b"k").expect("it was never met");
+            change(&tier);
+            tier.stored(b"k", at(7));
+            // Others need its room.
+            for n in 0..100_000u64 {
+                if cold(&tier, b"k").is_some() {
+                    break;
+                }
+                let token = cold(&tier, &n.to_le_bytes()).expect("it was never met");
+                tier.fill(&n.to_le_bytes(), Some(&value(n)), token);
+            }
+            let asked_after = cold(&tier, b"k").expect("it was evicted");
+            tier.budget.limit.store(1 << 20, Ordering::Relaxed);
+            tier.fill(b"k", Some(&value(5)), asked);
+            assert_eq!(shown(&tier, b"k"), None, "{what}: an old state is kept");
+            tier.fill(b"k", Some(&value(7)), asked_after);
+            assert_eq!(shown(&tier, b"k"), Some(Some(value(7))), "{what}");
+        }
+    }
+
     #[test]
     fn rows_of_slots_stay_short_however_long_it_evicts() {
         let tier = tier(8 << 20);

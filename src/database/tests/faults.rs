@@ -177,3 +177,48 @@ fn whoever_watches_is_told_when_everything_is_read_anew() {
     assert!(flag.load(Ordering::SeqCst));
     connect(&f);
 }
+
+/// When the log was asked for its end it held `k` at 0. Then another node wrote `k` at 12, and a compaction removed what was at 0. Everything
+/// below the first end is given.
+fn compact_while_it_is_read(log: &ScriptedLog) {
+    for n in 0..10 {
+        log.foreign(&format!("other{n}"), "1");
+    }
+    log.foreign("other", "1");
+    log.foreign("other", "2");
+    log.foreign("k", "1");
+    log.told_ends.lock().push_back(10);
+    *log.withheld.lock() = Some(10);
+}
+
+/// What is there at the first end is told by nobody.
+fn serves_with_what_was_moved(f: &Fixture) {
+    f.wait(|f| match &*f.service.status() {
+        Status::Serving => panic!("it serves, and k is {:?}", f.get("k")),
+        Status::Loading { applied, total, .. } => (*applied, *total) == (10, 13),
+        Status::Stale => panic!("the log was never out of reach"),
+        Status::Failed(reason) => panic!("{reason}"),
+    });
+    *f.log.withheld.lock() = None;
+    f.wait(|f| f.service.is_serving());
+    assert_eq!(f.get("k").as_deref(), Some("1"));
+}
+
+#[test]
+fn what_a_compaction_moved_behind_the_end_at_start_is_there_when_serving_begins() {
+    let log = Arc::new(ScriptedLog::default());
+    compact_while_it_is_read(&log);
+    let f = Fixture::starting(log, tempfile::tempdir().expect("a temporary directory"), 1);
+    serves_with_what_was_moved(&f);
+}
+
+#[test]
+fn what_a_compaction_moved_while_everything_is_read_anew_is_there_when_serving_begins() {
+    let f = Fixture::new(false);
+    f.log.mute.store(true, Ordering::SeqCst);
+    compact_while_it_is_read(&f.log);
+    f.log.lost.store(true, Ordering::SeqCst);
+    f.wait(|f| !f.service.is_serving());
+    f.log.mute.store(false, Ordering::SeqCst);
+    serves_with_what_was_moved(&f);
+}
