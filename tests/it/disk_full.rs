@@ -20,6 +20,7 @@ fn on(disk: &SmallDisk) -> Builder {
         .within(disk.enter())
         .dir(&disk.path().join("data"))
         .allow("no space left")
+        .allow("using the room that was kept for deletes")
 }
 
 fn value(n: usize) -> Vec<u8> {
@@ -131,6 +132,73 @@ fn a_full_disk_refuses_writes_until_there_is_room_with_fjall() {
             .allow("StorageFull")
             .allow("rebuild")
     });
+}
+
+/// Deletes four of five keys.
+fn delete_most(client: &mut Client, models: &mut [Model]) {
+    for model in models {
+        let mut keys: Vec<String> = model.keys().cloned().collect();
+        keys.sort();
+        for key in keys
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| !n.is_multiple_of(5))
+            .map(|(_, key)| key)
+        {
+            client.check(&format!("DEL {key}"), ":1");
+            model.remove(key);
+        }
+    }
+}
+
+#[test]
+fn deletes_on_a_full_disk_make_room_also_behind_a_restart() {
+    let disk = SmallDisk::new(256);
+    disk.fill(Some(100));
+    let mut node = on(&disk).start();
+    let mut models = vec![Model::new()];
+    for restarts in [false, true] {
+        fill_from_several_clients(&node, &mut models);
+        delete_most(&mut node.client(), &mut models);
+        if restarts {
+            node.restart();
+        }
+        set_works_soon(&mut node.client());
+        check_all(&mut node.client(), &models);
+    }
+}
+
+/// Somebody else takes the last byte; the node goes on, or is started there.
+fn a_disk_that_is_full_to_its_last_byte(restarts: bool) {
+    let disk = SmallDisk::new(256);
+    disk.fill(Some(100));
+    // As small beside the disk as they usually are.
+    let mut node = on(&disk).args(&["--segment-bytes", "4mb"]).start();
+    let mut models = vec![Model::new()];
+    fill_from_several_clients(&node, &mut models);
+    disk.fill(None);
+    if restarts {
+        node.restart();
+    }
+    check_all(&mut node.client(), &models);
+    delete_most(&mut node.client(), &mut models);
+    set_works_soon(&mut node.client());
+    check_all(&mut node.client(), &models);
+
+    disk.free();
+    // What was given up is kept again.
+    let reserve = disk.seen_from_here().join("data/log/reserve");
+    wait_for("room to be kept", SOON, || reserve.exists().then_some(()));
+}
+
+#[test]
+fn a_node_starts_on_a_disk_that_is_full_to_its_last_byte_and_deletes_make_room() {
+    a_disk_that_is_full_to_its_last_byte(true);
+}
+
+#[test]
+fn deletes_on_a_disk_that_is_full_to_its_last_byte_make_room() {
+    a_disk_that_is_full_to_its_last_byte(false);
 }
 
 /// Somebody else takes the last byte, while much is written here.

@@ -32,7 +32,7 @@ use super::segment::{
 use super::writer::FRAME_TARGET;
 use super::{Registry, Shared};
 use crate::log::LogError;
-use crate::room::KEPT_BY_STORE;
+use crate::room::{KEPT_BY_STORE, KEPT_WHILE_MAKING_ROOM};
 use crate::supervise;
 
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ impl Default for Options {
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// A pass that is asked for (after a flush, on a full disk) waits for so many times as long as the last one took.
 const ASKED_PAUSE: u32 = 10;
+/// And for so long at least: while the disk lacks room, each delete asks.
+const LEAST_ASKED_PAUSE: Duration = Duration::from_secs(1);
 /// After a pass that failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Written at once; and fsynced in steps, so that the fsyncs of the writer need not wait for one large one.
@@ -69,31 +71,58 @@ const SYNC_STEP: u64 = 8 * 1024 * 1024;
 pub(super) fn run(shared: &Shared) {
     let mut schedule = Schedule::default();
     while schedule.wait(shared) {
-        if !schedule.due(shared) {
+        shared.reserve.iter().for_each(super::keep);
+        let Some(due) = schedule.due(shared) else {
             continue;
-        }
+        };
         let began = Instant::now();
-        match caught_pass(shared) {
+        match caught(shared, due) {
             Ok(done) => schedule.done(done, began),
             Err(Stop::Closing) => return,
             Err(Stop::FollowerBehind) => {
                 debug!("compaction waits for a reader that has just begun")
             }
+            Err(Stop::NoRoom(refusal)) => schedule.failed(shared, &LogError::Failed(refusal)),
             Err(Stop::Failed(e)) => schedule.failed(shared, &e),
         }
     }
 }
 
 /// A pass that panics has failed: the files are good at any moment, and the next pass begins anew.
-fn caught_pass(shared: &Shared) -> Result<Done, Stop> {
+fn caught(shared: &Shared, due: Due) -> Result<Done, Stop> {
     let pass = || {
         supervise::busy(Duration::ZERO);
-        pass(shared)
+        compact(shared, due)
     };
     catch_unwind(AssertUnwindSafe(pass)).unwrap_or_else(|panic| {
         let text = supervise::panic_text(&*panic);
         Err(Stop::Failed(LogError::Failed(format!("it panicked: {text}"))))
     })
+}
+
+/// As much as there is room for.
+pub(super) fn compact(shared: &Shared, due: Due) -> Result<Done, Stop> {
+    if due == Due::Asked {
+        // What is to be freed may be hidden by what was written just now.
+        shared.close_segment();
+    }
+    match pass(shared) {
+        Err(Stop::NoRoom(_)) => {}
+        passed => return passed,
+    }
+    match make_room(shared) {
+        Err(Stop::NoRoom(_)) if shared.give_up_reserve() => make_room(shared),
+        made => made,
+    }
+}
+
+/// Why a pass is to be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// There is enough to do.
+    Work,
+    /// Somebody needs the room.
+    Asked,
 }
 
 #[derive(Default)]
@@ -133,15 +162,15 @@ impl Schedule {
     }
 
     /// Whether what came since the last pass is worth one: half of what was left by that, and a segment at least.
-    fn due(&mut self, shared: &Shared) -> bool {
+    fn due(&mut self, shared: &Shared) -> Option<Due> {
         if self.failing.is_some_and(|since| since.elapsed() < PAUSE_AFTER_FAILURE) {
-            return false;
+            return None;
         }
         let may_ask = self
             .asked_not_before
             .is_none_or(|not_before| not_before <= Instant::now());
         if may_ask && std::mem::take(&mut self.asked) {
-            return true;
+            return Some(Due::Asked);
         }
         let clean_below = shared.registry.lock().meta.clean_below;
         let segments = shared.segments.read();
@@ -157,13 +186,13 @@ impl Schedule {
         let purge = self.kept.is_some_and(|(bytes, since)| {
             bytes > clean / 4 && since.elapsed() >= shared.options.compaction.keep_deletions.max(LOOK_INTERVAL)
         });
-        dirty >= shared.options.segment_bytes.max(clean / 2) || purge
+        (dirty >= shared.options.segment_bytes.max(clean / 2) || purge).then_some(Due::Work)
     }
 
     fn done(&mut self, done: Done, began: Instant) {
         let took = began.elapsed();
         self.failing = None;
-        self.asked_not_before = Some(Instant::now() + took * ASKED_PAUSE);
+        self.asked_not_before = Some(Instant::now() + (took * ASKED_PAUSE).max(LEAST_ASKED_PAUSE));
         self.kept = (done.kept_bytes > 0).then(|| (done.kept_bytes, Instant::now()));
         debug!(
             ?took,
@@ -186,6 +215,8 @@ pub(super) enum Stop {
     Closing,
     /// A follower began below what this pass would remove; what was done so far stands.
     FollowerBehind,
+    /// What stays of a segment finds no room beside it.
+    NoRoom(String),
     Failed(LogError),
 }
 
@@ -204,10 +235,11 @@ pub(super) struct Done {
 
 /// One pass over all closed segments.
 pub(super) fn pass(shared: &Shared) -> Result<Done, Stop> {
-    let clean_below = shared.registry.lock().meta.clean_below;
-    let mut segments = shared.segments.read().clone();
-    let active = segments.pop().expect("there is always the writer's segment");
-    let mut rule = Rule::gather(shared, &segments, clean_below, active.base)?;
+    let Begun {
+        segments,
+        active,
+        mut rule,
+    } = begin(shared)?;
     rule.purge_below = purge_limit(shared, &segments, rule.covered);
 
     let mut looked = look(shared, &segments, &rule)?;
@@ -229,10 +261,54 @@ pub(super) fn pass(shared: &Shared) -> Result<Done, Stop> {
         let looked = &looked[start..start + len];
         if len > 1 || looked[0].dropped > 0 {
             let end = segments.as_slice().first().unwrap_or(&active).base;
-            rewrite(shared, &group, looked, end, purge_below)?;
+            rewrite(shared, &group, looked, end, (purge_below, KEPT_BY_STORE))?;
         }
         start += len;
     }
+    end(shared, covered, &looked)
+}
+
+/// The same on a disk that has no room for it: each segment for itself, and those first of which the least stays. So what deletes have hidden is freed
+/// wherever it is. No tombstone goes: it may be rewritten before what it hides.
+fn make_room(shared: &Shared) -> Result<Done, Stop> {
+    let Begun { segments, active, rule } = begin(shared)?;
+    let looked = look(shared, &segments, &rule)?;
+    let covered = rule.covered;
+    drop(rule);
+    let mut order: Vec<usize> = (0..looked.len()).filter(|&place| looked[place].dropped > 0).collect();
+    order.sort_unstable_by_key(|&place| looked[place].left);
+    for place in order {
+        let next = segments.get(place + 1).unwrap_or(&active).base;
+        let kept = KEPT_WHILE_MAKING_ROOM;
+        rewrite(
+            shared,
+            &segments[place..=place],
+            &looked[place..=place],
+            next,
+            (0, kept),
+        )?;
+    }
+    end(shared, covered, &looked)
+}
+
+/// A pass that knows the records since the last one.
+struct Begun {
+    segments: Vec<Arc<Segment>>,
+    /// The writer's, behind them.
+    active: Arc<Segment>,
+    rule: Rule,
+}
+
+fn begin(shared: &Shared) -> Result<Begun, Stop> {
+    let clean_below = shared.registry.lock().meta.clean_below;
+    let mut segments = shared.segments.read().clone();
+    let active = segments.pop().expect("there is always the writer's segment");
+    let rule = Rule::gather(shared, &segments, clean_below, active.base)?;
+    Ok(Begun { segments, active, rule })
+}
+
+/// Everything below `covered` is compacted.
+fn end(shared: &Shared, covered: u64, looked: &[Looked]) -> Result<Done, Stop> {
     let mut registry = shared.registry.lock();
     registry.meta.clean_below = covered;
     registry
@@ -492,18 +568,18 @@ fn group_len(looked: &[Looked], segment_bytes: u64) -> usize {
     len
 }
 
-/// Writes what stays of the segments into one file and puts it in their place.
+/// Writes what stays of the segments into one file and puts it in their place, if so much room is kept beside it.
 fn rewrite(
     shared: &Shared,
     segments: &[Arc<Segment>],
     looked: &[Looked],
     end: u64,
-    purge_below: u64,
+    (purge_below, kept): (u64, u64),
 ) -> Result<(), Stop> {
     let left = looked.iter().map(|l| l.left).sum();
     let room = shared.disk.room(&shared.dir).ok();
-    if let Some(refusal) = room.and_then(|room| room.refusal(&shared.dir, left, KEPT_BY_STORE)) {
-        return Err(Stop::Failed(LogError::Failed(refusal)));
+    if let Some(refusal) = room.and_then(|room| room.refusal(&shared.dir, left, kept)) {
+        return Err(Stop::NoRoom(refusal));
     }
     let first = &segments[0];
     let mut name = first.path.clone().into_os_string();

@@ -4,7 +4,7 @@
 //! database sees gaps). Files in the log's directory:
 //! - `00000000000000000000.segment` …: checksummed frames ([`frame`], [`segment`]), the newest one being appended to;
 //! - `meta`, `mark`: which log this is, and up to where it is known to be on the disk ([`meta`]);
-//! - `LOCK`: one process per directory ([`lock`]).
+//! - `LOCK`: one process per directory ([`lock`]); `reserve`: room that others cannot take ([`crate::room`]).
 //!
 //! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses), [`follower`] (records
 //! out), [`recovery`] (opening), [`compaction`] (the newest record per key stays). The reasons are in
@@ -32,6 +32,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use tracing::{debug, warn};
 
 use self::disk::{Disk, LocalDisk};
 use self::follower::EmbeddedFollower;
@@ -40,6 +41,7 @@ use self::meta::{MarkFile, Meta};
 use self::segment::{Segment, io_error};
 use self::writer::{Queue, Writer};
 use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
+use crate::room::{KEPT_BY_STORE, Reserve, Room};
 use crate::supervise::{self, Role};
 
 /// When a record counts as written.
@@ -131,6 +133,7 @@ struct Shared {
     fsyncs: AtomicU64,
     compactions: AtomicU64,
     last_error: Mutex<Option<String>>,
+    reserve: Option<Reserve>,
 }
 
 /// Who reads where, and what may be gone: compaction and new followers agree on it under one lock.
@@ -151,6 +154,31 @@ impl Shared {
     fn note_error(&self, error: &str) {
         *self.last_error.lock() = Some(error.to_owned());
     }
+
+    /// Asks for a compaction that does not wait for the usual amount of work: the disk lacks room, or there is much to be freed.
+    fn compact_now(&self) {
+        self.stopping.lock().compact_now = true;
+        self.stop_or_work.notify_all();
+    }
+
+    /// The disk is full to its last byte, or nearly so. True if there is room again, which was kept for that.
+    fn give_up_reserve(&self) -> bool {
+        let given_up = self.reserve.as_ref().is_some_and(Reserve::give_up);
+        if given_up {
+            warn!(
+                "the disk of {} is full; using the room that was kept for deletes",
+                self.dir.display()
+            );
+        }
+        given_up
+    }
+}
+
+/// Keeps room for when the disk is full, if there is enough.
+fn keep(reserve: &Reserve) {
+    if let Err(error) = reserve.keep() {
+        debug!(%error, "no room can be kept for deletes on a full disk");
+    }
 }
 
 pub struct EmbeddedLog {
@@ -164,7 +192,15 @@ impl EmbeddedLog {
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, LogError> {
         LocalDisk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
         let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
-        Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock))
+        let reserve = Reserve::of(dir);
+        // The store is going to need room as well.
+        match Room::of(dir).ok().and_then(|room| room.refusal(dir, 0, KEPT_BY_STORE)) {
+            Some(cause) if reserve.give_up() => {
+                warn!("{cause}; starting with the room that was kept for that: delete what is not needed");
+            }
+            _ => keep(&reserve),
+        }
+        Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock), Some(reserve))
     }
 
     fn open_on(
@@ -172,6 +208,7 @@ impl EmbeddedLog {
         dir: &Path,
         options: Options,
         lock: Option<DirectoryLock>,
+        reserve: Option<Reserve>,
     ) -> Result<Arc<Self>, LogError> {
         let recovered = recovery::recover(&*disk, dir, options.fsync != Fsync::Always)?;
         let next = recovered.next;
@@ -201,6 +238,7 @@ impl EmbeddedLog {
             fsyncs: AtomicU64::new(0),
             compactions: AtomicU64::new(0),
             last_error: Mutex::new(None),
+            reserve,
         });
         let log = Arc::new(Self {
             shared: shared.clone(),

@@ -15,7 +15,7 @@ use super::fault_disk::{FaultDisk, Faults};
 use super::*;
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Completion, LogRecord, Payload, ProduceError, Record};
-use crate::room::{KEPT_BY_LOG, Room};
+use crate::room::{KEPT_BY_LOG, KEPT_WHILE_MAKING_ROOM, Room};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -121,7 +121,7 @@ fn options() -> Options {
 }
 
 fn open(disk: &FaultDisk, options: Options) -> Result<Arc<EmbeddedLog>, LogError> {
-    EmbeddedLog::open_on(Arc::new(disk.clone()), dir(), options, None)
+    EmbeddedLog::open_on(Arc::new(disk.clone()), dir(), options, None, None)
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -583,11 +583,7 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
 fn on_a_disk_that_is_nearly_full_only_deletes_are_written() {
     let disk = FaultDisk::new();
     let log = open(&disk, options()).expect("open");
-    let room = |free| Faults {
-        room: Some(Room { free, total: 1 << 40 }),
-        ..Faults::default()
-    };
-    disk.set_faults(room(KEPT_BY_LOG - 1));
+    disk.set_faults(with_room(KEPT_BY_LOG - 1));
     for _ in 0..2 {
         let error = produce(&log, vec![put(0, "no", b"v")]).expect_err("there is no room");
         assert!(
@@ -596,10 +592,119 @@ fn on_a_disk_that_is_nearly_full_only_deletes_are_written() {
         );
     }
     written(&log, vec![delete(0, "gone")]);
-    disk.set_faults(room(2 * KEPT_BY_LOG));
+    disk.set_faults(with_room(2 * KEPT_BY_LOG));
     written(&log, vec![put(0, "yes", b"v")]);
     let keys: Vec<_> = read_all(&log).into_iter().map(|r| r.key).collect();
     assert_eq!(keys, ["gone", "yes"]);
+}
+
+/// A disk with so much room, whatever is written there.
+fn with_room(free: u64) -> Faults {
+    Faults {
+        room: Some(Room { free, total: 1 << 40 }),
+        ..Faults::default()
+    }
+}
+
+#[test]
+fn on_a_disk_that_is_nearly_full_deletes_beside_values_are_written_or_come_again() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    disk.set_faults(with_room(KEPT_BY_LOG - 1));
+    // So that all of them are written at once.
+    let (reached, go_on) = disk.pause_after(0);
+    let first = submit(&log, vec![delete(0, "first")], log.epoch());
+    reached.recv_timeout(PATIENCE).expect("it is written");
+    let batches = [
+        vec![delete(0, "before")],
+        vec![put(0, "value", b"v")],
+        vec![delete(0, "behind")],
+    ];
+    let outcomes = batches.map(|records| submit(&log, records, log.epoch()));
+    go_on.send(()).expect("it goes on");
+    first.recv_timeout(PATIENCE).expect("completed").expect("written");
+    let [before, value, behind] = outcomes.map(|outcome| outcome.recv_timeout(PATIENCE).expect("completed"));
+    assert!(before.is_ok(), "{before:?}");
+    assert!(matches!(&value, Err(ProduceError::NotWritten(_))), "{value:?}");
+    assert_eq!(behind, Err(ProduceError::Stale { after: None }));
+    let keys: Vec<_> = read_all(&log).into_iter().map(|r| r.key).collect();
+    assert_eq!(keys, ["first", "before"]);
+}
+
+/// Their tombstones are in the segment of the writer, which does not fill.
+#[test]
+fn deletes_on_a_disk_that_is_nearly_full_make_room_by_themselves() {
+    let disk = FaultDisk::new();
+    let with_compaction = Options {
+        compaction: compaction::Options::default(),
+        ..options()
+    };
+    let log = open(&disk, with_compaction).expect("open");
+    let key = |n: usize| format!("key{n}");
+    for n in 0..100 {
+        written(&log, vec![put(0, &key(n), &[1; 1_000])]);
+    }
+    assert!(log.disk_bytes() > 100_000);
+    disk.set_faults(with_room(KEPT_BY_LOG - 1));
+    // So large that the disk is asked.
+    produce(&log, vec![put(0, "no", &[1; 2 << 20])]).expect_err("there is no room");
+    for n in (0..100).filter(|n: &usize| !n.is_multiple_of(10)) {
+        written(&log, vec![delete(0, &key(n))]);
+    }
+    wait_until("what was deleted is free", || log.disk_bytes() < 20_000);
+    let values = read_all(&log).into_iter().filter(|r| r.payload != Payload::Tombstone);
+    let kept: Vec<_> = values.map(|r| r.key).collect();
+    assert_eq!(kept, (0..10).map(|n| key(10 * n)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_segment_that_finds_no_room_beside_it_does_not_keep_others_from_being_freed() {
+    let disk = FaultDisk::new();
+    let compaction = compaction::Options {
+        enabled: false,
+        keep_deletions: Duration::ZERO,
+        ..Default::default()
+    };
+    let log = open(
+        &disk,
+        Options {
+            compaction,
+            ..options()
+        },
+    )
+    .expect("open");
+    let key = |n: usize| format!("key{n:02}");
+    for n in 0..16 {
+        written(&log, vec![put(0, &key(n), &[1; 1_000])]);
+    }
+    assert_eq!(log.status().segments, 4, "four keys in each");
+    // One goes of the first segment, and three of each of the others. The tombstones are in the last one.
+    let goes = |n: usize| if n < 4 { n == 0 } else { !n.is_multiple_of(4) };
+    for n in (0..16).filter(|n| goes(*n)) {
+        written(&log, vec![delete(0, &key(n))]);
+    }
+    disk.set_faults(with_room(KEPT_WHILE_MAKING_ROOM + 2_000));
+    let stopped = compaction::compact(&log.shared, compaction::Due::Asked).err();
+    assert!(matches!(stopped, Some(compaction::Stop::NoRoom(_))));
+    let records = |log: &EmbeddedLog, kept: bool| {
+        let of_kind = |r: &&LogRecord| (r.payload != Payload::Tombstone) == kept;
+        read_all(log).iter().filter(of_kind).count()
+    };
+    assert_eq!(
+        (records(&log, true), records(&log, false)),
+        (7, 10),
+        "the first segment is as it was"
+    );
+    let reopened = open_and_read(&disk.after_kill()).expect("opens");
+    assert_eq!(reopened, read_all(&log));
+
+    disk.set_faults(with_room(2 * KEPT_BY_LOG));
+    compact(&log);
+    assert_eq!(
+        (records(&log, true), records(&log, false)),
+        (6, 0),
+        "with room it goes on"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Batches in: a bounded queue, and one thread that writes everything queued at once (group commit).
 //!
 //! What happens when the disk refuses:
-//! - It is nearly full ([`crate::room`]): values are refused with `NotWritten`, and all that is queued behind them; what makes
-//!   room, deletes and flushes, is still written.
+//! - It is nearly full ([`crate::room`]): values are refused with `NotWritten`; what makes room, deletes and flushes, is still written (those
+//!   behind a value that is refused are `Stale`: they are computed again, and come once more).
 //! - A write fails (disk full): the segment is cut back to its last good length, and that is fsynced, so nothing of
 //!   the batches can come back. They and all that is queued fail with `NotWritten`; the epoch grows, so nothing that
 //!   rests on them is written either. The next batch simply tries again.
@@ -36,6 +36,8 @@ const SMALL_WRITE: usize = 64 * 1024;
 /// When nothing was written for so long, the mark is fsynced too.
 const IDLE: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How long compaction waits for the writer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// The disk is asked for its room once in so many bytes, and so often.
 const TRUSTED: u64 = 1024 * 1024;
 const TRUSTED_FOR: Duration = Duration::from_millis(100);
@@ -44,6 +46,8 @@ const TRUSTED_FOR: Duration = Duration::from_millis(100);
 pub struct Queue {
     batches: Vec<Batch>,
     bytes: usize,
+    /// The writer is to close its segment, so that compaction can free what is hidden there.
+    close_segment: bool,
     refusing: Option<Refusing>,
 }
 
@@ -132,6 +136,20 @@ impl Shared {
         }
     }
 
+    /// Has the writer close its segment, and waits for that; but not for long, since it may be waiting for the disk.
+    pub(super) fn close_segment(&self) {
+        self.stopping.lock().segment_closed = false;
+        self.queue.lock().close_segment = true;
+        self.queue_filled.notify_one();
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        let mut stopping = self.stopping.lock();
+        while !stopping.background && !stopping.writer_done && !std::mem::take(&mut stopping.segment_closed) {
+            if self.stop_or_work.wait_until(&mut stopping, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
     pub(super) fn stop_taking_batches(&self) {
         let mut queue = self.queue.lock();
         queue.refusing.get_or_insert(Refusing::Closed);
@@ -185,6 +203,12 @@ fn batch_bytes(batch: &Batch) -> usize {
     batch.records.iter().map(record_bytes).sum()
 }
 
+/// Whether it makes the log grow for good.
+fn has_value(batch: &Batch) -> bool {
+    let is_value = |record: &Record| matches!(record.payload, Payload::Value { .. });
+    batch.records.iter().any(is_value)
+}
+
 fn fail(batches: Vec<Batch>, error: &ProduceError) {
     for batch in batches {
         batch.completion.complete(Err(error.clone()));
@@ -214,6 +238,7 @@ pub struct Writer {
 
 enum Work {
     Batches(Vec<Batch>),
+    CloseSegment,
     Idle,
     Closed,
 }
@@ -246,6 +271,10 @@ impl Writer {
                     supervise::busy(supervise::disk_time(bytes + self.shared.options.segment_bytes));
                     self.append(batches);
                 }
+                Work::CloseSegment => {
+                    supervise::busy(supervise::disk_time(self.shared.options.segment_bytes));
+                    self.close_segment();
+                }
                 Work::Idle => self.sync_mark(),
                 Work::Closed => break,
             }
@@ -257,7 +286,13 @@ impl Writer {
         let mark_dirty = self.shared.options.fsync == Fsync::Always && self.shared.mark.lock().dirty();
         let deadline = mark_dirty.then(|| Instant::now() + IDLE);
         let mut queue = self.shared.queue.lock();
-        while queue.batches.is_empty() {
+        loop {
+            if std::mem::take(&mut queue.close_segment) && queue.refusing.is_none() {
+                return Work::CloseSegment;
+            }
+            if !queue.batches.is_empty() {
+                return Work::Batches(queue.take());
+            }
             if queue.refusing.is_some() {
                 return Work::Closed;
             }
@@ -270,7 +305,6 @@ impl Writer {
                 }
             }
         }
-        Work::Batches(queue.take())
     }
 
     fn sync_mark(&self) {
@@ -281,24 +315,41 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, batches: Vec<Batch>) {
+    fn append(&mut self, mut batches: Vec<Batch>) {
         if let Some(cause) = self.lacks_room(&batches) {
-            return self.give_up(batches, Failure::NoRoom(cause));
+            let first = batches.iter().position(has_value).unwrap_or(batches.len());
+            let refused = batches.split_off(first);
+            if !batches.is_empty() {
+                self.append_all(batches);
+            }
+            return self.refuse_values(refused, cause);
         }
-        if self.len >= self.shared.options.segment_bytes
-            && self.next > self.active.base
-            && let Err(outcome) = self.rotate()
+        self.append_all(batches);
+    }
+
+    fn append_all(&mut self, batches: Vec<Batch>) {
+        let mut written = self.try_append(&batches);
+        if matches!(written, Err(Failure::NoRoom(_))) && !batches.iter().any(has_value) && self.shared.give_up_reserve()
         {
-            return self.give_up(batches, outcome);
+            written = self.try_append(&batches);
         }
-        let end = self.encode(&batches);
-        match self.write() {
-            Ok(()) => self.commit(batches, end),
-            Err(outcome) => self.give_up(batches, outcome),
+        match written {
+            Ok(end) => self.commit(batches, end),
+            Err(failure) => self.give_up(batches, failure),
         }
     }
 
-    /// Why these batches are not to be written, on a disk that is nearly full. Deletes and flushes always are: else nothing
+    /// Returns the offset after the batches.
+    fn try_append(&mut self, batches: &[Batch]) -> Result<u64, Failure> {
+        if self.len >= self.shared.options.segment_bytes && self.next > self.active.base {
+            self.rotate()?;
+        }
+        let end = self.encode(batches);
+        self.write()?;
+        Ok(end)
+    }
+
+    /// Why values are not to be written among these batches, on a disk that is nearly full. Deletes and flushes always are: else nothing
     /// would ever make room.
     fn lacks_room(&mut self, batches: &[Batch]) -> Option<String> {
         let bytes = batches.iter().map(batch_bytes).sum::<usize>() as u64;
@@ -306,18 +357,18 @@ impl Writer {
             self.trusted -= bytes;
             return None;
         }
-        let is_value = |record: &Record| matches!(record.payload, Payload::Value { .. });
-        if !batches.iter().flat_map(|batch| &batch.records).any(is_value) {
-            return None;
-        }
         // A disk that does not tell will tell when it is written to.
         let room = self.shared.disk.room(&self.shared.dir).ok()?;
-        let refusal = room.refusal(&self.shared.dir, bytes.saturating_add(TRUSTED), KEPT_BY_LOG);
-        if refusal.is_none() {
+        let Some(refusal) = room.refusal(&self.shared.dir, bytes.saturating_add(TRUSTED), KEPT_BY_LOG) else {
             self.trusted = TRUSTED;
             self.trusted_until = Instant::now() + TRUSTED_FOR;
-        }
-        refusal.map(|refusal| format!("{refusal}; deletes are written, other writes when there is more"))
+            return None;
+        };
+        self.trusted = 0;
+        // Of what these hide, too.
+        self.shared.compact_now();
+        let refused = batches.iter().any(has_value);
+        refused.then(|| format!("{refusal}; deletes are written, other writes when there is more"))
     }
 
     /// Puts the batches into the buffer, as frames; returns the offset after them.
@@ -392,7 +443,8 @@ impl Writer {
         }
         self.active.set_readable(self.len);
         *self.shared.end.lock() = end;
-        if std::mem::take(&mut self.failing) {
+        if self.failing && batches.iter().any(has_value) {
+            self.failing = false;
             info!("the log can be written again");
         }
         let flushed = batches
@@ -422,14 +474,26 @@ impl Writer {
             return;
         }
         match self.rotate() {
-            Ok(()) => {
-                self.shared.stopping.lock().compact_now = true;
-                self.shared.stop_or_work.notify_all();
-            }
+            Ok(()) => self.shared.compact_now(),
             // Nobody waits for it; the next batch tries the same and tells.
             Err(Failure::NoRoom(cause)) => warn!("{cause}"),
             Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
         }
+    }
+
+    /// For compaction, which is told in any case.
+    fn close_segment(&mut self) {
+        let closed = match self.next > self.active.base {
+            true => self.rotate(),
+            false => Ok(()),
+        };
+        match closed {
+            Ok(()) => {}
+            Err(Failure::NoRoom(cause)) => self.shared.note_error(&cause),
+            Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
+        }
+        self.shared.stopping.lock().segment_closed = true;
+        self.shared.stop_or_work.notify_all();
     }
 
     /// Closes the active segment and goes on in a new one.
@@ -481,13 +545,9 @@ impl Writer {
     fn give_up(&mut self, batches: Vec<Batch>, failure: Failure) {
         match failure {
             Failure::NoRoom(cause) => {
-                if !std::mem::replace(&mut self.failing, true) {
-                    warn!("{cause}");
-                }
-                self.shared.note_error(&cause);
+                self.tell_failure(&cause);
                 // It may be that compaction makes room.
-                self.shared.stopping.lock().compact_now = true;
-                self.shared.stop_or_work.notify_all();
+                self.shared.compact_now();
                 // The epoch first: from the first completion on, nothing new may rest on these batches.
                 let queued = self.shared.start_failing(None);
                 fail(batches, &ProduceError::NotWritten(cause.clone()));
@@ -495,6 +555,27 @@ impl Writer {
             }
             Failure::Broken(cause) => self.shared.break_off(batches, &cause),
         }
+    }
+
+    /// The first of these batches has a value. What is behind it may rest on it; what has none itself is to come again, by itself.
+    fn refuse_values(&mut self, batches: Vec<Batch>, cause: String) {
+        self.tell_failure(&cause);
+        let queued = self.shared.start_failing(None);
+        for batch in batches.into_iter().chain(queued) {
+            let error = match has_value(&batch) {
+                true => ProduceError::NotWritten(cause.clone()),
+                false => ProduceError::Stale { after: None },
+            };
+            batch.completion.complete(Err(error));
+        }
+    }
+
+    /// Once, until values are written again.
+    fn tell_failure(&mut self, cause: &str) {
+        if !std::mem::replace(&mut self.failing, true) {
+            warn!("{cause}");
+        }
+        self.shared.note_error(cause);
     }
 
     /// Leaves the segment without zeros, all of it on the disk, and the mark saying so.

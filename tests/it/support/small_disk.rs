@@ -84,7 +84,8 @@ impl SmallDisk {
         fs::remove_file(self.seen_from_here().join(FILLER)).expect("remove the filler");
     }
 
-    fn seen_from_here(&self) -> PathBuf {
+    /// The disk's root, as this process sees it.
+    pub fn seen_from_here(&self) -> PathBuf {
         let root = format!("/proc/{}/root", self.holder.id());
         Path::new(&root).join(self.path().strip_prefix("/").expect("an absolute path"))
     }
