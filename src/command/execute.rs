@@ -1,7 +1,7 @@
 //! From a request to its reply: looks the command up, checks what every command is checked for, computes it in a transaction,
 //! and says what must happen before the reply may be sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub use crate::database::hot::EXPECTED;
 use crate::database::transaction::{self, Computed, Keys as Locks, View};
 use crate::database::watch::Found;
 use crate::database::write::{Outstanding, Write};
-use crate::database::{Status, Wait, now_ms};
+use crate::database::{Place, Status, Wait, now_ms};
 use crate::log::{Completion, LogError, ProduceError};
 use crate::resp::{Request, Version, Weight};
 use crate::supervise;
@@ -811,13 +811,18 @@ fn view(session: &Session, shared: &Shared, writes: bool) -> View {
     }
 }
 
-/// `strict`: even a single key must not be read while others of its group become visible.
-fn locks<'k>(keys: &'k [&'k [u8]], writes: bool, all: bool, strict: bool) -> Locks<'k> {
-    match (writes, keys.len()) {
+/// Whether keys that are only read have to fit together. `strict`: even a single one must not be read while others of its group become visible.
+fn fit_together(writes: bool, keys: usize, strict: bool) -> bool {
+    !writes && (keys > 1 || strict)
+}
+
+fn locks<'k>(keys: &'k [&'k [u8]], places: &'k [Place<'k>], writes: bool, all: bool) -> Locks<'k> {
+    match (writes, places) {
         _ if all => Locks::All,
         (true, _) => Locks::Some(keys),
-        (false, 0 | 1) if !strict => Locks::Unlocked,
-        (false, _) => Locks::Snapshot,
+        // Without keys the store is looked at, which takes groups in as they come.
+        (false, []) => Locks::Unlocked,
+        (false, places) => Locks::Together(places),
     }
 }
 
@@ -828,7 +833,10 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     let keys = keys_of(command, args);
     let writes = command.has(flag::WRITE);
     let strict = consistency::mode(session, shared) == Consistency::Linearizable;
-    let locks = locks(&keys, writes, matches!(command.keys, Keys::All), strict);
+    let together = fit_together(writes, keys.len(), strict);
+    let places = keys.iter().filter(|_| together).map(|key| (session.database, *key));
+    let places: SmallVec<[Place<'_>; 4]> = places.collect();
+    let locks = locks(&keys, &places, writes, matches!(command.keys, Keys::All));
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared.service.transact(&owner, locks, view, |transaction| {
         transaction.counts = !writes;
@@ -906,10 +914,14 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     keys.extend(watched.keys().map(|(_, key)| &key[..]));
     let (database, replies) = (session.database, session.replies);
     let mut times: Vec<Duration> = Vec::with_capacity(requests.len());
+    let places = match fit_together(writes, keys.len(), true) {
+        true => places(shared, database, &watched, &requests),
+        false => Vec::new(),
+    };
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
     let computed = shared
         .service
-        .transact(&owner, locks(&keys, writes, all, true), view, |transaction| {
+        .transact(&owner, locks(&keys, &places, writes, all), view, |transaction| {
             if changed.is_some_and(|c| c.load(Ordering::SeqCst)) || has_changed(transaction, &watched)? {
                 return Ok(Reply::NullArray);
             }
@@ -987,6 +999,31 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         Err(fault) => refuse(session, fault),
         Ok(computed) => conclude(session, computed, database, barrier, Some(transaction)),
     }
+}
+
+/// The keys that EXEC looks at, each once, with the database that is selected by then.
+fn places<'q>(
+    shared: &Shared,
+    mut database: u16,
+    watched: &'q HashMap<(u16, Bytes), Option<Found>>,
+    requests: &'q [(&'static Entry, Vec<&'q [u8]>)],
+) -> Vec<Place<'q>> {
+    let mut met = HashSet::new();
+    let mut places: Vec<Place<'q>> = watched.keys().map(|(database, key)| (*database, &key[..])).collect();
+    met.extend(places.iter().copied());
+    for (command, request) in requests {
+        if command.name == "select" {
+            // If there is no such database, the one before stays.
+            let selected = request.get(1).and_then(|number| args::parse_int(number));
+            let selected = selected.and_then(|number| u16::try_from(number).ok());
+            database = selected
+                .filter(|number| *number < shared.service.database_count())
+                .unwrap_or(database);
+        }
+        let of_command = keys_of(command, request).into_iter().map(|key| (database, key));
+        places.extend(of_command.filter(|place| met.insert(*place)));
+    }
+    places
 }
 
 /// Whether a watched key is no longer what WATCH found. So the transaction rests on that.

@@ -478,7 +478,7 @@ impl Applier {
     fn apply_front(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
         let mut group = self.waiting.take_front();
-        let _group = (group.len() > 1).then(|| service.groups.write());
+        let _group = (group.len() > 1).then(|| service.groups.show());
         // Copies go before what hides them, or they would be shown for a moment.
         group.sort_by_key(|r| r.at.partition == service.log.partition(r.at.database, &r.key));
         for record in group {

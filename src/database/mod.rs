@@ -3,7 +3,7 @@
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`waiting`]: groups that are not whole yet; [`own`]: what
 //! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`flushed`],
-//! [`watch`], [`consistency`] (how new a read is), [`digest`].
+//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -21,6 +21,7 @@ mod own;
 mod preload;
 #[cfg(test)]
 pub(crate) mod tests;
+mod together;
 pub mod transaction;
 mod waiting;
 pub mod watch;
@@ -35,20 +36,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, Payload, ProduceError, Record, TopicPartition};
-use crate::store::{Checkpoint, Entry, Store, StoreError, key_hash};
+use crate::store::{Checkpoint, Entry, Store, StoreError, Value, key_hash};
 use crate::striped::Striped;
 use crate::supervise;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
+use together::Groups;
 use watch::Watches;
 use write::{Item, NewState, Outstanding, Write};
 use write_behind::WriteBehind;
 
+pub use together::Place;
 pub use transaction::{Fault, Lookups, Transaction, Wait};
 
 /// Key locks; a key's stripe is its hash.
@@ -150,8 +153,7 @@ pub struct Service {
     summed: Arc<digest::Summed>,
     databases: Box<[Database]>,
     stripes: Box<[Mutex<()>]>,
-    /// Held for writing while several keys become visible at once, for reading while several keys are read.
-    groups: RwLock<()>,
+    groups: Groups,
     status: ArcSwap<Status>,
     /// Held while the status changes.
     changing: Mutex<()>,
@@ -290,12 +292,25 @@ impl Drop for GivenUp<'_> {
 }
 
 /// What was read of a key.
+#[derive(Clone)]
 pub struct Seen {
     pub entry: Option<Entry>,
     /// The write under way that the entry comes from.
     pub depends: Option<Arc<Write>>,
     /// The record that says so, if it is known.
     at: Option<At>,
+    /// It comes from the store.
+    is_cold: bool,
+}
+
+impl Seen {
+    /// Bytes of the value, unless memory has them anyway.
+    fn own_bytes(&self) -> usize {
+        match self.entry.as_ref().map(|entry| &entry.value) {
+            Some(Value::String(value)) if self.is_cold || value.len() <= hot::INLINE => value.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// Milliseconds since the epoch.
@@ -330,7 +345,7 @@ impl Service {
             behind: WriteBehind::default(),
             reads: Default::default(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
-            groups: RwLock::new(()),
+            groups: Groups::default(),
             status: ArcSwap::from_pointee(Status::Loading {
                 applied: 0,
                 total: 0,
@@ -541,6 +556,7 @@ impl Service {
                 entry: entry.filter(|e| database.visible(e)),
                 depends: None,
                 at: Some(at),
+                is_cold: false,
             }),
             Lookup::Pending(write, item) => {
                 let at = At {
@@ -551,6 +567,7 @@ impl Service {
                     entry: write.entry(item, at, now_ms() as i64),
                     depends: Some(write),
                     at: None,
+                    is_cold: false,
                 })
             }
             Lookup::Absent => {
@@ -559,6 +576,7 @@ impl Service {
                     entry: None,
                     depends: None,
                     at: None,
+                    is_cold: false,
                 })
             }
             Lookup::Cold(token) => {
@@ -577,6 +595,7 @@ impl Service {
                     entry,
                     depends: None,
                     at,
+                    is_cold: true,
                 })
             }
         }

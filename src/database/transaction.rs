@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::flushed::Flushed;
 use super::hot::At;
+use super::together::{Place, Together};
 use super::write::{Item, NewState, Outstanding, Write};
 use super::{Service, now_ms};
 use crate::log::record::HEADER_BYTES;
@@ -87,8 +88,8 @@ pub enum View {
 pub enum Keys<'k> {
     /// Only reads, of at most one key.
     Unlocked,
-    /// Only reads, of several keys that must fit together.
-    Snapshot,
+    /// Only reads, of these keys, which must fit together.
+    Together(&'k [Place<'k>]),
     Some(&'k [&'k [u8]]),
     All,
 }
@@ -129,6 +130,8 @@ pub struct Transaction<'s> {
     flushed: SmallVec<[u16; 1]>,
     /// What its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
+    /// What was found of its keys before it was computed.
+    together: Option<Together<'s>>,
     pub lookups: Lookups,
     /// What [`Transaction::get`] finds counts as read: set for commands that only read.
     pub counts: bool,
@@ -147,11 +150,17 @@ impl Service {
     ) -> Result<Computed<T>, Fault> {
         let (epoch, era) = (self.log.epoch(), self.era());
         let _stripes = match keys {
-            Keys::Unlocked | Keys::Snapshot => SmallVec::new(),
+            Keys::Unlocked | Keys::Together(_) => SmallVec::new(),
             Keys::Some(keys) => self.lock_keys(keys.iter().copied()),
             Keys::All => self.lock_all_keys(),
         };
-        let snapshot = matches!(keys, Keys::Snapshot).then(|| self.groups.read());
+        let together = match keys {
+            Keys::Together(keys) => self.together(keys, view != View::Committed)?,
+            _ => None,
+        };
+        // What is too much to be kept is read while it is computed.
+        let held = matches!(keys, Keys::Together(_)) && together.is_none();
+        let held = held.then(|| self.groups.hold());
         let mut transaction = Transaction {
             service: self,
             view,
@@ -162,6 +171,7 @@ impl Service {
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             reads: Vec::new(),
+            together,
             lookups: Lookups::default(),
             counts: view != View::Update,
             looked: false,
@@ -181,7 +191,7 @@ impl Service {
         }
         let value = computed?;
         transaction.check_size()?;
-        drop(snapshot);
+        drop(held);
         let Transaction {
             items,
             depends,
@@ -391,7 +401,11 @@ impl Transaction<'_> {
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
         let applied = condition.then(|| self.service.applied_at_home(database, key)).flatten();
-        let seen = self.service.read(database, key, self.view != View::Committed)?;
+        let taken = self.together.as_mut().and_then(|together| together.get(database, key));
+        let seen = match taken {
+            Some(seen) => seen,
+            None => self.service.read(database, key, self.view != View::Committed)?,
+        };
         if let Some((at, applied)) = applied {
             let key = Bytes::copy_from_slice(key);
             self.reads.extend(self.service.reads_of_copies(database, &key));

@@ -148,7 +148,7 @@ impl Write {
             return self.failed();
         }
         // Several keys become visible at once to everyone who reads several keys.
-        let _group = (self.items.len() > 1).then(|| self.service.groups.write());
+        let _group = (self.items.len() > 1).then(|| self.service.groups.show());
         for (index, (item, at)) in self.items.iter().zip(appended).enumerate() {
             let place = At {
                 partition: at.at.partition,

@@ -48,7 +48,7 @@ pub const EXPECTED: usize = 32;
 /// So much is near the processor anyway, bytes.
 const NEAR: usize = 4 << 20;
 /// Values up to this are copied for who reads them; larger ones are shared.
-const INLINE: usize = 1_024;
+pub const INLINE: usize = 1_024;
 
 /// Memory that the hot tiers of all databases share.
 #[derive(Default)]

@@ -192,6 +192,47 @@ async fn a_token_is_reached_when_its_session_can_be_seen() {
     assert_eq!(f.get("k").as_deref(), Some("2"));
 }
 
+/// Two keys are written together while a command computes on them.
+#[test]
+fn a_long_computation_holds_up_no_group_and_sees_none_of_it() {
+    let f = Fixture::new(false);
+    let set_both = |value: &'static str| {
+        written(
+            f.service
+                .transact(&Arc::default(), Keys::Some(&[b"a", b"b"]), View::Update, |t| {
+                    t.set(0, b"a", value.into(), None);
+                    t.set(0, b"b", value.into(), None);
+                    Ok(())
+                }),
+        )
+    };
+    set_both("1");
+    f.log.acknowledge();
+    let write = set_both("2");
+    let computed = f.service.transact(
+        &Arc::default(),
+        Keys::Together(&[(0, b"a"), (0, b"b")]),
+        View::Committed,
+        |t| {
+            let first = t.get_string(0, b"a")?;
+            // It computes for long.
+            std::thread::scope(|scope| {
+                scope.spawn(|| f.log.acknowledge());
+                f.wait(|_| write.outcome().is_some());
+            });
+            Ok([first, t.get_string(0, b"b")?, t.get_string(0, b"a")?])
+        },
+    );
+    let Ok(computed) = computed else {
+        panic!("it does not wait")
+    };
+    assert_eq!(
+        computed.value,
+        ["1", "1", "1"].map(|value| Some(Bytes::from_static(value.as_bytes())))
+    );
+    assert_eq!(f.get("a").as_deref(), Some("2"));
+}
+
 #[test]
 fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
     let f = Arc::new(Fixture::new(false));
@@ -202,9 +243,12 @@ fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
             let read = |key: &str| {
                 let value = f
                     .service
-                    .transact(&Arc::default(), Keys::Snapshot, View::Committed, |t| {
-                        t.get_string(0, key.as_bytes())
-                    })
+                    .transact(
+                        &Arc::default(),
+                        Keys::Together(&[(0, key.as_bytes())]),
+                        View::Committed,
+                        |t| t.get_string(0, key.as_bytes()),
+                    )
                     .unwrap_or_else(|_| panic!("reading {key} failed"));
                 value
                     .value

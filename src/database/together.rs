@@ -1,0 +1,134 @@
+//! Several keys as they are together: a group becomes visible at once to everyone who reads several keys, or reads strictly. Owns the lock of that,
+//! and what was taken under it; a transaction computes on that when the lock is free again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use smallvec::SmallVec;
+
+use super::hot::EXPECTED;
+use super::{Seen, Service};
+use crate::store::StoreError;
+
+/// Bytes of values that are kept for one transaction beside those that memory has anyway.
+const MAX_BYTES: usize = 64 << 20;
+
+/// A key of a database.
+pub type Place<'k> = (u16, &'k [u8]);
+
+/// Held for writing while several keys become visible at once.
+#[derive(Default)]
+pub struct Groups {
+    lock: RwLock<()>,
+    /// Odd while a group becomes visible.
+    shown: AtomicU64,
+}
+
+/// A group becomes visible as long as this lives.
+pub struct Showing<'g> {
+    groups: &'g Groups,
+    _lock: RwLockWriteGuard<'g, ()>,
+}
+
+impl Groups {
+    pub fn show(&self) -> Showing<'_> {
+        let lock = self.lock.write();
+        self.shown.fetch_add(1, Ordering::AcqRel);
+        Showing {
+            groups: self,
+            _lock: lock,
+        }
+    }
+
+    /// No group becomes visible as long as this lives.
+    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.lock.read()
+    }
+
+    fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Acquire)
+    }
+
+    /// Whether no group became visible, in part or whole, since that was told.
+    fn none_since(&self, shown: u64) -> bool {
+        shown.is_multiple_of(2) && self.shown() == shown
+    }
+}
+
+impl Drop for Showing<'_> {
+    fn drop(&mut self) {
+        self.groups.shown.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// What keys are together.
+pub struct Together<'k> {
+    keys: &'k [Place<'k>],
+    seen: SmallVec<[Seen; 1]>,
+    /// Where the next key stands that is looked at, if they are in their order.
+    next: usize,
+    /// Where each stands, once one was looked at out of order.
+    places: HashMap<Place<'k>, usize>,
+}
+
+impl Together<'_> {
+    /// What was found of this key, if it is one of them.
+    pub fn get(&mut self, database: u16, key: &[u8]) -> Option<Seen> {
+        let mut place = self.next;
+        if self.keys.get(place) != Some(&(database, key)) {
+            if self.places.is_empty() {
+                self.places = self.keys.iter().copied().zip(0..).collect();
+            }
+            let places: &HashMap<Place<'_>, usize> = &self.places;
+            place = *places.get(&(database, key))?;
+        }
+        self.next = place + 1;
+        self.seen.get(place).cloned()
+    }
+}
+
+impl Service {
+    /// Takes what these keys are together, without holding anybody up for longer than memory is looked at; `None` if that is too much to be kept.
+    pub(super) fn together<'k>(
+        &self,
+        keys: &'k [Place<'k>],
+        pending: bool,
+    ) -> Result<Option<Together<'k>>, StoreError> {
+        let shown = self.groups.shown();
+        let mut seen = self.read_all(keys, pending, MAX_BYTES)?;
+        if seen.is_some() && !self.groups.none_since(shown) {
+            // Memory has now what had to be read from the store.
+            let _groups = self.groups.hold();
+            seen = self.read_all(keys, pending, MAX_BYTES)?;
+        }
+        Ok(seen.map(|seen| Together {
+            keys,
+            seen,
+            next: 0,
+            places: HashMap::new(),
+        }))
+    }
+
+    fn read_all(
+        &self,
+        keys: &[Place<'_>],
+        pending: bool,
+        most: usize,
+    ) -> Result<Option<SmallVec<[Seen; 1]>>, StoreError> {
+        let (mut all, mut bytes) = (SmallVec::with_capacity(keys.len()), 0);
+        for part in keys.chunks(EXPECTED) {
+            let alike = part.iter().filter(|(database, _)| *database == part[0].0);
+            self.expect(part[0].0, alike.map(|(_, key)| *key));
+            for (database, key) in part {
+                let seen = self.read(*database, key, pending)?;
+                bytes += seen.own_bytes();
+                if bytes > most {
+                    return Ok(None);
+                }
+                all.push(seen);
+            }
+        }
+        Ok(Some(all))
+    }
+}
