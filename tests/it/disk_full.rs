@@ -170,8 +170,8 @@ fn deletes_on_a_full_disk_make_room_also_behind_a_restart() {
 
 /// Somebody else takes the last byte; the node goes on, or is started there.
 fn a_disk_that_is_full_to_its_last_byte(restarts: bool) {
-    let disk = SmallDisk::new(256);
-    disk.fill(Some(100));
+    let disk = SmallDisk::new(512);
+    disk.fill(Some(150));
     // As small beside the disk as they usually are.
     let mut node = on(&disk).args(&["--segment-bytes", "4mb"]).start();
     let mut models = vec![Model::new()];
