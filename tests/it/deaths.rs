@@ -69,7 +69,7 @@ impl Faulty {
         let (fault, grpc) = (dir.path().join("fault"), ports::free());
         let builder = builder
             .args(&["--grpc-port", &grpc.to_string(), "--segment-bytes", "64kb"])
-            .args(&["--maxclients", "100", "--write-timeout", "1s"])
+            .args(&["--maxclients", "100"])
             .env("HIGHWATER_TEST_FAULT", &fault.to_string_lossy())
             // The deaths themselves are told.
             .allow("");
@@ -131,6 +131,12 @@ fn embedded() -> Builder {
 
 fn on_kafka(kafka: &Kafka) -> Builder {
     Highwater::builder().kafka(kafka, &kafka::fresh_topic("deaths"))
+}
+
+/// A thread without progress counts as dead after so long already; what it does for a write takes not longer than that.
+fn stalls_after(builder: Builder, milliseconds: &str) -> Builder {
+    let builder = builder.args(&["--write-timeout", "1s"]);
+    builder.env("HIGHWATER_TEST_STALLED_MS", milliseconds)
 }
 
 /// One client's commands, which give all of the node something to do, until one is answered that this node cannot go on or `over`;
@@ -298,7 +304,7 @@ fn a_thread_that_stalls_with_work_to_do_counts_as_dead() {
             true => on_kafka(kafka),
             false => embedded(),
         };
-        let faulty = Faulty::start(builder.env("HIGHWATER_TEST_STALLED_MS", "1500"));
+        let faulty = Faulty::start(stalls_after(builder, "1500"));
         dies(faulty, "stall", role);
     });
 }
@@ -332,7 +338,7 @@ fn what_dies_at_the_start_or_the_end_of_a_node_ends_it_or_costs_nothing() {
 #[test]
 fn what_waits_is_not_dead() {
     let kafka = Kafka::start();
-    let stalled = |builder: Builder| Faulty::start(builder.env("HIGHWATER_TEST_STALLED_MS", "4000"));
+    let stalled = |builder: Builder| Faulty::start(stalls_after(builder, "4000"));
     let (faulty, alone) = (stalled(on_kafka(&kafka)), stalled(embedded()));
     let (mut client, mut beside) = (faulty.node.client(), alone.node.client());
     wait_for("a first transaction", SOON, || {
