@@ -14,11 +14,11 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::command::Shared;
+use crate::command::session::Turns;
 use crate::config::{COMMIT, Config, Reloaded, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::copies::databases_with_copies;
@@ -406,7 +406,7 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         config,
         clients: Default::default(),
         stats: Stats::default(),
-        long_turns: Semaphore::new(turns),
+        turns: Turns::new(turns),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),

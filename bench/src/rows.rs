@@ -333,6 +333,16 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "beside-bitop",
+        title: "GET and SET at a fixed rate beside BITOP",
+        about: "5,000 GET/s and 1,000 SET/s while one client sends BITOP of 200 names of one large value, again and again; latencies count from when a request was due.",
+        goal: "p99 50 ms",
+        columns: special::BESIDE_BITOP,
+        compare: Compare::Ratio(&["p99"], Kind::RedisAlways),
+        measure: Measure::Special(special::beside_bitop),
+        ..ROW
+    },
+    Row {
         name: "memory",
         title: "Resident memory",
         about: "After the start, and with the keys set and everything settled.",

@@ -38,6 +38,14 @@ pub const BESIDE: &[Column] = &[
     column("set_p50", "SET p50 µs", 0),
     column("set_p99", "SET p99 µs", 0),
 ];
+pub const BESIDE_BITOP: &[Column] = &[
+    column("seconds", "seconds of one BITOP", 2),
+    column("p50", "GET p50 µs", 0),
+    column("p99", "GET p99 µs", 0),
+    column("p999", "GET p99.9 µs", 0),
+    column("set_p50", "SET p50 µs", 0),
+    column("set_p99", "SET p99 µs", 0),
+];
 pub const FLUSH: &[Column] = &[
     column("seconds", "seconds until all are written", 1),
     column("p50", "GET p50 µs", 0),
@@ -202,31 +210,71 @@ pub fn get_beside_set(bench: &mut Bench) -> Result<()> {
     let (get_rate, set_rate) = (bench.options.rate(50_000), bench.options.rate(20_000));
     let label = format!("{} GET/s, {} SET/s", short(get_rate), short(set_rate));
     for kind in wanted(bench, &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka]) {
-        let (get, set) = (usual(&bench.options, Work::Get), usual(&bench.options, Work::Set));
-        bench.fill(kind, get.range, get.value_bytes)?;
-        bench.settle(&[]);
-        let port = bench.server(kind)?.port;
-        let until = Until::Time(bench.options.time());
-        let connect = |case: &Case, rate: u64, seed: u64| {
-            let plan = case.plan(port, until, seed);
-            Load::connect(Plan {
-                pace: Pace::Open { per_second: rate },
-                clients: plan.clients.div_ceil(2),
-                ..plan
-            })
-        };
-        let (gets, sets) = (connect(&get, get_rate, 1)?, connect(&set, set_rate, 2)?);
-        let (gets, sets) = std::thread::scope(|scope| {
-            let sets = scope.spawn(|| sets.run());
-            (gets.run(), sets.join().expect("a load does not panic"))
-        });
-        let (gets, sets) = (gets?, sets?);
-        let mut figures = latencies(&gets);
-        figures.insert("set_p50", sets.percentile(50.0));
-        figures.insert("set_p99", sets.percentile(99.0));
+        let figures = gets_and_sets(bench, kind, get_rate, set_rate)?;
         bench.note(&label, kind.name(), figures)?;
     }
     Ok(())
+}
+
+/// Latencies of GET and SET, each at a fixed rate and by half of the clients.
+fn gets_and_sets(bench: &mut Bench, kind: Kind, get_rate: u64, set_rate: u64) -> Result<Figures> {
+    let (get, set) = (usual(&bench.options, Work::Get), usual(&bench.options, Work::Set));
+    bench.fill(kind, get.range, get.value_bytes)?;
+    bench.settle(&[]);
+    let port = bench.server(kind)?.port;
+    let until = Until::Time(bench.options.time());
+    let connect = |case: &Case, rate: u64, seed: u64| {
+        let plan = case.plan(port, until, seed);
+        Load::connect(Plan {
+            pace: Pace::Open { per_second: rate },
+            clients: plan.clients.div_ceil(2),
+            ..plan
+        })
+    };
+    let (gets, sets) = (connect(&get, get_rate, 1)?, connect(&set, set_rate, 2)?);
+    let (gets, sets) = std::thread::scope(|scope| {
+        let sets = scope.spawn(|| sets.run());
+        (gets.run(), sets.join().expect("a load does not panic"))
+    });
+    let (gets, sets) = (gets?, sets?);
+    let mut figures = latencies(&gets);
+    figures.insert("set_p50", sets.percentile(50.0));
+    figures.insert("set_p99", sets.percentile(99.0));
+    Ok(figures)
+}
+
+pub fn beside_bitop(bench: &mut Bench) -> Result<()> {
+    const NAMED: usize = 200;
+    let bytes = bench.options.sized(10 << 20);
+    let label = format!("BITOP of {NAMED} × {} MB", bytes >> 20);
+    let (get_rate, set_rate) = (bench.options.rate(5_000), bench.options.rate(1_000));
+    let bitop = format!("BITOP OR bitop:to{}", " bitop:from".repeat(NAMED));
+    for kind in wanted(bench, &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka]) {
+        let port = bench.server(kind)?.port;
+        ask(port, &format!("SETRANGE bitop:from {} x", bytes - 1))?;
+        let over = AtomicBool::new(false);
+        let (figures, seconds) = std::thread::scope(|scope| {
+            let bitops = scope.spawn(|| again_and_again(port, &bitop, &over));
+            let figures = gets_and_sets(bench, kind, get_rate, set_rate);
+            over.store(true, Ordering::Relaxed);
+            (figures, bitops.join().expect("a client does not panic"))
+        });
+        let mut figures = figures?;
+        figures.insert("seconds", seconds?);
+        bench.note(&label, kind.name(), figures)?;
+    }
+    Ok(())
+}
+
+/// Sends a command until it is over; seconds that it took on average.
+fn again_and_again(port: u16, line: &str, over: &AtomicBool) -> Result<f64> {
+    let (begun, mut times) = (Instant::now(), 0);
+    while times == 0 || !over.load(Ordering::Relaxed) {
+        let reply = ask(port, line)?;
+        ensure!(reply.starts_with(':'), "not a length: {reply}");
+        times += 1;
+    }
+    Ok(begun.elapsed().as_secs_f64() / f64::from(times))
 }
 
 pub fn flush(bench: &mut Bench) -> Result<()> {

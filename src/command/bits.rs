@@ -145,6 +145,7 @@ fn setbit(context: &mut Context, args: Args) -> Outcome {
     let current = current_or_empty(context, key)?;
     let old = bit_at(&current.value, place);
     if old != bit || place / 8 >= current.value.len() {
+        context.transaction.works(current.value.len().max(place / 8 + 1))?;
         let mut value = zero_padded(&current.value, place / 8 + 1);
         set_bit_at(&mut value, place, bit);
         context.transaction.set(database, key, value.into(), current.expire_at);
@@ -182,8 +183,12 @@ fn bitcount(context: &mut Context, args: Args) -> Outcome {
         return Ok(Reply::Int(0));
     }
     let unit = unit(args.get(4))?;
-    let part = clip(start, end, value.len() * 8 / unit);
-    Ok(Reply::Int(part.map_or(0, |part| count(&value, in_bits(part, unit)))))
+    let Some(part) = clip(start, end, value.len() * 8 / unit) else {
+        return Ok(Reply::Int(0));
+    };
+    let bits = in_bits(part, unit);
+    context.transaction.works(bits.len() / 8)?;
+    Ok(Reply::Int(count(&value, bits)))
 }
 
 fn count(value: &[u8], bits: Range<usize>) -> i64 {
@@ -236,7 +241,9 @@ fn bitpos(context: &mut Context, args: Args) -> Outcome {
     let Some(part) = clip(start, end.unwrap_or(-1), value.len() * 8 / unit) else {
         return Ok(Reply::Int(-1));
     };
-    Ok(Reply::Int(match position(&value, in_bits(part, unit), bit) {
+    let bits = in_bits(part, unit);
+    context.transaction.works(bits.len() / 8)?;
+    Ok(Reply::Int(match position(&value, bits, bit) {
         Some(place) => place as i64,
         // Without a given end the string goes on with zeros.
         None if !bit && end.is_none() => value.len() as i64 * 8,
@@ -247,10 +254,13 @@ fn bitpos(context: &mut Context, args: Args) -> Outcome {
 fn position(value: &[u8], bits: Range<usize>, bit: bool) -> Option<usize> {
     let (whole, [before, after]) = split(&bits);
     let wanted = |place: &usize| bit_at(value, *place) == bit;
-    let without: u8 = if bit { 0 } else { 0xff };
     let inner = || {
-        let byte = whole.start + value[whole.clone()].iter().position(|&byte| byte != without)?;
-        (byte * 8..byte * 8 + 8).find(wanted)
+        let words = value[whole.clone()].chunks(8);
+        let (at, found) = words
+            .map(|chunk| wanted_first(chunk, bit))
+            .enumerate()
+            .find(|(_, found)| found.is_some())?;
+        Some((whole.start + at * 8) * 8 + found?)
     };
     before
         .clone()
@@ -259,29 +269,32 @@ fn position(value: &[u8], bits: Range<usize>, bit: bool) -> Option<usize> {
         .or_else(|| after.clone().find(wanted))
 }
 
+/// The first such bit of up to eight bytes.
+fn wanted_first(chunk: &[u8], bit: bool) -> Option<usize> {
+    let word = if bit { word(chunk) } else { !word(chunk) };
+    let place = word.leading_zeros() as usize;
+    (place < chunk.len() * 8).then_some(place)
+}
+
 fn bitop(context: &mut Context, args: Args) -> Outcome {
     let (database, to, from) = (context.database(), args[2], &args[3..]);
-    let operations: [(&str, Combine); 4] = [
-        ("AND", |a, b| a & b),
-        ("OR", |a, b| a | b),
-        ("XOR", |a, b| a ^ b),
-        ("NOT", |a, _| !a),
+    let operations = [
+        ("AND", Some(Operation::And)),
+        ("OR", Some(Operation::Or)),
+        ("XOR", Some(Operation::Xor)),
+        ("NOT", None),
     ];
-    let (name, operation) = operations.iter().find(|(name, _)| is(args[1], name)).ok_or(SYNTAX)?;
-    if *name == "NOT" && from.len() != 1 {
-        return Err("ERR BITOP NOT must be called with a single source key.".into());
-    }
-    let mut values = Vec::with_capacity(from.len());
-    for key in from {
-        values.push(context.transaction.read_string(database, key)?.unwrap_or_default());
-    }
-    let length = values.iter().map(|value| value.len()).max().unwrap_or(0);
+    let (_, operation) = operations
+        .into_iter()
+        .find(|(name, _)| is(args[1], name))
+        .ok_or(SYNTAX)?;
+    let result = match (operation, from) {
+        (Some(operation), _) => combine_keys(context, from, operation)?,
+        (None, [key]) => invert_key(context, key)?,
+        (None, _) => return Err("ERR BITOP NOT must be called with a single source key.".into()),
+    };
+    let length = result.len();
     if length > 0 {
-        let result = if *name == "NOT" {
-            values[0].iter().map(|byte| !byte).collect()
-        } else {
-            combine(&values, length, *operation)
-        };
         context.transaction.set(database, to, result.into(), None);
     } else if context.transaction.exists(database, to)? {
         context.transaction.delete(database, to);
@@ -289,23 +302,80 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Int(length as i64))
 }
 
-/// Combines two bytes bit by bit.
-type Combine = fn(u8, u8) -> u8;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    And,
+    Or,
+    Xor,
+}
 
-/// Combines the values one after the other; the shorter ones go on with zeros.
-fn combine<V: AsRef<[u8]>>(values: &[V], length: usize, operation: Combine) -> Vec<u8> {
-    let Some((first, others)) = values.split_first() else {
-        return Vec::new();
-    };
-    let mut result = zero_padded(first.as_ref(), length);
-    for other in others {
-        let (with, beyond) = result.split_at_mut(other.as_ref().len());
-        with.iter_mut()
-            .zip(other.as_ref())
-            .for_each(|(a, b)| *a = operation(*a, *b));
-        beyond.iter_mut().for_each(|a| *a = operation(*a, 0));
+fn invert_key(context: &mut Context, key: &[u8]) -> Result<Vec<u8>, Fault> {
+    let database = context.database();
+    let value = context.transaction.read_string(database, key)?.unwrap_or_default();
+    context.transaction.works(value.len())?;
+    let mut result = value.to_vec();
+    by_words(&mut result, &value, |a, _| !a);
+    Ok(result)
+}
+
+/// Combines the values of these keys, some at a time: not all of them need be in memory.
+fn combine_keys(context: &mut Context, keys: Args, operation: Operation) -> Result<Vec<u8>, Fault> {
+    /// Bytes of values that are combined in one pass over the result.
+    const TOGETHER: usize = 256 << 20;
+    let database = context.database();
+    let (mut result, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (index, key) in keys.iter().enumerate() {
+        let value = context.transaction.read_string(database, key)?.unwrap_or_default();
+        context.transaction.works(value.len())?;
+        if index == 0 {
+            result = value.to_vec();
+            continue;
+        }
+        bytes += value.len();
+        values.push(value);
+        if bytes > TOGETHER {
+            combine(&mut result, &values, operation);
+            (values, bytes) = (Vec::new(), 0);
+        }
     }
-    result
+    combine(&mut result, &values, operation);
+    Ok(result)
+}
+
+/// Combines a value with others; the shorter ones go on with zeros.
+fn combine<V: AsRef<[u8]>>(result: &mut Vec<u8>, others: &[V], operation: Operation) {
+    /// Bytes of the result that stay near the processor while they are combined with all others.
+    const BLOCK: usize = 32 << 10;
+    let longest = others.iter().map(|other| other.as_ref().len()).max().unwrap_or(0);
+    result.resize(result.len().max(longest), 0);
+    for (number, block) in result.chunks_mut(BLOCK).enumerate() {
+        for other in others {
+            let other = other.as_ref();
+            let other = &other[other.len().min(number * BLOCK)..];
+            let (with, beyond) = block.split_at_mut(other.len().min(block.len()));
+            let other = &other[..with.len()];
+            match operation {
+                Operation::And => {
+                    by_words(with, other, |a, b| a & b);
+                    beyond.fill(0);
+                }
+                Operation::Or => by_words(with, other, |a, b| a | b),
+                Operation::Xor => by_words(with, other, |a, b| a ^ b),
+            }
+        }
+    }
+}
+
+/// Combines two strings of one length, eight bytes at a time.
+fn by_words(into: &mut [u8], other: &[u8], operation: impl Fn(u64, u64) -> u64) {
+    let (words, rest) = into.as_chunks_mut();
+    let (other_words, other_rest) = other.as_chunks();
+    for (a, b) in words.iter_mut().zip(other_words) {
+        *a = operation(u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)).to_ne_bytes();
+    }
+    for (a, b) in rest.iter_mut().zip(other_rest) {
+        *a = operation((*a).into(), (*b).into()) as u8;
+    }
 }
 
 #[cfg(test)]
@@ -316,11 +386,16 @@ mod tests {
 
     #[test]
     fn combining_goes_on_with_zeros() {
-        let values: [&[u8]; 3] = [b"\xff\x0f", b"\xaa", b"\xff\xff\x11"];
-        assert_eq!(combine(&values, 3, |a, b| a & b), b"\xaa\x00\x00");
-        assert_eq!(combine(&values, 3, |a, b| a | b), b"\xff\xff\x11");
-        assert_eq!(combine(&values, 3, |a, b| a ^ b), b"\xaa\xf0\x11");
-        assert_eq!(combine(&values[..1], 2, |a, b| a & b), b"\xff\x0f");
+        let combined = |others: &[&[u8]], operation| {
+            let mut result = b"\xff\x0f".to_vec();
+            combine(&mut result, others, operation);
+            result
+        };
+        let others: [&[u8]; 2] = [b"\xaa", b"\xff\xff\x11"];
+        assert_eq!(combined(&others, Operation::And), b"\xaa\x00\x00");
+        assert_eq!(combined(&others, Operation::Or), b"\xff\xff\x11");
+        assert_eq!(combined(&others, Operation::Xor), b"\xaa\xf0\x11");
+        assert_eq!(combined(&[], Operation::And), b"\xff\x0f");
     }
 
     #[test]
@@ -332,6 +407,31 @@ mod tests {
         set_bit_at(&mut value, 0, false);
         assert_eq!(value, b"\x00\x01");
         assert!(bit_at(&value, 15) && !bit_at(&value, 14) && !bit_at(&value, 16));
+    }
+
+    /// Lengths at which words and blocks end, and beside them.
+    #[test]
+    fn combining_by_words_is_combining_byte_by_byte() {
+        let value = |seed: usize, length| (0..length).map(|i| (i * 7 + i / 256 + seed) as u8).collect::<Vec<u8>>();
+        let lengths = [0, 1, 7, 8, 9, 32_767, 32_768, 32_769, 70_000];
+        type OfBytes = fn(u8, u8) -> u8;
+        let operations: [(_, OfBytes); 3] = [
+            (Operation::And, |a, b| a & b),
+            (Operation::Or, |a, b| a | b),
+            (Operation::Xor, |a, b| a ^ b),
+        ];
+        for (a, b) in lengths.iter().flat_map(|a| lengths.iter().map(move |b| (*a, *b))) {
+            for (operation, of_bytes) in operations {
+                let (one, other, third) = (value(1, a), value(2, b), value(3, 33_000));
+                let mut result = one.clone();
+                combine(&mut result, &[&other, &third], operation);
+                let at = |value: &[u8], i| value.get(i).copied().unwrap_or(0);
+                let expected: Vec<u8> = (0..a.max(b).max(33_000))
+                    .map(|i| of_bytes(of_bytes(at(&one, i), at(&other, i)), at(&third, i)))
+                    .collect();
+                assert!(result == expected, "{a} and {b} bytes");
+            }
+        }
     }
 
     proptest! {

@@ -58,7 +58,8 @@ const DIFFERENCES: &[&str] = &[
      are taken in. With `client-output-buffer-limit normal` they are run up to the limit and closed above it, as in Redis; a reply larger than the limit is not sent at all.",
     "**Bounds that Redis does not have:** MULTI queues at most 256 MB, and a transaction writes at most 256 MB; WATCH takes at most 100,000 keys of 64 MB together; the distinct values \
      in one reply of MGET or EXEC may take 1 GB; KEYS and SCAN give up patterns that take seconds to compare. `maxmemory-clients 0` is a quarter of the machine's memory, not \
-     unlimited. Commands that may take long (KEYS, SCAN, LCS, those with more than 10,000 arguments) share half of the threads.",
+     unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
+     and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
@@ -71,7 +72,7 @@ const DIFFERENCES: &[&str] = &[
     "**Secrets.** CONFIG GET shows `requirepass` and the like to whoever may ask it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
     "**There is one user**, `default`, with the password of `requirepass` or none.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
-     holds up its own connection alone; a long computation (KEYS, LCS) keeps one of the server's threads busy.",
+     holds up its own connection alone, and so does a long computation (KEYS, LCS, BITOP of large values): it runs beside the threads that serve the others.",
     "**Words of help are our own**: summaries, HELP, LOLWUT, MEMORY DOCTOR and LATENCY DOCTOR say it differently.",
 ];
 

@@ -36,6 +36,7 @@ mod length {
 pub(super) fn dump(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
     let value = context.transaction.get_string(database, args[1])?;
+    context.transaction.works(value.as_ref().map_or(0, Bytes::len))?;
     Ok(value.map(|value| serialize(&value)).into())
 }
 
@@ -48,6 +49,7 @@ pub(super) fn restore(context: &mut Context, args: Args) -> Outcome {
     }
     let ttl = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR Invalid TTL value, must be >= 0"))?;
     let content = verified(args[3]).ok_or("ERR DUMP payload version or checksum are wrong")?;
+    context.transaction.works(longest(content))?;
     let limit = context.shared.config.proto_max_bulk_len();
     if let Some(kind) = other_type(content) {
         return Err(Fault::error(format!(
@@ -200,6 +202,16 @@ fn deserialize(content: &[u8], limit: usize) -> Option<Bytes> {
     Some(number.to_string().into())
 }
 
+/// Bytes that the string can have which the content holds.
+fn longest(content: &[u8]) -> usize {
+    /// Three bytes of LZF tell at most 264.
+    const EXPANDED: usize = 88;
+    match content.get(1) {
+        Some(&length::LZF) => content.len().saturating_mul(EXPANDED),
+        _ => content.len(),
+    }
+}
+
 /// A length, taken off the front; `None` if it is above `limit`.
 fn take_length(content: &mut &[u8], limit: usize) -> Option<usize> {
     let (&first, rest) = content.split_first()?;
@@ -247,11 +259,13 @@ fn decompress(compressed: &[u8], len: usize) -> Option<Bytes> {
     (out.len() == len).then(|| out.into())
 }
 
-/// CRC-64 as RDB files have it: polynomial ad93d23594c935a9, reflected, from 0.
+/// CRC-64 as RDB files have it: polynomial ad93d23594c935a9, reflected, from 0. Eight bytes at a time, each with a table of its
+/// own ("slicing by 8"): by single bytes a large value takes six times as long.
 fn crc64(bytes: &[u8]) -> u64 {
     const REFLECTED: u64 = 0xad93_d235_94c9_35a9_u64.reverse_bits();
-    const TABLE: [u64; 256] = {
-        let mut table = [0; 256];
+    /// What a byte contributes that is followed by so many others.
+    static TABLES: [[u64; 256]; 8] = {
+        let mut tables = [[0; 256]; 8];
         let mut byte = 0;
         while byte < 256 {
             let (mut crc, mut bit) = (byte as u64, 0);
@@ -259,14 +273,29 @@ fn crc64(bytes: &[u8]) -> u64 {
                 crc = if crc & 1 == 1 { crc >> 1 ^ REFLECTED } else { crc >> 1 };
                 bit += 1;
             }
-            table[byte] = crc;
+            tables[0][byte] = crc;
             byte += 1;
         }
-        table
+        let mut followers = 1;
+        while followers < 8 {
+            let mut byte = 0;
+            while byte < 256 {
+                let before = tables[followers - 1][byte];
+                tables[followers][byte] = tables[0][before as u8 as usize] ^ before >> 8;
+                byte += 1;
+            }
+            followers += 1;
+        }
+        tables
     };
-    bytes
-        .iter()
-        .fold(0, |crc, byte| TABLE[usize::from(crc as u8 ^ byte)] ^ crc >> 8)
+    let (words, rest) = bytes.as_chunks();
+    let crc = words.iter().fold(0, |crc, word| {
+        let word = (u64::from_le_bytes(*word) ^ crc).to_le_bytes();
+        let parts = word.iter().zip(TABLES.iter().rev());
+        parts.fold(0, |crc, (byte, table)| crc ^ table[usize::from(*byte)])
+    });
+    rest.iter()
+        .fold(crc, |crc, byte| TABLES[0][usize::from(crc as u8 ^ byte)] ^ crc >> 8)
 }
 
 #[cfg(test)]
@@ -285,6 +314,12 @@ mod tests {
     #[test]
     fn the_checksum_is_that_of_rdb_files() {
         assert_eq!(crc64(b"123456789"), 0xe9c6_d914_c4b8_d9ca);
+        // A checksum behind what it covers leaves nothing.
+        for length in 0..40 {
+            let covered: Vec<u8> = (0..length).map(|i: u8| i.wrapping_mul(37)).collect();
+            let all = [&covered[..], &crc64(&covered).to_le_bytes()].concat();
+            assert_eq!(crc64(&all), 0, "{length} bytes");
+        }
     }
 
     /// As redis-server 7.0.15 dumped `123` and 45 times `a`.

@@ -18,10 +18,10 @@ use super::{Args, Command, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Repl
 use crate::config::table as settings;
 use crate::database::consistency::Consistency;
 pub use crate::database::hot::EXPECTED;
-use crate::database::transaction::{self, Computed, Keys as Locks, View};
+use crate::database::transaction::{self, Computed, Keys as Locks, SHORT_WORK, View};
 use crate::database::watch::Found;
 use crate::database::write::{Outstanding, Write};
-use crate::database::{Place, Status, Wait, now_ms};
+use crate::database::{Pace, Place, Status, Turn, Wait, now_ms};
 use crate::log::{Completion, LogError, ProduceError};
 use crate::resp::{Request, Version, Weight};
 use crate::supervise;
@@ -86,8 +86,6 @@ pub enum Before {
     /// This node new enough, as the read consistency in force asks.
     Fresh(Fresh),
     Unpaused,
-    /// Few commands that take long run at one time.
-    Turn,
     Wait(Wait),
 }
 
@@ -129,6 +127,9 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         .client
         .came_with(command.number, shared.started_at + since_start);
     if session.multi.is_some() && !command.has(flag::IN_MULTI) {
+        if size(args) > SHORT_WORK && session.pace.turn == Turn::Short {
+            return Step::Before(Before::Wait(Wait::Turn(Turn::Large)));
+        }
         return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| reply_of(session, fault)));
     }
     if let Some(before) = before(session, shared, command, args, prepared) {
@@ -243,8 +244,6 @@ impl Before {
                 shared.pause.ended().await;
                 Ok(())
             }
-            // Taken by [`execute_waiting`].
-            Before::Turn => Ok(()),
             Before::Wait(Wait::Write(write)) => {
                 let _ = write.finished().await;
                 Ok(())
@@ -253,9 +252,13 @@ impl Before {
                 owner.none(service).await;
                 Ok(())
             }
-            Before::Wait(Wait::Room) => service.room().await,
-            // Whoever executes it again finds out.
-            Before::Wait(Wait::Loading) => Ok(()),
+            Before::Wait(Wait::Room(size)) => service.room(size).await,
+            Before::Wait(Wait::Locked(taken)) => {
+                service.unlocked(taken).await;
+                Ok(())
+            }
+            // Whoever executes it again finds out. Turns are taken by [`take_turn`].
+            Before::Wait(Wait::Loading | Wait::Changed | Wait::Turn(_)) => Ok(()),
             Before::Wait(Wait::CreateDatabase(database)) if !shared.config.create_databases() => {
                 Err(Fault::error(format!(
                     "ERR database {database} has no topic, and create-databases is no: create the topic first, compacted"
@@ -277,9 +280,9 @@ impl Before {
 
 /// Executes a request to its end, waiting where it must; the reply may still be [`Pending`].
 pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, first: Step) -> Step {
-    let deadline = Instant::now() + shared.service.write_timeout();
+    let mut deadline = Instant::now() + shared.service.write_timeout();
     let mut step = first;
-    let mut prepared = false;
+    let (mut prepared, mut had_turn) = (false, false);
     loop {
         // As in Redis, CLIENT PAUSE makes nobody slow.
         if matches!(step, Step::Before(Before::Unpaused)) {
@@ -288,13 +291,15 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
             session.waits_since = Some(Instant::now());
         }
         match step {
-            Step::Before(Before::Turn) => {
-                // Never closed: then all have their turn.
-                let _turn = shared.long_turns.acquire().await;
-                session.has_turn = true;
-                // Other tasks of this thread go on elsewhere.
-                step = tokio::task::block_in_place(|| execute(session, shared, args, prepared));
-                session.has_turn = false;
+            Step::Before(Before::Wait(Wait::Turn(turn))) => {
+                step = take_turn(session, shared, turn, |session| {
+                    execute(session, shared, args, prepared)
+                })
+                .await;
+                if !std::mem::replace(&mut had_turn, true) {
+                    // The time that it took is its own.
+                    deadline = Instant::now() + shared.service.write_timeout();
+                }
             }
             Step::Before(before) => {
                 if !matches!(before, Before::Unpaused) && Instant::now() > deadline {
@@ -384,6 +389,34 @@ impl Blocked {
 impl Drop for Blocked {
     fn drop(&mut self) {
         self.0.blocked.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Computes what takes long when it is its turn, away from the threads that serve connections.
+async fn take_turn(
+    session: &mut Session,
+    shared: &Shared,
+    mut turn: Turn,
+    mut compute: impl FnMut(&mut Session) -> Step,
+) -> Step {
+    /// Times that it is computed while others may change its keys.
+    const UNLOCKED: usize = 2;
+    let (mut permit, mut times) = (shared.turns.take(turn).await, 0);
+    loop {
+        let locked = times == UNLOCKED;
+        session.pace = Pace { turn, locked };
+        // Other tasks of this thread go on elsewhere.
+        let step = tokio::task::block_in_place(|| compute(session));
+        session.pace = Pace::default();
+        match step {
+            Step::Before(Before::Wait(Wait::Changed)) if !locked => times += 1,
+            Step::Before(Before::Wait(Wait::Turn(longer))) if longer > turn => {
+                drop(permit);
+                turn = longer;
+                permit = shared.turns.take(turn).await;
+            }
+            step => return step,
+        }
     }
 }
 
@@ -520,9 +553,17 @@ async fn compute_again(
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
             break Ok(reply_of(session, fault));
         }
-        let step = match is_exec {
+        let compute = |session: &mut Session| match is_exec {
             true => exec(session, shared),
             false => compute_one(session, shared, command, request),
+        };
+        let step = match takes_long(session, command, request) {
+            None => compute(session),
+            Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
+        };
+        let step = match step {
+            Step::Before(Before::Wait(Wait::Turn(turn))) => take_turn(session, shared, turn, compute).await,
+            step => step,
         };
         break match step {
             Step::Reply(reply) => Ok(reply),
@@ -690,20 +731,32 @@ fn before(session: &Session, shared: &Shared, command: &Command, args: Args<'_>,
     {
         return Some(before);
     }
-    (!session.has_turn && takes_long(session, command, args)).then_some(Before::Turn)
+    let turn = takes_long(session, command, args)?;
+    (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
 }
 
-/// Commands that may look at millions of things.
-fn takes_long(session: &Session, command: &Command, args: Args<'_>) -> bool {
+/// The turn for commands that look at very many things, or have very large arguments. Others find out when they have begun
+/// ([`Transaction::works`](crate::database::Transaction::works)).
+fn takes_long(session: &Session, command: &Command, args: Args<'_>) -> Option<Turn> {
     /// Arguments, all queued commands together.
     const MANY: usize = 10_000;
-    let long = |command: &Command, args: usize| command.has(flag::LONG) || args > MANY;
-    match &session.multi {
+    let (long, many, bytes) = match &session.multi {
         Some(multi) if matches!(command.run, Run::Exec) => {
-            multi.args > MANY || multi.queued.iter().any(|queued| long(queued.command, 0))
+            let long = multi.queued.iter().any(|queued| queued.command.has(flag::LONG));
+            (long, multi.args, multi.bytes)
         }
-        _ => long(command, args.len()),
+        _ => (command.has(flag::LONG), args.len(), size(args)),
+    };
+    match () {
+        _ if long || many > MANY => Some(Turn::Long),
+        _ if bytes > SHORT_WORK => Some(Turn::Large),
+        _ => None,
     }
+}
+
+/// Bytes of the arguments.
+fn size(args: Args<'_>) -> usize {
+    args.iter().map(|arg| arg.len()).sum()
 }
 
 /// What a command that reads must wait for.
@@ -838,17 +891,19 @@ fn compute_one(session: &mut Session, shared: &Arc<Shared>, command: &'static En
     let places: SmallVec<[Place<'_>; 4]> = places.collect();
     let locks = locks(&keys, &places, writes, matches!(command.keys, Keys::All));
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
-    let computed = shared.service.transact(&owner, locks, view, |transaction| {
-        transaction.counts = !writes;
-        handler(
-            &mut Context {
-                session: &mut *session,
-                shared,
-                transaction,
-            },
-            args,
-        )
-    });
+    let computed = shared
+        .service
+        .transact_at(session.pace, &owner, locks, view, |transaction| {
+            transaction.counts = !writes;
+            handler(
+                &mut Context {
+                    session: &mut *session,
+                    shared,
+                    transaction,
+                },
+                args,
+            )
+        });
     match computed {
         Err(fault) => refuse(session, fault),
         Ok(computed) => {
@@ -919,10 +974,12 @@ fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
         false => Vec::new(),
     };
     let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
+    let locks = locks(&keys, &places, writes, all);
     let computed = shared
         .service
-        .transact(&owner, locks(&keys, &places, writes, all), view, |transaction| {
-            if changed.is_some_and(|c| c.load(Ordering::SeqCst)) || has_changed(transaction, &watched)? {
+        .transact_at(session.pace, &owner, locks, view, |transaction| {
+            // The keys before the flag: a transaction that watches what it reads notices what changes after that.
+            if has_changed(transaction, &watched)? || changed.is_some_and(|c| c.load(Ordering::SeqCst)) {
                 return Ok(Reply::NullArray);
             }
             let mut replies = Vec::with_capacity(requests.len());

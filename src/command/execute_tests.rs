@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
-use crate::command::session::Replies;
+use crate::command::session::{Replies, Turns};
 use crate::config::Config;
 use crate::database::tests::Fixture;
 use crate::telemetry::Stats;
@@ -13,7 +13,7 @@ fn shared(f: &Fixture) -> Arc<Shared> {
         config: Arc::new(Config::default()),
         clients: Default::default(),
         stats: Stats::default(),
-        long_turns: tokio::sync::Semaphore::new(1),
+        turns: Turns::new(1),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),

@@ -10,6 +10,7 @@ use super::pattern::KeyPattern;
 use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, dump, flag};
 use crate::database::Transaction;
 use crate::database::hot::own;
+use crate::database::transaction::SHORT_WORK;
 use crate::store::{Entry, key_hash};
 
 const ONE_KEY: Keys = Keys::Range {
@@ -44,6 +45,8 @@ const MAX_SCAN_BYTES: usize = 64 << 20;
 const MAX_KEYS_BYTES: usize = 1 << 30;
 /// Keys asked of the store at once.
 const CHUNK: usize = 1_000;
+/// What it costs to look at a key in the store, as bytes that a transaction goes through.
+const KEY_WORK: usize = SHORT_WORK / CHUNK;
 /// What SWAPDB copies at most, both databases together; each key takes two records of one group.
 const MAX_SWAP_KEYS: usize = 50_000;
 const MAX_SWAP_BYTES: usize = 64 << 20;
@@ -248,7 +251,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "scan",
         arity: -2,
-        flags: flag::READONLY | flag::WHOLE_STORE | flag::LONG,
+        flags: flag::READONLY | flag::WHOLE_STORE,
         since: "2.8.0",
         complexity: "O(COUNT) for each call, O(N) for all keys.",
         summary: "Walks through all keys, a part with each call.",
@@ -281,7 +284,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "swapdb",
         arity: 3,
-        flags: WRITE | flag::WHOLE_STORE,
+        flags: WRITE | flag::WHOLE_STORE | flag::LONG,
         keys: Keys::All,
         categories: &["keyspace", "dangerous"],
         group: "server",
@@ -756,6 +759,7 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
     let cursor = parse_cursor(args[1]).ok_or("ERR invalid cursor")?;
     let mut options = ScanOptions::parse(&args[2..])?;
     let database = context.database();
+    context.transaction.works(options.work())?;
     let mut found = Vec::new();
     let (mut left, mut bytes, mut typed) = (options.count, 0, 0);
     let mut next = cursor
@@ -794,6 +798,12 @@ struct ScanOptions<'a> {
 }
 
 impl<'a> ScanOptions<'a> {
+    /// See [`Transaction::works`]. How long a pattern takes is known afterwards.
+    fn work(&self) -> usize {
+        let of_pattern = if self.pattern.is_every() { 0 } else { SHORT_WORK };
+        self.count * KEY_WORK + of_pattern
+    }
+
     fn parse(options: &[&'a [u8]]) -> Result<Self, Fault> {
         let mut parsed = ScanOptions {
             pattern: KeyPattern::every(),
@@ -809,7 +819,7 @@ impl<'a> ScanOptions<'a> {
                     }
                     parsed.count = usize::try_from(count).map_or(MAX_SCAN, |count| count.min(MAX_SCAN));
                 }
-                [name, pattern] if is(name, "match") => parsed.pattern = KeyPattern::new(pattern),
+                [name, pattern] if is(name, "match") => parsed.pattern = KeyPattern::of_part(pattern),
                 [name, kind] if is(name, "type") => parsed.kind = Some(kind),
                 _ => return Err(SYNTAX.into()),
             }
@@ -854,6 +864,7 @@ fn randomkey(context: &mut Context, _: Args) -> Outcome {
                 break;
             }
             let part = if looked_at < SAMPLE { SAMPLE } else { CHUNK };
+            context.transaction.works(part * KEY_WORK)?;
             looked_at += part;
             from = context.transaction.scan_keys(database, hash, part, &mut |key| {
                 if sample.len() < SAMPLE && end.is_none_or(|end| key_hash(key) < end) {

@@ -25,6 +25,8 @@ pub struct KeyPattern<'p> {
 
 /// How often a pattern may look at a byte of a key again, all keys together: a few seconds' work. Patterns in use hardly ever do.
 const MAX_STEPS_BACK: u64 = 1 << 31;
+/// The same where a part of the keys is looked at.
+const MAX_STEPS_BACK_IN_PART: u64 = MAX_STEPS_BACK / 16;
 
 impl<'p> KeyPattern<'p> {
     pub fn new(pattern: &'p [u8]) -> Self {
@@ -35,8 +37,20 @@ impl<'p> KeyPattern<'p> {
         }
     }
 
+    /// For a part of the keys.
+    pub fn of_part(pattern: &'p [u8]) -> Self {
+        KeyPattern {
+            left: MAX_STEPS_BACK_IN_PART,
+            ..KeyPattern::new(pattern)
+        }
+    }
+
     pub fn every() -> Self {
         KeyPattern::new(b"*")
+    }
+
+    pub fn is_every(&self) -> bool {
+        self.every
     }
 
     pub fn matches(&mut self, key: &[u8]) -> bool {

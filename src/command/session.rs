@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::consistency::Reads;
 use super::table::Entry;
@@ -20,7 +20,7 @@ use super::tally::Tally;
 use crate::config::Config;
 use crate::database::watch::{Changed, Found};
 use crate::database::write::Outstanding;
-use crate::database::{Service, now_ms};
+use crate::database::{Pace, Service, Turn, now_ms};
 use crate::resp::Version;
 use crate::telemetry::Stats;
 
@@ -34,14 +34,20 @@ pub struct Shared {
     pub clients: Clients,
     pub stats: Stats,
     pub pause: Pause,
-    /// Turns of commands that take long, so that others find a free core.
-    pub long_turns: Semaphore,
+    pub turns: Turns,
     pub shutdown: Shutdown,
     pub started: Instant,
     /// Milliseconds since the epoch.
     pub started_at: u64,
     /// 40 hex digits, new at every start.
     pub run_id: String,
+}
+
+/// Turns of commands that take long, so that others find a free core.
+pub struct Turns {
+    /// Of those that take a fraction of a second: they do not wait for the others.
+    large: Semaphore,
+    long: Semaphore,
 }
 
 /// One connection's state, owned by its task.
@@ -56,8 +62,8 @@ pub struct Session {
     pub replies: Replies,
     pub reads: Reads,
     pub tally: Tally,
-    /// It is this connection's turn to run a command that takes long.
-    pub has_turn: bool,
+    /// How the command under way is computed.
+    pub pace: Pace,
     /// A login failed: the connection waits for so long before it answers.
     pub delay: Option<Duration>,
     /// A command that was computed before is computed again: it is counted already.
@@ -204,6 +210,27 @@ pub struct Shutdown {
     notify: Notify,
 }
 
+impl Turns {
+    /// So many commands of each kind run at one time.
+    pub fn new(each: usize) -> Self {
+        Turns {
+            large: Semaphore::new(each),
+            long: Semaphore::new(each),
+        }
+    }
+
+    /// Waits until it is this caller's turn; it is over when what this returns is dropped.
+    pub async fn take(&self, turn: Turn) -> Option<SemaphorePermit<'_>> {
+        let turns = match turn {
+            Turn::Short => return None,
+            Turn::Large => &self.large,
+            Turn::Long => &self.long,
+        };
+        // Never closed: then all would have their turn.
+        turns.acquire().await.ok()
+    }
+}
+
 impl Session {
     pub fn new(client: Arc<Client>, authenticated: bool) -> Self {
         Session {
@@ -217,7 +244,7 @@ impl Session {
             replies: Replies::default(),
             reads: Reads::default(),
             tally: Tally::default(),
-            has_turn: false,
+            pace: Pace::default(),
             delay: None,
             is_repeating: false,
             waits_since: None,

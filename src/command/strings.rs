@@ -458,6 +458,7 @@ fn append(context: &mut Context, args: Args) -> Outcome {
     let (database, key, more) = (context.database(), args[1], args[2]);
     let old = current_or_empty(context, key)?;
     let length = check_length(context, old.value.len() as u64, more)?;
+    context.transaction.works(length)?;
     let mut value = Vec::with_capacity(length);
     value.extend_from_slice(&old.value);
     value.extend_from_slice(more);
@@ -473,6 +474,7 @@ fn setrange(context: &mut Context, args: Args) -> Outcome {
         return Ok(Reply::Int(old.value.len() as i64));
     }
     let end = check_length(context, offset, part)?;
+    context.transaction.works(old.value.len().max(end))?;
     let mut value = zero_padded(&old.value, end);
     value[end - part.len()..end].copy_from_slice(part);
     let length = value.len();

@@ -35,6 +35,11 @@ impl Tally {
         self.last = None;
     }
 
+    /// When the last command was done, unless something was waited for since.
+    pub fn last(&self) -> Option<Instant> {
+        self.last
+    }
+
     /// The command is done; how long it took.
     pub fn done(&mut self, began: Instant) -> Duration {
         let now = Instant::now();

@@ -627,8 +627,11 @@ impl Applier {
             ChangeKind::Flush => false,
         };
         // An own record comes by a second time: watchers were told when it was handed to the log.
-        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news && is_change, &change.kind) {
-            database.watches.changed(key);
+        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &change.kind) {
+            database.snapshots.changed(key);
+            if is_change {
+                database.watches.changed(key);
+            }
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush)
         {

@@ -365,8 +365,8 @@ impl Store for Summed {
         self.inner.clear(database)
     }
 
-    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(database, key)
+    fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
+        self.inner.get_up_to(database, key, most)
     }
 
     fn scan(

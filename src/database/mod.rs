@@ -3,7 +3,7 @@
 //! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
 //! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`waiting`]: groups that are not whole yet; [`own`]: what
 //! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`flushed`],
-//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
+//! [`stripes`] (locks of keys), [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -19,6 +19,7 @@ pub mod flushed;
 pub mod hot;
 mod own;
 mod preload;
+mod stripes;
 #[cfg(test)]
 pub(crate) mod tests;
 mod together;
@@ -36,26 +37,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, Payload, ProduceError, Record, TopicPartition};
-use crate::store::{Checkpoint, Entry, Store, StoreError, Value, key_hash};
+use crate::store::{Checkpoint, Entry, Store, StoreError, Value};
 use crate::striped::Striped;
 use crate::supervise;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
+use stripes::Stripes;
 use together::Groups;
 use watch::Watches;
 use write::{Item, NewState, Outstanding, Write};
 use write_behind::WriteBehind;
 
+pub use stripes::Taken;
 pub use together::Place;
-pub use transaction::{Fault, Lookups, Transaction, Wait};
-
-/// Key locks; a key's stripe is its hash.
-const STRIPES: usize = 1024;
+pub use transaction::{Fault, Lookups, Pace, Size, Transaction, Turn, Wait};
 
 /// How long commands that look at the whole store wait for it to take in what was acknowledged.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -152,7 +152,7 @@ pub struct Service {
     pub reads: consistency::Reads,
     summed: Arc<digest::Summed>,
     databases: Box<[Database]>,
-    stripes: Box<[Mutex<()>]>,
+    stripes: Stripes,
     groups: Groups,
     status: ArcSwap<Status>,
     /// Held while the status changes.
@@ -174,6 +174,8 @@ pub struct Service {
 pub struct Database {
     hot: HotTier,
     pub watches: Watches,
+    /// Keys that are being read together: what becomes visible meanwhile may be of a group with others of them.
+    snapshots: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
     /// What the store is being filled from.
@@ -216,6 +218,7 @@ impl Database {
         Database {
             hot: HotTier::new(budget),
             watches: Watches::default(),
+            snapshots: Watches::default(),
             topic: OnceLock::new(),
             source: Mutex::default(),
             copies: AtomicBool::new(false),
@@ -299,15 +302,15 @@ pub struct Seen {
     pub depends: Option<Arc<Write>>,
     /// The record that says so, if it is known.
     at: Option<At>,
-    /// It comes from the store.
-    is_cold: bool,
+    /// It was read from the store.
+    from_store: bool,
 }
 
 impl Seen {
     /// Bytes of the value, unless memory has them anyway.
     fn own_bytes(&self) -> usize {
         match self.entry.as_ref().map(|entry| &entry.value) {
-            Some(Value::String(value)) if self.is_cold || value.len() <= hot::INLINE => value.len(),
+            Some(Value::String(value)) if self.from_store || value.len() <= hot::INLINE => value.len(),
             _ => 0,
         }
     }
@@ -344,7 +347,7 @@ impl Service {
             memory,
             behind: WriteBehind::default(),
             reads: Default::default(),
-            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            stripes: Stripes::default(),
             groups: Groups::default(),
             status: ArcSwap::from_pointee(Status::Loading {
                 applied: 0,
@@ -549,6 +552,11 @@ impl Service {
 
     /// The newest state of a key, expired or not. With `pending`, writes under way count.
     pub fn read(&self, database: u16, key: &[u8], pending: bool) -> Result<Seen, StoreError> {
+        self.read_up_to(database, key, pending, usize::MAX)
+    }
+
+    /// The same, but a value of more than `most` bytes is not read from the store ([`StoreError::Larger`]).
+    fn read_up_to(&self, database: u16, key: &[u8], pending: bool, most: usize) -> Result<Seen, StoreError> {
         let number = database;
         let database = &self.databases[number as usize];
         match database.hot.get(key, pending) {
@@ -556,7 +564,7 @@ impl Service {
                 entry: entry.filter(|e| database.visible(e)),
                 depends: None,
                 at: Some(at),
-                is_cold: false,
+                from_store: false,
             }),
             Lookup::Pending(write, item) => {
                 let at = At {
@@ -567,7 +575,7 @@ impl Service {
                     entry: write.entry(item, at, now_ms() as i64),
                     depends: Some(write),
                     at: None,
-                    is_cold: false,
+                    from_store: false,
                 })
             }
             Lookup::Absent => {
@@ -576,14 +584,14 @@ impl Service {
                     entry: None,
                     depends: None,
                     at: None,
-                    is_cold: false,
+                    from_store: false,
                 })
             }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 // While loading, what was applied is neither in memory nor in the store: what is read then (by WATCH) is not to last.
                 let lasts = self.is_serving();
-                let entry = self.beneath(number, key)?;
+                let entry = self.beneath(number, key, most)?;
                 if lasts {
                     database.hot.fill(key, entry.as_ref(), token);
                 }
@@ -595,17 +603,17 @@ impl Service {
                     entry,
                     depends: None,
                     at,
-                    is_cold: true,
+                    from_store: true,
                 })
             }
         }
     }
 
     /// What there is of a key that memory lacks: in the store, or on the way there since it was loaded.
-    fn beneath(&self, number: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+    fn beneath(&self, number: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
         let entry = match self.behind.get(number, key) {
             Some(entry) => entry,
-            None => self.store.get(number, key)?,
+            None => self.store.get_up_to(number, key, most)?,
         };
         Ok(entry.filter(|entry| self.databases[number as usize].visible(entry)))
     }
@@ -613,7 +621,7 @@ impl Service {
     /// Whether there is no such key beneath memory either, unless memory has it by now.
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
         let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
-        !matches!(self.beneath(number, key), Ok(Some(_))) || is_now_known()
+        !matches!(self.beneath(number, key, 0), Ok(Some(_)) | Err(StoreError::Larger)) || is_now_known()
     }
 
     /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was
@@ -623,20 +631,9 @@ impl Service {
         let absent = |key: &Bytes| matches!(self.read(number, key, true), Ok(Seen { entry: None, .. }));
         let unaffected: HashSet<Bytes> = database.watches.watched().into_iter().filter(absent).collect();
         if database.flushed(at) {
+            database.snapshots.flushed(|_| true);
             database.watches.flushed(|key| !unaffected.contains(key));
         }
-    }
-
-    /// Locks the stripes of these keys, in one order for everybody.
-    fn lock_keys<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) -> SmallVec<[MutexGuard<'_, ()>; 2]> {
-        let mut stripes: SmallVec<[usize; 2]> = keys.map(|key| key_hash(key) as usize % STRIPES).collect();
-        stripes.sort_unstable();
-        stripes.dedup();
-        stripes.iter().map(|&stripe| self.stripes[stripe].lock()).collect()
-    }
-
-    fn lock_all_keys(&self) -> SmallVec<[MutexGuard<'_, ()>; 2]> {
-        self.stripes.iter().map(Mutex::lock).collect()
     }
 
     /// Hands the items to the log as one batch. The caller holds the stripes of all keys.
@@ -732,10 +729,11 @@ impl Service {
     }
 
     /// True if acknowledged states have piled up before the store: writes wait.
-    fn is_behind(&self) -> bool {
+    fn is_behind(&self, size: Size) -> bool {
         let unstored = self.memory.unstored.load(Ordering::Relaxed).max(self.behind.bytes());
         let bound = self.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize;
-        unstored > self.behind.bound(bound)
+        let bound = self.behind.bound(bound);
+        unstored > if size == Size::Large { bound / 2 } else { bound }
     }
 
     pub fn write_timeout(&self) -> Duration {
@@ -794,11 +792,16 @@ impl Service {
         }
     }
 
-    /// Waits until the store has room again.
-    pub async fn room(&self) -> Result<(), Fault> {
+    /// Waits until another has computed what takes long with this stripe locked.
+    pub async fn unlocked(&self, taken: Taken) {
+        self.stripes.freed(taken).await;
+    }
+
+    /// Waits until the store has room again for writes of this size.
+    pub async fn room(&self, size: Size) -> Result<(), Fault> {
         let _hurry = self.behind.hurry();
         self.wait_until(
-            || !self.is_behind(),
+            || !self.is_behind(size),
             self.write_timeout(),
             ("NOTWRITTEN", "the local store is too far behind the log"),
         )

@@ -116,7 +116,7 @@ impl Preload {
             let Lookup::Cold(token) = database.hot.get(key, false) else {
                 return Ok(true);
             };
-            let entry = self.service.beneath(number, key)?;
+            let entry = self.service.beneath(number, key, usize::MAX)?;
             database.hot.fill(key, entry.as_ref(), token);
             let value = match entry.map(|entry| entry.value) {
                 Some(Value::String(value)) => value.len(),

@@ -2,6 +2,7 @@
 
 mod consistency;
 mod faults;
+mod long;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -845,7 +846,7 @@ fn too_much_before_the_store_makes_writes_wait_until_it_is_stored() {
         };
         f.wait(|_| match set() {
             Ok(_) => true,
-            Err(Fault::Wait(Wait::Room)) => {
+            Err(Fault::Wait(Wait::Room(_))) => {
                 waited += 1;
                 false
             }

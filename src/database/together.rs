@@ -8,11 +8,11 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 
 use super::hot::EXPECTED;
-use super::{Seen, Service};
-use crate::store::StoreError;
+use super::transaction::STORE_READ;
+use super::{Fault, Seen, Service, Turn, Wait};
 
 /// Bytes of values that are kept for one transaction beside those that memory has anyway.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = if cfg!(test) { 1 << 10 } else { 64 << 20 };
 
 /// A key of a database.
 pub type Place<'k> = (u16, &'k [u8]);
@@ -94,13 +94,14 @@ impl Service {
         &self,
         keys: &'k [Place<'k>],
         pending: bool,
-    ) -> Result<Option<Together<'k>>, StoreError> {
+        turn: Turn,
+    ) -> Result<Option<Together<'k>>, Fault> {
         let shown = self.groups.shown();
-        let mut seen = self.read_all(keys, pending, MAX_BYTES)?;
+        let mut seen = self.read_all(keys, pending, turn)?;
         if seen.is_some() && !self.groups.none_since(shown) {
             // Memory has now what had to be read from the store.
             let _groups = self.groups.hold();
-            seen = self.read_all(keys, pending, MAX_BYTES)?;
+            seen = self.read_all(keys, pending, turn)?;
         }
         Ok(seen.map(|seen| Together {
             keys,
@@ -110,20 +111,21 @@ impl Service {
         }))
     }
 
-    fn read_all(
-        &self,
-        keys: &[Place<'_>],
-        pending: bool,
-        most: usize,
-    ) -> Result<Option<SmallVec<[Seen; 1]>>, StoreError> {
-        let (mut all, mut bytes) = (SmallVec::with_capacity(keys.len()), 0);
+    fn read_all(&self, keys: &[Place<'_>], pending: bool, turn: Turn) -> Result<Option<SmallVec<[Seen; 1]>>, Fault> {
+        let (mut all, mut bytes, mut work) = (SmallVec::with_capacity(keys.len()), 0, 0);
         for part in keys.chunks(EXPECTED) {
             let alike = part.iter().filter(|(database, _)| *database == part[0].0);
             self.expect(part[0].0, alike.map(|(_, key)| *key));
             for (database, key) in part {
-                let seen = self.read(*database, key, pending)?;
+                let seen = self.read_up_to(*database, key, pending, turn.work())?;
                 bytes += seen.own_bytes();
-                if bytes > most {
+                if seen.from_store {
+                    work += STORE_READ + seen.own_bytes();
+                }
+                if work > turn.work() {
+                    return Err(Fault::Wait(Wait::Turn(Turn::Large)));
+                }
+                if bytes > MAX_BYTES {
                     return Ok(None);
                 }
                 all.push(seen);

@@ -1,25 +1,39 @@
 //! How a command reads and writes: it is a function over a [`Transaction`], computed under its keys' locks on the newest
 //! state, and may be computed again (a version it rested on failed; on Kafka another writer came first). Nothing is handed to
 //! the log before the function has returned without a fault; then all its records go as one batch.
+//!
+//! A function that takes long must not hold up others ([`Pace`]). It is computed away from the threads that serve connections, and
+//! nothing is locked meanwhile: it watches the keys that it reads. When it is done, its keys are locked, and it is computed again
+//! if one of them has changed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use parking_lot::RwLockReadGuard;
 use smallvec::SmallVec;
 
 use super::flushed::Flushed;
 use super::hot::At;
+use super::stripes::{Held, Hold, Taken};
 use super::together::{Place, Together};
+use super::watch::{Changed, Watches};
 use super::write::{Item, NewState, Outstanding, Write};
-use super::{Service, now_ms};
+use super::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
 use crate::store::{Entry, Scanned, StoreError, Value};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
 const LINEAR: usize = 8;
+
+/// Bytes that a transaction may go through on a thread that serves connections: about a millisecond's work.
+pub const SHORT_WORK: usize = 4 << 20;
+/// Bytes above which a transaction is one of those that go on for seconds.
+const LARGE_WORK: usize = 1 << 30;
+/// What reading from the store costs, as bytes.
+pub(super) const STORE_READ: usize = 16 << 10;
 
 /// Why a command was not computed to its end.
 #[derive(Clone)]
@@ -40,9 +54,69 @@ pub enum Wait {
     /// The database's topic must be created.
     CreateDatabase(u16),
     /// The store must take in what was acknowledged: too much is in memory only.
-    Room,
+    Room(Size),
     /// This node is not serving, or was not all the time: what was read may be a store that is being filled.
     Loading,
+    /// It takes longer than its thread has time for: it has to be computed elsewhere, when it is its turn.
+    Turn(Turn),
+    /// A key is locked by another that takes long.
+    Locked(Taken),
+    /// A key that it read has changed while it was computed.
+    Changed,
+}
+
+/// What a transaction writes: values that are large leave half of the room before the store to the others, which would have to
+/// wait until the store has taken them in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    Small,
+    Large,
+}
+
+/// Where a transaction is computed. Those that take long are few at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// On a thread that serves connections.
+    #[default]
+    Short,
+    /// Elsewhere, for a fraction of a second.
+    Large,
+    /// Elsewhere, for as long as it takes.
+    Long,
+}
+
+impl Turn {
+    /// Bytes that it may go through.
+    pub(super) fn work(self) -> usize {
+        match self {
+            Turn::Short => SHORT_WORK,
+            Turn::Large => LARGE_WORK,
+            Turn::Long => usize::MAX,
+        }
+    }
+}
+
+/// How a transaction is computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    pub turn: Turn,
+    /// Even one that takes long keeps its keys locked while it is computed, so that it comes to its end.
+    pub locked: bool,
+}
+
+impl Pace {
+    fn is_long(self) -> bool {
+        self.turn > Turn::Short
+    }
+
+    fn hold(self) -> Hold {
+        if self.is_long() { Hold::Long } else { Hold::Short }
+    }
+
+    /// Its keys are locked only when it is computed, and watched until then.
+    fn watches(self) -> bool {
+        self.is_long() && !self.locked
+    }
 }
 
 impl Fault {
@@ -68,6 +142,7 @@ impl From<StoreError> for Fault {
         match error {
             // The applier is about to see it.
             StoreError::Damaged { .. } => Fault::error(format!("LOADING rebuilding the local store: {error}")),
+            StoreError::Larger => Fault::Wait(Wait::Turn(Turn::Large)),
             error => Fault::error(format!("ERR the local store cannot be read: {error}")),
         }
     }
@@ -137,10 +212,85 @@ pub struct Transaction<'s> {
     pub counts: bool,
     /// A key was looked at.
     looked: bool,
+    turn: Turn,
+    /// Bytes that it went through.
+    work: usize,
+    /// Keys that it read, if they are not locked.
+    watching: Option<Watching<'s>>,
+}
+
+/// Keys that are watched until this is dropped.
+struct Watching<'s> {
+    service: &'s Service,
+    /// For what: new states that are handed to the log, or that become visible.
+    of: fn(&Database) -> &Watches,
+    changed: Arc<Changed>,
+    keys: Vec<(u16, Bytes)>,
+}
+
+impl<'s> Watching<'s> {
+    fn watch(&mut self, database: u16, key: &[u8]) {
+        let key = Bytes::copy_from_slice(key);
+        let watches = (self.of)(&self.service.databases[database as usize]);
+        watches.watch(key.clone(), &self.changed);
+        self.keys.push((database, key));
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        match self.changed.load(Ordering::SeqCst) {
+            true => Err(Fault::Wait(Wait::Changed)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        for of_one in self.keys.chunk_by(|(a, _), (b, _)| a == b) {
+            let watches = (self.of)(&self.service.databases[of_one[0].0 as usize]);
+            watches.unwatch(of_one.iter().map(|(_, key)| &key[..]), &self.changed);
+        }
+    }
+}
+
+/// What stays as it is until this is dropped: keys for who writes them, or what is visible for who only reads.
+#[derive(Default)]
+struct Locked<'s> {
+    _stripes: Held<'s>,
+    _groups: Option<RwLockReadGuard<'s, ()>>,
+}
+
+impl Keys<'_> {
+    fn lock<'s>(&self, service: &'s Service, pace: Pace) -> Result<Locked<'s>, Fault> {
+        let stripes = match self {
+            Keys::Unlocked | Keys::Together(_) => Ok(Held::default()),
+            Keys::Some(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
+            Keys::All => service.stripes.lock_all(pace.hold()),
+        };
+        Ok(Locked {
+            _stripes: stripes.map_err(|taken| Fault::Wait(Wait::Locked(taken)))?,
+            _groups: matches!(self, Keys::Together(_)).then(|| service.groups.hold()),
+        })
+    }
+
+    /// Instead of the locks.
+    fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
+        let of: fn(&Database) -> &Watches = match self {
+            Keys::Some(_) => |database| &database.watches,
+            Keys::Together(_) => |database| &database.snapshots,
+            Keys::Unlocked | Keys::All => return None,
+        };
+        Some(Watching {
+            service,
+            of,
+            changed: Arc::default(),
+            keys: Vec::new(),
+        })
+    }
 }
 
 impl Service {
-    /// Computes `f` under the locks of `keys` and hands what it wrote to the log.
+    /// Computes `f` under the locks of `keys` and hands what it wrote to the log, however long it takes.
     pub fn transact<T>(
         self: &Arc<Self>,
         owner: &Arc<Outstanding>,
@@ -148,19 +298,39 @@ impl Service {
         view: View,
         f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<Computed<T>, Fault> {
-        let (epoch, era) = (self.log.epoch(), self.era());
-        let _stripes = match keys {
-            Keys::Unlocked | Keys::Together(_) => SmallVec::new(),
-            Keys::Some(keys) => self.lock_keys(keys.iter().copied()),
-            Keys::All => self.lock_all_keys(),
+        let pace = Pace {
+            turn: Turn::Long,
+            locked: true,
         };
+        self.transact_at(pace, owner, keys, view, f)
+    }
+
+    /// The same, at this pace.
+    pub fn transact_at<T>(
+        self: &Arc<Self>,
+        pace: Pace,
+        owner: &Arc<Outstanding>,
+        keys: Keys<'_>,
+        view: View,
+        f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<Computed<T>, Fault> {
+        let (epoch, era) = (self.log.epoch(), self.era());
         let together = match keys {
-            Keys::Together(keys) => self.together(keys, view != View::Committed)?,
+            Keys::Together(keys) => self.together(keys, view != View::Committed, pace.turn)?,
             _ => None,
         };
-        // What is too much to be kept is read while it is computed.
-        let held = matches!(keys, Keys::Together(_)) && together.is_none();
-        let held = held.then(|| self.groups.hold());
+        let watching = match together {
+            None if pace.watches() => keys.watch(self),
+            _ => None,
+        };
+        if matches!(keys, Keys::Some(_)) && watching.is_some() && self.is_behind(Size::Large) {
+            // Else it would be computed in vain.
+            return Err(Fault::Wait(Wait::Room(Size::Large)));
+        }
+        let mut locked = match watching.is_some() || together.is_some() {
+            true => Locked::default(),
+            false => keys.lock(self, pace)?,
+        };
         let mut transaction = Transaction {
             service: self,
             view,
@@ -175,8 +345,18 @@ impl Service {
             lookups: Lookups::default(),
             counts: view != View::Update,
             looked: false,
+            turn: pace.turn,
+            work: 0,
+            watching,
         };
-        let computed = f(&mut transaction);
+        let computed = f(&mut transaction).and_then(|value| {
+            transaction.works(transaction.bytes)?;
+            Ok(value)
+        });
+        if let (Some(watching), Ok(_)) = (&transaction.watching, &computed) {
+            locked = keys.lock(self, pace)?;
+            watching.check()?;
+        }
         if transaction.looked || !transaction.items.is_empty() {
             if !self.has_served_since(era) {
                 return Err(Fault::Wait(Wait::Loading));
@@ -191,22 +371,23 @@ impl Service {
         }
         let value = computed?;
         transaction.check_size()?;
-        drop(held);
         let Transaction {
             items,
             depends,
             reads,
             lookups,
+            bytes,
             ..
         } = transaction;
         let write = if items.is_empty() {
             None
         } else {
             let items = self.with_copies(items)?;
-            self.admit(&items)?;
+            self.admit(&items, bytes)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
             Some(self.commit(items, owner, epoch, condition))
         };
+        drop(locked);
         Ok(Computed {
             value,
             write,
@@ -296,9 +477,10 @@ impl Service {
     }
 
     /// Checks everything that must hold before records are handed to the log.
-    fn admit(&self, items: &[Item]) -> Result<(), Fault> {
-        if self.is_behind() {
-            return Err(Fault::Wait(Wait::Room));
+    fn admit(&self, items: &[Item], bytes: usize) -> Result<(), Fault> {
+        let size = if bytes > SHORT_WORK { Size::Large } else { Size::Small };
+        if self.is_behind(size) {
+            return Err(Fault::Wait(Wait::Room(size)));
         }
         for item in items {
             let database = item.database();
@@ -391,6 +573,21 @@ impl Transaction<'_> {
         self.looked = true;
     }
 
+    /// It goes through so many bytes: an error if that is more than its thread has time for.
+    pub fn works(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.work = self.work.saturating_add(bytes);
+        if self.work > self.turn.work() {
+            let turn = if self.work > LARGE_WORK {
+                Turn::Long
+            } else {
+                Turn::Large
+            };
+            return Err(Fault::Wait(Wait::Turn(turn)));
+        }
+        // What it computes may be in vain already.
+        self.watching.as_ref().map_or(Ok(()), Watching::check)
+    }
+
     fn look(&mut self, database: u16, key: &[u8], condition: bool) -> Result<Option<Entry>, Fault> {
         if let Some(place) = self.place(database, key) {
             return Ok(self.own_entry(place));
@@ -399,13 +596,22 @@ impl Transaction<'_> {
             return Ok(None);
         }
         self.looks();
+        if let Some(watching) = &mut self.watching {
+            watching.watch(database, key);
+        }
         // In this order: what is read is at least as new as what was applied before.
         let applied = condition.then(|| self.service.applied_at_home(database, key)).flatten();
         let taken = self.together.as_mut().and_then(|together| together.get(database, key));
         let seen = match taken {
             Some(seen) => seen,
-            None => self.service.read(database, key, self.view != View::Committed)?,
+            None => {
+                let pending = self.view != View::Committed;
+                self.service.read_up_to(database, key, pending, self.turn.work())?
+            }
         };
+        if seen.from_store {
+            self.works(STORE_READ + seen.entry.as_ref().map_or(0, Entry::bytes))?;
+        }
         if let Some((at, applied)) = applied {
             let key = Bytes::copy_from_slice(key);
             self.reads.extend(self.service.reads_of_copies(database, &key));
@@ -652,6 +858,14 @@ impl Transaction<'_> {
 }
 
 impl Entry {
+    /// Bytes of the string.
+    fn bytes(&self) -> usize {
+        match &self.value {
+            Value::String(value) => value.len(),
+            Value::Unreadable(_) => 0,
+        }
+    }
+
     /// The string, or the error that says why the record cannot be read.
     pub fn string(&self) -> Result<Bytes, Fault> {
         match &self.value {

@@ -79,6 +79,20 @@ impl Watches {
         self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
 
+    /// This connection does not watch these keys any more.
+    pub fn unwatch<'k>(&self, watched: impl Iterator<Item = &'k [u8]>, flag: &Arc<Changed>) {
+        let mut keys = self.keys.lock();
+        for key in watched {
+            if let Some(flags) = keys.flags.get_mut(key) {
+                flags.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(flag)));
+                if flags.is_empty() {
+                    keys.flags.remove(key);
+                }
+            }
+        }
+        self.watched.store(keys.flags.len(), Ordering::SeqCst);
+    }
+
     pub fn is_watched(&self, key: &[u8]) -> bool {
         self.watched.load(Ordering::SeqCst) > 0 && self.keys.lock().flags.contains_key(key)
     }
@@ -128,6 +142,18 @@ mod tests {
         watches.changed(b"a");
         assert!(mine.load(Ordering::SeqCst) && !other.load(Ordering::SeqCst));
         assert_eq!(watches.watched(), ["b"]);
+    }
+
+    #[test]
+    fn who_watches_no_more_leaves_the_others() {
+        let (watches, mine, other) = (Watches::default(), Arc::default(), Arc::default());
+        watches.watch("a".into(), &mine);
+        watches.watch("b".into(), &mine);
+        watches.watch("a".into(), &other);
+        watches.unwatch([&b"a"[..], b"b", b"c"].into_iter(), &mine);
+        assert_eq!(watches.watched(), ["a"]);
+        watches.changed(b"a");
+        assert!(!mine.load(Ordering::SeqCst) && other.load(Ordering::SeqCst));
     }
 
     #[test]

@@ -159,6 +159,9 @@ impl Write {
                     let entry = self.entry(index, place, at.timestamp);
                     let database = &self.service.databases[*database as usize];
                     database.hot.resolve(key, self, Some((place, entry)));
+                    if self.items.len() > 1 {
+                        database.snapshots.changed(key);
+                    }
                     database.acknowledged(place);
                     // Those of a group are shown together when all have come.
                     if let (1, Some(partition)) = (self.items.len(), database.only_partition()) {

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Buf;
 use tokio::net::TcpStream;
@@ -22,6 +22,8 @@ use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version
 
 /// Requests decoded, executed and answered together.
 const BURST: usize = 1_024;
+/// How long the requests of one connection are computed without letting others in.
+const SLICE: Duration = Duration::from_millis(5);
 /// Bytes of replies that are sent without waiting for the end of the burst, or of the reply.
 const FLUSH_AT: usize = 256 << 10;
 /// Bytes of replies that are held back behind writes under way before those are waited for.
@@ -113,6 +115,7 @@ impl Connection {
     async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> io::Result<()> {
         let mut held: Vec<Held<'_>> = Vec::new();
         let (mut held_bytes, mut writing) = (0, 0);
+        let mut slice = None;
         self.session.tally.interrupt();
         for (index, request) in decoder.requests(input).enumerate() {
             if index % EXPECTED == 0 && decoder.len() > 1 {
@@ -180,11 +183,26 @@ impl Connection {
             if self.wire.output.len() >= FLUSH_AT {
                 self.wire.flush().await?;
             }
+            self.let_others_in(&mut slice).await;
         }
         if decoder.follows_empty(decoder.len()) {
             self.session.replies.next();
         }
         self.settle_all(&mut held).await
+    }
+
+    /// Yields when its slice of time is over; it began with the first command after something was waited for.
+    #[inline]
+    async fn let_others_in(&mut self, slice: &mut Option<Instant>) {
+        let Some(now) = self.session.tally.last() else {
+            *slice = None;
+            return;
+        };
+        if now.duration_since(*slice.get_or_insert(now)) > SLICE {
+            tokio::task::yield_now().await;
+            self.session.tally.interrupt();
+            *slice = None;
+        }
     }
 
     /// Waits for the writes under way, and puts the replies behind them into the output.
@@ -229,6 +247,8 @@ impl Connection {
         let mut encoding = Encoding::new(reply, version);
         while encoding.encode(&mut self.wire.output, FLUSH_AT) {
             self.wire.flush().await?;
+            // A client that reads as fast as this encodes must not keep the thread.
+            tokio::task::coop::consume_budget().await;
         }
         self.wire.owed = 0;
         Ok(())

@@ -87,6 +87,9 @@ pub enum StoreError {
     /// What is on disk is not what was written: nothing of it can be trusted, see [`Store::renew`].
     #[error("store {doing}: {cause}")]
     Damaged { doing: &'static str, cause: String },
+    /// See [`Store::get_up_to`].
+    #[error("store: the value is larger than the caller wants to read")]
+    Larger,
     #[error("store {doing} {path}: {cause}")]
     Io {
         doing: &'static str,
@@ -103,7 +106,13 @@ pub struct Scanned<'a> {
 
 /// The shape of a store engine. Reads may come from any thread at any time; `apply` and `checkpoint` from one thread.
 pub trait Store: Send + Sync + 'static {
-    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError>;
+    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+        self.get_up_to(database, key, usize::MAX)
+    }
+
+    /// As [`Store::get`]. An engine that knows the length before it reads the value refuses with [`StoreError::Larger`] to read
+    /// more than `most` bytes: the caller has no time for it.
+    fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError>;
 
     /// Visits at least `at_least` visible keys (fewer at the end, or where it meets very many hidden ones) in hash order from the
     /// first key whose hash is at least `from`, all keys of one hash together. Returns the hash to continue from, or `None`

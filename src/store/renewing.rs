@@ -79,8 +79,8 @@ fn close(store: Arc<Arc<dyn Store>>) -> Result<(), &'static str> {
 }
 
 impl Store for Renewing {
-    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
-        self.call("get", |store| store.get(database, key))
+    fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
+        self.call("get", |store| store.get_up_to(database, key, most))
     }
 
     fn scan(

@@ -31,6 +31,7 @@ mod kills;
 mod lanes;
 mod late_requests;
 mod linearizability;
+mod long_commands;
 mod observing;
 mod redis_suite;
 mod replies;

@@ -51,6 +51,7 @@ pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
     };
     let old = current(context, key)?;
     let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
+    context.transaction.works(bytes.len().max(last / 8 + 1))?;
     // Room is made even for operations that fail then.
     let mut value = zero_padded(&bytes, last / 8 + 1);
     let replies = operations.iter().map(|operation| operation.apply(&mut value)).collect();

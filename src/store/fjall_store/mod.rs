@@ -278,7 +278,7 @@ impl FjallStore {
 }
 
 impl Store for FjallStore {
-    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+    fn get_up_to(&self, database: u16, key: &[u8], _: usize) -> Result<Option<Entry>, StoreError> {
         self.call("get", || self.try_get(database, key))
     }
 

@@ -113,6 +113,7 @@ enum Mark {
 enum Failure {
     Engine(sled::Error),
     Damaged(&'static str),
+    Larger,
     Io { path: PathBuf, cause: std::io::Error },
     NoSuchDatabase,
 }
@@ -231,6 +232,7 @@ impl SledStore {
         let damage = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(Failure::NoSuchDatabase)) => return other("no such database".into()),
+            Ok(Err(Failure::Larger)) => return Err(StoreError::Larger),
             Ok(Err(Failure::Io { path, cause })) if !is_gone(&cause) => return Err(io_error(doing, &path, cause)),
             Ok(Err(Failure::Io { path, cause })) => format!("{}: {cause}", path.display()),
             Ok(Err(Failure::Engine(sled::Error::Io(error)))) if !is_gone(&error) => return other(error.to_string()),
@@ -253,12 +255,12 @@ impl SledStore {
         self.broken.get_or_init(|| cause).clone()
     }
 
-    fn try_get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, Failure> {
+    fn try_get(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, Failure> {
         let store_key = entry::store_key(key);
         let database = self.database(database)?;
         // A value that is cut can be replaced while its pieces are read: then they are gone, and the head is read again.
         for _ in 0..2 {
-            match get_once(&database.view.load(), &store_key)? {
+            match get_once(&database.view.load(), &store_key, most)? {
                 Got::Nothing => return Ok(None),
                 Got::Entry(entry) => return Ok(Some(entry)),
                 Got::PieceMissing => {}
@@ -266,7 +268,7 @@ impl SledStore {
         }
         // It changes faster than it is read, or it is damaged: with the writer halted, a missing piece is damage.
         let _halted = self.writer.lock();
-        match get_once(&database.view.load(), &store_key)? {
+        match get_once(&database.view.load(), &store_key, most)? {
             Got::Nothing => Ok(None),
             Got::Entry(entry) => Ok(Some(entry)),
             Got::PieceMissing => Err(Failure::Damaged("value, a piece is missing")),
@@ -365,7 +367,7 @@ enum Got {
     PieceMissing,
 }
 
-fn get_once(view: &View, store_key: &[u8]) -> Result<Got, Failure> {
+fn get_once(view: &View, store_key: &[u8], most: usize) -> Result<Got, Failure> {
     let Some(trees) = &view.trees else {
         return Ok(Got::Nothing);
     };
@@ -377,6 +379,7 @@ fn get_once(view: &View, store_key: &[u8]) -> Result<Got, Failure> {
         return Ok(Got::Nothing);
     }
     let value = match body {
+        Body::Cut(length) if length > most => return Err(Failure::Larger),
         Body::Cut(length) => trees.join_pieces(store_key, &meta, length)?.map(Value::String),
         uncut => entry::uncut_value(&uncut),
     };
@@ -384,8 +387,8 @@ fn get_once(view: &View, store_key: &[u8]) -> Result<Got, Failure> {
 }
 
 impl Store for SledStore {
-    fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
-        self.call("get", || self.try_get(database, key))
+    fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
+        self.call("get", || self.try_get(database, key, most))
     }
 
     fn scan(

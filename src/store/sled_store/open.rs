@@ -79,6 +79,7 @@ impl From<Failure> for Unusable {
             }),
             Failure::Engine(error) => Unusable::Rebuild(error.to_string()),
             Failure::Damaged(what) => Unusable::Rebuild(format!("damaged {what}")),
+            Failure::Larger => Unusable::Rebuild("a value that is too large".to_owned()),
             Failure::Io { path, cause } => Unusable::Fatal(io_error("open", &path, cause)),
             Failure::NoSuchDatabase => Unusable::Rebuild("more databases than configured".to_owned()),
         }

@@ -1,0 +1,185 @@
+//! Transactions that take long: what others may do meanwhile, and what comes of it.
+
+use super::*;
+use crate::database::transaction::SHORT_WORK;
+use crate::database::{Pace, Place, Turn};
+
+const UNLOCKED: Pace = Pace {
+    turn: Turn::Long,
+    locked: false,
+};
+const LOCKED: Pace = Pace {
+    turn: Turn::Long,
+    locked: true,
+};
+
+impl Fixture {
+    /// Copies a value to another key; `meanwhile` is called when it was read.
+    fn copy_at(&self, pace: Pace, from: &str, to: &str, meanwhile: impl FnOnce()) -> Result<Computed<()>, Fault> {
+        let keys = [from.as_bytes(), to.as_bytes()];
+        let keys = Keys::Some(&keys);
+        self.service
+            .transact_at(pace, &Arc::default(), keys, View::Update, |t| {
+                let value = t.get_string(0, from.as_bytes())?.unwrap_or_default();
+                meanwhile();
+                t.works(1)?;
+                t.set(0, to.as_bytes(), value, None);
+                Ok(())
+            })
+    }
+
+    /// What is read of two keys together; `meanwhile` is called between the two.
+    fn both_at(
+        &self,
+        keys: &[Place<'_>],
+        pace: Pace,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Option<Bytes>, Option<Bytes>), Fault> {
+        let computed = self
+            .service
+            .transact_at(pace, &Arc::default(), Keys::Together(keys), View::Committed, |t| {
+                let a = t.get_string(0, b"a")?;
+                meanwhile();
+                Ok((a, t.get_string(0, b"b")?))
+            });
+        computed.map(|computed| computed.value)
+    }
+
+    fn set_both(&self, value: &'static str) -> Arc<Write> {
+        let keys = Keys::Some(&[b"a", b"b"]);
+        written(self.service.transact(&Arc::default(), keys, View::Update, |t| {
+            t.set(0, b"a", value.into(), None);
+            t.set(0, b"b", value.into(), None);
+            Ok(())
+        }))
+    }
+}
+
+fn both(value: &'static str) -> (Option<Bytes>, Option<Bytes>) {
+    (Some(value.into()), Some(value.into()))
+}
+
+#[test]
+fn what_takes_long_is_computed_in_vain_if_a_key_that_it_read_changes() {
+    for chains in [false, true] {
+        let f = Fixture::new(chains);
+        f.set(&Arc::default(), "from", "1");
+        f.log.acknowledge_all();
+        let in_vain = f.copy_at(UNLOCKED, "from", "to", || {
+            f.set(&Arc::default(), "from", "2");
+        });
+        assert!(
+            matches!(in_vain, Err(Fault::Wait(Wait::Changed))),
+            "its keys are not locked"
+        );
+        f.log.acknowledge_all();
+        assert_eq!(f.get("to"), None);
+        let copied = f.copy_at(UNLOCKED, "from", "to", || {
+            // It does not read these.
+            f.set(&Arc::default(), "to", "3");
+            f.set(&Arc::default(), "another", "4");
+        });
+        written(copied);
+        f.log.acknowledge_all();
+        assert_eq!(f.get("to").as_deref(), Some("2"));
+        assert!(
+            f.service.database(0).watches.watched().is_empty(),
+            "nothing is left behind"
+        );
+    }
+}
+
+#[test]
+fn what_keeps_its_keys_locked_lets_others_wait_without_a_thread() {
+    let f = Fixture::new(true);
+    f.set(&Arc::default(), "from", "1");
+    f.log.acknowledge_all();
+    let short = |key: &str| f.copy_at(Pace::default(), "another", key, || {});
+    let copied = f.copy_at(LOCKED, "from", "to", || {
+        for key in ["from", "to"] {
+            assert!(matches!(short(key), Err(Fault::Wait(Wait::Locked(_)))), "{key}");
+        }
+        written(short("free"));
+    });
+    written(copied);
+    written(short("to"));
+}
+
+#[test]
+fn keys_that_are_read_together_for_long_are_of_one_moment() {
+    let f = Fixture::new(false);
+    f.set_both("1");
+    // These are more than is kept beside memory.
+    let many: Vec<String> = (0..200).map(|n| format!("many-{n}")).collect();
+    for key in &many {
+        f.set(&Arc::default(), key, "0123456789");
+    }
+    f.log.acknowledge_all();
+    let few: Vec<Place<'_>> = vec![(0, b"a"), (0, b"b")];
+    let all: Vec<Place<'_>> = many.iter().map(|key| (0, key.as_bytes())).chain(few.clone()).collect();
+    let shown = f.both_at(&few, UNLOCKED, || {
+        f.set_both("2");
+        // Acknowledgements do not wait for who reads.
+        f.log.acknowledge_all();
+    });
+    assert_eq!(shown.ok(), Some(both("1")), "both were taken before");
+    let shown = f.both_at(&all, UNLOCKED, || {
+        f.set_both("3");
+        f.log.acknowledge_all();
+    });
+    assert!(matches!(shown, Err(Fault::Wait(Wait::Changed))));
+    let shown = f.both_at(&all, UNLOCKED, || {
+        f.set_both("4");
+    });
+    assert_eq!(shown.ok(), Some(both("3")), "what is not acknowledged is not seen");
+    f.log.acknowledge_all();
+    for keys in [&few, &all] {
+        assert_eq!(f.both_at(keys, LOCKED, || {}).ok(), Some(both("4")));
+    }
+}
+
+#[test]
+fn what_takes_too_long_for_its_thread_is_refused() {
+    let f = Fixture::new(true);
+    let works = |pace, bytes| {
+        let keys = Keys::Some(&[b"k"]);
+        let computed = f
+            .service
+            .transact_at(pace, &Arc::default(), keys, View::Update, |t| t.works(bytes));
+        computed.map(|_| ())
+    };
+    let large = Pace {
+        turn: Turn::Large,
+        locked: false,
+    };
+    assert!(works(Pace::default(), SHORT_WORK).is_ok());
+    let refused = works(Pace::default(), SHORT_WORK + 1);
+    assert!(matches!(refused, Err(Fault::Wait(Wait::Turn(Turn::Large)))));
+    assert!(works(large, SHORT_WORK + 1).is_ok());
+    let refused = works(large, 2 << 30);
+    assert!(matches!(refused, Err(Fault::Wait(Wait::Turn(Turn::Long)))));
+    assert!(works(UNLOCKED, 20 << 30).is_ok());
+}
+
+/// A value that is large and not in memory is not read by a thread that has no time for it.
+#[test]
+fn large_values_in_the_store_are_read_elsewhere() {
+    let f = Fixture::new(false);
+    let value = "x".repeat(SHORT_WORK + 1);
+    f.log.foreign("k", &value);
+    f.wait(|f| f.here().stored.load(Ordering::Acquire) == 1);
+    f.service.database(0).hot.forget_all();
+    let get = |pace| {
+        let computed = f
+            .service
+            .transact_at(pace, &Arc::default(), Keys::Unlocked, View::Committed, |t| {
+                t.get_string(0, b"k")
+            });
+        computed.map(|computed| computed.value)
+    };
+    assert!(matches!(
+        get(Pace::default()),
+        Err(Fault::Wait(Wait::Turn(Turn::Large)))
+    ));
+    assert!(get(UNLOCKED).is_ok_and(|read| read == Some(value.into())));
+}
