@@ -72,7 +72,8 @@ pub struct Options {
     pub databases: u16,
     /// A segment is closed when it has reached this size (so it can be larger by what is written at once).
     pub segment_bytes: u64,
-    /// Bounds of the queue of batches that wait for the writer: a batch is refused if either is reached.
+    /// Bounds of the queue of batches that wait for the writer: a batch is refused if either is reached. That of bytes holds for small and for
+    /// large batches apart.
     pub queue_batches: usize,
     pub queue_bytes: usize,
     pub compaction: compaction::Options,

@@ -27,6 +27,8 @@ use crate::supervise;
 pub const FRAME_TARGET: usize = 64 * 1024;
 /// The largest batch: it is one frame.
 const MAX_BATCH_BYTES: usize = MAX_BODY - FRAME_TARGET - 1024;
+/// From this size on a batch is large. Those have a bound of their own in the queue: small ones are not refused because of them.
+const LARGE_BATCH: usize = 4 * 1024 * 1024;
 /// A write buffer that grew larger is given back.
 const KEEP_BUFFER: usize = 4 * 1024 * 1024;
 /// With `--fsync always`, small writes go into space that was filled with zeros before: an fsync that need not also
@@ -45,7 +47,9 @@ const TRUSTED_FOR: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub struct Queue {
     batches: Vec<Batch>,
+    /// Of small batches.
     bytes: usize,
+    large_bytes: usize,
     /// The writer is to close its segment, so that compaction can free what is hidden there.
     close_segment: bool,
     refusing: Option<Refusing>,
@@ -65,8 +69,17 @@ impl Queue {
         }
     }
 
+    /// Bytes of those batches that share a bound with one of this size.
+    fn bytes_beside(&mut self, size: usize) -> &mut usize {
+        if size < LARGE_BATCH {
+            &mut self.bytes
+        } else {
+            &mut self.large_bytes
+        }
+    }
+
     fn take(&mut self) -> Vec<Batch> {
-        self.bytes = 0;
+        (self.bytes, self.large_bytes) = (0, 0);
         std::mem::take(&mut self.batches)
     }
 }
@@ -78,11 +91,11 @@ impl Shared {
         let mut queue = self.queue.lock();
         let refused = match refusal {
             Some(reason) => Some(ProduceError::NotWritten(reason)),
-            None => self.admit(&queue, epoch),
+            None => self.admit(&mut queue, size, epoch),
         };
         let Some(refused) = refused else {
             queue.batches.push(batch);
-            queue.bytes += size;
+            *queue.bytes_beside(size) += size;
             let first = queue.batches.len() == 1;
             drop(queue);
             if first {
@@ -124,9 +137,10 @@ impl Shared {
         })
     }
 
-    fn admit(&self, queue: &Queue, epoch: u64) -> Option<ProduceError> {
+    fn admit(&self, queue: &mut Queue, size: usize, epoch: u64) -> Option<ProduceError> {
         // The last batch may go over the bound: else a large one would hardly ever find room on a busy log.
-        let full = queue.batches.len() >= self.options.queue_batches || queue.bytes >= self.options.queue_bytes;
+        let full =
+            queue.batches.len() >= self.options.queue_batches || *queue.bytes_beside(size) >= self.options.queue_bytes;
         match &queue.refusing {
             Some(Refusing::Closed) => Some(ProduceError::NotWritten("the log is closed".to_owned())),
             Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
