@@ -258,7 +258,10 @@ fn an_open_transaction_of_another_producer_is_named_wherever_it_holds_something_
     const NAMED: &str = "a transaction of another producer has been open for";
     let kafka = kafka::shared();
     let topic = kafka.compacted_topic("open", 1);
-    let on_kafka = || Highwater::builder().kafka(kafka, &topic).allow(NAMED);
+    let on_kafka = || {
+        let node = Highwater::builder().kafka(kafka, &topic).allow(NAMED);
+        node.args(&["--write-timeout", "3s"])
+    };
     let node = on_kafka().start();
     let mut client = node.client();
     client.check("INCR counter", ":1");

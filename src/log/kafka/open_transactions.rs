@@ -15,8 +15,8 @@ use super::follower::KafkaFollower;
 use super::topics::Topics;
 use crate::log::{Follower, LogError, Positions, TopicPartition};
 
-/// A transaction is open for milliseconds, as a rule. One that is open for longer is reported.
-const LONG: Duration = Duration::from_secs(5);
+/// A node's own transaction may be open for a write timeout. One that is open for so much longer is reported.
+const LONGER: Duration = Duration::from_secs(5);
 /// How long its first record may take to be read.
 const READ: Duration = Duration::from_secs(2);
 
@@ -56,7 +56,7 @@ impl OpenTransactions {
         let ends = self.topics.ends(timeout)?;
         self.update(&stable, &ends);
         let unreported =
-            |(at, open): (&TopicPartition, &Open)| (open.is_long() && !open.reported).then_some((*at, open.offset));
+            |(at, open): (&TopicPartition, &Open)| (self.is_long(open) && !open.reported).then_some((*at, open.offset));
         let unreported: Vec<_> = self.open.lock().iter().filter_map(unreported).collect();
         for (at, offset) in unreported {
             let since = self.timestamp(at, offset);
@@ -129,10 +129,14 @@ impl OpenTransactions {
             Some(at) => (at, all.get(&at)?),
             None => all
                 .iter()
-                .find(|(_, open)| open.is_long())
+                .find(|(_, open)| self.is_long(open))
                 .map(|(at, open)| (*at, open))?,
         };
         Some(self.describe(at, open))
+    }
+
+    fn is_long(&self, open: &Open) -> bool {
+        open.seen.elapsed() >= self.config.write_timeout + LONGER
     }
 
     fn describe(&self, at: TopicPartition, open: &Open) -> String {
@@ -150,11 +154,5 @@ impl OpenTransactions {
              {offset} on: what comes after it cannot be read until it ends. To see whose it is: {tool} describe-producers {place}. \
              To end it: {tool} abort {place} --start-offset {offset}"
         )
-    }
-}
-
-impl Open {
-    fn is_long(&self) -> bool {
-        self.seen.elapsed() >= LONG
     }
 }
