@@ -240,7 +240,7 @@ const EFFECTIVE: &[Setting] = &[
         name: "active-expire",
         kind: Kind::YesNo,
         default: "yes",
-        summary: "Delete expired keys from the embedded log in the background (they are never shown, either way).",
+        summary: "Delete expired keys in the background (they are never shown, either way).",
         ..D
     },
     // Log
@@ -263,7 +263,7 @@ const EFFECTIVE: &[Setting] = &[
         default: "67108864",
         change: Change::AtStart,
         group: Group::Log,
-        summary: "Size at which the embedded log begins a new file; compaction works on whole files.",
+        summary: "Size of the embedded log's files; compaction works on whole files.",
         ..D
     },
     Setting {
@@ -295,7 +295,7 @@ const EFFECTIVE: &[Setting] = &[
         name: "bootstrap-servers",
         change: Change::AtStart,
         group: Group::Kafka,
-        summary: "Kafka brokers, HOST:PORT,HOST:PORT; without them the embedded log under the data directory is used.",
+        summary: "Kafka brokers, HOST:PORT,HOST:PORT; without them the embedded log is used.",
         ..D
     },
     Setting {
@@ -329,7 +329,7 @@ const EFFECTIVE: &[Setting] = &[
         default: "1",
         change: Change::AtStart,
         group: Group::Kafka,
-        summary: "Partitions of topics that are created; the order of writes holds per partition.",
+        summary: "Partitions of topics that are created; writes are in order within each.",
         ..D
     },
     Setting {
@@ -357,7 +357,7 @@ const EFFECTIVE: &[Setting] = &[
         adds_up: true,
         change: Change::AtStart,
         group: Group::Kafka,
-        summary: "Any librdkafka property (TLS, SASL, ...); may be given several times, in the environment one a line.",
+        summary: "Any librdkafka property (TLS, SASL, ...), as often as needed; in the environment one a line.",
         ..D
     },
     Setting {
@@ -374,7 +374,7 @@ const EFFECTIVE: &[Setting] = &[
         default: "no",
         change: Change::AtStart,
         group: Group::Kafka,
-        summary: "While Kafka cannot be reached at the start, go on trying and answer reads from the local store as it was when this node stopped (no: LOADING, and the start is given up after startup-timeout). Writes are refused, linearizable and max-lag reads answer STALE.",
+        summary: "While Kafka is away at the start, answer reads from the local store.",
         ..D
     },
     // Store
