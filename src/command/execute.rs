@@ -230,6 +230,14 @@ fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
     shown
 }
 
+impl Pending {
+    /// All that it waits for is in the log.
+    fn is_acknowledged(&self) -> bool {
+        let mut writes = self.write.iter().chain(&self.depends);
+        writes.all(|write| matches!(write.outcome(), Some(Ok(()))))
+    }
+}
+
 impl Before {
     /// Waits for it; an error is the command's reply.
     pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
@@ -446,27 +454,24 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
         session.outstanding.none(&shared.service).await;
         session.outstanding.settling();
         open = false;
+        let mut now = Instant::now();
         for held in held.iter_mut() {
-            held.reply = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+            let (asked, settled) = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                Err(pending) if pending.is_acknowledged() => (pending.asked, Ok(pending.reply)),
                 Err(pending) => {
                     let asked = pending.asked;
                     let settled = settle(session, shared, &held.args, pending, deadline).await;
-                    if let (Ok(reply), Some((command, since))) = (&settled, asked) {
-                        replied(
-                            session,
-                            shared,
-                            command,
-                            &held.args,
-                            since.elapsed(),
-                            reply.is_error(),
-                            true,
-                        );
-                    }
-                    settled
+                    now = Instant::now();
+                    (asked, settled)
                 }
-                settled => settled,
+                settled => (None, settled),
             };
-            open |= held.reply.is_err();
+            if let (Ok(reply), Some((command, since))) = (&settled, asked) {
+                let waited = now.saturating_duration_since(since);
+                replied(session, shared, command, &held.args, waited, reply.is_error(), true);
+            }
+            open |= settled.is_err();
+            held.reply = settled;
         }
     }
     session.outstanding.settling();
