@@ -133,7 +133,9 @@ impl Bench {
             before = now;
         }
         if !self.options.smoke {
-            eprintln!("after {patience:?} the servers still work on what they were given before: what is measured next pays for it");
+            eprintln!(
+                "after {patience:?} the servers still work on what they were given before: what is measured next pays for it"
+            );
         }
     }
 
