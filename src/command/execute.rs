@@ -239,8 +239,17 @@ impl Pending {
 }
 
 impl Before {
-    /// Waits for it; an error is the command's reply.
+    /// Waits for it, or until this node has failed; an error is the command's reply.
     pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
+        tokio::select! {
+            biased;
+            happened = self.happens(owner, shared) => happened,
+            // The command is executed again, and answers why.
+            () = shared.service.failed() => Ok(()),
+        }
+    }
+
+    async fn happens(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
         let service = &shared.service;
         match self {
             Before::WholeStore => {

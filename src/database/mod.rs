@@ -411,6 +411,17 @@ impl Service {
         .await;
     }
 
+    /// Waits until this node has failed for good.
+    pub async fn failed(&self) {
+        loop {
+            let changed = self.progress.notified();
+            if self.failure().is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Waits for this, and wakes it when this node fails: for tasks that nobody else wakes.
     pub async fn or_failure<T>(&self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
@@ -775,7 +786,8 @@ impl Service {
         .await
     }
 
-    /// Waits until everything below this position is visible here. Without a bound of its own: the caller sets one.
+    /// Waits until everything below this position is visible here, or this node has failed. Without a bound of its own: the caller
+    /// sets one.
     pub async fn applied_to(&self, at: TopicPartition, position: u64) {
         let reached = || {
             let partitions = self.databases[at.database as usize].partitions();
@@ -785,7 +797,7 @@ impl Service {
         };
         loop {
             let progress = self.progress.notified();
-            if reached() {
+            if reached() || self.failure().is_some() {
                 return;
             }
             progress.await;
