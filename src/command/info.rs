@@ -143,7 +143,8 @@ fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     let most =
         |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
     fields!(to,
-        "connected_clients": clients.len(),
+        // The tasks of killed ones are about to end.
+        "connected_clients": clients.iter().filter(|client| !client.is_killed()).count(),
         "cluster_connections": 0,
         "maxclients": shared.config.maxclients(),
         "client_recent_max_input_buffer": most(|client| &client.input_bytes),
