@@ -24,8 +24,9 @@ fn send_one_batch(kafka: &Kafka, topic: &str, records: &[(String, Vec<u8>)]) {
         .set("batch.size", "1000000000")
         .set("batch.num.messages", "1000000")
         .set("queue.buffering.max.kbytes", "2000000")
-        // Nothing goes out before the flush below.
-        .set("linger.ms", "60000");
+        // Nothing goes out before the flush below, or soon after it: now and then a flush does not
+        // end the waiting.
+        .set("linger.ms", "10000");
     let producer: BaseProducer = config.create().expect("create a producer");
     for (key, value) in records {
         let record = BaseRecord::to(topic).partition(0).key(key).payload(value);

@@ -471,14 +471,7 @@ fn a_position_that_was_removed_is_lost_but_a_start_from_nothing_is_none() {
     for n in 0..10 {
         produce(&log, vec![set(&log, 0, &format!("k{n}"), n.to_string())]).expect("written");
     }
-    kafka.set_topic_config(&topic, &[("cleanup.policy", "delete")]);
-    let json = format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":6}}],"version":1}}"#);
-    let file = crate::support::temp::dir("removed");
-    let path = file.path().join("offsets.json");
-    std::fs::write(&path, json).expect("write a file");
-    let path = path.display().to_string();
-    let args = ["--bootstrap-server", &kafka.bootstrap, "--offset-json-file", &path];
-    kafka.java("org.apache.kafka.tools.DeleteRecordsCommand", &args, b"");
+    kafka.delete_records(&topic, 6);
     let mut follower = log.follow(&[(at(0, 0), 3)].into()).expect("follow");
     let error = read_error(follower.as_mut());
     assert!(matches!(error, LogError::PositionLost(_)), "{error:?}");

@@ -264,13 +264,16 @@ impl Kafka {
     /// Removes the records of partition 0 below `offset`. (Kafka does so only with topics that are not compacted.)
     pub fn delete_records(&self, topic: &str, offset: u64) {
         self.set_topic_config(topic, &[("cleanup.policy", "delete")]);
-        let json = format!(r#"{{"partitions":[{{"topic":"{topic}","partition":0,"offset":{offset}}}],"version":1}}"#);
-        let dir = temp::dir("delete-records");
-        let file = dir.path().join("offsets.json");
-        fs::write(&file, json).expect("write a file");
-        let file = file.display().to_string();
-        let args = ["--bootstrap-server", &self.bootstrap, "--offset-json-file", &file];
-        self.java("org.apache.kafka.tools.DeleteRecordsCommand", &args, b"");
+        let mut below = TopicPartitionList::new();
+        below
+            .add_partition_offset(topic, 0, Offset::Offset(offset as i64))
+            .expect("name a partition");
+        // The broker refuses it for as long as it has not heard of the policy.
+        wait_for("records are removed", TOOL, || {
+            let removed = block_on(self.admin().delete_records(&below, &admin_options()));
+            let removed = removed.expect("ask the broker");
+            removed.elements_for_topic(topic)[0].error().is_ok().then_some(())
+        });
         self.set_topic_config(topic, &[("cleanup.policy", "compact")]);
     }
 
