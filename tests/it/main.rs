@@ -13,6 +13,7 @@ mod consistency;
 mod copy;
 mod deaths;
 mod disk_full;
+mod documents;
 mod embedded_node;
 mod fights;
 mod flushes;
