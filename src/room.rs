@@ -2,10 +2,11 @@
 //!
 //! Storage engines do not survive a write that finds the disk full, so nobody runs into its end. The embedded log stops at
 //! [`KEPT_BY_LOG`] already: below it, only what makes room is written. The rest is for the local store, which waits at
-//! [`KEPT_BY_STORE`]. Others may take all of that, so the embedded log keeps a [`Reserve`] beside it.
+//! [`KEPT_BY_STORE`]. Others may take all of that, so the embedded log keeps two [`Reserve`]s beside it: one for deletes, and
+//! one that only compaction uses. So what deletes free can always be freed, whatever the store takes for itself meanwhile.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -22,6 +23,8 @@ pub const KEPT_BY_STORE: u64 = 16 << 20;
 pub const KEPT_WHILE_MAKING_ROOM: u64 = 8 << 20;
 /// On small disks it is less: this part of the disk for [`KEPT_BY_LOG`], the others in proportion.
 const SMALL_DISK: u64 = 8;
+/// A file of the embedded log takes at most this part of a disk: compaction keeps room for one.
+pub const SEGMENTS_OF_SMALL_DISK: u64 = 32;
 
 /// The room on a directory's file system, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +45,8 @@ impl Room {
 
     /// What is to be free, so that this much (one of those above) is kept when `bytes` have been written.
     pub fn needed(&self, bytes: u64, kept: u64) -> u64 {
-        let kept = kept.min(self.total / SMALL_DISK / (KEPT_BY_LOG / kept));
+        let small = self.total / SMALL_DISK;
+        let kept = kept.min(small.saturating_mul(kept) / KEPT_BY_LOG);
         kept.saturating_add(bytes)
     }
 
@@ -63,64 +67,96 @@ impl Room {
     }
 }
 
-/// What a [`Reserve`] keeps: with it given up the disk is as full as it is where values begin to be refused. On small disks it is this part of them.
-const RESERVED: u64 = KEPT_BY_LOG;
-const RESERVED_OF_SMALL_DISK: u64 = 16;
-/// The file of a [`Reserve`].
-const RESERVE: &str = "reserve";
-
-/// Room that others cannot take: a file that is removed when they have taken everything else. Then a node can still start there, and write what
-/// makes room.
+/// Room that others cannot take, in a file. It is used when they have taken everything else.
 pub struct Reserve {
-    directory: PathBuf,
-    is_kept: Mutex<bool>,
+    path: PathBuf,
+    /// As much as this, or a part of a small disk.
+    most: u64,
+    part: u64,
+    /// Bytes; 0 while nothing is kept.
+    kept: Mutex<u64>,
 }
 
 impl Reserve {
-    /// What is kept in this directory.
-    pub fn of(directory: &Path) -> Reserve {
+    /// For deletes, and for a node that starts: with it given up, the disk is as full as it is where
+    /// values begin to be refused.
+    pub fn for_deletes(directory: &Path) -> Reserve {
+        Reserve::of(directory.join("reserve"), KEPT_BY_LOG, 2 * SMALL_DISK)
+    }
+
+    /// For the file that compaction writes beside an old one of at most this length: it must not
+    /// depend on what others leave.
+    pub fn for_compaction(directory: &Path, bytes: u64) -> Reserve {
+        Reserve::of(directory.join("reserve-compaction"), bytes, SEGMENTS_OF_SMALL_DISK)
+    }
+
+    fn of(path: PathBuf, most: u64, part: u64) -> Reserve {
+        let kept = fs::metadata(&path).map_or(0, |file| file.len());
         Reserve {
-            directory: directory.to_path_buf(),
-            is_kept: Mutex::new(directory.join(RESERVE).exists()),
+            path,
+            most,
+            part,
+            kept: Mutex::new(kept),
         }
     }
 
-    /// Keeps room, unless that is so already or there is too little of it.
-    pub fn keep(&self) -> io::Result<()> {
-        let mut is_kept = self.is_kept.lock();
-        if *is_kept {
-            return Ok(());
+    /// Keeps room, if `left` bytes stay free beside it.
+    pub fn keep(&self, left: u64) -> io::Result<()> {
+        self.grow(|room, missing| match room.free >= room.needed(missing, left) {
+            true => missing,
+            false => 0,
+        })
+    }
+
+    /// Keeps as much of it as there is room for.
+    pub fn keep_what_there_is(&self) -> io::Result<()> {
+        self.grow(|room, missing| missing.min(room.free))
+    }
+
+    /// `by` is given the room on the disk and what is missing, and returns what is to be allocated; bytes.
+    fn grow(&self, by: impl FnOnce(Room, u64) -> u64) -> io::Result<()> {
+        let mut kept = self.kept.lock();
+        let room = Room::of(self.path.parent().unwrap_or(Path::new(".")))?;
+        let wanted = self.most.min(room.total / self.part);
+        let more = by(room, wanted.saturating_sub(*kept));
+        if more > 0 {
+            let allocated = allocate(&self.path, *kept + more);
+            *kept = fs::metadata(&self.path).map_or(0, |file| file.len());
+            allocated?;
         }
-        let room = Room::of(&self.directory)?;
-        let bytes = RESERVED.min(room.total / RESERVED_OF_SMALL_DISK);
-        if room.free < room.needed(bytes, KEPT_BY_LOG) {
-            return Ok(());
-        }
-        let path = self.directory.join(RESERVE);
-        if let Err(error) = allocate(&path, bytes) {
-            // Less is of no use, and nobody else would remove it.
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
-        *is_kept = true;
         Ok(())
     }
 
-    /// Gives the room up. False if there is none.
+    /// Bytes that are kept.
+    pub fn kept(&self) -> u64 {
+        *self.kept.lock()
+    }
+
+    /// Gives the room up to everybody. False if there is none.
     pub fn give_up(&self) -> bool {
-        let mut is_kept = self.is_kept.lock();
-        let gone = *is_kept && fs::remove_file(self.directory.join(RESERVE)).is_ok();
-        *is_kept &= !gone;
-        gone
+        self.taken(|path| fs::remove_file(path))
+    }
+
+    /// Gives the file a new name: what is written into it needs no other room. False if there is none.
+    pub fn become_file(&self, name: &Path) -> bool {
+        self.taken(|path| fs::rename(path, name))
+    }
+
+    fn taken(&self, take: impl FnOnce(&Path) -> io::Result<()>) -> bool {
+        let mut kept = self.kept.lock();
+        let taken = *kept > 0 && take(&self.path).is_ok();
+        *kept *= u64::from(!taken);
+        taken
     }
 }
 
+/// Makes the file this long, with all of its blocks.
 fn allocate(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = files::create(path)?;
+    let mut file = files::open(path, files::options().create(true))?;
     match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Err(Errno::OPNOTSUPP) => {
-            let chunk = vec![0; 1 << 20];
-            (0..bytes.div_ceil(1 << 20)).try_for_each(|_| file.write_all(&chunk))
+            let missing = bytes.saturating_sub(file.seek(SeekFrom::End(0))?);
+            io::copy(&mut io::repeat(0).take(missing), &mut file).map(drop)
         }
         allocated => Ok(allocated?),
     }
@@ -131,22 +167,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_kept_once_and_given_up_once() {
+    fn room_is_kept_once_and_taken_once() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = dir.path().join(RESERVE);
-        let reserve = Reserve::of(dir.path());
+        let file = dir.path().join("reserve");
+        let reserve = Reserve::for_deletes(dir.path());
         assert!(!reserve.give_up(), "nothing is kept yet");
         for _ in 0..2 {
-            reserve.keep().expect("kept");
+            reserve.keep(KEPT_BY_LOG).expect("kept");
         }
-        let kept = fs::metadata(&file).expect("it is there");
-        assert_eq!(kept.len(), RESERVED);
+        let on_disk = fs::metadata(&file).expect("it is there");
+        assert_eq!((on_disk.len(), reserve.kept()), (KEPT_BY_LOG, KEPT_BY_LOG));
         assert!(
-            std::os::unix::fs::MetadataExt::blocks(&kept) * 512 >= kept.len(),
+            std::os::unix::fs::MetadataExt::blocks(&on_disk) * 512 >= on_disk.len(),
             "it has its room"
         );
-        let reserve = Reserve::of(dir.path());
+        // As the next process finds it.
+        let reserve = Reserve::for_deletes(dir.path());
         assert!(reserve.give_up() && !reserve.give_up() && !file.exists());
+        reserve.keep(0).expect("kept");
+        let other = dir.path().join("other");
+        assert!(reserve.become_file(&other) && !reserve.become_file(&other) && !file.exists());
+        assert_eq!(fs::metadata(&other).expect("it is there").len(), KEPT_BY_LOG);
+        let all = Room::of(dir.path()).expect("room").total;
+        reserve.keep(all).expect("no error");
+        assert_eq!((reserve.kept(), file.exists()), (0, false), "too little would be left");
     }
 
     #[test]

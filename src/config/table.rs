@@ -263,7 +263,7 @@ const EFFECTIVE: &[Setting] = &[
         default: "67108864",
         change: Change::AtStart,
         group: Group::Log,
-        summary: "Size of the embedded log's files; compaction works on whole files.",
+        summary: "Size of the embedded log's files; a 32nd of the disk at most.",
         ..D
     },
     Setting {

@@ -30,7 +30,7 @@ use super::segment::{
     Compacted, Frame, FrameReader, SEGMENT_HEADER_LEN, Segment, TEMPORARY_SUFFIX, encode_header, io_error,
 };
 use super::writer::FRAME_TARGET;
-use super::{Registry, Shared};
+use super::{Registry, Reserves, Shared};
 use crate::log::LogError;
 use crate::room::{KEPT_BY_STORE, KEPT_WHILE_MAKING_ROOM};
 use crate::supervise;
@@ -71,7 +71,7 @@ const SYNC_STEP: u64 = 8 * 1024 * 1024;
 pub(super) fn run(shared: &Shared) {
     let mut schedule = Schedule::default();
     while schedule.wait(shared) {
-        shared.reserve.iter().for_each(super::keep);
+        shared.reserves.iter().for_each(Reserves::keep);
         let Some(due) = schedule.due(shared) else {
             continue;
         };
@@ -277,16 +277,20 @@ fn make_room(shared: &Shared) -> Result<Done, Stop> {
     drop(rule);
     let mut order: Vec<usize> = (0..looked.len()).filter(|&place| looked[place].dropped > 0).collect();
     order.sort_unstable_by_key(|&place| looked[place].left);
+    let ends: Vec<u64> = segments.iter().skip(1).chain([&active]).map(|next| next.base).collect();
+    // An old file takes room until its last handle is closed.
+    let mut segments: Vec<_> = segments.into_iter().map(Some).collect();
     for place in order {
-        let next = segments.get(place + 1).unwrap_or(&active).base;
-        let kept = KEPT_WHILE_MAKING_ROOM;
-        rewrite(
-            shared,
-            &segments[place..=place],
-            &looked[place..=place],
-            next,
-            (0, kept),
-        )?;
+        let segment = segments[place].take().expect("each is rewritten once");
+        let looked = &looked[place..=place];
+        let rewritten = rewrite(shared, &[segment], looked, ends[place], (0, KEPT_WHILE_MAKING_ROOM));
+        // At once, before others take what was freed: the next segment needs it.
+        if let Some(reserves) = &shared.reserves
+            && let Err(error) = reserves.for_compaction.keep_what_there_is()
+        {
+            debug!(%error, "no room can be kept for compaction");
+        }
+        rewritten?;
     }
     end(shared, covered, &looked)
 }
@@ -576,16 +580,25 @@ fn rewrite(
     end: u64,
     (purge_below, kept): (u64, u64),
 ) -> Result<(), Stop> {
-    let left = looked.iter().map(|l| l.left).sum();
-    let room = shared.disk.room(&shared.dir).ok();
-    if let Some(refusal) = room.and_then(|room| room.refusal(&shared.dir, left, kept)) {
-        return Err(Stop::NoRoom(refusal));
-    }
+    let left: u64 = looked.iter().map(|l| l.left).sum();
     let first = &segments[0];
     let mut name = first.path.clone().into_os_string();
     name.push(TEMPORARY_SUFFIX);
     let temporary = PathBuf::from(name);
-    let written = Output::create(shared, first.base, &temporary, end).and_then(|mut output| {
+    let room = shared.disk.room(&shared.dir).ok();
+    let refusal = room.and_then(|room| room.refusal(&shared.dir, left, kept));
+    let created = match (refusal, &shared.reserves) {
+        (None, _) => shared.disk.create(&temporary),
+        (Some(_), Some(reserves))
+            if left <= reserves.for_compaction.kept() && reserves.for_compaction.become_file(&temporary) =>
+        {
+            shared.disk.open(&temporary)
+        }
+        (Some(refusal), _) => return Err(Stop::NoRoom(refusal)),
+    };
+    let file = created.map_err(|e| io_error("create", &temporary, &e).into());
+    let written = file.and_then(|file| {
+        let mut output = Output::new(file, first.base, &temporary, end);
         for (segment, looked) in segments.iter().zip(looked) {
             let mut reader = FrameReader::new(segment.clone(), 0);
             let mut record = 0;
@@ -618,12 +631,8 @@ struct Output {
 }
 
 impl Output {
-    fn create(shared: &Shared, base: u64, temporary: &std::path::Path, end: u64) -> Result<Self, Stop> {
-        let file = shared
-            .disk
-            .create(temporary)
-            .map_err(|e| io_error("create", temporary, &e))?;
-        Ok(Self {
+    fn new(file: Arc<dyn DiskFile>, base: u64, temporary: &std::path::Path, end: u64) -> Self {
+        Self {
             temporary: temporary.to_path_buf(),
             file,
             salt: rand::random(),
@@ -633,7 +642,7 @@ impl Output {
             frame: None,
             written: SEGMENT_HEADER_LEN as u64,
             synced: 0,
-        })
+        }
     }
 
     /// Takes over what stays of a frame. Groups never span frames, so neither do what is left of them here.
@@ -696,7 +705,9 @@ impl Output {
             file_len: self.written,
         };
         let header = encode_header(self.base, self.salt, Some(compacted));
-        let synced = write_all(&*self.file, &header, 0).and_then(|()| self.file.sync_all());
+        let synced = write_all(&*self.file, &header, 0)
+            .and_then(|()| self.file.set_len(self.written))
+            .and_then(|()| self.file.sync_all());
         synced.map_err(|e| io_error("write", &self.temporary, &e))?;
         let segment = Segment::new(
             first.path.clone(),

@@ -4,7 +4,7 @@
 //! database sees gaps). Files in the log's directory:
 //! - `00000000000000000000.segment` …: checksummed frames ([`frame`], [`segment`]), the newest one being appended to;
 //! - `meta`, `mark`: which log this is, and up to where it is known to be on the disk ([`meta`]);
-//! - `LOCK`: one process per directory ([`lock`]); `reserve`: room that others cannot take ([`crate::room`]).
+//! - `LOCK`: one process per directory ([`lock`]); `reserve`, `reserve-compaction`: room that others cannot take ([`crate::room`]).
 //!
 //! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses), [`follower`] (records
 //! out), [`recovery`] (opening), [`compaction`] (the newest record per key stays). The reasons are in
@@ -41,7 +41,7 @@ use self::meta::{MarkFile, Meta};
 use self::segment::{Segment, io_error};
 use self::writer::{Queue, Writer};
 use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
-use crate::room::{KEPT_BY_STORE, Reserve, Room};
+use crate::room::{KEPT_BY_LOG, KEPT_BY_STORE, Reserve, Room, SEGMENTS_OF_SMALL_DISK};
 use crate::supervise::{self, Role};
 
 /// When a record counts as written.
@@ -134,7 +134,13 @@ struct Shared {
     fsyncs: AtomicU64,
     compactions: AtomicU64,
     last_error: Mutex<Option<String>>,
-    reserve: Option<Reserve>,
+    reserves: Option<Reserves>,
+}
+
+/// Room that is kept on the disk.
+struct Reserves {
+    for_deletes: Reserve,
+    for_compaction: Reserve,
 }
 
 /// Who reads where, and what may be gone: compaction and new followers agree on it under one lock.
@@ -164,7 +170,10 @@ impl Shared {
 
     /// The disk is full to its last byte, or nearly so. True if there is room again, which was kept for that.
     fn give_up_reserve(&self) -> bool {
-        let given_up = self.reserve.as_ref().is_some_and(Reserve::give_up);
+        let given_up = self
+            .reserves
+            .as_ref()
+            .is_some_and(|reserves| reserves.for_deletes.give_up());
         if given_up {
             warn!(
                 "the disk of {} is full; using the room that was kept for deletes",
@@ -175,10 +184,15 @@ impl Shared {
     }
 }
 
-/// Keeps room for when the disk is full, if there is enough.
-fn keep(reserve: &Reserve) {
-    if let Err(error) = reserve.keep() {
-        debug!(%error, "no room can be kept for deletes on a full disk");
+impl Reserves {
+    /// Keeps room for when the disk is full, if there is enough.
+    fn keep(&self) {
+        // Compaction's first: it makes room.
+        for (reserve, left) in [(&self.for_compaction, KEPT_BY_STORE), (&self.for_deletes, KEPT_BY_LOG)] {
+            if let Err(error) = reserve.keep(left) {
+                debug!(%error, "no room can be kept for a full disk");
+            }
+        }
     }
 }
 
@@ -190,18 +204,26 @@ pub struct EmbeddedLog {
 
 impl EmbeddedLog {
     /// Opens the log in `dir` (made if need be), after verifying all of it. Blocking.
-    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, LogError> {
+    pub fn open(dir: &Path, mut options: Options) -> Result<Arc<Self>, LogError> {
         LocalDisk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
         let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
-        let reserve = Reserve::of(dir);
+        let room = Room::of(dir).ok();
+        if let Some(room) = room {
+            // Compaction keeps room for one segment.
+            options.segment_bytes = options.segment_bytes.min(room.total / SEGMENTS_OF_SMALL_DISK);
+        }
+        let reserves = Reserves {
+            for_deletes: Reserve::for_deletes(dir),
+            for_compaction: Reserve::for_compaction(dir, options.segment_bytes),
+        };
         // The store is going to need room as well.
-        match Room::of(dir).ok().and_then(|room| room.refusal(dir, 0, KEPT_BY_STORE)) {
-            Some(cause) if reserve.give_up() => {
+        match room.and_then(|room| room.refusal(dir, 0, KEPT_BY_STORE)) {
+            Some(cause) if reserves.for_deletes.give_up() => {
                 warn!("{cause}; starting with the room that was kept for that: delete what is not needed");
             }
-            _ => keep(&reserve),
+            _ => reserves.keep(),
         }
-        Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock), Some(reserve))
+        Self::open_on(Arc::new(LocalDisk), dir, options, Some(lock), Some(reserves))
     }
 
     fn open_on(
@@ -209,7 +231,7 @@ impl EmbeddedLog {
         dir: &Path,
         options: Options,
         lock: Option<DirectoryLock>,
-        reserve: Option<Reserve>,
+        reserves: Option<Reserves>,
     ) -> Result<Arc<Self>, LogError> {
         let recovered = recovery::recover(&*disk, dir, options.fsync != Fsync::Always)?;
         let next = recovered.next;
@@ -239,7 +261,7 @@ impl EmbeddedLog {
             fsyncs: AtomicU64::new(0),
             compactions: AtomicU64::new(0),
             last_error: Mutex::new(None),
-            reserve,
+            reserves,
         });
         let log = Arc::new(Self {
             shared: shared.clone(),
