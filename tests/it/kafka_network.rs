@@ -419,7 +419,7 @@ fn what_is_sent_while_the_broker_takes_nothing_is_refused_in_bounded_memory() {
     let (kafka, proxy) = Kafka::start_behind_proxy();
     let node = Highwater::builder().kafka(&kafka, &fresh_topic("held")).allow("WARN");
     let node = node.args(&["--write-timeout", "2s", "--maxmemory", "64mb"]).start();
-    node.client().check("SET first 1", "+OK");
+    node.client().check_soon("SET first 1", "+OK");
     let before = node.memory();
     proxy.to_server.hold(true);
     let begun = Instant::now();

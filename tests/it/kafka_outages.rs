@@ -155,8 +155,7 @@ fn an_outage_is_told_by_info_and_every_line_of_it_is_logged_as_wanted() {
         .arg(&file.display().to_string())
         .start();
     let mut client = node.client();
-    // A busy machine answers late.
-    soon(&mut client, "SET k v", "+OK");
+    client.check_soon("SET k v", "+OK");
     soon(&mut client, "INCR counter", ":");
     info_soon(&mut client, "log_status", "serving");
     let before = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
@@ -249,7 +248,7 @@ fn a_quota_that_holds_writes_up_is_named() {
         .start();
     let mut client = node.client();
     client.set_deadline(SOON);
-    client.check("SET k v", "+OK");
+    client.check_soon("SET k v", "+OK");
     let args = [
         "--bootstrap-server",
         &kafka.bootstrap,

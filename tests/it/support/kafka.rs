@@ -275,6 +275,9 @@ impl Kafka {
             removed.elements_for_topic(topic)[0].error().is_ok().then_some(())
         });
         self.set_topic_config(topic, &[("cleanup.policy", "compact")]);
+        wait_for("the broker to have heard of it", TOOL, || {
+            (self.topic_config(topic, "cleanup.policy").as_deref() == Some("compact")).then_some(())
+        });
     }
 
     /// Cuts the records of partition 0 from `offset` on out of the stopped broker's files, as a disk does that loses what was not
