@@ -9,9 +9,10 @@ use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use highwater::database::hot::{At, Budget, HotTier};
 use highwater::log::kafka::codec;
-use highwater::log::{Payload, Record, TopicPartition};
+use highwater::log::{Record, TopicPartition};
+use highwater::model::{Change, Entry, Meta, Payload, Value};
 use highwater::resp::{self, Decoder, Limits, Version};
-use highwater::store::{self, Change, ChangeKind, Engine, Entry, Meta, Options, Value, key_hash};
+use highwater::store::{self, Engine, Options, key_hash};
 
 const KEYS: u64 = 100_000;
 /// Calls in one timed run, so that the clock is no part of the figure.
@@ -135,15 +136,7 @@ fn store_get(bencher: Bencher, engine: Engine) {
 }
 
 fn put(key: &Bytes, offset: u64) -> Change {
-    Change {
-        database: 0,
-        partition: 0,
-        offset,
-        kind: ChangeKind::Put {
-            key: key.clone(),
-            entry: entry(offset),
-        },
-    }
+    Change::of_key(0, 0, offset, key.clone(), Some(entry(offset)))
 }
 
 fn record(expire_at: Option<u64>) -> Record {
@@ -153,10 +146,7 @@ fn record(expire_at: Option<u64>) -> Record {
             partition: 0,
         },
         key: key(1),
-        payload: Payload::Value {
-            value: Bytes::from(vec![b'v'; 64]),
-            expire_at,
-        },
+        payload: Payload::string(Bytes::from(vec![b'v'; 64]), expire_at),
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use highwater::store::{self, Change, ChangeKind, Checkpoint, Engine, Entry, Meta, Options, Store, Value, key_hash};
+use highwater::model::{Change, Entry, Meta, Payload, Value};
+use highwater::store::{self, Checkpoint, Engine, Options, Store, key_hash};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -77,12 +78,7 @@ fn put(key: Bytes, offset: u64, size: usize) -> Change {
         meta,
         value: Value::String(Bytes::from(value)),
     };
-    Change {
-        database: 0,
-        partition: 0,
-        offset,
-        kind: ChangeKind::Put { key, entry },
-    }
+    Change::of_key(0, 0, offset, key, Some(entry))
 }
 
 /// Applies records with offsets after `from`, to keys in random order.
@@ -95,10 +91,7 @@ fn fill(store: &dyn Store, from: u64, records: u64, keys: u64, sorted: bool) {
             .map(|offset| put(key(scatter(offset) % keys), offset, 64))
             .collect();
         if sorted {
-            changes.sort_by_key(|change| match &change.kind {
-                ChangeKind::Put { key, .. } => key_hash(key),
-                _ => 0,
-            });
+            changes.sort_by_key(|change| key_hash(&change.key));
         }
         store.apply(&changes).expect("applies");
         if last.0.elapsed() > Duration::from_secs(5) {
@@ -357,7 +350,9 @@ fn flush(records: u64) {
         database: 0,
         partition: 0,
         offset,
-        kind: ChangeKind::Flush,
+        timestamp: 0,
+        key: Bytes::from_static(b"flush"),
+        payload: Payload::FLUSH,
     };
     let started = Instant::now();
     store.apply(&[flush(records + 1)]).expect("flushes");

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use highwater::log::embedded::{EmbeddedLog, Fsync, Options};
-use highwater::log::{Appended, Batch, Completion, Log, Payload, Positions, ProduceError, Record, TopicPartition};
+use highwater::log::{Appended, Batch, Completion, Log, Positions, ProduceError, Record, TopicPartition};
+use highwater::model::Payload;
 
 const KEYS: u64 = 1_000_000;
 const WINDOW: u64 = 5_000;
@@ -48,10 +49,7 @@ fn batch(key: u64, acks: &Arc<Acks>) -> Batch {
             partition: 0,
         },
         key: Bytes::from(format!("key:{key:012}")),
-        payload: Payload::Value {
-            value: Bytes::from_static(&[b'v'; 64]),
-            expire_at: None,
-        },
+        payload: Payload::string(Bytes::from_static(&[b'v'; 64]), None),
     };
     Batch {
         condition: None,

@@ -33,8 +33,9 @@ use crate::log::embedded::{EmbeddedLog, Options as EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::record::{FLUSH_KEY, HEADER_BYTES};
 use crate::log::{
-    Appended, Batch, Completion, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record, TopicPartition,
+    Appended, Batch, Completion, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicPartition,
 };
+use crate::model::{Control, Payload};
 use crate::run::{self, embedded_options, kafka_config};
 use crate::supervise;
 use crate::telemetry::logging;
@@ -241,7 +242,7 @@ fn check_unchanged(
 
 /// What the newest record of a key in a partition is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Found {
     Value,
     /// For the topic that it is to go to.
     TooLarge,
@@ -255,7 +256,7 @@ struct Place {
     offset: u64,
     timestamp: i64,
     partition: u32,
-    state: State,
+    state: Found,
 }
 
 /// One database: per key, its newest record in each partition that has any.
@@ -316,20 +317,22 @@ impl Index {
             return;
         };
         let state = match &record.payload {
-            Payload::Flush => {
+            Payload::Control(Control::Flush) => {
                 self.flushed.insert(record.at, record.offset);
                 return;
             }
-            Payload::Tombstone if !keys.is_spread || record.group.is_some() => {
+            Payload::Key(None) if !keys.is_spread || record.group.is_some() => {
                 keys.forget(&record.key, record.at.partition);
                 return;
             }
-            Payload::Tombstone => State::Tombstone,
-            Payload::Unreadable { .. } => State::Unreadable,
+            Payload::Key(None) => Found::Tombstone,
+            Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
             // Not a control record, and no key that anybody can write.
-            Payload::Value { .. } if *record.key == *FLUSH_KEY => State::Unreadable,
-            Payload::Value { value, .. } if record.key.len() + value.len() + HEADER_BYTES > largest => State::TooLarge,
-            Payload::Value { .. } => State::Value,
+            Payload::Key(Some(_)) if *record.key == *FLUSH_KEY => Found::Unreadable,
+            Payload::Key(Some(state)) if record.key.len() + state.value.bytes() + HEADER_BYTES > largest => {
+                Found::TooLarge
+            }
+            Payload::Key(Some(_)) => Found::Value,
         };
         let place = Place {
             offset: record.offset,
@@ -366,7 +369,7 @@ impl Index {
 
 /// Of several records of a key the one with the highest rank wins.
 fn rank(place: &Place, home: u32) -> impl Ord + use<> {
-    let is_value = place.state != State::Tombstone;
+    let is_value = place.state != Found::Tombstone;
     (
         place.timestamp,
         is_value,
@@ -405,10 +408,10 @@ impl Left {
 impl Chosen {
     fn add(&mut self, at: TopicPartition, newest: &Place, key: &[u8]) {
         match newest.state {
-            State::Tombstone => {}
-            State::Value => self.places.entry(at).or_default().push(newest.offset),
-            State::Unreadable => self.unreadable.add(at, newest.offset, key),
-            State::TooLarge => self.too_large.add(at, newest.offset, key),
+            Found::Tombstone => {}
+            Found::Value => self.places.entry(at).or_default().push(newest.offset),
+            Found::Unreadable => self.unreadable.add(at, newest.offset, key),
+            Found::TooLarge => self.too_large.add(at, newest.offset, key),
         }
     }
 
@@ -491,10 +494,10 @@ impl Writer<'_> {
         if offsets.next_if_eq(&record.offset).is_none() {
             return Ok(());
         }
-        let Payload::Value { expire_at, .. } = &record.payload else {
+        let Some(state) = record.payload.state() else {
             return Ok(());
         };
-        if expire_at.is_some_and(|at| at <= now_ms()) {
+        if state.expire_at.is_some_and(|at| at <= now_ms()) {
             self.copied.expired += 1;
             return Ok(());
         }
@@ -635,10 +638,7 @@ mod tests {
     }
 
     fn value(bytes: usize) -> Payload {
-        Payload::Value {
-            value: vec![b'v'; bytes].into(),
-            expire_at: None,
-        }
+        Payload::string(vec![b'v'; bytes].into(), None)
     }
 
     /// What is chosen of these records, the home of every key being partition 1.
@@ -662,8 +662,8 @@ mod tests {
             record(0, 4, 9, "c", value(1)),
             // Timestamps mean nothing within a partition.
             record(0, 7, 5, "a", value(2)),
-            record(0, 8, 5, "c", Payload::Tombstone),
-            record(0, 9, 5, "never there", Payload::Tombstone),
+            record(0, 8, 5, "c", Payload::TOMBSTONE),
+            record(0, 9, 5, "never there", Payload::TOMBSTONE),
         ];
         let chosen = chosen(false, &records);
         assert_eq!(places(&chosen), [(0, vec![3, 7])]);
@@ -672,7 +672,7 @@ mod tests {
 
     #[test]
     fn a_flush_hides_what_is_before_it_in_its_partition() {
-        let flush = Payload::Flush;
+        let flush = Payload::FLUSH;
         let records = [
             record(0, 1, 1, "old", value(1)),
             record(0, 2, 1, "again", value(1)),
@@ -696,13 +696,13 @@ mod tests {
             record(1, 2, 4, "anew", value(1)),
             // Deleted in the new home.
             record(0, 3, 3, "deleted", value(1)),
-            record(1, 3, 4, "deleted", Payload::Tombstone),
+            record(1, 3, 4, "deleted", Payload::TOMBSTONE),
             // Written again elsewhere after that.
             record(0, 4, 5, "revived", value(1)),
-            record(1, 4, 4, "revived", Payload::Tombstone),
+            record(1, 4, 4, "revived", Payload::TOMBSTONE),
             // Nothing tells: values win, then the home, then the lowest.
             record(0, 5, 4, "value", value(1)),
-            record(1, 5, 4, "value", Payload::Tombstone),
+            record(1, 5, 4, "value", Payload::TOMBSTONE),
             record(0, 6, 4, "home", value(1)),
             record(1, 6, 4, "home", value(1)),
             record(2, 7, 4, "lowest", value(1)),
@@ -715,7 +715,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_of_a_group_counts_for_its_partition_alone() {
-        let mut moved_home = record(0, 2, 9, "moved", Payload::Tombstone);
+        let mut moved_home = record(0, 2, 9, "moved", Payload::TOMBSTONE);
         moved_home.group = Some(Group { id: 1, records: 2 });
         let records = [
             record(0, 1, 1, "moved", value(1)),
@@ -729,7 +729,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_copied_is_counted_only_where_it_is_the_newest() {
-        let unreadable = || Payload::Unreadable { reason: "?".into() };
+        let unreadable = || Payload::Key(Some(crate::model::State::unreadable("?")));
         let records = [
             record(0, 1, 1, "bad", unreadable()),
             record(0, 2, 1, "mended", unreadable()),

@@ -26,6 +26,7 @@ pub mod datadir;
 pub mod files;
 pub mod grpc;
 pub mod log;
+pub mod model;
 pub mod probe;
 pub mod resp;
 pub mod room;

@@ -12,7 +12,7 @@ use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
 use crate::database::{Seen, Wait};
 use crate::log::TopicPartition;
-use crate::store::{Entry, Value};
+use crate::model::{Entry, Value};
 
 /// Longest WAITFOR, milliseconds.
 const LONGEST_WAIT: u64 = 3_600_000;

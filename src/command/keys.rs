@@ -11,7 +11,8 @@ use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, 
 use crate::database::Transaction;
 use crate::database::hot::own;
 use crate::database::transaction::SHORT_WORK;
-use crate::store::{Entry, key_hash};
+use crate::model::{Entry, State};
+use crate::store::key_hash;
 
 const ONE_KEY: Keys = Keys::Range {
     first: 1,
@@ -425,8 +426,10 @@ fn exists(context: &mut Context, args: Args) -> Outcome {
 
 fn type_of(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
-    let there = context.transaction.exists(database, args[1])?;
-    Ok(Reply::simple(if there { "string" } else { "none" }))
+    Ok(Reply::simple(match context.transaction.get(database, args[1])? {
+        Some(entry) => entry.type_name()?,
+        None => "none",
+    }))
 }
 
 // Expiry.
@@ -468,7 +471,7 @@ fn set_expiry(context: &mut Context, args: Args, name: &str, unit: Unit, base: u
         return Ok(Reply::Int(0));
     }
     match u64::try_from(when).ok().filter(|at| *at > context.transaction.now) {
-        Some(at) => context.transaction.set(database, args[1], entry.string()?, Some(at)),
+        Some(at) => context.transaction.put(database, args[1], until(entry, Some(at))?),
         None => context.transaction.delete(database, args[1]),
     }
     Ok(Reply::Int(1))
@@ -532,11 +535,17 @@ fn signed(milliseconds: u64) -> i64 {
     i64::try_from(milliseconds).unwrap_or(i64::MAX)
 }
 
+/// The state with another expiry.
+fn until(entry: Entry, expire_at: Option<u64>) -> Result<State, Fault> {
+    let State { value, .. } = entry.state()?;
+    Ok(State { value, expire_at })
+}
+
 fn persist(context: &mut Context, args: Args) -> Outcome {
     let database = context.database();
     match context.transaction.get(database, args[1])? {
         Some(entry) if entry.meta.expire_at.is_some() => {
-            context.transaction.set(database, args[1], entry.string()?, None);
+            context.transaction.put(database, args[1], until(entry, None)?);
             Ok(Reply::Int(1))
         }
         _ => Ok(Reply::Int(0)),
@@ -590,9 +599,7 @@ fn rename_key(context: &mut Context, args: Args, replace: bool) -> Result<bool, 
     if from == to || (!replace && context.transaction.exists(database, to)?) {
         return Ok(false);
     }
-    context
-        .transaction
-        .set(database, to, entry.string()?, entry.meta.expire_at);
+    context.transaction.put(database, to, entry.state()?);
     context.transaction.delete(database, from);
     Ok(true)
 }
@@ -631,9 +638,7 @@ fn copy(context: &mut Context, args: Args) -> Outcome {
     if !replace && context.transaction.exists(target, to)? {
         return Ok(Reply::Int(0));
     }
-    context
-        .transaction
-        .set(target, to, entry.string()?, entry.meta.expire_at);
+    context.transaction.put(target, to, entry.state()?);
     Ok(Reply::Int(1))
 }
 
@@ -649,9 +654,7 @@ fn move_key(context: &mut Context, args: Args) -> Outcome {
     if context.transaction.exists(target, key)? {
         return Ok(Reply::Int(0));
     }
-    context
-        .transaction
-        .set(target, key, entry.string()?, entry.meta.expire_at);
+    context.transaction.put(target, key, entry.state()?);
     context.transaction.delete(database, key);
     Ok(Reply::Int(1))
 }
@@ -669,20 +672,16 @@ fn swapdb(context: &mut Context, args: Args) -> Outcome {
     };
     let of_first = room.take(context.transaction, first)?;
     let of_second = room.take(context.transaction, second)?;
-    let names: HashSet<&Bytes> = of_first.iter().map(|(key, _)| key).collect();
-    for (key, entry) in &of_first {
-        context.transaction.delete(first, key);
-        context
-            .transaction
-            .set(second, key, entry.string()?, entry.meta.expire_at);
+    let names: HashSet<Bytes> = of_first.iter().map(|(key, _)| key.clone()).collect();
+    for (key, state) in of_first {
+        context.transaction.delete(first, &key);
+        context.transaction.put(second, &key, state);
     }
-    for (key, entry) in &of_second {
-        if !names.contains(key) {
-            context.transaction.delete(second, key);
+    for (key, state) in of_second {
+        if !names.contains(&key) {
+            context.transaction.delete(second, &key);
         }
-        context
-            .transaction
-            .set(first, key, entry.string()?, entry.meta.expire_at);
+        context.transaction.put(first, &key, state);
     }
     Ok(Reply::Ok)
 }
@@ -695,7 +694,7 @@ struct SwapRoom {
 
 impl SwapRoom {
     /// Everything that a database holds.
-    fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, Entry)>, Fault> {
+    fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, State)>, Fault> {
         let mut all = Vec::new();
         let mut from = Some(0);
         while let Some(start) = from {
@@ -705,7 +704,8 @@ impl SwapRoom {
                 let Some(entry) = transaction.get(database, &key)? else {
                     continue;
                 };
-                let bytes = key.len() + entry.string()?.len();
+                let state = entry.state()?;
+                let bytes = key.len() + state.value.bytes();
                 match (self.keys.checked_sub(1), self.bytes.checked_sub(bytes)) {
                     (Some(keys), Some(bytes)) => (self.keys, self.bytes) = (keys, bytes),
                     _ => {
@@ -714,7 +714,7 @@ impl SwapRoom {
                         )));
                     }
                 }
-                all.push((key, entry));
+                all.push((key, state));
             }
         }
         Ok(all)

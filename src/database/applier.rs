@@ -15,8 +15,9 @@ use super::hot::{At, EXPECTED};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload};
-use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Payload, Positions, TopicPartition};
-use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, PartitionPosition, StoreError, Value};
+use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
+use crate::model::{Change, Control, Payload};
+use crate::store::{Checkpoint, PartitionPosition, StoreError};
 use crate::supervise;
 
 /// Records that are handed to the writer at once.
@@ -532,41 +533,15 @@ impl Applier {
             payload,
             ..
         } = record;
-        let at = At {
-            partition: place.partition,
-            offset,
-        };
-        let database = &self.service.databases[place.database as usize];
-        let entry = |value, expire_at| Entry {
-            meta: Meta {
-                partition: place.partition,
-                offset,
-                timestamp,
-                expire_at,
-            },
-            value,
-        };
-        let kind = match payload {
-            Payload::Value { value, expire_at } => ChangeKind::Put {
-                key,
-                entry: entry(Value::String(value), expire_at),
-            },
-            Payload::Unreadable { reason } => ChangeKind::Put {
-                key,
-                entry: entry(Value::Unreadable(reason.into()), None),
-            },
-            Payload::Tombstone => ChangeKind::Delete { key },
-            Payload::Flush => {
-                self.service.flushed(place.database, at);
-                ChangeKind::Flush
-            }
-        };
         let change = Change {
             database: place.database,
             partition: place.partition,
             offset,
-            kind,
+            timestamp,
+            key,
+            payload,
         };
+        let database = &self.service.databases[place.database as usize];
         if database.partitions().len() > 1 {
             self.apply_spread(change)
         } else {
@@ -576,11 +551,9 @@ impl Applier {
 
     /// Applies a record of a topic with several partitions: the key may have others there.
     fn apply_spread(&mut self, change: Change) -> Result<(), ApplyError> {
-        let home = match &change.kind {
-            ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => {
-                self.service.log.partition(change.database, key)
-            }
-            ChangeKind::Flush => change.partition,
+        let home = match change.payload {
+            Payload::Key(_) => self.service.log.partition(change.database, &change.key),
+            Payload::Control(_) => change.partition,
         };
         // What was applied before must be found.
         if self.service.may_have_copies(&change, home) {
@@ -607,40 +580,35 @@ impl Applier {
     /// Makes a change visible, unless memory has what stands in the log from `ahead` on.
     fn show(&mut self, change: Change, ahead: Option<At>) -> Result<(), ApplyError> {
         let database = &self.service.databases[change.database as usize];
-        let at = At {
-            partition: change.partition,
-            offset: change.offset,
-        };
-        let is_change = match &change.kind {
-            ChangeKind::Put { .. } => true,
-            // Behind what a flush has hidden, or behind nothing, a tombstone is no change.
-            ChangeKind::Delete { key } => {
-                database.watches.is_watched(key) && self.service.read(change.database, key, true)?.entry.is_some()
-            }
-            ChangeKind::Flush => false,
-        };
-        // While loading nobody reads: what memory knows already is kept right.
-        let insert = self.goal.is_none();
-        let news = match &change.kind {
-            ChangeKind::Put { key, entry } => database.hot.apply(key, at, Some(entry.clone()), insert, ahead),
-            ChangeKind::Delete { key } => database.hot.apply(key, at, None, insert, ahead),
-            ChangeKind::Flush => false,
-        };
-        // An own record comes by a second time: watchers were told when it was handed to the log.
-        if let (true, ChangeKind::Put { key, .. } | ChangeKind::Delete { key }) = (news, &change.kind) {
-            database.snapshots.changed(key);
-            if is_change {
-                database.watches.changed(key);
-            }
+        match &change.payload {
+            Payload::Key(_) => self.show_key(&change, ahead)?,
+            Payload::Control(Control::Flush) => self.service.flushed(change.database, At::of(&change)),
         }
-        if self.exact_from.is_none() && database.only_partition().is_some() && !matches!(change.kind, ChangeKind::Flush)
-        {
+        if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {
             self.in_memory += 1;
             return Ok(());
         }
         self.batch.push(change);
         if self.batch.len() >= BATCH {
             self.push(None)?;
+        }
+        Ok(())
+    }
+
+    fn show_key(&self, change: &Change, ahead: Option<At>) -> Result<(), ApplyError> {
+        let database = &self.service.databases[change.database as usize];
+        let (key, entry) = (&change.key, change.entry());
+        // Behind what a flush has hidden, or behind nothing, a tombstone is no change.
+        let is_change = entry.is_some()
+            || database.watches.is_watched(key) && self.service.read(change.database, key, true)?.entry.is_some();
+        // While loading nobody reads: what memory knows already is kept right.
+        let insert = self.goal.is_none();
+        // An own record comes by a second time: watchers were told when it was handed to the log.
+        if database.hot.apply(key, At::of(change), entry, insert, ahead) {
+            database.snapshots.changed(key);
+            if is_change {
+                database.watches.changed(key);
+            }
         }
         Ok(())
     }

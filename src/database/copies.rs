@@ -16,7 +16,8 @@ use tracing::warn;
 use super::write::Item;
 use super::{Database, Service};
 use crate::log::{Read, TopicPartition};
-use crate::store::{Change, ChangeKind, Entry, StoreError};
+use crate::model::{Change, Entry, Meta, Payload};
+use crate::store::StoreError;
 
 /// Number of databases that the store is to have for so many that clients see.
 pub const fn databases_with_copies(databases: u16) -> u16 {
@@ -46,10 +47,10 @@ impl Database {
 impl Service {
     /// True if what this record changes depends on what other partitions have of its key, whose home this is.
     pub(super) fn may_have_copies(&self, change: &Change, home: u32) -> bool {
-        match &change.kind {
-            ChangeKind::Put { .. } => change.partition != home,
-            ChangeKind::Delete { .. } => self.databases[change.database as usize].has_copies(),
-            ChangeKind::Flush => false,
+        match change.payload {
+            Payload::Key(Some(_)) => change.partition != home,
+            Payload::Key(None) => self.databases[change.database as usize].has_copies(),
+            Payload::Control(_) => false,
         }
     }
 
@@ -143,10 +144,9 @@ impl Service {
         hidden: &mut Vec<Change>,
     ) -> Result<Option<Change>, StoreError> {
         let database = &self.databases[change.database as usize];
-        let (key, is_value) = match &change.kind {
-            ChangeKind::Put { key, .. } => (key.clone(), true),
-            ChangeKind::Delete { key } => (key.clone(), false),
-            ChangeKind::Flush => {
+        let is_value = match change.payload {
+            Payload::Key(ref state) => state.is_some(),
+            Payload::Control(_) => {
                 if database.has_copies() {
                     hidden.push(Change {
                         database: self.hidden(change.database),
@@ -156,6 +156,7 @@ impl Service {
                 return Ok(Some(change));
             }
         };
+        let key = change.key.clone();
         let is_home = change.partition == home;
         if is_home && (is_value || !database.has_copies()) {
             return Ok(Some(change));
@@ -175,7 +176,11 @@ impl Service {
             if known.is_some_and(|known| known.meta.offset > change.offset) {
                 return Ok(None);
             }
-            hidden.push(change.of_copy(stored, name));
+            hidden.push(Change {
+                database: stored,
+                key: name,
+                ..change.clone()
+            });
         }
         let shown = self.applied_last(change.database, change.database, &key)?;
         if shown.as_ref().is_some_and(|shown| {
@@ -187,18 +192,16 @@ impl Service {
         // This record is not among what was applied before.
         let mut copies = self.copies(change.database, &key, home)?;
         copies.retain(|copy| copy.meta.partition != change.partition);
-        if let (false, ChangeKind::Put { entry, .. }) = (is_home, &change.kind) {
-            copies.push(entry.clone());
+        if !is_home {
+            copies.extend(change.entry());
         }
         let best = copies.into_iter().min_by_key(|copy| copy.meta.partition);
         Ok(match best {
             Some(best) if shown.is_some_and(|shown| shown.meta == best.meta) => None,
-            Some(entry) => Some(Change {
-                partition: entry.meta.partition,
-                offset: entry.meta.offset,
-                kind: ChangeKind::Put { key, entry },
-                ..change
-            }),
+            Some(best) => {
+                let Meta { partition, offset, .. } = best.meta;
+                Some(Change::of_key(change.database, partition, offset, key, Some(best)))
+            }
             None => Some(change),
         })
     }
@@ -217,24 +220,5 @@ impl Service {
              writes take longer. Kafka's Java clients use murmur2, librdkafka and kcat crc32 by default: if its other producers go \
              by {other}, start all nodes with --partitioner {other}",
         );
-    }
-}
-
-impl Change {
-    /// The same of the copy under this name.
-    fn of_copy(&self, database: u16, name: Bytes) -> Change {
-        let kind = match &self.kind {
-            ChangeKind::Put { entry, .. } => ChangeKind::Put {
-                key: name,
-                entry: entry.clone(),
-            },
-            ChangeKind::Delete { .. } => ChangeKind::Delete { key: name },
-            ChangeKind::Flush => ChangeKind::Flush,
-        };
-        Change {
-            database,
-            kind,
-            ..*self
-        }
     }
 }

@@ -19,7 +19,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
-use crate::store::{Change, ChangeKind, Checkpoint, Entry, Scanned, Store, StoreError, Value, key_hash};
+use crate::model::{Change, Entry, Payload, Value};
+use crate::store::{Checkpoint, Scanned, Store, StoreError, key_hash};
 use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -201,14 +202,14 @@ impl Summed {
         };
         let database = making.database;
         let mine = changes.iter().filter(|change| change.database == database);
-        let flushes = mine.clone().any(|change| matches!(change.kind, ChangeKind::Flush));
+        let flushes = mine.clone().any(|change| change.payload == Payload::FLUSH);
         if flushes {
             making.start_over();
         }
         let changed: HashSet<&Bytes> = mine
-            .filter_map(|change| match &change.kind {
-                ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => Some(key),
-                ChangeKind::Flush => None,
+            .filter_map(|change| match change.payload {
+                Payload::Key(_) => Some(&change.key),
+                Payload::Control(_) => None,
             })
             .filter(|key| making.next.is_none_or(|next| key_hash(key) < next))
             .collect();

@@ -41,8 +41,9 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use crate::log::{Batch, Completion, Condition, Log, Payload, ProduceError, Record, TopicPartition};
-use crate::store::{Checkpoint, Entry, Store, StoreError, Value};
+use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
+use crate::model::{Entry, Payload};
+use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
 use hot::{At, Budget, HotTier, Lookup};
@@ -50,7 +51,7 @@ use own::OwnRecords;
 use stripes::Stripes;
 use together::Groups;
 use watch::Watches;
-use write::{Item, NewState, Outstanding, Write};
+use write::{Item, Outstanding, Write};
 use write_behind::WriteBehind;
 
 pub use stripes::Taken;
@@ -310,7 +311,7 @@ impl Seen {
     /// Bytes of the value, unless memory has them anyway.
     fn own_bytes(&self) -> usize {
         match self.entry.as_ref().map(|entry| &entry.value) {
-            Some(Value::String(value)) if self.from_store || value.len() <= hot::INLINE => value.len(),
+            Some(value) if self.from_store || value.bytes() <= hot::INLINE => value.bytes(),
             _ => 0,
         }
     }
@@ -666,13 +667,7 @@ impl Service {
                             partition: self.log.partition(*database, key),
                         },
                         key: key.clone(),
-                        payload: match state {
-                            NewState::Value { value, expire_at } => Payload::Value {
-                                value: value.clone(),
-                                expire_at: *expire_at,
-                            },
-                            NewState::Deleted => Payload::Tombstone,
-                        },
+                        payload: Payload::Key(state.clone()),
                     });
                     expanded.push(item);
                 }
@@ -684,7 +679,7 @@ impl Service {
                                 partition,
                             },
                             key: bytes::Bytes::from_static(crate::log::record::FLUSH_KEY),
-                            payload: Payload::Flush,
+                            payload: Payload::FLUSH,
                         });
                         expanded.push(item.clone());
                     }
@@ -700,7 +695,7 @@ impl Service {
                             partition: *partition,
                         },
                         key: key.clone(),
-                        payload: Payload::Tombstone,
+                        payload: Payload::TOMBSTONE,
                     });
                     expanded.push(item);
                 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::hot::{Lookup, SLOT_OVERHEAD};
 use super::{Database, Service};
-use crate::store::{Scanned, StoreError, Value};
+use crate::store::{Scanned, StoreError};
 use crate::supervise;
 
 /// Keys that are read in one go. After each, the thread rests for as long as that took: others are to have the processor.
@@ -118,10 +118,7 @@ impl Preload {
             };
             let entry = self.service.beneath(number, key, usize::MAX)?;
             database.hot.fill(key, entry.as_ref(), token);
-            let value = match entry.map(|entry| entry.value) {
-                Some(Value::String(value)) => value.len(),
-                Some(Value::Unreadable(_)) | None => 0,
-            };
+            let value = entry.map_or(0, |entry| entry.value.bytes());
             read.keys += 1;
             read.bytes += SLOT_OVERHEAD + key.len() + value;
         }

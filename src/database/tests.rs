@@ -18,11 +18,12 @@ use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Partition, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Payload, Positions, ProduceError, TopicIdentity,
+    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, TopicIdentity,
     TopicPartition,
 };
+use crate::model::{Change, Entry, Meta, Payload, Value};
+use crate::store::Options;
 use crate::store::sled_store::SledStore;
-use crate::store::{Change, ChangeKind, Entry, Meta, Options, Value};
 
 const HERE: TopicPartition = TopicPartition {
     database: 0,
@@ -136,10 +137,7 @@ impl ScriptedLog {
 }
 
 fn text_payload(value: &str) -> Payload {
-    Payload::Value {
-        value: Bytes::copy_from_slice(value.as_bytes()),
-        expire_at: None,
-    }
+    Payload::string(Bytes::copy_from_slice(value.as_bytes()), None)
 }
 
 impl Log for ScriptedLog {
@@ -636,14 +634,14 @@ fn a_flushed_key_is_buried_unless_something_newer_is_known_of_it() {
         let condition = batch.condition.as_ref().expect("it has a condition");
         assert_eq!(condition.reads[0].key.as_deref(), Some(&b"left"[..]));
         assert!(condition.reads[0].known > of("left").offset);
-        assert_eq!(batch.records[0].payload, Payload::Tombstone);
+        assert_eq!(batch.records[0].payload, Payload::TOMBSTONE);
     }
     assert!(
         f.log
             .records
             .lock()
             .iter()
-            .all(|record| record.payload != Payload::Tombstone)
+            .all(|record| record.payload != Payload::TOMBSTONE)
     );
     f.log.acknowledge();
     assert_eq!(write.outcome(), Some(&Ok(())));
@@ -799,15 +797,7 @@ fn what_is_read_while_loading_is_not_remembered() {
         expire_at: None,
     };
     let (key, value) = (Bytes::from_static(b"k"), Value::String(Bytes::from_static(b"v")));
-    let loaded = Change {
-        database: 0,
-        partition: 0,
-        offset: 7,
-        kind: ChangeKind::Put {
-            key,
-            entry: Entry { meta, value },
-        },
-    };
+    let loaded = Change::of_key(0, 0, 7, key, Some(Entry { meta, value }));
     f.service.store.apply(&[loaded]).expect("the store takes it");
     f.service.set_status(Status::Serving);
     assert_eq!(f.get("k").as_deref(), Some("v"));

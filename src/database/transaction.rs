@@ -19,11 +19,12 @@ use super::hot::At;
 use super::stripes::{Held, Hold, Taken};
 use super::together::{Place, Together};
 use super::watch::{Changed, Watches};
-use super::write::{Item, NewState, Outstanding, Write};
+use super::write::{Item, Outstanding, Write};
 use super::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::store::{Entry, Scanned, StoreError, Value};
+use crate::model::{Entry, Meta, State, Value};
+use crate::store::{Scanned, StoreError};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
 const LINEAR: usize = 8;
@@ -494,7 +495,7 @@ impl Service {
                 )));
             }
             if let Item::Key { key, state, .. } = item {
-                check_record(key, state, topic.max_record_bytes.load(Ordering::Relaxed))?;
+                check_record(key, state.as_ref(), topic.max_record_bytes.load(Ordering::Relaxed))?;
             }
         }
         Ok(())
@@ -508,11 +509,11 @@ fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
     newer.map_or(applied, |seen| applied.max(seen.offset + 1))
 }
 
-fn check_record(key: &Bytes, state: &NewState, limit: usize) -> Result<(), Fault> {
+fn check_record(key: &Bytes, state: Option<&State>, limit: usize) -> Result<(), Fault> {
     if &key[..] == crate::log::record::FLUSH_KEY {
         return Err(Fault::error("ERR this key is reserved for the topic's control records"));
     }
-    let size = key.len() + HEADER_BYTES + state.bytes();
+    let size = key.len() + HEADER_BYTES + value_bytes(state);
     if size > limit {
         return Err(Fault::error(format!(
             "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"
@@ -610,7 +611,7 @@ impl Transaction<'_> {
             }
         };
         if seen.from_store {
-            self.works(STORE_READ + seen.entry.as_ref().map_or(0, Entry::bytes))?;
+            self.works(STORE_READ + seen.entry.as_ref().map_or(0, |entry| entry.value.bytes()))?;
         }
         if let Some((at, applied)) = applied {
             let key = Bytes::copy_from_slice(key);
@@ -673,13 +674,18 @@ impl Transaction<'_> {
         !self.items.is_empty()
     }
 
-    /// Gives the key a whole new state. `expire_at` is absolute, milliseconds since the epoch.
+    /// Gives the key a string. `expire_at` is absolute, milliseconds since the epoch.
     pub fn set(&mut self, database: u16, key: &[u8], value: Bytes, expire_at: Option<u64>) {
-        self.put(database, key, NewState::Value { value, expire_at });
+        self.put(database, key, State::string(value, expire_at));
+    }
+
+    /// Gives the key a whole new state.
+    pub fn put(&mut self, database: u16, key: &[u8], state: State) {
+        self.write(database, key, Some(state));
     }
 
     pub fn delete(&mut self, database: u16, key: &[u8]) {
-        self.put(database, key, NewState::Deleted);
+        self.write(database, key, None);
     }
 
     /// Puts a tombstone behind what a flush has hidden, on the condition that nothing came after that; not if something is known to.
@@ -736,7 +742,7 @@ impl Transaction<'_> {
                 && *d == database
             {
                 let before = !flushed && self.service.read(database, key, true)?.entry.is_some();
-                let after = matches!(state, NewState::Value { .. });
+                let after = state.is_some();
                 count += i64::from(after) - i64::from(before);
             }
         }
@@ -815,28 +821,22 @@ impl Transaction<'_> {
     }
 
     fn own_entry(&self, place: usize) -> Option<Entry> {
-        match &self.items[place] {
-            Item::Key {
-                state: NewState::Value { value, expire_at },
-                ..
-            } => Some(Entry {
-                meta: crate::store::Meta {
-                    partition: 0,
-                    offset: u64::MAX,
-                    timestamp: self.now as i64,
-                    expire_at: *expire_at,
-                },
-                value: Value::String(value.clone()),
-            }),
-            _ => None,
-        }
+        let state = self.items[place].state()?;
+        let meta = Meta {
+            partition: 0,
+            offset: u64::MAX,
+            timestamp: self.now as i64,
+            expire_at: state.expire_at,
+        };
+        let value = state.value.clone();
+        Some(Entry { meta, value })
     }
 
-    fn put(&mut self, database: u16, key: &[u8], state: NewState) {
-        self.bytes += state.bytes();
+    fn write(&mut self, database: u16, key: &[u8], state: Option<State>) {
+        self.bytes += value_bytes(state.as_ref());
         if let Some(place) = self.place(database, key) {
             if let Item::Key { state: old, .. } = &mut self.items[place] {
-                self.bytes -= old.bytes();
+                self.bytes -= value_bytes(old.as_ref());
                 *old = state;
             }
             return;
@@ -857,23 +857,37 @@ impl Transaction<'_> {
     }
 }
 
-impl Entry {
-    /// Bytes of the string.
-    fn bytes(&self) -> usize {
-        match &self.value {
-            Value::String(value) => value.len(),
-            Value::Unreadable(_) => 0,
-        }
-    }
+fn value_bytes(state: Option<&State>) -> usize {
+    state.map_or(0, |state| state.value.bytes())
+}
 
-    /// The string, or the error that says why the record cannot be read.
+impl Entry {
+    /// The string, or the error that says why there is none.
     pub fn string(&self) -> Result<Bytes, Fault> {
         match &self.value {
             Value::String(value) => Ok(value.clone()),
-            Value::Unreadable(reason) => Err(Fault::error(format!(
-                "ERR the record of this key (partition {}, offset {}) cannot be read: {reason}",
-                self.meta.partition, self.meta.offset
-            ))),
+            Value::Unreadable(reason) => Err(self.unreadable(reason)),
         }
+    }
+
+    /// The state, whatever it is, if it can be written again.
+    pub fn state(self) -> Result<State, Fault> {
+        self.type_name()?;
+        Ok(self.into_state())
+    }
+
+    /// As TYPE answers it.
+    pub fn type_name(&self) -> Result<&'static str, Fault> {
+        match &self.value {
+            Value::String(_) => Ok("string"),
+            Value::Unreadable(reason) => Err(self.unreadable(reason)),
+        }
+    }
+
+    fn unreadable(&self, reason: &str) -> Fault {
+        Fault::error(format!(
+            "ERR the record of this key (partition {}, offset {}) cannot be read: {reason}",
+            self.meta.partition, self.meta.offset
+        ))
     }
 }

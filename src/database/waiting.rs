@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::log::{Group, LogRecord, Payload, TopicPartition};
+use crate::log::{Group, LogRecord, TopicPartition};
 
 /// What a record costs here beside its key and value, bytes (measured roughly).
 const OVERHEAD: usize = 250;
@@ -136,12 +136,7 @@ impl InPart {
 }
 
 fn bytes(record: &LogRecord) -> usize {
-    let value = match &record.payload {
-        Payload::Value { value, .. } => value.len(),
-        Payload::Unreadable { reason } => reason.len(),
-        Payload::Tombstone | Payload::Flush => 0,
-    };
-    OVERHEAD + record.key.len() + value
+    OVERHEAD + record.key.len() + record.payload.bytes()
 }
 
 #[cfg(test)]
@@ -149,6 +144,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::model::Payload;
 
     fn record(partition: u32, offset: u64, group: Option<u128>) -> LogRecord {
         LogRecord {
@@ -156,7 +152,7 @@ mod tests {
             offset,
             timestamp: 0,
             key: Bytes::from_static(b"k"),
-            payload: Payload::Tombstone,
+            payload: Payload::TOMBSTONE,
             group: group.map(|id| Group { id, records: 2 }),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::store::Entry;
+use crate::model::Entry;
 
 /// Raised when a watched key may have changed.
 pub type Changed = AtomicBool;

@@ -11,24 +11,7 @@ use tokio::sync::Notify;
 use super::Service;
 use super::hot::At;
 use crate::log::{Appended, Completion, ProduceError};
-use crate::store::{Entry, Meta, Value};
-
-/// The new state of a key.
-#[derive(Clone, Debug)]
-pub enum NewState {
-    Value { value: Bytes, expire_at: Option<u64> },
-    Deleted,
-}
-
-impl NewState {
-    /// Bytes of the value.
-    pub fn bytes(&self) -> usize {
-        match self {
-            NewState::Value { value, .. } => value.len(),
-            NewState::Deleted => 0,
-        }
-    }
-}
+use crate::model::{Entry, Meta, State};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -36,25 +19,28 @@ pub enum Item {
     Key {
         database: u16,
         key: Bytes,
-        state: NewState,
+        /// The key's new state; `None`: it is deleted.
+        state: Option<State>,
     },
     /// Flush marker of one partition.
-    Flush {
-        database: u16,
-    },
+    Flush { database: u16 },
     /// Removes what a partition has of a key where that changes nothing of what is shown: a copy that another producer left outside
     /// of the home partition (a [`Item::Key`] says what is shown), or what a flush has hidden.
-    Tombstone {
-        database: u16,
-        key: Bytes,
-        partition: u32,
-    },
+    Tombstone { database: u16, key: Bytes, partition: u32 },
 }
 
 impl Item {
     pub fn database(&self) -> u16 {
         let (Item::Key { database, .. } | Item::Flush { database } | Item::Tombstone { database, .. }) = self;
         *database
+    }
+
+    /// The state that it gives its key, unless that is deleted.
+    pub fn state(&self) -> Option<&State> {
+        match self {
+            Item::Key { state, .. } => state.as_ref(),
+            Item::Flush { .. } | Item::Tombstone { .. } => None,
+        }
     }
 }
 
@@ -103,11 +89,8 @@ impl Write {
 
     /// Bytes of the values that it writes.
     pub fn bytes(&self) -> usize {
-        let of = |item: &Item| match item {
-            Item::Key { state, .. } => state.bytes(),
-            _ => 0,
-        };
-        self.items.iter().map(of).sum()
+        let states = self.items.iter().filter_map(Item::state);
+        states.map(|state| state.value.bytes()).sum()
     }
 
     /// Waits for the end. The log bounds the time (`--write-timeout`), unless this node fails: then it ends when the task that waits is woken.
@@ -126,21 +109,15 @@ impl Write {
 
     /// The state that the item gives its key, as an entry that is not in the log yet.
     pub fn entry(&self, item: usize, at: At, timestamp: i64) -> Option<Entry> {
-        match &self.items[item] {
-            Item::Key {
-                state: NewState::Value { value, expire_at },
-                ..
-            } => Some(Entry {
-                meta: Meta {
-                    partition: at.partition,
-                    offset: at.offset,
-                    timestamp,
-                    expire_at: *expire_at,
-                },
-                value: Value::String(value.clone()),
-            }),
-            _ => None,
-        }
+        let state = self.items[item].state()?;
+        let meta = Meta {
+            partition: at.partition,
+            offset: at.offset,
+            timestamp,
+            expire_at: state.expire_at,
+        };
+        let value = state.value.clone();
+        Some(Entry { meta, value })
     }
 
     fn acknowledged(self: &Arc<Self>, appended: &[Appended]) {

@@ -37,9 +37,8 @@ use super::applier::has_reached;
 use super::hot::At;
 use super::{Database, Service, now_ms};
 use crate::log::{Positions, TopicPartition};
-use crate::store::{
-    Change, ChangeKind, Checkpoint, DatabaseCheckpoint, Entry, PartitionPosition, StoreError, Value, key_hash,
-};
+use crate::model::{Change, Control, Entry, Payload};
+use crate::store::{Checkpoint, DatabaseCheckpoint, PartitionPosition, StoreError, key_hash};
 use crate::supervise;
 
 /// Why a writer is gone that panicked.
@@ -98,16 +97,10 @@ impl Hash for Name {
     }
 }
 
-/// The newest record of a key.
-struct Held {
-    at: At,
-    entry: Option<Entry>,
-}
-
 /// The newest records of keys whose hashes begin alike.
 #[derive(Default)]
 struct Shard {
-    newest: IndexMap<Name, Held, foldhash::fast::RandomState>,
+    newest: IndexMap<Name, Change, foldhash::fast::RandomState>,
     bytes: usize,
 }
 
@@ -336,8 +329,8 @@ impl WriteBehind {
             Part::Shard(shard) => Some(shard),
             Part::Flush(_) => None,
         });
-        let held = waiting.chain(in_flight).find_map(|shard| shard.newest.get(&name))?;
-        Some(held.entry.clone())
+        let newest = waiting.chain(in_flight).find_map(|shard| shard.newest.get(&name))?;
+        Some(newest.entry())
     }
 
     /// Starts the thread that writes.
@@ -476,9 +469,9 @@ impl WriteBehind {
             };
             for names in database.hot.take_unstored().chunks(CHUNK) {
                 let mut changes = Vec::with_capacity(names.len());
-                let mut add = |key: &[u8], at, entry| {
-                    let held = Held { at, entry };
-                    changes.push(held.change_of(place.database, Bytes::copy_from_slice(key)));
+                let mut add = |key: &[u8], at: At, entry| {
+                    let key = Bytes::copy_from_slice(key);
+                    changes.push(Change::of_key(place.database, at.partition, at.offset, key, entry));
                 };
                 database.hot.show_unstored(names, &mut is_reached, &mut add);
                 if !self.write_changes(service, database, &changes)? {
@@ -508,13 +501,7 @@ impl WriteBehind {
             let (now, later) = rest.split_at(count);
             service.store.apply(now)?;
             for change in now {
-                if let ChangeKind::Put { key, .. } | ChangeKind::Delete { key } = &change.kind {
-                    let at = At {
-                        partition: change.partition,
-                        offset: change.offset,
-                    };
-                    database.hot.stored(key, at);
-                }
+                database.hot.stored(&change.key, At::of(change));
             }
             rest = later;
             self.progress.notify_all();
@@ -572,44 +559,33 @@ impl WriteBehind {
 impl Buffer {
     /// Keeps a record if it is the newest of its key.
     fn take_in(&mut self, change: Change, total: &AtomicUsize) {
-        let Change {
-            database,
-            partition,
-            offset,
-            kind,
-        } = change;
-        let at = At { partition, offset };
-        let (key, entry) = match kind {
-            ChangeKind::Put { key, entry } => (key, Some(entry)),
-            ChangeKind::Delete { key } => (key, None),
-            ChangeKind::Flush => {
-                self.last_run().flush = Some(Change {
-                    kind,
-                    ..change_of(database, at)
-                });
+        match change.payload {
+            Payload::Key(_) => {}
+            Payload::Control(Control::Flush) => {
+                self.last_run().flush = Some(change);
                 return;
             }
-        };
-        let (key_bytes, new) = (key.len(), value_bytes(&entry));
+        }
+        let new = change_bytes(&change);
         let name = Name {
-            hash: key_hash(&key),
-            database,
-            key,
+            hash: key_hash(&change.key),
+            database: change.database,
+            key: change.key.clone(),
         };
         let shard = &mut self.last_run().shards[name.shard()];
         let (more, less) = match shard.newest.entry(name) {
             indexmap::map::Entry::Vacant(vacant) => {
-                vacant.insert(Held { at, entry });
-                (HELD_OVERHEAD + key_bytes + new, 0)
+                vacant.insert(change);
+                (new, 0)
             }
             indexmap::map::Entry::Occupied(mut occupied) => {
-                let held = occupied.get_mut();
-                if held.at.partition == at.partition && held.at.offset >= at.offset {
+                let old = occupied.get_mut();
+                if old.partition == change.partition && old.offset >= change.offset {
                     return;
                 }
-                let old = value_bytes(&held.entry);
-                *held = Held { at, entry };
-                (new, old)
+                let less = change_bytes(old);
+                *old = change;
+                (new, less)
             }
         };
         shard.bytes = shard.bytes + more - less;
@@ -701,24 +677,24 @@ impl Part {
             }
             Part::Shard(shard) => &shard.newest,
         };
-        let mut sorted: Vec<(&Name, &Held)> = newest.iter().collect();
+        let mut sorted: Vec<(&Name, &Change)> = newest.iter().collect();
         sorted.sort_unstable_by_key(|(name, _)| (name.database, name.hash));
         let mut changes = Vec::with_capacity(CHUNK.min(sorted.len()));
         let mut rest = &sorted[..];
         while !rest.is_empty() {
-            let (count, bytes) = first_chunk(rest.iter().map(|(name, held)| held_bytes(&name.key, &held.entry)));
+            let (count, bytes) = first_chunk(rest.iter().map(|(_, change)| change_bytes(change)));
             if !service.behind.wait_for_room(service, bytes) {
                 return Ok(false);
             }
             supervise::beat();
             let records;
             (records, rest) = rest.split_at(count);
-            changes.extend(records.iter().map(|(name, held)| held.change(name)));
+            changes.extend(records.iter().map(|&(_, change)| change.clone()));
             service.store.apply(&changes)?;
-            for (name, held) in records {
+            for change in &changes {
                 // Copies outside of the home partition are not in memory.
-                if let Some(database) = service.databases.get(name.database as usize) {
-                    database.hot.stored(&name.key, held.at);
+                if let Some(database) = service.databases.get(change.database as usize) {
+                    database.hot.stored(&change.key, At::of(change));
                 }
             }
             changes.clear();
@@ -758,59 +734,16 @@ fn unstored(service: &Service) -> usize {
     service.memory.unstored.load(Ordering::Relaxed)
 }
 
-fn held_bytes(key: &[u8], entry: &Option<Entry>) -> usize {
-    HELD_OVERHEAD + key.len() + value_bytes(entry)
-}
-
 fn change_bytes(change: &Change) -> usize {
-    match &change.kind {
-        ChangeKind::Put { key, entry } => HELD_OVERHEAD + key.len() + bytes_of(&entry.value),
-        ChangeKind::Delete { key } => HELD_OVERHEAD + key.len(),
-        ChangeKind::Flush => 0,
+    match change.payload {
+        Payload::Key(_) => HELD_OVERHEAD + change.key.len() + change.payload.bytes(),
+        Payload::Control(_) => 0,
     }
 }
 
 impl Name {
     fn shard(&self) -> usize {
         (self.hash >> 58) as usize % SHARDS
-    }
-}
-
-impl Held {
-    fn change(&self, name: &Name) -> Change {
-        self.change_of(name.database, name.key.clone())
-    }
-
-    fn change_of(&self, database: u16, key: Bytes) -> Change {
-        let kind = match self.entry.clone() {
-            Some(entry) => ChangeKind::Put { key, entry },
-            None => ChangeKind::Delete { key },
-        };
-        Change {
-            kind,
-            ..change_of(database, self.at)
-        }
-    }
-}
-
-/// A change of this place in the log; what it is comes on top.
-fn change_of(database: u16, at: At) -> Change {
-    Change {
-        database,
-        partition: at.partition,
-        offset: at.offset,
-        kind: ChangeKind::Flush,
-    }
-}
-
-fn value_bytes(entry: &Option<Entry>) -> usize {
-    entry.as_ref().map_or(0, |entry| bytes_of(&entry.value))
-}
-
-fn bytes_of(value: &Value) -> usize {
-    match value {
-        Value::String(value) => value.len(),
-        Value::Unreadable(_) => 0,
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-pub use record::{Group, LogRecord, Payload, Record};
+pub use record::{Group, LogRecord, Record};
 
 /// One partition of one database's topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::TopicPartition;
+use crate::model::Payload;
 
 /// Header with the absolute expiry: milliseconds since the epoch, ASCII decimal.
 pub const HEADER_EXPIRE_AT: &str = "redis-expire-at";
@@ -29,20 +30,6 @@ pub struct Record {
     pub payload: Payload,
 }
 
-/// The whole new state of a key (the outcome, never the operation): only so does compaction stay right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Payload {
-    /// A string, with its absolute expiry in milliseconds since the epoch.
-    Value { value: Bytes, expire_at: Option<u64> },
-    /// The key is deleted (a null value in Kafka).
-    Tombstone,
-    /// Control record: hides every record of its partition with a lower offset.
-    Flush,
-    /// Only ever read: a header that cannot be understood, or a type this version does not know. It supersedes the
-    /// old value; reads of the key answer an error with this reason.
-    Unreadable { reason: String },
-}
-
 /// The atomic group a record belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -66,10 +53,6 @@ pub struct LogRecord {
 impl Record {
     /// Bytes of key, value and headers, as [`super::Log::max_record_bytes`] counts them (an upper estimate).
     pub fn size(&self) -> usize {
-        let value = match &self.payload {
-            Payload::Value { value, .. } => value.len(),
-            _ => 0,
-        };
-        self.key.len() + value + HEADER_BYTES
+        self.key.len() + self.payload.bytes() + HEADER_BYTES
     }
 }

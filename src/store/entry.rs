@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::store::{Meta, Value, key_hash};
+use crate::model::{Meta, Value};
+use crate::store::key_hash;
 
 /// Values above this are cut into pieces of this size. sled writes a leaf as one message, and messages above 128 KiB leave its
 /// log for files of their own, which leak disk. A leaf has up to 20 values (16, and those of a small neighbour merged into it):

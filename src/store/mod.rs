@@ -21,6 +21,7 @@ use std::{fs, io};
 
 use bytes::Bytes;
 
+use crate::model::{Change, Entry, Meta};
 use crate::room::{KEPT_BY_STORE, Room};
 use crate::supervise;
 
@@ -30,54 +31,6 @@ pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
 /// It is the order of the store and the meaning of a SCAN cursor: changing it means a rebuild.
 pub fn key_hash(key: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(key)
-}
-
-/// What is known of a key besides its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meta {
-    pub partition: u32,
-    pub offset: u64,
-    /// Milliseconds since the epoch, as the log has it.
-    pub timestamp: i64,
-    /// Absolute expiry, milliseconds since the epoch.
-    pub expire_at: Option<u64>,
-}
-
-/// A key's state as the log has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub meta: Meta,
-    pub value: Value,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    String(Bytes),
-    /// The record could not be understood: reading the key answers this reason.
-    Unreadable(std::sync::Arc<str>),
-}
-
-/// One applied record.
-#[derive(Clone, Debug)]
-pub struct Change {
-    pub database: u16,
-    pub partition: u32,
-    pub offset: u64,
-    pub kind: ChangeKind,
-}
-
-#[derive(Clone, Debug)]
-pub enum ChangeKind {
-    Put {
-        key: Bytes,
-        entry: Entry,
-    },
-    Delete {
-        key: Bytes,
-    },
-    /// Hides every entry of this database and partition with a lower offset, at once. The space is freed in the background,
-    /// or as their tombstones come ([`Options::keeps_hidden`]).
-    Flush,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +87,12 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError>;
 
-    /// Applies changes in order. An entry is only replaced by one with a higher offset of the same partition;
-    /// applying twice is harmless. A hidden one goes only with a record of its own partition, or as its key gets a value.
+    /// Applies changes in order. An entry is only replaced by one with a higher offset of the same
+    /// partition; applying twice is harmless. A hidden entry is only removed by a record of its own
+    /// partition, or when its key gets a value.
+    ///
+    /// A flush hides every entry of its database and partition with a lower offset at once. The space is
+    /// freed in the background, or as their tombstones come ([`Options::keeps_hidden`]).
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 
     /// Number of visible keys (expired ones that have no tombstone yet included). O(1), except after an unclean stop,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 use super::*;
+use crate::model::{Payload, Value};
 
 pub(super) mod damage;
 pub(super) mod model;
@@ -77,27 +78,15 @@ pub(super) fn meta(offset: u64) -> Meta {
 
 pub(super) fn put(key: &[u8], value: &[u8], meta: Meta) -> Change {
     let value = Value::String(Bytes::copy_from_slice(value));
-    let kind = ChangeKind::Put {
-        key: Bytes::copy_from_slice(key),
-        entry: Entry { meta, value },
-    };
-    Change {
-        database: 0,
-        partition: meta.partition,
-        offset: meta.offset,
-        kind,
-    }
+    change(key, Some(Entry { meta, value }), meta.partition, meta.offset)
 }
 
 pub(super) fn delete(key: &[u8], partition: u32, offset: u64) -> Change {
-    Change {
-        database: 0,
-        partition,
-        offset,
-        kind: ChangeKind::Delete {
-            key: Bytes::copy_from_slice(key),
-        },
-    }
+    change(key, None, partition, offset)
+}
+
+fn change(key: &[u8], entry: Option<Entry>, partition: u32, offset: u64) -> Change {
+    Change::of_key(0, partition, offset, Bytes::copy_from_slice(key), entry)
 }
 
 pub(super) fn flush(partition: u32, offset: u64) -> Change {
@@ -105,7 +94,9 @@ pub(super) fn flush(partition: u32, offset: u64) -> Change {
         database: 0,
         partition,
         offset,
-        kind: ChangeKind::Flush,
+        timestamp: 0,
+        key: Bytes::from_static(b"flush"),
+        payload: Payload::FLUSH,
     }
 }
 
@@ -206,18 +197,7 @@ fn unreadable_records_keep_their_reason(engine: Engine) {
     let (_directory, store) = fresh(engine);
     let value = Value::Unreadable(Arc::from("type zset"));
     let entry = Entry { meta: meta(1), value };
-    let kind = ChangeKind::Put {
-        key: Bytes::from_static(b"z"),
-        entry: entry.clone(),
-    };
-    store
-        .apply(&[Change {
-            database: 0,
-            partition: 0,
-            offset: 1,
-            kind,
-        }])
-        .unwrap();
+    store.apply(&[change(b"z", Some(entry.clone()), 0, 1)]).unwrap();
     assert_eq!(store.get(0, b"z").unwrap(), Some(entry));
 }
 

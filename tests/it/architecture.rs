@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// What each module of `src` may use of the others.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("log", &[]),
-    ("store", &[]),
+    ("model", &[]),
+    ("log", &["model"]),
+    ("store", &["model"]),
     ("resp", &[]),
     ("config", &["log"]),
     ("telemetry", &["config"]),
-    ("database", &["log", "store"]),
-    ("command", &["database", "resp", "config", "telemetry", "log", "store"]),
+    ("database", &["model", "log", "store"]),
+    ("command", &["model", "database", "resp", "config", "telemetry", "log", "store"]),
     ("server", &["command", "resp", "config", "telemetry"]),
     ("grpc", &["command", "database", "config", "server"]),
 ];

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use highwater::log::kafka::{Config, KafkaLog, Mapped, Partitioner};
 use highwater::log::{
-    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Payload, Positions, ProduceError, Record,
-    TopicPartition,
+    Appended, Batch, Completion, Follower, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicPartition,
 };
+use highwater::model::{Payload, Value};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::support::kafka::{self, Kafka};
@@ -71,10 +71,7 @@ fn produce(log: &dyn Log, records: Vec<Record>) -> Outcome {
 }
 
 fn set(log: &dyn Log, database: u16, key: &str, value: impl Into<Bytes>) -> Record {
-    let payload = Payload::Value {
-        value: value.into(),
-        expire_at: None,
-    };
+    let payload = Payload::string(value.into(), None);
     record(log, database, key, payload)
 }
 
@@ -117,9 +114,9 @@ fn read_error(follower: &mut dyn Follower) -> LogError {
 
 fn text(record: &LogRecord) -> (String, Option<String>) {
     let words = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-    match &record.payload {
-        Payload::Value { value, .. } => (words(&record.key), Some(words(value))),
-        Payload::Tombstone => (words(&record.key), None),
+    match (&record.payload, record.payload.state().map(|state| &state.value)) {
+        (_, Some(Value::String(value))) => (words(&record.key), Some(words(value))),
+        (Payload::Key(None), _) => (words(&record.key), None),
         other => panic!("{other:?}"),
     }
 }
@@ -239,18 +236,15 @@ fn every_payload_comes_back_as_it_was_written() {
     let topic = kafka.compacted_topic("payloads", 2);
     let log = connect(kafka, &topic);
     let binary = Bytes::from((0..=255).collect::<Vec<u8>>());
-    let expiring = Payload::Value {
-        value: binary.clone(),
-        expire_at: Some(1_900_000_000_123),
-    };
+    let expiring = Payload::string(binary.clone(), Some(1_900_000_000_123));
     let control = String::from_utf8_lossy(highwater::log::record::FLUSH_KEY).into_owned();
     let records = vec![
         set(&log, 0, "plain", "v"),
         set(&log, 0, "empty", ""),
         set(&log, 0, "", "under the empty key"),
         record(&log, 0, "expiring", expiring),
-        record(&log, 0, "gone", Payload::Tombstone),
-        record(&log, 0, &control, Payload::Flush),
+        record(&log, 0, "gone", Payload::TOMBSTONE),
+        record(&log, 0, &control, Payload::FLUSH),
     ];
     let appended = produce(&log, records.clone()).expect("written");
     let mut follower = log.follow(&Positions::new()).expect("follow");
@@ -318,14 +312,11 @@ fn records_of_other_producers_are_read() {
         ]
     );
     assert!(
-        matches!(&all[3].payload, Payload::Unreadable { reason } if reason.contains("hash")),
+        matches!(all[3].payload.state().map(|state| &state.value), Some(Value::Unreadable(reason)) if reason.contains("hash")),
         "{:?}",
         all[3]
     );
-    let expected = Payload::Value {
-        value: Bytes::from_static(b"x"),
-        expire_at: Some(1_900_000_000_123),
-    };
+    let expected = Payload::string(Bytes::from_static(b"x"), Some(1_900_000_000_123));
     assert_eq!(all[4].payload, expected);
     assert_eq!(all.len(), 5);
 }
@@ -408,13 +399,7 @@ fn large_records_go_through_on_a_topic_of_ours() {
     let value = vec![b'x'; log.max_record_bytes(0) - 161];
     produce(&log, vec![set(&log, 0, "k", value.clone())]).expect("written");
     let all = read_all(&log, log.follow(&Positions::new()).expect("follow").as_mut());
-    assert_eq!(
-        all[0].payload,
-        Payload::Value {
-            value: value.into(),
-            expire_at: None
-        }
-    );
+    assert_eq!(all[0].payload, Payload::string(value.into(), None));
 }
 
 #[test]

@@ -332,8 +332,8 @@ fn memory_usage(context: &mut Context, args: Args) -> Outcome {
     let Some(entry) = context.transaction.peek(database, args[2])? else {
         return Ok(Reply::Null);
     };
-    let value = entry.string()?;
-    Ok(number((SLOT_OVERHEAD + args[2].len() + value.len()) as u64))
+    let state = entry.state()?;
+    Ok(number((SLOT_OVERHEAD + args[2].len() + state.value.bytes()) as u64))
 }
 
 fn memory_doctor(_: &mut Context, _: Args) -> Outcome {

@@ -23,7 +23,8 @@ use smallvec::SmallVec;
 
 use self::table::{Hashed, Table};
 use super::write::Write;
-use crate::store::{Entry, Meta, Value, key_hash};
+use crate::model::{Change, Entry, Meta, Value};
+use crate::store::key_hash;
 
 const SHARDS: usize = 64;
 /// There may be visible keys that have no slot.
@@ -66,6 +67,15 @@ pub struct Budget {
 pub struct At {
     pub partition: u32,
     pub offset: u64,
+}
+
+impl At {
+    pub fn of(change: &Change) -> At {
+        At {
+            partition: change.partition,
+            offset: change.offset,
+        }
+    }
 }
 
 /// Of a key that was never met.
@@ -667,10 +677,7 @@ impl Slot {
     /// Bytes.
     fn weight(&self) -> usize {
         let apart = match &self.body {
-            Body::Apart(apart) => match &apart.1 {
-                Value::String(value) => value.len(),
-                Value::Unreadable(_) => 0,
-            },
+            Body::Apart(apart) => apart.1.bytes(),
             Body::Inline(_) => 0,
         };
         BESIDE_BLOCK + self.block().len() + apart

@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::database::consistency::Scope;
 use crate::database::digest::PartitionDigest;
+use crate::model::Control;
 
 fn scope() -> Scope {
     Scope::Partitions([HERE].into_iter().collect())
@@ -271,10 +272,7 @@ fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
                     offset,
                     timestamp: 1,
                     key: Bytes::from_static(key.as_bytes()),
-                    payload: Payload::Value {
-                        value: n.to_string().into(),
-                        expire_at: None,
-                    },
+                    payload: Payload::string(n.to_string().into(), None),
                     group: Some(crate::log::Group {
                         id: u128::from(n),
                         records: 3,
@@ -293,10 +291,10 @@ fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
 fn expected(f: &Fixture, position: u64) -> PartitionDigest {
     let mut keys = BTreeMap::new();
     for record in &f.log.records.lock()[..position as usize] {
-        match &record.payload {
-            Payload::Value { value, .. } => drop(keys.insert(record.key.clone(), value.clone())),
-            Payload::Flush => keys.clear(),
-            _ => drop(keys.remove(&record.key)),
+        match (&record.payload, record.payload.state().map(|state| &state.value)) {
+            (_, Some(Value::String(value))) => drop(keys.insert(record.key.clone(), value.clone())),
+            (Payload::Control(Control::Flush), _) => keys.clear(),
+            (Payload::Key(_), _) => drop(keys.remove(&record.key)),
         }
     }
     let hash = |(key, value): (&Bytes, &Bytes)| {
@@ -321,11 +319,11 @@ fn write_something(f: &Fixture, random: &mut StdRng) {
     let key = format!("k{}", random.random_range(0..3_000));
     let value = random.random::<u32>().to_string();
     let (key, payload) = match random.random_range(0..20_000) {
-        0 => (Bytes::from_static(crate::log::record::FLUSH_KEY), Payload::Flush),
-        1..4_000 => (key.into(), Payload::Tombstone),
+        0 => (Bytes::from_static(crate::log::record::FLUSH_KEY), Payload::FLUSH),
+        1..4_000 => (key.into(), Payload::TOMBSTONE),
         _ => {
             let value = value.into();
-            (key.into(), Payload::Value { value, expire_at: None })
+            (key.into(), Payload::string(value, None))
         }
     };
     f.log.foreign_record(key, payload, None);

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
-use crate::log::{Follower, Group, Known, LogError, LogRecord, Payload, Positions, TopicPartition};
+use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
+use crate::model::Payload;
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -173,10 +174,10 @@ impl EmbeddedFollower {
         let (key, payload) = match raw.kind {
             Kind::Value { value, expire_at } => {
                 let (key, value) = key_and_value(raw.key, value, body);
-                (key, Payload::Value { value, expire_at })
+                (key, Payload::string(value, expire_at))
             }
-            Kind::Tombstone => (Bytes::copy_from_slice(raw.key), Payload::Tombstone),
-            Kind::Flush => (Bytes::copy_from_slice(raw.key), Payload::Flush),
+            Kind::Tombstone => (Bytes::copy_from_slice(raw.key), Payload::TOMBSTONE),
+            Kind::Flush => (Bytes::copy_from_slice(raw.key), Payload::FLUSH),
         };
         LogRecord {
             at: TopicPartition {

@@ -20,7 +20,8 @@
 //!
 //! This module does no I/O.
 
-use crate::log::{Payload, Record};
+use crate::log::Record;
+use crate::model::{Control, Payload, Value};
 
 pub const HEADER_LEN: usize = 48;
 pub const MAGIC: [u8; 4] = *b"hwF\x01";
@@ -126,13 +127,15 @@ impl<'a> RawRecord<'a> {
     /// `None` for a payload that is only ever read.
     pub fn of(record: &'a Record, offset: u64, timestamp: i64, group: Option<u64>) -> Option<Self> {
         let kind = match &record.payload {
-            Payload::Value { value, expire_at } => Kind::Value {
-                value,
-                expire_at: *expire_at,
+            Payload::Key(Some(state)) => match &state.value {
+                Value::String(value) => Kind::Value {
+                    value,
+                    expire_at: state.expire_at,
+                },
+                Value::Unreadable(_) => return None,
             },
-            Payload::Tombstone => Kind::Tombstone,
-            Payload::Flush => Kind::Flush,
-            Payload::Unreadable { .. } => return None,
+            Payload::Key(None) => Kind::Tombstone,
+            Payload::Control(Control::Flush) => Kind::Flush,
         };
         Some(Self {
             offset,

@@ -14,7 +14,8 @@ use smallvec::SmallVec;
 use super::fault_disk::{FaultDisk, Faults};
 use super::*;
 use crate::log::record::FLUSH_KEY;
-use crate::log::{Appended, Completion, LogRecord, Payload, ProduceError, Record};
+use crate::log::{Appended, Completion, LogRecord, ProduceError, Record};
+use crate::model::{Control, Payload, State, Value};
 use crate::room::{KEPT_BY_LOG, KEPT_WHILE_MAKING_ROOM, Room};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,10 +36,7 @@ fn at(database: u16) -> TopicPartition {
 }
 
 fn put(database: u16, key: &str, value: &[u8]) -> Record {
-    let payload = Payload::Value {
-        value: Bytes::copy_from_slice(value),
-        expire_at: None,
-    };
+    let payload = Payload::string(Bytes::copy_from_slice(value), None);
     Record {
         to: at(database),
         key: Bytes::copy_from_slice(key.as_bytes()),
@@ -50,7 +48,7 @@ fn delete(database: u16, key: &str) -> Record {
     Record {
         to: at(database),
         key: Bytes::copy_from_slice(key.as_bytes()),
-        payload: Payload::Tombstone,
+        payload: Payload::TOMBSTONE,
     }
 }
 
@@ -58,7 +56,7 @@ fn flush(database: u16) -> Record {
     Record {
         to: at(database),
         key: Bytes::from_static(FLUSH_KEY),
-        payload: Payload::Flush,
+        payload: Payload::FLUSH,
     }
 }
 
@@ -158,20 +156,14 @@ fn what_is_written_is_read_again_also_after_a_restart() {
         assert_eq!((a.at, &a.key[..], a.offset), (at(1), &b"a"[..], group[0].offset));
         assert_eq!(
             (b.at, &b.payload, b.timestamp),
-            (at(2), &Payload::Tombstone, group[1].timestamp)
+            (at(2), &Payload::TOMBSTONE, group[1].timestamp)
         );
-        assert_eq!(
-            c.payload,
-            Payload::Value {
-                value: Bytes::new(),
-                expire_at: None
-            }
-        );
+        assert_eq!(c.payload, Payload::string(Bytes::new(), None));
         let counts = [a, b, c].map(|r| r.group.expect("in a group").records);
         assert_eq!((counts, a.group), ([3, 3, 3], c.group));
         assert_eq!(
             (&f.payload, &f.key[..], f.offset),
-            (&Payload::Flush, &FLUSH_KEY[..], flushed[0].offset)
+            (&Payload::FLUSH, &FLUSH_KEY[..], flushed[0].offset)
         );
         assert_eq!(f.group, None);
         let identity = log.identity(0);
@@ -652,7 +644,7 @@ fn deletes_on_a_disk_that_is_nearly_full_make_room_by_themselves() {
         written(&log, vec![delete(0, &key(n))]);
     }
     wait_until("what was deleted is free", || log.disk_bytes() < 20_000);
-    let values = read_all(&log).into_iter().filter(|r| r.payload != Payload::Tombstone);
+    let values = read_all(&log).into_iter().filter(|r| r.payload != Payload::TOMBSTONE);
     let kept: Vec<_> = values.map(|r| r.key).collect();
     assert_eq!(kept, (0..10).map(|n| key(10 * n)).collect::<Vec<_>>());
 }
@@ -687,7 +679,7 @@ fn a_segment_that_finds_no_room_beside_it_does_not_keep_others_from_being_freed(
     let stopped = compaction::compact(&log.shared, compaction::Due::Asked).err();
     assert!(matches!(stopped, Some(compaction::Stop::NoRoom(_))));
     let records = |log: &EmbeddedLog, kept: bool| {
-        let of_kind = |r: &&LogRecord| (r.payload != Payload::Tombstone) == kept;
+        let of_kind = |r: &&LogRecord| (r.payload != Payload::TOMBSTONE) == kept;
         read_all(log).iter().filter(of_kind).count()
     };
     assert_eq!(
@@ -808,7 +800,7 @@ fn the_queue_is_bounded_and_a_closed_log_refuses() {
     for bad in [
         put(16, "k", b"v"),
         Record {
-            payload: Payload::Unreadable { reason: "?".into() },
+            payload: Payload::Key(Some(State::unreadable("?"))),
             ..put(0, "k", b"")
         },
     ] {
@@ -870,8 +862,8 @@ fn followers_see_every_producers_records_in_order_and_nothing_else() {
     for (p, offsets) in acknowledged.iter().enumerate() {
         let own: Vec<_> = read[0].iter().filter(|r| r.at == at(p as u16)).collect();
         assert!(own.iter().map(|r| r.offset).eq(offsets.iter().copied()));
-        let values = own.iter().map(|r| match &r.payload {
-            Payload::Value { value, .. } => String::from_utf8_lossy(value).parse::<usize>().expect("a number"),
+        let values = own.iter().map(|r| match r.payload.state().map(|state| &state.value) {
+            Some(Value::String(value)) => String::from_utf8_lossy(value).parse::<usize>().expect("a number"),
             other => panic!("{other:?}"),
         });
         assert!(values.eq(0..EACH));
@@ -903,7 +895,7 @@ fn large_values_come_back_whole() {
     let read = read_all(&log);
     assert_eq!(read.len(), 2 * sizes.len());
     for (record, value) in read.iter().zip(values.iter().flat_map(|v| [v, v])) {
-        assert!(matches!(&record.payload, Payload::Value { value: read, .. } if read == value));
+        assert_eq!(record.payload, Payload::string(value.clone().into(), None));
     }
 }
 
@@ -924,14 +916,13 @@ struct Model(BTreeMap<(u16, Bytes), Payload>);
 impl Model {
     fn apply(&mut self, database: u16, key: &Bytes, payload: &Payload) {
         match payload {
-            Payload::Value { .. } => {
+            Payload::Key(Some(_)) => {
                 self.0.insert((database, key.clone()), payload.clone());
             }
-            Payload::Tombstone => {
+            Payload::Key(None) => {
                 self.0.remove(&(database, key.clone()));
             }
-            Payload::Flush => self.0.retain(|(d, _), _| *d != database),
-            Payload::Unreadable { .. } => panic!("never written"),
+            Payload::Control(Control::Flush) => self.0.retain(|(d, _), _| *d != database),
         }
     }
 

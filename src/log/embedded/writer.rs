@@ -19,7 +19,8 @@ use super::disk::write_all;
 use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
 use super::segment::Segment;
 use super::{Fsync, MAX_RECORD_BYTES, Shared};
-use crate::log::{Appended, Batch, EXPECTED, Payload, ProduceError, Record, expect_all};
+use crate::log::{Appended, Batch, EXPECTED, ProduceError, Record, expect_all};
+use crate::model::Payload;
 use crate::room::KEPT_BY_LOG;
 use crate::supervise;
 
@@ -129,7 +130,7 @@ impl Shared {
                 Some(format!(
                     "a record of {size} bytes is larger than the log can hold ({MAX_RECORD_BYTES})"
                 ))
-            } else if matches!(record.payload, Payload::Unreadable { .. }) {
+            } else if record.payload.is_unreadable() {
                 Some("a value that cannot be read cannot be written".to_owned())
             } else {
                 None
@@ -210,16 +211,13 @@ impl Shared {
 }
 
 fn batch_bytes(batch: &Batch) -> usize {
-    let record_bytes = |record: &Record| match &record.payload {
-        Payload::Value { value, .. } => record.key.len() + value.len() + RECORD_OVERHEAD,
-        _ => record.key.len() + RECORD_OVERHEAD,
-    };
+    let record_bytes = |record: &Record| record.key.len() + record.payload.bytes() + RECORD_OVERHEAD;
     batch.records.iter().map(record_bytes).sum()
 }
 
 /// Whether it makes the log grow for good.
 fn has_value(batch: &Batch) -> bool {
-    let is_value = |record: &Record| matches!(record.payload, Payload::Value { .. });
+    let is_value = |record: &Record| record.payload.state().is_some();
     batch.records.iter().any(is_value)
 }
 
@@ -464,7 +462,7 @@ impl Writer {
         let flushed = batches
             .iter()
             .flat_map(|b| &b.records)
-            .any(|r| r.payload == Payload::Flush);
+            .any(|r| r.payload == Payload::FLUSH);
         let mut appended = &self.appended[..];
         let mut batches = batches.into_iter();
         while !batches.as_slice().is_empty() {

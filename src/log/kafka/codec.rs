@@ -1,13 +1,14 @@
 //! Record ↔ key, value and headers of Kafka, as `docs/topic-format.md` says. Pure: knows no client.
 //!
 //! Reading never fails: whoever wrote a header that cannot be understood still replaced the old value, so such a
-//! record becomes [`Payload::Unreadable`] with the reason.
+//! record becomes [`Value::Unreadable`] with the reason.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
-use crate::log::{Payload, Record, TopicPartition};
+use crate::log::{Record, TopicPartition};
+use crate::model::{Control, Payload, State, Value};
 
 /// Longest piece of a foreign header that a reason quotes.
 const QUOTED: usize = 40;
@@ -101,20 +102,22 @@ pub struct Decoded {
 pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, String> {
     let mut headers = SmallVec::new();
     let value = match &record.payload {
-        Payload::Value { value, expire_at } => {
-            if let Some(at) = expire_at {
-                headers.push((HEADER_EXPIRE_AT, decimal(*at)));
+        Payload::Key(Some(state)) => {
+            if let Some(at) = state.expire_at {
+                headers.push((HEADER_EXPIRE_AT, decimal(at)));
             }
-            Some(value.as_ref())
+            match &state.value {
+                Value::String(value) => Some(value.as_ref()),
+                Value::Unreadable(reason) => {
+                    return Err(format!("an unreadable record cannot be written: {reason}"));
+                }
+            }
         }
-        Payload::Tombstone => None,
-        Payload::Flush => {
+        Payload::Key(None) => None,
+        Payload::Control(Control::Flush) => {
             headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FLUSH)));
             // Not null: compaction removes tombstones, and this has to stay.
             Some(b"".as_slice())
-        }
-        Payload::Unreadable { reason } => {
-            return Err(format!("an unreadable record cannot be written: {reason}"));
         }
     };
     if let Some(group) = group {
@@ -146,12 +149,12 @@ pub fn decode<'h>(
     }
     let understood = group.map(parse_group);
     let payload = match (value, control) {
-        (None, _) => Payload::Tombstone,
+        (None, _) => Payload::TOMBSTONE,
         (Some(_), Some(control)) if key == FLUSH_KEY => match control {
-            CONTROL_FLUSH => Payload::Flush,
-            other => unreadable(HEADER_CONTROL, other, "is not known to this version"),
+            CONTROL_FLUSH => Payload::FLUSH,
+            other => Payload::Key(Some(unreadable(HEADER_CONTROL, other, "is not known to this version"))),
         },
-        (Some(value), _) => plain(value, expire_at, kind),
+        (Some(value), _) => Payload::Key(Some(plain(value, expire_at, kind))),
     };
     Decoded {
         payload,
@@ -160,7 +163,7 @@ pub fn decode<'h>(
     }
 }
 
-fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Payload {
+fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> State {
     if let Some(kind) = kind.filter(|kind| *kind != TYPE_STRING) {
         return unreadable(HEADER_TYPE, kind, "is not known to this version");
     }
@@ -171,18 +174,13 @@ fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Payload
             return unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds");
         }
     };
-    Payload::Value {
-        value: Bytes::copy_from_slice(value),
-        expire_at,
-    }
+    State::string(Bytes::copy_from_slice(value), expire_at)
 }
 
-fn unreadable(header: &str, value: &[u8], problem: &str) -> Payload {
+fn unreadable(header: &str, value: &[u8], problem: &str) -> State {
     let quoted = value[..value.len().min(QUOTED)].escape_ascii();
     let rest = if value.len() > QUOTED { "…" } else { "" };
-    Payload::Unreadable {
-        reason: format!("header {header}: \"{quoted}{rest}\" {problem}"),
-    }
+    State::unreadable(format!("header {header}: \"{quoted}{rest}\" {problem}"))
 }
 
 fn parse_group(text: &[u8]) -> Option<GroupHeader> {
@@ -237,15 +235,15 @@ mod tests {
     }
 
     fn value(text: &str, expire_at: Option<u64>) -> Payload {
-        Payload::Value {
-            value: Bytes::copy_from_slice(text.as_bytes()),
-            expire_at,
-        }
+        Payload::Key(Some(State::string(Bytes::copy_from_slice(text.as_bytes()), expire_at)))
     }
 
     fn reason(decoded: Decoded) -> String {
         match decoded.payload {
-            Payload::Unreadable { reason } => reason,
+            Payload::Key(Some(State {
+                value: Value::Unreadable(reason),
+                ..
+            })) => reason.to_string(),
             other => panic!("was understood: {other:?}"),
         }
     }
@@ -268,7 +266,7 @@ mod tests {
     #[test]
     fn null_is_a_tombstone_whatever_the_headers_say() {
         let headers = [("redis-type", Some("hash")), ("redis-expire-at", Some("soon"))];
-        assert_eq!(read(b"k", None, &headers).payload, Payload::Tombstone);
+        assert_eq!(read(b"k", None, &headers).payload, Payload::TOMBSTONE);
     }
 
     #[test]
@@ -315,10 +313,10 @@ mod tests {
     #[test]
     fn a_control_record_needs_both_key_and_header() {
         let control = [("redis-control", Some("flush"))];
-        assert_eq!(read(FLUSH_KEY, Some(b""), &control).payload, Payload::Flush);
+        assert_eq!(read(FLUSH_KEY, Some(b""), &control).payload, Payload::FLUSH);
         assert_eq!(read(FLUSH_KEY, Some(b"v"), &[]).payload, value("v", None));
         assert_eq!(read(b"k", Some(b"v"), &control).payload, value("v", None));
-        assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::Tombstone);
+        assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::TOMBSTONE);
         assert!(reason(read(FLUSH_KEY, Some(b""), &[("redis-control", Some("later"))])).contains("later"));
     }
 
@@ -372,27 +370,19 @@ mod tests {
                 partition: 0,
             },
             key: Bytes::from_static(b"k"),
-            payload: Payload::Unreadable { reason: "why".into() },
+            payload: Payload::Key(Some(State::unreadable("why"))),
         };
         assert!(encode(&record, None).is_err());
     }
 
     fn payloads() -> impl Strategy<Value = (Vec<u8>, Payload)> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..200);
-        let value =
-            (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64)).prop_map(|(key, value, expire_at)| {
-                (
-                    key,
-                    Payload::Value {
-                        value: value.into(),
-                        expire_at,
-                    },
-                )
-            });
+        let value = (bytes(), bytes(), proptest::option::of(0..=i64::MAX as u64))
+            .prop_map(|(key, value, expire_at)| (key, Payload::string(value.into(), expire_at)));
         prop_oneof![
             value,
-            bytes().prop_map(|key| (key, Payload::Tombstone)),
-            Just((FLUSH_KEY.to_vec(), Payload::Flush)),
+            bytes().prop_map(|key| (key, Payload::TOMBSTONE)),
+            Just((FLUSH_KEY.to_vec(), Payload::FLUSH)),
         ]
     }
 
@@ -401,7 +391,7 @@ mod tests {
         let record = |database, partition| Record {
             to: TopicPartition { database, partition },
             key: Bytes::from_static(b"k"),
-            payload: Payload::Tombstone,
+            payload: Payload::TOMBSTONE,
         };
         let records = [record(0, 1), record(3, 0), record(0, 1), record(0, 2)];
         let stamp = Stamp::new(&records);

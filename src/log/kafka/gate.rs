@@ -233,7 +233,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::{Appended, Completion, Payload, ProduceError, Record};
+    use crate::log::{Appended, Completion, ProduceError, Record};
+    use crate::model::Payload;
 
     struct Nobody;
 
@@ -250,7 +251,7 @@ mod tests {
         let record = Record {
             to: at,
             key: Bytes::from(key.to_string()),
-            payload: Payload::Tombstone,
+            payload: Payload::TOMBSTONE,
         };
         Held::new(record, Arc::new(Nobody))
     }

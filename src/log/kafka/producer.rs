@@ -22,7 +22,7 @@ use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{State, Topics};
 use crate::log::record::FLUSH_KEY;
-use crate::log::{Appended, Completion, LogError, Payload, ProduceError, Record, TopicPartition};
+use crate::log::{Appended, Completion, LogError, ProduceError, Record, TopicPartition};
 
 pub(super) struct Lane {
     config: Arc<Config>,
@@ -281,11 +281,11 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
                 "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
             ));
         }
-        if record.key.as_ref() == FLUSH_KEY && matches!(record.payload, Payload::Value { .. }) {
+        if record.key.as_ref() == FLUSH_KEY && record.payload.state().is_some() {
             return Err("the key of control records cannot be written".into());
         }
-        if let Payload::Unreadable { reason } = &record.payload {
-            return Err(format!("an unreadable record cannot be written: {reason}"));
+        if record.payload.is_unreadable() {
+            return Err("an unreadable record cannot be written".into());
         }
     }
     Ok(())
@@ -423,6 +423,7 @@ mod tests {
     use super::super::topics::Topic;
     use super::*;
     use crate::log::TopicIdentity;
+    use crate::model::Payload;
 
     #[derive(Default)]
     struct Told(Mutex<Vec<Result<Vec<Appended>, ProduceError>>>);
@@ -464,10 +465,7 @@ mod tests {
     }
 
     fn write(lane: &Lane) -> Result<Vec<Appended>, ProduceError> {
-        let payload = Payload::Value {
-            value: Bytes::from_static(b"v"),
-            expire_at: None,
-        };
+        let payload = Payload::string(Bytes::from_static(b"v"), None);
         let to = TopicPartition {
             database: 0,
             partition: 0,

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::slot::{self, Slot};
 use super::{Engine, Failure, FjallStore, View, key};
+use crate::model::{Change, Control, Meta, Payload, State, Value};
 use crate::store::checkpoint::{KeyCount, PositionFile};
 use crate::store::entry::{self, Body};
-use crate::store::{Change, ChangeKind, Checkpoint, Entry, Meta, Value, key_hash};
+use crate::store::{Checkpoint, key_hash};
 
 /// Bytes of one batch; more changes are committed as several.
 const BATCH_BYTES: usize = 8 << 20;
@@ -91,10 +92,9 @@ impl Writer {
 
     pub fn apply(&mut self, store: &FjallStore, changes: &[Change]) -> Result<(), Failure> {
         for change in changes {
-            match &change.kind {
-                ChangeKind::Put { key, entry } => self.put(&store.engine, change, key, Some(entry))?,
-                ChangeKind::Delete { key } => self.put(&store.engine, change, key, None)?,
-                ChangeKind::Flush => self.flush(store, change)?,
+            match &change.payload {
+                Payload::Key(state) => self.put(&store.engine, change, state.as_ref())?,
+                Payload::Control(Control::Flush) => self.flush(store, change)?,
             }
             if self.pending.bytes >= BATCH_BYTES {
                 self.commit(store)?;
@@ -139,12 +139,9 @@ impl Writer {
     }
 
     /// Gives a key another state; `None` deletes it.
-    fn put(&mut self, engine: &Engine, change: &Change, name: &[u8], new: Option<&Entry>) -> Result<(), Failure> {
-        let meta = new.map(|entry| Meta {
-            partition: change.partition,
-            offset: change.offset,
-            ..entry.meta
-        });
+    fn put(&mut self, engine: &Engine, change: &Change, new: Option<&State>) -> Result<(), Failure> {
+        let name = &change.key[..];
+        let meta = new.map(|state| change.meta(state));
         let keeps_hidden = self.keeps_hidden;
         let (hash, of) = (key_hash(name), self.database(change.database)?);
         let (generation, view) = (of.view.generation, of.view.clone());
@@ -173,7 +170,7 @@ impl Writer {
         let expiries: Vec<u64> = others.iter().filter_map(|(_, _, meta)| meta.expire_at).collect();
         let others = others.iter().map(|&(of, state, _)| (of, state));
         let slot = match (&meta, new) {
-            (Some(meta), Some(Entry { value, .. })) => {
+            (Some(meta), Some(State { value, .. })) => {
                 let body = match value {
                     Value::String(bytes) => Body::Inline(bytes),
                     Value::Unreadable(reason) => Body::Unreadable(reason),

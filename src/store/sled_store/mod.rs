@@ -38,7 +38,8 @@ use parking_lot::Mutex;
 
 use super::checkpoint::{PositionFile, sync_parent};
 use super::entry::{self, Body, Damaged, PIECE_BYTES};
-use super::{Change, Checkpoint, Entry, Meta, PASSED, Scanned, Store, StoreError, Value, io_error, is_gone};
+use super::{Change, Checkpoint, Entry, Meta, PASSED, Scanned, Store, StoreError, io_error, is_gone};
+use crate::model::Value;
 use writer::Writer;
 
 /// What belongs to it in the store's directory.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Failure, Mark, SledStore, Trees, View, get_mark, set_mark};
+use crate::model::{Change, Control, Meta, Payload, State, Value};
 use crate::store::checkpoint::KeyCount;
 use crate::store::entry::{self, Body, PIECE_BYTES};
-use crate::store::{Change, ChangeKind, Entry, Meta, Value};
 
 pub(super) struct Writer {
     databases: Vec<DatabaseWriter>,
@@ -107,15 +107,15 @@ impl Writer {
         }
         self.mark_dirty(store)?;
         // A flush replaces the view.
-        let is_flush = |change: &Change| matches!(change.kind, ChangeKind::Flush);
+        let is_flush = |change: &Change| change.payload == Payload::FLUSH;
         let same_view = |a: &Change, b: &Change| a.database == b.database && !is_flush(a) && !is_flush(b);
         for changes in changes.chunk_by(same_view) {
             let view = self.view_for(store, changes)?;
             for change in changes {
-                match &change.kind {
-                    ChangeKind::Put { key, entry } => self.put(change, &view, key, entry)?,
-                    ChangeKind::Delete { key } => self.delete(change, &view, key)?,
-                    ChangeKind::Flush => self.flush(store, change, &view)?,
+                match &change.payload {
+                    Payload::Key(Some(state)) => self.put(change, &view, state)?,
+                    Payload::Key(None) => self.delete(change, &view)?,
+                    Payload::Control(Control::Flush) => self.flush(store, change, &view)?,
                 }
             }
         }
@@ -167,28 +167,24 @@ impl Writer {
     fn view_for(&mut self, store: &SledStore, changes: &[Change]) -> Result<Arc<View>, Failure> {
         let database = changes[0].database;
         let view = store.database(database)?.view.load_full();
-        let is_put = |change: &Change| matches!(change.kind, ChangeKind::Put { .. });
+        let is_put = |change: &Change| change.payload.state().is_some();
         if view.trees.is_none() && changes.iter().any(is_put) {
             return self.create_trees(store, database);
         }
         Ok(view)
     }
 
-    fn put(&mut self, change: &Change, view: &View, key: &[u8], entry: &Entry) -> Result<(), Failure> {
-        let meta = Meta {
-            partition: change.partition,
-            offset: change.offset,
-            ..entry.meta
-        };
+    fn put(&mut self, change: &Change, view: &View, state: &State) -> Result<(), Failure> {
+        let meta = change.meta(state);
         if view.hides(&meta) && !self.keeps_hidden {
             // A record from before a flush that is known already, read again: it supersedes, and is hidden.
-            return self.delete(change, view, key);
+            return self.delete(change, view);
         }
         let Some(trees) = &view.trees else {
             return Err(Failure::Damaged("view, it has no trees"));
         };
-        let store_key = entry::store_key(key);
-        let body = Body::of(&entry.value);
+        let store_key = entry::store_key(&change.key);
+        let body = Body::of(&state.value);
         // Pieces and index come before their entry, so with those it has to be known first whether it is outdated. Without
         // them the insert tells, for half the price: an outdated record comes only when the log is read again after a
         // crash, while nobody is served.
@@ -198,7 +194,7 @@ impl Writer {
         {
             return Ok(());
         }
-        if let (Body::Cut(_), Value::String(value)) = (&body, &entry.value) {
+        if let (Body::Cut(_), Value::String(value)) = (&body, &state.value) {
             for (number, piece) in (0u32..).zip(value.chunks(PIECE_BYTES)) {
                 trees
                     .pieces
@@ -227,11 +223,11 @@ impl Writer {
         Ok(())
     }
 
-    fn delete(&mut self, change: &Change, view: &View, key: &[u8]) -> Result<(), Failure> {
+    fn delete(&mut self, change: &Change, view: &View) -> Result<(), Failure> {
         let Some(trees) = &view.trees else {
             return Ok(());
         };
-        let store_key = entry::store_key(key);
+        let store_key = entry::store_key(&change.key);
         let Some(stored) = trees.entries.get(&store_key)? else {
             return Ok(());
         };

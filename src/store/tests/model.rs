@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::model::Control;
 use crate::store::checkpoint::PositionFile;
 
 on_every_engine!(
@@ -46,16 +47,11 @@ impl Model {
         *next += skipped + 1;
         let offset = *next - 1;
         if skipped == 1 && self.late.is_none() && rng.random_range(0..1000) == 0 {
-            self.late = Some(Change {
-                database: 0,
-                partition,
-                offset: offset - 1,
-                kind: ChangeKind::Flush,
-            });
+            self.late = Some(flush(partition, offset - 1));
         }
-        let kind = match rng.random_range(0..1000) {
-            0 => ChangeKind::Flush,
-            1..200 => ChangeKind::Delete { key },
+        let change = match rng.random_range(0..1000) {
+            0 => flush(partition, offset),
+            1..200 => delete(&key, partition, offset),
             _ => {
                 let expire_at = rng.random_bool(0.3).then(|| rng.random_range(0..1000));
                 let length = match rng.random_range(0..100) {
@@ -70,17 +66,8 @@ impl Model {
                     timestamp: rng.random(),
                     expire_at,
                 };
-                ChangeKind::Put {
-                    key,
-                    entry: Entry { meta, value },
-                }
+                Change::of_key(0, partition, offset, key, Some(Entry { meta, value }))
             }
-        };
-        let change = Change {
-            database: 0,
-            partition,
-            offset,
-            kind,
         };
         self.take_in(&change);
         change
@@ -88,18 +75,18 @@ impl Model {
 
     fn take_in(&mut self, change: &Change) {
         if let Some(hidden) = &mut self.hidden {
-            match &change.kind {
-                ChangeKind::Put { key, .. } | ChangeKind::Delete { key } => drop(hidden.remove(key)),
-                ChangeKind::Flush => {
+            match change.payload {
+                Payload::Key(_) => drop(hidden.remove(&change.key)),
+                Payload::Control(Control::Flush) => {
                     let goes = self.entries.iter().filter(|(_, entry)| is_hidden_by(change, entry));
                     hidden.extend(goes.map(|(key, entry)| (key.clone(), entry.meta.offset)));
                 }
             }
         }
-        match &change.kind {
-            ChangeKind::Put { key, entry } => drop(self.entries.insert(key.clone(), entry.clone())),
-            ChangeKind::Delete { key } => drop(self.entries.remove(key)),
-            ChangeKind::Flush => self.entries.retain(|_, entry| !is_hidden_by(change, entry)),
+        match (change.entry(), &change.payload) {
+            (Some(entry), _) => drop(self.entries.insert(change.key.clone(), entry)),
+            (None, Payload::Key(_)) => drop(self.entries.remove(&change.key)),
+            (None, Payload::Control(Control::Flush)) => self.entries.retain(|_, entry| !is_hidden_by(change, entry)),
         }
         self.log.push(change.clone());
     }
@@ -200,12 +187,7 @@ impl Model {
             },
             value: Value::String(Bytes::new()),
         };
-        let change = Change {
-            database: 0,
-            partition,
-            offset,
-            kind: ChangeKind::Put { key, entry },
-        };
+        let change = Change::of_key(0, partition, offset, key, Some(entry));
         self.take_in(&change);
         store.apply(&[change]).unwrap();
     }

@@ -612,7 +612,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::{Completion, Condition, Payload};
+    use crate::log::{Completion, Condition};
+    use crate::model::Payload;
 
     struct Nobody;
 
@@ -635,7 +636,7 @@ mod tests {
         let record = Record {
             to: at(0),
             key: key.clone(),
-            payload: Payload::Tombstone,
+            payload: Payload::TOMBSTONE,
         };
         let condition = Condition {
             reads: reads.iter().map(read).collect(),

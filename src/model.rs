@@ -1,0 +1,172 @@
+//! What a key holds and what a record says of it: the model that log, memory, store, transactions,
+//! copy and digest share. It knows nothing of where records are kept, and does no I/O.
+//!
+//! A record carries the whole new state of its key, never an operation: only then is compaction
+//! correct. So a [`State`] is all that there is to know of a key, and what was read can be written
+//! again under another name (RENAME, COPY), whatever it is.
+//!
+//! A new kind of value is a variant of [`Value`]. Every `match` on it names all variants (the lint
+//! below refuses `_`), so the compiler names the places that have to handle the new one.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    String(Bytes),
+    /// The record could not be understood, for this reason; commands on the key answer it. It is only
+    /// ever read: nobody can write it again.
+    Unreadable(Arc<str>),
+}
+
+impl Value {
+    /// Bytes of what is kept.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Value::String(value) => value.len(),
+            Value::Unreadable(reason) => reason.len(),
+        }
+    }
+}
+
+/// A key's whole state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    pub value: Value,
+    /// Absolute expiry, milliseconds since the epoch.
+    pub expire_at: Option<u64>,
+}
+
+impl State {
+    pub fn string(value: Bytes, expire_at: Option<u64>) -> State {
+        let value = Value::String(value);
+        State { value, expire_at }
+    }
+
+    pub fn unreadable(reason: impl Into<Arc<str>>) -> State {
+        State {
+            value: Value::Unreadable(reason.into()),
+            expire_at: None,
+        }
+    }
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// The key's state from here on; `None`: the key is deleted (a null value in Kafka).
+    Key(Option<State>),
+    Control(Control),
+}
+
+/// What a control record says: it belongs to the topic, not to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Hides every record of its partition with a lower offset.
+    Flush,
+}
+
+impl Payload {
+    pub const TOMBSTONE: Payload = Payload::Key(None);
+    pub const FLUSH: Payload = Payload::Control(Control::Flush);
+
+    pub fn string(value: Bytes, expire_at: Option<u64>) -> Payload {
+        Payload::Key(Some(State::string(value, expire_at)))
+    }
+
+    /// The state that the key has now, if it is not deleted.
+    pub fn state(&self) -> Option<&State> {
+        match self {
+            Payload::Key(state) => state.as_ref(),
+            Payload::Control(_) => None,
+        }
+    }
+
+    /// Bytes of the value.
+    pub fn bytes(&self) -> usize {
+        self.state().map_or(0, |state| state.value.bytes())
+    }
+
+    pub fn is_unreadable(&self) -> bool {
+        matches!(
+            self.state(),
+            Some(State {
+                value: Value::Unreadable(_),
+                ..
+            })
+        )
+    }
+}
+
+/// What is known of a key besides its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    pub partition: u32,
+    pub offset: u64,
+    /// Milliseconds since the epoch, as the log has it.
+    pub timestamp: i64,
+    /// Absolute expiry, milliseconds since the epoch.
+    pub expire_at: Option<u64>,
+}
+
+/// A key's state, and where the log has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub meta: Meta,
+    pub value: Value,
+}
+
+impl Entry {
+    pub fn into_state(self) -> State {
+        State {
+            value: self.value,
+            expire_at: self.meta.expire_at,
+        }
+    }
+}
+
+/// One record, as it is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub database: u16,
+    pub partition: u32,
+    pub offset: u64,
+    /// Milliseconds since the epoch; of a deletion it does not matter.
+    pub timestamp: i64,
+    pub key: Bytes,
+    pub payload: Payload,
+}
+
+impl Change {
+    /// What the record at this place says of a key, given the entry that the key has there.
+    pub fn of_key(database: u16, partition: u32, offset: u64, key: Bytes, entry: Option<Entry>) -> Change {
+        Change {
+            database,
+            partition,
+            offset,
+            timestamp: entry.as_ref().map_or(0, |entry| entry.meta.timestamp),
+            key,
+            payload: Payload::Key(entry.map(Entry::into_state)),
+        }
+    }
+
+    pub fn meta(&self, state: &State) -> Meta {
+        Meta {
+            partition: self.partition,
+            offset: self.offset,
+            timestamp: self.timestamp,
+            expire_at: state.expire_at,
+        }
+    }
+
+    /// The entry that its key has from here on, unless it is deleted.
+    pub fn entry(&self) -> Option<Entry> {
+        self.payload.state().map(|state| Entry {
+            meta: self.meta(state),
+            value: state.value.clone(),
+        })
+    }
+}
