@@ -4,7 +4,7 @@
 //! requests and encodes replies, [`command`] is the table of commands, [`database`] reads and writes, [`log`] is where the data lives,
 //! [`store`] is the local view of it. [`config`] has every setting once; [`telemetry`] tells what happens; [`run`] puts it all together.
 //!
-//! Arrows go one way: `server → resp, command → database → store, log`. `resp` sees neither Kafka nor sled; `store` and `log` know
+//! Arrows go one way: `server → resp, command → database → store, log → model`. `resp` sees neither Kafka nor sled; `store` and `log` know
 //! nothing of each other or of RESP.
 //!
 //! Invariants:

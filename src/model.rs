@@ -17,8 +17,8 @@ use bytes::Bytes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     String(Bytes),
-    /// The record could not be understood, for this reason; commands on the key answer it. It is only
-    /// ever read: nobody can write it again.
+    /// The record could not be understood, for this reason; commands on the key answer it. It is
+    /// only ever read: nobody can write it again.
     Unreadable(Arc<str>),
 }
 

@@ -958,6 +958,7 @@ fn conclude(
     })
 }
 
+#[expect(clippy::too_many_lines, reason = "it is still to be split")]
 fn exec(session: &mut Session, shared: &Arc<Shared>) -> Step {
     let Some(multi) = &session.multi else {
         return Step::Reply(Reply::error("ERR EXEC without MULTI"));

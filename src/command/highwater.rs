@@ -1,5 +1,6 @@
 //! HIGHWATER: what Redis has no command for. How new reads are, where a key comes from, how far this node is, and whether nodes agree.
 //! What a user may rely on is in `docs/guarantees.md`.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

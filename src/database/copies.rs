@@ -6,6 +6,7 @@
 //! goes. A write through this node removes the copies of its keys.
 //!
 //! A topic with one partition, the default, pays nothing for this; one without copies a hash of each key.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::atomic::Ordering;
 

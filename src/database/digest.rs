@@ -8,6 +8,7 @@
 //! takes what it changes in the part that was read already out of the sum and puts it in anew. So at any moment between batches the sum is
 //! exact for what was read, and at the end it is exact for all. It belongs to a position when the store has everything below
 //! that position and nothing beyond: then, at the latest before the next batch, it is taken.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, OnceLock, Weak};

@@ -648,6 +648,41 @@ impl Service {
         }
     }
 
+    /// The records of the items, and the item of each: a flush has a record in every partition.
+    fn records_of(&self, items: SmallVec<[Item; 1]>) -> (SmallVec<[Record; 1]>, SmallVec<[Item; 1]>) {
+        let (mut records, mut of_each) = (SmallVec::new(), SmallVec::new());
+        let mut add = |item: Item, database, partition, key, payload| {
+            let to = TopicPartition { database, partition };
+            records.push(Record { to, key, payload });
+            of_each.push(item);
+        };
+        for item in items {
+            match &item {
+                Item::Key { database, key, state } => {
+                    let (database, key, state) = (*database, key.clone(), state.clone());
+                    let home = self.log.partition(database, &key);
+                    add(item, database, home, key, Payload::Key(state));
+                }
+                Item::Flush { database } => {
+                    let database = *database;
+                    for partition in 0..self.databases[database as usize].partitions().len() as u32 {
+                        let key = bytes::Bytes::from_static(crate::log::record::FLUSH_KEY);
+                        add(item.clone(), database, partition, key, Payload::FLUSH);
+                    }
+                }
+                Item::Tombstone {
+                    database,
+                    key,
+                    partition,
+                } => {
+                    let (database, partition, key) = (*database, *partition, key.clone());
+                    add(item, database, partition, key, Payload::TOMBSTONE);
+                }
+            }
+        }
+        (records, of_each)
+    }
+
     /// Hands the items to the log as one batch. The caller holds the stripes of all keys.
     fn commit(
         self: &Arc<Self>,
@@ -656,52 +691,8 @@ impl Service {
         epoch: u64,
         condition: Option<Condition>,
     ) -> Arc<Write> {
-        let mut records = SmallVec::new();
-        let mut expanded: SmallVec<[Item; 1]> = SmallVec::new();
-        for item in items {
-            match &item {
-                Item::Key { database, key, state } => {
-                    records.push(Record {
-                        to: TopicPartition {
-                            database: *database,
-                            partition: self.log.partition(*database, key),
-                        },
-                        key: key.clone(),
-                        payload: Payload::Key(state.clone()),
-                    });
-                    expanded.push(item);
-                }
-                Item::Flush { database } => {
-                    for partition in 0..self.databases[*database as usize].partitions().len() as u32 {
-                        records.push(Record {
-                            to: TopicPartition {
-                                database: *database,
-                                partition,
-                            },
-                            key: bytes::Bytes::from_static(crate::log::record::FLUSH_KEY),
-                            payload: Payload::FLUSH,
-                        });
-                        expanded.push(item.clone());
-                    }
-                }
-                Item::Tombstone {
-                    database,
-                    key,
-                    partition,
-                } => {
-                    records.push(Record {
-                        to: TopicPartition {
-                            database: *database,
-                            partition: *partition,
-                        },
-                        key: key.clone(),
-                        payload: Payload::TOMBSTONE,
-                    });
-                    expanded.push(item);
-                }
-            }
-        }
-        let write = Write::new(self.clone(), owner.clone(), expanded, condition.is_some());
+        let (records, items) = self.records_of(items);
+        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some());
         let given_up = GivenUp(&write);
         for (index, item) in write.items.iter().enumerate() {
             match item {

@@ -307,6 +307,7 @@ impl Service {
     }
 
     /// The same, at this pace.
+    #[expect(clippy::too_many_lines, reason = "it is still to be split")]
     pub fn transact_at<T>(
         self: &Arc<Self>,
         pace: Pace,

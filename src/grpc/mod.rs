@@ -26,6 +26,7 @@ use crate::server;
 use connection::{Caller, Front};
 
 #[allow(clippy::all, reason = "generated code")]
+#[allow(clippy::too_many_lines, reason = "it is generated")]
 mod kvs2 {
     tonic::include_proto!("kvs2");
 }

@@ -1,5 +1,6 @@
 //! How a key and its state are kept in the engine. Pure functions; decoding validates, so damaged bytes are an error
 //! and never a wrong value.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::Arc;
 
@@ -107,7 +108,7 @@ impl Body<'_> {
     pub fn pieces(&self) -> u32 {
         match self {
             Body::Cut(length) => u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX),
-            _ => 0,
+            Body::Inline(_) | Body::Unreadable(_) => 0,
         }
     }
 }

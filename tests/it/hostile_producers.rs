@@ -290,6 +290,7 @@ fn check_shown(client: &mut Client, model: &[(String, usize, Copies)], who: &str
 
 /// Producers that spread keys at random, writes through both nodes, kills: what is shown is a function of what each partition has.
 #[test]
+#[expect(clippy::too_many_lines, reason = "it is still to be split")]
 fn copies_in_several_partitions_are_shown_alike_by_all_nodes() {
     let seed = rand::random();
     println!("seed {seed}");

@@ -9,6 +9,7 @@
 //!
 //! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
 //! value stand together behind it ([`Slot`]).
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 mod table;
 

@@ -19,6 +19,7 @@
 //! key length, [value length], key, value`; numbers are LEB128, fields in brackets depend on the flags.
 //!
 //! This module does no I/O.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use crate::log::Record;
 use crate::model::{Control, Payload, Value};

@@ -2,6 +2,7 @@
 //!
 //! Reading never fails: whoever wrote a header that cannot be understood still replaced the old value, so such a
 //! record becomes [`Value::Unreadable`] with the reason.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 use bytes::Bytes;
 use smallvec::SmallVec;

@@ -1,5 +1,6 @@
 //! The only hand that changes the store: gathers changes with what they do to counts, watermarks and the index, and commits
 //! them as one batch.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

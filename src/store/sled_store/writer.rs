@@ -3,6 +3,7 @@
 //! The order of single writes matters, because a crash keeps a prefix of them: a mark that says "changed since checkpoint N" comes
 //! before the first change, pieces before their head, an index entry before its entry; what is superseded goes last. So a crash can
 //! leave pieces and index entries that nothing points to, never a head without them; the walk after an unclean stop removes those.
+#![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

