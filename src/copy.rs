@@ -31,7 +31,7 @@ use crate::database::now_ms;
 use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, Options as EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
-use crate::log::record::{FLUSH_KEY, HEADER_BYTES};
+use crate::log::record::HEADER_BYTES;
 use crate::log::{
     Appended, Batch, Completion, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicPartition,
 };
@@ -327,8 +327,7 @@ impl Index {
             }
             Payload::Key(None) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
-            // Not a control record, and no key that anybody can write.
-            Payload::Key(Some(_)) if *record.key == *FLUSH_KEY => Found::Unreadable,
+            Payload::Control(Control::Unknown) => Found::Unreadable,
             Payload::Key(Some(state)) if record.key.len() + state.value.bytes() + HEADER_BYTES > largest => {
                 Found::TooLarge
             }
@@ -737,7 +736,7 @@ mod tests {
             record(0, 4, 1, "large", value(LARGEST)),
             record(0, 5, 1, "was large", value(LARGEST)),
             record(0, 6, 1, "was large", value(1)),
-            record(0, 7, 1, "\0highwater:flush", value(1)),
+            record(0, 7, 1, "\0highwater:later", Payload::UNKNOWN),
         ];
         let chosen = chosen(false, &records);
         assert_eq!(places(&chosen), [(0, vec![3, 6])]);

@@ -62,16 +62,28 @@ pub enum Payload {
     Control(Control),
 }
 
-/// What a control record says: it belongs to the topic, not to a key.
+/// Keys that begin so belong to the topic itself. Clients cannot write them, and what a node does
+/// not know of them is never shown.
+pub const RESERVED: &[u8; 11] = b"\0highwater:";
+
+pub fn is_reserved(key: &[u8]) -> bool {
+    key.starts_with(RESERVED)
+}
+
+/// What a record with a reserved key says. A flush hides none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Hides every record of its partition with a lower offset.
+    /// Hides every record of its partition with a lower offset, unless its key is reserved.
     Flush,
+    /// Nothing that this version understands: from a newer one, or from a producer that does not
+    /// know that the key is reserved.
+    Unknown,
 }
 
 impl Payload {
     pub const TOMBSTONE: Payload = Payload::Key(None);
     pub const FLUSH: Payload = Payload::Control(Control::Flush);
+    pub const UNKNOWN: Payload = Payload::Control(Control::Unknown);
 
     pub fn string(value: Bytes, expire_at: Option<u64>) -> Payload {
         Payload::Key(Some(State::string(value, expire_at)))

@@ -461,6 +461,7 @@ fn kafka_counters(shared: &Shared, to: &mut String) {
         "records_applied": get(&counters.records_applied),
         "records_skipped": get(&counters.records_skipped),
         "records_misplaced": get(&counters.records_misplaced),
+        "records_reserved": get(&counters.records_reserved),
         "flush_tombstones": get(&counters.flushed),
         "last_applied_time_ms": get(&counters.last_applied_ms),
         "last_checkpoint_time": get(&counters.last_checkpoint_ms) / 1_000,

@@ -541,6 +541,10 @@ impl Applier {
             key,
             payload,
         };
+        if change.payload == Payload::UNKNOWN {
+            self.service.met_reserved(&change);
+            return Ok(());
+        }
         let database = &self.service.databases[place.database as usize];
         if database.partitions().len() > 1 {
             self.apply_spread(change)
@@ -583,6 +587,7 @@ impl Applier {
         match &change.payload {
             Payload::Key(_) => self.show_key(&change, ahead)?,
             Payload::Control(Control::Flush) => self.service.flushed(change.database, At::of(&change)),
+            Payload::Control(Control::Unknown) => {}
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {
             self.in_memory += 1;

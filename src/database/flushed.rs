@@ -18,7 +18,7 @@ use super::hot::At;
 use super::transaction::{Fault, Keys, View};
 use super::write::Write;
 use crate::log::TopicPartition;
-use crate::log::record::FLUSH_KEY;
+use crate::model::is_reserved;
 use crate::store::{Scanned, StoreError};
 
 /// A record that a flush has hidden, the newest of its key in its partition as far as the store is.
@@ -63,7 +63,7 @@ impl Service {
             let is_home = self.log.partition(database, key) == partition;
             // Of what is shown of a copy nothing is left once the copy is gone. The marker itself must stay the newest record of its key.
             if is_home != is_copy
-                && key != FLUSH_KEY
+                && !is_reserved(key)
                 && let Some(&stored) = positions.get(partition as usize)
             {
                 found.push(Flushed {

@@ -42,7 +42,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Entry, Payload};
+use crate::model::{Change, Entry, Payload};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
@@ -122,6 +122,8 @@ pub struct Counters {
     pub records_skipped: AtomicU64,
     /// Values met outside of their key's home partition.
     pub records_misplaced: AtomicU64,
+    /// Records with a reserved key that this version does not understand.
+    pub records_reserved: AtomicU64,
     pub rebuilds: AtomicU64,
     pub writes_refused: AtomicU64,
     pub writes_uncertain: AtomicU64,
@@ -645,6 +647,20 @@ impl Service {
         if database.flushed(at) {
             database.snapshots.flushed(|_| true);
             database.watches.flushed(|key| !unaffected.contains(key));
+        }
+    }
+
+    /// A record with a reserved key that this version does not understand: it is counted, and the
+    /// first one is reported.
+    fn met_reserved(&self, change: &Change) {
+        if self.counters.records_reserved.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                database = change.database,
+                partition = change.partition,
+                offset = change.offset,
+                key = %change.key.escape_ascii(),
+                "a record with a reserved key is never shown: keys that begin with \\0highwater: are the topic's own"
+            );
         }
     }
 

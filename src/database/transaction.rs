@@ -23,7 +23,7 @@ use super::write::{Item, Outstanding, Write};
 use super::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::model::{Entry, Meta, State, Value};
+use crate::model::{Entry, Meta, State, Value, is_reserved};
 use crate::store::{Scanned, StoreError};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
@@ -511,7 +511,7 @@ fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
 }
 
 fn check_record(key: &Bytes, state: Option<&State>, limit: usize) -> Result<(), Fault> {
-    if &key[..] == crate::log::record::FLUSH_KEY {
+    if is_reserved(key) {
         return Err(Fault::error("ERR this key is reserved for the topic's control records"));
     }
     let size = key.len() + HEADER_BYTES + value_bytes(state);

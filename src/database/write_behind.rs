@@ -565,6 +565,7 @@ impl Buffer {
                 self.last_run().flush = Some(change);
                 return;
             }
+            Payload::Control(Control::Unknown) => return,
         }
         let new = change_bytes(&change);
         let name = Name {

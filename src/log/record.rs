@@ -16,7 +16,7 @@ pub const HEADER_TYPE: &str = "redis-type";
 pub const HEADER_GROUP: &str = "redis-group";
 /// Header that, together with a key of [`FLUSH_KEY`], marks a control record.
 pub const HEADER_CONTROL: &str = "redis-control";
-/// Key of the flush marker. Only this exact key is refused to clients.
+/// Key of the flush marker.
 pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
 
 /// Upper estimate of the bytes that a record's headers take.

@@ -66,6 +66,7 @@ fn headers_that_make_no_sense_cost_their_own_keys_alone() {
     let node = Highwater::builder()
         .kafka(kafka, &topic)
         .allow("group header that makes no sense")
+        .allow("a record with a reserved key is never shown")
         .start();
     let mut client = node.client();
     client.check("SET typed old", "+OK");
@@ -104,13 +105,57 @@ fn headers_that_make_no_sense_cost_their_own_keys_alone() {
     for key in ["bad-group", "twice", "many"] {
         assert!(is_shown(&mut client, key, "v"), "{key}");
     }
-    assert!(
-        client
-            .line("SET \"\\x00highwater:flush\" x")
-            .starts_with(b"-ERR this key is reserved")
-    );
-    client.check("DBSIZE", ":8");
+    client.check("DBSIZE", ":7");
     assert_eq!(node.log().matches("group header that makes no sense").count(), 1);
+}
+
+/// Keys that begin with `\0highwater:` are the topic's own: nobody is shown them or writes them, and a
+/// flush does not remove what a newer version keeps there.
+#[test]
+fn records_with_reserved_keys_are_never_shown_and_outlive_a_flush() {
+    const LATER: &[u8] = b"\0highwater:later";
+    let kafka = kafka::shared();
+    let topic = fresh_topic("reserved");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .allow("a record with a reserved key is never shown")
+        .start();
+    let mut client = node.client();
+    let hostile = Hostile::new(kafka, &topic);
+    hostile.send(0, LATER, Some(b"kept"), &[]);
+    hostile.send(0, CONTROL, None, &[]);
+    hostile.send(0, b"behind", Some(b"right"), &[]);
+    hostile.flush();
+    eventually("what is behind them is shown", SOON, || {
+        is_shown(&mut client, "behind", "right")
+    });
+    assert_eq!(client.info("records_reserved").as_deref(), Some("2"));
+    client.check("DBSIZE", ":1");
+    client.check("GET \"\\x00highwater:later\"", "$-1");
+    for write in [
+        "SET KEY x",
+        "RENAME behind KEY",
+        "MSET a 1 KEY 2",
+        "COPY behind KEY",
+        "INCR KEY",
+        "MULTI|SET KEY 1|EXEC",
+    ] {
+        let lines: Vec<String> = write
+            .split('|')
+            .map(|line| line.replace("KEY", "\"\\x00highwater:other\""))
+            .collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let replies = client.pipeline(&lines);
+        let last = String::from_utf8_lossy(replies.last().expect("a reply")).into_owned();
+        assert!(last.starts_with("-ERR this key is reserved"), "{write}: {last}");
+    }
+    client.check("FLUSHALL", "+OK");
+    eventually("the old key has its tombstone", SOON, || {
+        client.info("flush_tombstones").as_deref() == Some("1")
+    });
+    let records = kafka.records(&topic, "read_committed");
+    let later = records.iter().filter(|record| record.key.as_deref() == Some(LATER));
+    assert_eq!(later.count(), 1, "{records:?}");
 }
 
 #[test]

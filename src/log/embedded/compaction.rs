@@ -32,6 +32,7 @@ use super::segment::{
 use super::writer::FRAME_TARGET;
 use super::{Registry, Reserves, Shared};
 use crate::log::LogError;
+use crate::model::is_reserved;
 use crate::room::{KEPT_BY_STORE, KEPT_WHILE_MAKING_ROOM};
 use crate::supervise;
 
@@ -405,10 +406,12 @@ impl Rule {
         if record.offset >= self.covered {
             return Verdict::Keep;
         }
-        if self
-            .flushed
-            .get(&record.database)
-            .is_some_and(|&flush| record.offset < flush)
+        let is_flush = record.kind == Kind::Flush;
+        if (is_flush || !is_reserved(record.key))
+            && self
+                .flushed
+                .get(&record.database)
+                .is_some_and(|&flush| record.offset < flush)
         {
             return Verdict::Hidden;
         }

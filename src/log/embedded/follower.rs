@@ -13,7 +13,7 @@ use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
-use crate::model::Payload;
+use crate::model::{Payload, is_reserved};
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -172,6 +172,9 @@ impl EmbeddedFollower {
 
     fn record(&self, raw: &RawRecord<'_>, body: &Bytes) -> LogRecord {
         let (key, payload) = match raw.kind {
+            Kind::Value { .. } | Kind::Tombstone if is_reserved(raw.key) => {
+                (Bytes::copy_from_slice(raw.key), Payload::UNKNOWN)
+            }
             Kind::Value { value, expire_at } => {
                 let (key, value) = key_and_value(raw.key, value, body);
                 (key, Payload::string(value, expire_at))

@@ -137,6 +137,7 @@ impl<'a> RawRecord<'a> {
             },
             Payload::Key(None) => Kind::Tombstone,
             Payload::Control(Control::Flush) => Kind::Flush,
+            Payload::Control(Control::Unknown) => return None,
         };
         Some(Self {
             offset,

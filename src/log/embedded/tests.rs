@@ -923,6 +923,7 @@ impl Model {
                 self.0.remove(&(database, key.clone()));
             }
             Payload::Control(Control::Flush) => self.0.retain(|(d, _), _| *d != database),
+            Payload::Control(Control::Unknown) => panic!("never written"),
         }
     }
 
@@ -960,6 +961,25 @@ fn compact(log: &EmbeddedLog) {
     if let Err(compaction::Stop::Failed(e)) = compaction::pass(&log.shared) {
         panic!("{e}");
     }
+}
+
+#[test]
+fn a_flush_removes_no_record_with_a_reserved_key() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    for key in ["\0highwater:later", "k"] {
+        written(&log, vec![put(0, key, b"v")]);
+    }
+    written(&log, vec![flush(0)]);
+    log.shared.close_segment();
+    compact(&log);
+    let records = read_all(&log);
+    let left: Vec<_> = records.iter().map(|r| (&r.key[..], &r.payload)).collect();
+    let expected = [
+        (&b"\0highwater:later"[..], &Payload::UNKNOWN),
+        (FLUSH_KEY, &Payload::FLUSH),
+    ];
+    assert_eq!(left, expected);
 }
 
 fn compacting(rng: &mut StdRng) -> Options {

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
 use crate::log::{Record, TopicPartition};
-use crate::model::{Control, Payload, State, Value};
+use crate::model::{Control, Payload, State, Value, is_reserved};
 
 /// Longest piece of a foreign header that a reason quotes.
 const QUOTED: usize = 40;
@@ -120,6 +120,9 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
             // Not null: compaction removes tombstones, and this has to stay.
             Some(b"".as_slice())
         }
+        Payload::Control(Control::Unknown) => {
+            return Err("a control record that is not understood cannot be written".into());
+        }
     };
     if let Some(group) = group {
         headers.push((HEADER_GROUP, SmallVec::from_vec(group)));
@@ -149,13 +152,11 @@ pub fn decode<'h>(
         *place = Some(value.unwrap_or_default());
     }
     let understood = group.map(parse_group);
-    let payload = match (value, control) {
-        (None, _) => Payload::TOMBSTONE,
-        (Some(_), Some(control)) if key == FLUSH_KEY => match control {
-            CONTROL_FLUSH => Payload::FLUSH,
-            other => Payload::Key(Some(unreadable(HEADER_CONTROL, other, "is not known to this version"))),
-        },
-        (Some(value), _) => Payload::Key(Some(plain(value, expire_at, kind))),
+    let payload = match value {
+        Some(_) if key == FLUSH_KEY && control == Some(CONTROL_FLUSH) => Payload::FLUSH,
+        _ if is_reserved(key) => Payload::UNKNOWN,
+        Some(value) => Payload::Key(Some(plain(value, expire_at, kind))),
+        None => Payload::TOMBSTONE,
     };
     Decoded {
         payload,
@@ -315,10 +316,18 @@ mod tests {
     fn a_control_record_needs_both_key_and_header() {
         let control = [("redis-control", Some("flush"))];
         assert_eq!(read(FLUSH_KEY, Some(b""), &control).payload, Payload::FLUSH);
-        assert_eq!(read(FLUSH_KEY, Some(b"v"), &[]).payload, value("v", None));
         assert_eq!(read(b"k", Some(b"v"), &control).payload, value("v", None));
-        assert_eq!(read(FLUSH_KEY, None, &control).payload, Payload::TOMBSTONE);
-        assert!(reason(read(FLUSH_KEY, Some(b""), &[("redis-control", Some("later"))])).contains("later"));
+        let later = [("redis-control", Some("later"))];
+        for (value, headers) in [
+            (Some(&b"v"[..]), &[][..]),
+            (None, &control[..]),
+            (Some(b""), &later[..]),
+        ] {
+            for key in [&FLUSH_KEY[..], b"\0highwater:"] {
+                assert_eq!(read(key, value, headers).payload, Payload::UNKNOWN);
+            }
+        }
+        assert_eq!(read(b"\0highwater", Some(b"v"), &[]).payload, value("v", None));
     }
 
     #[test]

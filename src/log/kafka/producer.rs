@@ -21,8 +21,8 @@ use super::ffi::{self, Polls as _, Status};
 use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{State, Topics};
-use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Completion, LogError, ProduceError, Record, TopicPartition};
+use crate::model::{Payload, is_reserved};
 
 pub(super) struct Lane {
     config: Arc<Config>,
@@ -281,7 +281,7 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
                 "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
             ));
         }
-        if record.key.as_ref() == FLUSH_KEY && record.payload.state().is_some() {
+        if is_reserved(&record.key) && matches!(record.payload, Payload::Key(_)) {
             return Err("the key of control records cannot be written".into());
         }
         if record.payload.is_unreadable() {
@@ -423,7 +423,6 @@ mod tests {
     use super::super::topics::Topic;
     use super::*;
     use crate::log::TopicIdentity;
-    use crate::model::Payload;
 
     #[derive(Default)]
     struct Told(Mutex<Vec<Result<Vec<Appended>, ProduceError>>>);

@@ -25,7 +25,7 @@ use crate::store::{
 };
 
 /// Format of keys and entries in the engine; another one is rebuilt.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// The engine holds its lock for a moment after it was dropped.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);

@@ -96,6 +96,7 @@ impl Writer {
             match &change.payload {
                 Payload::Key(state) => self.put(&store.engine, change, state.as_ref())?,
                 Payload::Control(Control::Flush) => self.flush(store, change)?,
+                Payload::Control(Control::Unknown) => {}
             }
             if self.pending.bytes >= BATCH_BYTES {
                 self.commit(store)?;

@@ -29,7 +29,7 @@ use crate::room::{KEPT_BY_STORE, Room};
 use crate::store::{OFTEN_WRITTEN, Opened, Options, io_error, is_environment, panic_text, remove_directory};
 
 /// Format of keys and entries in the engine; another one is rebuilt.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// How often sled writes and syncs by itself. Each time it also cleans at most one segment of its file, so this bounds how fast it
 /// takes back space: with its default of 500 ms the file grows to twice the size under overwrites.

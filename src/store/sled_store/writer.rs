@@ -117,6 +117,7 @@ impl Writer {
                     Payload::Key(Some(state)) => self.put(change, &view, state)?,
                     Payload::Key(None) => self.delete(change, &view)?,
                     Payload::Control(Control::Flush) => self.flush(store, change, &view)?,
+                    Payload::Control(Control::Unknown) => {}
                 }
             }
         }
