@@ -1005,7 +1005,8 @@ mod tests {
                 token,
             );
         }
-        assert!(longest(&tier) < 100, "{}", longest(&tier));
+        // Chance makes rows of up to 140 (1 in 150 runs); each 60 more are ten times less likely.
+        assert!(longest(&tier) < 300, "{}", longest(&tier));
     }
 
     #[test]
