@@ -1,7 +1,10 @@
-//! INFO: <https://redis.io/docs/latest/commands/info/>. Sections and fields have Redis's names, so that its tools read them; a section `Kafka`
-//! tells of the log behind the databases. A field of something that does not exist here is left out or 0.
+//! INFO: <https://redis.io/docs/latest/commands/info/>. A section is a list of named values, which INFO
+//! renders as text. Sections and fields have Redis's names, so that its tools read them; the section
+//! `Kafka` is about the log behind the databases. A field of something that does not exist here is
+//! left out, or 0.
 
-use std::fmt::Write;
+use std::borrow::Cow;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::UNIX_EPOCH;
@@ -20,7 +23,29 @@ use crate::telemetry::process;
 /// Partitions of a database that are told one by one.
 const MAX_PARTITIONS: usize = 32;
 
-type Section = fn(&Shared, &mut String) -> Result<(), Fault>;
+type Section = fn(&Shared, &mut Fields) -> Result<(), Fault>;
+
+/// The named values of a section, in their order.
+#[derive(Default)]
+struct Fields(Vec<(Cow<'static, str>, String)>);
+
+impl Fields {
+    /// A value is one line: line ends in it become spaces.
+    fn add(&mut self, name: impl Into<Cow<'static, str>>, value: impl Display) {
+        let mut value = value.to_string();
+        if value.contains(['\r', '\n']) {
+            value = value.replace(['\r', '\n'], " ");
+        }
+        self.0.push((name.into(), value));
+    }
+
+    /// As INFO shows them.
+    fn render(&self, text: &mut String) {
+        for (name, value) in &self.0 {
+            text.extend([&**name, ":", value, "\r\n"]);
+        }
+    }
+}
 
 /// Sections in their order; true if INFO without arguments shows them.
 const SECTIONS: &[(&str, bool, Section)] = &[
@@ -52,8 +77,10 @@ pub fn info(context: &mut Context, args: Args) -> Outcome {
             if !text.is_empty() {
                 text.push_str("\r\n");
             }
-            text.push_str(&format!("# {name}\r\n"));
-            section(context.shared, &mut text)?;
+            text.extend(["# ", name, "\r\n"]);
+            let mut fields = Fields::default();
+            section(context.shared, &mut fields)?;
+            fields.render(&mut text);
         }
     }
     Ok(super::server::verbatim(text))
@@ -65,11 +92,10 @@ pub fn tells_of_keys(args: Args) -> bool {
     args.len() == 1 || args[1..].iter().any(|asked| words.iter().any(|word| is(asked, word)))
 }
 
-/// Appends `name:value` lines.
+/// Adds fields.
 macro_rules! fields {
     ($to:expr, $($name:literal: $value:expr),+ $(,)?) => {{
-        // Writing to a String cannot fail.
-        $( let _ = write!($to, concat!($name, ":{}\r\n"), $value); )+
+        $( $to.add($name, &$value); )+
     }};
 }
 
@@ -101,7 +127,7 @@ fn setting(shared: &Shared, name: &str) -> String {
     found.into_iter().next().map_or(String::new(), |(_, value)| value)
 }
 
-fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn server(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
@@ -138,7 +164,7 @@ fn server(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn clients(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let clients = shared.clients.list();
     let most =
         |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
@@ -156,7 +182,7 @@ fn clients(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn memory(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let resident = process::resident_bytes();
     // What maxmemory bounds.
     let data = used(&shared.service.memory.used);
@@ -201,7 +227,7 @@ fn memory(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn persistence(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let status = shared.service.status();
     let loading = matches!(*status, Status::Loading { .. });
     fields!(to, "loading": u8::from(loading), "async_loading": 0);
@@ -258,7 +284,7 @@ fn persistence(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let (stats, counters, rates) = (&shared.stats, &shared.service.counters, shared.stats.rates());
     let unexpected = get(&counters.writes_refused) + get(&counters.writes_uncertain);
     fields!(to,
@@ -313,7 +339,7 @@ fn stats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn replication(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn replication(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     fields!(to,
         "role": "master",
         "connected_slaves": 0,
@@ -330,7 +356,7 @@ fn replication(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn cpu(_: &Shared, to: &mut String) -> Result<(), Fault> {
+fn cpu(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let (system, user) = process::cpu_times();
     fields!(to,
         "used_cpu_sys": format_args!("{:.6}", system.as_secs_f64()),
@@ -341,12 +367,12 @@ fn cpu(_: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn modules(_: &Shared, _: &mut String) -> Result<(), Fault> {
+fn modules(_: &Shared, _: &mut Fields) -> Result<(), Fault> {
     Ok(())
 }
 
-fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
-    fn line(entry: &Entry, to: &mut String) {
+fn commandstats(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
+    fn line(entry: &Entry, to: &mut Fields) {
         let stats = &entry.stats;
         let (calls, nanoseconds) = (stats.sum(|s| &s.calls), stats.sum(|s| &s.nanoseconds));
         let (rejected, failed) = (stats.sum(|s| &s.rejected), stats.sum(|s| &s.failed));
@@ -355,21 +381,23 @@ fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
         }
         let microseconds = nanoseconds / 1_000;
         let each = |nanoseconds: u64| nanoseconds as f64 / 1_000.0 / calls.max(1) as f64;
-        let _ = write!(
-            to,
-            "cmdstat_{}:calls={calls},usec={microseconds},usec_per_call={:.2},rejected_calls={rejected},failed_calls={failed}\r\n",
-            entry.name,
-            each(nanoseconds),
+        let each_computed = each(nanoseconds);
+        to.add(
+            format!("cmdstat_{}", entry.name),
+            format_args!(
+                "calls={calls},usec={microseconds},usec_per_call={each_computed:.2},rejected_calls={rejected},failed_calls={failed}"
+            ),
         );
         // On a line of its own: tools know the fields of the other by their places.
         let waited = stats.sum(|s| &s.waited);
         if calls > 0 {
-            let _ = write!(
-                to,
-                "cmdwait_{}:calls={calls},usec={},usec_per_call={:.2}\r\n",
-                entry.name,
-                waited / 1_000,
-                each(waited),
+            to.add(
+                format!("cmdwait_{}", entry.name),
+                format_args!(
+                    "calls={calls},usec={},usec_per_call={:.2}",
+                    waited / 1_000,
+                    each(waited)
+                ),
             );
         }
     }
@@ -380,15 +408,15 @@ fn commandstats(_: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn errorstats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn errorstats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     for (kind, count) in shared.stats.errors() {
-        let _ = write!(to, "errorstat_{kind}:count={count}\r\n");
+        to.add(format!("errorstat_{kind}"), format_args!("count={count}"));
     }
     Ok(())
 }
 
 /// How long clients waited for each command.
-fn latencystats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn latencystats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     if !shared.config.latency_tracking() {
         return Ok(());
     }
@@ -402,18 +430,18 @@ fn latencystats(shared: &Shared, to: &mut String) -> Result<(), Fault> {
             .iter()
             .map(|&percent| format!("p{percent}={:.3}", waits.percentile(percent) as f64 / 1_000.0));
         let told = told.collect::<Vec<_>>().join(",");
-        let _ = write!(to, "latency_percentiles_usec_{}:{told}\r\n", entry.name);
+        to.add(format!("latency_percentiles_usec_{}", entry.name), told);
     }
     Ok(())
 }
 
-fn cluster(_: &Shared, to: &mut String) -> Result<(), Fault> {
+fn cluster(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
     fields!(to, "cluster_enabled": 0);
     Ok(())
 }
 
 /// The log behind the databases, how far this node is, and what did not go well. Positions, ends and lags are offsets.
-fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn kafka(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let service = &shared.service;
     let (status, outage) = (service.status(), service.log.outage());
     fields!(to,
@@ -430,18 +458,18 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     if let Some(Outage { cause, since }) = &outage {
         let began = since.duration_since(UNIX_EPOCH).unwrap_or_default();
         fields!(to,
-            "log_outage": cause.replace(['\r', '\n'], " "),
+            "log_outage": cause,
             "log_outage_since": began.as_secs(),
             "log_outage_seconds": since.elapsed().unwrap_or_default().as_secs(),
         );
     }
     match &*status {
-        Status::Failed(reason) => fields!(to, "log_failure": reason.replace(['\r', '\n'], " ")),
+        Status::Failed(reason) => fields!(to, "log_failure": reason),
         Status::Loading {
             rebuilding: Some(reason),
             ..
         } => {
-            fields!(to, "log_rebuilding": reason.replace(['\r', '\n'], " "));
+            fields!(to, "log_rebuilding": reason);
         }
         _ => {}
     }
@@ -455,7 +483,7 @@ fn kafka(shared: &Shared, to: &mut String) -> Result<(), Fault> {
     Ok(())
 }
 
-fn kafka_counters(shared: &Shared, to: &mut String) {
+fn kafka_counters(shared: &Shared, to: &mut Fields) {
     let (service, counters) = (&shared.service, &shared.service.counters);
     fields!(to,
         "records_applied": get(&counters.records_applied),
@@ -481,7 +509,7 @@ fn kafka_counters(shared: &Shared, to: &mut String) {
 }
 
 /// How far this node is in one database; `is_known`: the log tells its ends.
-fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut String) {
+fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Fields) {
     let service = &shared.service;
     let Some(identity) = service.log.identity(database) else {
         return;
@@ -492,28 +520,31 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Strin
         return;
     }
     let lag = if is_known { partitions.iter().map(lag).sum() } else { -1 };
-    let _ = write!(
-        to,
-        "kafka_db{database}:topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}\r\n",
-        identity.topic,
-        identity.id,
-        identity.partitions,
-        u8::from(identity.read_only),
-        partitions.iter().map(age).max().unwrap_or(-1),
+    to.add(
+        format!("kafka_db{database}"),
+        format_args!(
+            "topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}",
+            identity.topic,
+            identity.id,
+            identity.partitions,
+            u8::from(identity.read_only),
+            partitions.iter().map(age).max().unwrap_or(-1),
+        ),
     );
     if let Some(reason) = service.log.refuses_writes(database) {
-        let reason = reason.replace(['\r', '\n'], " ");
-        let _ = write!(to, "kafka_db{database}_refuses_writes:{reason}\r\n");
+        to.add(format!("kafka_db{database}_refuses_writes"), reason);
     }
     for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
-        let _ = write!(
-            to,
-            "kafka_db{database}_p{number}:position={},end={},lag={},acknowledged={},as_of_age_ms={}\r\n",
-            get(&partition.stored),
-            end(partition),
-            if is_known { self::lag(partition) } else { -1 },
-            get(&partition.acknowledged),
-            age(partition),
+        to.add(
+            format!("kafka_db{database}_p{number}"),
+            format_args!(
+                "position={},end={},lag={},acknowledged={},as_of_age_ms={}",
+                get(&partition.stored),
+                end(partition),
+                if is_known { self::lag(partition) } else { -1 },
+                get(&partition.acknowledged),
+                age(partition),
+            ),
         );
     }
 }
@@ -542,7 +573,7 @@ fn age(partition: &Partition) -> i64 {
     }
 }
 
-fn keyspace(shared: &Shared, to: &mut String) -> Result<(), Fault> {
+fn keyspace(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let service: &Arc<_> = &shared.service;
     for database in 0..service.database_count() {
         if service.database(database).partitions().is_empty() {
@@ -556,7 +587,10 @@ fn keyspace(shared: &Shared, to: &mut String) -> Result<(), Fault> {
             } else {
                 0
             };
-            let _ = write!(to, "db{database}:keys={keys},expires={expires},avg_ttl={ttl}\r\n");
+            to.add(
+                format!("db{database}"),
+                format_args!("keys={keys},expires={expires},avg_ttl={ttl}"),
+            );
         }
     }
     Ok(())
@@ -590,6 +624,15 @@ fn average_ttl(store: &dyn Store, database: u16) -> Result<u64, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_is_one_line_whatever_its_value() {
+        let (mut fields, mut text) = (Fields::default(), String::new());
+        fields.add("cause", "a\r\nb:c");
+        fields.add("number", 7);
+        fields.render(&mut text);
+        assert_eq!(text, "cause:a  b:c\r\nnumber:7\r\n");
+    }
 
     #[test]
     fn bytes_are_shown_as_redis_shows_them() {
