@@ -196,6 +196,9 @@ impl Reserves {
     }
 }
 
+/// The length of a segment on the smallest disks, bytes.
+const LEAST_SEGMENT: u64 = 64 << 10;
+
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<Option<()>>>>,
@@ -210,7 +213,8 @@ impl EmbeddedLog {
         let room = Room::of(dir).ok();
         if let Some(room) = room {
             // Compaction keeps room for one segment.
-            options.segment_bytes = options.segment_bytes.min(room.total / SEGMENTS_OF_SMALL_DISK);
+            let most = (room.total / SEGMENTS_OF_SMALL_DISK).max(LEAST_SEGMENT);
+            options.segment_bytes = options.segment_bytes.min(most);
         }
         let reserves = Reserves {
             for_deletes: Reserve::for_deletes(dir),
