@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::support::tree::{files, root};
 
 /// What each module of `src` may use of the others: all of them are here.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -72,17 +73,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
 ];
 
-fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("src can be listed").flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            out.push(path);
-        }
-    }
-}
-
 /// A source without its comments, which may link where they like.
 fn code(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -131,9 +121,9 @@ fn groups_of_used_modules_are_read() {
 
 #[test]
 fn modules_use_only_what_they_may() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src, &mut files);
+    let src = root().join("src");
+    let files = files(&["src"], ".rs");
+    assert!(files.len() > 20, "the sources were not found");
     let modules: BTreeSet<&str> = MAY_USE.iter().map(|(module, _)| *module).collect();
     let (mut wrong, mut met) = (Vec::new(), BTreeSet::new());
     for path in &files {

@@ -2,7 +2,8 @@
 //! stays so. How long a function may be is clippy's (`too_many_lines` in clippy.toml).
 
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::support::tree::{files, root};
 
 /// Lines of a file.
 const MOST_LINES: usize = 800;
@@ -62,37 +63,17 @@ const NOT_PLAIN: &[&str] = &[
     "cannot serve anybody",
 ];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("read {path}: {error}"))
-}
-
-/// All Rust files below these directories, by their paths from the root.
-fn rust_files(dirs: &[&str]) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut left: Vec<PathBuf> = dirs.iter().map(|dir| root().join(dir)).collect();
-    while let Some(dir) = left.pop() {
-        for entry in fs::read_dir(dir).expect("a directory can be listed").flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                left.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                let path = path.strip_prefix(root()).expect("below the root");
-                found.push(path.display().to_string());
-            }
-        }
-    }
-    assert!(found.len() > 100, "the sources were not found");
-    found
 }
 
 #[test]
 fn files_are_not_too_long() {
     let mut wrong = Vec::new();
-    for path in rust_files(&["src", "tests/it", "benches", "bench/src"]) {
+    let files = files(&["src", "tests/it", "benches", "bench/src"], ".rs");
+    assert!(files.len() > 100, "the sources were not found");
+    for path in files {
+        let path = path.strip_prefix(root()).expect("below the root").display().to_string();
         let lines = read(&path).lines().count();
         match (lines > MOST_LINES, STILL_LONG.contains(&path.as_str())) {
             (true, false) => wrong.push(format!("{path} has {lines} lines: split it by its subjects")),

@@ -19,6 +19,7 @@ pub mod resp;
 pub mod server;
 pub mod small_disk;
 pub mod temp;
+pub mod tree;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
