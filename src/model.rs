@@ -132,6 +132,19 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The state that a record at this place gives its key.
+    pub fn new(state: &State, partition: u32, offset: u64, timestamp: i64) -> Entry {
+        Entry {
+            meta: Meta {
+                partition,
+                offset,
+                timestamp,
+                expire_at: state.expire_at,
+            },
+            value: state.value.clone(),
+        }
+    }
+
     pub fn into_state(self) -> State {
         State {
             value: self.value,
@@ -176,9 +189,7 @@ impl Change {
 
     /// The entry that its key has from here on, unless it is deleted.
     pub fn entry(&self) -> Option<Entry> {
-        self.payload.state().map(|state| Entry {
-            meta: self.meta(state),
-            value: state.value.clone(),
-        })
+        let state = self.payload.state()?;
+        Some(Entry::new(state, self.partition, self.offset, self.timestamp))
     }
 }

@@ -23,7 +23,7 @@ use super::write::{Item, Outstanding, Write};
 use super::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::model::{Entry, Meta, State, Value, is_reserved};
+use crate::model::{Entry, State, Value, is_reserved};
 use crate::store::{Scanned, StoreError};
 
 /// From how many items on a transaction finds its own writes by a map instead of looking through them.
@@ -823,14 +823,7 @@ impl Transaction<'_> {
 
     fn own_entry(&self, place: usize) -> Option<Entry> {
         let state = self.items[place].state()?;
-        let meta = Meta {
-            partition: 0,
-            offset: u64::MAX,
-            timestamp: self.now as i64,
-            expire_at: state.expire_at,
-        };
-        let value = state.value.clone();
-        Some(Entry { meta, value })
+        Some(Entry::new(state, 0, u64::MAX, self.now as i64))
     }
 
     fn write(&mut self, database: u16, key: &[u8], state: Option<State>) {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::Service;
 use super::hot::At;
 use crate::log::{Appended, Completion, ProduceError};
-use crate::model::{Entry, Meta, State};
+use crate::model::{Entry, State};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -110,14 +110,7 @@ impl Write {
     /// The state that the item gives its key, as an entry that is not in the log yet.
     pub fn entry(&self, item: usize, at: At, timestamp: i64) -> Option<Entry> {
         let state = self.items[item].state()?;
-        let meta = Meta {
-            partition: at.partition,
-            offset: at.offset,
-            timestamp,
-            expire_at: state.expire_at,
-        };
-        let value = state.value.clone();
-        Some(Entry { meta, value })
+        Some(Entry::new(state, at.partition, at.offset, timestamp))
     }
 
     fn acknowledged(self: &Arc<Self>, appended: &[Appended]) {
