@@ -6,25 +6,14 @@ mod field;
 use std::ops::Range;
 
 use super::args::{SYNTAX, clip, int, is, parse_int};
+use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::strings::{current_or_empty, zero_padded};
-use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, flag};
-
-const ONE_KEY: Keys = Keys::Range {
-    first: 1,
-    last: 1,
-    step: 1,
-};
-const FROM_SECOND: Keys = Keys::Range {
-    first: 2,
-    last: -1,
-    step: 1,
-};
+use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 
 const WRITE: u32 = flag::WRITE | flag::DENYOOM;
 
 /// What the rows have in common.
 const ROW: Command = Command {
-    keys: ONE_KEY,
     categories: &["bitmap"],
     group: "bitmap",
     ..Command::DEFAULT
@@ -35,79 +24,86 @@ pub static COMMANDS: &[Command] = &[
         name: "bitcount",
         arity: -2,
         flags: flag::READONLY,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.6.0",
         complexity: "O(N), N being the bytes that are looked at.",
         summary: "Counts the bits that are 1, in a string or a part of it.",
-        run: Run::Now(bitcount),
+        run: Run::Data(bitcount),
         ..ROW
     },
     Command {
         name: "bitfield",
         arity: -2,
         flags: WRITE,
+        keys: &[KeySpec::at(1, CHANGES | access::VARIABLE_FLAGS)],
         since: "3.2.0",
         complexity: "O(1) for every operation, and O(N) for writing the string of N bytes.",
         summary: "Reads, sets and adds to integers of any width at any bit of a string.",
-        run: Run::Now(field::bitfield),
+        access: Some(field::access),
+        run: Run::Data(field::bitfield),
         ..ROW
     },
     Command {
         name: "bitfield_ro",
         arity: -2,
         flags: flag::READONLY | flag::FAST,
+        keys: &[KeySpec::at(1, READS)],
         since: "6.0.0",
         complexity: "O(1) for every operation.",
         summary: "Reads integers of any width at any bit of a string.",
-        run: Run::Now(field::bitfield_ro),
+        run: Run::Data(field::bitfield_ro),
         ..ROW
     },
     Command {
         name: "bitop",
         arity: -4,
         flags: WRITE,
-        keys: FROM_SECOND,
+        keys: &[KeySpec::at(2, SETS), KeySpec::from(3, READS)],
         since: "2.6.0",
         complexity: "O(N), N being the bytes of all strings.",
         summary: "Combines strings bit by bit and stores the result.",
-        run: Run::Now(bitop),
+        run: Run::Data(bitop),
         ..ROW
     },
     Command {
         name: "bitpos",
         arity: -3,
         flags: flag::READONLY,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.8.7",
         complexity: "O(N), N being the bytes that are looked at.",
         summary: "Finds the first bit that is 1, or 0, in a string or a part of it.",
-        run: Run::Now(bitpos),
+        run: Run::Data(bitpos),
         ..ROW
     },
     Command {
         name: "getbit",
         arity: 3,
         flags: flag::READONLY | flag::FAST,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.2.0",
         summary: "Returns one bit of a string.",
-        run: Run::Now(getbit),
+        run: Run::Data(getbit),
         ..ROW
     },
     Command {
         name: "setbit",
         arity: 4,
         flags: WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         since: "2.2.0",
         complexity: "O(N), N being the length of the string: it is written whole.",
         summary: "Sets one bit of a string and returns what it was.",
-        run: Run::Now(setbit),
+        run: Run::Data(setbit),
         ..ROW
     },
 ];
 
 /// Checks that a string may be so long that it has this bit.
-fn check_offset(context: &Context, offset: Option<i64>) -> Result<usize, Fault> {
+fn check_offset(data: &Data, offset: Option<i64>) -> Result<usize, Fault> {
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     offset
-        .filter(|offset| offset / 8 < context.shared.config.proto_max_bulk_len())
+        .filter(|offset| offset / 8 < data.config.proto_max_bulk_len())
         .ok_or("ERR bit offset is not an integer or out of range".into())
 }
 
@@ -127,28 +123,27 @@ fn set_bit_at(value: &mut [u8], place: usize, bit: bool) {
     }
 }
 
-fn getbit(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let place = check_offset(context, parse_int(args[2]))?;
-    let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
+fn getbit(data: &mut Data, args: Args) -> Outcome {
+    let place = check_offset(data, parse_int(args[2]))?;
+    let value = data.get_string(args[1])?.unwrap_or_default();
     Ok(Reply::Int(i64::from(bit_at(&value, place))))
 }
 
-fn setbit(context: &mut Context, args: Args) -> Outcome {
-    let (database, key) = (context.database(), args[1]);
-    let place = check_offset(context, parse_int(args[2]))?;
+fn setbit(data: &mut Data, args: Args) -> Outcome {
+    let key = args[1];
+    let place = check_offset(data, parse_int(args[2]))?;
     let bit = match parse_int(args[3]) {
         Some(0) => false,
         Some(1) => true,
         _ => return Err("ERR bit is not an integer or out of range".into()),
     };
-    let current = current_or_empty(context, key)?;
+    let current = current_or_empty(data, key)?;
     let old = bit_at(&current.value, place);
     if old != bit || place / 8 >= current.value.len() {
-        context.transaction.works(current.value.len().max(place / 8 + 1))?;
+        data.transaction.works(current.value.len().max(place / 8 + 1))?;
         let mut value = zero_padded(&current.value, place / 8 + 1);
         set_bit_at(&mut value, place, bit);
-        context.transaction.set(database, key, value.into(), current.expire_at);
+        data.set(key, value.into(), current.expire_at);
     }
     Ok(Reply::Int(i64::from(old)))
 }
@@ -168,10 +163,9 @@ fn in_bits(range: Range<usize>, unit: usize) -> Range<usize> {
     range.start * unit..range.end * unit
 }
 
-fn bitcount(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn bitcount(data: &mut Data, args: Args) -> Outcome {
     // A missing key is answered before the arguments are looked at: so does Redis up to 7.2, from 8.0 on no more.
-    let Some(value) = context.transaction.get_string(database, args[1])? else {
+    let Some(value) = data.get_string(args[1])? else {
         return Ok(Reply::Int(0));
     };
     let (start, end) = match args.len() {
@@ -187,7 +181,7 @@ fn bitcount(context: &mut Context, args: Args) -> Outcome {
         return Ok(Reply::Int(0));
     };
     let bits = in_bits(part, unit);
-    context.transaction.works(bits.len() / 8)?;
+    data.transaction.works(bits.len() / 8)?;
     Ok(Reply::Int(count(&value, bits)))
 }
 
@@ -221,15 +215,14 @@ fn split(bits: &Range<usize>) -> (Range<usize>, [Range<usize>; 2]) {
     (first..last, [bits.start..first * 8, last * 8..bits.end])
 }
 
-fn bitpos(context: &mut Context, args: Args) -> Outcome {
+fn bitpos(data: &mut Data, args: Args) -> Outcome {
     let bit = match int(args[2])? {
         0 => false,
         1 => true,
         _ => return Err("ERR The bit argument must be 1 or 0.".into()),
     };
-    let database = context.database();
     // As in BITCOUNT, before the other arguments are looked at.
-    let Some(value) = context.transaction.get_string(database, args[1])? else {
+    let Some(value) = data.get_string(args[1])? else {
         return Ok(Reply::Int(if bit { -1 } else { 0 }));
     };
     if args.len() > 6 {
@@ -242,7 +235,7 @@ fn bitpos(context: &mut Context, args: Args) -> Outcome {
         return Ok(Reply::Int(-1));
     };
     let bits = in_bits(part, unit);
-    context.transaction.works(bits.len() / 8)?;
+    data.transaction.works(bits.len() / 8)?;
     Ok(Reply::Int(match position(&value, bits, bit) {
         Some(place) => place as i64,
         // Without a given end the string goes on with zeros.
@@ -276,8 +269,8 @@ fn wanted_first(chunk: &[u8], bit: bool) -> Option<usize> {
     (place < chunk.len() * 8).then_some(place)
 }
 
-fn bitop(context: &mut Context, args: Args) -> Outcome {
-    let (database, to, from) = (context.database(), args[2], &args[3..]);
+fn bitop(data: &mut Data, args: Args) -> Outcome {
+    let (to, from) = (args[2], &args[3..]);
     let operations = [
         ("AND", Some(Operation::And)),
         ("OR", Some(Operation::Or)),
@@ -289,15 +282,15 @@ fn bitop(context: &mut Context, args: Args) -> Outcome {
         .find(|(name, _)| is(args[1], name))
         .ok_or(SYNTAX)?;
     let result = match (operation, from) {
-        (Some(operation), _) => combine_keys(context, from, operation)?,
-        (None, [key]) => invert_key(context, key)?,
+        (Some(operation), _) => combine_keys(data, from, operation)?,
+        (None, [key]) => invert_key(data, key)?,
         (None, _) => return Err("ERR BITOP NOT must be called with a single source key.".into()),
     };
     let length = result.len();
     if length > 0 {
-        context.transaction.set(database, to, result.into(), None);
-    } else if context.transaction.exists(database, to)? {
-        context.transaction.delete(database, to);
+        data.set(to, result.into(), None);
+    } else if data.exists(to)? {
+        data.delete(to);
     }
     Ok(Reply::Int(length as i64))
 }
@@ -309,24 +302,22 @@ enum Operation {
     Xor,
 }
 
-fn invert_key(context: &mut Context, key: &[u8]) -> Result<Vec<u8>, Fault> {
-    let database = context.database();
-    let value = context.transaction.read_string(database, key)?.unwrap_or_default();
-    context.transaction.works(value.len())?;
+fn invert_key(data: &mut Data, key: &[u8]) -> Result<Vec<u8>, Fault> {
+    let value = data.read_string(key)?.unwrap_or_default();
+    data.transaction.works(value.len())?;
     let mut result = value.to_vec();
     by_words(&mut result, &value, |a, _| !a);
     Ok(result)
 }
 
 /// Combines the values of these keys, some at a time: not all of them need be in memory.
-fn combine_keys(context: &mut Context, keys: Args, operation: Operation) -> Result<Vec<u8>, Fault> {
+fn combine_keys(data: &mut Data, keys: Args, operation: Operation) -> Result<Vec<u8>, Fault> {
     /// Bytes of values that are combined in one pass over the result.
     const TOGETHER: usize = 256 << 20;
-    let database = context.database();
     let (mut result, mut values, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (index, key) in keys.iter().enumerate() {
-        let value = context.transaction.read_string(database, key)?.unwrap_or_default();
-        context.transaction.works(value.len())?;
+        let value = data.read_string(key)?.unwrap_or_default();
+        data.transaction.works(value.len())?;
         if index == 0 {
             result = value.to_vec();
             continue;

@@ -1,5 +1,6 @@
 //! Connections: <https://redis.io/docs/latest/commands/?group=connection>.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use super::admission::{self, DEFAULT_USER, Wants, admit, login_delay};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Client, ClientDetails, Replies, Session, Shared};
-use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag, table};
+use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, flag, table};
 use crate::database::now_ms;
 use crate::resp::Version;
 
@@ -28,7 +29,8 @@ pub static COMMANDS: &[Command] = &[
         since: "1.0.0",
         complexity: "O(1)",
         summary: "Authenticates the connection.",
-        run: Run::Now(auth),
+        secrets: Some(|args| (1..args.len()).collect()),
+        run: Run::Session(auth),
         ..Command::DEFAULT
     },
     Command {
@@ -53,7 +55,7 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "1.0.0",
         summary: "Returns its argument.",
-        run: Run::Now(echo),
+        run: Run::Session(echo),
         ..Command::DEFAULT
     },
     Command {
@@ -64,7 +66,8 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "6.0.0",
         summary: "Chooses the protocol version; may authenticate and name the connection.",
-        run: Run::Now(hello),
+        secrets: Some(secrets_of_hello),
+        run: Run::Session(hello),
         ..Command::DEFAULT
     },
     Command {
@@ -75,7 +78,7 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "1.0.0",
         summary: "Tells that the server is there.",
-        run: Run::Now(ping),
+        run: Run::Session(ping),
         ..Command::DEFAULT
     },
     Command {
@@ -92,7 +95,7 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "1.0.0",
         summary: "Closes the connection.",
-        run: Run::Now(quit),
+        run: Run::Session(quit),
         ..Command::DEFAULT
     },
     Command {
@@ -109,7 +112,7 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "6.2.0",
         summary: "Gives the connection the state of a new one.",
-        run: Run::Now(reset),
+        run: Run::Session(reset),
         ..Command::DEFAULT
     },
     Command {
@@ -120,7 +123,7 @@ pub static COMMANDS: &[Command] = &[
         group: "connection",
         since: "1.0.0",
         summary: "Chooses the database of the connection.",
-        run: Run::Now(select),
+        run: Run::Select,
         ..Command::DEFAULT
     },
 ];
@@ -134,7 +137,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "2.6.9",
         summary: "Returns the name of the connection.",
-        run: Run::Now(client_getname),
+        run: Run::Session(client_getname),
         ..Command::DEFAULT
     },
     Command {
@@ -145,7 +148,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "5.0.0",
         summary: "Lists the subcommands.",
-        run: Run::Now(client_help),
+        run: Run::Session(client_help),
         ..Command::DEFAULT
     },
     Command {
@@ -156,7 +159,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "5.0.0",
         summary: "Returns the id of the connection.",
-        run: Run::Now(client_id),
+        run: Run::Session(client_id),
         ..Command::DEFAULT
     },
     Command {
@@ -167,7 +170,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "6.2.0",
         summary: "Returns what is known of the connection.",
-        run: Run::Now(client_info),
+        run: Run::Session(client_info),
         ..Command::DEFAULT
     },
     Command {
@@ -179,7 +182,7 @@ const CLIENT: &[Command] = &[
         since: "2.4.0",
         complexity: "O(N), N connections",
         summary: "Closes connections.",
-        run: Run::Now(client_kill),
+        run: Run::Session(client_kill),
         ..Command::DEFAULT
     },
     Command {
@@ -191,7 +194,7 @@ const CLIENT: &[Command] = &[
         since: "2.4.0",
         complexity: "O(N), N connections",
         summary: "Lists the connections.",
-        run: Run::Now(client_list),
+        run: Run::Session(client_list),
         ..Command::DEFAULT
     },
     Command {
@@ -202,7 +205,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "7.0.0",
         summary: "Keeps the connection from being closed for memory; nothing does that here.",
-        run: Run::Now(client_no_evict),
+        run: Run::Session(client_no_evict),
         ..Command::DEFAULT
     },
     Command {
@@ -214,7 +217,7 @@ const CLIENT: &[Command] = &[
         since: "7.2.0",
         summary: "Keeps reads of the connection from counting as use.",
         compatibility: Compatibility::Partial("remembered and shown; reads still count as use in the hot tier"),
-        run: Run::Now(client_no_touch),
+        run: Run::Session(client_no_touch),
         ..Command::DEFAULT
     },
     Command {
@@ -225,7 +228,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "3.0.0",
         summary: "Lets commands wait for some time.",
-        run: Run::Now(client_pause),
+        run: Run::Session(client_pause),
         ..Command::DEFAULT
     },
     Command {
@@ -236,7 +239,7 @@ const CLIENT: &[Command] = &[
         group: "connection",
         since: "3.2.0",
         summary: "Turns replies to the connection off and on.",
-        run: Run::Now(client_reply),
+        run: Run::Session(client_reply),
         ..Command::DEFAULT
     },
     Command {
@@ -248,7 +251,7 @@ const CLIENT: &[Command] = &[
         since: "7.2.0",
         summary: "Tells the server which client library this is.",
         compatibility: NAMES,
-        run: Run::Now(client_setinfo),
+        run: Run::Session(client_setinfo),
         ..Command::DEFAULT
     },
     Command {
@@ -260,7 +263,7 @@ const CLIENT: &[Command] = &[
         since: "2.6.9",
         summary: "Gives the connection a name.",
         compatibility: NAMES,
-        run: Run::Now(client_setname),
+        run: Run::Session(client_setname),
         ..Command::DEFAULT
     },
     Command {
@@ -272,7 +275,7 @@ const CLIENT: &[Command] = &[
         since: "6.2.0",
         complexity: "O(N), N connections that wait",
         summary: "Ends a pause.",
-        run: Run::Now(client_unpause),
+        run: Run::Session(client_unpause),
         ..Command::DEFAULT
     },
     Command {
@@ -337,7 +340,7 @@ const CLIENT: &[Command] = &[
     },
 ];
 
-fn ping(_: &mut Context, args: Args) -> Outcome {
+fn ping(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match args.len() {
         1 => Ok(Reply::simple("PONG")),
         2 => Ok(Reply::bulk(args[1])),
@@ -345,30 +348,31 @@ fn ping(_: &mut Context, args: Args) -> Outcome {
     }
 }
 
-fn echo(_: &mut Context, args: Args) -> Outcome {
+fn echo(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     Ok(Reply::bulk(args[1]))
 }
 
-fn select(context: &mut Context, args: Args) -> Outcome {
-    let index = int(args[1])
-        .ok()
-        .and_then(|i| i32::try_from(i).ok())
-        .ok_or(NOT_AN_INTEGER)?;
-    let database = u16::try_from(index)
-        .ok()
-        .filter(|d| *d < context.shared.service.database_count());
-    context.session.select(database.ok_or("ERR DB index is out of range")?);
+pub(super) fn select(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    session.select(selected(shared, args)?);
     Ok(Reply::Ok)
 }
 
-fn quit(context: &mut Context, _: Args) -> Outcome {
-    context.session.close = true;
+/// The database that SELECT names.
+pub(super) fn selected(shared: &Shared, args: Args) -> Result<u16, Fault> {
+    let index = int(args[1]).ok().and_then(|index| i32::try_from(index).ok());
+    u16::try_from(index.ok_or(NOT_AN_INTEGER)?)
+        .ok()
+        .filter(|database| *database < shared.service.database_count())
+        .ok_or_else(|| "ERR DB index is out of range".into())
+}
+
+fn quit(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    session.close = true;
     Ok(Reply::Ok)
 }
 
-fn reset(context: &mut Context, _: Args) -> Outcome {
-    let authenticated = admission::needs_no_login(context.shared);
-    let session = &mut *context.session;
+fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    let authenticated = admission::needs_no_login(shared);
     session.end_transaction();
     // A SKIP before it holds for the answer to RESET too.
     session.replies = Replies {
@@ -390,33 +394,39 @@ fn set_version(session: &mut Session, version: Version) {
     session.client.resp3.store(version == Version::Resp3, Ordering::Relaxed);
 }
 
-fn auth(context: &mut Context, args: Args) -> Outcome {
+fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     match args {
-        [_, _] if admission::needs_no_login(context.shared) => {
+        [_, _] if admission::needs_no_login(shared) => {
             Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
         }
-        [_, password] => authenticate(context, DEFAULT_USER, password),
-        [_, user, password] => authenticate(context, user, password),
+        [_, password] => authenticate(session, shared, DEFAULT_USER, password),
+        [_, user, password] => authenticate(session, shared, user, password),
         _ => Err(SYNTAX.into()),
     }
 }
 
-fn authenticate(context: &mut Context, user: &[u8], password: &[u8]) -> Outcome {
-    let client = &context.session.client;
-    match admit(context.shared, Wants::LogIn { client, user, password }) {
+/// Name and password behind AUTH.
+fn secrets_of_hello(args: Args) -> Vec<usize> {
+    let at = args.iter().skip(2).position(|argument| is(argument, "auth"));
+    at.map_or_else(Vec::new, |at| (at + 3..at + 5).collect())
+}
+
+fn authenticate(session: &mut Session, shared: &Arc<Shared>, user: &[u8], password: &[u8]) -> Outcome {
+    let client = &session.client;
+    match admit(shared, Wants::LogIn { client, user, password }) {
         Ok(()) => {
-            context.session.authenticated = true;
+            session.authenticated = true;
             Ok(Reply::Ok)
         }
         Err(refusal) => {
-            context.session.delay = Some(login_delay(client));
+            session.delay = Some(login_delay(client));
             Err(refusal.text().into())
         }
     }
 }
 
-fn hello(context: &mut Context, args: Args) -> Outcome {
-    let mut version = context.session.version;
+fn hello(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    let mut version = session.version;
     if let Some(wanted) = args.get(1) {
         version = match parse_int(wanted) {
             Some(2) => Version::Resp2,
@@ -447,33 +457,33 @@ fn hello(context: &mut Context, args: Args) -> Outcome {
         };
     }
     if let Some((user, password)) = login {
-        authenticate(context, user, password)?;
+        authenticate(session, shared, user, password)?;
     }
-    if !context.session.authenticated {
+    if !session.authenticated {
         return Err("NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time".into());
     }
     if let Some(name) = name {
-        context.session.client.details.lock().name = name;
+        session.client.details.lock().name = name;
     }
-    set_version(context.session, version);
+    set_version(session, version);
     let pair = |name: &str, value: Reply| (Reply::bulk(name), value);
     Ok(Reply::Map(vec![
         pair("server", Reply::bulk("redis")),
         pair("version", Reply::bulk(REDIS_VERSION)),
         pair("proto", Reply::Int(if version == Version::Resp3 { 3 } else { 2 })),
-        pair("id", Reply::Int(context.session.client.id as i64)),
+        pair("id", Reply::Int(session.client.id as i64)),
         pair("mode", Reply::bulk("standalone")),
         pair("role", Reply::bulk("master")),
         pair("modules", Reply::Array(Vec::new())),
     ]))
 }
 
-fn client_id(context: &mut Context, _: Args) -> Outcome {
-    Ok(Reply::Int(context.session.client.id as i64))
+fn client_id(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    Ok(Reply::Int(session.client.id as i64))
 }
 
-fn client_getname(context: &mut Context, _: Args) -> Outcome {
-    let name = context.session.client.details.lock().name.clone();
+fn client_getname(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    let name = session.client.details.lock().name.clone();
     Ok(if name.is_empty() {
         Reply::Null
     } else {
@@ -481,9 +491,9 @@ fn client_getname(context: &mut Context, _: Args) -> Outcome {
     })
 }
 
-fn client_setname(context: &mut Context, args: Args) -> Outcome {
+fn client_setname(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let name = check_name(args[2], "Client names")?;
-    context.session.client.details.lock().name = name;
+    session.client.details.lock().name = name;
     Ok(Reply::Ok)
 }
 
@@ -502,27 +512,27 @@ fn check_name(name: &[u8], what: &str) -> Result<Bytes, Fault> {
     }
 }
 
-fn client_setinfo(context: &mut Context, args: Args) -> Outcome {
+fn client_setinfo(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let [_, _, option, value] = args else {
         return Err(wrong_arity("client|setinfo"));
     };
     if is(option, "lib-name") {
-        context.session.client.details.lock().library_name = check_name(value, &text(option))?;
+        session.client.details.lock().library_name = check_name(value, &text(option))?;
     } else if is(option, "lib-ver") {
-        context.session.client.details.lock().library_version = check_name(value, &text(option))?;
+        session.client.details.lock().library_version = check_name(value, &text(option))?;
     } else {
         return Err(Fault::error(format!("ERR Unrecognized option '{}'", text(option))));
     }
     Ok(Reply::Ok)
 }
 
-fn client_info(context: &mut Context, _: Args) -> Outcome {
-    let mut line = describe(&context.session.client);
+fn client_info(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    let mut line = describe(&session.client);
     line.push('\n');
     Ok(verbatim(line))
 }
 
-fn client_list(context: &mut Context, args: Args) -> Outcome {
+fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let mut ids = None;
     let mut normal = true;
     match &args[2..] {
@@ -535,7 +545,7 @@ fn client_list(context: &mut Context, args: Args) -> Outcome {
         _ => return Err(SYNTAX.into()),
     }
     let mut lines = String::new();
-    for client in context.shared.clients.list() {
+    for client in shared.clients.list() {
         if normal && ids.as_ref().is_none_or(|ids| ids.contains(&(client.id as i64))) {
             lines.push_str(&describe(&client));
             lines.push('\n');
@@ -624,13 +634,13 @@ struct Victims<'a> {
     spare_caller: bool,
 }
 
-fn client_kill(context: &mut Context, args: Args) -> Outcome {
+fn client_kill(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     if let [_, _, address] = args {
         let victims = Victims {
             address: Some(address),
             ..Victims::default()
         };
-        return match kill(context, &victims) {
+        return match kill(session, shared, &victims) {
             0 => Err("ERR No such client".into()),
             _ => Ok(Reply::Ok),
         };
@@ -662,11 +672,11 @@ fn client_kill(context: &mut Context, args: Args) -> Outcome {
             () => return Err(SYNTAX.into()),
         }
     }
-    Ok(Reply::Int(kill(context, &victims)))
+    Ok(Reply::Int(kill(session, shared, &victims)))
 }
 
-fn kill(context: &mut Context, victims: &Victims) -> i64 {
-    let (session, shared): (&mut Session, &Shared) = (context.session, context.shared);
+fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
+    let (session, shared): (&mut Session, &Shared) = (session, shared);
     let same = |wanted: Option<&[u8]>, has: Option<std::net::SocketAddr>| {
         wanted.is_none_or(|w| has.is_some_and(|a| a.to_string().as_bytes() == w))
     };
@@ -692,7 +702,7 @@ fn kill(context: &mut Context, victims: &Victims) -> i64 {
     killed
 }
 
-fn client_pause(context: &mut Context, args: Args) -> Outcome {
+fn client_pause(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let writes_only = match &args[3..] {
         [] => false,
         [mode] if is(mode, "write") => true,
@@ -711,39 +721,30 @@ fn client_pause(context: &mut Context, args: Args) -> Outcome {
     if duration < 0 {
         return Err("ERR timeout is negative".into());
     }
-    context
-        .shared
+    shared
         .pause
         .pause(now_ms().saturating_add(duration as u64), writes_only);
     Ok(Reply::Ok)
 }
 
-fn client_unpause(context: &mut Context, _: Args) -> Outcome {
-    context.shared.pause.unpause();
+fn client_unpause(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    shared.pause.unpause();
     Ok(Reply::Ok)
 }
 
-/// OFF and SKIP are not answered themselves, but have their place in the reply of EXEC, which is always whole: Redis leaves replies out of it that
-/// its length counts.
-fn client_reply(context: &mut Context, args: Args) -> Outcome {
-    let in_exec = context.session.multi.is_some();
-    let replies = &mut context.session.replies;
-    let is_answered = match () {
+/// OFF and SKIP are not answered themselves.
+fn client_reply(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
+    let replies = &mut session.replies;
+    match () {
         () if is(args[2], "on") => {
             (replies.off, replies.skip) = (false, false);
-            true
+            return Ok(Reply::Ok);
         }
-        () if is(args[2], "off") => {
-            replies.off = true;
-            in_exec
-        }
-        () if is(args[2], "skip") => {
-            replies.skip_next |= !replies.off;
-            in_exec
-        }
+        () if is(args[2], "off") => replies.off = true,
+        () if is(args[2], "skip") => replies.skip_next |= !replies.off,
         () => return Err(SYNTAX.into()),
-    };
-    Ok(if is_answered { Reply::Ok } else { Reply::None })
+    }
+    Ok(Reply::None)
 }
 
 fn on_or_off(argument: &[u8]) -> Result<bool, Fault> {
@@ -754,24 +755,16 @@ fn on_or_off(argument: &[u8]) -> Result<bool, Fault> {
     }
 }
 
-fn client_no_evict(context: &mut Context, args: Args) -> Outcome {
-    context
-        .session
-        .client
-        .no_evict
-        .store(on_or_off(args[2])?, Ordering::Relaxed);
+fn client_no_evict(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
+    session.client.no_evict.store(on_or_off(args[2])?, Ordering::Relaxed);
     Ok(Reply::Ok)
 }
 
-fn client_no_touch(context: &mut Context, args: Args) -> Outcome {
-    context
-        .session
-        .client
-        .no_touch
-        .store(on_or_off(args[2])?, Ordering::Relaxed);
+fn client_no_touch(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
+    session.client.no_touch.store(on_or_off(args[2])?, Ordering::Relaxed);
     Ok(Reply::Ok)
 }
 
-fn client_help(_: &mut Context, _: Args) -> Outcome {
+fn client_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(super::introspection::help_of("client", CLIENT))
 }

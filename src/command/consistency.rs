@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::execute::keys_of;
+use super::key_specs::keys_of;
 use super::session::{Session, Shared};
-use super::{Args, Command, Fault, Keys, Run, args, flag};
+use super::{Args, Command, Fault, Reads, Run, args, flag};
 use crate::database::Service;
 use crate::database::consistency::{Consistency, Scope};
 use crate::database::write::Outstanding;
 
 /// A connection's share in it.
-pub struct Reads {
+pub struct ReadPolicy {
     /// What HIGHWATER CONSISTENCY chose.
     pub chosen: Option<Consistency>,
     /// When what is being executed had come in.
@@ -33,9 +33,9 @@ enum Wanted {
     Within(Duration),
 }
 
-impl Default for Reads {
+impl Default for ReadPolicy {
     fn default() -> Self {
-        Reads {
+        ReadPolicy {
             chosen: None,
             arrived: Instant::now(),
         }
@@ -83,26 +83,15 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
         let queued = session.multi.as_ref().is_some_and(|multi| !multi.queued.is_empty());
         return queued.then_some(Scope::Everything);
     }
-    let looks = command.has(flag::READONLY | flag::WRITE) || command.name == "watch";
-    if !looks || is_blind(command, args) {
-        return None;
-    }
-    match command.keys {
-        Keys::None if command.has(flag::WHOLE_STORE) => Some(Scope::Everything),
-        Keys::None => None,
-        Keys::All => Some(Scope::Everything),
-        // They may name another database.
-        _ if matches!(command.name, "copy" | "move") => Some(Scope::Everything),
-        _ => Some(service.scope(session.database, keys_of(command, args).into_iter())),
-    }
-}
-
-/// Writes that read nothing.
-fn is_blind(command: &Command, args: Args<'_>) -> bool {
-    match command.name {
-        "set" => args.len() == 3,
-        "setex" | "psetex" | "mset" => true,
-        _ => false,
+    match command.reads {
+        _ if command.has(flag::ALL_KEYS) => Some(Scope::Everything),
+        Reads::Store | Reads::OtherDatabases => Some(Scope::Everything),
+        Reads::StoreIf(_) => None,
+        Reads::KeysUnless(blind) if blind(args) => None,
+        Reads::Keys | Reads::KeysUnless(_) if command.keys.is_empty() => None,
+        Reads::Keys | Reads::KeysUnless(_) => {
+            Some(service.scope(session.database, keys_of(command.keys, args).into_iter()))
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::args::{SYNTAX, int, is, parse_int};
-use super::{Args, Context, Fault, Outcome, Reply};
+use super::{Args, Data, Fault, Outcome, Reply};
 
 /// What DUMP writes: the oldest version that still says so, strings are the same in all.
 const WRITTEN_VERSION: u16 = 10;
@@ -33,24 +33,23 @@ mod length {
     pub const LZF: u8 = 0xc3;
 }
 
-pub(super) fn dump(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let value = context.transaction.get_string(database, args[1])?;
-    context.transaction.works(value.as_ref().map_or(0, Bytes::len))?;
+pub(super) fn dump(data: &mut Data, args: Args) -> Outcome {
+    let value = data.get_string(args[1])?;
+    data.transaction.works(value.as_ref().map_or(0, Bytes::len))?;
     Ok(value.map(|value| serialize(&value)).into())
 }
 
-pub(super) fn restore(context: &mut Context, args: Args) -> Outcome {
+pub(super) fn restore(data: &mut Data, args: Args) -> Outcome {
     let options = RestoreOptions::parse(&args[4..])?;
-    let (database, key) = (context.database(), args[1]);
-    let exists = context.transaction.exists(database, key)?;
+    let key = args[1];
+    let exists = data.exists(key)?;
     if exists && !options.replace {
         return Err("BUSYKEY Target key name already exists.".into());
     }
     let ttl = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR Invalid TTL value, must be >= 0"))?;
     let content = verified(args[3]).ok_or("ERR DUMP payload version or checksum are wrong")?;
-    context.transaction.works(longest(content))?;
-    let limit = context.shared.config.proto_max_bulk_len();
+    data.transaction.works(longest(content))?;
+    let limit = data.config.proto_max_bulk_len();
     if let Some(kind) = other_type(content) {
         return Err(Fault::error(format!(
             "ERR the payload holds a {kind}: this type is not supported, only strings are"
@@ -60,12 +59,12 @@ pub(super) fn restore(context: &mut Context, args: Args) -> Outcome {
     let expire_at = match ttl {
         0 => None,
         ttl if options.absolute => Some(ttl),
-        ttl => Some(ttl.saturating_add(context.transaction.now)),
+        ttl => Some(ttl.saturating_add(data.now())),
     };
-    if expire_at.is_none_or(|at| at > context.transaction.now) {
-        context.transaction.set(database, key, value, expire_at);
+    if expire_at.is_none_or(|at| at > data.now()) {
+        data.set(key, value, expire_at);
     } else if exists {
-        context.transaction.delete(database, key);
+        data.delete(key);
     }
     Ok(Reply::Ok)
 }

@@ -5,6 +5,8 @@ use super::*;
 use crate::command::session::{Replies, Turns};
 use crate::config::Config;
 use crate::database::tests::Fixture;
+use crate::log::ProduceError;
+use crate::resp::Version;
 use crate::telemetry::Stats;
 
 fn shared(f: &Fixture) -> Arc<Shared> {

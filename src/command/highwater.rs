@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::args::{parse_int, text};
 use super::introspection::help_of;
-use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, Session, Shared, Waiting, consistency, flag};
+use super::key_specs::access::READS;
+use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, Waiting, consistency, flag};
 use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
-use crate::database::{Seen, Wait};
+use crate::database::{Seen, Service, Wait};
 use crate::log::TopicPartition;
 use crate::model::{Entry, Value};
 
@@ -40,7 +41,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: -2,
         flags: flag::LOADING | flag::STALE | flag::FAST,
         summary: "HIGHWATER CONSISTENCY [EVENTUAL | SESSION | LINEARIZABLE | MAXLAG milliseconds | DEFAULT]: what reads of this connection may miss; without a word, tells it.",
-        run: Run::Now(choose_consistency),
+        run: Run::Session(choose_consistency),
         ..ROW
     },
     Command {
@@ -57,7 +58,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: 2,
         flags: flag::LOADING | flag::STALE,
         summary: "HIGHWATER HELP: lists these subcommands.",
-        run: Run::Now(help),
+        run: Run::Session(help),
         ..ROW
     },
     Command {
@@ -90,28 +91,22 @@ const SUBCOMMANDS: &[Command] = &[
         name: "highwater|where",
         arity: 3,
         flags: flag::READONLY | flag::FAST,
-        keys: Keys::Range {
-            first: 2,
-            last: 2,
-            step: 1,
-        },
+        keys: &[KeySpec::at(2, READS)],
         summary: "HIGHWATER WHERE key: the topic, partition and offset of the record that the key's value comes from, its time, expiry and size.",
-        run: Run::Now(tell_where),
+        run: Run::Data(tell_where),
         ..ROW
     },
 ];
 
-fn help(_: &mut Context, _: Args) -> Outcome {
+fn help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("highwater", SUBCOMMANDS))
 }
 
-fn choose_consistency(context: &mut Context, args: Args) -> Outcome {
+fn choose_consistency(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     if args.len() == 2 {
-        return Ok(Reply::bulk(
-            consistency::mode(context.session, context.shared).to_string(),
-        ));
+        return Ok(Reply::bulk(consistency::mode(session, shared).to_string()));
     }
-    context.session.reads.chosen = consistency::parse(&args[2..])
+    session.reads.chosen = consistency::parse(&args[2..])
         .ok_or("ERR HIGHWATER CONSISTENCY takes EVENTUAL, SESSION, LINEARIZABLE, MAXLAG with 1 to 3600000 milliseconds, or DEFAULT")?;
     Ok(Reply::Ok)
 }
@@ -152,25 +147,26 @@ fn error(fault: Fault) -> Reply {
     }
 }
 
-fn tell_where(context: &mut Context, args: Args) -> Outcome {
-    let (database, key) = (context.database(), args[2]);
-    let service = &context.shared.service;
-    context.transaction.looks();
-    if context.session.outstanding.count() > 0
+/// Tells of what is in the log. Where the connection's own write of the key is under way, that is waited for.
+fn tell_where(data: &mut Data, args: Args) -> Outcome {
+    let (database, key) = (data.database, args[2]);
+    data.transaction.looks();
+    let service = data.transaction.service();
+    if data.transaction.sees_pending()
         && let Some(write) = service.read(database, key, true)?.depends
         && write.outcome().is_none()
     {
         return Err(Fault::Wait(Wait::Write(write)));
     }
     let Seen { entry, .. } = service.read(database, key, false)?;
-    let now = context.transaction.now;
+    let now = data.now();
     let Some(Entry { meta, value }) = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now)) else {
         return Ok(Reply::Null);
     };
     let home = service.log.partition(database, key);
     let mut fields = vec![
         field("database", Reply::Int(database.into())),
-        field("topic", topic(context.shared, database)),
+        field("topic", topic(service, database)),
         field("partition", Reply::Int(meta.partition.into())),
         field("offset", number(meta.offset)),
         field("timestamp", Reply::Int(meta.timestamp)),
@@ -193,8 +189,8 @@ fn number(value: u64) -> Reply {
     Reply::Int(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn topic(shared: &Shared, database: u16) -> Reply {
-    let identity = shared.service.log.identity(database);
+fn topic(service: &Service, database: u16) -> Reply {
+    let identity = service.log.identity(database);
     identity.map_or(Reply::Null, |identity| Reply::bulk(identity.topic))
 }
 
@@ -214,7 +210,7 @@ fn digest(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Wai
                 let partitions = (0..).zip(&digests).map(|(n, digest)| digest_of(n, digest)).collect();
                 Reply::Map(vec![
                     field("database", Reply::Int(database.into())),
-                    field("topic", topic(&shared, database)),
+                    field("topic", topic(&shared.service, database)),
                     field("partitions", Reply::Array(partitions)),
                 ])
             }
@@ -251,7 +247,7 @@ fn lag_of(shared: &Shared, lag: Lag) -> Reply {
     let end = end.or(noted).unwrap_or(0).max(applied);
     Reply::Map(vec![
         field("database", Reply::Int(database.into())),
-        field("topic", topic(shared, database)),
+        field("topic", topic(&shared.service, database)),
         field("partition", Reply::Int(partition.into())),
         field("position", number(applied)),
         field("end", number(end)),

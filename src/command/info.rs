@@ -13,7 +13,7 @@ use super::args::is;
 use super::connection::REDIS_VERSION;
 use super::session::Shared;
 use super::table::{self, Entry};
-use super::{Args, Context, Fault, Outcome};
+use super::{Args, Fault, Outcome, Session};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Partition, Status, now_ms};
 use crate::log::Outage;
@@ -65,7 +65,7 @@ const SECTIONS: &[(&str, bool, Section)] = &[
     ("Keyspace", true, keyspace),
 ];
 
-pub fn info(context: &mut Context, args: Args) -> Outcome {
+pub fn info(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let asked = &args[1..];
     let all = asked
         .iter()
@@ -79,7 +79,7 @@ pub fn info(context: &mut Context, args: Args) -> Outcome {
             }
             text.extend(["# ", name, "\r\n"]);
             let mut fields = Fields::default();
-            section(context.shared, &mut fields)?;
+            section(shared, &mut fields)?;
             fields.render(&mut text);
         }
     }

@@ -3,12 +3,14 @@
 mod docs;
 mod facts;
 
+use std::sync::Arc;
+
 use super::args::{SYNTAX, is, text};
+use super::key_specs::{Begin, Find, KeySpec, access, range_of};
 use super::pattern;
 use super::table::{self, Entry};
-use super::{Args, Command, Compatibility, Context, Fault, Outcome, Reply, Run, flag};
+use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag};
 use docs::document;
-use facts::KeySpec;
 
 /// ACL categories in Redis's order.
 pub const CATEGORIES: &[&str] = &[
@@ -48,7 +50,7 @@ pub static COMMANDS: &[Command] = &[Command {
     name: "command",
     arity: -1,
     summary: "Returns what the server knows of its commands.",
-    run: Run::Now(command),
+    run: Run::Session(command),
     subcommands: SUBCOMMANDS,
     ..ROW
 }];
@@ -59,7 +61,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: 2,
         complexity: "O(1)",
         summary: "Returns the number of commands.",
-        run: Run::Now(count),
+        run: Run::Session(count),
         ..ROW
     },
     Command {
@@ -68,7 +70,7 @@ const SUBCOMMANDS: &[Command] = &[
         since: "7.0.0",
         summary: "Returns documentation of commands.",
         compatibility: Compatibility::Partial("summaries and history are in words of our own"),
-        run: Run::Now(docs),
+        run: Run::Session(docs),
         ..ROW
     },
     Command {
@@ -76,7 +78,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: -4,
         complexity: "O(N), N being the number of arguments.",
         summary: "Finds the keys among the arguments of a command.",
-        run: Run::Now(getkeys),
+        run: Run::Session(getkeys),
         ..ROW
     },
     Command {
@@ -85,7 +87,7 @@ const SUBCOMMANDS: &[Command] = &[
         since: "7.0.0",
         complexity: "O(N), N being the number of arguments.",
         summary: "Finds the keys among the arguments of a command, and what it does with them.",
-        run: Run::Now(getkeysandflags),
+        run: Run::Session(getkeysandflags),
         ..ROW
     },
     Command {
@@ -94,14 +96,14 @@ const SUBCOMMANDS: &[Command] = &[
         since: "5.0.0",
         complexity: "O(1)",
         summary: "Lists the subcommands.",
-        run: Run::Now(help),
+        run: Run::Session(help),
         ..ROW
     },
     Command {
         name: "command|info",
         arity: -2,
         summary: "Returns arity, flags, keys and categories of commands.",
-        run: Run::Now(info),
+        run: Run::Session(info),
         ..ROW
     },
     Command {
@@ -109,7 +111,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: -2,
         since: "7.0.0",
         summary: "Returns the names of commands.",
-        run: Run::Now(list),
+        run: Run::Session(list),
         ..ROW
     },
 ];
@@ -172,15 +174,15 @@ pub fn find(name: &[u8]) -> Option<&'static Entry> {
     is_there(found).then_some(found)
 }
 
-fn command(_: &mut Context, _: Args) -> Outcome {
+fn command(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Array(there().map(describe).collect()))
 }
 
-fn count(_: &mut Context, _: Args) -> Outcome {
+fn count(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Int(there().count() as i64))
 }
 
-fn info(_: &mut Context, args: Args) -> Outcome {
+fn info(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let replies = match &args[2..] {
         [] => there().map(describe).collect(),
         names => names
@@ -191,14 +193,14 @@ fn info(_: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Array(replies))
 }
 
-fn help(_: &mut Context, _: Args) -> Outcome {
+fn help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("command", SUBCOMMANDS))
 }
 
 /// The ten elements of COMMAND INFO.
 fn describe(entry: &'static Entry) -> Reply {
-    let specs = facts::key_specs(entry);
-    let (first, last, step) = range_of(&specs);
+    let specs = entry.keys;
+    let (first, last, step) = range_of(specs);
     let flags = flag::NAMES.iter().filter(|(flag, _)| entry.has(*flag));
     Reply::Array(vec![
         Reply::bulk(entry.name),
@@ -235,55 +237,41 @@ fn describe_spec(spec: &KeySpec) -> Reply {
             (Reply::bulk("spec"), Reply::Map(spec)),
         ])
     };
-    let number = |name: &str, value: i32| (Reply::bulk(name), Reply::Int(value.into()));
+    let number = |name: &str, value: usize| (Reply::bulk(name), Reply::Int(value as i64));
+    let begin = match spec.begin {
+        Begin::Index(index) => typed("index", vec![number("index", index)]),
+        Begin::Keyword(word, from) => typed(
+            "keyword",
+            vec![(Reply::bulk("keyword"), Reply::bulk(word)), number("startfrom", from)],
+        ),
+    };
+    let find = match spec.find {
+        Find::Range { last, step } => typed(
+            "range",
+            vec![
+                (Reply::bulk("lastkey"), Reply::Int(last.into())),
+                number("keystep", step),
+                number("limit", 0),
+            ],
+        ),
+        Find::Counted => typed(
+            "keynum",
+            vec![number("keynumidx", 0), number("firstkey", 1), number("keystep", 1)],
+        ),
+    };
     Reply::Map(vec![
-        (Reply::bulk("flags"), spec_flags(spec.flags)),
-        (
-            Reply::bulk("begin_search"),
-            typed("index", vec![number("index", spec.first)]),
-        ),
-        (
-            Reply::bulk("find_keys"),
-            typed(
-                "range",
-                vec![
-                    number("lastkey", spec.last),
-                    number("keystep", spec.step),
-                    number("limit", 0),
-                ],
-            ),
-        ),
+        (Reply::bulk("flags"), access_names(spec.access)),
+        (Reply::bulk("begin_search"), begin),
+        (Reply::bulk("find_keys"), find),
     ])
 }
 
-fn spec_flags(flags: &'static str) -> Reply {
-    Reply::Set(flags.split_ascii_whitespace().map(Reply::simple).collect())
+fn access_names(flags: u16) -> Reply {
+    let names = access::NAMES.iter().filter(|(flag, _)| flags & flag != 0);
+    Reply::Set(names.map(|(_, name)| Reply::simple(*name)).collect())
 }
 
-/// First key, last key and step over all key specs, as clients that know no key specs are told.
-fn range_of(specs: &[KeySpec]) -> (i32, i32, i32) {
-    let Some(first) = specs.first() else {
-        return (0, 0, 0);
-    };
-    // A last key counted from the end stays so; of the others the rightmost.
-    let last = specs.iter().map(|spec| {
-        if spec.last < 0 {
-            spec.last
-        } else {
-            spec.first + spec.last
-        }
-    });
-    let last = last.reduce(|one, other| {
-        if one < 0 || other < 0 {
-            one.min(other)
-        } else {
-            one.max(other)
-        }
-    });
-    (first.first, last.unwrap_or(0), first.step)
-}
-
-fn docs(_: &mut Context, args: Args) -> Outcome {
+fn docs(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let entries: Vec<&'static Entry> = match &args[2..] {
         [] => there().collect(),
         names => names.iter().filter_map(|name| find(name)).collect(),
@@ -296,7 +284,7 @@ fn docs(_: &mut Context, args: Args) -> Outcome {
     ))
 }
 
-fn list(_: &mut Context, args: Args) -> Outcome {
+fn list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match &args[2..] {
         [] => Ok(Reply::Array(names(&|_| true))),
         [filter, kind, by] if is(filter, "filterby") => {
@@ -321,21 +309,21 @@ fn names(is_meant: &dyn Fn(&Entry) -> bool) -> Vec<Reply> {
         .collect()
 }
 
-fn getkeys(_: &mut Context, args: Args) -> Outcome {
+fn getkeys(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let keys = keys_among(&args[2..])?;
     Ok(Reply::Array(
         keys.into_iter().map(|(key, _)| Reply::bulk(key)).collect(),
     ))
 }
 
-fn getkeysandflags(_: &mut Context, args: Args) -> Outcome {
+fn getkeysandflags(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let keys = keys_among(&args[2..])?;
-    let pair = |(key, flags)| Reply::Array(vec![Reply::bulk(key), spec_flags(flags)]);
+    let pair = |(key, flags)| Reply::Array(vec![Reply::bulk(key), access_names(flags)]);
     Ok(Reply::Array(keys.into_iter().map(pair).collect()))
 }
 
 /// The keys of a request, each with what the command does with it.
-fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], &'static str)>, Fault> {
+fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
     const NO_SUCH: &str = "ERR Invalid command specified";
     let command = table::find(request[0]).filter(|entry| is_there(entry)).ok_or(NO_SUCH)?;
     let command = match request.get(1) {
@@ -344,8 +332,7 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], &'static str)>,
             .ok_or(NO_SUCH)?,
         _ => command,
     };
-    let specs = facts::key_specs(command);
-    if specs.is_empty() {
+    if command.keys.is_empty() {
         return Err("ERR The command has no key arguments".into());
     }
     let count = request.len() as i32;
@@ -356,18 +343,12 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], &'static str)>,
     } {
         return Err("ERR Invalid number of arguments specified for command".into());
     }
-    let mut keys = Vec::new();
-    for spec in &specs {
-        let last = if spec.last < 0 {
-            count + spec.last
-        } else {
-            spec.first + spec.last
-        };
-        let places = (spec.first..=last).step_by(spec.step as usize);
-        let flags = facts::flags_for(command.name, request).unwrap_or(spec.flags);
-        keys.extend(places.filter_map(|at| request.get(at as usize).map(|key| (*key, flags))));
-    }
-    Ok(keys)
+    let of_request = command.access.map(|access| access(request));
+    let keys = command.keys.iter().flat_map(|spec| {
+        let access = of_request.unwrap_or(spec.access);
+        spec.keys(request).map(move |key| (key, access))
+    });
+    Ok(keys.collect())
 }
 
 /// `ACL CAT category`.

@@ -6,34 +6,14 @@ use bytes::Bytes;
 
 use super::args::{SYNTAX, int, int32, is, parse_int};
 use super::introspection::help_of;
+use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::pattern::KeyPattern;
-use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, dump, flag};
+use super::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reads, Reply, Run, dump, flag};
 use crate::database::Transaction;
 use crate::database::hot::own;
 use crate::database::transaction::SHORT_WORK;
 use crate::model::{Entry, State};
 use crate::store::key_hash;
-
-const ONE_KEY: Keys = Keys::Range {
-    first: 1,
-    last: 1,
-    step: 1,
-};
-const TWO_KEYS: Keys = Keys::Range {
-    first: 1,
-    last: 2,
-    step: 1,
-};
-const ALL_KEYS: Keys = Keys::Range {
-    first: 1,
-    last: -1,
-    step: 1,
-};
-const OBJECT_KEY: Keys = Keys::Range {
-    first: 2,
-    last: 2,
-    step: 1,
-};
 
 const READ: u32 = flag::READONLY | flag::FAST;
 const WRITE: u32 = flag::WRITE | flag::FAST;
@@ -63,90 +43,93 @@ pub static COMMANDS: &[Command] = &[
         name: "copy",
         arity: -3,
         flags: flag::WRITE | flag::DENYOOM,
-        keys: TWO_KEYS,
+        keys: &[KeySpec::at(1, READS), KeySpec::at(2, SETS)],
         since: "6.2.0",
         summary: "Copies what a key holds, and its expiry, to another key.",
-        run: Run::Now(copy),
+        reads: Reads::OtherDatabases,
+        run: Run::Data(copy),
         ..ROW
     },
     Command {
         name: "del",
         arity: -2,
         flags: flag::WRITE,
-        keys: ALL_KEYS,
+        keys: &[KeySpec::from(1, access::RM | access::DELETE)],
         complexity: "O(N), N being the number of keys.",
         summary: "Deletes keys and tells how many there were.",
-        run: Run::Now(del),
+        run: Run::Data(del),
         ..ROW
     },
     Command {
         name: "dump",
         arity: 2,
         flags: flag::READONLY,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.6.0",
         complexity: "O(N), N being the length of the value.",
         summary: "Gives a key's value as bytes that RESTORE takes.",
         compatibility: Compatibility::Partial("long values are not compressed; Redis reads them all the same"),
-        run: Run::Now(dump::dump),
+        run: Run::Data(dump::dump),
         ..ROW
     },
     Command {
         name: "exists",
         arity: -2,
         flags: READ,
-        keys: ALL_KEYS,
+        keys: &[KeySpec::from(1, access::RO)],
         complexity: "O(N), N being the number of keys.",
         summary: "Tells how many of the keys exist.",
-        run: Run::Now(exists),
+        run: Run::Data(exists),
         ..ROW
     },
     Command {
         name: "expire",
         arity: -3,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         summary: "Lets a key expire in so many seconds.",
-        run: Run::Now(expire),
+        run: Run::Data(expire),
         ..ROW
     },
     Command {
         name: "expireat",
         arity: -3,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         since: "1.2.0",
         summary: "Lets a key expire at a Unix time in seconds.",
-        run: Run::Now(expireat),
+        run: Run::Data(expireat),
         ..ROW
     },
     Command {
         name: "expiretime",
         arity: 2,
         flags: READ,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         since: "7.0.0",
         summary: "Tells when a key expires, as a Unix time in seconds.",
-        run: Run::Now(expiretime),
+        run: Run::Data(expiretime),
         ..ROW
     },
     Command {
         name: "keys",
         arity: 2,
-        flags: flag::READONLY | flag::WHOLE_STORE | flag::LONG,
+        flags: flag::READONLY | flag::LONG,
         categories: &["keyspace", "dangerous"],
         complexity: "O(N), N being the number of keys in the database.",
         summary: "Lists all keys that match a pattern.",
-        run: Run::Now(keys),
+        reads: Reads::Store,
+        run: Run::Data(keys),
         ..ROW
     },
     Command {
         name: "move",
         arity: 3,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Moves a key to another database.",
-        run: Run::Now(move_key),
+        reads: Reads::OtherDatabases,
+        run: Run::Data(move_key),
         ..ROW
     },
     Command {
@@ -164,106 +147,114 @@ pub static COMMANDS: &[Command] = &[
         name: "persist",
         arity: 2,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         since: "2.2.0",
         summary: "Takes a key's expiry away.",
-        run: Run::Now(persist),
+        run: Run::Data(persist),
         ..ROW
     },
     Command {
         name: "pexpire",
         arity: -3,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         since: "2.6.0",
         summary: "Lets a key expire in so many milliseconds.",
-        run: Run::Now(pexpire),
+        run: Run::Data(pexpire),
         ..ROW
     },
     Command {
         name: "pexpireat",
         arity: -3,
         flags: WRITE,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         since: "2.6.0",
         summary: "Lets a key expire at a Unix time in milliseconds.",
-        run: Run::Now(pexpireat),
+        run: Run::Data(pexpireat),
         ..ROW
     },
     Command {
         name: "pexpiretime",
         arity: 2,
         flags: READ,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         since: "7.0.0",
         summary: "Tells when a key expires, as a Unix time in milliseconds.",
-        run: Run::Now(pexpiretime),
+        run: Run::Data(pexpiretime),
         ..ROW
     },
     Command {
         name: "pttl",
         arity: 2,
         flags: READ,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.6.0",
         summary: "Tells how many milliseconds a key has left.",
-        run: Run::Now(pttl),
+        run: Run::Data(pttl),
         ..ROW
     },
     Command {
         name: "randomkey",
         arity: 1,
-        flags: flag::READONLY | flag::WHOLE_STORE,
+        flags: flag::READONLY,
         summary: "Picks a key at random.",
-        run: Run::Now(randomkey),
+        reads: Reads::Store,
+        run: Run::Data(randomkey),
         ..ROW
     },
     Command {
         name: "rename",
         arity: 3,
         flags: flag::WRITE,
-        keys: TWO_KEYS,
+        keys: &[
+            KeySpec::at(1, access::RW | access::ACCESS | access::DELETE),
+            KeySpec::at(2, SETS),
+        ],
         summary: "Gives a key another name, in place of whatever had that name.",
-        run: Run::Now(rename),
+        run: Run::Data(rename),
         ..ROW
     },
     Command {
         name: "renamenx",
         arity: 3,
         flags: WRITE,
-        keys: TWO_KEYS,
+        keys: &[
+            KeySpec::at(1, access::RW | access::ACCESS | access::DELETE),
+            KeySpec::at(2, access::OW | access::INSERT),
+        ],
         summary: "Gives a key another name unless that name is taken.",
-        run: Run::Now(renamenx),
+        run: Run::Data(renamenx),
         ..ROW
     },
     Command {
         name: "restore",
         arity: -4,
         flags: flag::WRITE | flag::DENYOOM,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, SETS)],
         categories: &["keyspace", "dangerous"],
         since: "2.6.0",
         complexity: "O(N), N being the length of the value.",
         summary: "Makes a key of what DUMP gave.",
         compatibility: Compatibility::Partial("strings only; IDLETIME and FREQ have no effect"),
-        run: Run::Now(dump::restore),
+        run: Run::Data(dump::restore),
         ..ROW
     },
     Command {
         name: "scan",
         arity: -2,
-        flags: flag::READONLY | flag::WHOLE_STORE,
+        flags: flag::READONLY,
         since: "2.8.0",
         complexity: "O(COUNT) for each call, O(N) for all keys.",
         summary: "Walks through all keys, a part with each call.",
-        run: Run::Now(scan),
+        reads: Reads::Store,
+        run: Run::Data(scan),
         ..ROW
     },
     Command {
         name: "sort",
         arity: -2,
         flags: flag::WRITE | flag::DENYOOM | flag::MOVABLEKEYS,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, CHANGES)],
         categories: &["set", "sortedset", "list", "dangerous"],
         complexity: "O(N+M*log(M)), N elements of which M are answered.",
         summary: "Sorts the elements of a list or a set, and may store the result.",
@@ -274,7 +265,7 @@ pub static COMMANDS: &[Command] = &[
         name: "sort_ro",
         arity: -2,
         flags: flag::READONLY | flag::MOVABLEKEYS,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         categories: &["set", "sortedset", "list", "dangerous"],
         since: "7.0.0",
         complexity: "O(N+M*log(M)), N elements of which M are answered.",
@@ -285,8 +276,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "swapdb",
         arity: 3,
-        flags: WRITE | flag::WHOLE_STORE | flag::LONG,
-        keys: Keys::All,
+        flags: WRITE | flag::LONG | flag::ALL_KEYS,
         categories: &["keyspace", "dangerous"],
         group: "server",
         since: "4.0.0",
@@ -295,48 +285,49 @@ pub static COMMANDS: &[Command] = &[
         compatibility: Compatibility::Partial(
             "both databases are written anew, key by key: at most 50,000 keys and 64 MiB in both together",
         ),
-        run: Run::Now(swapdb),
+        reads: Reads::Store,
+        run: Run::Data(swapdb),
         ..ROW
     },
     Command {
         name: "touch",
         arity: -2,
         flags: READ,
-        keys: ALL_KEYS,
+        keys: &[KeySpec::from(1, access::RO)],
         since: "3.2.1",
         complexity: "O(N), N being the number of keys.",
         summary: "Tells how many of the keys exist, and counts as an access to them.",
         compatibility: Compatibility::Partial("accesses are not recorded, so it is EXISTS"),
-        run: Run::Now(exists),
+        run: Run::Data(exists),
         ..ROW
     },
     Command {
         name: "ttl",
         arity: 2,
         flags: READ,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, READS)],
         summary: "Tells how many seconds a key has left.",
-        run: Run::Now(ttl),
+        run: Run::Data(ttl),
         ..ROW
     },
     Command {
         name: "type",
         arity: 2,
         flags: READ,
-        keys: ONE_KEY,
+        keys: &[KeySpec::at(1, access::RO)],
         summary: "Tells what kind of value a key holds.",
-        run: Run::Now(type_of),
+        run: Run::Data(type_of),
         ..ROW
     },
     Command {
         name: "unlink",
         arity: -2,
         flags: WRITE,
-        keys: ALL_KEYS,
+        keys: &[KeySpec::from(1, access::RM | access::DELETE)],
         since: "4.0.0",
         complexity: "O(N), N being the number of keys.",
         summary: "As DEL.",
-        run: Run::Now(del),
+        run: Run::Data(del),
         ..ROW
     },
 ];
@@ -346,26 +337,26 @@ static OBJECT: &[Command] = &[
         name: "object|encoding",
         arity: 3,
         flags: flag::READONLY,
-        keys: OBJECT_KEY,
+        keys: &[KeySpec::at(2, access::RO)],
         since: "2.2.3",
         summary: "Tells how Redis would keep the value in memory: int, embstr or raw.",
         compatibility: Compatibility::Partial(
             "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here",
         ),
-        run: Run::Now(object_encoding),
+        run: Run::Data(object_encoding),
         ..ROW
     },
     Command {
         name: "object|freq",
         arity: 3,
         flags: flag::READONLY,
-        keys: OBJECT_KEY,
+        keys: &[KeySpec::at(2, access::RO)],
         since: "4.0.0",
         summary: "Would tell how often the key is used.",
         compatibility: Compatibility::Partial(
             "an error, of its own under an LFU policy: how often keys are used is not tracked",
         ),
-        run: Run::Now(object_freq),
+        run: Run::Data(object_freq),
         ..ROW
     },
     Command {
@@ -374,59 +365,56 @@ static OBJECT: &[Command] = &[
         flags: flag::LOADING | flag::STALE,
         since: "6.2.0",
         summary: "Lists these subcommands.",
-        run: Run::Now(object_help),
+        run: Run::Data(object_help),
         ..ROW
     },
     Command {
         name: "object|idletime",
         arity: 3,
         flags: flag::READONLY,
-        keys: OBJECT_KEY,
+        keys: &[KeySpec::at(2, access::RO)],
         since: "2.2.3",
         summary: "Tells how many seconds ago the key was last used.",
         compatibility: Compatibility::Partial("only writes count, reads do not"),
-        run: Run::Now(object_idletime),
+        run: Run::Data(object_idletime),
         ..ROW
     },
     Command {
         name: "object|refcount",
         arity: 3,
         flags: flag::READONLY,
-        keys: OBJECT_KEY,
+        keys: &[KeySpec::at(2, access::RO)],
         since: "2.2.3",
         summary: "Tells how many references Redis would hold to the value.",
-        run: Run::Now(object_refcount),
+        run: Run::Data(object_refcount),
         ..ROW
     },
 ];
 
 // Presence.
 
-fn del(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn del(data: &mut Data, args: Args) -> Outcome {
     let mut deleted = 0;
     for key in &args[1..] {
-        if context.transaction.seems_to_exist(database, key)? {
-            context.transaction.delete(database, key);
-            context.transaction.check_size()?;
+        if data.transaction.seems_to_exist(data.database, key)? {
+            data.delete(key);
+            data.transaction.check_size()?;
             deleted += 1;
         }
     }
     Ok(Reply::Int(deleted))
 }
 
-fn exists(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn exists(data: &mut Data, args: Args) -> Outcome {
     let mut there = 0;
     for key in &args[1..] {
-        there += i64::from(context.transaction.exists(database, key)?);
+        there += i64::from(data.exists(key)?);
     }
     Ok(Reply::Int(there))
 }
 
-fn type_of(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    Ok(Reply::simple(match context.transaction.get(database, args[1])? {
+fn type_of(data: &mut Data, args: Args) -> Outcome {
+    Ok(Reply::simple(match data.get(args[1])? {
         Some(entry) => entry.type_name()?,
         None => "none",
     }))
@@ -440,39 +428,38 @@ enum Unit {
     Milliseconds,
 }
 
-fn expire(context: &mut Context, args: Args) -> Outcome {
-    let now = context.transaction.now;
-    set_expiry(context, args, "expire", Unit::Seconds, now)
+fn expire(data: &mut Data, args: Args) -> Outcome {
+    let now = data.now();
+    set_expiry(data, args, "expire", Unit::Seconds, now)
 }
 
-fn pexpire(context: &mut Context, args: Args) -> Outcome {
-    let now = context.transaction.now;
-    set_expiry(context, args, "pexpire", Unit::Milliseconds, now)
+fn pexpire(data: &mut Data, args: Args) -> Outcome {
+    let now = data.now();
+    set_expiry(data, args, "pexpire", Unit::Milliseconds, now)
 }
 
-fn expireat(context: &mut Context, args: Args) -> Outcome {
-    set_expiry(context, args, "expireat", Unit::Seconds, 0)
+fn expireat(data: &mut Data, args: Args) -> Outcome {
+    set_expiry(data, args, "expireat", Unit::Seconds, 0)
 }
 
-fn pexpireat(context: &mut Context, args: Args) -> Outcome {
-    set_expiry(context, args, "pexpireat", Unit::Milliseconds, 0)
+fn pexpireat(data: &mut Data, args: Args) -> Outcome {
+    set_expiry(data, args, "pexpireat", Unit::Milliseconds, 0)
 }
 
 /// The EXPIRE family; `base` is the time that the argument counts from.
-fn set_expiry(context: &mut Context, args: Args, name: &str, unit: Unit, base: u64) -> Outcome {
+fn set_expiry(data: &mut Data, args: Args, name: &str, unit: Unit, base: u64) -> Outcome {
     let condition = Condition::parse(&args[3..])?;
     let when = expiry_time(int(args[2])?, unit, base)
         .ok_or_else(|| Fault::error(format!("ERR invalid expire time in '{name}' command")))?;
-    let database = context.database();
-    let Some(entry) = context.transaction.get(database, args[1])? else {
+    let Some(entry) = data.get(args[1])? else {
         return Ok(Reply::Int(0));
     };
     if !condition.allows(entry.meta.expire_at, when) {
         return Ok(Reply::Int(0));
     }
-    match u64::try_from(when).ok().filter(|at| *at > context.transaction.now) {
-        Some(at) => context.transaction.put(database, args[1], until(entry, Some(at))?),
-        None => context.transaction.delete(database, args[1]),
+    match u64::try_from(when).ok().filter(|at| *at > data.now()) {
+        Some(at) => data.put(args[1], until(entry, Some(at))?),
+        None => data.delete(args[1]),
     }
     Ok(Reply::Int(1))
 }
@@ -541,38 +528,36 @@ fn until(entry: Entry, expire_at: Option<u64>) -> Result<State, Fault> {
     Ok(State { value, expire_at })
 }
 
-fn persist(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    match context.transaction.get(database, args[1])? {
+fn persist(data: &mut Data, args: Args) -> Outcome {
+    match data.get(args[1])? {
         Some(entry) if entry.meta.expire_at.is_some() => {
-            context.transaction.put(database, args[1], until(entry, None)?);
+            data.put(args[1], until(entry, None)?);
             Ok(Reply::Int(1))
         }
         _ => Ok(Reply::Int(0)),
     }
 }
 
-fn ttl(context: &mut Context, args: Args) -> Outcome {
-    let now = signed(context.transaction.now);
-    tell_expiry(context, args, |at| rounded_seconds(at - now))
+fn ttl(data: &mut Data, args: Args) -> Outcome {
+    let now = signed(data.now());
+    tell_expiry(data, args, |at| rounded_seconds(at - now))
 }
 
-fn pttl(context: &mut Context, args: Args) -> Outcome {
-    let now = signed(context.transaction.now);
-    tell_expiry(context, args, |at| at - now)
+fn pttl(data: &mut Data, args: Args) -> Outcome {
+    let now = signed(data.now());
+    tell_expiry(data, args, |at| at - now)
 }
 
-fn expiretime(context: &mut Context, args: Args) -> Outcome {
-    tell_expiry(context, args, rounded_seconds)
+fn expiretime(data: &mut Data, args: Args) -> Outcome {
+    tell_expiry(data, args, rounded_seconds)
 }
 
-fn pexpiretime(context: &mut Context, args: Args) -> Outcome {
-    tell_expiry(context, args, |at| at)
+fn pexpiretime(data: &mut Data, args: Args) -> Outcome {
+    tell_expiry(data, args, |at| at)
 }
 
-fn tell_expiry(context: &mut Context, args: Args, tell: impl Fn(i64) -> i64) -> Outcome {
-    let database = context.database();
-    Ok(Reply::Int(match context.transaction.get(database, args[1])? {
+fn tell_expiry(data: &mut Data, args: Args, tell: impl Fn(i64) -> i64) -> Outcome {
+    Ok(Reply::Int(match data.get(args[1])? {
         None => -2,
         Some(entry) => entry.meta.expire_at.map_or(-1, |at| tell(signed(at))),
     }))
@@ -584,46 +569,46 @@ fn rounded_seconds(milliseconds: i64) -> i64 {
 
 // Other names, other databases.
 
-fn rename(context: &mut Context, args: Args) -> Outcome {
-    rename_key(context, args, true)?;
+fn rename(data: &mut Data, args: Args) -> Outcome {
+    rename_key(data, args, true)?;
     Ok(Reply::Ok)
 }
 
-fn renamenx(context: &mut Context, args: Args) -> Outcome {
-    Ok(Reply::Int(i64::from(rename_key(context, args, false)?)))
+fn renamenx(data: &mut Data, args: Args) -> Outcome {
+    Ok(Reply::Int(i64::from(rename_key(data, args, false)?)))
 }
 
-fn rename_key(context: &mut Context, args: Args, replace: bool) -> Result<bool, Fault> {
-    let (database, from, to) = (context.database(), args[1], args[2]);
-    let entry = context.transaction.get(database, from)?.ok_or("ERR no such key")?;
-    if from == to || (!replace && context.transaction.exists(database, to)?) {
+fn rename_key(data: &mut Data, args: Args, replace: bool) -> Result<bool, Fault> {
+    let (from, to) = (args[1], args[2]);
+    let entry = data.get(from)?.ok_or("ERR no such key")?;
+    if from == to || (!replace && data.exists(to)?) {
         return Ok(false);
     }
-    context.transaction.put(database, to, entry.state()?);
-    context.transaction.delete(database, from);
+    data.put(to, entry.state()?);
+    data.delete(from);
     Ok(true)
 }
 
 const SAME_OBJECT: &str = "ERR source and destination objects are the same";
 const NO_DATABASE: &str = "ERR DB index is out of range";
 
-fn database_index(context: &Context, index: i32) -> Result<u16, Fault> {
+fn database_index(data: &Data, index: i32) -> Result<u16, Fault> {
     u16::try_from(index)
         .ok()
-        .filter(|database| *database < context.transaction.service().database_count())
+        .filter(|database| *database < data.transaction.service().database_count())
         .ok_or_else(|| NO_DATABASE.into())
 }
 
-fn copy(context: &mut Context, args: Args) -> Outcome {
+fn copy(data: &mut Data, args: Args) -> Outcome {
     let (from, to) = (args[1], args[2]);
-    let database = context.database();
+    let database = data.database;
     let (mut target, mut replace) = (database, false);
     let mut options = args[3..].iter();
     while let Some(option) = options.next() {
         if is(option, "replace") {
             replace = true;
         } else if let (true, Some(index)) = (is(option, "db"), options.as_slice().first()) {
-            target = database_index(context, int32(index)?)?;
+            target = database_index(data, int32(index)?)?;
             options.next();
         } else {
             return Err(SYNTAX.into());
@@ -632,37 +617,37 @@ fn copy(context: &mut Context, args: Args) -> Outcome {
     if target == database && from == to {
         return Err(SAME_OBJECT.into());
     }
-    let Some(entry) = context.transaction.read(database, from)? else {
+    let Some(entry) = data.read(from)? else {
         return Ok(Reply::Int(0));
     };
-    if !replace && context.transaction.exists(target, to)? {
+    if !replace && data.transaction.exists(target, to)? {
         return Ok(Reply::Int(0));
     }
-    context.transaction.put(target, to, entry.state()?);
+    data.transaction.put(target, to, entry.state()?);
     Ok(Reply::Int(1))
 }
 
-fn move_key(context: &mut Context, args: Args) -> Outcome {
-    let (database, key) = (context.database(), args[1]);
-    let target = database_index(context, int32(args[2])?)?;
+fn move_key(data: &mut Data, args: Args) -> Outcome {
+    let (database, key) = (data.database, args[1]);
+    let target = database_index(data, int32(args[2])?)?;
     if target == database {
         return Err(SAME_OBJECT.into());
     }
-    let Some(entry) = context.transaction.get(database, key)? else {
+    let Some(entry) = data.get(key)? else {
         return Ok(Reply::Int(0));
     };
-    if context.transaction.exists(target, key)? {
+    if data.transaction.exists(target, key)? {
         return Ok(Reply::Int(0));
     }
-    context.transaction.put(target, key, entry.state()?);
-    context.transaction.delete(database, key);
+    data.transaction.put(target, key, entry.state()?);
+    data.delete(key);
     Ok(Reply::Int(1))
 }
 
-fn swapdb(context: &mut Context, args: Args) -> Outcome {
+fn swapdb(data: &mut Data, args: Args) -> Outcome {
     let first = int32(args[1]).map_err(|_| Fault::from("ERR invalid first DB index"))?;
     let second = int32(args[2]).map_err(|_| Fault::from("ERR invalid second DB index"))?;
-    let (first, second) = (database_index(context, first)?, database_index(context, second)?);
+    let (first, second) = (database_index(data, first)?, database_index(data, second)?);
     if first == second {
         return Ok(Reply::Ok);
     }
@@ -670,18 +655,18 @@ fn swapdb(context: &mut Context, args: Args) -> Outcome {
         keys: MAX_SWAP_KEYS,
         bytes: MAX_SWAP_BYTES,
     };
-    let of_first = room.take(context.transaction, first)?;
-    let of_second = room.take(context.transaction, second)?;
+    let of_first = room.take(data.transaction, first)?;
+    let of_second = room.take(data.transaction, second)?;
     let names: HashSet<Bytes> = of_first.iter().map(|(key, _)| key.clone()).collect();
     for (key, state) in of_first {
-        context.transaction.delete(first, &key);
-        context.transaction.put(second, &key, state);
+        data.transaction.delete(first, &key);
+        data.transaction.put(second, &key, state);
     }
     for (key, state) in of_second {
         if !names.contains(&key) {
-            context.transaction.delete(second, &key);
+            data.transaction.delete(second, &key);
         }
-        context.transaction.put(first, &key, state);
+        data.transaction.put(first, &key, state);
     }
     Ok(Reply::Ok)
 }
@@ -723,13 +708,13 @@ impl SwapRoom {
 
 // Walking through all keys.
 
-fn keys(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn keys(data: &mut Data, args: Args) -> Outcome {
+    let database = data.database;
     let mut pattern = KeyPattern::new(args[1]);
     let (mut found, mut bytes) = (Vec::new(), 0);
     let mut from = Some(0);
     while let Some(start) = from {
-        from = context.transaction.scan_keys(database, start, CHUNK, &mut |key| {
+        from = data.transaction.scan_keys(database, start, CHUNK, &mut |key| {
             if bytes <= MAX_KEYS_BYTES && pattern.matches(key) {
                 bytes += key.len() + size_of::<Reply>();
                 found.push(Reply::bulk(key));
@@ -755,11 +740,11 @@ fn check(pattern: &KeyPattern) -> Result<(), Fault> {
 /// SCAN's cursor is the upper bits of the hash to go on from: so many that clients which take it for a double read it exactly.
 const CURSOR_SHIFT: u32 = 64 - 53;
 
-fn scan(context: &mut Context, args: Args) -> Outcome {
+fn scan(data: &mut Data, args: Args) -> Outcome {
     let cursor = parse_cursor(args[1]).ok_or("ERR invalid cursor")?;
     let mut options = ScanOptions::parse(&args[2..])?;
-    let database = context.database();
-    context.transaction.works(options.work())?;
+    let database = data.database;
+    data.transaction.works(options.work())?;
     let mut found = Vec::new();
     let (mut left, mut bytes, mut typed) = (options.count, 0, 0);
     let mut next = cursor
@@ -771,7 +756,7 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
             break;
         }
         let part = left.clamp(1, CHUNK);
-        next = context.transaction.scan_keys(database, from, part, &mut |key| {
+        next = data.transaction.scan_keys(database, from, part, &mut |key| {
             if !options.pattern.matches(key) {
                 return;
             }
@@ -785,7 +770,7 @@ fn scan(context: &mut Context, args: Args) -> Outcome {
         left = left.saturating_sub(part);
     }
     // As in Redis, looking at a key's type counts as a read.
-    context.transaction.lookups.hits += typed;
+    data.transaction.lookups.hits += typed;
     let cursor = next.map_or(0, |hash| hash >> CURSOR_SHIFT);
     Ok(Reply::Array(vec![Reply::bulk(cursor.to_string()), Reply::Array(found)]))
 }
@@ -851,8 +836,8 @@ const SAMPLE: usize = 16;
 /// Keys looked at before RANDOMKEY gives up: so many expired ones in a row, or ten times as many flushed ones, that nobody has deleted yet.
 const MAX_RANDOM: usize = 100_000;
 
-fn randomkey(context: &mut Context, _: Args) -> Outcome {
-    let database = context.database();
+fn randomkey(data: &mut Data, _: Args) -> Outcome {
+    let database = data.database;
     let start: u64 = rand::random();
     let mut sample: Vec<Bytes> = Vec::new();
     let mut looked_at = 0;
@@ -864,9 +849,9 @@ fn randomkey(context: &mut Context, _: Args) -> Outcome {
                 break;
             }
             let part = if looked_at < SAMPLE { SAMPLE } else { CHUNK };
-            context.transaction.works(part * KEY_WORK)?;
+            data.transaction.works(part * KEY_WORK)?;
             looked_at += part;
-            from = context.transaction.scan_keys(database, hash, part, &mut |key| {
+            from = data.transaction.scan_keys(database, hash, part, &mut |key| {
                 if sample.len() < SAMPLE && end.is_none_or(|end| key_hash(key) < end) {
                     sample.push(own(key));
                 }
@@ -883,13 +868,12 @@ fn randomkey(context: &mut Context, _: Args) -> Outcome {
 // OBJECT.
 
 /// The entry that an OBJECT subcommand is about.
-fn object(context: &mut Context, args: Args) -> Result<Option<Entry>, Fault> {
-    let database = context.database();
-    context.transaction.get(database, args[2])
+fn object(data: &mut Data, args: Args) -> Result<Option<Entry>, Fault> {
+    data.get(args[2])
 }
 
-fn object_encoding(context: &mut Context, args: Args) -> Outcome {
-    match object(context, args)? {
+fn object_encoding(data: &mut Data, args: Args) -> Outcome {
+    match object(data, args)? {
         None => Ok(Reply::Null),
         Some(entry) => Ok(Reply::bulk(encoding(&entry.string()?))),
     }
@@ -905,10 +889,10 @@ fn encoding(value: &[u8]) -> &'static str {
     }
 }
 
-fn object_refcount(context: &mut Context, args: Args) -> Outcome {
+fn object_refcount(data: &mut Data, args: Args) -> Outcome {
     /// Redis shares integers below this one, and tells the highest count for them.
     const SHARED: std::ops::Range<i64> = 0..10_000;
-    match object(context, args)? {
+    match object(data, args)? {
         None => Ok(Reply::Null),
         Some(entry) => {
             let shared = parse_int(&entry.string()?).is_some_and(|number| SHARED.contains(&number));
@@ -917,26 +901,26 @@ fn object_refcount(context: &mut Context, args: Args) -> Outcome {
     }
 }
 
-fn object_idletime(context: &mut Context, args: Args) -> Outcome {
-    let now = signed(context.transaction.now);
-    match object(context, args)? {
+fn object_idletime(data: &mut Data, args: Args) -> Outcome {
+    let now = signed(data.now());
+    match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(_) if context.shared.config.policy_is_lfu() => Err("ERR An LFU maxmemory policy is selected, idle time not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
+        Some(_) if data.config.policy_is_lfu() => Err("ERR An LFU maxmemory policy is selected, idle time not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
         Some(entry) => Ok(Reply::Int((now - entry.meta.timestamp).max(0) / 1000)),
     }
 }
 
-fn object_freq(context: &mut Context, args: Args) -> Outcome {
-    match object(context, args)? {
+fn object_freq(data: &mut Data, args: Args) -> Outcome {
+    match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(_) if context.shared.config.policy_is_lfu() => {
+        Some(_) if data.config.policy_is_lfu() => {
             Err("ERR access frequency not tracked: no key is ever evicted, whatever maxmemory-policy says".into())
         }
         Some(_) => Err("ERR An LFU maxmemory policy is not selected, access frequency not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
     }
 }
 
-fn object_help(_: &mut Context, _: Args) -> Outcome {
+fn object_help(_: &mut Data, _: Args) -> Outcome {
     Ok(help_of("object", OBJECT))
 }
 

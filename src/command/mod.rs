@@ -1,21 +1,28 @@
 //! Commands: one table ([`table`]), one file per family, one function per command.
 //!
-//! A command is a row (name, arity, flags, keys, …) and a handler over a [`Context`]: who asks ([`Session`]), what
-//! the server knows ([`Shared`]), and a transaction over the databases. The handler is pure over its transaction: it may be computed again,
-//! also as part of EXEC. Arity, ACL categories, COMMAND's replies and `redis-compat.md` come from the row.
+//! A command is a row (name, arity, flags, keys, …) and a handler. A handler of data works on [`Data`] alone, so it may be
+//! computed anew. A handler of the connection works on who asks ([`Session`]) and on what the server knows ([`Shared`]); it runs
+//! once. Arity, ACL categories, COMMAND's replies, locks, read consistency and `redis-compat.md` come from the row.
 //!
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
 pub mod admission;
 pub mod args;
+mod checks;
 #[cfg(test)]
 mod compat_doc;
+mod compute;
 pub mod consistency;
+mod data;
 mod dump;
+mod exec;
 pub mod execute;
 pub mod info;
+pub mod key_specs;
 pub mod pattern;
 pub mod session;
+pub mod settle;
+pub mod step;
 pub mod table;
 pub mod tally;
 
@@ -39,6 +46,8 @@ use std::sync::atomic::AtomicU64;
 pub use crate::database::{Fault, Transaction};
 pub use crate::resp::Reply;
 use crate::telemetry::histogram::Histogram;
+pub use data::Data;
+pub use key_specs::KeySpec;
 pub use session::{Session, Shared};
 
 /// The arguments of a request, the command's name first.
@@ -50,21 +59,10 @@ pub const MAX_REPLY_MEMORY: usize = 1 << 30;
 /// What a handler answers.
 pub type Outcome = Result<Reply, Fault>;
 
-/// What a handler works with.
-pub struct Context<'c, 't> {
-    pub session: &'c mut Session,
-    pub shared: &'c Arc<Shared>,
-    pub transaction: &'c mut Transaction<'t>,
-}
-
-impl Context<'_, '_> {
-    /// The selected database.
-    pub fn database(&self) -> u16 {
-        self.session.database
-    }
-}
-
-pub type Handler = fn(&mut Context<'_, '_>, Args<'_>) -> Outcome;
+/// Computes a command about data.
+pub type DataHandler = fn(&mut Data<'_, '_>, Args<'_>) -> Outcome;
+/// Does something for the connection that asks, or tells of the server.
+pub type SessionHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Outcome;
 pub type Waiting = Pin<Box<dyn Future<Output = Reply> + Send>>;
 /// Starts something that takes time; not allowed inside MULTI.
 pub type WaitingHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Result<Waiting, Fault>;
@@ -72,11 +70,15 @@ pub type WaitingHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Result<Wai
 /// How a command is run.
 #[derive(Clone, Copy)]
 pub enum Run {
-    /// Computed at once, in a transaction.
-    Now(Handler),
-    /// Answers later; this connection waits, others do not.
+    /// Computed at once, in a transaction; computed anew where another writer came first.
+    Data(DataHandler),
+    /// Done at once, and once only. As a part of EXEC it is done when the commands about data are computed.
+    Session(SessionHandler),
+    /// SELECT: done as [`Run::Session`]; commands about data behind it in EXEC are computed on what it selects.
+    Select,
+    /// Answers later; this connection waits, others do not. Not allowed inside MULTI.
     Later(WaitingHandler),
-    /// EXEC: runs the queued commands in one transaction (see [`execute`]).
+    /// EXEC: runs the queued commands in one transaction (see [`exec`]).
     Exec,
     /// Only its subcommands are run.
     Container,
@@ -93,20 +95,19 @@ pub enum Compatibility {
     NotYet,
 }
 
-/// Where a command's keys are among its arguments.
+/// What a command reads of the data, which this node must have read from the log before: see [`consistency`].
 #[derive(Clone, Copy)]
-pub enum Keys {
-    None,
-    /// As COMMAND tells it: first, last (negative: from the end), step.
-    Range {
-        first: i32,
-        last: i32,
-        step: i32,
-    },
-    /// Every key may be meant (SWAPDB): all are locked.
-    All,
-    /// The number of keys stands at this argument, the keys follow.
-    Counted(usize),
+pub enum Reads {
+    /// Its keys, if it has any.
+    Keys,
+    /// Its keys, unless this says of its arguments that it writes without reading.
+    KeysUnless(fn(Args<'_>) -> bool),
+    /// Keys of other databases too.
+    OtherDatabases,
+    /// The whole store, which must first take in what was acknowledged.
+    Store,
+    /// The whole store, if this says so of its arguments.
+    StoreIf(fn(Args<'_>) -> bool),
 }
 
 /// One row of the table. Facts of Redis 7.2's own table (https://redis.io/docs/latest/commands/), summaries in our words.
@@ -117,7 +118,12 @@ pub struct Command {
     pub arity: i32,
     /// [`flag`]s as COMMAND tells them, and our own.
     pub flags: u32,
-    pub keys: Keys,
+    pub keys: &'static [KeySpec],
+    /// What a request does with its keys ([`key_specs::access`]), where its other arguments say so.
+    pub access: Option<fn(Args<'_>) -> u16>,
+    pub reads: Reads,
+    /// Which arguments are secrets, which SLOWLOG must not show.
+    pub secrets: Option<fn(Args<'_>) -> Vec<usize>>,
     /// ACL categories without `@`, besides those that follow from the flags.
     pub categories: &'static [&'static str],
     /// `string`, `generic`, `connection`, `server`, `transactions`, `bitmap`, …
@@ -152,7 +158,10 @@ impl Command {
         name: "",
         arity: 0,
         flags: 0,
-        keys: Keys::None,
+        keys: &[],
+        access: None,
+        reads: Reads::Keys,
+        secrets: None,
         categories: &[],
         group: "",
         since: "1.0.0",
@@ -165,6 +174,15 @@ impl Command {
 
     pub fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether a request looks at the whole store; without its arguments, whether it may.
+    pub fn looks_at_store(&self, args: Option<Args<'_>>) -> bool {
+        match (self.reads, args) {
+            (Reads::Store, _) | (Reads::StoreIf(_), None) => true,
+            (Reads::StoreIf(looks), Some(args)) => looks(args),
+            _ => false,
+        }
     }
 }
 
@@ -192,13 +210,14 @@ pub mod flag {
 
     /// Ours: runs at once between MULTI and EXEC instead of being queued.
     pub const IN_MULTI: u32 = 1 << 24;
-    /// Ours: looks at the whole store (SCAN, DBSIZE, …), which must first take in what was acknowledged.
-    pub const WHOLE_STORE: u32 = 1 << 25;
+    /// Ours: every key may be meant (SWAPDB, FLUSHALL): all are locked.
+    pub const ALL_KEYS: u32 = 1 << 25;
     /// Ours: the connection goes on only when its writes are acknowledged (flushes).
     pub const BARRIER: u32 = 1 << 26;
-
     /// Ours: may take long, so few run at one time.
     pub const LONG: u32 = 1 << 27;
+    /// Ours: allowed only where `enable-debug-command` says so.
+    pub const DEBUG: u32 = 1 << 28;
 
     /// Names as COMMAND INFO tells them.
     pub const NAMES: &[(u32, &str)] = &[

@@ -11,9 +11,9 @@ use super::args::{SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::connection::REDIS_VERSION;
 use super::introspection::help_of;
 use super::session::{Client, Session, Shared};
-use super::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, Waiting, flag};
+use super::{Args, Command, Compatibility, Data, Fault, Outcome, Reads, Reply, Run, Waiting, flag};
 use super::{info, pattern, table};
-use crate::config::VERSION;
+use crate::config::{VERSION, table as settings};
 use crate::database::now_ms;
 
 /// What commands of administrators have in common.
@@ -46,7 +46,7 @@ pub static COMMANDS: &[Command] = &[
         flags: SAVES,
         summary: "Asks for a compact append-only file; the log compacts itself.",
         compatibility: Compatibility::Partial("the log compacts itself; nothing more is done"),
-        run: Run::Now(bgrewriteaof),
+        run: Run::Session(bgrewriteaof),
         ..ROW
     },
     Command {
@@ -55,7 +55,7 @@ pub static COMMANDS: &[Command] = &[
         flags: SAVES,
         summary: "Saves in the background; here everything is saved already.",
         compatibility: DURABLE,
-        run: Run::Now(bgsave),
+        run: Run::Session(bgsave),
         ..ROW
     },
     Command {
@@ -72,16 +72,17 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "dbsize",
         arity: 1,
-        flags: flag::READONLY | flag::FAST | flag::WHOLE_STORE,
+        flags: flag::READONLY | flag::FAST,
         categories: &["keyspace"],
         summary: "Returns the number of keys in the database.",
-        run: Run::Now(dbsize),
+        reads: Reads::Store,
+        run: Run::Data(dbsize),
         ..ROW
     },
     Command {
         name: "debug",
         arity: -2,
-        flags: ADMIN,
+        flags: ADMIN | flag::DEBUG,
         complexity: "Depends on the subcommand.",
         summary: "Commands for tests of the server.",
         compatibility: Compatibility::Partial("SLEEP (holds up its own connection only), SET-ACTIVE-EXPIRE and LOG"),
@@ -91,23 +92,21 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "flushall",
         arity: -1,
-        flags: flag::WRITE | flag::BARRIER,
-        keys: Keys::All,
+        flags: flag::WRITE | flag::BARRIER | flag::ALL_KEYS,
         categories: &["keyspace", "dangerous"],
         complexity: "O(1); space is freed in the background.",
         summary: "Removes all keys of all databases.",
-        run: Run::Now(flushall),
+        run: Run::Data(flushall),
         ..ROW
     },
     Command {
         name: "flushdb",
         arity: -1,
-        flags: flag::WRITE | flag::BARRIER,
-        keys: Keys::All,
+        flags: flag::WRITE | flag::BARRIER | flag::ALL_KEYS,
         categories: &["keyspace", "dangerous"],
         complexity: "O(1); space is freed in the background.",
         summary: "Removes all keys of the database.",
-        run: Run::Now(flushdb),
+        run: Run::Data(flushdb),
         ..ROW
     },
     Command {
@@ -125,14 +124,15 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "info",
         arity: -1,
-        flags: flag::LOADING | flag::STALE | flag::WHOLE_STORE,
+        flags: flag::LOADING | flag::STALE,
         categories: &["dangerous"],
         summary: "Tells how the server is doing.",
         compatibility: Compatibility::Partial(
             "fields of what is not there are 0; commandstats tells the time of computing in cmdstat_ lines, and how long clients waited in cmdwait_ lines, \
              of which latencystats are; a section kafka tells of the log",
         ),
-        run: Run::Now(info::info),
+        reads: Reads::StoreIf(info::tells_of_keys),
+        run: Run::Session(info::info),
         ..ROW
     },
     Command {
@@ -142,7 +142,7 @@ pub static COMMANDS: &[Command] = &[
         categories: &["admin", "dangerous"],
         summary: "Returns the time up to which everything is saved: now.",
         compatibility: DURABLE,
-        run: Run::Now(lastsave),
+        run: Run::Session(lastsave),
         ..ROW
     },
     Command {
@@ -164,7 +164,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY | flag::FAST,
         since: "5.0.0",
         summary: "Draws something, and tells the version.",
-        run: Run::Now(lolwut),
+        run: Run::Session(lolwut),
         ..ROW
     },
     Command {
@@ -185,7 +185,7 @@ pub static COMMANDS: &[Command] = &[
         categories: &["admin", "dangerous"],
         since: "2.8.12",
         summary: "Returns the role in replication: every node is a master without replicas.",
-        run: Run::Now(role),
+        run: Run::Session(role),
         ..ROW
     },
     Command {
@@ -194,7 +194,7 @@ pub static COMMANDS: &[Command] = &[
         flags: SAVES | flag::NO_MULTI,
         summary: "Saves; here everything is saved already.",
         compatibility: DURABLE,
-        run: Run::Now(save),
+        run: Run::Session(save),
         ..ROW
     },
     Command {
@@ -203,7 +203,7 @@ pub static COMMANDS: &[Command] = &[
         flags: ADMIN | flag::NO_MULTI | flag::ALLOW_BUSY,
         summary: "Stops the server in good order.",
         compatibility: Compatibility::Partial("SAVE, NOSAVE, NOW and FORCE make no difference; it cannot be aborted"),
-        run: Run::Now(shutdown),
+        run: Run::Session(shutdown),
         ..ROW
     },
     Command {
@@ -225,7 +225,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::LOADING | flag::STALE | flag::FAST,
         since: "2.6.0",
         summary: "Returns the server's time: seconds and microseconds.",
-        run: Run::Now(time),
+        run: Run::Session(time),
         ..ROW
     },
 ];
@@ -238,7 +238,7 @@ const CONFIG: &[Command] = &[
         since: "2.0.0",
         complexity: "O(N), N being the number of settings.",
         summary: "Returns settings whose names match patterns.",
-        run: Run::Now(config_get),
+        run: Run::Session(config_get),
         ..ROW
     },
     Command {
@@ -247,7 +247,7 @@ const CONFIG: &[Command] = &[
         flags: HELP,
         since: "5.0.0",
         summary: "Lists the subcommands.",
-        run: Run::Now(config_help),
+        run: Run::Session(config_help),
         ..ROW
     },
     Command {
@@ -256,7 +256,7 @@ const CONFIG: &[Command] = &[
         flags: ADMIN,
         since: "2.0.0",
         summary: "Sets the counters of INFO to zero.",
-        run: Run::Now(config_resetstat),
+        run: Run::Session(config_resetstat),
         ..ROW
     },
     Command {
@@ -266,7 +266,7 @@ const CONFIG: &[Command] = &[
         since: "2.8.0",
         summary: "Would write the settings to their file; refused.",
         compatibility: Compatibility::Partial("always refused: the file is yours"),
-        run: Run::Now(config_rewrite),
+        run: Run::Session(config_rewrite),
         ..ROW
     },
     Command {
@@ -276,7 +276,8 @@ const CONFIG: &[Command] = &[
         since: "2.0.0",
         complexity: "O(N), N being the number of settings.",
         summary: "Changes settings, all of them or none.",
-        run: Run::Now(config_set),
+        secrets: Some(secret_settings),
+        run: Run::Session(config_set),
         ..ROW
     },
 ];
@@ -295,7 +296,7 @@ const FUNCTION: &[Command] = &[
         arity: -2,
         flags: flag::WRITE | flag::NOSCRIPT,
         summary: "Removes all libraries; there are none.",
-        run: Run::Now(function_flush),
+        run: Run::Session(function_flush),
         ..FUNCTIONS
     },
     Command {
@@ -303,14 +304,14 @@ const FUNCTION: &[Command] = &[
         arity: 2,
         flags: HELP,
         summary: "Lists the subcommands.",
-        run: Run::Now(function_help),
+        run: Run::Session(function_help),
         ..FUNCTIONS
     },
     Command {
         name: "function|list",
         arity: -2,
         summary: "Lists the libraries; there are none.",
-        run: Run::Now(function_list),
+        run: Run::Session(function_list),
         ..FUNCTIONS
     },
     not_yet("function|delete", 3, "Removes a library."),
@@ -331,9 +332,9 @@ const fn not_yet(name: &'static str, arity: i32, summary: &'static str) -> Comma
     }
 }
 
-fn dbsize(context: &mut Context, _: Args) -> Outcome {
-    let database = context.database();
-    Ok(Reply::Int(context.transaction.count(database)? as i64))
+fn dbsize(data: &mut Data, _: Args) -> Outcome {
+    let database = data.database;
+    Ok(Reply::Int(data.transaction.count(database)? as i64))
 }
 
 fn check_flush_mode(args: Args) -> Result<(), Fault> {
@@ -344,29 +345,29 @@ fn check_flush_mode(args: Args) -> Result<(), Fault> {
     }
 }
 
-fn flushdb(context: &mut Context, args: Args) -> Outcome {
+fn flushdb(data: &mut Data, args: Args) -> Outcome {
     check_flush_mode(args)?;
-    let database = context.database();
-    flush(context, database);
+    let database = data.database;
+    flush(data, database);
     Ok(Reply::Ok)
 }
 
-fn flushall(context: &mut Context, args: Args) -> Outcome {
+fn flushall(data: &mut Data, args: Args) -> Outcome {
     check_flush_mode(args)?;
-    for database in 0..context.shared.service.database_count() {
-        flush(context, database);
+    for database in 0..data.transaction.service().database_count() {
+        flush(data, database);
     }
     Ok(Reply::Ok)
 }
 
 /// A database without a topic is empty, and is not given one for that.
-fn flush(context: &mut Context, database: u16) {
-    if !context.shared.service.database(database).partitions().is_empty() {
-        context.transaction.flush(database);
+fn flush(data: &mut Data, database: u16) {
+    if !data.transaction.service().database(database).partitions().is_empty() {
+        data.transaction.flush(database);
     }
 }
 
-fn time(_: &mut Context, _: Args) -> Outcome {
+fn time(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
@@ -376,11 +377,11 @@ fn time(_: &mut Context, _: Args) -> Outcome {
     ]))
 }
 
-fn save(_: &mut Context, _: Args) -> Outcome {
+fn save(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-fn bgsave(_: &mut Context, args: Args) -> Outcome {
+fn bgsave(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match args {
         [_] => Ok(Reply::simple("Background saving started")),
         [_, option] if is(option, "schedule") => Ok(Reply::simple("Background saving started")),
@@ -388,17 +389,17 @@ fn bgsave(_: &mut Context, args: Args) -> Outcome {
     }
 }
 
-fn bgrewriteaof(_: &mut Context, _: Args) -> Outcome {
+fn bgrewriteaof(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::simple("Background append only file rewriting started"))
 }
 
 /// Everything that was acknowledged until now is saved; who waits for this to change after BGSAVE sees it change.
-fn lastsave(_: &mut Context, _: Args) -> Outcome {
+fn lastsave(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Int((now_ms() / 1_000) as i64))
 }
 
 /// There is no stream of replication here, so its offset stays 0.
-fn role(_: &mut Context, _: Args) -> Outcome {
+fn role(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Array(vec![
         Reply::bulk("master"),
         Reply::Int(0),
@@ -406,7 +407,7 @@ fn role(_: &mut Context, _: Args) -> Outcome {
     ]))
 }
 
-fn shutdown(context: &mut Context, args: Args) -> Outcome {
+fn shutdown(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let (mut save, mut no_save, mut others, mut abort) = (false, false, false, false);
     for option in &args[1..] {
         match () {
@@ -423,13 +424,13 @@ fn shutdown(context: &mut Context, args: Args) -> Outcome {
     if abort {
         return Err("ERR No shutdown in progress.".into());
     }
-    tracing::info!(client = context.session.client.id, "a client asked for a shutdown");
-    context.session.close = true;
-    context.shared.shutdown.ask();
+    tracing::info!(client = session.client.id, "a client asked for a shutdown");
+    session.close = true;
+    shared.shutdown.ask();
     Ok(Reply::None)
 }
 
-fn lolwut(_: &mut Context, args: Args) -> Outcome {
+fn lolwut(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     if let [_, option, version, rest @ ..] = args
         && is(option, "version")
     {
@@ -470,10 +471,17 @@ pub(super) fn verbatim(text: String) -> Reply {
 
 // Settings.
 
-fn config_get(context: &mut Context, args: Args) -> Outcome {
+/// The values of settings that are secrets.
+fn secret_settings(args: Args) -> Vec<usize> {
+    let is_secret = |name: &[u8]| settings::place(&text(name)).is_some_and(|place| settings::SETTINGS[place].secret);
+    let names = (2..args.len()).step_by(2).filter(|at| is_secret(args[*at]));
+    names.map(|at| at + 1).collect()
+}
+
+fn config_get(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let patterns = &args[2..];
     let is_meant = |name: &str| patterns.iter().any(|p| pattern::matches_any_case(p, name.as_bytes()));
-    let found = context.shared.config.get(is_meant).into_iter();
+    let found = shared.config.get(is_meant).into_iter();
     // As in Redis, a name that was asked for as such comes back as it was written.
     let named = found.map(|(name, value)| {
         let asked = patterns
@@ -487,24 +495,23 @@ fn config_get(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Map(named.collect()))
 }
 
-fn config_set(context: &mut Context, args: Args) -> Outcome {
+fn config_set(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let (pairs, rest) = args[2..].as_chunks::<2>();
     if !rest.is_empty() {
         return Err(SYNTAX.into());
     }
     let pairs: Vec<(&[u8], &[u8])> = pairs.iter().map(|[name, value]| (*name, *value)).collect();
-    context
-        .shared
+    shared
         .config
         .set(&pairs)
         .map_err(|error| Fault::error(error.to_string()))?;
     Ok(Reply::Ok)
 }
 
-fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
-    context.shared.stats.reset();
+fn config_resetstat(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    shared.stats.reset();
     table::reset_stats();
-    let counters = &context.shared.service.counters;
+    let counters = &shared.service.counters;
     for counter in [
         &counters.expired,
         &counters.flushed,
@@ -518,8 +525,8 @@ fn config_resetstat(context: &mut Context, _: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-fn config_rewrite(context: &mut Context, _: Args) -> Outcome {
-    match context.shared.config.file() {
+fn config_rewrite(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    match shared.config.file() {
         None => Err("ERR The server is running without a config file".into()),
         Some(file) => Err(Fault::error(format!(
             "ERR Rewriting config file: not supported; write the setting to {} yourself",
@@ -528,13 +535,13 @@ fn config_rewrite(context: &mut Context, _: Args) -> Outcome {
     }
 }
 
-fn config_help(_: &mut Context, _: Args) -> Outcome {
+fn config_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("config", CONFIG))
 }
 
 // Functions: there are none.
 
-fn function_flush(_: &mut Context, args: Args) -> Outcome {
+fn function_flush(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match &args[2..] {
         [] => Ok(Reply::Ok),
         [mode] if is(mode, "sync") || is(mode, "async") => Ok(Reply::Ok),
@@ -543,7 +550,7 @@ fn function_flush(_: &mut Context, args: Args) -> Outcome {
     }
 }
 
-fn function_list(_: &mut Context, args: Args) -> Outcome {
+fn function_list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let mut options = args[2..].iter();
     while let Some(option) = options.next() {
         if is(option, "libraryname") {
@@ -555,7 +562,7 @@ fn function_list(_: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Array(Vec::new()))
 }
 
-fn function_help(_: &mut Context, _: Args) -> Outcome {
+fn function_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("function", FUNCTION))
 }
 

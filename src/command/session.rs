@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-use super::consistency::Reads;
+use super::consistency::ReadPolicy;
 use super::table::Entry;
 use super::tally::Tally;
 use crate::config::Config;
@@ -60,14 +60,12 @@ pub struct Session {
     pub multi: Option<Multi>,
     pub watch: Option<Watch>,
     pub replies: Replies,
-    pub reads: Reads,
+    pub reads: ReadPolicy,
     pub tally: Tally,
     /// How the command under way is computed.
     pub pace: Pace,
     /// A login failed: the connection waits for so long before it answers.
     pub delay: Option<Duration>,
-    /// A command that was computed before is computed again: it is counted already.
-    pub is_repeating: bool,
     /// Since when the command under way waits for something.
     pub waits_since: Option<Instant>,
     /// Set by QUIT and the like: close after this reply.
@@ -242,11 +240,10 @@ impl Session {
             multi: None,
             watch: None,
             replies: Replies::default(),
-            reads: Reads::default(),
+            reads: ReadPolicy::default(),
             tally: Tally::default(),
             pace: Pace::default(),
             delay: None,
-            is_repeating: false,
             waits_since: None,
             close: false,
         }

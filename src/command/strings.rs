@@ -7,32 +7,12 @@ mod options;
 use bytes::Bytes;
 
 use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
-use super::{Args, Command, Compatibility, Context, Fault, Keys, MAX_REPLY_MEMORY, Outcome, Reply, Run, flag};
+use super::key_specs::access::{self, CHANGES, READS, SETS};
+use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::hot::{EXPECTED, own};
 use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Condition, Expiry, Options, Time, Unit};
-
-const ONE_KEY: Keys = Keys::Range {
-    first: 1,
-    last: 1,
-    step: 1,
-};
-const TWO_KEYS: Keys = Keys::Range {
-    first: 1,
-    last: 2,
-    step: 1,
-};
-const ALL_KEYS: Keys = Keys::Range {
-    first: 1,
-    last: -1,
-    step: 1,
-};
-const KEYS_AND_VALUES: Keys = Keys::Range {
-    first: 1,
-    last: -1,
-    step: 2,
-};
 
 const WRITE: u32 = flag::WRITE | flag::DENYOOM;
 const FAST_WRITE: u32 = WRITE | flag::FAST;
@@ -40,7 +20,6 @@ const FAST_READ: u32 = flag::READONLY | flag::FAST;
 
 /// What the rows have in common.
 const ROW: Command = Command {
-    keys: ONE_KEY,
     categories: &["string"],
     group: "string",
     ..Command::DEFAULT
@@ -51,223 +30,242 @@ pub static COMMANDS: &[Command] = &[
         name: "append",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, access::RW | access::INSERT)],
         since: "2.0.0",
         complexity: "O(N), N being the length of the new string: it is written whole.",
         summary: "Adds bytes at the end of a string, which may be missing.",
-        run: Run::Now(append),
+        run: Run::Data(append),
         ..ROW
     },
     Command {
         name: "decr",
         arity: 2,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Takes one from a counter; a missing one counts as 0.",
-        run: Run::Now(decr),
+        run: Run::Data(decr),
         ..ROW
     },
     Command {
         name: "decrby",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Takes an integer from a counter; a missing one counts as 0.",
-        run: Run::Now(decrby),
+        run: Run::Data(decrby),
         ..ROW
     },
     Command {
         name: "get",
         arity: 2,
         flags: FAST_READ,
+        keys: &[KeySpec::at(1, READS)],
         summary: "Returns the string at a key.",
-        run: Run::Now(get),
+        run: Run::Data(get),
         ..ROW
     },
     Command {
         name: "getdel",
         arity: 2,
         flags: flag::WRITE | flag::FAST,
+        keys: &[KeySpec::at(1, access::RW | access::ACCESS | access::DELETE)],
         since: "6.2.0",
         summary: "Returns the string at a key and deletes the key.",
-        run: Run::Now(getdel),
+        run: Run::Data(getdel),
         ..ROW
     },
     Command {
         name: "getex",
         arity: -2,
         flags: flag::WRITE | flag::FAST,
+        keys: &[KeySpec::at(1, CHANGES)],
         since: "6.2.0",
         summary: "Returns the string at a key and sets or removes the key's expiry.",
-        run: Run::Now(getex),
+        run: Run::Data(getex),
         ..ROW
     },
     Command {
         name: "getrange",
         arity: 4,
         flags: flag::READONLY,
+        keys: &[KeySpec::at(1, READS)],
         since: "2.4.0",
         complexity: "O(N), N being the length of the part.",
         summary: "Returns a part of a string, given by its first and last byte.",
-        run: Run::Now(getrange),
+        run: Run::Data(getrange),
         ..ROW
     },
     Command {
         name: "getset",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Gives a key a string and returns the one it had; SET with GET does the same.",
-        run: Run::Now(getset),
+        run: Run::Data(getset),
         ..ROW
     },
     Command {
         name: "incr",
         arity: 2,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Adds one to a counter; a missing one counts as 0.",
-        run: Run::Now(incr),
+        run: Run::Data(incr),
         ..ROW
     },
     Command {
         name: "incrby",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         summary: "Adds an integer to a counter; a missing one counts as 0.",
-        run: Run::Now(incrby),
+        run: Run::Data(incrby),
         ..ROW
     },
     Command {
         name: "incrbyfloat",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
         since: "2.6.0",
         summary: "Adds a number, which may have a fraction, to the one at a key; a missing one counts as 0.",
-        run: Run::Now(incrbyfloat),
+        run: Run::Data(incrbyfloat),
         ..ROW
     },
     Command {
         name: "lcs",
         arity: -3,
         flags: flag::READONLY | flag::LONG,
-        keys: TWO_KEYS,
+        keys: &[KeySpec::range(1, 1, 1, READS)],
         since: "7.0.0",
         complexity: "O(N*M), N and M being the lengths of the two strings.",
         summary: "Finds the longest sequence of bytes that both strings have in the same order, gaps allowed.",
         compatibility: Compatibility::Partial(
             "strings whose lengths multiply to more than 2^30 are refused, as Redis does when it has too little memory",
         ),
-        run: Run::Now(longest_common_subsequence),
+        run: Run::Data(longest_common_subsequence),
         ..ROW
     },
     Command {
         name: "mget",
         arity: -2,
         flags: FAST_READ,
-        keys: ALL_KEYS,
+        keys: &[KeySpec::from(1, READS)],
         complexity: "O(N), N being the number of keys.",
         summary: "Returns the strings at several keys, all of the same moment.",
-        run: Run::Now(mget),
+        run: Run::Data(mget),
         ..ROW
     },
     Command {
         name: "mset",
         arity: -3,
         flags: WRITE,
-        keys: KEYS_AND_VALUES,
+        keys: &[KeySpec::range(1, -1, 2, SETS)],
         since: "1.0.1",
         complexity: "O(N), N being the number of keys.",
         summary: "Gives several keys their strings, all at once.",
-        run: Run::Now(mset),
+        reads: Reads::KeysUnless(|_| true),
+        run: Run::Data(mset),
         ..ROW
     },
     Command {
         name: "msetnx",
         arity: -3,
         flags: WRITE,
-        keys: KEYS_AND_VALUES,
+        keys: &[KeySpec::range(1, -1, 2, access::OW | access::INSERT)],
         since: "1.0.1",
         complexity: "O(N), N being the number of keys.",
         summary: "Gives several keys their strings, all at once, if none of the keys exists.",
-        run: Run::Now(msetnx),
+        run: Run::Data(msetnx),
         ..ROW
     },
     Command {
         name: "psetex",
         arity: 4,
         flags: WRITE,
+        keys: &[KeySpec::at(1, SETS)],
         since: "2.6.0",
         summary: "Gives a key a string that lives for so many milliseconds.",
-        run: Run::Now(psetex),
+        reads: Reads::KeysUnless(|_| true),
+        run: Run::Data(psetex),
         ..ROW
     },
     Command {
         name: "set",
         arity: -3,
         flags: WRITE,
+        keys: &[KeySpec::at(1, CHANGES | access::VARIABLE_FLAGS)],
         summary: "Gives a key a string, whatever it held before.",
-        run: Run::Now(set),
+        access: Some(set_access),
+        reads: Reads::KeysUnless(|args| args.len() == 3),
+        run: Run::Data(set),
         ..ROW
     },
     Command {
         name: "setex",
         arity: 4,
         flags: WRITE,
+        keys: &[KeySpec::at(1, SETS)],
         since: "2.0.0",
         summary: "Gives a key a string that lives for so many seconds.",
-        run: Run::Now(setex),
+        reads: Reads::KeysUnless(|_| true),
+        run: Run::Data(setex),
         ..ROW
     },
     Command {
         name: "setnx",
         arity: 3,
         flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, access::OW | access::INSERT)],
         summary: "Gives a key a string if the key does not exist.",
-        run: Run::Now(setnx),
+        run: Run::Data(setnx),
         ..ROW
     },
     Command {
         name: "setrange",
         arity: 4,
         flags: WRITE,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE)],
         since: "2.2.0",
         complexity: "O(N), N being the length of the new string: it is written whole.",
         summary: "Overwrites a part of a string from an offset on; a gap is filled with zero bytes.",
-        run: Run::Now(setrange),
+        run: Run::Data(setrange),
         ..ROW
     },
     Command {
         name: "strlen",
         arity: 2,
         flags: FAST_READ,
+        keys: &[KeySpec::at(1, access::RO)],
         since: "2.2.0",
         summary: "Returns the length of a string in bytes.",
-        run: Run::Now(strlen),
+        run: Run::Data(strlen),
         ..ROW
     },
     Command {
         name: "substr",
         arity: 4,
         flags: flag::READONLY,
+        keys: &[KeySpec::at(1, READS)],
         complexity: "O(N), N being the length of the part.",
         summary: "The old name of GETRANGE.",
-        run: Run::Now(getrange),
+        run: Run::Data(getrange),
         ..ROW
     },
 ];
 
-fn get(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    Ok(context.transaction.get_string(database, args[1])?.into())
+fn get(data: &mut Data, args: Args) -> Outcome {
+    Ok(data.get_string(args[1])?.into())
 }
 
-fn mget(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn mget(data: &mut Data, args: Args) -> Outcome {
     let (mut values, mut weight) = (Vec::with_capacity(args.len() - 1), Weight::default());
     for (index, key) in args[1..].iter().enumerate() {
         if index % EXPECTED == 0 {
-            context
-                .shared
-                .service
-                .expect(database, args[1 + index..].iter().copied());
+            let next = args[1 + index..].iter().copied();
+            data.transaction.service().expect(data.database, next);
         }
-        let value = Reply::from(context.transaction.get_string(database, key)?);
+        let value = Reply::from(data.get_string(key)?);
         weight.add(&value);
         if weight.bytes() > MAX_REPLY_MEMORY {
             return Err(Fault::error(format!(
@@ -279,25 +277,24 @@ fn mget(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Array(values))
 }
 
-fn strlen(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let value = context.transaction.get_string(database, args[1])?;
+fn strlen(data: &mut Data, args: Args) -> Outcome {
+    let value = data.get_string(args[1])?;
     Ok(Reply::Int(value.map_or(0, |v| v.len() as i64)))
 }
 
-fn set(context: &mut Context, args: Args) -> Outcome {
+fn set(data: &mut Data, args: Args) -> Outcome {
     let options = Options::of_set(&args[3..])?;
-    let (database, key) = (context.database(), args[1]);
+    let key = args[1];
     let given = options
         .expiry
         .time()
-        .map(|time| time.absolute(context.transaction.now, "set"))
+        .map(|time| time.absolute(data.now(), "set"))
         .transpose()?;
     // Only what an option asks for is read: a read waits for writes of others that are under way.
     let reads = options.get || options.condition.is_some() || options.expiry == Expiry::Keep;
     let old = match reads {
-        true if options.get => context.transaction.read(database, key)?,
-        true => context.transaction.get(database, key)?,
+        true if options.get => data.read(key)?,
+        true => data.get(key)?,
         false => None,
     };
     let refused = match options.condition {
@@ -314,109 +311,109 @@ fn set(context: &mut Context, args: Args) -> Outcome {
         let kept = old
             .and_then(|old| old.meta.expire_at)
             .filter(|_| options.expiry == Expiry::Keep);
-        set_until(context, key, own(args[2]), given.or(kept));
+        set_until(data, key, own(args[2]), given.or(kept));
     }
     Ok(reply)
 }
 
-fn setex(context: &mut Context, args: Args) -> Outcome {
-    set_for(context, args, Unit::Seconds, "setex")
+fn set_access(args: Args) -> u16 {
+    match args[3..].iter().any(|option| is(option, "get")) {
+        true => CHANGES,
+        false => SETS,
+    }
 }
 
-fn psetex(context: &mut Context, args: Args) -> Outcome {
-    set_for(context, args, Unit::Milliseconds, "psetex")
+fn setex(data: &mut Data, args: Args) -> Outcome {
+    set_for(data, args, Unit::Seconds, "setex")
 }
 
-fn set_for(context: &mut Context, args: Args, unit: Unit, command: &str) -> Outcome {
+fn psetex(data: &mut Data, args: Args) -> Outcome {
+    set_for(data, args, Unit::Milliseconds, "psetex")
+}
+
+fn set_for(data: &mut Data, args: Args, unit: Unit, command: &str) -> Outcome {
     let time = Time {
         unit,
         from_now: true,
         number: args[2],
     };
-    let expire_at = time.absolute(context.transaction.now, command)?;
-    set_until(context, args[1], own(args[3]), Some(expire_at));
+    let expire_at = time.absolute(data.now(), command)?;
+    set_until(data, args[1], own(args[3]), Some(expire_at));
     Ok(Reply::Ok)
 }
 
 /// A string that is expired already is a deleted key.
-fn set_until(context: &mut Context, key: &[u8], value: Bytes, expire_at: Option<u64>) {
-    let database = context.database();
-    if expire_at.is_some_and(|at| at <= context.transaction.now) {
-        context.transaction.delete(database, key);
+fn set_until(data: &mut Data, key: &[u8], value: Bytes, expire_at: Option<u64>) {
+    if expire_at.is_some_and(|at| at <= data.now()) {
+        data.delete(key);
     } else {
-        context.transaction.set(database, key, value, expire_at);
+        data.set(key, value, expire_at);
     }
 }
 
-fn setnx(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    if context.transaction.exists(database, args[1])? {
+fn setnx(data: &mut Data, args: Args) -> Outcome {
+    if data.exists(args[1])? {
         return Ok(Reply::Int(0));
     }
-    context.transaction.set(database, args[1], own(args[2]), None);
+    data.set(args[1], own(args[2]), None);
     Ok(Reply::Int(1))
 }
 
-fn mset(context: &mut Context, args: Args) -> Outcome {
-    set_pairs(context, args, "mset")?;
+fn mset(data: &mut Data, args: Args) -> Outcome {
+    set_pairs(data, args, "mset")?;
     Ok(Reply::Ok)
 }
 
-fn msetnx(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn msetnx(data: &mut Data, args: Args) -> Outcome {
     if args.len().is_multiple_of(2) {
         return Err(wrong_arity("msetnx"));
     }
     for key in args[1..].iter().step_by(2) {
-        if context.transaction.exists(database, key)? {
+        if data.exists(key)? {
             return Ok(Reply::Int(0));
         }
     }
-    set_pairs(context, args, "msetnx")?;
+    set_pairs(data, args, "msetnx")?;
     Ok(Reply::Int(1))
 }
 
-fn set_pairs(context: &mut Context, args: Args, command: &str) -> Result<(), Fault> {
-    let database = context.database();
+fn set_pairs(data: &mut Data, args: Args, command: &str) -> Result<(), Fault> {
     let (pairs, []) = args[1..].as_chunks() else {
         return Err(wrong_arity(command));
     };
     for [key, value] in pairs {
-        context.transaction.set(database, key, own(value), None);
-        context.transaction.check_size()?;
+        data.set(key, own(value), None);
+        data.transaction.check_size()?;
     }
     Ok(())
 }
 
-fn getset(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let old = context.transaction.read_string(database, args[1])?;
-    context.transaction.set(database, args[1], own(args[2]), None);
+fn getset(data: &mut Data, args: Args) -> Outcome {
+    let old = data.read_string(args[1])?;
+    data.set(args[1], own(args[2]), None);
     Ok(old.into())
 }
 
-fn getdel(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let old = context.transaction.read_string(database, args[1])?;
+fn getdel(data: &mut Data, args: Args) -> Outcome {
+    let old = data.read_string(args[1])?;
     if old.is_some() {
-        context.transaction.delete(database, args[1]);
+        data.delete(args[1]);
     }
     Ok(old.into())
 }
 
-fn getex(context: &mut Context, args: Args) -> Outcome {
+fn getex(data: &mut Data, args: Args) -> Outcome {
     let options = Options::of_getex(&args[2..])?;
-    let database = context.database();
-    let Some(old) = context.transaction.read(database, args[1])? else {
+    let Some(old) = data.read(args[1])? else {
         return Ok(Reply::Null);
     };
     let value = old.string()?;
     match options.expiry {
         Expiry::Given(time) => {
-            let expire_at = time.absolute(context.transaction.now, "getex")?;
-            set_until(context, args[1], value.clone(), Some(expire_at));
+            let expire_at = time.absolute(data.now(), "getex")?;
+            set_until(data, args[1], value.clone(), Some(expire_at));
         }
-        Expiry::Remove if old.meta.expire_at.is_some() => set_until(context, args[1], value.clone(), None),
+        Expiry::Remove if old.meta.expire_at.is_some() => set_until(data, args[1], value.clone(), None),
         Expiry::Remove | Expiry::Keep | Expiry::Unsaid => {}
     }
     Ok(Reply::Bulk(value))
@@ -428,9 +425,8 @@ pub(super) struct Current {
     pub expire_at: Option<u64>,
 }
 
-pub(super) fn current(context: &mut Context, key: &[u8]) -> Result<Option<Current>, Fault> {
-    let database = context.database();
-    let Some(entry) = context.transaction.get(database, key)? else {
+pub(super) fn current(data: &mut Data, key: &[u8]) -> Result<Option<Current>, Fault> {
+    let Some(entry) = data.get(key)? else {
         return Ok(None);
     };
     Ok(Some(Current {
@@ -440,8 +436,8 @@ pub(super) fn current(context: &mut Context, key: &[u8]) -> Result<Option<Curren
 }
 
 /// As [`current`]; a missing key is an empty string.
-pub(super) fn current_or_empty(context: &mut Context, key: &[u8]) -> Result<Current, Fault> {
-    Ok(current(context, key)?.unwrap_or(Current {
+pub(super) fn current_or_empty(data: &mut Data, key: &[u8]) -> Result<Current, Fault> {
+    Ok(current(data, key)?.unwrap_or(Current {
         value: Bytes::new(),
         expire_at: None,
     }))
@@ -454,88 +450,82 @@ pub(super) fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
     padded
 }
 
-fn append(context: &mut Context, args: Args) -> Outcome {
-    let (database, key, more) = (context.database(), args[1], args[2]);
-    let old = current_or_empty(context, key)?;
-    let length = check_length(context, old.value.len() as u64, more)?;
-    context.transaction.works(length)?;
+fn append(data: &mut Data, args: Args) -> Outcome {
+    let (key, more) = (args[1], args[2]);
+    let old = current_or_empty(data, key)?;
+    let length = check_length(data, old.value.len() as u64, more)?;
+    data.transaction.works(length)?;
     let mut value = Vec::with_capacity(length);
     value.extend_from_slice(&old.value);
     value.extend_from_slice(more);
-    context.transaction.set(database, key, value.into(), old.expire_at);
+    data.set(key, value.into(), old.expire_at);
     Ok(Reply::Int(length as i64))
 }
 
-fn setrange(context: &mut Context, args: Args) -> Outcome {
-    let (database, key, part) = (context.database(), args[1], args[3]);
+fn setrange(data: &mut Data, args: Args) -> Outcome {
+    let (key, part) = (args[1], args[3]);
     let offset = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR offset is out of range"))?;
-    let old = current_or_empty(context, key)?;
+    let old = current_or_empty(data, key)?;
     if part.is_empty() {
         return Ok(Reply::Int(old.value.len() as i64));
     }
-    let end = check_length(context, offset, part)?;
-    context.transaction.works(old.value.len().max(end))?;
+    let end = check_length(data, offset, part)?;
+    data.transaction.works(old.value.len().max(end))?;
     let mut value = zero_padded(&old.value, end);
     value[end - part.len()..end].copy_from_slice(part);
     let length = value.len();
-    context.transaction.set(database, key, value.into(), old.expire_at);
+    data.set(key, value.into(), old.expire_at);
     Ok(Reply::Int(length as i64))
 }
 
 /// Where `part` ends when it stands at `offset`, if a string may be that long.
-fn check_length(context: &Context, offset: u64, part: &[u8]) -> Result<usize, Fault> {
+fn check_length(data: &Data, offset: u64, part: &[u8]) -> Result<usize, Fault> {
     let end = offset
         .checked_add(part.len() as u64)
         .and_then(|end| usize::try_from(end).ok());
-    end.filter(|&end| end <= context.shared.config.proto_max_bulk_len())
+    end.filter(|&end| end <= data.config.proto_max_bulk_len())
         .ok_or(STRING_TOO_LONG.into())
 }
 
-fn getrange(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
+fn getrange(data: &mut Data, args: Args) -> Outcome {
     let (start, end) = (int(args[2])?, int(args[3])?);
-    let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
+    let value = data.get_string(args[1])?.unwrap_or_default();
     let backwards = start < 0 && end < 0 && start > end;
     let part = args::clip(start, end, value.len()).filter(|_| !backwards);
     Ok(Reply::Bulk(part.map_or(Bytes::new(), |part| value.slice(part))))
 }
 
-fn incr(context: &mut Context, args: Args) -> Outcome {
-    add(context, args[1], 1)
+fn incr(data: &mut Data, args: Args) -> Outcome {
+    add(data, args[1], 1)
 }
 
-fn decr(context: &mut Context, args: Args) -> Outcome {
-    add(context, args[1], -1)
+fn decr(data: &mut Data, args: Args) -> Outcome {
+    add(data, args[1], -1)
 }
 
-fn incrby(context: &mut Context, args: Args) -> Outcome {
-    add(context, args[1], int(args[2])?)
+fn incrby(data: &mut Data, args: Args) -> Outcome {
+    add(data, args[1], int(args[2])?)
 }
 
-fn decrby(context: &mut Context, args: Args) -> Outcome {
+fn decrby(data: &mut Data, args: Args) -> Outcome {
     let less = int(args[2])?;
-    add(
-        context,
-        args[1],
-        less.checked_neg().ok_or("ERR decrement would overflow")?,
-    )
+    add(data, args[1], less.checked_neg().ok_or("ERR decrement would overflow")?)
 }
 
-fn add(context: &mut Context, key: &[u8], delta: i64) -> Outcome {
-    let database = context.database();
-    let (old, expire_at) = match current(context, key)? {
+fn add(data: &mut Data, key: &[u8], delta: i64) -> Outcome {
+    let (old, expire_at) = match current(data, key)? {
         Some(current) => (int(&current.value)?, current.expire_at),
         None => (0, None),
     };
     let new = old.checked_add(delta).ok_or(OVERFLOW)?;
     let text = own(itoa::Buffer::new().format(new).as_bytes());
-    context.transaction.set(database, key, text, expire_at);
+    data.set(key, text, expire_at);
     Ok(Reply::Int(new))
 }
 
-fn incrbyfloat(context: &mut Context, args: Args) -> Outcome {
-    let (database, key) = (context.database(), args[1]);
-    let (old, expire_at) = match current(context, key)? {
+fn incrbyfloat(data: &mut Data, args: Args) -> Outcome {
+    let key = args[1];
+    let (old, expire_at) = match current(data, key)? {
         Some(current) => (LongDouble::parse(&current.value), current.expire_at),
         None => (Some(LongDouble::ZERO), None),
     };
@@ -543,14 +533,13 @@ fn incrbyfloat(context: &mut Context, args: Args) -> Outcome {
     let delta = LongDouble::parse(args[2]).ok_or(args::NOT_A_FLOAT)?;
     let new = old.plus(delta).ok_or("ERR increment would produce NaN or Infinity")?;
     let text = Bytes::from(new.to_string());
-    context.transaction.set(database, key, text.clone(), expire_at);
+    data.set(key, text.clone(), expire_at);
     Ok(Reply::Bulk(text))
 }
 
-fn longest_common_subsequence(context: &mut Context, args: Args) -> Outcome {
-    let database = context.database();
-    let a = context.transaction.get_string(database, args[1])?.unwrap_or_default();
-    let b = context.transaction.get_string(database, args[2])?.unwrap_or_default();
+fn longest_common_subsequence(data: &mut Data, args: Args) -> Outcome {
+    let a = data.get_string(args[1])?.unwrap_or_default();
+    let b = data.get_string(args[2])?.unwrap_or_default();
     let (mut length_only, mut places, mut with_length, mut least) = (false, false, false, 0);
     let mut rest = args[3..].iter();
     while let Some(word) = rest.next() {

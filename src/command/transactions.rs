@@ -1,12 +1,13 @@
-//! Transactions: <https://redis.io/docs/latest/commands/?group=transactions>. EXEC itself is in [`super::execute`].
+//! Transactions: <https://redis.io/docs/latest/commands/?group=transactions>. EXEC itself is in [`super::exec`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Args, Command, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use super::key_specs::access;
+use super::{Args, Command, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag};
 use crate::database::watch::Found;
 use crate::database::write::Write;
-use crate::database::{Wait, hot};
+use crate::database::{Wait, hot, now_ms};
 
 /// Keys that one connection may watch.
 const MAX_WATCHED: usize = 100_000;
@@ -28,7 +29,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FLAGS | flag::IN_MULTI,
         since: "1.2.0",
         summary: "Opens a transaction: commands are queued from here on.",
-        run: Run::Now(multi),
+        run: Run::Session(multi),
         ..ROW
     },
     Command {
@@ -48,22 +49,18 @@ pub static COMMANDS: &[Command] = &[
         since: "2.0.0",
         complexity: "O(N), N being the number of queued commands.",
         summary: "Drops the queued commands and forgets watched keys.",
-        run: Run::Now(discard),
+        run: Run::Session(discard),
         ..ROW
     },
     Command {
         name: "watch",
         arity: -2,
         flags: FLAGS | flag::IN_MULTI,
-        keys: Keys::Range {
-            first: 1,
-            last: -1,
-            step: 1,
-        },
+        keys: &[KeySpec::from(1, access::RO)],
         since: "2.2.0",
         complexity: "O(1) for each key.",
         summary: "Makes the next EXEC do nothing if one of these keys changes before it.",
-        run: Run::Now(watch),
+        run: Run::Session(watch),
         ..ROW
     },
     Command {
@@ -72,42 +69,42 @@ pub static COMMANDS: &[Command] = &[
         flags: FLAGS,
         since: "2.2.0",
         summary: "Forgets all keys that this connection watches.",
-        run: Run::Now(unwatch),
+        run: Run::Session(unwatch),
         ..ROW
     },
 ];
 
 // Errors inside MULTI are replies here, not faults: these commands are run, not queued, and do not make EXEC refuse.
 
-fn multi(context: &mut Context, _: Args) -> Outcome {
-    if context.session.multi.is_some() {
+fn multi(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    if session.multi.is_some() {
         return Ok(Reply::error("ERR MULTI calls can not be nested"));
     }
-    context.session.multi = Some(Default::default());
-    context.session.client.queued.store(0, Ordering::Relaxed);
+    session.multi = Some(Default::default());
+    session.client.queued.store(0, Ordering::Relaxed);
     Ok(Reply::Ok)
 }
 
-fn discard(context: &mut Context, _: Args) -> Outcome {
-    if context.session.multi.is_none() {
+fn discard(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    if session.multi.is_none() {
         return Err("ERR DISCARD without MULTI".into());
     }
-    context.session.end_transaction();
+    session.end_transaction();
     Ok(Reply::Ok)
 }
 
 /// A key is registered first; then a write of it that was under way before must be over, because that one raised
 /// its flags already, and whoever reads the key from now on must either see it or be told of it.
-fn watch(context: &mut Context, args: Args) -> Outcome {
-    if context.session.multi.is_some() {
+fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    if session.multi.is_some() {
         return Ok(Reply::error("ERR WATCH inside MULTI is not allowed"));
     }
-    let (database, now) = (context.database(), context.transaction.now);
-    let service = &context.shared.service;
+    let (database, now) = (session.database, now_ms());
+    let service = &shared.service;
     for key in &args[1..] {
-        let watch = context.session.watch.get_or_insert_default();
+        let watch = session.watch.get_or_insert_default();
         if watch.keys.is_empty() {
-            *context.session.client.watch.lock() = Arc::downgrade(&watch.changed);
+            *session.client.watch.lock() = Arc::downgrade(&watch.changed);
         }
         let place = (database, hot::own(key));
         match watch.keys.get(&place) {
@@ -120,7 +117,7 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
                         "ERR a connection can watch at most {MAX_WATCHED} keys of {MAX_WATCHED_BYTES} bytes together"
                     )));
                 }
-                if context.session.outstanding.count() > 0 {
+                if session.outstanding.count() > 0 {
                     // Among them may be own ones: that they reach the log is no change to this connection.
                     wait_for(service.read(database, key, true)?.depends)?;
                 }
@@ -128,7 +125,7 @@ fn watch(context: &mut Context, args: Args) -> Outcome {
                 watches.watch(place.1.clone(), &watch.changed);
                 watch.keys.insert(place.clone(), None);
                 watch.bytes += key.len();
-                let client = &context.session.client;
+                let client = &session.client;
                 client.watching.store(watch.keys.len(), Ordering::Relaxed);
                 client.watched_bytes.store(watch.bytes, Ordering::Relaxed);
                 wait_for(service.read(database, key, true)?.depends)?;
@@ -148,11 +145,11 @@ fn wait_for(write: Option<Arc<Write>>) -> Result<(), Fault> {
 }
 
 /// Queued by MULTI like any other command; EXEC forgets the keys by itself.
-fn unwatch(context: &mut Context, _: Args) -> Outcome {
-    if context.session.multi.is_none() {
-        context.session.watch = None;
-        context.session.client.watching.store(0, Ordering::Relaxed);
-        context.session.client.watched_bytes.store(0, Ordering::Relaxed);
+fn unwatch(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    if session.multi.is_none() {
+        session.watch = None;
+        session.client.watching.store(0, Ordering::Relaxed);
+        session.client.watched_bytes.store(0, Ordering::Relaxed);
     }
     Ok(Reply::Ok)
 }

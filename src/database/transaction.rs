@@ -523,8 +523,13 @@ fn check_record(key: &Bytes, state: Option<&State>, limit: usize) -> Result<(), 
     Ok(())
 }
 
-impl Transaction<'_> {
-    pub fn service(&self) -> &Service {
+impl<'s> Transaction<'s> {
+    /// It sees writes that are under way.
+    pub fn sees_pending(&self) -> bool {
+        self.view != View::Committed
+    }
+
+    pub fn service(&self) -> &'s Service {
         self.service
     }
 

@@ -15,8 +15,10 @@ use tracing::debug;
 
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
-use crate::command::execute::{EXPECTED, Held, Pending, Step, execute, execute_waiting, expect, settle_all};
+use crate::command::execute::{EXPECTED, execute, execute_waiting, expect};
 use crate::command::session::Connected;
+use crate::command::settle::{Held, settle_all};
+use crate::command::step::{Pending, Step};
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 

@@ -9,7 +9,6 @@ use crate::support::tree::{files, root};
 const MOST_LINES: usize = 800;
 /// Longer files that are still to be split. The list only shrinks.
 const STILL_LONG: &[&str] = &[
-    "src/command/execute.rs",
     "src/command/keys.rs",
     "src/config/mod.rs",
     "src/database/hot/mod.rs",
@@ -44,6 +43,14 @@ const PLAIN: &[&str] = &[
     "docs/decisions/store-fjall.md",
     "docs/decisions/transaction-lane.md",
     "docs/decisions/workers.md",
+    "src/command/checks.rs",
+    "src/command/compute.rs",
+    "src/command/data.rs",
+    "src/command/exec.rs",
+    "src/command/execute.rs",
+    "src/command/key_specs.rs",
+    "src/command/settle.rs",
+    "src/command/step.rs",
     "src/grpc/status.rs",
     "src/model.rs",
     "src/telemetry/progress.rs",

@@ -1,8 +1,9 @@
 //! BITFIELD: integers of 1 to 64 bits at any bit of a string, their highest bit first.
 
 use crate::command::args::{SYNTAX, int, is, parse_int};
+use crate::command::key_specs::access::{CHANGES, READS};
 use crate::command::strings::{current, zero_padded};
-use crate::command::{Args, Context, Fault, Outcome, Reply};
+use crate::command::{Args, Data, Fault, Outcome, Reply};
 
 use super::{bit_at, check_offset, set_bit_at};
 
@@ -34,9 +35,17 @@ enum Kind {
     Increment(i64),
 }
 
-pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
-    let operations = parse(context, &args[2..])?;
-    let (database, key) = (context.database(), args[1]);
+/// What a BITFIELD does with its key.
+pub fn access(args: Args) -> u16 {
+    match args[2..].iter().any(|word| is(word, "set") || is(word, "incrby")) {
+        true => CHANGES,
+        false => READS,
+    }
+}
+
+pub fn bitfield(data: &mut Data, args: Args) -> Outcome {
+    let operations = parse(data, &args[2..])?;
+    let key = args[1];
     let written = operations
         .iter()
         .filter(|operation| !matches!(operation.kind, Kind::Get));
@@ -44,36 +53,35 @@ pub fn bitfield(context: &mut Context, args: Args) -> Outcome {
         .map(|operation| operation.place + operation.of.bits as usize - 1)
         .max()
     else {
-        let value = context.transaction.read_string(database, key)?.unwrap_or_default();
+        let value = data.read_string(key)?.unwrap_or_default();
         return Ok(Reply::Array(
             operations.iter().map(|operation| operation.get(&value)).collect(),
         ));
     };
-    let old = current(context, key)?;
+    let old = current(data, key)?;
     let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
-    context.transaction.works(bytes.len().max(last / 8 + 1))?;
+    data.transaction.works(bytes.len().max(last / 8 + 1))?;
     // Room is made even for operations that fail then.
     let mut value = zero_padded(&bytes, last / 8 + 1);
     let replies = operations.iter().map(|operation| operation.apply(&mut value)).collect();
     if value != bytes {
-        context.transaction.set(database, key, value.into(), expire_at);
+        data.set(key, value.into(), expire_at);
     }
     Ok(Reply::Array(replies))
 }
 
-pub fn bitfield_ro(context: &mut Context, args: Args) -> Outcome {
-    let operations = parse(context, &args[2..])?;
+pub fn bitfield_ro(data: &mut Data, args: Args) -> Outcome {
+    let operations = parse(data, &args[2..])?;
     if operations.iter().any(|operation| !matches!(operation.kind, Kind::Get)) {
         return Err("ERR BITFIELD_RO only supports the GET subcommand".into());
     }
-    let database = context.database();
-    let value = context.transaction.get_string(database, args[1])?.unwrap_or_default();
+    let value = data.get_string(args[1])?.unwrap_or_default();
     Ok(Reply::Array(
         operations.iter().map(|operation| operation.get(&value)).collect(),
     ))
 }
 
-fn parse(context: &Context, mut words: &[&[u8]]) -> Result<Vec<Operation>, Fault> {
+fn parse(data: &Data, mut words: &[&[u8]]) -> Result<Vec<Operation>, Fault> {
     let mut operations = Vec::new();
     let mut overflow = Overflow::Wrap;
     loop {
@@ -93,7 +101,7 @@ fn parse(context: &Context, mut words: &[&[u8]]) -> Result<Vec<Operation>, Fault
             _ => return Err(SYNTAX.into()),
         };
         let of = parse_type(of)?;
-        let place = check_offset(context, parse_place(place, of))?;
+        let place = check_offset(data, parse_place(place, of))?;
         let kind = match kind {
             Some((kind, number)) => kind(int(number)?),
             None => Kind::Get,

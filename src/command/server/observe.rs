@@ -1,10 +1,13 @@
 //! SLOWLOG, LATENCY and MEMORY.
 
+use std::sync::Arc;
+
 use super::{unknown_subcommand, verbatim};
 use crate::command::args::{SYNTAX, int, is, parse_int, text};
 use crate::command::introspection::{find, help_of};
+use crate::command::key_specs::access;
 use crate::command::table::{self, Entry};
-use crate::command::{Args, Command, Compatibility, Context, Fault, Keys, Outcome, Reply, Run, flag};
+use crate::command::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag};
 use crate::config::machine;
 use crate::database::hot::SLOT_OVERHEAD;
 use crate::telemetry::process;
@@ -25,7 +28,7 @@ pub const SLOWLOG: &[Command] = &[
         arity: -2,
         complexity: "O(N), N being the number of entries.",
         summary: "Returns the newest entries.",
-        run: Run::Now(slowlog_get),
+        run: Run::Session(slowlog_get),
         ..ROW
     },
     Command {
@@ -34,14 +37,14 @@ pub const SLOWLOG: &[Command] = &[
         flags: HELP,
         since: "6.2.0",
         summary: "Lists the subcommands.",
-        run: Run::Now(slowlog_help),
+        run: Run::Session(slowlog_help),
         ..ROW
     },
     Command {
         name: "slowlog|len",
         arity: 2,
         summary: "Returns the number of entries.",
-        run: Run::Now(slowlog_len),
+        run: Run::Session(slowlog_len),
         ..ROW
     },
     Command {
@@ -49,7 +52,7 @@ pub const SLOWLOG: &[Command] = &[
         arity: 2,
         complexity: "O(N), N being the number of entries.",
         summary: "Forgets all entries.",
-        run: Run::Now(slowlog_reset),
+        run: Run::Session(slowlog_reset),
         ..ROW
     },
 ];
@@ -65,14 +68,14 @@ pub const LATENCY: &[Command] = &[
         name: "latency|doctor",
         arity: 2,
         summary: "Tells in words which events took long.",
-        run: Run::Now(latency_doctor),
+        run: Run::Session(latency_doctor),
         ..EVENTS
     },
     Command {
         name: "latency|graph",
         arity: 3,
         summary: "Draws the samples of an event.",
-        run: Run::Now(latency_graph),
+        run: Run::Session(latency_graph),
         ..EVENTS
     },
     Command {
@@ -80,7 +83,7 @@ pub const LATENCY: &[Command] = &[
         arity: 2,
         flags: HELP,
         summary: "Lists the subcommands.",
-        run: Run::Now(latency_help),
+        run: Run::Session(latency_help),
         ..EVENTS
     },
     Command {
@@ -89,28 +92,28 @@ pub const LATENCY: &[Command] = &[
         since: "7.0.0",
         complexity: "O(N), N being the number of commands.",
         summary: "Returns how long commands took, as histograms.",
-        run: Run::Now(latency_histogram),
+        run: Run::Session(latency_histogram),
         ..EVENTS
     },
     Command {
         name: "latency|history",
         arity: 3,
         summary: "Returns the samples of an event.",
-        run: Run::Now(latency_history),
+        run: Run::Session(latency_history),
         ..EVENTS
     },
     Command {
         name: "latency|latest",
         arity: 2,
         summary: "Returns the last sample of every event.",
-        run: Run::Now(latency_latest),
+        run: Run::Session(latency_latest),
         ..EVENTS
     },
     Command {
         name: "latency|reset",
         arity: -2,
         summary: "Forgets events.",
-        run: Run::Now(latency_reset),
+        run: Run::Session(latency_reset),
         ..EVENTS
     },
 ];
@@ -126,7 +129,7 @@ pub const MEMORY: &[Command] = &[
         name: "memory|doctor",
         arity: 2,
         summary: "Tells in words how memory is used.",
-        run: Run::Now(memory_doctor),
+        run: Run::Session(memory_doctor),
         ..SPACE
     },
     Command {
@@ -134,20 +137,16 @@ pub const MEMORY: &[Command] = &[
         arity: 2,
         flags: HELP,
         summary: "Lists the subcommands.",
-        run: Run::Now(memory_help),
+        run: Run::Session(memory_help),
         ..SPACE
     },
     Command {
         name: "memory|usage",
         arity: -3,
         flags: flag::READONLY,
-        keys: Keys::Range {
-            first: 2,
-            last: 2,
-            step: 1,
-        },
+        keys: &[KeySpec::at(2, access::RO)],
         summary: "Returns the bytes that a key takes in memory.",
-        run: Run::Now(memory_usage),
+        run: Run::Data(memory_usage),
         ..SPACE
     },
     Command {
@@ -177,7 +176,7 @@ fn number(value: u64) -> Reply {
     Reply::Int(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn slowlog_get(context: &mut Context, args: Args) -> Outcome {
+fn slowlog_get(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     const USUAL: usize = 10;
     let count = match &args[2..] {
         [] => USUAL,
@@ -188,7 +187,7 @@ fn slowlog_get(context: &mut Context, args: Args) -> Outcome {
         },
         _ => return Err(unknown_subcommand("slowlog", args[1])),
     };
-    let entries = context.shared.stats.slowlog.latest(count);
+    let entries = shared.stats.slowlog.latest(count);
     let described = entries.into_iter().map(|entry| {
         Reply::Array(vec![
             number(entry.id),
@@ -202,21 +201,21 @@ fn slowlog_get(context: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Array(described.collect()))
 }
 
-fn slowlog_len(context: &mut Context, _: Args) -> Outcome {
-    Ok(number(context.shared.stats.slowlog.len() as u64))
+fn slowlog_len(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    Ok(number(shared.stats.slowlog.len() as u64))
 }
 
-fn slowlog_reset(context: &mut Context, _: Args) -> Outcome {
-    context.shared.stats.slowlog.reset();
+fn slowlog_reset(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    shared.stats.slowlog.reset();
     Ok(Reply::Ok)
 }
 
-fn slowlog_help(_: &mut Context, _: Args) -> Outcome {
+fn slowlog_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("slowlog", SLOWLOG))
 }
 
-fn latency_latest(context: &mut Context, _: Args) -> Outcome {
-    let events = context.shared.stats.latency.latest();
+fn latency_latest(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    let events = shared.stats.latency.latest();
     let described = events.into_iter().map(|event| {
         Reply::Array(vec![
             Reply::bulk(event.event),
@@ -228,22 +227,22 @@ fn latency_latest(context: &mut Context, _: Args) -> Outcome {
     Ok(Reply::Array(described.collect()))
 }
 
-fn latency_history(context: &mut Context, args: Args) -> Outcome {
-    let samples = context.shared.stats.latency.history(args[2]);
+fn latency_history(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    let samples = shared.stats.latency.history(args[2]);
     let described = samples
         .into_iter()
         .map(|sample| Reply::Array(vec![number(sample.time), number(sample.milliseconds)]));
     Ok(Reply::Array(described.collect()))
 }
 
-fn latency_reset(context: &mut Context, args: Args) -> Outcome {
-    Ok(number(context.shared.stats.latency.reset(&args[2..]) as u64))
+fn latency_reset(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    Ok(number(shared.stats.latency.reset(&args[2..]) as u64))
 }
 
 /// One bar for each sample, oldest first.
-fn latency_graph(context: &mut Context, args: Args) -> Outcome {
+fn latency_graph(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     const WIDEST: u64 = 60;
-    let samples = context.shared.stats.latency.history(args[2]);
+    let samples = shared.stats.latency.history(args[2]);
     let Some(most) = samples.iter().map(|sample| sample.milliseconds).max() else {
         return Err(Fault::error(format!(
             "ERR No samples available for event '{}'",
@@ -264,13 +263,13 @@ fn latency_graph(context: &mut Context, args: Args) -> Outcome {
     Ok(verbatim(drawing))
 }
 
-fn latency_doctor(context: &mut Context, _: Args) -> Outcome {
-    if context.shared.config.latency_monitor_threshold() == 0 {
+fn latency_doctor(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    if shared.config.latency_monitor_threshold() == 0 {
         return Ok(verbatim(
             "Slow events are not noted. CONFIG SET latency-monitor-threshold <milliseconds> turns that on.\n".into(),
         ));
     }
-    let events = context.shared.stats.latency.latest();
+    let events = shared.stats.latency.latest();
     if events.is_empty() {
         return Ok(verbatim("No slow event was noted.\n".into()));
     }
@@ -286,7 +285,7 @@ fn latency_doctor(context: &mut Context, _: Args) -> Outcome {
 }
 
 /// How long clients waited, by command; named containers stand for their subcommands.
-fn latency_histogram(_: &mut Context, args: Args) -> Outcome {
+fn latency_histogram(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let named: Vec<&Entry> = match &args[2..] {
         [] => table::with_subcommands().collect(),
         names => names
@@ -311,11 +310,11 @@ fn latency_histogram(_: &mut Context, args: Args) -> Outcome {
     Ok(Reply::Map(told))
 }
 
-fn latency_help(_: &mut Context, _: Args) -> Outcome {
+fn latency_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("latency", LATENCY))
 }
 
-fn memory_usage(context: &mut Context, args: Args) -> Outcome {
+fn memory_usage(data: &mut Data, args: Args) -> Outcome {
     let mut options = &args[3..];
     while let [option, samples, rest @ ..] = options
         && is(option, "samples")
@@ -328,15 +327,15 @@ fn memory_usage(context: &mut Context, args: Args) -> Outcome {
     if !options.is_empty() {
         return Err(SYNTAX.into());
     }
-    let database = context.database();
-    let Some(entry) = context.transaction.peek(database, args[2])? else {
+    let database = data.database;
+    let Some(entry) = data.transaction.peek(database, args[2])? else {
         return Ok(Reply::Null);
     };
     let state = entry.state()?;
     Ok(number((SLOT_OVERHEAD + args[2].len() + state.value.bytes()) as u64))
 }
 
-fn memory_doctor(_: &mut Context, _: Args) -> Outcome {
+fn memory_doctor(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     let (used, total) = (process::resident_bytes(), machine::memory());
     let advice = match used > total / 10 * 9 {
         true => "That is most of it: lower maxmemory or store-cache.",
@@ -349,6 +348,6 @@ fn memory_doctor(_: &mut Context, _: Args) -> Outcome {
     )))
 }
 
-fn memory_help(_: &mut Context, _: Args) -> Outcome {
+fn memory_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("memory", MEMORY))
 }

@@ -1,8 +1,10 @@
 //! ACL: there is one user, `default`, who may do everything once authenticated.
 
+use std::sync::Arc;
+
 use crate::command::args::{parse_int, wrong_arity};
 use crate::command::introspection::{CATEGORIES, commands_of_category, help_of};
-use crate::command::{Args, Command, Compatibility, Context, Outcome, Reply, Run, flag};
+use crate::command::{Args, Command, Compatibility, Outcome, Reply, Run, Session, Shared, flag};
 
 const FLAGS: u32 = flag::NOSCRIPT | flag::LOADING | flag::STALE;
 const ADMIN: u32 = FLAGS | flag::ADMIN;
@@ -34,14 +36,14 @@ pub const ACL: &[Command] = &[
         name: "acl|cat",
         arity: -2,
         summary: "Lists the categories of commands, or the commands of one.",
-        run: Run::Now(cat),
+        run: Run::Session(cat),
         ..ROW
     },
     Command {
         name: "acl|genpass",
         arity: -2,
         summary: "Makes up a password.",
-        run: Run::Now(genpass),
+        run: Run::Session(genpass),
         ..ROW
     },
     Command {
@@ -50,7 +52,7 @@ pub const ACL: &[Command] = &[
         flags: ADMIN,
         summary: "Tells what a user may do.",
         compatibility: NO_HASHES,
-        run: Run::Now(getuser),
+        run: Run::Session(getuser),
         ..ROW
     },
     Command {
@@ -58,7 +60,7 @@ pub const ACL: &[Command] = &[
         arity: 2,
         flags: flag::LOADING | flag::STALE,
         summary: "Lists the subcommands.",
-        run: Run::Now(help),
+        run: Run::Session(help),
         ..ROW
     },
     Command {
@@ -67,7 +69,7 @@ pub const ACL: &[Command] = &[
         flags: ADMIN,
         summary: "Lists users with their rules.",
         compatibility: NO_HASHES,
-        run: Run::Now(list),
+        run: Run::Session(list),
         ..ROW
     },
     Command {
@@ -75,14 +77,14 @@ pub const ACL: &[Command] = &[
         arity: 2,
         flags: ADMIN,
         summary: "Lists the names of users.",
-        run: Run::Now(users),
+        run: Run::Session(users),
         ..ROW
     },
     Command {
         name: "acl|whoami",
         arity: 2,
         summary: "Returns the user of this connection.",
-        run: Run::Now(whoami),
+        run: Run::Session(whoami),
         ..ROW
     },
     not_yet("acl|deluser", -3, "6.0.0", "Removes users."),
@@ -93,31 +95,31 @@ pub const ACL: &[Command] = &[
     not_yet("acl|setuser", -3, "6.0.0", "Creates a user or changes what it may do."),
 ];
 
-fn whoami(_: &mut Context, _: Args) -> Outcome {
+fn whoami(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::bulk("default"))
 }
 
-fn users(_: &mut Context, _: Args) -> Outcome {
+fn users(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Array(vec![Reply::bulk("default")]))
 }
 
-fn has_password(context: &Context) -> bool {
-    context.shared.config.requirepass().is_some()
+fn has_password(shared: &Shared) -> bool {
+    shared.config.requirepass().is_some()
 }
 
-fn list(context: &mut Context, _: Args) -> Outcome {
-    let password = if has_password(context) { "" } else { "nopass " };
+fn list(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
+    let password = if has_password(shared) { "" } else { "nopass " };
     Ok(Reply::Array(vec![Reply::bulk(format!(
         "user default on {password}{RULES}"
     ))]))
 }
 
-fn getuser(context: &mut Context, args: Args) -> Outcome {
+fn getuser(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     if args[2] != b"default" {
         return Ok(Reply::Null);
     }
     let mut flags = vec![Reply::simple("on")];
-    if !has_password(context) {
+    if !has_password(shared) {
         flags.push(Reply::simple("nopass"));
     }
     let pair = |name: &str, value: Reply| (Reply::bulk(name), value);
@@ -131,7 +133,7 @@ fn getuser(context: &mut Context, args: Args) -> Outcome {
     ]))
 }
 
-fn cat(_: &mut Context, args: Args) -> Outcome {
+fn cat(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match &args[2..] {
         [] => Ok(Reply::Array(CATEGORIES.iter().map(Reply::bulk).collect())),
         [category] => commands_of_category(category).map(Reply::Array),
@@ -139,7 +141,7 @@ fn cat(_: &mut Context, args: Args) -> Outcome {
     }
 }
 
-fn genpass(_: &mut Context, args: Args) -> Outcome {
+fn genpass(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     /// Bits of a password, and the most that can be asked for.
     const USUAL: i64 = 256;
     const MOST: i64 = 4_096;
@@ -157,6 +159,6 @@ fn genpass(_: &mut Context, args: Args) -> Outcome {
     Ok(Reply::bulk(password))
 }
 
-fn help(_: &mut Context, _: Args) -> Outcome {
+fn help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("acl", ACL))
 }

@@ -1,0 +1,190 @@
+//! What is checked before every command: that it exists, its arity, who may run it, whether this
+//! node can give a right answer, and what has to happen first.
+
+use super::admission::{self, Wants};
+use super::args::{text, wrong_arity};
+use super::session::{Multi, Session, Shared};
+use super::step::Before;
+use super::table::Entry;
+use super::{Args, Command, Fault, Run, consistency, flag, table};
+use crate::database::transaction::SHORT_WORK;
+use crate::database::{Status, Turn, Wait};
+
+pub(super) fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
+    let there = table::find(args[0]).filter(|command| !matches!(command.run, Run::NotYet));
+    let command = there.ok_or_else(|| unknown(args))?;
+    let Some(name) = args.get(1).filter(|_| !command.subcommands.is_empty()) else {
+        return Ok(command);
+    };
+    match table::find_subcommand(command, name) {
+        Some(sub) if !matches!(sub.run, Run::NotYet) => Ok(sub),
+        _ => Err(Fault::error(format!(
+            "ERR unknown subcommand '{}'. Try {} HELP.",
+            text(&name[..name.len().min(128)]),
+            command.name.to_ascii_uppercase()
+        ))),
+    }
+}
+
+pub(super) fn is_exec(args: Args<'_>) -> bool {
+    table::find(args[0]).is_some_and(|command| matches!(command.run, Run::Exec))
+}
+
+pub(super) fn check_arity(command: &Entry, args: Args<'_>) -> Result<(), Fault> {
+    let count = args.len() as i32;
+    let fits = if command.arity >= 0 {
+        count == command.arity
+    } else {
+        count >= -command.arity
+    };
+    if fits { Ok(()) } else { Err(wrong_arity(command.name)) }
+}
+
+/// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.
+pub(super) fn unknown(args: Args<'_>) -> Fault {
+    const ECHOED: usize = 128;
+    let echo = |arg: &[u8], limit: usize| {
+        let end = arg.iter().take(limit).position(|&byte| byte == 0);
+        arg[..end.unwrap_or(arg.len().min(limit))].to_vec()
+    };
+    let mut message = b"ERR unknown command '".to_vec();
+    message.extend(echo(args[0], ECHOED));
+    message.extend_from_slice(b"', with args beginning with: ");
+    let start = message.len();
+    for arg in &args[1..] {
+        let Some(left) = ECHOED.checked_sub(message.len() - start).filter(|left| *left > 0) else {
+            break;
+        };
+        message.push(b'\'');
+        message.extend(echo(arg, left));
+        message.extend_from_slice(b"' ");
+    }
+    Fault::error(message)
+}
+
+/// Checks that are the same for every command: authentication, and whether this node can be right.
+pub(super) fn admit(
+    session: &Session,
+    shared: &Shared,
+    command: &Command,
+    queued: Option<&Multi>,
+) -> Result<(), Fault> {
+    if command.has(flag::DEBUG) && !may_debug(session, shared) {
+        return Err("ERR DEBUG command not allowed. If the enable-debug-command option is set to \"local\", you can run it from a local connection, otherwise you need to set this option in the configuration file, and then restart the server.".into());
+    }
+    let authenticated = session.authenticated;
+    if let Err(refusal) = admission::admit(shared, Wants::Run { authenticated, command }) {
+        return Err(refusal.text().into());
+    }
+    // What EXEC runs was queued while this node could be right, and is computed now.
+    let may_load = |command: &Command| command.has(flag::LOADING);
+    let may_load = may_load(command) && queued.is_none_or(|m| m.queued.iter().all(|q| may_load(q.command)));
+    if may_load || shared.service.is_serving() {
+        return Ok(());
+    }
+    Err(Fault::error(match &*shared.service.status() {
+        Status::Loading {
+            applied,
+            total,
+            rebuilding,
+        } => {
+            let percent = if *total == 0 {
+                0
+            } else {
+                applied.min(total) * 100 / total
+            };
+            let why = rebuilding
+                .as_ref()
+                .map_or(String::new(), |r| format!(", rebuilding the local store: {r}"));
+            let outage = || shared.service.log.outage().map(|outage| outage.cause);
+            let waits = shared
+                .service
+                .store_lacks_room()
+                .or_else(outage)
+                .map_or(String::new(), |reason| format!(", waiting: {reason}"));
+            let held_up = shared
+                .service
+                .log
+                .held_up(None)
+                .map_or(String::new(), |cause| format!(", {cause}"));
+            format!("LOADING Highwater is loading the dataset: {percent}%{why}{waits}{held_up}")
+        }
+        Status::Failed(reason) => format!("ERR this node {reason}"),
+        Status::Serving | Status::Stale => return Ok(()),
+    }))
+}
+
+pub(super) fn may_debug(session: &Session, shared: &Shared) -> bool {
+    match &*shared.config.enable_debug_command() {
+        "yes" => true,
+        "local" => session.client.is_local(),
+        _ => false,
+    }
+}
+
+/// What EXEC is about to run; `None` for all other commands.
+pub(super) fn queued<'s>(session: &'s Session, command: &Command) -> Option<&'s Multi> {
+    session.multi.as_ref().filter(|_| matches!(command.run, Run::Exec))
+}
+
+/// What must happen before this command, besides what it finds out itself.
+pub(super) fn before(
+    session: &Session,
+    shared: &Shared,
+    command: &Command,
+    args: Args<'_>,
+    prepared: bool,
+) -> Option<Before> {
+    if let Some(paused) = shared.pause.current() {
+        let writes = |c: &Command| c.has(flag::WRITE | flag::MAY_REPLICATE);
+        let in_exec = queued(session, command).is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
+        if (!paused.writes_only && !command.has(flag::ADMIN) && !command.has(flag::IN_MULTI))
+            || writes(command)
+            || in_exec
+        {
+            return Some(Before::Unpaused);
+        }
+    }
+    if !prepared
+        && shared.service.is_serving()
+        && let Some(before) = before_reading(session, shared, command, args)
+    {
+        return Some(before);
+    }
+    let turn = takes_long(command, queued(session, command), args)?;
+    (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
+}
+
+/// The turn for commands that look at very many things, or have very large arguments. Others find
+/// out when they have begun ([`Transaction::works`](crate::database::Transaction::works)).
+pub(super) fn takes_long(command: &Command, queued: Option<&Multi>, args: Args<'_>) -> Option<Turn> {
+    /// Arguments, all queued commands together.
+    const MANY: usize = 10_000;
+    let (long, many, bytes) = match queued {
+        Some(multi) => {
+            let long = multi.queued.iter().any(|queued| queued.command.has(flag::LONG));
+            (long, multi.args, multi.bytes)
+        }
+        _ => (command.has(flag::LONG), args.len(), size(args)),
+    };
+    match () {
+        _ if long || many > MANY => Some(Turn::Long),
+        _ if bytes > SHORT_WORK => Some(Turn::Large),
+        _ => None,
+    }
+}
+
+/// Bytes of the arguments.
+pub(super) fn size(args: Args<'_>) -> usize {
+    args.iter().map(|arg| arg.len()).sum()
+}
+
+/// What a command that reads must wait for.
+pub(super) fn before_reading(session: &Session, shared: &Shared, command: &Command, args: Args<'_>) -> Option<Before> {
+    let in_exec = |multi: &Multi| multi.queued.iter().any(|queued| queued.command.looks_at_store(None));
+    let whole_store = command.looks_at_store(Some(args)) || queued(session, command).is_some_and(in_exec);
+    match consistency::needed(session, shared, command, args, whole_store) {
+        Some(fresh) => Some(Before::Fresh(fresh)),
+        None => whole_store.then_some(Before::WholeStore),
+    }
+}

@@ -1,0 +1,197 @@
+//! Computes a command about data: its locks, its view of writes under way, its turn, and how it is
+//! counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::exec::Exec;
+use super::key_specs::keys_of;
+use super::session::{Session, Shared};
+use super::step::{Before, Pending, Step, refuse};
+use super::table::Entry;
+use super::{Args, Data, DataHandler, Outcome, Reply, consistency, flag};
+use crate::database::consistency::Consistency;
+use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
+use crate::database::{Pace, Place, Turn, Wait, now_ms};
+
+/// A command has its reply. Counts how long its client has waited, and notes it in SLOWLOG and
+/// LATENCY if that was long. `held`: the reply waited for the log.
+pub(super) fn replied(
+    session: &mut Session,
+    shared: &Shared,
+    command: &'static Entry,
+    args: Args<'_>,
+    waited: Duration,
+    failed: bool,
+    held: bool,
+) {
+    session.tally.replied(shared, command, waited, failed);
+    let (stats, config, client) = (&shared.stats, &shared.config, &session.client);
+    let microseconds = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+    if u64::try_from(config.slowlog_log_slower_than()).is_ok_and(|limit| microseconds >= limit)
+        // EXEC: what it runs is there by itself, but does not wait for the log.
+        && (held || !command.has(flag::SKIP_SLOWLOG))
+        && stats.slowlog.takes(now_ms(), config.slowlog_max_len())
+    {
+        let address = client.address.map_or(String::new(), |address| address.to_string());
+        let name = client.details.lock().name.clone();
+        let arguments = without_secrets(command, args);
+        stats
+            .slowlog
+            .note(&arguments, microseconds, address, name, config.slowlog_max_len());
+    }
+    let event = if command.has(flag::FAST) {
+        "fast-command"
+    } else {
+        "command"
+    };
+    stats
+        .latency
+        .note(event, microseconds / 1_000, config.latency_monitor_threshold());
+}
+
+/// The arguments as SLOWLOG may show them.
+pub(super) fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
+    let mut shown = args.to_vec();
+    for at in command.secrets.map_or_else(Vec::new, |secrets| secrets(args)) {
+        if let Some(argument) = shown.get_mut(at) {
+            *argument = b"(redacted)";
+        }
+    }
+    shown
+}
+
+/// Computes what takes long when it is its turn, away from the threads that serve connections.
+pub(super) async fn take_turn(
+    session: &mut Session,
+    shared: &Shared,
+    mut turn: Turn,
+    mut compute: impl FnMut(&mut Session) -> Step,
+) -> Step {
+    /// Times that it is computed while others may change its keys.
+    const UNLOCKED: usize = 2;
+    let (mut permit, mut times) = (shared.turns.take(turn).await, 0);
+    loop {
+        let locked = times == UNLOCKED;
+        session.pace = Pace { turn, locked };
+        // Other tasks of this thread go on elsewhere.
+        let step = tokio::task::block_in_place(|| compute(session));
+        session.pace = Pace::default();
+        match step {
+            Step::Before(Before::Wait(Wait::Changed)) if !locked => times += 1,
+            Step::Before(Before::Wait(Wait::Turn(longer))) if longer > turn => {
+                drop(permit);
+                turn = longer;
+                permit = shared.turns.take(turn).await;
+            }
+            step => return step,
+        }
+    }
+}
+
+pub(super) fn view(session: &Session, shared: &Shared, writes: bool) -> View {
+    match (writes, session.outstanding.count()) {
+        (true, _) => View::Update,
+        (false, 1..) if consistency::mode(session, shared).sees_pending() => View::Pending,
+        (false, _) => View::Committed,
+    }
+}
+
+/// Whether keys that are only read have to be of one state of the log. `strict`: this holds for a
+/// single key too, which then is not read while others of its group become visible.
+pub(super) fn fit_together(writes: bool, keys: usize, strict: bool) -> bool {
+    !writes && (keys > 1 || strict)
+}
+
+pub(super) fn locks<'k>(keys: &'k [&'k [u8]], places: &'k [Place<'k>], writes: bool, all: bool) -> Locks<'k> {
+    match (writes, places) {
+        _ if all => Locks::All,
+        (true, _) => Locks::Some(keys),
+        // Without keys the store is looked at, which takes groups in as they come.
+        (false, []) => Locks::Unlocked,
+        (false, places) => Locks::Together(places),
+    }
+}
+
+/// Computes a command about data on a database.
+pub(super) fn compute(
+    handler: DataHandler,
+    shared: &Shared,
+    database: u16,
+    transaction: &mut Transaction<'_>,
+    args: Args<'_>,
+) -> Outcome {
+    let mut data = Data {
+        transaction,
+        database,
+        config: &shared.config,
+    };
+    handler(&mut data, args)
+}
+
+/// Computes a single command in a transaction of its own. `again`: it has been computed before, so
+/// it is counted already.
+pub(super) fn compute_one(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    command: &'static Entry,
+    handler: DataHandler,
+    args: Args<'_>,
+    database: u16,
+    again: bool,
+) -> Step {
+    let keys = keys_of(command.keys, args);
+    let writes = command.has(flag::WRITE);
+    let strict = consistency::mode(session, shared) == Consistency::Linearizable;
+    let together = fit_together(writes, keys.len(), strict);
+    let places = keys.iter().filter(|_| together).map(|key| (database, *key));
+    let places: SmallVec<[Place<'_>; 4]> = places.collect();
+    let locks = locks(&keys, &places, writes, command.has(flag::ALL_KEYS));
+    let view = view(session, shared, writes);
+    let computed = shared
+        .service
+        .transact_at(session.pace, &session.outstanding, locks, view, |transaction| {
+            transaction.counts = !writes;
+            compute(handler, shared, database, transaction, args)
+        });
+    match computed {
+        Err(fault) => refuse(session, fault),
+        Ok(computed) => conclude(session, computed, database, command.has(flag::BARRIER), again, None),
+    }
+}
+
+/// The next step of a computed command: its reply is sent, or held back until the log has the
+/// writes that it rests on.
+pub(super) fn conclude(
+    session: &mut Session,
+    computed: Computed<Reply>,
+    database: u16,
+    barrier: bool,
+    again: bool,
+    exec: Option<Box<Exec>>,
+) -> Step {
+    let Computed {
+        value,
+        write,
+        depends,
+        lookups,
+    } = computed;
+    if !again {
+        session.tally.looked_up(lookups);
+    }
+    if write.is_none() && depends.is_empty() {
+        return Step::Reply(value);
+    }
+    Step::Pending(Pending {
+        reply: value,
+        write,
+        depends,
+        barrier,
+        database,
+        exec,
+        asked: None,
+        repeated: 0,
+    })
+}

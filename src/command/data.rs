@@ -1,0 +1,66 @@
+//! What a command about data works with: keys and values, and the settings that its reply depends
+//! on. It does not know which client asks. So it can be computed again later, and as a part of
+//! EXEC.
+
+use bytes::Bytes;
+
+use super::{Fault, Transaction};
+use crate::config::Config;
+use crate::model::{Entry, State};
+
+/// One command's view of the data.
+pub struct Data<'d, 't> {
+    /// Reads and writes of all databases. Nothing is written before the command has ended.
+    pub transaction: &'d mut Transaction<'t>,
+    /// The selected database. All functions here work on it.
+    pub database: u16,
+    /// Limits (`proto-max-bulk-len`) and policies that replies tell of.
+    pub config: &'d Config,
+}
+
+impl Data<'_, '_> {
+    /// The time that the command sees, milliseconds since the epoch: the same all through EXEC.
+    pub fn now(&self) -> u64 {
+        self.transaction.now
+    }
+
+    /// What a key holds; `None` if it is missing or expired.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.transaction.get(self.database, key)
+    }
+
+    /// As [`Data::get`], but counts as a keyspace hit or miss in a command that writes too.
+    pub fn read(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.transaction.read(self.database, key)
+    }
+
+    /// A key's string; the error of Redis if it holds something else.
+    pub fn get_string(&mut self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.transaction.get_string(self.database, key)
+    }
+
+    /// As [`Data::get_string`], but counts as a keyspace hit or miss in a command that writes too.
+    pub fn read_string(&mut self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        self.transaction.read_string(self.database, key)
+    }
+
+    /// Whether there is something under this key.
+    pub fn exists(&mut self, key: &[u8]) -> Result<bool, Fault> {
+        self.transaction.exists(self.database, key)
+    }
+
+    /// Gives a key a state.
+    pub fn put(&mut self, key: &[u8], state: State) {
+        self.transaction.put(self.database, key, state);
+    }
+
+    /// Gives a key a string; `expire_at` in milliseconds since the epoch.
+    pub fn set(&mut self, key: &[u8], value: Bytes, expire_at: Option<u64>) {
+        self.transaction.set(self.database, key, value, expire_at);
+    }
+
+    /// Deletes a key.
+    pub fn delete(&mut self, key: &[u8]) {
+        self.transaction.delete(self.database, key);
+    }
+}

@@ -1,0 +1,301 @@
+//! EXEC: the commands that MULTI queued, as one.
+//!
+//! The commands about data are computed in one transaction, which may be computed again. All others
+//! (SELECT, CLIENT, CONFIG, …) run once, when the transaction has been computed for the first time.
+//! Their replies stay, also when the transaction is computed again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::compute::{compute, conclude, fit_together, locks, replied, view};
+use super::key_specs::{KeyList, keys_of};
+use super::session::{Multi, Queued, Session, Shared, Watch};
+use super::step::{Step, refuse};
+use super::table::Entry;
+use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
+use crate::database::Place;
+use crate::database::transaction::{Computed, Transaction};
+use crate::database::watch::Found;
+use crate::resp::Weight;
+
+type Watched = HashMap<(u16, Bytes), Option<Found>>;
+
+/// What MULTI queued and WATCH found, so that EXEC can be computed again.
+pub struct Exec {
+    pub multi: Multi,
+    watch: Watch,
+    /// The database that was selected at first.
+    database: u16,
+    /// Replies of the commands that are not about data, with their places, once they have run.
+    others: Option<Vec<(usize, Reply)>>,
+}
+
+/// A queued command.
+struct Request<'q> {
+    command: &'static Entry,
+    args: Vec<&'q [u8]>,
+    /// The database that is selected by then.
+    database: u16,
+}
+
+/// Runs what the connection has queued.
+pub fn begin(session: &mut Session, shared: &Arc<Shared>) -> Step {
+    let Some(multi) = session.multi.take() else {
+        return Step::Reply(Reply::error("ERR EXEC without MULTI"));
+    };
+    if multi.aborted {
+        session.end_transaction();
+        return Step::Reply(Reply::error(
+            "EXECABORT Transaction discarded because of previous errors.",
+        ));
+    }
+    let mut exec = Some(Box::new(Exec {
+        multi,
+        watch: session.watch.take().unwrap_or_default(),
+        database: session.database,
+        others: None,
+    }));
+    let step = run(session, shared, &mut exec, false);
+    match exec {
+        // It has to wait: everything is as before.
+        Some(exec) => {
+            session.multi = Some(exec.multi);
+            session.watch = Some(exec.watch).filter(|watch| !watch.keys.is_empty());
+        }
+        None => session.end_transaction(),
+    }
+    step
+}
+
+/// Computes the transaction. It is left in `exec` only if it has to wait. `again`: it has been
+/// computed before, so its commands are counted already.
+pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Exec>>, again: bool) -> Step {
+    let Some(mut taken) = exec.take() else {
+        return Step::Reply(Reply::error("ERR EXEC without MULTI"));
+    };
+    let mut others = taken.others.take();
+    let requests = taken.requests(shared);
+    // When it is computed again, no later command may have been computed. That can happen where
+    // others write too.
+    let barrier = !shared.service.log.chains() || requests.iter().any(|r| r.command.has(flag::BARRIER));
+    let mut times = Vec::with_capacity(requests.len());
+    let computed = match taken.compute(session, shared, &requests, &mut times) {
+        Ok(computed) => computed,
+        Err(Fault::Wait(wait)) => {
+            drop(requests);
+            taken.others = others;
+            *exec = Some(taken);
+            return refuse(session, Fault::Wait(wait));
+        }
+        Err(fault) => return refuse(session, fault),
+    };
+    let Computed {
+        value,
+        write,
+        depends,
+        lookups,
+    } = computed;
+    let value = match value {
+        None => Reply::NullArray,
+        Some(mut replies) => {
+            let done = others.get_or_insert_with(|| do_others(session, shared, &requests, &replies));
+            for (place, reply) in done {
+                replies[*place] = reply.clone();
+            }
+            if !again {
+                count(session, shared, &requests, &times, &replies);
+            }
+            Reply::Array(replies)
+        }
+    };
+    drop(requests);
+    let database = taken.database;
+    taken.others = others;
+    let computed = Computed {
+        value,
+        write,
+        depends,
+        lookups,
+    };
+    conclude(session, computed, database, barrier, again, Some(taken))
+}
+
+impl Exec {
+    /// What is queued, each with the database that is selected by then.
+    fn requests(&self, shared: &Shared) -> Vec<Request<'_>> {
+        let mut database = self.database;
+        let mut requests = Vec::with_capacity(self.multi.queued.len());
+        for Queued { command, args } in &self.multi.queued {
+            let args: Vec<&[u8]> = args.iter().map(|argument| &argument[..]).collect();
+            if matches!(command.run, Run::Select) {
+                // If there is no such database, the one before stays.
+                database = connection::selected(shared, &args).unwrap_or(database);
+            }
+            requests.push(Request {
+                command,
+                args,
+                database,
+            });
+        }
+        requests
+    }
+
+    /// Computes the commands about data in one transaction. Returns their replies, with
+    /// [`Reply::None`] in the places of the other commands, or `None` if a watched key has changed.
+    /// `times`: how long each command took.
+    fn compute(
+        &self,
+        session: &mut Session,
+        shared: &Arc<Shared>,
+        requests: &[Request<'_>],
+        times: &mut Vec<Duration>,
+    ) -> Result<Computed<Option<Vec<Reply>>>, Fault> {
+        let (watched, changed) = (&self.watch.keys, &self.watch.changed);
+        let has = |flag| requests.iter().any(|request| request.command.has(flag));
+        let writes = has(flag::WRITE);
+        let mut keys: KeyList<'_> = requests.iter().flat_map(Request::keys).collect();
+        keys.extend(watched.keys().map(|(_, key)| &key[..]));
+        let places = match fit_together(writes, keys.len(), true) {
+            true => places(watched, requests),
+            false => Vec::new(),
+        };
+        let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
+        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS));
+        let service = &shared.service;
+        service.transact_at(session.pace, &owner, locks, view, |transaction| {
+            // First the keys, then the flag: a transaction that watches what it reads notices later
+            // changes.
+            if has_changed(transaction, watched)? || changed.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            let (mut replies, mut weight) = (Vec::with_capacity(requests.len()), Weight::default());
+            times.clear();
+            for request in requests {
+                let started = session.tally.begin(shared, request.command);
+                let reply = request.reply(shared, transaction)?;
+                times.push(session.tally.done(started));
+                weight.add(&reply);
+                if weight.bytes() > MAX_REPLY_MEMORY {
+                    return Err(Fault::error(format!("{}; nothing was executed", too_much())));
+                }
+                replies.push(reply);
+            }
+            // The log checks a transaction that writes. Without writes, the keys may have changed
+            // since the first look.
+            if !transaction.writes() && has_changed(transaction, watched)? {
+                return Ok(None);
+            }
+            Ok(Some(replies))
+        })
+    }
+}
+
+impl<'q> Request<'q> {
+    fn keys(&self) -> KeyList<'q> {
+        keys_of(self.command.keys, &self.args)
+    }
+
+    /// Its reply if it is about data, else [`Reply::None`].
+    fn reply(&self, shared: &Shared, transaction: &mut Transaction<'_>) -> Result<Reply, Fault> {
+        let Run::Data(handler) = self.command.run else {
+            return Ok(Reply::None);
+        };
+        transaction.counts = !self.command.has(flag::WRITE);
+        let reply = match compute(handler, shared, self.database, transaction, &self.args) {
+            Err(Fault::Error(text)) => Reply::Error(text),
+            reply => reply?,
+        };
+        transaction.check_size()?;
+        Ok(reply)
+    }
+}
+
+fn too_much() -> String {
+    format!("ERR the reply of EXEC would take more than {MAX_REPLY_MEMORY} bytes of memory")
+}
+
+/// Runs the commands that are not about data. Returns their replies with their places. The
+/// transaction is on its way already, so a reply that is too large becomes an error in its own
+/// place.
+fn do_others(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    requests: &[Request<'_>],
+    of_data: &[Reply],
+) -> Vec<(usize, Reply)> {
+    let mut weight = Weight::default();
+    of_data.iter().for_each(|reply| weight.add(reply));
+    let mut done = Vec::new();
+    for (place, request) in requests.iter().enumerate() {
+        let reply = match do_other(session, shared, request.command, &request.args) {
+            None => continue,
+            // CLIENT REPLY OFF and SKIP. EXEC's reply is always whole. Redis leaves replies out of
+            // it that its length counts.
+            Some(Ok(Reply::None)) => Reply::Ok,
+            Some(Ok(reply)) => reply,
+            Some(Err(Fault::Error(text))) => Reply::Error(text),
+            Some(Err(Fault::Wait(_))) => Reply::error("ERR the command could not be computed"),
+        };
+        weight.add(&reply);
+        let fits = weight.bytes() <= MAX_REPLY_MEMORY;
+        done.push((place, if fits { reply } else { Reply::error(too_much()) }));
+    }
+    done
+}
+
+/// `None` if it is about data.
+fn do_other(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    command: &Entry,
+    args: Args<'_>,
+) -> Option<Result<Reply, Fault>> {
+    match command.run {
+        Run::Data(_) => None,
+        Run::Session(handler) => Some(handler(session, shared, args)),
+        Run::Select => Some(connection::select(session, shared, args)),
+        // MULTI does not queue these.
+        Run::Later(_) | Run::Exec | Run::Container | Run::NotYet => {
+            Some(Err("ERR Command not allowed inside a transaction".into()))
+        }
+    }
+}
+
+/// Counts each queued command as one that was executed.
+fn count(session: &mut Session, shared: &Shared, requests: &[Request<'_>], times: &[Duration], replies: &[Reply]) {
+    for ((Request { command, args, .. }, took), reply) in requests.iter().zip(times).zip(replies) {
+        session.tally.computed(shared, command, *took);
+        replied(session, shared, command, args, *took, reply.is_error(), false);
+        if let Reply::Error(text) = reply {
+            shared.stats.count_error(text);
+        }
+    }
+}
+
+/// The keys that EXEC looks at, each once.
+fn places<'q>(watched: &'q Watched, requests: &'q [Request<'q>]) -> Vec<Place<'q>> {
+    let mut met = HashSet::new();
+    let mut places: Vec<Place<'q>> = watched.keys().map(|(database, key)| (*database, &key[..])).collect();
+    met.extend(places.iter().copied());
+    for request in requests {
+        let of_command = request.keys().into_iter().map(|key| (request.database, key));
+        places.extend(of_command.filter(|place| met.insert(*place)));
+    }
+    places
+}
+
+/// Whether a watched key is no longer what WATCH found. The transaction then rests on these keys.
+fn has_changed(transaction: &mut Transaction<'_>, watched: &Watched) -> Result<bool, Fault> {
+    let now = transaction.now;
+    for ((database, key), found) in watched {
+        let entry = transaction.get_even_expired(*database, key)?;
+        if *found != Some(Found::of(entry.as_ref(), now)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,206 @@
+//! Where a command's keys are among its arguments, and what it does with them: as Redis's key
+//! specifications (<https://redis.io/docs/latest/develop/reference/key-specs/>). COMMAND, locks and
+//! read consistency rest on them.
+
+use smallvec::SmallVec;
+
+use super::args;
+
+/// Keys of one command, in the order of its specs.
+pub type KeyList<'a> = SmallVec<[&'a [u8]; 4]>;
+
+/// Some keys of a command, and what it does with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySpec {
+    /// [`access`] flags, together.
+    pub access: u16,
+    pub begin: Begin,
+    pub find: Find,
+}
+
+/// Where the search for keys begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// At this argument; the command's name is argument 0.
+    Index(usize),
+    /// Behind this word, looked for from this argument on.
+    Keyword(&'static str, usize),
+}
+
+/// Which arguments are keys, from where the search begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Find {
+    /// Up to `last` arguments further on (negative: counted from the end of the request, -1 being
+    /// its last argument), each `step`th one.
+    Range { last: i32, step: usize },
+    /// The number of keys stands where the search begins, the keys follow.
+    Counted,
+}
+
+/// What a command does with a key. Names and meanings are Redis's.
+pub mod access {
+    pub const RO: u16 = 1 << 0;
+    pub const RW: u16 = 1 << 1;
+    pub const OW: u16 = 1 << 2;
+    pub const RM: u16 = 1 << 3;
+    /// Its value is told, copied, or shows in another way.
+    pub const ACCESS: u16 = 1 << 4;
+    pub const UPDATE: u16 = 1 << 5;
+    pub const INSERT: u16 = 1 << 6;
+    pub const DELETE: u16 = 1 << 7;
+    /// Other arguments say what is done.
+    pub const VARIABLE_FLAGS: u16 = 1 << 8;
+
+    pub const READS: u16 = RO | ACCESS;
+    pub const CHANGES: u16 = RW | ACCESS | UPDATE;
+    pub const SETS: u16 = OW | UPDATE;
+
+    pub const NAMES: &[(u16, &str)] = &[
+        (RO, "RO"),
+        (RW, "RW"),
+        (OW, "OW"),
+        (RM, "RM"),
+        (ACCESS, "access"),
+        (UPDATE, "update"),
+        (INSERT, "insert"),
+        (DELETE, "delete"),
+        (VARIABLE_FLAGS, "variable_flags"),
+    ];
+}
+
+impl KeySpec {
+    /// The key at this argument.
+    pub const fn at(index: usize, access: u16) -> KeySpec {
+        KeySpec::range(index, 0, 1, access)
+    }
+
+    /// Every argument from this one on is a key.
+    pub const fn from(index: usize, access: u16) -> KeySpec {
+        KeySpec::range(index, -1, 1, access)
+    }
+
+    /// As [`Find::Range`], from this argument on.
+    pub const fn range(index: usize, last: i32, step: usize, access: u16) -> KeySpec {
+        KeySpec {
+            access,
+            begin: Begin::Index(index),
+            find: Find::Range { last, step },
+        }
+    }
+
+    /// The keys among the arguments of a request, which may be too few or make no sense.
+    pub fn keys<'s, 'a: 's>(&'s self, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
+        let first = match self.begin {
+            Begin::Index(index) => index,
+            Begin::Keyword(word, from) => {
+                let found = request.iter().skip(from).position(|argument| args::is(argument, word));
+                found.map_or(request.len(), |found| from + found + 1)
+            }
+        };
+        let (first, behind, step) = match self.find {
+            Find::Range { last, step } if last < 0 => (first, request.len().saturating_sub((-1 - last) as usize), step),
+            Find::Range { last, step } => (first, first + last as usize + 1, step),
+            Find::Counted => {
+                let count = request.get(first).and_then(|count| args::parse_int(count));
+                let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+                (first + 1, (first + 1).saturating_add(count), 1)
+            }
+        };
+        let behind = behind.min(request.len());
+        request[first.min(behind)..behind].iter().step_by(step).copied()
+    }
+}
+
+/// The keys of a request, as its command's specs find them.
+pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
+    let mut keys = KeyList::new();
+    specs.iter().for_each(|spec| keys.extend(spec.keys(request)));
+    keys
+}
+
+/// First key, last key and step over all specs, as clients that know no key specs are told; all 0
+/// without keys, or if they cannot be told in this way.
+pub fn range_of(specs: &[KeySpec]) -> (i32, i32, i32) {
+    let mut all: Option<(i32, i32, i32)> = None;
+    for spec in specs {
+        let (Begin::Index(first), Find::Range { last, step }) = (spec.begin, spec.find) else {
+            continue;
+        };
+        let first = first as i32;
+        // A last key that is counted from the end stays so; of the others the rightmost.
+        let last = if last < 0 { last } else { first + last };
+        all = Some(match all {
+            None => (first, last, step as i32),
+            Some((first, other, step)) if last < 0 || other < 0 => (first, last.min(other), step),
+            Some((first, other, step)) => (first, last.max(other), step),
+        });
+    }
+    all.unwrap_or((0, 0, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::access::{READS, SETS};
+    use super::*;
+
+    fn found(spec: KeySpec, request: &str) -> String {
+        let request: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+        let keys: Vec<_> = spec.keys(&request).map(String::from_utf8_lossy).collect();
+        keys.join(" ")
+    }
+
+    #[test]
+    fn keys_are_found_where_the_spec_says() {
+        let pairs = KeySpec::range(1, -1, 2, SETS);
+        let behind = |word, find| KeySpec {
+            access: READS,
+            begin: Begin::Keyword(word, 1),
+            find,
+        };
+        let counted = KeySpec {
+            access: READS,
+            begin: Begin::Index(2),
+            find: Find::Counted,
+        };
+        for (spec, request, keys) in [
+            (KeySpec::at(1, READS), "get k", "k"),
+            (KeySpec::at(2, READS), "object encoding k", "k"),
+            (KeySpec::at(2, READS), "object encoding", ""),
+            (KeySpec::from(1, READS), "mget a b c", "a b c"),
+            (KeySpec::from(1, READS), "mget", ""),
+            (KeySpec::range(1, -2, 1, READS), "blpop a b 0", "a b"),
+            (KeySpec::range(1, -2, 1, READS), "blpop", ""),
+            (KeySpec::range(1, 1, 1, READS), "rename a b", "a b"),
+            (KeySpec::range(1, 1, 1, READS), "rename a", "a"),
+            (pairs, "mset a 1 b 2", "a b"),
+            (pairs, "mset a 1 b", "a b"),
+            (counted, "eval s 2 a b c", "a b"),
+            (counted, "eval s 9 a b c", "a b c"),
+            (counted, "eval s -1 a", ""),
+            (counted, "eval s x a", ""),
+            (counted, "eval", ""),
+            (
+                behind("streams", Find::Range { last: -1, step: 1 }),
+                "xread STREAMS a b",
+                "a b",
+            ),
+            (behind("streams", Find::Range { last: -1, step: 1 }), "xread a b", ""),
+            (behind("keys", Find::Range { last: 0, step: 1 }), "m keys a b", "a"),
+        ] {
+            assert_eq!(found(spec, request), keys, "{request}");
+        }
+    }
+
+    #[test]
+    fn the_range_covers_all_specs() {
+        for (specs, range) in [
+            (&[][..], (0, 0, 0)),
+            (&[KeySpec::at(1, READS)], (1, 1, 1)),
+            (&[KeySpec::at(1, READS), KeySpec::at(2, SETS)], (1, 2, 1)),
+            (&[KeySpec::at(2, SETS), KeySpec::from(3, READS)], (2, -1, 1)),
+            (&[KeySpec::range(1, -1, 2, SETS)], (1, -1, 2)),
+        ] {
+            assert_eq!(range_of(specs), range, "{specs:?}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Replies that wait for the log. They are sent when the log has acknowledged their writes. If
+//! another writer came first, the command is computed again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::checks::{admit, find, takes_long};
+use super::compute::{compute_one, replied, take_turn};
+use super::session::{Session, Shared};
+use super::step::{Before, Pending, Step, reply_of};
+use super::{Args, Reply, Run, exec};
+use crate::database::Wait;
+use crate::log::{Completion, ProduceError};
+use crate::resp::Version;
+
+/// A command that lost against another writer is computed again after a random pause: at most so
+/// many milliseconds for each time that it lost.
+const PAUSE_MS: u64 = 2;
+
+const MAX_PAUSE_MS: u64 = 50;
+
+/// A reply that is held back, its own or an earlier one's write being under way.
+pub struct Held<'a> {
+    pub args: crate::resp::Args<'a>,
+    pub reply: Result<Reply, Pending>,
+    /// CLIENT REPLY lets it be sent.
+    pub is_sent: bool,
+    pub version: Version,
+}
+
+/// Waits for the writes under way, once for all of them, until every held reply is there. A command
+/// fails if a write that it rested on failed, or if another writer came first. Failed commands are
+/// computed again in rounds. Each round begins when nothing is under way, and goes in the order of
+/// the requests. A command that fails again waits for the next round, with all commands behind it.
+pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut [Held<'_>]) {
+    let deadline = Instant::now() + shared.service.write_timeout();
+    let mut open = !held.is_empty();
+    while open {
+        session.outstanding.none(&shared.service).await;
+        session.outstanding.settling();
+        open = false;
+        let mut now = Instant::now();
+        for held in held.iter_mut() {
+            let (asked, settled) = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                Err(pending) if pending.is_acknowledged() => (pending.asked, Ok(pending.reply)),
+                Err(pending) => {
+                    let asked = pending.asked;
+                    let settled = settle(session, shared, &held.args, pending, deadline).await;
+                    now = Instant::now();
+                    (asked, settled)
+                }
+                settled => (None, settled),
+            };
+            if let (Ok(reply), Some((command, since))) = (&settled, asked) {
+                let waited = now.saturating_duration_since(since);
+                replied(session, shared, command, &held.args, waited, reply.is_error(), true);
+            }
+            open |= settled.is_err();
+            held.reply = settled;
+        }
+    }
+    session.outstanding.settling();
+}
+
+/// Looks at the writes of a pending reply. They have ended unless they belong to this round.
+/// Returns the reply, or what it still waits for. After `deadline` nothing is computed again.
+pub(super) async fn settle(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    request: Args<'_>,
+    pending: Pending,
+    deadline: Instant,
+) -> Result<Reply, Pending> {
+    let own = match &pending.write {
+        Some(write) => write.finished().await.clone(),
+        None => Ok(()),
+    };
+    let (mut stale, after) = match own {
+        Err(ProduceError::Stale { after }) => (true, after),
+        Err(error) => return Ok(failed(shared, &error)),
+        Ok(()) => (false, None),
+    };
+    for write in &pending.depends {
+        stale |= write.finished().await.is_err();
+    }
+    if !stale {
+        return Ok(pending.reply);
+    }
+    if pending.write.as_ref().is_some_and(|write| !write.has_failed()) {
+        // Cannot be: what rests on a failed write does not reach the log.
+        return Ok(Reply::error("UNCERTAIN a write that this one rested on failed"));
+    }
+    const LOST: &str = "NOTWRITTEN gave up after the write timeout: other writers kept changing these keys";
+    if let Some((at, position)) = after {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if tokio::time::timeout(left, shared.service.applied_to(at, position))
+            .await
+            .is_err()
+        {
+            let cause = shared.service.log.held_up(Some(at));
+            let cause = cause.unwrap_or_else(|| "another writer's record could not be read in time".to_owned());
+            return Ok(Reply::error(format!(
+                "NOTWRITTEN gave up after the write timeout: {cause}"
+            )));
+        }
+        if pending.repeated > 0 {
+            let most = (PAUSE_MS * pending.repeated).min(MAX_PAUSE_MS);
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=most))).await;
+        }
+    }
+    if Instant::now() >= deadline {
+        return Ok(Reply::error(LOST));
+    }
+    compute_again(session, shared, request, pending, deadline).await
+}
+
+/// Computes a command again. The session may have changed since, for example its database: the
+/// command does not see that. If a command before it has failed again, it stays pending.
+pub(super) async fn compute_again(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    request: Args<'_>,
+    mut pending: Pending,
+    deadline: Instant,
+) -> Result<Reply, Pending> {
+    let command = match find(request) {
+        Ok(command) => command,
+        Err(fault) => return Ok(reply_of(session, fault)),
+    };
+    let mut exec = pending.exec.take();
+    let whole_store = command.looks_at_store(Some(request)) || exec.is_some();
+    loop {
+        let queued = exec.as_ref().map(|exec| &exec.multi);
+        if let Err(fault) = admit(session, shared, command, queued) {
+            return Ok(reply_of(session, fault));
+        }
+        let turn = takes_long(command, queued, request);
+        if whole_store && let Err(fault) = shared.service.store_caught_up().await {
+            return Ok(reply_of(session, fault));
+        }
+        let mut compute = |session: &mut Session| match command.run {
+            Run::Data(handler) => compute_one(session, shared, command, handler, request, pending.database, true),
+            _ => exec::run(session, shared, &mut exec, true),
+        };
+        let mut step = match turn {
+            None => compute(session),
+            Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
+        };
+        if let Step::Before(Before::Wait(Wait::Turn(turn))) = step {
+            step = take_turn(session, shared, turn, compute).await;
+        }
+        match step {
+            Step::Reply(reply) => return Ok(reply),
+            Step::Pending(next) => {
+                return Err(Pending {
+                    repeated: pending.repeated + 1,
+                    asked: pending.asked,
+                    ..next
+                });
+            }
+            Step::Before(_) if session.outstanding.is_unsettled() => {
+                pending.exec = exec;
+                return Err(pending);
+            }
+            Step::Before(before) if Instant::now() < deadline => {
+                if let Err(fault) = before.happened(&session.outstanding, shared).await {
+                    return Ok(reply_of(session, fault));
+                }
+            }
+            Step::Before(_) | Step::Later(_) => {
+                return Ok(Reply::error("NOTWRITTEN the command could not be computed"));
+            }
+        }
+    }
+}
+
+/// The error reply for a write that was not acknowledged.
+pub fn failed(shared: &Shared, error: &ProduceError) -> Reply {
+    let counter = match error {
+        ProduceError::Uncertain(_) => &shared.service.counters.writes_uncertain,
+        _ => &shared.service.counters.writes_refused,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+    Reply::error(error.to_string())
+}

@@ -1,0 +1,137 @@
+//! What becomes of a request: its reply, or what it waits for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::consistency::Fresh;
+use super::exec::Exec;
+use super::session::{Session, Shared};
+use super::table::Entry;
+use super::{Fault, Reply, Waiting};
+use crate::database::Wait;
+use crate::database::write::{Outstanding, Write};
+use crate::log::LogError;
+use crate::supervise;
+
+/// What became of a request.
+pub enum Step {
+    Reply(Reply),
+    /// The reply may be sent when the writes are acknowledged.
+    Pending(Pending),
+    /// Await [`Before::happened`], then execute again.
+    Before(Before),
+    /// Answers later, by itself.
+    Later(Waiting),
+}
+
+/// A reply that waits for the log.
+pub struct Pending {
+    pub reply: Reply,
+    pub write: Option<Arc<Write>>,
+    pub depends: SmallVec<[Arc<Write>; 1]>,
+    /// The connection must not go on before the writes are acknowledged.
+    pub barrier: bool,
+    /// The connection's database when the command was computed.
+    pub database: u16,
+    /// What EXEC ran, so that it can be run again.
+    pub exec: Option<Box<Exec>>,
+    /// The command, and since when its client waits.
+    pub asked: Option<(&'static Entry, Instant)>,
+    /// Times that it was computed again.
+    pub repeated: u64,
+}
+
+/// What must happen before a command can be computed.
+pub enum Before {
+    /// Own writes acknowledged, and in the store.
+    WholeStore,
+    /// This node new enough, as the read consistency in force asks.
+    Fresh(Fresh),
+    Unpaused,
+    Wait(Wait),
+}
+
+impl Pending {
+    /// All that it waits for is in the log.
+    pub(super) fn is_acknowledged(&self) -> bool {
+        let mut writes = self.write.iter().chain(&self.depends);
+        writes.all(|write| matches!(write.outcome(), Some(Ok(()))))
+    }
+}
+
+impl Before {
+    /// Waits for it, or until this node has failed; an error is the command's reply.
+    pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
+        tokio::select! {
+            biased;
+            happened = self.happens(owner, shared) => happened,
+            // The command is executed again, and answers why.
+            () = shared.service.failed() => Ok(()),
+        }
+    }
+
+    async fn happens(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
+        let service = &shared.service;
+        match self {
+            Before::WholeStore => {
+                owner.none(service).await;
+                service.store_caught_up().await
+            }
+            Before::Fresh(fresh) => fresh.reached(owner, service).await,
+            Before::Unpaused => {
+                shared.pause.ended().await;
+                Ok(())
+            }
+            Before::Wait(Wait::Write(write)) => {
+                let _ = write.finished().await;
+                Ok(())
+            }
+            Before::Wait(Wait::Own) => {
+                owner.none(service).await;
+                Ok(())
+            }
+            Before::Wait(Wait::Room(size)) => service.room(size).await,
+            Before::Wait(Wait::Locked(taken)) => {
+                service.unlocked(taken).await;
+                Ok(())
+            }
+            // The command is executed again, and finds out. Turns are taken by `take_turn`.
+            Before::Wait(Wait::Loading | Wait::Changed | Wait::Turn(_)) => Ok(()),
+            Before::Wait(Wait::CreateDatabase(database)) if !shared.config.create_databases() => {
+                Err(Fault::error(format!(
+                    "ERR database {database} has no topic, and create-databases is no: create the topic first, compacted"
+                )))
+            }
+            Before::Wait(Wait::CreateDatabase(database)) => {
+                let creating = service.clone();
+                supervise::blocking(&supervise::CREATE_DATABASE, move || creating.create_database(database))
+                    .await
+                    .map_err(|e| Fault::error(format!("ERR database {database}: {e}")))?
+                    .map_err(|e| match e {
+                        LogError::Unreachable(_) => Fault::error(format!("NOTWRITTEN {e}")),
+                        _ => Fault::error(format!("ERR database {database}: {e}")),
+                    })
+            }
+        }
+    }
+}
+
+pub(super) fn refuse(session: &mut Session, fault: Fault) -> Step {
+    match fault {
+        Fault::Wait(wait) => Step::Before(Before::Wait(wait)),
+        fault => Step::Reply(reply_of(session, fault)),
+    }
+}
+
+/// The error reply; inside MULTI it makes EXEC refuse.
+pub(super) fn reply_of(session: &mut Session, fault: Fault) -> Reply {
+    if let Some(multi) = &mut session.multi {
+        multi.aborted = true;
+    }
+    match fault {
+        Fault::Error(text) => Reply::Error(text),
+        Fault::Wait(_) => Reply::error("NOTWRITTEN the command could not be computed"),
+    }
+}
