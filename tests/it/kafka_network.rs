@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::kafka::{Kafka, fresh_topic};
-use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, INIT_PRODUCER_ID, Lost, PRODUCE};
+use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, FETCH, INIT_PRODUCER_ID, Lost, PRODUCE};
 use crate::support::server::Highwater;
 use crate::support::{Stopping, wait_for};
 
@@ -410,6 +410,23 @@ fn a_node_that_stops_at_any_step_of_a_transaction_holds_the_others_up_for_a_boun
         counter = increment(&mut client, counter, open, 1);
     }
     increment(&mut client, counter, 0, 2);
+}
+
+/// The connections that the log is read on answer nothing any more, and stay open. Counters rest on what comes before them in the log.
+#[test]
+fn counters_count_though_the_connections_that_read_the_log_have_gone_silent() {
+    let (kafka, proxy) = Kafka::start_behind_proxy();
+    let node = Highwater::builder().kafka(&kafka, &fresh_topic("silent")).allow("WARN");
+    let node = node.start();
+    let mut client = node.client();
+    let counter = increment(&mut client, 0, 0, 2);
+    proxy.hold(FETCH, 0);
+    // The applier's and the lane's.
+    wait_for("two Fetch requests", SOON, || (proxy.held() >= 2).then_some(()));
+    proxy.strand();
+    // One command finds out.
+    increment(&mut client, counter, 0, 2);
+    proxy.let_go();
 }
 
 /// Clients that send much more than a node may hold while Kafka takes nothing.

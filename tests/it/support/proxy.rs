@@ -14,6 +14,7 @@ const CHUNK: usize = 64 << 10;
 
 /// Kafka's numbers of some kinds of requests (API keys).
 pub const PRODUCE: u16 = 0;
+pub const FETCH: u16 = 1;
 pub const INIT_PRODUCER_ID: u16 = 22;
 pub const ADD_PARTITIONS_TO_TXN: u16 = 24;
 pub const END_TXN: u16 = 26;
@@ -182,6 +183,11 @@ impl Proxy {
             passing,
             waiting: 0,
         };
+    }
+
+    /// The requests that wait are stranded, and with them all that their connections carry. Others pass.
+    pub fn strand(&self) {
+        locked(&self.gate).passing = u64::MAX;
     }
 
     /// How many requests wait.

@@ -39,6 +39,9 @@ pub(super) struct Tail {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Option<()>>>,
     used: Instant,
+    /// It did not come in time. A new consumer reads it for the next batch: librdkafka can wait for long on a connection that answers
+    /// nothing any more.
+    late: bool,
 }
 
 struct Shared {
@@ -136,24 +139,14 @@ impl Reads {
 
 impl Tail {
     pub fn new(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Tail {
-        let hasher = KeyHasher::default();
-        let shared = Shared {
-            flush: hasher.hash_one(FLUSH_KEY.as_slice()),
-            hasher,
-            windows: Mutex::new(Windows {
-                ended: Some("the log's tail is not read yet".into()),
-                ..Windows::default()
-            }),
-            moved: Condvar::new(),
-            stop: AtomicBool::new(false),
-        };
         Tail {
             config: config.clone(),
             topics: topics.clone(),
             health: health.clone(),
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(Windows::default())),
             thread: None,
             used: Instant::now(),
+            late: false,
         }
     }
 
@@ -161,6 +154,14 @@ impl Tail {
     /// their records, or none while they are not sent.
     pub fn watch(&mut self, batches: &[&Batch], appended: &[Appended], deadline: Instant) -> Result<(), String> {
         self.used = Instant::now();
+        if std::mem::take(&mut self.late) {
+            tracing::debug!("the log's tail did not come in time: a new consumer reads it");
+            self.shared.stop.store(true, Ordering::Release);
+            // The thread ends by itself: its consumer may take long to close that connection.
+            self.thread = None;
+            let windows = std::mem::take(&mut *self.shared.windows.lock());
+            self.shared = Arc::new(Shared::new(windows));
+        }
         let reads = || with_places(batches, appended).flat_map(|(batch, mine)| checked(batch, mine));
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) || reads().next().is_none() {
             return Ok(());
@@ -177,16 +178,20 @@ impl Tail {
 
     fn start(&mut self, from: &Positions) -> Result<(), LogError> {
         let follower = KafkaFollower::start(&self.config, &self.topics, &self.health, from, Isolation::Uncommitted)?;
-        let mut windows = Windows::default();
+        let mut windows = self.shared.windows.lock();
+        let mut before = std::mem::take(&mut *windows).by_partition;
         for (&at, &from) in from {
+            // Own records that the thread before this one has not read yet.
+            let decided = before.remove(&at).map(|mut window| window.decided.split_off(&from));
             let window = Window {
                 from,
                 next: from,
+                decided: decided.unwrap_or_default(),
                 ..Window::default()
             };
             windows.by_partition.insert(at, window);
         }
-        *self.shared.windows.lock() = windows;
+        drop(windows);
         self.shared.stop.store(false, Ordering::Release);
         let shared = self.shared.clone();
         let thread = supervise::thread(&supervise::TRANSACTIONS_TAIL, move || shared.read(follower))
@@ -251,7 +256,7 @@ impl Tail {
     /// order. `appended` are the places of all their records; `ends` is there if a
     /// batch is not in one partition.
     pub fn conflicts(
-        &self,
+        &mut self,
         batches: &[&Batch],
         appended: &[Appended],
         ends: Option<&Positions>,
@@ -262,7 +267,10 @@ impl Tail {
             appended.iter().map(|own| (own.at, own.offset)).collect();
         let mut found: HashMap<usize, (TopicPartition, u64)> = HashMap::new();
         for (at, reads) in &reads {
-            let windows = self.wait_for(*at, reads.limit, deadline)?;
+            let Some(windows) = self.shared.wait_for(*at, reads.limit, deadline)? else {
+                self.late = true;
+                return Err("Kafka did not give the newest records within the write timeout".into());
+            };
             let Some(window) = windows.by_partition.get(at) else {
                 return Err("the log's tail is not read".into());
             };
@@ -320,27 +328,6 @@ impl Tail {
         }
         all
     }
-
-    /// Waits until the tail of a partition has been read up to `limit`.
-    fn wait_for(
-        &self,
-        at: TopicPartition,
-        limit: u64,
-        deadline: Instant,
-    ) -> Result<parking_lot::MutexGuard<'_, Windows>, String> {
-        let mut windows = self.shared.windows.lock();
-        loop {
-            if windows.by_partition.get(&at).is_some_and(|window| window.next >= limit) {
-                return Ok(windows);
-            }
-            if let Some(cause) = &windows.ended {
-                return Err(cause.clone());
-            }
-            if self.shared.moved.wait_until(&mut windows, deadline).timed_out() {
-                return Err("Kafka did not give the newest records within the write timeout".into());
-            }
-        }
-    }
 }
 
 /// Tells those who wait for the tail that it is not read any more, however that came.
@@ -363,6 +350,42 @@ impl Drop for Tail {
 }
 
 impl Shared {
+    /// `windows`: of a thread before this one.
+    fn new(windows: Windows) -> Shared {
+        let hasher = KeyHasher::default();
+        Shared {
+            flush: hasher.hash_one(FLUSH_KEY.as_slice()),
+            hasher,
+            windows: Mutex::new(Windows {
+                ended: Some("the log's tail is not read yet".into()),
+                ..windows
+            }),
+            moved: Condvar::new(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits until the tail of a partition has been read up to `limit`; `None` if that does not come in time.
+    fn wait_for(
+        &self,
+        at: TopicPartition,
+        limit: u64,
+        deadline: Instant,
+    ) -> Result<Option<parking_lot::MutexGuard<'_, Windows>>, String> {
+        let mut windows = self.windows.lock();
+        loop {
+            if windows.by_partition.get(&at).is_some_and(|window| window.next >= limit) {
+                return Ok(Some(windows));
+            }
+            if let Some(cause) = &windows.ended {
+                return Err(cause.clone());
+            }
+            if self.moved.wait_until(&mut windows, deadline).timed_out() {
+                return Ok(None);
+            }
+        }
+    }
+
     /// The thread.
     fn read(&self, mut follower: KafkaFollower) {
         let mut ended = Ended {
