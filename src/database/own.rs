@@ -76,9 +76,18 @@ mod tests {
         assert!(!own.meet(3, 100, b"k"), "it is met once");
         assert!(!own.meet(4, 100, b"other"), "another record stands there");
         assert!(!own.meet(7, 101, b"k"), "one of another time stands there");
+        assert!(own.meet(8, 100, b"k"), "it was told after a later one");
         assert!(own.meet(9, 100, b"k"));
         assert!(!own.meet(11, 100, b"k"));
         own.forget();
         assert!(!own.meet(12, 100, b"k"));
+    }
+    #[test]
+    fn records_of_different_times_are_different_whatever_their_key() {
+        for key in (0u64..64).map(u64::to_le_bytes) {
+            let own = OwnRecords::default();
+            own.acknowledged(3, 100, &key);
+            assert!(!own.meet(3, 101, &key), "{key:?}");
+        }
     }
 }

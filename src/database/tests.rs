@@ -1,12 +1,13 @@
 //! The service layer on a log that does what the test says: acknowledges, fails or keeps quiet.
 
+mod conditions;
 mod consistency;
 mod faults;
 mod long;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,6 +52,8 @@ pub(crate) struct ScriptedLog {
     /// Its next follower to ask is told that its position is lost.
     lost: Arc<AtomicBool>,
     retention: Mutex<Option<Duration>>,
+    /// Partitions that its topic has got since the start.
+    new_partitions: AtomicU32,
 }
 
 impl ScriptedLog {
@@ -151,7 +154,7 @@ impl Log for ScriptedLog {
         (database == 0).then(|| TopicIdentity {
             topic: "t".into(),
             id: "1".into(),
-            partitions: 1,
+            partitions: 1 + self.new_partitions.load(Ordering::SeqCst),
             partitioner: "",
             read_only: false,
             starts: Vec::new(),
@@ -648,6 +651,20 @@ fn a_flushed_key_is_buried_unless_something_newer_is_known_of_it() {
     f.flushed(0);
     assert!(f.bury(of("left")).is_none(), "it is known to be deleted");
     assert!(!watching.load(Ordering::SeqCst), "what was not shown is not changed");
+}
+
+#[test]
+fn own_flushes_are_counted_by_database() {
+    let f = Fixture::new(false);
+    // Of two databases, and of the copies of each.
+    let counts = || [0, 1, 2, 3].map(|stored| f.service.own_flushes(stored));
+    assert_eq!(counts(), [0, 0, 0, 0]);
+    f.flush();
+    f.flush();
+    let flush_key = Bytes::from_static(crate::log::record::FLUSH_KEY);
+    f.log.foreign_record(flush_key, Payload::FLUSH, None);
+    f.wait(all_stored);
+    assert_eq!(counts(), [2, 0, 2, 0], "another's is not counted");
 }
 
 #[test]

@@ -504,7 +504,7 @@ impl Service {
 }
 
 /// Every record of a key of this partition below this offset is known: the partition is applied so far, and this was seen.
-fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
+pub(super) fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
     // Offset 0 also stands for "no record met".
     let newer = seen.filter(|seen| seen.partition == at.partition && seen.offset > 0);
     newer.map_or(applied, |seen| applied.max(seen.offset + 1))

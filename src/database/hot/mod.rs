@@ -1037,4 +1037,106 @@ mod tests {
         tier.forget_all();
         assert_eq!(load(&tier.budget.used), 0);
     }
+    #[test]
+    fn what_is_known_from_a_place_on_is_kept() {
+        let value = |n: u64| entry(n, Value::String(n.to_string().into()), None);
+        let copy = At {
+            partition: 7,
+            offset: 1,
+        };
+        let ahead = |partition, offset| Some(At { partition, offset });
+        for (ahead, is_kept) in [
+            (ahead(3, 9), true),
+            (ahead(3, 10), true),
+            (ahead(3, 11), false),
+            (ahead(4, 9), false),
+            (None, false),
+        ] {
+            let tier = tier(1 << 20);
+            tier.apply(b"k", at(10), Some(value(10)), true, None);
+            assert_eq!(tier.apply(b"k", copy, None, true, ahead), !is_kept, "{ahead:?}");
+            assert_eq!(shown(&tier, b"k"), Some(is_kept.then(|| value(10))), "{ahead:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_to_be_forgotten_is_gone_and_no_other() {
+        let tier = tier(1 << 20);
+        for (key, n) in [(b"k", 1), (b"l", 2)] {
+            tier.apply(key, at(n), None, true, None);
+        }
+        tier.forget_key(b"k");
+        assert_eq!((shown(&tier, b"k"), shown(&tier, b"l")), (None, Some(None)));
+        let Lookup::Cold(asked) = tier.get(b"k", false) else {
+            panic!("it was forgotten")
+        };
+        tier.apply(b"k", at(3), None, true, None);
+        tier.forget_key(b"k");
+        let old = entry(1, Value::String(Bytes::from_static(b"old")), None);
+        tier.fill(b"k", Some(&old), asked);
+        assert_eq!(shown(&tier, b"k"), None, "an old state is kept");
+    }
+
+    #[test]
+    fn a_record_is_stored_once_and_by_its_own_partition() {
+        let tier = tier(1 << 20);
+        let unstored = || tier.budget.unstored.load(Ordering::Relaxed);
+        tier.apply(b"k", at(10), None, true, None);
+        let other = At {
+            partition: 4,
+            offset: 20,
+        };
+        tier.stored(b"k", other);
+        assert!(unstored() > 0, "it is another record");
+        tier.stored(b"k", at(10));
+        tier.stored(b"k", at(10));
+        assert_eq!(unstored(), 0);
+    }
+
+    #[test]
+    fn a_flush_makes_memory_forget_what_is_before_it_in_its_partition_and_stored() {
+        let value = |n: u64| entry(n, Value::String(n.to_string().into()), None);
+        for (offset, is_stored, partition, is_kept) in [
+            (9, true, 3, false),
+            (10, true, 3, true),
+            (9, true, 4, true),
+            (9, false, 3, true),
+        ] {
+            let tier = tier(1 << 20);
+            tier.apply(b"k", at(offset), Some(value(offset)), true, None);
+            if is_stored {
+                tier.stored(b"k", at(offset));
+            }
+            tier.forget_hidden(At { partition, offset: 10 });
+            assert_eq!(
+                shown(&tier, b"k").is_some(),
+                is_kept,
+                "{offset} {is_stored} {partition}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_two_records_the_later_of_a_partition_wins_and_of_two_partitions_the_last_that_came() {
+        let value = |n: u64| entry(n, Value::String(n.to_string().into()), None);
+        let tier = tier(1 << 20);
+        let put = |at: At, n| tier.apply(b"k", at, Some(value(n)), true, None);
+        let of = |partition, offset| At { partition, offset };
+        // Nothing is known yet, though this place is also that of a key that was never met.
+        assert!(put(of(0, 0), 1));
+        assert!(!put(of(0, 0), 2), "it is the same record");
+        assert!(put(of(0, 5), 3));
+        assert!(!put(of(0, 4), 4));
+        assert!(put(of(1, 4), 5));
+        let tier = HotTier::new(tier.budget.clone());
+        let Lookup::Cold(token) = tier.get(b"k", false) else {
+            panic!("it was never met")
+        };
+        tier.fill(b"k", None, token);
+        assert!(
+            tier.apply(b"k", of(0, 0), Some(value(1)), true, None),
+            "the log's first record"
+        );
+        assert!(!tier.apply(b"k", of(0, 0), None, true, None));
+    }
 }

@@ -144,6 +144,33 @@ fn nothing_is_served_before_groups_that_were_loaded_in_part_are_whole() {
     );
 }
 
+/// It begins behind the end that the log had at the start, so it is shown as a whole or not at all.
+#[test]
+fn a_group_that_is_met_on_the_way_to_a_later_goal_is_waited_for() {
+    const TOLD: usize = 10_000;
+    let log = Arc::new(ScriptedLog::default());
+    log.foreign("before", "1");
+    log.member("left", "1", 7);
+    *log.withheld.lock() = Some(1);
+    log.told_ends.lock().extend([1].into_iter().chain([2; TOLD - 1]));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let f = Fixture::starting(log, directory, 1);
+    // At the start, for what is known of the log, and for the second goal.
+    f.wait(|f| f.log.told_ends.lock().len() <= TOLD - 3);
+    *f.log.withheld.lock() = None;
+    let until = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < until {
+        assert!(!f.service.is_serving(), "half a group is shown");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    f.log.member("right", "1", 7);
+    f.wait(|f| f.service.is_serving());
+    assert_eq!(
+        (f.get("left").as_deref(), f.get("right").as_deref()),
+        (Some("1"), Some("1"))
+    );
+}
+
 #[tokio::test]
 async fn a_group_whose_rest_is_not_in_the_log_is_shown_and_those_behind_it_stay_whole() {
     let f = Fixture::new(false);

@@ -222,3 +222,20 @@ fn what_a_compaction_moved_while_everything_is_read_anew_is_there_when_serving_b
     f.log.mute.store(false, Ordering::SeqCst);
     serves_with_what_was_moved(&f);
 }
+
+/// Its keys have other homes now, and this node would look for them where they are not.
+#[test]
+fn a_topic_that_has_got_partitions_is_not_read_anew() {
+    let f = Fixture::new(false);
+    f.log.foreign("k", "1");
+    f.wait(all_stored);
+    f.log.new_partitions.store(1, Ordering::SeqCst);
+    f.log.lost.store(true, Ordering::SeqCst);
+    let told = |f: &Fixture| match &*f.service.status() {
+        Status::Failed(why) => Some(why.clone()),
+        _ => None,
+    };
+    f.wait(|f| told(f).is_some());
+    let why = told(&f).expect("it failed");
+    assert!(why.contains("topic t has 2 partitions now, not 1"), "{why}");
+}

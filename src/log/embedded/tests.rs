@@ -1,5 +1,7 @@
 //! The log as its callers see it, on a real directory and on a disk that fails.
 
+mod witnesses;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};

@@ -647,7 +647,7 @@ pub fn sync_every_second(shared: &Shared) {
     }
 }
 
-fn sync_now(shared: &Shared) {
+pub(super) fn sync_now(shared: &Shared) {
     // In this order: what lies before the newest segment was fsynced when that was begun.
     let end = *shared.end.lock();
     let Some(active) = shared.segments.read().last().cloned() else {

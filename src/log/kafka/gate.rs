@@ -347,4 +347,45 @@ mod tests {
         let next = gate.resume();
         assert_eq!(next.iter().flat_map(keys).collect::<Vec<_>>(), ["1", "2"]);
     }
+    #[test]
+    fn a_producer_that_takes_over_gets_nothing_before_the_other_has_left() {
+        let gate = gate();
+        enter(&gate, HOME, 0..2);
+        gate.pause();
+        std::thread::sleep(PATIENCE + Duration::from_millis(10));
+        assert!(
+            gate.overdue().is_empty(),
+            "it is late, but would overtake what is under way"
+        );
+        assert!(gate.resume().is_empty(), "one is still under way");
+        assert_eq!(keys(&gate.left(HOME, 1)), ["1"]);
+        gate.left(HOME, 1);
+        assert_eq!(enter(&gate, HOME, 2..3), 1, "it is open again");
+        gate.close();
+        gate.pause();
+        assert!(gate.resume().is_empty());
+        assert_eq!(enter(&gate, HOME, 3..4), 0, "it stays closed");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_and_one_record_always_fits() {
+        let size = held(HOME, 0).bytes();
+        let gate = Gate::new(Bounds {
+            bytes: 2 * size,
+            ..gate().bounds
+        });
+        for _ in 0..5 {
+            let waits = |key| matches!(gate.enter(held(HOME, key)), Entered::Waits);
+            assert_eq!(enter(&gate, HOME, 0..1), 1);
+            assert_eq!([waits(1), waits(2), waits(3)], [true, true, false]);
+            assert_eq!(gate.left(HOME, 1).len(), 2);
+            gate.left(HOME, 2);
+        }
+        let gate = Gate::new(Bounds {
+            bytes: 1,
+            ..gate.bounds
+        });
+        enter(&gate, HOME, 0..1);
+        assert!(matches!(gate.enter(held(HOME, 1)), Entered::Waits));
+    }
 }

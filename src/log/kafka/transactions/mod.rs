@@ -621,12 +621,12 @@ mod tests {
         fn complete(self: Arc<Self>, _: Result<&[Appended], ProduceError>) {}
     }
 
-    fn at(partition: u32) -> TopicPartition {
+    pub(super) fn at(partition: u32) -> TopicPartition {
         TopicPartition { database: 0, partition }
     }
 
     /// A batch that writes a key of partition 0, having read keys of these partitions up to these positions.
-    fn batch(reads: &[(u32, u64)]) -> Batch {
+    pub(super) fn batch(reads: &[(u32, u64)]) -> Batch {
         let key = Bytes::from_static(b"k");
         let read = |&(partition, known): &(u32, u64)| Read {
             at: at(partition),
@@ -728,7 +728,7 @@ mod tests {
         assert_eq!(queue.waiting.lock().records, 3 * (MAX_GROUP_RECORDS / 2));
     }
 
-    fn appended(partition: u32, offset: u64) -> Appended {
+    pub(super) fn appended(partition: u32, offset: u64) -> Appended {
         Appended {
             at: at(partition),
             offset,

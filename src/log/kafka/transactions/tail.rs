@@ -4,6 +4,7 @@
 //! Of a record only its offset and a hash of its key are kept. Two keys with one hash look like a conflict where there is none,
 //! which costs a repetition, never an update. The tail is read only while the lane is in use.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ pub(super) struct Tail {
     used: Instant,
     /// It did not come in time. A new consumer reads it for the next batch: librdkafka can wait for long on a connection that answers
     /// nothing any more.
-    late: bool,
+    late: Cell<bool>,
 }
 
 struct Shared {
@@ -146,7 +147,7 @@ impl Tail {
             shared: Arc::new(Shared::new(Windows::default())),
             thread: None,
             used: Instant::now(),
-            late: false,
+            late: Cell::new(false),
         }
     }
 
@@ -154,7 +155,7 @@ impl Tail {
     /// their records, or none while they are not sent.
     pub fn watch(&mut self, batches: &[&Batch], appended: &[Appended], deadline: Instant) -> Result<(), String> {
         self.used = Instant::now();
-        if std::mem::take(&mut self.late) {
+        if self.late.take() {
             tracing::debug!("the log's tail did not come in time: a new consumer reads it");
             self.shared.stop.store(true, Ordering::Release);
             // The thread ends by itself: its consumer may take long to close that connection.
@@ -256,7 +257,7 @@ impl Tail {
     /// order. `appended` are the places of all their records; `ends` is there if a
     /// batch is not in one partition.
     pub fn conflicts(
-        &mut self,
+        &self,
         batches: &[&Batch],
         appended: &[Appended],
         ends: Option<&Positions>,
@@ -268,7 +269,7 @@ impl Tail {
         let mut found: HashMap<usize, (TopicPartition, u64)> = HashMap::new();
         for (at, reads) in &reads {
             let Some(windows) = self.shared.wait_for(*at, reads.limit, deadline)? else {
-                self.late = true;
+                self.late.set(true);
                 return Err("Kafka did not give the newest records within the write timeout".into());
             };
             let Some(window) = windows.by_partition.get(at) else {
@@ -418,5 +419,177 @@ impl Shared {
             drop(windows);
             self.moved.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{appended, at, batch};
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(10);
+
+    /// A tail that has read these records of partitions 0 and 1, from these offsets on, up to offset 20.
+    fn tail_from(from: [u64; 2], records: &[(u32, u64, &[u8])]) -> Tail {
+        let (config, health) = (Arc::default(), Arc::default());
+        let topics = Arc::new(Topics::fixed(&config, &health, Vec::new()));
+        let tail = Tail::new(&config, &topics, &health);
+        let mut windows = Windows::default();
+        for (partition, from) in (0..).zip(from) {
+            let window = windows.by_partition.entry(at(partition)).or_default();
+            (window.from, window.next) = (from, from);
+            for (_, offset, key) in records.iter().filter(|(of, ..)| *of == partition) {
+                window.push(*offset, tail.shared.hasher.hash_one(*key));
+            }
+            window.next = 20;
+        }
+        *tail.shared.windows.lock() = windows;
+        tail
+    }
+
+    fn tail(records: &[(u32, u64, &[u8])]) -> Tail {
+        tail_from([0, 0], records)
+    }
+
+    fn conflicts(tail: &Tail, batches: &[Batch], appended: &[Appended], ends: Option<u64>) -> Vec<(usize, u64)> {
+        let ends = ends.map(|end| Positions::from([(at(0), 20), (at(1), end)]));
+        let batches: Vec<&Batch> = batches.iter().collect();
+        let found = tail.conflicts(&batches, appended, ends.as_ref(), Instant::now() + SHORT);
+        let found = found.expect("a tail that has read all");
+        found.into_iter().map(|(batch, (_, after))| (batch, after)).collect()
+    }
+
+    #[test]
+    fn whoever_wrote_a_key_between_the_read_and_the_write_comes_first() {
+        let of = |offset, key| {
+            let tail = tail(&[(0, offset, key), (0, 9, b"k")]);
+            conflicts(&tail, &[batch(&[(0, 5)])], &[appended(0, 9)], None)
+        };
+        assert_eq!(of(4, b"k"), [], "the reader knew of it");
+        assert_eq!(of(5, b"k"), [(0, 6)]);
+        assert_eq!(of(8, b"k"), [(0, 9)]);
+        assert_eq!(of(7, b"other"), []);
+        assert_eq!(of(4, FLUSH_KEY), []);
+        assert_eq!(of(7, FLUSH_KEY), [(0, 8)], "a flush is a change of every key");
+        let later = tail(&[(0, 9, b"k"), (0, 10, b"k")]);
+        let mine = [appended(0, 9)];
+        assert_eq!(conflicts(&later, &[batch(&[(0, 5)])], &mine, None), []);
+    }
+
+    #[test]
+    fn a_batch_conflicts_by_what_it_knew_itself() {
+        let all = [batch(&[(0, 8)]), batch(&[(0, 2)]), batch(&[])];
+        let mine = [appended(0, 9), appended(0, 10), appended(0, 11)];
+        let own: [(u32, u64, &[u8]); 3] = [(0, 9, b"k"), (0, 10, b"k"), (0, 11, b"k")];
+        let with = |record| tail(&[&[record][..], &own].concat());
+        assert_eq!(conflicts(&tail(&own), &all, &mine, None), []);
+        assert_eq!(conflicts(&with((0, 3, b"k")), &all, &mine, None), [(1, 4)]);
+        assert_eq!(conflicts(&with((0, 8, b"k")), &all, &mine, None), [(0, 9), (1, 9)]);
+        let turned = [batch(&[(0, 2)]), batch(&[(0, 8)]), batch(&[])];
+        assert_eq!(conflicts(&with((0, 3, b"k")), &turned, &mine, None), [(0, 4)]);
+    }
+
+    #[test]
+    fn a_read_of_all_keys_conflicts_with_any_of_them() {
+        let mut all = batch(&[(0, 5)]);
+        all.condition.as_mut().expect("a condition").reads[0].key = None;
+        let mine = [appended(0, 9)];
+        for key in [&b"other"[..], FLUSH_KEY] {
+            let conflicts_with =
+                |offset| conflicts(&tail(&[(0, offset, key)]), std::slice::from_ref(&all), &mine, None);
+            assert_eq!((conflicts_with(4), conflicts_with(5)), (vec![], vec![(0, 6)]));
+            let seen = |offset| tail(&[(0, offset, key)]).seen_conflict(&all);
+            assert_eq!((seen(4), seen(5)), (None, Some((at(0), 6))));
+        }
+    }
+
+    #[test]
+    fn what_was_known_before_the_window_begins_counts_as_old() {
+        let of = |from| conflicts(&tail_from([from, 0], &[]), &[batch(&[(0, 5)])], &[appended(0, 9)], None);
+        assert_eq!((of(5), of(6), of(15)), (vec![], vec![(0, 6)], vec![(0, 10)]));
+        let seen = |from| tail_from([from, 0], &[]).seen_conflict(&batch(&[(0, 5)]));
+        assert_eq!((seen(5), seen(6)), (None, Some((at(0), 6))));
+    }
+
+    #[test]
+    fn over_several_partitions_everything_up_to_the_end_counts() {
+        let of = |offset, end| {
+            let tail = tail(&[(1, offset, b"k")]);
+            conflicts(&tail, &[batch(&[(1, 5)])], &[appended(0, 9)], Some(end))
+        };
+        assert_eq!(of(4, 16), []);
+        assert_eq!(
+            of(15, 16),
+            [(0, 16)],
+            "its own records are behind offset 9 of another partition"
+        );
+        assert_eq!(of(16, 16), []);
+    }
+
+    #[test]
+    fn a_conflict_is_seen_before_anything_is_sent() {
+        let seen = |offset, key| tail(&[(0, offset, key)]).seen_conflict(&batch(&[(0, 5)]));
+        assert_eq!(seen(4, b"k"), None);
+        assert_eq!(seen(5, b"k"), Some((at(0), 6)));
+        assert_eq!(seen(7, FLUSH_KEY), Some((at(0), 8)));
+        assert_eq!(seen(7, b"other"), None);
+        let ended = tail(&[(0, 7, b"k")]);
+        ended.shared.windows.lock().ended = Some("ended".into());
+        assert_eq!(ended.seen_conflict(&batch(&[(0, 5)])), None, "it would be old");
+    }
+
+    #[test]
+    fn what_this_node_wrote_is_nobodys_conflict_once_it_is_decided() {
+        let read = batch(&[(0, 5)]);
+        let tail = tail(&[(0, 7, b"k"), (0, 8, b"other")]);
+        tail.decided(&[appended(0, 7), appended(0, 21)]);
+        assert_eq!(tail.seen_conflict(&read), None, "it was read before");
+        let key = tail.shared.hasher.hash_one(&b"k"[..]);
+        let push = |offset| {
+            let mut windows = tail.shared.windows.lock();
+            windows
+                .by_partition
+                .get_mut(&at(0))
+                .expect("a window")
+                .push(offset, key);
+        };
+        push(21);
+        assert_eq!(tail.seen_conflict(&read), None, "it is read only now");
+        push(22);
+        assert_eq!(tail.seen_conflict(&read), Some((at(0), 23)), "another's");
+    }
+
+    #[test]
+    fn nothing_is_said_before_the_tail_is_read_so_far() {
+        let mine = [appended(0, 20)];
+        let check = |tail: &Tail| {
+            let read = batch(&[(0, 5)]);
+            tail.conflicts(&[&read], &mine, None, Instant::now() + SHORT)
+        };
+        let tail = tail(&[]);
+        assert!(check(&tail).is_err(), "its own record was not read yet");
+        tail.shared.windows.lock().ended = Some("ended".into());
+        assert_eq!(check(&tail), Err("ended".into()));
+        let window = |tail: &Tail| tail.shared.windows.lock().by_partition[&at(0)].next;
+        assert_eq!(window(&tail), 20);
+        tail.shared
+            .windows
+            .lock()
+            .by_partition
+            .get_mut(&at(0))
+            .expect("a window")
+            .next = 21;
+        assert_eq!(check(&tail), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_window_is_bounded_and_knows_where_it_begins() {
+        let mut window = Window::default();
+        (0..WINDOW as u64).for_each(|offset| window.push(offset * 2, 1));
+        assert_eq!((window.records.len(), window.from), (WINDOW, 0));
+        window.push(WINDOW as u64 * 2, 1);
+        assert_eq!((window.records.len(), window.from), (WINDOW, 1));
+        assert_eq!(window.between(0, 5).collect::<Vec<_>>(), [(2, 1), (4, 1)]);
+        assert_eq!(window.next, WINDOW as u64 * 2 + 1);
     }
 }

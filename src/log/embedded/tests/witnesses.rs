@@ -1,0 +1,80 @@
+//! What says that records were once safely on the disk: the mark, and frames behind a damaged one.
+
+use super::*;
+use crate::log::embedded::frame::HEADER_LEN;
+
+const MIB: usize = 1 << 20;
+
+fn active_len(disk: &FaultDisk) -> usize {
+    let path = segment_files(disk).pop().expect("a segment");
+    used_len(&disk.contents(&path))
+}
+
+/// A log with a frame of so many bytes, and a small one behind it that says that the large one is
+/// safe; nothing else does. The large one is damaged.
+fn damaged_before(len: usize) -> FaultDisk {
+    let disk = FaultDisk::new();
+    let large = Options {
+        segment_bytes: 64 << 20,
+        ..options()
+    };
+    let log = open(&disk, large).expect("open");
+    let add = |bytes: usize| {
+        let before = active_len(&disk);
+        written(&log, vec![put(0, "k", &vec![b'x'; bytes])]);
+        active_len(&disk) - before
+    };
+    add(1);
+    // What a frame of nearly this length has beside the value.
+    let less = len - 100;
+    let beside = add(less) - less;
+    let begins = active_len(&disk);
+    assert_eq!(add(len - beside), len);
+    add(1);
+    let disk = disk.after_kill();
+    disk.remove(&file("mark")).expect("there");
+    let path = segment_files(&disk).pop().expect("a segment");
+    let mut bytes = disk.contents(&path);
+    bytes[begins + len / 2] ^= 1;
+    disk.set_contents(&path, bytes);
+    disk
+}
+
+#[test]
+fn a_frame_far_behind_the_damaged_one_is_found_wherever_it_begins() {
+    let half = HEADER_LEN / 2;
+    let borders = [MIB - HEADER_LEN, MIB - half, MIB - 1, MIB, MIB + half, MIB + HEADER_LEN];
+    for len in borders.into_iter().chain([2 * MIB - half, 2 * MIB]) {
+        let refused = open_and_read(&damaged_before(len)).expect_err("what was safe is lost");
+        assert!(refused.to_string().contains("stored safely"), "{len}: {refused}");
+    }
+}
+
+#[test]
+fn the_mark_comes_to_the_disk_when_nothing_more_is_written() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    written(&log, vec![put(0, "k", b"v")]);
+    wait_until("the mark is on the disk", || !log.shared.mark.lock().dirty());
+    let mark = |disk: &FaultDisk| MarkFile::load(disk, dir()).expect("readable").expect("there").0;
+    assert_eq!(mark(&disk.after_power_failure(1)).durable, 1);
+}
+
+#[test]
+fn an_fsync_behind_one_that_failed_makes_nothing_safe() {
+    let disk = FaultDisk::new();
+    let options = Options {
+        fsync: Fsync::EverySecond,
+        ..options()
+    };
+    let log = open(&disk, options).expect("open");
+    disk.set_faults(Faults {
+        fsync_fails: true,
+        ..Faults::default()
+    });
+    written(&log, vec![put(0, "k", b"v")]);
+    wait_until("the failed fsync is noticed", || log.status().refusing.is_some());
+    disk.set_faults(Faults::default());
+    writer::sync_now(&log.shared);
+    assert_eq!(log.status().durable, 0);
+}
