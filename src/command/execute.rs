@@ -15,7 +15,7 @@ use super::settle::{Held, settle_all};
 use super::step::{Before, Step, refuse, reply_of};
 use super::table::Entry;
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};
-pub use crate::database::hot::EXPECTED;
+pub use crate::database::hot::PREFETCHED;
 use crate::database::transaction::SHORT_WORK;
 use crate::database::{Turn, Wait, now_ms};
 use crate::resp::Request;
@@ -26,15 +26,15 @@ const MAX_QUEUED_BYTES: usize = 256 << 20;
 /// What a queued argument takes besides its bytes, also while EXEC runs.
 const QUEUED_ARGUMENT: usize = 160;
 
-/// Prefetches the keys of the next requests, at most [`EXPECTED`] of them, so that memory is asked
+/// Prefetches the keys of the next requests, at most [`PREFETCHED`] of them, so that memory is asked
 /// for all of them at once.
-pub fn expect<'a>(session: &Session, shared: &Shared, requests: impl Iterator<Item = Request<'a>>) {
+pub fn prefetch<'a>(session: &Session, shared: &Shared, requests: impl Iterator<Item = Request<'a>>) {
     // The key of nearly every command; what is none does no harm. A plain SET looks at nothing.
     let looks = |request: &Request<'_>| request.len() > 3 || !args::is(request.arg(0), "set");
     let keys = requests
         .filter(|request| request.len() > 1 && looks(request))
         .map(|request| request.arg(1));
-    shared.service.expect(session.database, keys);
+    shared.service.prefetch(session.database, keys);
 }
 
 /// Executes a request as far as that is possible at once. `prepared`: the caller has awaited

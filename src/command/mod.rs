@@ -32,7 +32,7 @@ pub mod connection;
 pub mod highwater;
 pub mod introspection;
 pub mod keys;
-pub mod pending;
+pub mod not_implemented;
 pub mod server;
 pub mod strings;
 pub mod transactions;

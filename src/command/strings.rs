@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
-use crate::database::hot::{EXPECTED, own};
+use crate::database::hot::{PREFETCHED, own};
 use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Condition, Expiry, Options, Time, Unit};
@@ -261,9 +261,9 @@ fn get(data: &mut Data, args: Args) -> Outcome {
 fn mget(data: &mut Data, args: Args) -> Outcome {
     let (mut values, mut weight) = (Vec::with_capacity(args.len() - 1), Weight::default());
     for (index, key) in args[1..].iter().enumerate() {
-        if index % EXPECTED == 0 {
+        if index % PREFETCHED == 0 {
             let next = args[1 + index..].iter().copied();
-            data.transaction.service().expect(data.database, next);
+            data.transaction.service().prefetch(data.database, next);
         }
         let value = Reply::from(data.get_string(key)?);
         weight.add(&value);

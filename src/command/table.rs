@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, highwater, introspection, keys, pending, server, strings, transactions,
-    wait,
+    Command, CommandStats, bits, connection, highwater, introspection, keys, not_implemented, server, strings,
+    transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -22,7 +22,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Introspection", introspection::COMMANDS),
     ("Waiting", wait::COMMANDS),
     ("Highwater", highwater::COMMANDS),
-    ("Not yet", pending::COMMANDS),
+    ("Not yet", not_implemented::COMMANDS),
 ];
 
 /// Longest name of a command that is looked up.

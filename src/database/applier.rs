@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::as_of::{AsOf, Moment, is_too_old};
-use super::hot::{At, EXPECTED};
+use super::hot::{At, PREFETCHED};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload};
@@ -391,8 +391,8 @@ impl Applier {
             self.service.notice_databases();
             let mut records = records.drain(..);
             for index in 0..records.len() {
-                if index % EXPECTED == 0 {
-                    self.expect(records.as_slice());
+                if index % PREFETCHED == 0 {
+                    self.prefetch(records.as_slice());
                 }
                 if let Some(record) = records.next() {
                     self.take(record)?;
@@ -427,12 +427,12 @@ impl Applier {
     }
 
     /// Has the places of the next records in memory looked for all at once, as far as they are of one database.
-    fn expect(&self, next: &[LogRecord]) {
+    fn prefetch(&self, next: &[LogRecord]) {
         let Some(database) = next.first().map(|record| record.at.database) else {
             return;
         };
         let alike = next.iter().take_while(|record| record.at.database == database);
-        self.service.expect(database, alike.map(|record| &record.key[..]));
+        self.service.prefetch(database, alike.map(|record| &record.key[..]));
     }
 
     /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does

@@ -560,8 +560,8 @@ impl Service {
     }
 
     /// These keys are about to be read.
-    pub fn expect<'k>(&self, database: u16, keys: impl Iterator<Item = &'k [u8]>) {
-        self.databases[database as usize].hot.expect(keys);
+    pub fn prefetch<'k>(&self, database: u16, keys: impl Iterator<Item = &'k [u8]>) {
+        self.databases[database as usize].hot.prefetch(keys);
     }
 
     /// The newest state of a key, expired or not. With `pending`, writes under way count.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 
-use super::hot::EXPECTED;
+use super::hot::PREFETCHED;
 use super::transaction::STORE_READ;
 use super::{Fault, Seen, Service, Turn, Wait};
 
@@ -113,9 +113,9 @@ impl Service {
 
     fn read_all(&self, keys: &[Place<'_>], pending: bool, turn: Turn) -> Result<Option<SmallVec<[Seen; 1]>>, Fault> {
         let (mut all, mut bytes, mut work) = (SmallVec::with_capacity(keys.len()), 0, 0);
-        for part in keys.chunks(EXPECTED) {
+        for part in keys.chunks(PREFETCHED) {
             let alike = part.iter().filter(|(database, _)| *database == part[0].0);
-            self.expect(part[0].0, alike.map(|(_, key)| *key));
+            self.prefetch(part[0].0, alike.map(|(_, key)| *key));
             for (database, key) in part {
                 let seen = self.read_up_to(*database, key, pending, turn.work())?;
                 bytes += seen.own_bytes();

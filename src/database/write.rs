@@ -199,9 +199,9 @@ impl Completion for Write {
         self.end(outcome);
     }
 
-    fn expect(&self, again: bool) {
+    fn prefetch(&self, again: bool) {
         if let [Item::Key { database, key, .. }] = &self.items[..] {
-            self.service.databases[*database as usize].hot.expect_one(key, again);
+            self.service.databases[*database as usize].hot.prefetch_one(key, again);
         }
     }
 

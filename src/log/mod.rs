@@ -95,7 +95,7 @@ pub trait Completion: Send + Sync {
 
     /// It is about to be told with others, and may have memory looked for that it is going to read. Called for all of them
     /// in turn, then once more for all of them.
-    fn expect(&self, _again: bool) {}
+    fn prefetch(&self, _again: bool) {}
 
     /// True once it was told an error. Only asked of those that stand in [`Condition::rests_on`].
     fn has_failed(&self) -> bool {
@@ -104,12 +104,12 @@ pub trait Completion: Send + Sync {
 }
 
 /// Completions whose memory is looked for at once.
-pub const EXPECTED: usize = 32;
+pub const PREFETCHED: usize = 32;
 
 /// These are about to be told, all of them one after the other.
-pub fn expect_all<'c>(completions: impl Iterator<Item = &'c Arc<dyn Completion>> + Clone) {
+pub fn prefetch_all<'c>(completions: impl Iterator<Item = &'c Arc<dyn Completion>> + Clone) {
     for again in [false, true] {
-        completions.clone().for_each(|completion| completion.expect(again));
+        completions.clone().for_each(|completion| completion.prefetch(again));
     }
 }
 

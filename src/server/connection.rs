@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
-use crate::command::execute::{EXPECTED, execute, execute_waiting, expect};
+use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
 use crate::command::session::Connected;
 use crate::command::settle::{Held, settle_all};
 use crate::command::step::{Pending, Step};
@@ -121,9 +121,9 @@ impl Connection {
         let mut slice = None;
         self.session.tally.interrupt();
         for (index, request) in decoder.requests(input).enumerate() {
-            if index % EXPECTED == 0 && decoder.len() > 1 {
-                let next = index..decoder.len().min(index + EXPECTED);
-                expect(
+            if index % PREFETCHED == 0 && decoder.len() > 1 {
+                let next = index..decoder.len().min(index + PREFETCHED);
+                prefetch(
                     &self.session,
                     &self.shared,
                     next.map(|next| decoder.request(next, input)),

@@ -46,7 +46,7 @@ const EVICTION_RUN: usize = 8;
 /// 2³² divided by the golden ratio.
 const GOLDEN: u32 = 0x9e37_79b9;
 /// Keys that are asked for at once.
-pub const EXPECTED: usize = 32;
+pub const PREFETCHED: usize = 32;
 /// So much is near the processor anyway, bytes.
 const NEAR: usize = 4 << 20;
 /// Values up to this are copied for who reads them; larger ones are shared.
@@ -200,34 +200,34 @@ impl HotTier {
     }
 
     /// These keys are about to be read: their places in memory are asked for, all at once. Only a hint; keys after the first
-    /// [`EXPECTED`] are passed over.
-    pub fn expect<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+    /// [`PREFETCHED`] are passed over.
+    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
         if self.budget.used.load(Ordering::Relaxed) < NEAR {
             return;
         }
-        let places = keys.take(EXPECTED).map(|key| self.shard(key));
-        let places: SmallVec<[_; EXPECTED]> = places.collect();
+        let places = keys.take(PREFETCHED).map(|key| self.shard(key));
+        let places: SmallVec<[_; PREFETCHED]> = places.collect();
         if places.len() < 2 {
             return;
         }
         for (shard, hash) in &places {
-            shard.lock().slots.expect(*hash);
+            shard.lock().slots.prefetch(*hash);
         }
         for (shard, hash) in &places {
-            shard.lock().slots.expect_behind(*hash);
+            shard.lock().slots.prefetch_behind(*hash);
         }
     }
 
     /// The same for a caller who asks for many keys in turn, then for all of them `again`.
-    pub fn expect_one(&self, key: &[u8], again: bool) {
+    pub fn prefetch_one(&self, key: &[u8], again: bool) {
         if self.budget.used.load(Ordering::Relaxed) < NEAR {
             return;
         }
         let (shard, hash) = self.shard(key);
         let shard = shard.lock();
         match again {
-            false => shard.slots.expect(hash),
-            true => shard.slots.expect_behind(hash),
+            false => shard.slots.prefetch(hash),
+            true => shard.slots.prefetch_behind(hash),
         }
     }
 
@@ -363,13 +363,13 @@ impl HotTier {
         mut wanted: impl FnMut(At) -> bool,
         mut show: impl FnMut(&[u8], At, Option<Entry>),
     ) {
-        for names in names.chunks(EXPECTED) {
+        for names in names.chunks(PREFETCHED) {
             let shard = |name: &Unstored| &self.shards[name.shard as usize];
             for name in names {
-                shard(name).lock().slots.expect(name.hash);
+                shard(name).lock().slots.prefetch(name.hash);
             }
             for name in names {
-                shard(name).lock().slots.expect_behind(name.hash);
+                shard(name).lock().slots.prefetch_behind(name.hash);
             }
             for name in names {
                 let mut shard = shard(name).lock();

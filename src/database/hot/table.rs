@@ -146,14 +146,14 @@ impl<T: Hashed> Table<T> {
     }
 
     /// Asks for the memory where a search for this hash begins.
-    pub fn expect(&self, hash: u32) {
+    pub fn prefetch(&self, hash: u32) {
         if !self.places.is_empty() {
             prefetch(&self.places[self.home(hash)]);
         }
     }
 
-    /// Asks for what is behind the slot where a search for this hash is likely to end. [`Table::expect`] was called some time before.
-    pub fn expect_behind(&self, hash: u32) {
+    /// Asks for what is behind the slot where a search for this hash is likely to end. [`Table::prefetch`] was called some time before.
+    pub fn prefetch_behind(&self, hash: u32) {
         if let Some(place) = self.place(hash, |_| true)
             && let Some(there) = &self.places[place]
         {

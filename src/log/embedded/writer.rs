@@ -19,7 +19,7 @@ use super::disk::write_all;
 use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
 use super::segment::Segment;
 use super::{Fsync, MAX_RECORD_BYTES, Shared};
-use crate::log::{Appended, Batch, EXPECTED, ProduceError, Record, expect_all};
+use crate::log::{Appended, Batch, PREFETCHED, ProduceError, Record, prefetch_all};
 use crate::model::Payload;
 use crate::room::KEPT_BY_LOG;
 use crate::supervise;
@@ -466,8 +466,14 @@ impl Writer {
         let mut appended = &self.appended[..];
         let mut batches = batches.into_iter();
         while !batches.as_slice().is_empty() {
-            expect_all(batches.as_slice().iter().take(EXPECTED).map(|batch| &batch.completion));
-            for batch in batches.by_ref().take(EXPECTED) {
+            prefetch_all(
+                batches
+                    .as_slice()
+                    .iter()
+                    .take(PREFETCHED)
+                    .map(|batch| &batch.completion),
+            );
+            for batch in batches.by_ref().take(PREFETCHED) {
                 let (own, rest) = appended.split_at(batch.records.len());
                 appended = rest;
                 batch.completion.complete(Ok(own));

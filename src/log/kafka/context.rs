@@ -15,7 +15,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::ffi::{Hears, Report};
 use super::producer::{Delivery, Sender};
-use crate::log::{EXPECTED, Outage, expect_all};
+use crate::log::{Outage, PREFETCHED, prefetch_all};
 
 /// A broker that is away makes librdkafka say so every second: one line per facility in this time.
 const QUIET: Duration = Duration::from_secs(30);
@@ -312,14 +312,14 @@ impl Hears for Context {
     fn reported(&self, reports: Vec<(Report<'_>, Box<Delivery>)>) {
         let mut reports = reports.into_iter();
         while !reports.as_slice().is_empty() {
-            expect_all(
+            prefetch_all(
                 reports
                     .as_slice()
                     .iter()
-                    .take(EXPECTED)
+                    .take(PREFETCHED)
                     .map(|(_, delivery)| delivery.completion()),
             );
-            for (report, delivery) in reports.by_ref().take(EXPECTED) {
+            for (report, delivery) in reports.by_ref().take(PREFETCHED) {
                 self.report(&report, *delivery);
             }
         }
