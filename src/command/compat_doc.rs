@@ -64,6 +64,8 @@ const DIFFERENCES: &[&str] = &[
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",
+    "**Commands about the connection or the server in a transaction** (CONFIG, CLIENT, INFO …) run once, when the commands about data have been \
+     computed: a CONFIG SET has no effect on commands of the same transaction. SELECT has.",
     "**CLIENT REPLY in a transaction** takes effect behind EXEC, whose reply is always whole. Redis leaves replies out of it that its length counts, so that \
      its client takes the next reply for a part of it. QUIT closes the connection also while replies are off.",
     "**SLOWLOG, LATENCY and `INFO latencystats`** tell how long the client waited: for the command to be computed, and for what it waits for (the log, other \
