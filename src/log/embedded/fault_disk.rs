@@ -22,6 +22,8 @@ pub struct Faults {
     /// Writes take in at most this many bytes.
     pub short_writes: Option<usize>,
     pub fsync_fails: bool,
+    /// The next fsync of a file fails, and no other.
+    pub next_fsync_fails: bool,
     /// After so many changes nothing works any more.
     pub changes_left: Option<usize>,
     pub set_len_fails: bool,
@@ -376,7 +378,7 @@ impl DiskFile for FaultFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.change()?;
-        let fails = state.faults.fsync_fails;
+        let fails = state.faults.fsync_fails | std::mem::take(&mut state.faults.next_fsync_fails);
         let inode = state.inodes.get_mut(&self.inode).expect("an open file");
         if fails {
             // As Linux has it: the pages stay readable and count as written, so no later fsync writes them.

@@ -1,7 +1,9 @@
 //! What says that records were once safely on the disk: the mark, and frames behind a damaged one.
 
 use super::*;
+use crate::log::embedded::Reserves;
 use crate::log::embedded::frame::HEADER_LEN;
+use crate::room::Reserve;
 
 const MIB: usize = 1 << 20;
 
@@ -77,4 +79,28 @@ fn an_fsync_behind_one_that_failed_makes_nothing_safe() {
     disk.set_faults(Faults::default());
     writer::sync_now(&log.shared);
     assert_eq!(log.status().durable, 0);
+}
+
+/// The room that is kept for deletes is for a full disk. An fsync that fails is no full disk: a second
+/// one would say that all is well, and the record would be gone after a power failure.
+#[test]
+fn a_delete_whose_fsync_failed_is_not_tried_again() {
+    let disk = FaultDisk::new();
+    let kept_in = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(kept_in.path().join("reserve"), b"room").expect("a file");
+    let reserves = Reserves {
+        for_deletes: Reserve::for_deletes(kept_in.path()),
+        for_compaction: Reserve::for_compaction(kept_in.path(), 0),
+    };
+    let always = Options {
+        fsync: Fsync::Always,
+        ..options()
+    };
+    let log = EmbeddedLog::open_on(Arc::new(disk.clone()), dir(), always, None, Some(reserves)).expect("open");
+    written(&log, vec![put(0, "k", b"v")]);
+    disk.set_faults(Faults {
+        next_fsync_fails: true,
+        ..Faults::default()
+    });
+    produce(&log, vec![delete(0, "k")]).expect_err("it is not known to be safe");
 }
