@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::exec::Exec;
 use super::key_specs::keys_of;
 use super::session::{Session, Shared};
-use super::step::{Before, Pending, Step, refuse};
+use super::step::{Before, Pending, Step, refused};
 use super::table::Entry;
 use super::{Args, Data, DataHandler, Outcome, Reply, consistency, flag};
 use crate::database::consistency::Consistency;
@@ -157,7 +157,7 @@ pub(super) fn compute_one(
             compute(handler, shared, database, transaction, args)
         });
     match computed {
-        Err(fault) => refuse(session, fault),
+        Err(fault) => refused(fault),
         Ok(computed) => conclude(session, computed, database, command.has(flag::BARRIER), again, None),
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
 use super::session::{Multi, Queued, Session, Shared, Watch};
-use super::step::{Step, refuse};
+use super::step::{Step, refused};
 use super::table::Entry;
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
 use crate::database::Place;
@@ -89,9 +89,9 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
             drop(requests);
             taken.others = others;
             *exec = Some(taken);
-            return refuse(session, Fault::Wait(wait));
+            return refused(Fault::Wait(wait));
         }
-        Err(fault) => return refuse(session, fault),
+        Err(fault) => return refused(fault),
     };
     let Computed {
         value,
@@ -102,7 +102,7 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
     let value = match value {
         None => Reply::NullArray,
         Some(mut replies) => {
-            let done = others.get_or_insert_with(|| do_others(session, shared, &requests, &replies));
+            let done = others.get_or_insert_with(|| do_others(session, shared, &requests, &replies, &mut times));
             for (place, reply) in done {
                 replies[*place] = reply.clone();
             }
@@ -218,7 +218,8 @@ fn too_much() -> String {
     format!("ERR the reply of EXEC would take more than {MAX_REPLY_MEMORY} bytes of memory")
 }
 
-/// Runs the commands that are not about data. Returns their replies with their places. The
+/// Runs the commands that are not about data. Returns their replies with their places, and puts the
+/// time that each took into `times`. The
 /// transaction is on its way already, so a reply that is too large becomes an error in its own
 /// place.
 fn do_others(
@@ -226,11 +227,13 @@ fn do_others(
     shared: &Arc<Shared>,
     requests: &[Request<'_>],
     of_data: &[Reply],
+    times: &mut [Duration],
 ) -> Vec<(usize, Reply)> {
     let mut weight = Weight::default();
     of_data.iter().for_each(|reply| weight.add(reply));
     let mut done = Vec::new();
     for (place, request) in requests.iter().enumerate() {
+        let started = session.tally.begin(shared, request.command);
         let reply = match do_other(session, shared, request.command, &request.args) {
             None => continue,
             // CLIENT REPLY OFF and SKIP. EXEC's reply is always whole. Redis leaves replies out of
@@ -240,6 +243,7 @@ fn do_others(
             Some(Err(Fault::Error(text))) => Reply::Error(text),
             Some(Err(Fault::Wait(_))) => Reply::error("ERR the command could not be computed"),
         };
+        times[place] = session.tally.done(started);
         weight.add(&reply);
         let fits = weight.bytes() <= MAX_REPLY_MEMORY;
         done.push((place, if fits { reply } else { Reply::error(too_much()) }));

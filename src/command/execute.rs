@@ -12,7 +12,7 @@ use super::checks::{admit, before, check_arity, find, is_exec, queued, size, unk
 use super::compute::{compute_one, replied, take_turn};
 use super::session::{Client, NO_COMMAND, Queued, Session, Shared};
 use super::settle::{Held, settle_all};
-use super::step::{Before, Step, refuse, reply_of};
+use super::step::{Before, Step, error_reply, refused};
 use super::table::Entry;
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};
 pub use crate::database::hot::PREFETCHED;
@@ -71,7 +71,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         if size(args) > SHORT_WORK && session.pace.turn == Turn::Short {
             return Step::Before(Before::Wait(Wait::Turn(Turn::Large)));
         }
-        return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| reply_of(session, fault)));
+        return Step::Reply(queue(session, command, args).unwrap_or_else(|fault| refuse(session, fault)));
     }
     if let Some(before) = before(session, shared, command, args, prepared) {
         return Step::Before(before);
@@ -80,18 +80,18 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
         Run::Session(handler) => {
             let done = handler(session, shared, args);
-            done.map_or_else(|fault| refuse(session, fault), Step::Reply)
+            done.map_or_else(refused, Step::Reply)
         }
         Run::Select => {
             let done = connection::select(session, shared, args);
-            done.map_or_else(|fault| refuse(session, fault), Step::Reply)
+            done.map_or_else(refused, Step::Reply)
         }
         Run::Later(handler) => match handler(session, shared, args) {
             Ok(waiting) => Step::Later(waiting),
-            Err(fault) => refuse(session, fault),
+            Err(fault) => refused(fault),
         },
         Run::Exec => exec::begin(session, shared),
-        Run::Container | Run::NotYet => refuse(session, unknown(args)),
+        Run::Container | Run::NotYet => refused(unknown(args)),
     };
     let since = session.waits_since.unwrap_or(started);
     match &mut step {
@@ -245,7 +245,7 @@ fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault)
         session.tally.computed(shared, command, Duration::ZERO);
         replied(session, shared, command, args, waited, true, true);
     }
-    Step::Reply(reply_of(session, fault))
+    Step::Reply(refuse(session, fault))
 }
 
 fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outcome {
@@ -276,6 +276,14 @@ fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outc
     Ok(Reply::simple("QUEUED"))
 }
 
+/// The reply of a request that cannot be executed, or queued. Inside MULTI it makes EXEC refuse.
+fn refuse(session: &mut Session, fault: Fault) -> Reply {
+    if let Some(multi) = &mut session.multi {
+        multi.aborted = true;
+    }
+    error_reply(fault)
+}
+
 /// The request cannot be looked into. For EXEC that is the end of its transaction.
 fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
     match &fault {
@@ -286,7 +294,7 @@ fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
                 [b"EXECABORT Transaction discarded because of: ", reason].concat(),
             ))
         }
-        _ => refuse(session, fault),
+        _ => Step::Reply(refuse(session, fault)),
     }
 }
 

@@ -226,3 +226,74 @@ fn watch_waits_for_a_write_under_way_and_that_is_no_change() {
     one.reply("GET k");
     assert_eq!(one.reply("EXEC"), Reply::Array(vec![Reply::bulk("1")]));
 }
+
+/// A command may fail when it is computed again. A MULTI that was sent behind it has nothing to do with that.
+#[tokio::test]
+async fn what_fails_when_it_is_computed_again_spoils_no_later_transaction() {
+    let mut one = One::new();
+    let Step::Pending(pending) = one.send("INCR k") else {
+        panic!("it writes");
+    };
+    one.reply("MULTI");
+    one.reply("GET other");
+    Fixture::show(&one.f.service, "k", "no number", 12, None);
+    one.f.log.fail(ProduceError::Stale { after: None });
+    let args: [&[u8]; 2] = [b"INCR", b"k"];
+    let mut held = [Held {
+        args: args.into_iter().collect(),
+        reply: Err(pending),
+        is_sent: true,
+        version: Version::Resp2,
+    }];
+    settle_all(&mut one.session, &one.shared, &mut held).await;
+    let [Held { reply: Ok(reply), .. }] = held else {
+        panic!("it is not settled");
+    };
+    assert!(reply.is_error(), "{reply:?}");
+    assert_eq!(one.reply("EXEC"), Reply::Array(vec![Reply::Null]));
+}
+
+/// What is not about data runs once, also if the transaction is computed again.
+#[tokio::test]
+async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
+    let mut one = One::new();
+    for request in ["MULTI", "INCR k", "SELECT 1", "GET k", "SELECT 99"] {
+        one.reply(request);
+    }
+    let Step::Pending(pending) = one.send("EXEC") else {
+        panic!("it writes");
+    };
+    assert_eq!(one.session.database, 1);
+    one.reply("SELECT 0");
+    Fixture::show(&one.f.service, "k", "5", 12, None);
+    one.f.log.fail(ProduceError::Stale { after: None });
+    let args: [&[u8]; 1] = [b"EXEC"];
+    let mut held = [Held {
+        args: args.into_iter().collect(),
+        reply: Err(pending),
+        is_sent: true,
+        version: Version::Resp2,
+    }];
+    let log = one.f.log.clone();
+    let settled = AtomicBool::new(false);
+    let settling = async {
+        settle_all(&mut one.session, &one.shared, &mut held).await;
+        settled.store(true, Ordering::SeqCst);
+    };
+    let acknowledging = async {
+        while !settled.load(Ordering::SeqCst) {
+            log.acknowledge_all();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::join!(settling, acknowledging);
+    let [Held { reply: Ok(reply), .. }] = held else {
+        panic!("it is not settled");
+    };
+    let no_such = Reply::error("ERR DB index is out of range");
+    assert_eq!(
+        reply,
+        Reply::Array(vec![Reply::Int(6), Reply::Ok, Reply::Null, no_such])
+    );
+    assert_eq!(one.session.database, 0, "what the connection has selected since stays");
+}

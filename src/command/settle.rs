@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::checks::{admit, find, takes_long};
 use super::compute::{compute_one, replied, take_turn};
 use super::session::{Session, Shared};
-use super::step::{Before, Pending, Step, reply_of};
+use super::step::{Before, Pending, Step, error_reply};
 use super::{Args, Reply, Run, exec};
 use crate::database::Wait;
 use crate::log::{Completion, ProduceError};
@@ -126,18 +126,18 @@ pub(super) async fn compute_again(
 ) -> Result<Reply, Pending> {
     let command = match find(request) {
         Ok(command) => command,
-        Err(fault) => return Ok(reply_of(session, fault)),
+        Err(fault) => return Ok(error_reply(fault)),
     };
     let mut exec = pending.exec.take();
     let whole_store = command.looks_at_store(Some(request)) || exec.is_some();
     loop {
         let queued = exec.as_ref().map(|exec| &exec.multi);
         if let Err(fault) = admit(session, shared, command, queued) {
-            return Ok(reply_of(session, fault));
+            return Ok(error_reply(fault));
         }
         let turn = takes_long(command, queued, request);
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
-            return Ok(reply_of(session, fault));
+            return Ok(error_reply(fault));
         }
         let mut compute = |session: &mut Session| match command.run {
             Run::Data(handler) => compute_one(session, shared, command, handler, request, pending.database, true),
@@ -165,7 +165,7 @@ pub(super) async fn compute_again(
             }
             Step::Before(before) if Instant::now() < deadline => {
                 if let Err(fault) = before.happened(&session.outstanding, shared).await {
-                    return Ok(reply_of(session, fault));
+                    return Ok(error_reply(fault));
                 }
             }
             Step::Before(_) | Step::Later(_) => {

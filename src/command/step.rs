@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::consistency::Fresh;
 use super::exec::Exec;
-use super::session::{Session, Shared};
+use super::session::Shared;
 use super::table::Entry;
 use super::{Fault, Reply, Waiting};
 use crate::database::Wait;
@@ -118,18 +118,16 @@ impl Before {
     }
 }
 
-pub(super) fn refuse(session: &mut Session, fault: Fault) -> Step {
+/// The step of a command that was not computed.
+pub(super) fn refused(fault: Fault) -> Step {
     match fault {
         Fault::Wait(wait) => Step::Before(Before::Wait(wait)),
-        fault => Step::Reply(reply_of(session, fault)),
+        fault => Step::Reply(error_reply(fault)),
     }
 }
 
-/// The error reply; inside MULTI it makes EXEC refuse.
-pub(super) fn reply_of(session: &mut Session, fault: Fault) -> Reply {
-    if let Some(multi) = &mut session.multi {
-        multi.aborted = true;
-    }
+/// The reply of a command that was not computed, and is not going to be.
+pub(super) fn error_reply(fault: Fault) -> Reply {
     match fault {
         Fault::Error(text) => Reply::Error(text),
         Fault::Wait(_) => Reply::error("NOTWRITTEN the command could not be computed"),
