@@ -182,7 +182,7 @@ impl Tail {
         let mut windows = self.shared.windows.lock();
         let mut before = std::mem::take(&mut *windows).by_partition;
         for (&at, &from) in from {
-            // Own records that the thread before this one has not read yet.
+            // Own records that a thread which was late has not read.
             let decided = before.remove(&at).map(|mut window| window.decided.split_off(&from));
             let window = Window {
                 from,
@@ -212,6 +212,8 @@ impl Tail {
         if let Some(thread) = self.thread.take() {
             // It has told if it panicked.
             let _ = thread.join();
+            // The next thread may read another log.
+            self.shared.windows.lock().by_partition.clear();
         }
     }
 
