@@ -38,6 +38,7 @@ const PLAIN: &[&str] = &[
     "docs/write-errors.md",
     "docs/decisions/allocator.md",
     "docs/decisions/eviction.md",
+    "docs/decisions/handlers.md",
     "docs/decisions/mutants.md",
     "docs/decisions/request-decoder.md",
     "docs/decisions/static-build.md",
