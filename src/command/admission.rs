@@ -1,5 +1,5 @@
-//! Who is let in. Every front door (RESP, gRPC) asks [`admit`], and nothing else decides it: a check that is added here holds for
-//! all of them.
+//! Access control. Every listener (RESP, gRPC) asks [`admit`], and nothing else decides: a check
+//! that is added here holds for all of them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -8,13 +8,14 @@ use std::time::Duration;
 use super::session::{Client, Shared};
 use super::{Command, flag};
 
-/// The delay of a connection's first failed login; it doubles with each further one, up to [`MAX_LOGIN_DELAY`].
+/// Delay after a connection's first failed login. It doubles with each further one, up to
+/// [`MAX_LOGIN_DELAY`].
 const LOGIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_LOGIN_DELAY: Duration = Duration::from_secs(2);
-/// The user that everybody is.
+/// The only user.
 pub const DEFAULT_USER: &[u8] = b"default";
 
-/// What somebody asks to be allowed.
+/// A request for permission.
 pub enum Wants<'a> {
     /// To connect, from this address.
     Connect(Option<SocketAddr>),
@@ -24,13 +25,14 @@ pub enum Wants<'a> {
         user: &'a [u8],
         password: &'a [u8],
     },
-    /// To hear whether this node serves (gRPC's health service). Probes have no password; it tells nothing else.
+    /// To ask whether this node serves (gRPC's health service). Probes have no password, and the
+    /// reply says nothing else.
     Health,
     /// To run a command, logged in or not.
     Run { authenticated: bool, command: &'a Command },
 }
 
-/// Why somebody is not let in.
+/// Why permission is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     TooManyClients,
@@ -55,13 +57,14 @@ impl Refusal {
     }
 }
 
-/// Allows what is wanted, or says why not. After [`Refusal::WrongPassword`] the caller waits for [`login_delay`] before it answers.
+/// Gives permission, or says why not. After [`Refusal::WrongPassword`] the caller waits for
+/// [`login_delay`] before it answers.
 pub fn admit(shared: &Shared, wants: Wants<'_>) -> Result<(), Refusal> {
     match wants {
         Wants::Connect(_) if shared.clients.len() >= shared.config.maxclients() => Err(Refusal::TooManyClients),
         Wants::Connect(peer) if is_protected(shared, peer) => Err(Refusal::Protected),
         Wants::Connect(_) => Ok(()),
-        // There is one user; without a password set, any password is right.
+        // There is one user. If no password is set, any password is right.
         Wants::LogIn { client, user, password } => {
             if user == DEFAULT_USER && shared.config.password_is(password) {
                 client.failed_logins.store(0, Ordering::Relaxed);
@@ -77,12 +80,13 @@ pub fn admit(shared: &Shared, wants: Wants<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// Whether whoever is let in counts as logged in from the start.
+/// Whether a connection counts as logged in from the start.
 pub fn needs_no_login(shared: &Shared) -> bool {
     shared.config.requirepass().is_none()
 }
 
-/// How long the answer to a failed login waits, so that a connection cannot try many passwords. Other connections do not wait.
+/// How long the answer to a failed login is delayed, so that a connection cannot try many
+/// passwords. Other connections do not wait.
 pub fn login_delay(client: &Client) -> Duration {
     delay_after(client.failed_logins.load(Ordering::Relaxed))
 }

@@ -8,7 +8,7 @@ pub const SYNTAX: &str = "ERR syntax error";
 pub const OVERFLOW: &str = "ERR increment or decrement would overflow";
 pub const STRING_TOO_LONG: &str = "ERR string exceeds maximum allowed size (proto-max-bulk-len)";
 
-/// A signed 64-bit integer, as strict as Redis: no sign `+`, no leading zeros or spaces.
+/// A signed 64-bit integer, as strict as Redis: no `+` sign, no leading zeros or spaces.
 pub fn parse_int(bytes: &[u8]) -> Option<i64> {
     let (negative, digits) = match bytes {
         [b'-', rest @ ..] => (true, rest),
@@ -44,8 +44,9 @@ pub fn is(bytes: &[u8], word: &str) -> bool {
     bytes.eq_ignore_ascii_case(word.as_bytes())
 }
 
-/// The part from `start` to `end`, both included, of something this long; negative numbers count from its end.
-/// `None` if it is empty. Numbers before its beginning become its beginning, so `-9 -8` of five is the first one.
+/// The range from `start` to `end`, both included, of something of this length. Negative numbers
+/// count from the end. Numbers before the beginning become the beginning, so `-9 -8` of five
+/// elements is the first one. `None` if the range is empty.
 pub fn clip(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize>> {
     let length = length as i64;
     let place = |n: i64| if n < 0 { (length + n).max(0) } else { n };

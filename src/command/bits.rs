@@ -1,5 +1,5 @@
-//! Strings as rows of bits, the first being the highest of the first byte:
-//! <https://redis.io/docs/latest/commands/?group=bitmap>.
+//! Bitmaps: <https://redis.io/docs/latest/commands/?group=bitmap>. A string is a row of bits. The
+//! first one is the highest bit of the first byte.
 
 mod field;
 
@@ -99,7 +99,7 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-/// Checks that a string may be so long that it has this bit.
+/// Checks that a string may be long enough to have this bit.
 fn check_offset(data: &Data, offset: Option<i64>) -> Result<usize, Fault> {
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     offset
@@ -107,7 +107,7 @@ fn check_offset(data: &Data, offset: Option<i64>) -> Result<usize, Fault> {
         .ok_or("ERR bit offset is not an integer or out of range".into())
 }
 
-/// The bit at this place; those after the end are 0.
+/// The bit at this place. Bits after the end are 0.
 fn bit_at(value: &[u8], place: usize) -> bool {
     value
         .get(place / 8)
@@ -148,7 +148,7 @@ fn setbit(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Int(i64::from(old)))
 }
 
-/// Reads the word that tells whether a range is of bytes or of bits; gives the bits of one.
+/// Reads the word that says whether a range is in bytes or in bits. Returns the bits per unit.
 fn unit(word: Option<&&[u8]>) -> Result<usize, Fault> {
     match word {
         None => Ok(8),
@@ -158,13 +158,14 @@ fn unit(word: Option<&&[u8]>) -> Result<usize, Fault> {
     }
 }
 
-/// A range of units as one of bits.
+/// Converts a range of units to a range of bits.
 fn in_bits(range: Range<usize>, unit: usize) -> Range<usize> {
     range.start * unit..range.end * unit
 }
 
 fn bitcount(data: &mut Data, args: Args) -> Outcome {
-    // A missing key is answered before the arguments are looked at: so does Redis up to 7.2, from 8.0 on no more.
+    // A missing key is answered before the arguments are checked, as in Redis up to 7.2. Redis 8.0
+    // no longer does so.
     let Some(value) = data.get_string(args[1])? else {
         return Ok(Reply::Int(0));
     };
@@ -199,14 +200,14 @@ fn count(value: &[u8], bits: Range<usize>) -> i64 {
     inner as i64 + outer as i64
 }
 
-/// Up to eight bytes, as the highest ones of a number.
+/// Up to eight bytes, as the highest bytes of a number.
 fn word(chunk: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..chunk.len()].copy_from_slice(chunk);
     u64::from_be_bytes(word)
 }
 
-/// Cuts a range of bits into the bytes that it has whole, and the bits before and after them.
+/// Splits a range of bits into its whole bytes and the bits before and after them.
 fn split(bits: &Range<usize>) -> (Range<usize>, [Range<usize>; 2]) {
     let (first, last) = (bits.start.div_ceil(8), bits.end / 8);
     if first > last {
@@ -221,7 +222,7 @@ fn bitpos(data: &mut Data, args: Args) -> Outcome {
         1 => true,
         _ => return Err("ERR The bit argument must be 1 or 0.".into()),
     };
-    // As in BITCOUNT, before the other arguments are looked at.
+    // As in BITCOUNT, before the other arguments are checked.
     let Some(value) = data.get_string(args[1])? else {
         return Ok(Reply::Int(if bit { -1 } else { 0 }));
     };
@@ -238,7 +239,7 @@ fn bitpos(data: &mut Data, args: Args) -> Outcome {
     data.transaction.works(bits.len() / 8)?;
     Ok(Reply::Int(match position(&value, bits, bit) {
         Some(place) => place as i64,
-        // Without a given end the string goes on with zeros.
+        // If no end was given, zeros follow the string.
         None if !bit && end.is_none() => value.len() as i64 * 8,
         None => -1,
     }))
@@ -262,7 +263,7 @@ fn position(value: &[u8], bits: Range<usize>, bit: bool) -> Option<usize> {
         .or_else(|| after.clone().find(wanted))
 }
 
-/// The first such bit of up to eight bytes.
+/// The place of the first such bit in up to eight bytes.
 fn wanted_first(chunk: &[u8], bit: bool) -> Option<usize> {
     let word = if bit { word(chunk) } else { !word(chunk) };
     let place = word.leading_zeros() as usize;
@@ -310,7 +311,7 @@ fn invert_key(data: &mut Data, key: &[u8]) -> Result<Vec<u8>, Fault> {
     Ok(result)
 }
 
-/// Combines the values of these keys, some at a time: not all of them need be in memory.
+/// Combines the values of these keys, some at a time, so that not all of them need be in memory.
 fn combine_keys(data: &mut Data, keys: Args, operation: Operation) -> Result<Vec<u8>, Fault> {
     /// Bytes of values that are combined in one pass over the result.
     const TOGETHER: usize = 256 << 20;
@@ -333,9 +334,10 @@ fn combine_keys(data: &mut Data, keys: Args, operation: Operation) -> Result<Vec
     Ok(result)
 }
 
-/// Combines a value with others; the shorter ones go on with zeros.
+/// Combines a value with others. The shorter ones are padded with zeros.
 fn combine<V: AsRef<[u8]>>(result: &mut Vec<u8>, others: &[V], operation: Operation) {
-    /// Bytes of the result that stay near the processor while they are combined with all others.
+    /// Bytes of the result that stay in the processor's cache while they are combined with all
+    /// others.
     const BLOCK: usize = 32 << 10;
     let longest = others.iter().map(|other| other.as_ref().len()).max().unwrap_or(0);
     result.resize(result.len().max(longest), 0);
@@ -357,7 +359,7 @@ fn combine<V: AsRef<[u8]>>(result: &mut Vec<u8>, others: &[V], operation: Operat
     }
 }
 
-/// Combines two strings of one length, eight bytes at a time.
+/// Combines two strings of equal length, eight bytes at a time.
 fn by_words(into: &mut [u8], other: &[u8], operation: impl Fn(u64, u64) -> u64) {
     let (words, rest) = into.as_chunks_mut();
     let (other_words, other_rest) = other.as_chunks();
@@ -400,7 +402,7 @@ mod tests {
         assert!(bit_at(&value, 15) && !bit_at(&value, 14) && !bit_at(&value, 16));
     }
 
-    /// Lengths at which words and blocks end, and beside them.
+    /// With lengths at which words and blocks end, and lengths next to them.
     #[test]
     fn combining_by_words_is_combining_byte_by_byte() {
         let value = |seed: usize, length| (0..length).map(|i| (i * 7 + i / 256 + seed) as u8).collect::<Vec<u8>>();

@@ -1,4 +1,5 @@
-//! `redis-compat.md`, made from the tables of commands and settings, and what must hold of the table of commands as a whole.
+//! Makes `redis-compat.md` from the tables of commands and settings, and tests the table of
+//! commands as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -135,12 +136,12 @@ fn line(entry: &Entry, text: &mut String) {
     let _ = writeln!(text, "| {name} | {} | {compatibility} |", entry.since);
 }
 
-/// Text inside a table.
+/// Escapes text for a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('*', "\\*")
 }
 
-/// Settings without effect, together with others that have none for the same reason.
+/// Settings without effect, grouped by the reason; then settings that accept only their default.
 fn settings(text: &mut String) {
     text.push_str(
         "\n## Settings without effect\n\nThese settings of Redis are taken and returned by CONFIG, for redis.conf files and tools that set them, and do nothing here.\n\n\
@@ -164,7 +165,8 @@ fn settings(text: &mut String) {
     }
 }
 
-/// Tests of Redis's own suite that need not pass, by reason, as `tests/redis-suite-skips.txt` has them.
+/// Tests of Redis's own suite that need not pass, grouped by the reason, from
+/// `tests/redis-suite-skips.txt`.
 fn suite(text: &mut String) {
     let skips = read("tests/redis-suite-skips.txt");
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();

@@ -12,10 +12,11 @@ use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, flag, tabl
 use crate::database::now_ms;
 use crate::resp::Version;
 
-/// The version whose commands and replies are spoken; clients look at it.
+/// The Redis version whose commands and replies are implemented. Clients look at it.
 pub const REDIS_VERSION: &str = "7.2.0";
 
-/// Longest name of a connection, of its library and of that one's version, bytes: CLIENT LIST shows them all.
+/// Longest name of a connection, of its library and of the library's version, in bytes. CLIENT LIST
+/// shows them all.
 const MAX_NAME_BYTES: usize = 1_024;
 const NAMES: Compatibility = Compatibility::Partial("1,024 bytes at most");
 
@@ -374,7 +375,7 @@ fn quit(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
 fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     let authenticated = admission::needs_no_login(shared);
     session.end_transaction();
-    // A SKIP before it holds for the answer to RESET too.
+    // CLIENT REPLY SKIP before RESET holds for the reply to RESET too.
     session.replies = Replies {
         skip: session.replies.skip,
         ..Replies::default()
@@ -405,7 +406,7 @@ fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     }
 }
 
-/// Name and password behind AUTH.
+/// The places of the name and the password after AUTH.
 fn secrets_of_hello(args: Args) -> Vec<usize> {
     let at = args.iter().skip(2).position(|argument| is(argument, "auth"));
     at.map_or_else(Vec::new, |at| (at + 3..at + 5).collect())
@@ -554,7 +555,8 @@ fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     Ok(verbatim(lines))
 }
 
-/// All connections are normal ones: there are no replicas and, so far, no subscribers.
+/// Whether the type of client is `normal`, as all connections are: there are no replicas and, so
+/// far, no subscribers.
 fn is_normal(kind: &[u8]) -> Result<bool, Fault> {
     match () {
         () if is(kind, "normal") => Ok(true),
@@ -693,7 +695,7 @@ fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
         }
         killed += 1;
         if own {
-            // It still gets its reply.
+            // The caller still gets its reply.
             session.close = true;
         } else {
             client.kill();
@@ -732,7 +734,7 @@ fn client_unpause(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// OFF and SKIP are not answered themselves.
+/// OFF and SKIP have no reply themselves.
 fn client_reply(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let replies = &mut session.replies;
     match () {

@@ -1,4 +1,5 @@
-//! Which commands have to wait until this node is new enough for them, and for what. What the modes mean: [`crate::database::consistency`].
+//! Decides what a command has to wait for until this node is new enough for it. The modes are
+//! explained in [`crate::database::consistency`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +11,11 @@ use crate::database::Service;
 use crate::database::consistency::{Consistency, Scope};
 use crate::database::write::Outstanding;
 
-/// A connection's share in it.
+/// How new the reads of a connection must be.
 pub struct ReadPolicy {
-    /// What HIGHWATER CONSISTENCY chose.
+    /// The mode that HIGHWATER CONSISTENCY set; `None`: the server's own.
     pub chosen: Option<Consistency>,
-    /// When what is being executed had come in.
+    /// When the requests that are being executed arrived.
     pub arrived: Instant,
 }
 
@@ -22,14 +23,14 @@ pub struct ReadPolicy {
 pub struct Fresh {
     scope: Scope,
     wanted: Wanted,
-    /// It looks at the whole store, which must then have all of that too.
+    /// The command reads the whole store, which must then have caught up too.
     pub whole_store: bool,
 }
 
 enum Wanted {
-    /// Everything that was in the log by then.
+    /// Everything that was in the log at this time.
     Since(Instant),
-    /// Everything that is older than this.
+    /// Everything older than this.
     Within(Duration),
 }
 
@@ -42,7 +43,7 @@ impl Default for ReadPolicy {
     }
 }
 
-/// The mode that holds for this connection.
+/// The mode of this connection.
 pub fn mode(session: &Session, shared: &Shared) -> Consistency {
     session
         .reads
@@ -96,7 +97,7 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
 }
 
 impl Fresh {
-    /// Waits for it; an error is the command's reply.
+    /// Waits until this node is new enough. An error is the command's reply.
     pub async fn reached(self, owner: &Outstanding, service: &Arc<Service>) -> Result<(), Fault> {
         match self.wanted {
             Wanted::Since(since) => service.fresh(&self.scope, since).await?,
@@ -110,7 +111,8 @@ impl Fresh {
     }
 }
 
-/// The words after HIGHWATER CONSISTENCY. The outer `None`: they make no sense; the inner: the server's own mode.
+/// Parses the words after HIGHWATER CONSISTENCY. Outer `None`: they are invalid. Inner `None`: the
+/// server's own mode.
 pub fn parse(words: &[&[u8]]) -> Option<Option<Consistency>> {
     let choice = |word: &[u8]| {
         let named = |name| args::is(word, name);

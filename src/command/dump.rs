@@ -1,16 +1,19 @@
-//! DUMP and RESTORE: a value as bytes that another server, Redis too, can take in.
+//! DUMP and RESTORE: a value as bytes that another server, also Redis, can read.
 //!
-//! The bytes are those of an RDB file for one string (<https://rdb.fnordig.de/file_format.html>): a type byte, the string (of a length,
-//! as an integer, or LZF-compressed), then two bytes of version and a CRC64 of all before it, both little endian.
+//! The format is that of an RDB file for one string (<https://rdb.fnordig.de/file_format.html>): a
+//! type byte, the string (with its length, as an integer, or LZF-compressed), two bytes of version,
+//! and a CRC64 of everything before it. Version and CRC64 are little endian.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::args::{SYNTAX, int, is, parse_int};
 use super::{Args, Data, Fault, Outcome, Reply};
 
-/// What DUMP writes: the oldest version that still says so, strings are the same in all.
+/// The version that DUMP writes: that of Redis 7.0, so that not only the newest servers read it.
+/// Strings are the same in all versions.
 const WRITTEN_VERSION: u16 = 10;
-/// The newest that RESTORE takes: that of Valkey 9. Redis 8 has 12 and more; strings are the same in all.
+/// The newest version that RESTORE accepts: that of Valkey 9. Redis 8 has 12 and more. Strings are
+/// the same in all versions.
 const NEWEST_VERSION: u16 = 80;
 /// Bytes of version and checksum.
 const TRAILER: usize = 10;
@@ -76,7 +79,7 @@ struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// IDLETIME and FREQ are checked; nothing here would use them.
+    /// IDLETIME and FREQ are checked and have no effect.
     fn parse(options: Args) -> Result<Self, Fault> {
         let mut parsed = RestoreOptions::default();
         let (mut idle, mut frequency) = (false, false);
@@ -105,7 +108,7 @@ impl RestoreOptions {
     }
 }
 
-/// A string as DUMP tells it. It is not compressed.
+/// A string in the format of DUMP, not compressed.
 fn serialize(value: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(value.len() + 1 + 9 + TRAILER);
     out.put_u8(TYPE_STRING);
@@ -152,7 +155,7 @@ fn put_length(out: &mut BytesMut, len: usize) {
     }
 }
 
-/// What stands before the trailer, if version and checksum are right.
+/// The content before the trailer, if version and checksum are right.
 fn verified(payload: &[u8]) -> Option<&[u8]> {
     let (content, trailer) = payload.split_at_checked(payload.len().checked_sub(TRAILER)?)?;
     let (version, checksum) = trailer.split_first_chunk::<2>()?;
@@ -162,7 +165,7 @@ fn verified(payload: &[u8]) -> Option<&[u8]> {
     right.then_some(content)
 }
 
-/// The type of what the content holds, if it is one that there is in Redis or Valkey but not here.
+/// The type of the content, if Redis or Valkey has this type and Highwater does not.
 fn other_type(content: &[u8]) -> Option<&'static str> {
     match content.first()? {
         1 | 10 | 14 | 18 => Some("list"),
@@ -175,8 +178,8 @@ fn other_type(content: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The string that the content holds; `None` if it holds none, or one longer than `limit`. Like Redis it does not mind
-/// bytes behind it.
+/// The string in the content. `None` if there is none, or if it is longer than `limit`. Like Redis,
+/// it ignores bytes after the string.
 fn deserialize(content: &[u8], limit: usize) -> Option<Bytes> {
     let (&TYPE_STRING, mut content) = content.split_first()? else {
         return None;
@@ -201,9 +204,9 @@ fn deserialize(content: &[u8], limit: usize) -> Option<Bytes> {
     Some(number.to_string().into())
 }
 
-/// Bytes that the string can have which the content holds.
+/// The most bytes that the string in the content can have.
 fn longest(content: &[u8]) -> usize {
-    /// Three bytes of LZF tell at most 264.
+    /// Three bytes of LZF expand to at most 264.
     const EXPANDED: usize = 88;
     match content.get(1) {
         Some(&length::LZF) => content.len().saturating_mul(EXPANDED),
@@ -211,7 +214,7 @@ fn longest(content: &[u8]) -> usize {
     }
 }
 
-/// A length, taken off the front; `None` if it is above `limit`.
+/// Takes a length off the front. `None` if it is malformed or above `limit`.
 fn take_length(content: &mut &[u8], limit: usize) -> Option<usize> {
     let (&first, rest) = content.split_first()?;
     let (len, taken) = match (first >> 6, first) {
@@ -225,8 +228,9 @@ fn take_length(content: &mut &[u8], limit: usize) -> Option<usize> {
     usize::try_from(len).ok().filter(|len| *len <= limit)
 }
 
-/// LZF: a byte below 32 is followed by that many bytes and one more as they are; any other tells how far back to copy from
-/// (13 bits) and how much (3 bits, or a byte more).
+/// Decompresses LZF. A control byte below 32 is followed by that many literal bytes and one more.
+/// Any other control byte copies earlier output: it says how far back (13 bits) and how many bytes
+/// (3 bits, or one byte more).
 fn decompress(compressed: &[u8], len: usize) -> Option<Bytes> {
     let mut out = Vec::new();
     let mut rest = compressed;
@@ -246,7 +250,7 @@ fn decompress(compressed: &[u8], len: usize) -> Option<Bytes> {
             rest = behind;
             let back = (usize::from(control & 31) << 8 | usize::from(low)) + 1;
             let from = out.len().checked_sub(back)?;
-            // Byte by byte: it may copy what it has just written.
+            // Byte by byte, as it may copy bytes that it has just written.
             for at in from..from + count {
                 out.push(out[at]);
             }
@@ -258,11 +262,12 @@ fn decompress(compressed: &[u8], len: usize) -> Option<Bytes> {
     (out.len() == len).then(|| out.into())
 }
 
-/// CRC-64 as RDB files have it: polynomial ad93d23594c935a9, reflected, from 0. Eight bytes at a time, each with a table of its
-/// own ("slicing by 8"): by single bytes a large value takes six times as long.
+/// CRC-64 of RDB files: polynomial ad93d23594c935a9, reflected, from 0. It takes eight bytes at a
+/// time, each with its own table ("slicing by 8"). Byte by byte, a large value takes six times as
+/// long.
 fn crc64(bytes: &[u8]) -> u64 {
     const REFLECTED: u64 = 0xad93_d235_94c9_35a9_u64.reverse_bits();
-    /// What a byte contributes that is followed by so many others.
+    /// What a byte contributes, by the number of bytes that follow it.
     static TABLES: [[u64; 256]; 8] = {
         let mut tables = [[0; 256]; 8];
         let mut byte = 0;
@@ -313,7 +318,7 @@ mod tests {
     #[test]
     fn the_checksum_is_that_of_rdb_files() {
         assert_eq!(crc64(b"123456789"), 0xe9c6_d914_c4b8_d9ca);
-        // A checksum behind what it covers leaves nothing.
+        // The checksum of bytes that are followed by their checksum is 0.
         for length in 0..40 {
             let covered: Vec<u8> = (0..length).map(|i: u8| i.wrapping_mul(37)).collect();
             let all = [&covered[..], &crc64(&covered).to_le_bytes()].concat();
@@ -321,7 +326,7 @@ mod tests {
         }
     }
 
-    /// As redis-server 7.0.15 dumped `123` and 45 times `a`.
+    /// What redis-server 7.0.15 dumped for `123` and for 45 times `a`.
     #[test]
     fn what_redis_dumped_is_read() {
         let number = b"\x00\xc0{\n\x00H\xe2S\xe1\x00zg\xb9";
@@ -331,7 +336,7 @@ mod tests {
         assert_eq!(read(compressed).as_deref(), Some(&[b'a'; 45][..]));
     }
 
-    /// Version numbers of Redis 7.2, Redis 8 and Valkey 9, and one that nobody has yet.
+    /// Version numbers of Redis 7.2, Redis 8 and Valkey 9, and one that no server has yet.
     #[test]
     fn strings_of_all_versions_are_read() {
         let dumped = serialize(b"text");

@@ -1,5 +1,6 @@
-//! HIGHWATER: what Redis has no command for. How new reads are, where a key comes from, how far this node is, and whether nodes agree.
-//! What a user may rely on is in `docs/guarantees.md`.
+//! HIGHWATER: what Redis has no command for. How new reads are, where a key comes from, how far
+//! this node has read the log, and whether nodes agree. What a user may rely on is in
+//! `docs/guarantees.md`.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::database::{Seen, Service, Wait};
 use crate::log::TopicPartition;
 use crate::model::{Entry, Value};
 
-/// Longest WAITFOR, milliseconds.
+/// Longest WAITFOR, in milliseconds.
 const LONGEST_WAIT: u64 = 3_600_000;
 
 const ROW: Command = Command {
@@ -147,7 +148,8 @@ fn error(fault: Fault) -> Reply {
     }
 }
 
-/// Tells of what is in the log. Where the connection's own write of the key is under way, that is waited for.
+/// Reports what is in the log. If the connection's own write of the key is under way, it is waited
+/// for.
 fn tell_where(data: &mut Data, args: Args) -> Outcome {
     let (database, key) = (data.database, args[2]);
     data.transaction.looks();
@@ -239,7 +241,7 @@ fn lag(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Result<Waiting, Fault>
 fn lag_of(shared: &Shared, lag: Lag) -> Reply {
     let Lag { at, applied, end, age } = lag;
     let TopicPartition { database, partition } = at;
-    // What the applier noted, if the log was not asked otherwise.
+    // The end that the applier noted, if the log was not asked for it.
     let partitions = shared.service.database(database).partitions();
     let noted = partitions
         .get(partition as usize)

@@ -1,7 +1,7 @@
-//! INFO: <https://redis.io/docs/latest/commands/info/>. A section is a list of named values, which INFO
-//! renders as text. Sections and fields have Redis's names, so that its tools read them; the section
-//! `Kafka` is about the log behind the databases. A field of something that does not exist here is
-//! left out, or 0.
+//! INFO: <https://redis.io/docs/latest/commands/info/>. A section is a list of named values, which
+//! INFO renders as text. Sections and fields have Redis's names, so that its tools read them. The
+//! section `Kafka` is about the log behind the databases. A field of something that does not exist
+//! here is left out, or 0.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -20,7 +20,7 @@ use crate::log::Outage;
 use crate::store::{Store, key_hash};
 use crate::telemetry::process;
 
-/// Partitions of a database that are told one by one.
+/// Most partitions of a database that are listed one by one.
 const MAX_PARTITIONS: usize = 32;
 
 type Section = fn(&Shared, &mut Fields) -> Result<(), Fault>;
@@ -107,7 +107,7 @@ fn used(counter: &AtomicUsize) -> u64 {
     counter.load(Ordering::Relaxed) as u64
 }
 
-/// Bytes for people, as Redis shows them.
+/// Bytes in a form that is easy to read, as Redis shows them.
 fn humane(bytes: u64) -> String {
     const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
     if bytes < 1_024 {
@@ -158,7 +158,7 @@ fn server(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "lru_clock": now.as_secs() & 0xff_ffff,
         "executable": executable.display(),
         "config_file": shared.config.file().unwrap_or(std::path::Path::new("")).display(),
-        // Those of io-threads, which has no effect.
+        // The threads of io-threads, a setting without effect.
         "io_threads_active": 0,
     );
     Ok(())
@@ -169,7 +169,7 @@ fn clients(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let most =
         |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
     fields!(to,
-        // The tasks of killed ones are about to end.
+        // Killed connections are left out: their tasks are about to end.
         "connected_clients": clients.iter().filter(|client| !client.is_killed()).count(),
         "cluster_connections": 0,
         "maxclients": shared.config.maxclients(),
@@ -388,7 +388,7 @@ fn commandstats(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
                 "calls={calls},usec={microseconds},usec_per_call={each_computed:.2},rejected_calls={rejected},failed_calls={failed}"
             ),
         );
-        // On a line of its own: tools know the fields of the other by their places.
+        // On its own line: tools find the fields of the other line by their positions.
         let waited = stats.sum(|s| &s.waited);
         if calls > 0 {
             to.add(
@@ -440,7 +440,8 @@ fn cluster(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The log behind the databases, how far this node is, and what did not go well. Positions, ends and lags are offsets.
+/// The log behind the databases, how far this node has read it, and what went wrong. Positions,
+/// ends and lags are offsets.
 fn kafka(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let service = &shared.service;
     let (status, outage) = (service.status(), service.log.outage());
@@ -508,7 +509,7 @@ fn kafka_counters(shared: &Shared, to: &mut Fields) {
     );
 }
 
-/// How far this node is in one database; `is_known`: the log tells its ends.
+/// How far this node has read one database. `is_known`: the log reports its ends.
 fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Fields) {
     let service = &shared.service;
     let Some(identity) = service.log.identity(database) else {
@@ -549,7 +550,7 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
     }
 }
 
-/// The log's end as far as it is known: what this node has of the log is there.
+/// The log's end as far as it is known. What this node has of the log is below it.
 fn end(partition: &Partition) -> u64 {
     let known = [
         &partition.end,
@@ -560,12 +561,12 @@ fn end(partition: &Partition) -> u64 {
     known.into_iter().map(get).max().unwrap_or_default()
 }
 
-/// Offsets between this node and the log's end, as far as it is known.
+/// Offsets between this node and the log's known end.
 fn lag(partition: &Partition) -> i64 {
     end(partition).saturating_sub(get(&partition.stored)) as i64
 }
 
-/// Milliseconds since this node had all that the log had; -1 if it never had.
+/// Milliseconds since this node had everything that the log had; -1 if it never had.
 fn age(partition: &Partition) -> i64 {
     match partition.as_of.load(Ordering::Relaxed) {
         ..=0 => -1,
@@ -596,9 +597,11 @@ fn keyspace(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Milliseconds that keys with an expiry have left, on the average of some; all of them where there are few keys.
+/// Average time to live, in milliseconds, of a sample of keys with an expiry. If there are few
+/// keys, the sample has all of them.
 fn average_ttl(store: &dyn Store, database: u16) -> Result<u64, Fault> {
-    /// Keys with an expiry that are enough; keys that are looked at for that, at most and at one time.
+    /// Keys with an expiry that are enough. Most keys to look at for them, in total and in one
+    /// scan.
     const ENOUGH: u64 = 100;
     const MOST: usize = 10_000;
     const PART: usize = 1_000;

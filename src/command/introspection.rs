@@ -1,4 +1,5 @@
-//! COMMAND and help: what the table says of itself. <https://redis.io/docs/latest/commands/command/>
+//! COMMAND and help: what the table says about itself.
+//! <https://redis.io/docs/latest/commands/command/>
 
 mod docs;
 mod facts;
@@ -129,12 +130,12 @@ pub fn help_of(container: &str, subcommands: &[Command]) -> Reply {
     Reply::Array(lines)
 }
 
-/// Whether a row is a command, or only told of in `redis-compat.md`.
+/// Whether the command of a row is implemented. Otherwise only `redis-compat.md` lists it.
 pub fn is_there(command: &Command) -> bool {
     !matches!(command.run, Run::NotYet)
 }
 
-/// ACL categories of a command: those of its row, and those that follow from its flags.
+/// ACL categories of a command: those of its row, and those that its flags imply.
 pub fn categories(command: &Command) -> Vec<&'static str> {
     let implied = |category: &str| match category {
         "read" => command.has(flag::READONLY),
@@ -221,7 +222,7 @@ fn describe(entry: &'static Entry) -> Reply {
     ])
 }
 
-/// Redis says set when there are none and array when there are some.
+/// As in Redis: a set if there are none, an array if there are some.
 fn subcommands(entry: &'static Entry) -> Reply {
     let described: Vec<Reply> = subcommands_there(entry).map(describe).collect();
     match described.is_empty() {

@@ -1,4 +1,4 @@
-//! Keys whatever they hold: <https://redis.io/docs/latest/commands/?group=generic>.
+//! Keys of any type: <https://redis.io/docs/latest/commands/?group=generic>.
 
 use std::collections::HashSet;
 
@@ -18,17 +18,17 @@ use crate::store::key_hash;
 const READ: u32 = flag::READONLY | flag::FAST;
 const WRITE: u32 = flag::WRITE | flag::FAST;
 
-/// Keys that one call of SCAN looks at, whatever its COUNT says.
+/// Most keys that one call of SCAN looks at, whatever its COUNT says.
 const MAX_SCAN: usize = 100_000;
-/// Bytes of names in one reply of SCAN: above, it ends early.
+/// Most bytes of names in one reply of SCAN. Above, the call ends early.
 const MAX_SCAN_BYTES: usize = 64 << 20;
-/// Bytes of names in one reply of KEYS: above, it is refused.
+/// Most bytes of names in one reply of KEYS. Above, the command fails.
 const MAX_KEYS_BYTES: usize = 1 << 30;
-/// Keys asked of the store at once.
+/// Keys that are requested from the store at once.
 const CHUNK: usize = 1_000;
-/// What it costs to look at a key in the store, as bytes that a transaction goes through.
+/// What it costs to look at a key in the store, in bytes of work of a transaction.
 const KEY_WORK: usize = SHORT_WORK / CHUNK;
-/// What SWAPDB copies at most, both databases together; each key takes two records of one group.
+/// The most that SWAPDB copies, both databases together. Each key takes two records of one group.
 const MAX_SWAP_KEYS: usize = 50_000;
 const MAX_SWAP_BYTES: usize = 64 << 20;
 
@@ -446,7 +446,7 @@ fn pexpireat(data: &mut Data, args: Args) -> Outcome {
     set_expiry(data, args, "pexpireat", Unit::Milliseconds, 0)
 }
 
-/// The EXPIRE family; `base` is the time that the argument counts from.
+/// The EXPIRE family. The argument counts from the time `base`.
 fn set_expiry(data: &mut Data, args: Args, name: &str, unit: Unit, base: u64) -> Outcome {
     let condition = Condition::parse(&args[3..])?;
     let when = expiry_time(int(args[2])?, unit, base)
@@ -464,7 +464,7 @@ fn set_expiry(data: &mut Data, args: Args, name: &str, unit: Unit, base: u64) ->
     Ok(Reply::Int(1))
 }
 
-/// The time meant, milliseconds since the epoch; `None` if it is too far away to be told.
+/// The time of expiry, in milliseconds since the epoch. `None` if it is out of range.
 fn expiry_time(argument: i64, unit: Unit, base: u64) -> Option<i64> {
     let milliseconds = match unit {
         Unit::Seconds => argument.checked_mul(1000)?,
@@ -492,7 +492,7 @@ impl Condition {
                 _ if is(option, "gt") => condition.later = true,
                 _ if is(option, "lt") => condition.earlier = true,
                 _ => {
-                    // As Redis tells it: up to a NUL.
+                    // As in Redis, the error shows the option up to a NUL.
                     let told = option.split(|byte| *byte == 0).next().unwrap_or_default();
                     return Err(Fault::error([b"ERR Unsupported option ", told].concat()));
                 }
@@ -507,7 +507,7 @@ impl Condition {
         Ok(condition)
     }
 
-    /// No expiry counts as later than any.
+    /// No expiry counts as later than any expiry.
     fn allows(&self, current: Option<u64>, when: i64) -> bool {
         let current = current.map(signed);
         !(self.no_expiry && current.is_some()
@@ -517,7 +517,7 @@ impl Condition {
     }
 }
 
-/// A foreign producer may have written an expiry beyond what a reply can tell.
+/// A foreign producer may have written an expiry beyond the range of a reply.
 fn signed(milliseconds: u64) -> i64 {
     i64::try_from(milliseconds).unwrap_or(i64::MAX)
 }
@@ -671,14 +671,14 @@ fn swapdb(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// What SWAPDB may still take into memory and into one batch.
+/// What SWAPDB may still take into memory and write in one batch.
 struct SwapRoom {
     keys: usize,
     bytes: usize,
 }
 
 impl SwapRoom {
-    /// Everything that a database holds.
+    /// Takes all keys of a database, with their states.
     fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, State)>, Fault> {
         let mut all = Vec::new();
         let mut from = Some(0);
@@ -737,7 +737,8 @@ fn check(pattern: &KeyPattern) -> Result<(), Fault> {
     }
 }
 
-/// SCAN's cursor is the upper bits of the hash to go on from: so many that clients which take it for a double read it exactly.
+/// SCAN's cursor is the upper 53 bits of the hash to continue from. Clients that read it as a
+/// double then read it exactly.
 const CURSOR_SHIFT: u32 = 64 - 53;
 
 fn scan(data: &mut Data, args: Args) -> Outcome {
@@ -751,7 +752,8 @@ fn scan(data: &mut Data, args: Args) -> Outcome {
         .checked_shl(CURSOR_SHIFT)
         .filter(|hash| hash >> CURSOR_SHIFT == cursor);
     while let Some(from) = next {
-        // Keys of one cursor are told together: a cursor that stays would never end.
+        // All keys of one cursor are in one reply. If the cursor stayed the same, the scan would
+        // never end.
         if (left == 0 || bytes > MAX_SCAN_BYTES) && from >> CURSOR_SHIFT > cursor {
             break;
         }
@@ -778,12 +780,12 @@ fn scan(data: &mut Data, args: Args) -> Outcome {
 struct ScanOptions<'a> {
     pattern: KeyPattern<'a>,
     count: usize,
-    /// Only keys of this type; there are none but strings.
+    /// Only keys of this type. All keys are strings.
     kind: Option<&'a [u8]>,
 }
 
 impl<'a> ScanOptions<'a> {
-    /// See [`Transaction::works`]. How long a pattern takes is known afterwards.
+    /// See [`Transaction::works`]. How long a pattern takes is known only afterwards.
     fn work(&self) -> usize {
         let of_pattern = if self.pattern.is_every() { 0 } else { SHORT_WORK };
         self.count * KEY_WORK + of_pattern
@@ -813,7 +815,8 @@ impl<'a> ScanOptions<'a> {
     }
 }
 
-/// As C's `strtoul` reads it, which is what Redis asks: a sign is allowed, and what follows a NUL is not looked at.
+/// Reads a cursor as Redis does, with C's `strtoul`: a sign is allowed, and what follows a NUL is
+/// ignored.
 fn parse_cursor(argument: &[u8]) -> Option<u64> {
     let text = argument.split(|byte| *byte == 0).next().unwrap_or_default();
     let (negative, digits) = match text {
@@ -831,9 +834,11 @@ fn parse_cursor(argument: &[u8]) -> Option<u64> {
     Some(if negative { value.wrapping_neg() } else { value })
 }
 
-/// Live keys from a random place on, of which one is picked: the first one alone would favour keys behind a gap.
+/// RANDOMKEY picks one of so many live keys from a random place on. The first one alone would
+/// favour keys after a gap.
 const SAMPLE: usize = 16;
-/// Keys looked at before RANDOMKEY gives up: so many expired ones in a row, or ten times as many flushed ones, that nobody has deleted yet.
+/// Keys that RANDOMKEY looks at before it gives up: so many expired ones in a row, or ten times as
+/// many flushed ones, none of them deleted yet.
 const MAX_RANDOM: usize = 100_000;
 
 fn randomkey(data: &mut Data, _: Args) -> Outcome {
@@ -890,7 +895,7 @@ fn encoding(value: &[u8]) -> &'static str {
 }
 
 fn object_refcount(data: &mut Data, args: Args) -> Outcome {
-    /// Redis shares integers below this one, and tells the highest count for them.
+    /// Redis shares integers in this range, and reports the highest count for them.
     const SHARED: std::ops::Range<i64> = 0..10_000;
     match object(data, args)? {
         None => Ok(Reply::Null),

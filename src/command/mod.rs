@@ -1,8 +1,9 @@
 //! Commands: one table ([`table`]), one file per family, one function per command.
 //!
-//! A command is a row (name, arity, flags, keys, …) and a handler. A handler of data works on [`Data`] alone, so it may be
-//! computed anew. A handler of the connection works on who asks ([`Session`]) and on what the server knows ([`Shared`]); it runs
-//! once. Arity, ACL categories, COMMAND's replies, locks, read consistency and `redis-compat.md` come from the row.
+//! A command is a row (name, arity, flags, keys, …) and a handler. A data handler works on [`Data`]
+//! alone, so it may be computed again. A session handler works on the connection ([`Session`]) and
+//! on what all connections share ([`Shared`]); it runs once. Arity, ACL categories, COMMAND's
+//! replies, locks, read consistency and `redis-compat.md` come from the row.
 //!
 //! To add a command: one row, one function, one line in `tests/it/side_by_side/`.
 
@@ -53,7 +54,7 @@ pub use session::{Session, Shared};
 /// The arguments of a request, the command's name first.
 pub type Args<'a> = &'a [&'a [u8]];
 
-/// Bytes of memory that the values in one reply may take.
+/// Most bytes of memory that the values in one reply may take.
 pub const MAX_REPLY_MEMORY: usize = 1 << 30;
 
 /// What a handler answers.
@@ -61,7 +62,7 @@ pub type Outcome = Result<Reply, Fault>;
 
 /// Computes a command about data.
 pub type DataHandler = fn(&mut Data<'_, '_>, Args<'_>) -> Outcome;
-/// Does something for the connection that asks, or tells of the server.
+/// Acts on the connection, or reports on the server.
 pub type SessionHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Outcome;
 pub type Waiting = Pin<Box<dyn Future<Output = Reply> + Send>>;
 /// Starts something that takes time; not allowed inside MULTI.
@@ -70,19 +71,21 @@ pub type WaitingHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Result<Wai
 /// How a command is run.
 #[derive(Clone, Copy)]
 pub enum Run {
-    /// Computed at once, in a transaction; computed anew where another writer came first.
+    /// Computed at once, in a transaction. Computed again if another writer came first.
     Data(DataHandler),
-    /// Done at once, and once only. As a part of EXEC it is done when the commands about data are computed.
+    /// Done at once, and only once. In EXEC it is done when the commands about data have been
+    /// computed.
     Session(SessionHandler),
-    /// SELECT: done as [`Run::Session`]; commands about data behind it in EXEC are computed on what it selects.
+    /// SELECT: done as [`Run::Session`]. In EXEC, later commands about data use the database that
+    /// it selects.
     Select,
-    /// Answers later; this connection waits, others do not. Not allowed inside MULTI.
+    /// Answers later. This connection waits, others do not. Not allowed inside MULTI.
     Later(WaitingHandler),
     /// EXEC: runs the queued commands in one transaction (see [`exec`]).
     Exec,
     /// Only its subcommands are run.
     Container,
-    /// Not there yet: answered as an unknown command; listed in `redis-compat.md`.
+    /// Not implemented: answered as an unknown command, and listed in `redis-compat.md`.
     NotYet,
 }
 
@@ -95,36 +98,39 @@ pub enum Compatibility {
     NotYet,
 }
 
-/// What a command reads of the data, which this node must have read from the log before: see [`consistency`].
+/// What a command reads. This node must have applied enough of the log for it: see [`consistency`].
 #[derive(Clone, Copy)]
 pub enum Reads {
     /// Its keys, if it has any.
     Keys,
-    /// Its keys, unless this says of its arguments that it writes without reading.
+    /// Its keys, unless the function says that a request with these arguments writes without
+    /// reading.
     KeysUnless(fn(Args<'_>) -> bool),
     /// Keys of other databases too.
     OtherDatabases,
-    /// The whole store, which must first take in what was acknowledged.
+    /// The whole store, which must first hold everything that was acknowledged.
     Store,
-    /// The whole store, if this says so of its arguments.
+    /// The whole store, if the function says that a request with these arguments reads it.
     StoreIf(fn(Args<'_>) -> bool),
 }
 
-/// One row of the table. Facts of Redis 7.2's own table (https://redis.io/docs/latest/commands/), summaries in our words.
+/// One row of the table. The facts are those of Redis 7.2's own table
+/// (<https://redis.io/docs/latest/commands/>); the summaries are in our words.
 pub struct Command {
     /// Lower case; a subcommand has its full name: `client|list`.
     pub name: &'static str,
-    /// Number of arguments with the name; negative: at least so many.
+    /// Number of arguments, the name included. Negative: at least that many.
     pub arity: i32,
-    /// [`flag`]s as COMMAND tells them, and our own.
+    /// [`flag`]s as COMMAND reports them, and our own.
     pub flags: u32,
     pub keys: &'static [KeySpec],
-    /// What a request does with its keys ([`key_specs::access`]), where its other arguments say so.
+    /// What a request does with its keys ([`key_specs::access`]), if its other arguments decide
+    /// that.
     pub access: Option<fn(Args<'_>) -> u16>,
     pub reads: Reads,
-    /// Which arguments are secrets, which SLOWLOG must not show.
+    /// Which arguments are secrets. SLOWLOG must not show them.
     pub secrets: Option<fn(Args<'_>) -> Vec<usize>>,
-    /// ACL categories without `@`, besides those that follow from the flags.
+    /// ACL categories without `@`, besides those that the flags imply.
     pub categories: &'static [&'static str],
     /// `string`, `generic`, `connection`, `server`, `transactions`, `bitmap`, …
     pub group: &'static str,
@@ -136,24 +142,24 @@ pub struct Command {
     pub subcommands: &'static [Command],
 }
 
-/// What `INFO commandstats` tells of one command, since start or CONFIG RESETSTAT.
+/// What `INFO commandstats` reports about one command, since start or CONFIG RESETSTAT.
 #[derive(Default)]
 pub struct CommandStats {
     pub calls: AtomicU64,
-    /// Time of computing it (waiting for the log not included), nanoseconds.
+    /// Nanoseconds of computing it, without waiting for the log.
     pub nanoseconds: AtomicU64,
-    /// Time that clients waited for it (for the log too), nanoseconds.
+    /// Nanoseconds that clients waited for it, also for the log.
     pub waited: AtomicU64,
-    /// The same, by length.
+    /// The same as a histogram.
     pub waits: Histogram,
     /// Refused before it was computed (arity, authentication, …).
     pub rejected: AtomicU64,
-    /// Computed to an error.
+    /// Its reply was an error.
     pub failed: AtomicU64,
 }
 
 impl Command {
-    /// What rows leave out.
+    /// The values that rows leave out.
     pub const DEFAULT: Command = Command {
         name: "",
         arity: 0,
@@ -176,7 +182,7 @@ impl Command {
         self.flags & flag != 0
     }
 
-    /// Whether a request looks at the whole store; without its arguments, whether it may.
+    /// Whether a request reads the whole store. Without arguments: whether it may.
     pub fn looks_at_store(&self, args: Option<Args<'_>>) -> bool {
         match (self.reads, args) {
             (Reads::Store, _) | (Reads::StoreIf(_), None) => true,
@@ -186,7 +192,8 @@ impl Command {
     }
 }
 
-/// Flags of a command. Those up to `NO_MULTI` are Redis's (<https://redis.io/docs/latest/commands/command/>).
+/// Flags of a command. Those up to `NO_MULTI` are Redis's
+/// (<https://redis.io/docs/latest/commands/command/>).
 pub mod flag {
     pub const WRITE: u32 = 1 << 0;
     pub const READONLY: u32 = 1 << 1;
@@ -210,16 +217,16 @@ pub mod flag {
 
     /// Ours: runs at once between MULTI and EXEC instead of being queued.
     pub const IN_MULTI: u32 = 1 << 24;
-    /// Ours: every key may be meant (SWAPDB, FLUSHALL): all are locked.
+    /// Ours: may concern every key (SWAPDB, FLUSHALL), so all keys are locked.
     pub const ALL_KEYS: u32 = 1 << 25;
-    /// Ours: the connection goes on only when its writes are acknowledged (flushes).
+    /// Ours: the connection continues only when its writes are acknowledged (flushes).
     pub const BARRIER: u32 = 1 << 26;
-    /// Ours: may take long, so few run at one time.
+    /// Ours: may take long, so only few run at one time.
     pub const LONG: u32 = 1 << 27;
     /// Ours: allowed only where `enable-debug-command` says so.
     pub const DEBUG: u32 = 1 << 28;
 
-    /// Names as COMMAND INFO tells them.
+    /// Names as COMMAND INFO reports them.
     pub const NAMES: &[(u32, &str)] = &[
         (WRITE, "write"),
         (READONLY, "readonly"),

@@ -1,5 +1,6 @@
-//! Commands of Redis 7.2 that are not there yet: answered as unknown, listed in `redis-compat.md`. One that comes gets a row in its family's
-//! file and loses its line here.
+//! Commands of Redis 7.2 that are not implemented: answered as unknown, and listed in
+//! `redis-compat.md`. A command that is implemented gets a row in its family's file and loses its
+//! line here.
 
 use super::{Command, Compatibility};
 

@@ -1,9 +1,10 @@
-//! Glob patterns as KEYS, SCAN and CONFIG GET understand them, on bytes: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a byte
-//! that is meant as itself.
+//! Glob patterns of KEYS, SCAN and CONFIG GET, on bytes: `*`, `?`, `[abc]`, `[^a-z]`, and `\`
+//! before a byte that stands for itself.
 //!
-//! Oddities that clients may rest on are kept: a class that is not closed ends with the pattern, a range may be backwards, a
-//! `]` can be a range's end, and only the empty pattern matches the empty string. Time is at most pattern × string; where strangers give
-//! both and there are many strings, a [`KeyPattern`] has a bound for all of them together.
+//! Oddities of Redis that clients may rely on are kept: an unclosed class ends with the pattern, a
+//! range may be backwards, `]` can end a range, and only the empty pattern matches the empty
+//! string. The time is at most the length of the pattern times that of the string. Where clients
+//! choose both and there are many strings, [`KeyPattern`] bounds the time for all of them together.
 
 /// True if the whole string matches.
 pub fn matches(pattern: &[u8], string: &[u8]) -> bool {
@@ -15,17 +16,18 @@ pub fn matches_any_case(pattern: &[u8], string: &[u8]) -> bool {
     glob(pattern, string, |byte| byte.to_ascii_lowercase(), &mut { u64::MAX }) == Some(true)
 }
 
-/// A pattern over names of keys: `*` alone means every key, the empty one too.
+/// A pattern for names of keys. `*` alone matches every key, also the empty one.
 pub struct KeyPattern<'p> {
     pattern: &'p [u8],
     every: bool,
-    /// Steps that are left for looking at bytes again; see [`MAX_STEPS_BACK`].
+    /// Steps left for looking at bytes again; see [`MAX_STEPS_BACK`].
     left: u64,
 }
 
-/// How often a pattern may look at a byte of a key again, all keys together: a few seconds' work. Patterns in use hardly ever do.
+/// How often a pattern may look at a byte of a key again, all keys together: a few seconds' work.
+/// Usual patterns hardly ever do.
 const MAX_STEPS_BACK: u64 = 1 << 31;
-/// The same where a part of the keys is looked at.
+/// The same for a part of the keys.
 const MAX_STEPS_BACK_IN_PART: u64 = MAX_STEPS_BACK / 16;
 
 impl<'p> KeyPattern<'p> {
@@ -57,14 +59,15 @@ impl<'p> KeyPattern<'p> {
         self.every || glob(self.pattern, key, |byte| byte, &mut self.left) == Some(true)
     }
 
-    /// It took too long: what was said not to match since may match.
+    /// The pattern took too long: a key that did not match since then might match.
     pub fn is_exhausted(&self) -> bool {
         self.left == 0
     }
 }
 
-/// When a byte does not fit, the last `*` takes one more byte. Earlier stars need not be tried again: what the pattern has between
-/// two stars fits best where it fits first. `None`: no steps back were left.
+/// If a byte does not match, the last `*` takes one more byte. Earlier stars need not be tried
+/// again: for the part between two stars, its first match is the best one. `None`: no steps back
+/// are left.
 fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8, left: &mut u64) -> Option<bool> {
     if string.is_empty() {
         return Some(pattern.is_empty());
@@ -81,7 +84,7 @@ fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8, left: &mut u64) -> Op
             continue;
         }
         if rest.first() == Some(&b'[') {
-            // A class may be long, and is read anew for each byte.
+            // A class may be long, and is read again for each byte.
             *left = left.saturating_sub(rest.len() as u64);
         }
         if *left == 0 {
@@ -106,7 +109,7 @@ fn glob(pattern: &[u8], string: &[u8], fold: fn(u8) -> u8, left: &mut u64) -> Op
     }
 }
 
-/// The pattern behind its first element, if that (not a `*`) fits the byte.
+/// The pattern after its first element, if that element (not a `*`) matches the byte.
 fn one(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
     match pattern {
         [] => None,
@@ -123,7 +126,8 @@ fn one(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
     }
 }
 
-/// Whether the class that begins here (behind `[` or `[^`) names the byte, and what follows it.
+/// Whether the class that begins here (after `[` or `[^`) contains the byte, and the pattern after
+/// the class.
 fn in_class(class: &[u8], byte: u8, fold: fn(u8) -> u8) -> (bool, &[u8]) {
     let byte = fold(byte);
     let (mut rest, mut inside) = (class, false);

@@ -1,4 +1,5 @@
-//! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in [`super::info`].
+//! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in
+//! [`super::info`].
 
 mod observe;
 mod users;
@@ -16,7 +17,7 @@ use super::{info, pattern, table};
 use crate::config::{VERSION, table as settings};
 use crate::database::now_ms;
 
-/// What commands of administrators have in common.
+/// Flags that commands of administrators have in common.
 const ADMIN: u32 = flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE;
 const HELP: u32 = flag::LOADING | flag::STALE;
 const SAVES: u32 = flag::ADMIN | flag::NOSCRIPT | flag::NO_ASYNC_LOADING;
@@ -360,7 +361,7 @@ fn flushall(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// A database without a topic is empty, and is not given one for that.
+/// Flushes a database. One without a topic is empty, and gets no topic for this.
 fn flush(data: &mut Data, database: u16) {
     if !data.transaction.service().database(database).partitions().is_empty() {
         data.transaction.flush(database);
@@ -393,12 +394,13 @@ fn bgrewriteaof(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::simple("Background append only file rewriting started"))
 }
 
-/// Everything that was acknowledged until now is saved; who waits for this to change after BGSAVE sees it change.
+/// Everything that was acknowledged until now is saved. A client that waits for this number to
+/// change after BGSAVE sees it change.
 fn lastsave(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Int((now_ms() / 1_000) as i64))
 }
 
-/// There is no stream of replication here, so its offset stays 0.
+/// There is no replication stream, so its offset stays 0.
 fn role(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Array(vec![
         Reply::bulk("master"),
@@ -453,7 +455,7 @@ fn lolwut(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     Ok(verbatim(art))
 }
 
-/// Redis's answer where a subcommand has too many arguments.
+/// Redis's error for a subcommand with too many arguments.
 pub(super) fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Fault {
     Fault::error(format!(
         "ERR unknown subcommand or wrong number of arguments for '{}'. Try {} HELP.",
@@ -471,7 +473,7 @@ pub(super) fn verbatim(text: String) -> Reply {
 
 // Settings.
 
-/// The values of settings that are secrets.
+/// The places of the values of secret settings.
 fn secret_settings(args: Args) -> Vec<usize> {
     let is_secret = |name: &[u8]| settings::place(&text(name)).is_some_and(|place| settings::SETTINGS[place].secret);
     let names = (2..args.len()).step_by(2).filter(|at| is_secret(args[*at]));
@@ -482,7 +484,7 @@ fn config_get(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let patterns = &args[2..];
     let is_meant = |name: &str| patterns.iter().any(|p| pattern::matches_any_case(p, name.as_bytes()));
     let found = shared.config.get(is_meant).into_iter();
-    // As in Redis, a name that was asked for as such comes back as it was written.
+    // As in Redis, a setting that was requested by its name is returned with the client's spelling.
     let named = found.map(|(name, value)| {
         let asked = patterns
             .iter()
@@ -568,7 +570,7 @@ fn function_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
 
 // Commands that take time.
 
-/// Waits, but not beyond the end of the connection or of the server.
+/// Waits, at most until the connection is killed or the server stops.
 async fn pause(client: Arc<Client>, shared: Arc<Shared>, time: Duration) {
     tokio::select! {
         () = tokio::time::sleep(time) => {}

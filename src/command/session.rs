@@ -1,4 +1,4 @@
-//! Who asks and what the server knows: the state of one connection ([`Session`]) and what all share ([`Shared`]).
+//! The state of one connection ([`Session`]) and what all connections share ([`Shared`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
@@ -24,7 +24,7 @@ use crate::database::{Pace, Service, Turn, now_ms};
 use crate::resp::Version;
 use crate::telemetry::Stats;
 
-/// Instead of a command's number: there was no command yet, or an unknown one.
+/// Instead of a command's number: no command has come yet, or it is unknown.
 pub const NO_COMMAND: u32 = u32::MAX;
 
 /// What all connections share.
@@ -43,9 +43,9 @@ pub struct Shared {
     pub run_id: String,
 }
 
-/// Turns of commands that take long, so that others find a free core.
+/// Bounds how many long commands run at one time, so that other commands find a free core.
 pub struct Turns {
-    /// Of those that take a fraction of a second: they do not wait for the others.
+    /// For commands that take a fraction of a second. They do not wait for longer ones.
     large: Semaphore,
     long: Semaphore,
 }
@@ -64,9 +64,9 @@ pub struct Session {
     pub tally: Tally,
     /// How the command under way is computed.
     pub pace: Pace,
-    /// A login failed: the connection waits for so long before it answers.
+    /// Set when a login failed: the connection waits this long before it answers.
     pub delay: Option<Duration>,
-    /// Since when the command under way waits for something.
+    /// When the command under way began to wait for something.
     pub waits_since: Option<Instant>,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
@@ -79,7 +79,7 @@ pub struct Multi {
     /// Arguments of all queued commands, and the memory that they take.
     pub args: usize,
     pub bytes: usize,
-    /// A command could not be queued: EXEC will refuse.
+    /// A command could not be queued, so EXEC will refuse.
     pub aborted: bool,
 }
 
@@ -89,11 +89,11 @@ pub struct Queued {
     pub args: Vec<Bytes>,
 }
 
-/// Watched keys, and the flag that a change of one of them raises.
+/// Watched keys, and the flag that is raised when one of them changes.
 #[derive(Default)]
 pub struct Watch {
     pub changed: Arc<Changed>,
-    /// Each with what WATCH found; `None` while it waits for a write of the key that was under way before.
+    /// Each key with what WATCH found. `None` while WATCH waits for an earlier write of the key.
     pub keys: HashMap<(u16, Bytes), Option<Found>>,
     /// Bytes of their names.
     pub bytes: usize,
@@ -116,13 +116,13 @@ impl Replies {
         !self.off && !self.skip
     }
 
-    /// A request is over, also an empty one.
+    /// Called when a request is over, also an empty one.
     pub fn next(&mut self) {
         self.skip = std::mem::take(&mut self.skip_next);
     }
 }
 
-/// What others may know of a connection (CLIENT LIST), and how they end it.
+/// What other connections may know of a connection (CLIENT LIST), and how they end it.
 pub struct Client {
     pub id: u64,
     pub address: Option<SocketAddr>,
@@ -139,13 +139,13 @@ pub struct Client {
     /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
     pub queued: AtomicUsize,
     pub watching: AtomicUsize,
-    /// A command of it waits for the end of CLIENT PAUSE, or is there to wait (WAIT).
+    /// A command waits for the end of CLIENT PAUSE, or is one that blocks (WAIT).
     pub blocked: AtomicBool,
-    /// The flag that a change of a key that it watches raises.
+    /// The flag that is raised when a watched key changes.
     pub watch: Mutex<Weak<Changed>>,
     pub no_evict: AtomicBool,
     pub no_touch: AtomicBool,
-    /// Logins that failed since the last one that did not.
+    /// Failed logins since the last successful one.
     pub failed_logins: AtomicU32,
     /// Bytes in the read buffer, and bytes of replies that wait to be sent.
     pub input_bytes: AtomicUsize,
@@ -155,7 +155,7 @@ pub struct Client {
     pub watched_bytes: AtomicUsize,
     pub details: Mutex<ClientDetails>,
     killed: AtomicBool,
-    /// Wakes the task that serves it.
+    /// Wakes the task that serves the connection.
     task: Waker,
 }
 
@@ -179,13 +179,13 @@ pub struct Clients {
     connected: Mutex<BTreeMap<u64, Arc<Client>>>,
 }
 
-/// A connection's place among [`Clients`], free again when this is dropped.
+/// A connection's place among [`Clients`]. Dropping it frees the place.
 pub struct Connected {
     pub client: Arc<Client>,
     shared: Arc<Shared>,
 }
 
-/// CLIENT PAUSE.
+/// The state of CLIENT PAUSE.
 #[derive(Default)]
 pub struct Pause {
     state: RwLock<Option<Paused>>,
@@ -209,7 +209,7 @@ pub struct Shutdown {
 }
 
 impl Turns {
-    /// So many commands of each kind run at one time.
+    /// `each`: how many commands of each kind run at one time.
     pub fn new(each: usize) -> Self {
         Turns {
             large: Semaphore::new(each),
@@ -217,14 +217,14 @@ impl Turns {
         }
     }
 
-    /// Waits until it is this caller's turn; it is over when what this returns is dropped.
+    /// Waits for a turn, which ends when the returned permit is dropped. Short commands need none.
     pub async fn take(&self, turn: Turn) -> Option<SemaphorePermit<'_>> {
         let turns = match turn {
             Turn::Short => return None,
             Turn::Large => &self.large,
             Turn::Long => &self.long,
         };
-        // Never closed: then all would have their turn.
+        // The semaphores are never closed. A closed one would let every command run.
         turns.acquire().await.ok()
     }
 }
@@ -267,30 +267,31 @@ impl Session {
 }
 
 impl Client {
-    /// A command has come, known by this number, at this time (milliseconds since the epoch).
+    /// Notes the number of the command that has come, and the time (milliseconds since the epoch).
     pub fn came_with(&self, command: u32, at: u64) {
         self.last_command.store(command, Ordering::Relaxed);
         self.last_command_at.store(at, Ordering::Relaxed);
     }
 
-    /// Whether a key that it watches has changed.
+    /// Whether a watched key has changed.
     pub fn has_lost_its_watch(&self) -> bool {
         let flag = self.watch.lock().upgrade();
         flag.is_some_and(|changed| changed.load(Ordering::SeqCst))
     }
 
-    /// Asks the connection to end; it does at its next step.
+    /// Asks the connection to end. It ends at its next step.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Lets the connection look at what it does not register for whenever it waits: whether it is killed, or the server has to stop.
+    /// Wakes the connection's task, which then checks whether the connection is killed and whether
+    /// the server has to stop. A connection that waits does not register for these.
     pub fn wake(&self) {
         self.task.wake_by_ref();
     }
 
-    /// Whether it comes from this machine.
+    /// Whether the connection comes from this machine.
     pub fn is_local(&self) -> bool {
         self.address
             .is_some_and(|address| address.ip().to_canonical().is_loopback())
@@ -312,13 +313,14 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Waits until somebody kills the connection.
+    /// Waits until the connection is killed.
     pub async fn killed(&self) {
         self.killed_or(|| false).await;
     }
 
-    /// Waits until somebody kills the connection, or this holds. To be awaited by the task that serves the connection: who makes it hold
-    /// wakes that up ([`Client::wake`]), as [`Client::kill`] does.
+    /// Waits until the connection is killed, or `ended` holds. Only the task that serves the
+    /// connection may await it. The code that makes `ended` true must call [`Client::wake`], as
+    /// [`Client::kill`] does.
     pub async fn killed_or(&self, ended: impl Fn() -> bool) {
         poll_fn(|_| match self.is_killed() || ended() {
             true => Poll::Ready(()),
@@ -329,7 +331,7 @@ impl Client {
 }
 
 impl Connected {
-    /// `task` is the one that serves the connection.
+    /// `task` wakes the task that serves the connection.
     pub fn new(shared: &Arc<Shared>, task: &Waker, stream: &TcpStream) -> Self {
         let (address, local_address) = (stream.peer_addr().ok(), stream.local_addr().ok());
         Connected {
@@ -346,7 +348,7 @@ impl Drop for Connected {
 }
 
 impl Clients {
-    /// A new connection; `task` is the one that serves it.
+    /// Adds a connection. `task` wakes the task that serves it.
     pub fn add(
         &self,
         task: &Waker,
@@ -400,7 +402,8 @@ impl Clients {
         self.connected.lock().values().map(|client| client.memory()).sum()
     }
 
-    /// Kills those that hold most, until the others hold no more than this together; how many.
+    /// Kills the connections that hold most memory, until the others together hold at most `limit`.
+    /// Returns how many were killed.
     pub fn shrink_to(&self, limit: usize) -> u64 {
         if self.memory() <= limit {
             return 0;
@@ -433,7 +436,8 @@ impl Clients {
 }
 
 impl Pause {
-    /// Pauses until this time (milliseconds since the epoch); of two pauses the longer and the stricter holds.
+    /// Pauses until this time (milliseconds since the epoch). Of two pauses, the later end and the
+    /// stricter kind hold.
     pub fn pause(&self, until: u64, writes_only: bool) {
         let mut state = self.state.write();
         *state = Some(match *state {

@@ -290,7 +290,8 @@ fn set(data: &mut Data, args: Args) -> Outcome {
         .time()
         .map(|time| time.absolute(data.now(), "set"))
         .transpose()?;
-    // Only what an option asks for is read: a read waits for writes of others that are under way.
+    // The key is read only if an option asks for it, because a read waits for writes of others that
+    // are under way.
     let reads = options.get || options.condition.is_some() || options.expiry == Expiry::Keep;
     let old = match reads {
         true if options.get => data.read(key)?,
@@ -342,7 +343,7 @@ fn set_for(data: &mut Data, args: Args, unit: Unit, command: &str) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// A string that is expired already is a deleted key.
+/// Sets a string, or deletes the key if the string is expired already.
 fn set_until(data: &mut Data, key: &[u8], value: Bytes, expire_at: Option<u64>) {
     if expire_at.is_some_and(|at| at <= data.now()) {
         data.delete(key);
@@ -419,7 +420,7 @@ fn getex(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Bulk(value))
 }
 
-/// A string that a command changes; its expiry stays.
+/// A string that a command changes. Its expiry stays.
 pub(super) struct Current {
     pub value: Bytes,
     pub expire_at: Option<u64>,
@@ -435,7 +436,7 @@ pub(super) fn current(data: &mut Data, key: &[u8]) -> Result<Option<Current>, Fa
     }))
 }
 
-/// As [`current`]; a missing key is an empty string.
+/// As [`current`], but a missing key is an empty string.
 pub(super) fn current_or_empty(data: &mut Data, key: &[u8]) -> Result<Current, Fault> {
     Ok(current(data, key)?.unwrap_or(Current {
         value: Bytes::new(),
@@ -443,7 +444,7 @@ pub(super) fn current_or_empty(data: &mut Data, key: &[u8]) -> Result<Current, F
     }))
 }
 
-/// A copy, filled up with zero bytes to at least this length.
+/// A copy, padded with zero bytes to at least this length.
 pub(super) fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
     let mut padded = vec![0; value.len().max(length)];
     padded[..value.len()].copy_from_slice(value);
@@ -478,7 +479,7 @@ fn setrange(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Int(length as i64))
 }
 
-/// Where `part` ends when it stands at `offset`, if a string may be that long.
+/// The end of `part` at `offset`, or an error if no string may be that long.
 fn check_length(data: &Data, offset: u64, part: &[u8]) -> Result<usize, Fault> {
     let end = offset
         .checked_add(part.len() as u64)

@@ -94,7 +94,7 @@ pub fn all() -> &'static [Entry] {
     &ENTRIES
 }
 
-/// Every command, each with its subcommands behind it.
+/// Every command, each followed by its subcommands.
 pub fn with_subcommands() -> impl Iterator<Item = &'static Entry> {
     ENTRIES
         .iter()

@@ -1,5 +1,6 @@
-//! What a connection has yet to add to the counters that all connections share. A counter that every processor writes to at every
-//! command costs as much as a read of a key: so it is added to when a burst is over, or when another command comes.
+//! What a connection has counted and not yet added to the counters that all connections share. A
+//! counter that every processor writes to at every command costs as much as reading a key. So a
+//! connection adds to it when a burst is over, or when another command comes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,19 +11,20 @@ use crate::database::Lookups;
 
 #[derive(Default)]
 pub struct Tally {
-    /// What is counted below.
+    /// The command that is counted.
     command: Option<&'static Entry>,
     calls: u64,
     nanoseconds: u64,
     waited: u64,
     failed: u64,
     lookups: Lookups,
-    /// When the last command of the burst was done, which is when the next one began.
+    /// When the last command of the burst was done. The next one began then.
     last: Option<Instant>,
 }
 
 impl Tally {
-    /// The next command is executed; since when. If it is another than before, it may be one that tells the counters.
+    /// Starts timing a command; returns the start time. If the command differs from the one before,
+    /// the counts are added to the shared counters first, as this command may report them.
     pub fn begin(&mut self, shared: &Shared, command: &'static Entry) -> Instant {
         if self.command.is_some_and(|counted| !std::ptr::eq(counted, command)) {
             self.settle(shared);
@@ -30,31 +32,31 @@ impl Tally {
         self.last.unwrap_or_else(Instant::now)
     }
 
-    /// Something was waited for: the next command begins when it is executed.
+    /// Called after a wait: the next command begins when it is executed.
     pub fn interrupt(&mut self) {
         self.last = None;
     }
 
-    /// When the last command was done, unless something was waited for since.
+    /// When the last command was done; `None` if there was none since the last wait.
     pub fn last(&self) -> Option<Instant> {
         self.last
     }
 
-    /// The command is done; how long it took.
+    /// Ends timing a command; returns how long it took.
     pub fn done(&mut self, began: Instant) -> Duration {
         let now = Instant::now();
         self.last = Some(now);
         now.saturating_duration_since(began)
     }
 
-    /// A command was computed.
+    /// Counts a command that was computed.
     pub fn computed(&mut self, shared: &Shared, command: &'static Entry, took: Duration) {
         self.counting(shared, command);
         self.calls += 1;
         self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
     }
 
-    /// A command has its reply, for which its client has waited so long.
+    /// Counts a command that has its reply. `waited`: how long its client has waited for that.
     pub fn replied(&mut self, shared: &Shared, command: &'static Entry, waited: Duration, failed: bool) {
         self.counting(shared, command);
         self.waited += u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);

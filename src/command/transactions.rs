@@ -1,4 +1,5 @@
-//! Transactions: <https://redis.io/docs/latest/commands/?group=transactions>. EXEC itself is in [`super::exec`].
+//! Transactions: <https://redis.io/docs/latest/commands/?group=transactions>. EXEC itself is in
+//! [`super::exec`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,11 +10,11 @@ use crate::database::watch::Found;
 use crate::database::write::Write;
 use crate::database::{Wait, hot, now_ms};
 
-/// Keys that one connection may watch.
+/// Most keys that one connection may watch.
 const MAX_WATCHED: usize = 100_000;
-/// Bytes of memory for them.
+/// Most bytes that their names may have.
 const MAX_WATCHED_BYTES: usize = 64 << 20;
-/// What MULTI, DISCARD, WATCH and UNWATCH have in common.
+/// Flags that MULTI, DISCARD, WATCH and UNWATCH have in common.
 const FLAGS: u32 = flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST | flag::ALLOW_BUSY;
 
 const ROW: Command = Command {
@@ -74,7 +75,8 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-// Errors inside MULTI are replies here, not faults: these commands are run, not queued, and do not make EXEC refuse.
+// Errors inside MULTI are replies here, not faults: these commands run instead of being queued, and
+// do not make EXEC refuse.
 
 fn multi(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     if session.multi.is_some() {
@@ -93,8 +95,9 @@ fn discard(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// A key is registered first; then a write of it that was under way before must be over, because that one raised
-/// its flags already, and whoever reads the key from now on must either see it or be told of it.
+/// Registers each key first. A write of the key that was already under way must then end before the
+/// key is read: that write has raised its flags already, so the read must see it. Every later write
+/// raises the flag of this connection.
 fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     if session.multi.is_some() {
         return Ok(Reply::error("ERR WATCH inside MULTI is not allowed"));
@@ -109,7 +112,7 @@ fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
         let place = (database, hot::own(key));
         match watch.keys.get(&place) {
             Some(Some(_)) => continue,
-            // What it waited for is over.
+            // The write that WATCH waited for is over.
             Some(None) => {}
             None => {
                 if watch.keys.len() == MAX_WATCHED || watch.bytes + key.len() > MAX_WATCHED_BYTES {
@@ -118,7 +121,8 @@ fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
                     )));
                 }
                 if session.outstanding.count() > 0 {
-                    // Among them may be own ones: that they reach the log is no change to this connection.
+                    // The write under way may be the connection's own. That it reaches the log is
+                    // no change to this connection.
                     wait_for(service.read(database, key, true)?.depends)?;
                 }
                 let watches = &service.database(database).watches;
@@ -144,7 +148,7 @@ fn wait_for(write: Option<Arc<Write>>) -> Result<(), Fault> {
     }
 }
 
-/// Queued by MULTI like any other command; EXEC forgets the keys by itself.
+/// MULTI queues it like any other command. EXEC forgets the keys by itself.
 fn unwatch(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     if session.multi.is_none() {
         session.watch = None;

@@ -1,5 +1,6 @@
-//! WAIT and WAITAOF: what is known of the copies of this connection's writes. The log has every write that was answered OK; how many copies
-//! that makes is a fact of the log, known at once, so there is nothing to wait for but what never comes.
+//! WAIT and WAITAOF: how many copies of this connection's writes there are. The log has every write
+//! that was answered OK. How many copies that makes is a fixed property of the log, known at once.
+//! A client that asks for more gets this number after its timeout.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +78,8 @@ fn wait_aof(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<W
     Ok(answer(session, shared, time, there < local || replicas > 0, reply))
 }
 
-/// The reply; after the time if more was asked for. The connection has waited for its own writes.
+/// The reply, delayed by `time` if more was asked for than there is. The connection has waited for
+/// its own writes before.
 fn answer(session: &Session, shared: &Arc<Shared>, time: Duration, too_few: bool, reply: Reply) -> Waiting {
     let (client, shared) = (session.client.clone(), shared.clone());
     Box::pin(async move {

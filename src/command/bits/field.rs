@@ -61,7 +61,7 @@ pub fn bitfield(data: &mut Data, args: Args) -> Outcome {
     let old = current(data, key)?;
     let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
     data.transaction.works(bytes.len().max(last / 8 + 1))?;
-    // Room is made even for operations that fail then.
+    // The string grows even for operations that then fail.
     let mut value = zero_padded(&bytes, last / 8 + 1);
     let replies = operations.iter().map(|operation| operation.apply(&mut value)).collect();
     if value != bytes {
@@ -184,8 +184,9 @@ impl Type {
         }
     }
 
-    /// A number that SET was given, as Redis takes it: for an unsigned integer a negative one is a very large one, and so is,
-    /// for a signed one, a number so low that its distance to the largest is beyond 64 bits. It matters to SAT alone.
+    /// The number given to SET, as Redis takes it. For an unsigned integer, a negative number is a
+    /// very large one. For a signed one of fewer than 64 bits, so is a number whose distance to the
+    /// largest does not fit into a signed 64-bit integer. It matters only to SAT.
     fn given(self, number: i64) -> i128 {
         let number = i128::from(number);
         let far = self.bits < 64 && self.max() - number > i128::from(i64::MAX);
@@ -193,7 +194,7 @@ impl Type {
         if taken_for_large { number + (1 << 64) } else { number }
     }
 
-    /// The number to store; `None` if it does not fit and must not be made to.
+    /// The number to store. `None` if it does not fit and [`Overflow::Fail`] holds.
     fn fit(self, wanted: i128, overflow: Overflow) -> Option<i64> {
         let (min, max) = (self.min(), self.max());
         if (min..=max).contains(&wanted) {

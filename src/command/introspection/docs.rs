@@ -1,4 +1,5 @@
-//! COMMAND DOCS: what is known of a command's arguments and of its past (`arguments.txt`), besides what stands in its row.
+//! COMMAND DOCS: the arguments and the history of commands (`arguments.txt`), besides what their
+//! rows say.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,9 +11,9 @@ use crate::command::table::Entry;
 /// What `arguments.txt` has under a command's name.
 #[derive(Default)]
 struct Doc {
-    /// Versions, each with what came with it.
+    /// Versions, each with what it brought.
     history: Vec<(&'static str, &'static str)>,
-    /// Since when, and what replaces it.
+    /// Since which version, and what replaces the command.
     deprecated: Option<(&'static str, &'static str)>,
     is_for_the_system: bool,
     arguments: Vec<Argument>,
@@ -48,7 +49,7 @@ fn depth(line: &str) -> usize {
 }
 
 impl Doc {
-    /// Takes the lines of one command.
+    /// Reads the lines of one command.
     fn parse(lines: &mut &[&'static str]) -> Doc {
         let mut doc = Doc::default();
         while let Some((line, behind)) = lines.split_first() {
@@ -71,7 +72,7 @@ impl Doc {
 }
 
 impl Argument {
-    /// Takes the lines of all arguments that stand so far to the right, and of those inside of them.
+    /// Reads all arguments at this depth of indentation, with the arguments inside them.
     fn parse_all(lines: &mut &[&'static str], at: usize) -> Vec<Argument> {
         let mut all = Vec::new();
         while let Some((line, behind)) = lines.split_first().filter(|(line, _)| depth(line) == at) {
@@ -137,7 +138,7 @@ fn describe_all(arguments: &[Argument]) -> Reply {
     Reply::Array(arguments.iter().map(Argument::describe).collect())
 }
 
-/// What COMMAND DOCS tells of a command.
+/// What COMMAND DOCS reports about a command.
 pub fn document(entry: &'static Entry) -> Reply {
     let mut told = vec![
         pair("summary", entry.summary),
@@ -187,7 +188,7 @@ mod tests {
     fn commands_that_take_arguments_say_which() {
         let takes_some = |entry: &&Entry| {
             let words = 1 + entry.name.matches('|').count() as i32;
-            // Redis 7.0 tells none of theirs.
+            // Redis 7.0 reports no arguments for these.
             let silent = ["quit", "debug", "command|getkeys", "command|getkeysandflags"];
             is_there(entry) && entry.subcommands.is_empty() && entry.arity != words && !silent.contains(&entry.name)
         };

@@ -1,5 +1,6 @@
-//! Facts that COMMAND tells of Redis 7.2's commands besides what stands in their rows: hints for clients that talk to many
-//! nodes (<https://redis.io/docs/latest/develop/reference/command-tips/>).
+//! Facts that COMMAND reports about Redis 7.2's commands, besides those in their rows: hints for
+//! clients that talk to many nodes
+//! (<https://redis.io/docs/latest/develop/reference/command-tips/>).
 
 const ANY_ORDER: &str = "nondeterministic_output_order";
 const VARIES: &str = "nondeterministic_output";

@@ -284,7 +284,7 @@ fn latency_doctor(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     Ok(verbatim(report))
 }
 
-/// How long clients waited, by command; named containers stand for their subcommands.
+/// How long clients waited, by command. The name of a container includes its subcommands.
 fn latency_histogram(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let named: Vec<&Entry> = match &args[2..] {
         [] => table::with_subcommands().collect(),

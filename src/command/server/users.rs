@@ -142,7 +142,7 @@ fn cat(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
 }
 
 fn genpass(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
-    /// Bits of a password, and the most that can be asked for.
+    /// Bits of a password, by default and at most.
     const USUAL: i64 = 256;
     const MOST: i64 = 4_096;
     let bits = match &args[2..] {

@@ -1,10 +1,11 @@
 //! The longest common subsequence of two strings.
 //!
-//! The usual table of lengths, of which only one row is kept; what is kept of every cell is one bit, the way that the
-//! longer sequence came from, and those bits lead back from the end. Where both ways are equal the path goes left
-//! (towards the start of `b`): that is Redis's choice among equally long sequences.
+//! It is computed with the usual table of lengths, of which only one row is kept. Of every cell one
+//! bit is kept: whether the longer sequence came from above or from the left. These bits lead back
+//! from the end. If both are equally long, the path goes left (towards the start of `b`), as Redis
+//! chooses among sequences of equal length.
 
-/// Cells of the table, as time and memory (one bit each) must have a bound.
+/// Most cells of the table. They bound the time and the memory (one bit each).
 const MAX_CELLS: usize = 1 << 30;
 
 #[derive(Debug, PartialEq)]
@@ -65,8 +66,8 @@ pub fn find(a: &[u8], b: &[u8]) -> Common {
     Common { length, matches }
 }
 
-/// Computes the table and returns its last cell; `up` is told every cell (row by row, a row per byte of `a`) whose
-/// sequence came from the cell above rather than from the left.
+/// Computes the table and returns its last cell. Calls `up` with every cell whose sequence came
+/// from the cell above rather than from the left. Cells count row by row, one row per byte of `a`.
 fn fill(a: &[u8], b: &[u8], mut up: impl FnMut(usize)) -> usize {
     let mut row = vec![0u32; b.len() + 1];
     for (i, x) in a.iter().enumerate() {

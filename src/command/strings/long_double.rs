@@ -1,6 +1,7 @@
-//! The numbers of INCRBYFLOAT. Redis computes them with the x87's 80-bit floating point and prints 17 decimals, and which
-//! digits come out depends on exactly that. There is no such type here, so this file does the three things needed, with
-//! integers: read (as C's `strtold`), add, and print, each rounded once to nearest, ties to even.
+//! The numbers of INCRBYFLOAT. Redis computes them with the x87's 80-bit floating point and prints
+//! 17 decimals, and the digits depend on exactly that. Rust has no such type. So this file does the
+//! three things needed with integers: read (as C's `strtold`), add, and print. Each rounds once, to
+//! nearest, ties to even.
 
 use std::fmt;
 
@@ -13,14 +14,14 @@ pub struct LongDouble {
     infinite: bool,
 }
 
-/// Longest text of a number, bytes (Redis's own limit).
+/// Longest text of a number, in bytes (Redis's own limit).
 const MAX_TEXT: usize = 5 * 1024 - 1;
 const MANTISSA_BITS: i64 = 64;
-/// Of the lowest bit of the smallest number.
+/// Exponent of the lowest bit of the smallest number.
 const MIN_EXPONENT: i64 = -16_445;
 /// All numbers are below 2 to this power.
 const MAX_EXPONENT: i64 = 16_384;
-/// All numbers are below 10 to this power, and those below 10 to the other are rounded to 0.
+/// All numbers are below 10 to this power. Those below 10 to `MIN_DECIMAL` are rounded to 0.
 const MAX_DECIMAL: i64 = 4_935;
 const MIN_DECIMAL: i64 = -4_952;
 /// Decimals that are printed.
@@ -34,8 +35,9 @@ impl LongDouble {
         infinite: false,
     };
 
-    /// Reads what Redis takes for a number: decimal or hexadecimal, with a fraction and an exponent if need be, or
-    /// infinity; nothing before or after it; neither too large nor so small that it would become 0.
+    /// Reads what Redis accepts as a number: decimal or hexadecimal, with an optional fraction and
+    /// exponent, or infinity. Nothing may stand before or after it. `None` also if the number is
+    /// too large, or so small that it would become 0.
     pub fn parse(text: &[u8]) -> Option<LongDouble> {
         if text.len() > MAX_TEXT {
             return None;
@@ -61,7 +63,8 @@ impl LongDouble {
 
     /// `None` if the sum is infinite or not a number.
     pub fn plus(self, other: LongDouble) -> Option<LongDouble> {
-        /// Bits below the mantissas while they are added: room for what is shifted out; one is left above for a carry.
+        /// Bits below the mantissas while they are added: room for what is shifted out. One bit is
+        /// left above for a carry.
         const BELOW: i64 = 62;
         if self.infinite || other.infinite {
             return None;
@@ -82,14 +85,14 @@ impl LongDouble {
         round(negative, sum, large.1 - BELOW)
     }
 
-    /// Mantissa and exponent such that the mantissa's highest bit is set.
+    /// Mantissa and exponent, with the mantissa's highest bit set.
     fn normalized(self) -> (u64, i64) {
         let zeros = self.mantissa.leading_zeros();
         (self.mantissa << zeros, i64::from(self.exponent) - i64::from(zeros))
     }
 }
 
-/// Shifts to the right; the lowest bit tells whether anything but zeros was lost.
+/// Shifts to the right. The lowest bit is set if anything but zeros was lost.
 fn shifted_right(value: u128, by: i64) -> u128 {
     if by >= 128 {
         return u128::from(value != 0);
@@ -98,8 +101,8 @@ fn shifted_right(value: u128, by: i64) -> u128 {
     kept | u128::from(kept << by != value)
 }
 
-/// The nearest number to `value × 2^exponent`. If `value` is not exact, its lowest bit must be 1 and far below the mantissa.
-/// `None` if it is too large.
+/// The number nearest to `value × 2^exponent`; `None` if it is too large. If `value` is not exact,
+/// its lowest bit must be 1 and far below the mantissa.
 fn round(negative: bool, value: u128, exponent: i64) -> Option<LongDouble> {
     let bits = 128 - i64::from(value.leading_zeros());
     let drop = (bits - MANTISSA_BITS).max(MIN_EXPONENT - exponent).max(0);
@@ -136,7 +139,7 @@ struct Digits<'a> {
 }
 
 impl<'a> Digits<'a> {
-    /// Splits a text such as `12.5e-3`; `mark` begins the exponent.
+    /// Splits a text such as `12.5e-3`. `mark` begins the exponent.
     fn split(text: &'a [u8], is_digit: fn(&u8) -> bool, mark: u8) -> Option<Self> {
         let count = |text: &[u8]| text.iter().take_while(|c| is_digit(c)).count();
         let (whole, rest) = text.split_at(count(text));
@@ -156,7 +159,7 @@ impl<'a> Digits<'a> {
         })
     }
 
-    /// Digit values from the first that is not 0.
+    /// Digit values from the first nonzero digit on.
     fn significant(&self) -> impl Iterator<Item = u64> {
         let value = |c: &u8| u64::from((*c as char).to_digit(16).unwrap_or(0));
         self.whole
@@ -173,7 +176,7 @@ impl<'a> Digits<'a> {
     }
 }
 
-/// An exponent; one of more digits than can matter is cut to that.
+/// Reads an exponent. It is clipped to a limit beyond which its value does not matter.
 fn exponent(text: &[u8]) -> Option<i64> {
     const LIMIT: i64 = 1 << 32;
     let (negative, digits) = match text {
@@ -212,9 +215,11 @@ fn parse_decimal(negative: bool, text: &[u8]) -> Option<LongDouble> {
     quotient(negative, numerator, denominator, 0)
 }
 
-/// The nearest number to `numerator / denominator × 2^exponent`. `None` if that is too large, or becomes 0 without being 0.
+/// The number nearest to `numerator / denominator × 2^exponent`. `None` if it is too large, or
+/// would become 0 without being 0.
 fn quotient(negative: bool, mut numerator: Natural, mut denominator: Natural, exponent: i64) -> Option<LongDouble> {
-    /// Bits of the quotient at least: those of the mantissa, one to round by, one that tells of a rest.
+    /// Fewest bits of the quotient: those of the mantissa, one to round by, one that says whether
+    /// there is a remainder.
     const WANTED: i64 = MANTISSA_BITS + 2;
     if numerator.0.is_empty() {
         return Some(LongDouble {
@@ -237,11 +242,11 @@ fn quotient(negative: bool, mut numerator: Natural, mut denominator: Natural, ex
         denominator.halve();
     }
     let rest = u128::from(!numerator.0.is_empty());
-    // One more bit for the rest, so that an odd quotient without one stays exact.
+    // One more bit for the remainder, so that an odd quotient without one stays exact.
     round(negative, quotient << 1 | rest, exponent - shift - 1).filter(|number| number.mantissa != 0)
 }
 
-/// A natural number of any size: its 64-bit digits, the lowest first, no zeros at the end.
+/// A natural number of any size: its 64-bit digits, lowest first, without zeros at the end.
 #[derive(Clone, Default)]
 struct Natural(Vec<u64>);
 
@@ -277,7 +282,7 @@ impl Natural {
     }
 
     fn multiply_by_power_of_10(&mut self, mut exponent: u64) {
-        /// Largest power that fits into 64 bits.
+        /// Largest power of 10 that fits into 64 bits.
         const AT_ONCE: u64 = 19;
         while exponent > 0 {
             let part = exponent.min(AT_ONCE);
@@ -286,7 +291,7 @@ impl Natural {
         }
     }
 
-    /// Divides by `divisor` and returns the rest.
+    /// Divides by `divisor` and returns the remainder.
     fn divide(&mut self, divisor: u64) -> u64 {
         let mut rest = 0u128;
         for digit in self.0.iter_mut().rev() {
@@ -319,7 +324,7 @@ impl Natural {
             .is_ge()
     }
 
-    /// `other` is not larger.
+    /// Subtracts `other`, which must not be larger.
     fn subtract(&mut self, other: &Natural) {
         let mut borrow = false;
         for (place, digit) in self.0.iter_mut().enumerate() {

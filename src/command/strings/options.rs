@@ -6,7 +6,7 @@ use crate::command::args::{SYNTAX, int, is};
 #[derive(Debug, PartialEq)]
 pub struct Options<'a> {
     pub condition: Option<Condition>,
-    /// Answer the old value.
+    /// Reply with the old value.
     pub get: bool,
     pub expiry: Expiry<'a>,
 }
@@ -53,7 +53,8 @@ impl<'a> Options<'a> {
         Self::parse(words, false)
     }
 
-    /// An option may come twice, the last one counts; options that contradict each other are refused.
+    /// If an option comes twice, the last one counts. Options that contradict each other are
+    /// refused.
     fn parse(words: &[&'a [u8]], set: bool) -> Result<Self, Fault> {
         let mut options = Options {
             condition: None,
@@ -110,7 +111,7 @@ impl<'a> Expiry<'a> {
 }
 
 impl Time<'_> {
-    /// Milliseconds since the epoch; `command` is for the error.
+    /// Milliseconds since the epoch. `command` is the name for the error.
     pub fn absolute(self, now: u64, command: &str) -> Result<u64, Fault> {
         let number = int(self.number)?;
         let milliseconds = match self.unit {
