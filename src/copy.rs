@@ -1,18 +1,22 @@
-//! `highwater copy`: moves what a log shows now into topics of Kafka, from a topic (to other partitions, to another cluster) or from a
-//! stopped node's embedded log. Owns what is copied and what is not; knows nothing of RESP and needs no store.
+//! `highwater copy`: copies what a log shows now into topics of Kafka, from a topic (to other
+//! partitions, to another cluster) or from a stopped node's embedded log. Owns what is copied and
+//! what is not. Knows nothing of RESP, and needs no store.
 //!
-//! The source is read twice. The first time, per key the place of its newest record is found, in memory ([`Index`]: the keys and some
-//! hundred bytes for each, no values; 2 million keys of 21 bytes took 270 MB, and 370 MB for a moment). The second time the records at
-//! these places are produced anew ([`Window`]: a bounded number under way at a time). Nothing else remembers how far a copy is: one
-//! that was interrupted is made again.
+//! The source is read twice. The first pass finds, for each key, the place of its newest record,
+//! and keeps it in memory ([`Index`]: the keys and some hundred bytes for each, no values; 2
+//! million keys of 21 bytes took 270 MB, and 370 MB for a moment). The second pass produces the
+//! records at these places again ([`Window`]: a bounded number is under way at a time). The
+//! progress of a copy is kept nowhere else: after an interruption it is made again from the start.
 //!
-//! **Of a key that stands in several partitions the newest record wins, by its timestamp**, also if it is a tombstone. (At equal ones a
-//! value, then what is in the key's home.) A node goes by the home alone, so that all nodes agree in every moment. Here that would be wrong:
-//! after partitions were added a key's former values lie in its former home, which cannot be told from any other partition, and a
-//! producer that did not know of the new ones yet went on to write there. What it wrote last must not lose to what was written before, and
-//! a delete in the new home must not bring the former value back. A tombstone of an atomic group counts for its own partition
-//! alone: a node writes one where it moves a key home, and wherever else the key is when it deletes it; so clocks of nodes that differ cost
-//! no key.
+//! **If a key is in several partitions, the newest record wins, by its timestamp**, also if it is a
+//! tombstone. (At equal timestamps a value wins, then what is in the key's home partition.) A node
+//! goes by the home partition alone, so that all nodes agree at every moment. Here that would be
+//! wrong. After partitions were added, a key's former values are in its former home partition,
+//! which cannot be told from any other partition, and a producer that did not know of the new ones
+//! yet continued to write there. What it wrote last must not lose to what was written before, and a
+//! delete in the new home must not bring the former value back. A tombstone of a group counts for
+//! its own partition alone: a node writes one where it moves a key home, and wherever else the key
+//! is when it deletes it. So differing clocks of nodes lose no key.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -41,24 +45,24 @@ use crate::supervise;
 use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
 
-/// Nobody waits for a single write, so a broker may take its time, or another one take over.
+/// No client waits for a single write, so a broker may take its time, or another one may take over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// One question to a log, and its end.
+/// Longest time for one question to a log, and for its end.
 const ASK: Duration = Duration::from_secs(10);
-/// One look for records.
+/// Longest time of one poll for records.
 const POLL: Duration = Duration::from_millis(200);
-/// What is under way to the target at a time.
+/// Bounds of what is under way to the target at a time.
 const MAX_RECORDS: usize = 20_000;
 const MAX_BYTES: usize = 32 << 20;
-/// So many records that are not copied are named one by one.
+/// So many records that are not copied are logged one by one.
 const NAMED: usize = 20;
-/// So much of a key is shown.
+/// So many bytes of a key are shown.
 const SHOWN: usize = 100;
 
-/// What cannot be done, why, and what to do; shown behind "highwater: cannot".
+/// What cannot be done, why, and what to do. Shown after "highwater: cannot".
 type Problem = String;
 
-/// Copies everything, or says how far it came.
+/// Copies everything, or reports how far it came.
 pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     let logging = logging::start(config)?;
     supervise::on_failure(run::end_now);
@@ -92,7 +96,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     target.close(ASK);
     check_unchanged(&*source, &ends, wanted, &copied, &options.to_topic)?;
     let (keys, topic, seconds) = (copied.keys, &options.to_topic, started.elapsed().as_secs_f64());
-    // The copy is made, whoever listens.
+    // The copy is made, even if its output is not read.
     let _ = writeln!(
         std::io::stdout(),
         "copied {keys} keys to topic {topic}: {records} records read, {seconds:.1} seconds"
@@ -100,7 +104,8 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The log as a node with these settings has it, and its directory, if it is one, held as long as it is read.
+/// The log as a node with these settings has it. With its directory, if it has one, held as long as
+/// the log is read.
 fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Problem> {
     if !config.bootstrap_servers().is_empty() {
         let mut settings = kafka_config(config, kafka::Config::default().node)?;
@@ -109,7 +114,7 @@ fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Probl
             read_only: true,
         };
         settings.mapped.entry(0).or_insert(default);
-        // What has to be there is not made here.
+        // The topics of the source must exist: they are not created here.
         settings.mapped.values_mut().for_each(|mapped| mapped.read_only = true);
         let log = KafkaLog::connect(settings).map_err(|e| format!("open the source: {e}"))?;
         return Ok((Arc::new(log), None));
@@ -129,7 +134,7 @@ fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Probl
     Ok((log, Some(directory)))
 }
 
-/// The log to copy into: another one, and empty, unless it may have something.
+/// The log to copy into: another one than the source, and empty unless `--into-existing` is given.
 fn open_target(config: &Config, options: &CopyOptions, source: &dyn Log) -> Result<Arc<dyn Log>, Problem> {
     let mut settings = kafka_config(config, kafka::Config::default().node)?;
     if !options.to_bootstrap_servers.is_empty() {
@@ -170,7 +175,7 @@ fn ends(log: &dyn Log) -> Result<Positions, Problem> {
     log.ends(ASK).map_err(|e| format!("read {}: {e}", log.describe()))
 }
 
-/// Shows every record below the ends, those of a partition in their order.
+/// Passes every record below the ends to `see`, those of one partition in order.
 fn read(
     log: &dyn Log,
     ends: &Positions,
@@ -214,7 +219,7 @@ fn read(
     }
 }
 
-/// Warns of what came since, and makes sure that nothing went.
+/// Warns if something was written since, and makes sure that nothing was removed.
 fn check_unchanged(
     source: &dyn Log,
     ends: &Positions,
@@ -244,7 +249,7 @@ fn check_unchanged(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Value,
-    /// For the topic that it is to go to.
+    /// Too large for the topic that it would be copied to.
     TooLarge,
     Tombstone,
     Unreadable,
@@ -259,7 +264,7 @@ struct Place {
     state: Found,
 }
 
-/// One database: per key, its newest record in each partition that has any.
+/// One database: for each key, its newest record in each partition that has one.
 #[derive(Default)]
 struct Keys {
     /// The topic has more than one partition.
@@ -278,7 +283,7 @@ impl Keys {
         }
     }
 
-    /// The key has nothing in this partition any more.
+    /// The key has no record in this partition any more.
     fn forget(&mut self, key: &[u8], partition: u32) {
         if let Some(places) = self.places.get_mut(key) {
             places.retain(|place| place.partition != partition);
@@ -289,7 +294,7 @@ impl Keys {
     }
 }
 
-/// What the source has.
+/// The keys of the source.
 struct Index {
     databases: Vec<Keys>,
     /// The newest flush marker of each partition: it hides every record with a lower offset.
@@ -310,7 +315,7 @@ impl Index {
         }
     }
 
-    /// Takes a record in, given how large one may be where it is to go.
+    /// Takes in a record. `largest`: how large a record may be in the target.
     fn see(&mut self, record: &LogRecord, largest: usize) {
         self.records += 1;
         let Some(keys) = self.databases.get_mut(usize::from(record.at.database)) else {
@@ -342,7 +347,7 @@ impl Index {
         keys.note(&record.key, place);
     }
 
-    /// Decides what is copied, given each key's home.
+    /// Decides what is copied, given each key's home partition.
     fn choose(self, home: impl Fn(u16, &[u8]) -> u32) -> Chosen {
         let mut chosen = Chosen::default();
         for (database, keys) in (0..).zip(self.databases) {
@@ -366,7 +371,7 @@ impl Index {
     }
 }
 
-/// Of several records of a key the one with the highest rank wins.
+/// Of several records of a key, the one with the highest rank wins.
 fn rank(place: &Place, home: u32) -> impl Ord + use<> {
     let is_value = place.state != Found::Tombstone;
     (
@@ -377,7 +382,7 @@ fn rank(place: &Place, home: u32) -> impl Ord + use<> {
     )
 }
 
-/// The records to be copied, and what is to be told of the others.
+/// The records to be copied, and what is to be reported about the others.
 #[derive(Default)]
 struct Chosen {
     /// Their offsets, ascending.
@@ -387,7 +392,7 @@ struct Chosen {
     too_large: Left,
 }
 
-/// Records that are not copied though they are the newest of their keys.
+/// Records that are not copied although they are the newest of their keys.
 #[derive(Default)]
 struct Left {
     count: u64,
@@ -418,7 +423,8 @@ impl Chosen {
         self.places.values().map(|offsets| offsets.len() as u64).sum()
     }
 
-    /// Says what is not copied, or not as one may think; an error before anything is written is better than half a copy.
+    /// Reports what is not copied, or not as one may expect. An error before anything is written is
+    /// better than half a copy.
     fn tell(&self, source: &dyn Log) -> Result<(), Problem> {
         let topic = |at: &TopicPartition| {
             source
@@ -464,10 +470,10 @@ struct Copied {
     expired: u64,
 }
 
-/// Produces the chosen ones of the records that it is shown.
+/// Produces those records that were chosen.
 struct Writer<'t> {
     target: &'t dyn Log,
-    /// The offsets that are still to come.
+    /// The offsets that have not been read yet.
     places: BTreeMap<TopicPartition, std::iter::Peekable<std::vec::IntoIter<u64>>>,
     window: Arc<Window>,
     copied: Copied,
@@ -488,7 +494,7 @@ impl Writer<'_> {
         let Some(offsets) = self.places.get_mut(&record.at) else {
             return Ok(());
         };
-        // One that is passed over is not there any more.
+        // An offset that is passed over does not exist any more.
         while offsets.next_if(|offset| *offset < record.offset).is_some() {}
         if offsets.next_if_eq(&record.offset).is_none() {
             return Ok(());
@@ -538,7 +544,7 @@ impl Writer<'_> {
     }
 }
 
-/// What was produced and is not acknowledged yet: the bound on the memory of a copy's second half.
+/// What was produced and is not acknowledged yet: this bounds the memory of the second pass.
 #[derive(Default)]
 struct Window {
     state: Mutex<UnderWay>,
@@ -562,7 +568,7 @@ impl UnderWay {
 }
 
 impl Window {
-    /// Waits for room. A record larger than all of it goes alone.
+    /// Waits for room. A record larger than the whole window goes alone.
     fn enter(&self, bytes: usize) -> Result<(), Problem> {
         let mut state = self.state.lock();
         while state.records > 0 && (state.records >= MAX_RECORDS || state.bytes + bytes > MAX_BYTES) {
@@ -640,7 +646,7 @@ mod tests {
         Payload::string(vec![b'v'; bytes].into(), None)
     }
 
-    /// What is chosen of these records, the home of every key being partition 1.
+    /// What is chosen of these records when the home partition of every key is 1.
     fn chosen(is_spread: bool, records: &[LogRecord]) -> Chosen {
         let mut index = index(1, is_spread);
         records.iter().for_each(|record| index.see(record, LARGEST));
@@ -678,7 +684,7 @@ mod tests {
             record(0, 5, 1, "flush", flush),
             record(0, 6, 1, "again", value(1)),
             record(2, 1, 1, "elsewhere", value(1)),
-            // Hidden where it was newer, so what another partition has is shown.
+            // It is hidden where it was newer, so the record in the other partition is shown.
             record(0, 3, 9, "elsewhere", value(1)),
         ];
         assert_eq!(places(&chosen(true, &records)), [(0, vec![6]), (2, vec![1])]);
@@ -687,10 +693,11 @@ mod tests {
     #[test]
     fn of_several_partitions_the_newest_record_wins() {
         let records = [
-            // Written to the former home by a producer that did not know better, after the new one.
+            // Written to the former home, after the write to the new one, by a producer that did
+            // not know the new partitions.
             record(0, 1, 8, "late", value(1)),
             record(1, 1, 7, "late", value(1)),
-            // The usual case: written anew after the partitions were added.
+            // The usual case: written again after the partitions were added.
             record(0, 2, 3, "anew", value(1)),
             record(1, 2, 4, "anew", value(1)),
             // Deleted in the new home.
@@ -699,7 +706,7 @@ mod tests {
             // Written again elsewhere after that.
             record(0, 4, 5, "revived", value(1)),
             record(1, 4, 4, "revived", Payload::TOMBSTONE),
-            // Nothing tells: values win, then the home, then the lowest.
+            // Equal timestamps: values win, then the home partition, then the lowest one.
             record(0, 5, 4, "value", value(1)),
             record(1, 5, 4, "value", Payload::TOMBSTONE),
             record(0, 6, 4, "home", value(1)),

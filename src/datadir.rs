@@ -29,7 +29,7 @@ pub enum Owner {
     Kafka { cluster: String, topic: String },
 }
 
-/// The directory is ours as long as this lives.
+/// The directory belongs to this process as long as this exists.
 pub struct DataDir {
     path: PathBuf,
     owner: Option<Owner>,
@@ -37,7 +37,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the directory if need be, locks it, and reads whose it is.
+    /// Creates the directory if it is missing, locks it, and reads its owner.
     pub fn open(path: &Path) -> Result<DataDir, String> {
         fs::create_dir_all(path).map_err(|e| {
             format!(
@@ -75,7 +75,8 @@ impl DataDir {
         let path = self.path.join(NODE);
         match fs::read_to_string(&path) {
             Ok(id) if id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(id),
-            // Without it nothing is lost but the quick end of what a killed process left open: a new one does.
+            // Without the id, only the quick end of what a killed process left open is lost. A new
+            // id will do.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("read {}: {error}", path.display())),
@@ -86,7 +87,7 @@ impl DataDir {
         Ok(id)
     }
 
-    /// Refuses a log of the wrong kind or name before it is touched; ids are not looked at.
+    /// Refuses a log of the wrong kind or name before it is touched. Ids are not compared.
     pub fn check(&self, wanted: &Owner) -> Result<(), String> {
         match (&self.owner, wanted) {
             (Some(Owner::Embedded { .. }), Owner::Embedded { .. }) if !self.log().exists() => Err(format!(
@@ -100,7 +101,7 @@ impl DataDir {
         }
     }
 
-    /// The directory belongs to this log from now on; refused if it belongs to another.
+    /// Makes this log the owner of the directory. Refused if it belongs to another one.
     pub fn claim(&mut self, wanted: Owner) -> Result<(), String> {
         match &self.owner {
             Some(owner) if *owner == wanted => return Ok(()),
@@ -123,7 +124,7 @@ impl DataDir {
 }
 
 impl Owner {
-    /// The log could not tell its id.
+    /// Whether the log could not report its id.
     fn is_unknown(&self) -> bool {
         match self {
             Owner::Embedded { id } => id.is_empty(),
@@ -143,8 +144,8 @@ impl fmt::Display for Owner {
     }
 }
 
-/// A directory of an older version, or one that was made beforehand, may be open to everybody. One that holds anything else is left
-/// alone, but for what is ours in it.
+/// A directory of an older version, or one that was created beforehand, may be open to everybody.
+/// If it holds anything else, only what is ours in it is restricted.
 fn restrict(dir: &Path) {
     for ours in [LOG, STORE]
         .map(|name| dir.join(name))
@@ -162,7 +163,8 @@ fn restrict(dir: &Path) {
         entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_ours)))
     });
     if holds_ours_alone {
-        // It may belong to somebody else, such as a volume's root. What is in it is closed by now.
+        // It may belong to another user, such as the root of a volume. What is in it is restricted
+        // by now.
         let _ = files::restrict(dir);
     }
 }

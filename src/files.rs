@@ -1,5 +1,5 @@
-//! Files that this process makes: only their owner may write them, only their owner and group may read them, and none is made
-//! through a symbolic link that somebody else put there.
+//! Files that this process creates: only their owner may write them, only their owner and group may
+//! read them, and none is created through a symbolic link that somebody else put there.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -8,17 +8,17 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-/// What nobody but the owner and the group may do, and what the group may not.
+/// What others may not do, and what the group may not do.
 const FORBIDDEN: u32 = 0o027;
 
-/// From here on every new file has at most mode 0640 and every new directory 0750, also those that libraries make. To be called
-/// while there is one thread.
+/// From now on every new file has at most mode 0640 and every new directory 0750, also those that
+/// libraries create. Must be called while there is only one thread.
 pub fn restrict_new() {
     let asked = rustix::process::umask(Mode::from_raw_mode(FORBIDDEN));
     rustix::process::umask(asked | Mode::from_raw_mode(FORBIDDEN));
 }
 
-/// Takes from a directory that was there before what new ones lack.
+/// Removes from an existing directory the rights that new ones do not have.
 pub fn restrict(directory: &Path) -> io::Result<()> {
     let mode = fs::metadata(directory)?.permissions().mode() & 0o7777;
     match mode & FORBIDDEN {
@@ -27,7 +27,7 @@ pub fn restrict(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// How to open a file of ours: not through a symbolic link.
+/// How to open a file of this process: not through a symbolic link.
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);

@@ -1,19 +1,21 @@
 //! Highwater: a Redis-protocol server whose data lives in a compacted Kafka topic.
 //!
-//! Reading order, which is the order in which a request meets the modules: [`server`] takes connections, [`resp`] decodes
-//! requests and encodes replies, [`command`] is the table of commands, [`database`] reads and writes, [`log`] is where the data lives,
-//! [`store`] is the local view of it. [`config`] has every setting once; [`telemetry`] tells what happens; [`run`] puts it all together.
+//! Reading order, which is the order in which a request meets the modules: [`server`] accepts
+//! connections, [`resp`] decodes requests and encodes replies, [`command`] is the table of
+//! commands, [`database`] reads and writes, [`log`] is where the data lives, [`store`] is the local
+//! view of it. [`config`] has every setting once, [`telemetry`] has logs and counters, and [`run`]
+//! assembles everything.
 //!
-//! Arrows go one way: `server → resp, command → database → store, log → model`. `resp` sees neither Kafka nor sled; `store` and `log` know
-//! nothing of each other or of RESP.
+//! Arrows go one way: `server → resp, command → database → store, log → model`. `resp` knows
+//! neither Kafka nor sled. `store` and `log` know nothing of each other or of RESP.
 //!
 //! Invariants:
 //! 1. Only the applier changes the store; only the log's producer appends to the log.
 //! 2. No OK before the log has it; no reply that rests on what the log has not acknowledged.
-//! 3. A position never runs ahead of its data.
+//! 3. A position is never ahead of its data.
 //! 4. Deleting the store is always safe.
 //! 5. Every node that has applied the same positions answers the same.
-//! 6. Every queue, frame, pipeline, wait, connection and cache has a bound, and a clear error at it.
+//! 6. Every queue, frame, pipeline, wait, connection and cache has a bound with a clear error.
 //! 7. A node that cannot be right says so (LOADING, STALE, READONLY, error); it never guesses.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads of their own"))]
@@ -38,17 +40,20 @@ pub mod supervise;
 pub mod sweep;
 pub mod telemetry;
 
-/// For librdkafka, OpenSSL and zstd too: what one thread allocates another frees all the time here (a record goes from its connection
-/// to the producer, from the consumer to the store), which glibc's arenas take badly. Gives back what is free by itself.
+/// For librdkafka, OpenSSL and zstd too. Here one thread constantly frees what another allocated (a
+/// record goes from its connection to the producer, from the consumer to the store), which glibc's
+/// arenas handle badly. jemalloc also returns free memory by itself.
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's settings; those in the environment's MALLOC_CONF go before them. Less of what is free stays resident: threads keep no blocks
-/// of more than 4 KiB for themselves, and free pages are given back after 3 s instead of 10 (docs/decisions/allocator.md).
-// SAFETY: the name is no other's than jemalloc's, which declares it weak, `const char *malloc_conf`, for programs to define: a pointer to a
-// string that ends with NUL and lives as long as the program. A reference to an array is such a pointer.
+/// jemalloc's settings. Those in the environment's MALLOC_CONF take precedence. They keep less free
+/// memory resident: threads keep no blocks of more than 4 KiB for themselves, and free pages are
+/// returned after 3 s instead of 10 (docs/decisions/allocator.md).
+// SAFETY: only jemalloc has this name. It declares it weak, `const char *malloc_conf`, for programs
+// to define: a pointer to a string that ends with NUL and lives as long as the program. A reference
+// to an array is such a pointer.
 #[unsafe(export_name = "malloc_conf")]
 pub static MALLOC_CONF: &[u8; 36] = b"tcache_max:4096,dirty_decay_ms:3000\0";
 
-/// As `mem_allocator` of INFO has it.
+/// The value of `mem_allocator` in INFO.
 pub const ALLOCATOR: &str = "jemalloc-5.3.0";

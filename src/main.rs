@@ -1,4 +1,5 @@
-//! Arguments → configuration → run. Exit codes: 0 stopped as asked, 1 could not start or go on, 2 wrong settings.
+//! Arguments → configuration → run. Exit codes: 0 stopped as asked, 1 could not start or go on, 2
+//! wrong settings.
 
 use std::process::ExitCode;
 
@@ -10,7 +11,7 @@ fn main() -> ExitCode {
     let config = match Config::load(std::env::args_os(), std::env::vars_os()) {
         Ok(config) => config,
         Err(Refused::Shown(text)) => {
-            // Nobody is left to tell if this fails.
+            // If this fails, there is no other place to report it.
             let _ = text.print();
             return ExitCode::SUCCESS;
         }

@@ -8,11 +8,11 @@ use crate::config::Config;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Asks the server on this machine's loopback interface; an error says what it answered.
+/// Sends PING to the server on this machine's loopback interface. An error contains its answer.
 pub fn ping(config: &Config) -> Result<(), String> {
     let port = config.port();
     let failed = |error: std::io::Error| match error.kind() {
-        // What the system says of a timeout explains nothing.
+        // The system's text for a timeout explains nothing.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
             "reach the server on port {port}: it does not answer within {} s; it is starting, or overloaded",
             PATIENCE.as_secs()

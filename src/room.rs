@@ -1,9 +1,12 @@
-//! Room on the disk, and who may use the last of it. It knows nothing of what is written there.
+//! Room on the disk, and who may use the last of it. This module does not know what is written
+//! there.
 //!
-//! Storage engines do not survive a write that finds the disk full, so nobody runs into its end. The embedded log stops at
-//! [`KEPT_BY_LOG`] already: below it, only what makes room is written. The rest is for the local store, which waits at
-//! [`KEPT_BY_STORE`]. Others may take all of that, so the embedded log keeps two [`Reserve`]s beside it: one for deletes, and
-//! one that only compaction uses. So what deletes free can always be freed, whatever the store takes for itself meanwhile.
+//! Storage engines do not survive a write to a full disk, so no writer may reach the end of the
+//! disk. The embedded log already stops at [`KEPT_BY_LOG`]: below it, only what makes room is
+//! written. The rest is for the local store, which waits at [`KEPT_BY_STORE`]. Other programs may
+//! take all of that, so the embedded log keeps two [`Reserve`]s beside it: one for deletes, and one
+//! that only compaction uses. So the space of deleted data can always be freed, whatever the store
+//! takes for itself meanwhile.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -15,18 +18,18 @@ use rustix::io::Errno;
 
 use crate::files;
 
-/// The embedded log takes no values while less than this is free.
+/// The embedded log accepts no values while less than this is free.
 pub const KEPT_BY_LOG: u64 = 64 << 20;
-/// The local store waits while less than this is free; what its engine does by itself goes on.
+/// The local store waits while less than this is free. What its engine does by itself goes on.
 pub const KEPT_BY_STORE: u64 = 16 << 20;
-/// So much is left to the store, which waits, while compaction makes room.
+/// How much is left to the store, which waits, while compaction makes room.
 pub const KEPT_WHILE_MAKING_ROOM: u64 = 8 << 20;
-/// On small disks it is less: this part of the disk for [`KEPT_BY_LOG`], the others in proportion.
+/// Small disks keep less: this part of the disk for [`KEPT_BY_LOG`], and the others in proportion.
 const SMALL_DISK: u64 = 8;
-/// A file of the embedded log takes at most this part of a disk: compaction keeps room for one.
+/// A file of the embedded log takes at most this part of a disk. Compaction keeps room for one.
 pub const SEGMENTS_OF_SMALL_DISK: u64 = 32;
 
-/// The room on a directory's file system, bytes.
+/// The room on the file system of a directory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     pub free: u64,
@@ -43,20 +46,20 @@ impl Room {
         })
     }
 
-    /// What is to be free, so that this much (one of those above) is kept when `bytes` have been written.
+    /// How much must be free so that `kept` (one of the above) remains after `bytes` were written.
     pub fn needed(&self, bytes: u64, kept: u64) -> u64 {
         let small = self.total / SMALL_DISK;
         let kept = kept.min(small.saturating_mul(kept) / KEPT_BY_LOG);
         kept.saturating_add(bytes)
     }
 
-    /// What is said instead of writing `bytes`, if after that less than `kept` were free.
+    /// The error instead of writing `bytes`, if less than `kept` would be free after that.
     pub fn refusal(&self, directory: &Path, bytes: u64, kept: u64) -> Option<String> {
         let needed = self.needed(bytes, kept);
         (self.free < needed).then(|| self.shortage(directory, needed))
     }
 
-    /// For people.
+    /// The error text, for people.
     pub fn shortage(&self, directory: &Path, needed: u64) -> String {
         format!(
             "no space left for {}: {} MB are free, {} MB are needed",
@@ -67,19 +70,19 @@ impl Room {
     }
 }
 
-/// Room that others cannot take, in a file. It is used when they have taken everything else.
+/// Room in a file, which others cannot take. It is used when they have taken everything else.
 pub struct Reserve {
     path: PathBuf,
-    /// As much as this, or a part of a small disk.
+    /// The reserve is as large as this, or a part of a small disk.
     most: u64,
     part: u64,
-    /// Bytes; 0 while nothing is kept.
+    /// Bytes. 0 while nothing is kept.
     kept: Mutex<u64>,
 }
 
 impl Reserve {
-    /// For deletes, and for a node that starts: with it given up, the disk is as full as it is where
-    /// values begin to be refused.
+    /// For deletes, and for a node that starts: once it is given up, the disk is as full as it is
+    /// where values begin to be refused.
     pub fn for_deletes(directory: &Path) -> Reserve {
         Reserve::of(directory.join("reserve"), KEPT_BY_LOG, 2 * SMALL_DISK)
     }
@@ -100,7 +103,7 @@ impl Reserve {
         }
     }
 
-    /// Keeps room, if `left` bytes stay free beside it.
+    /// Keeps the room if `left` bytes stay free beside it.
     pub fn keep(&self, left: u64) -> io::Result<()> {
         self.grow(|room, missing| match room.free >= room.needed(missing, left) {
             true => missing,
@@ -108,12 +111,13 @@ impl Reserve {
         })
     }
 
-    /// Keeps as much of it as there is room for.
+    /// Keeps as much of the room as is free.
     pub fn keep_what_there_is(&self) -> io::Result<()> {
         self.grow(|room, missing| missing.min(room.free))
     }
 
-    /// `by` is given the room on the disk and what is missing, and returns what is to be allocated; bytes.
+    /// `by` gets the room on the disk and the missing bytes, and returns how many bytes are to be
+    /// allocated.
     fn grow(&self, by: impl FnOnce(Room, u64) -> u64) -> io::Result<()> {
         let mut kept = self.kept.lock();
         let room = Room::of(self.path.parent().unwrap_or(Path::new(".")))?;
@@ -137,7 +141,8 @@ impl Reserve {
         self.taken(|path| fs::remove_file(path))
     }
 
-    /// Gives the file a new name: what is written into it needs no other room. False if there is none.
+    /// Renames the file to `name`: what is written into it needs no other room. False if there is
+    /// none.
     pub fn become_file(&self, name: &Path) -> bool {
         self.taken(|path| fs::rename(path, name))
     }

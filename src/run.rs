@@ -1,6 +1,7 @@
-//! Assembly: configuration → data directory, log, store, service, applier, listeners; and the way back when the server stops.
+//! Assembly: configuration → data directory, log, store, service, applier, listeners; and the same
+//! in reverse when the server stops.
 //!
-//! Whatever prevents a start is one line: what could not be done, why, and what to do.
+//! Whatever prevents a start is reported in one line: what could not be done, why, and what to do.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -33,20 +34,22 @@ use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
 use crate::{grpc, server, supervise, sweep};
 
-/// Descriptors besides those of clients: the log's and the store's files, listeners, Kafka's connections.
+/// Descriptors besides those of clients: files of the log and the store, listeners, Kafka's
+/// connections.
 const OTHER_FILES: u64 = 512;
 /// Wrappers such as timeout(1) send one request as two signals.
 const SAME_REQUEST: Duration = Duration::from_millis(200);
-/// So long a start waits for Kafka before it serves what the store has, where that is wanted.
+/// Where stale reads are wanted, a start waits this long for Kafka before it serves what the store
+/// has.
 const BEFORE_STALE: Duration = Duration::from_secs(3);
 /// How long threads that still wait for something may hold up the end of the process.
 const LEFTOVERS: Duration = Duration::from_secs(1);
-/// How long a node that has failed tells its clients why, before it ends.
+/// How long a node that has failed tells its clients the reason before it ends.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// How long it may then take to stop in good order: what is dead may be waited for.
+/// How long it may then take to stop in good order: the stop may wait for something that is dead.
 const STOPPING: Duration = Duration::from_secs(12);
 
-/// What cannot be done, why, and what to do; shown behind "highwater: cannot".
+/// What cannot be done, why, and what to do. Shown after "highwater: cannot".
 type Problem = String;
 type Servers = JoinSet<Option<Result<(), String>>>;
 
@@ -82,7 +85,7 @@ pub fn run(config: Config) -> Result<(), Problem> {
     outcome
 }
 
-/// What a redis.conf or an old directory may let somebody expect.
+/// Warns where a redis.conf or an old directory may raise wrong expectations.
 fn warn_of_misunderstandings(config: &Config) {
     if let Some(policy) = config.eviction_policy() {
         warn!(
@@ -98,7 +101,7 @@ fn warn_of_misunderstandings(config: &Config) {
     }
 }
 
-/// Says what stands between the data and other machines, where no password does.
+/// Warns if there is no password, and says what then protects the data from other machines.
 fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'l TcpListener>) {
     let is_open = |listener: &TcpListener| {
         let address = listener.local_addr();
@@ -118,7 +121,8 @@ fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'
     }
 }
 
-/// The setting holds for topics that are created; these are there.
+/// Warns if `partitions` was given and an existing topic has another number: the setting applies
+/// only to topics that are created.
 fn warn_of_other_partitions(config: &Config, log: &dyn Log) {
     let mapped = config.database_topics();
     let own = (0..config.databases()).filter(|number| !mapped.contains_key(number));
@@ -134,7 +138,8 @@ fn warn_of_other_partitions(config: &Config, log: &dyn Log) {
     }
 }
 
-/// Raises the limit of open files to what the settings ask for, or says what it is enough for.
+/// Raises the limit of open files to what the settings need, or says how many clients it is enough
+/// for.
 fn provide_files(config: &Config) {
     let wanted = config.maxclients() as u64 + OTHER_FILES;
     let allowed = process::raise_open_files(wanted);
@@ -148,7 +153,8 @@ fn provide_files(config: &Config) {
 }
 
 async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging>) -> Result<(), Problem> {
-    // Bound first: a port in use is told before anything else is touched, and clients are answered while the data is loaded.
+    // Bound first: a port in use is reported before anything else is touched, and clients get
+    // answers while the data is loaded.
     let listeners = listen(&config, config.port()).await?;
     let grpc_listeners = listen(&config, config.grpc_port()).await?;
     if listeners.is_empty() && grpc_listeners.is_empty() {
@@ -194,7 +200,7 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
         Some(Err(problem)) => (None, Some(problem)),
         None => (None, None),
     };
-    // The directory is this node's until the end.
+    // The directory belongs to this node until the end.
     let (applier, _directory) = following.unzip();
     match applier {
         Some(_) => drop(supervise::task(
@@ -208,7 +214,8 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     refused.map_or(served.and(stopped), Err)
 }
 
-/// Starts to follow the log; `None` if the server was asked to stop meanwhile, for it may wait long for the log.
+/// Starts to follow the log, which may mean a long wait for it. `None` if the server was asked to
+/// stop meanwhile.
 async fn follow(
     shared: &Arc<Shared>,
     kafka: Option<Arc<KafkaLog>>,
@@ -234,7 +241,7 @@ async fn follow(
     }
 }
 
-/// Reaches Kafka; serves what the store has meanwhile, if that is wanted. Blocking.
+/// Reaches Kafka. Meanwhile serves what the store has, if that is wanted. Blocking.
 fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(), Problem> {
     let (config, service) = (&shared.config, &shared.service);
     let patience = config.startup_timeout();
@@ -262,7 +269,7 @@ fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(
     reached.map_err(failed)
 }
 
-/// What a node is made of.
+/// The parts of a node.
 struct Parts {
     log: Arc<dyn Log>,
     /// The log, if it is Kafka.
@@ -270,7 +277,8 @@ struct Parts {
     store: Opened,
 }
 
-/// Opens the store and the log, which is not reached yet if it is Kafka, after making sure that the directory is theirs. Blocking.
+/// Opens the store and the log, after making sure that the directory is theirs. If the log is
+/// Kafka, it is not reached yet. Blocking.
 fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
     directory.check(&owner(config, None))?;
     let on_kafka = is_on_kafka(config);
@@ -290,7 +298,8 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
     let options = StoreOptions {
         cache_bytes: config.store_cache(),
         databases: databases_with_copies(config.databases()),
-        // Those who write to Kafka beside us want to be told by tombstones; the embedded log has no others.
+        // Others that write to Kafka need tombstones to learn what was flushed. The embedded log
+        // has no others.
         keeps_hidden: on_kafka,
     };
     let store = store::open(engine, &directory.store(), &options).map_err(|e| {
@@ -307,11 +316,11 @@ fn is_on_kafka(config: &Config) -> bool {
     !config.bootstrap_servers().is_empty()
 }
 
-/// Whose the data directory is, as far as the log tells.
+/// The owner of the data directory, as far as the log says.
 fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
     let id = identity.map(|topic| topic.id).unwrap_or_default();
     match is_on_kafka(config) {
-        // `cluster/topic id`: a topic made anew under its name costs a rebuild, no more.
+        // `cluster/topic id`: a topic that was recreated under its name costs only a rebuild.
         true => Owner::Kafka {
             cluster: id.split('/').next().unwrap_or_default().into(),
             topic: config.topic().to_string(),
@@ -366,7 +375,7 @@ pub(crate) fn kafka_config(config: &Config, node: String) -> Result<kafka::Confi
     })
 }
 
-/// Puts together what all connections share, and lets changes of settings reach it.
+/// Assembles what all connections share, and registers what must follow changes of settings.
 fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<Shared> {
     let service = Service::new(log, store, config.databases(), Settings::default());
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -415,8 +424,9 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
     })
 }
 
-/// How much may be acknowledged but not in the store yet: the more, the oftener a key is written again before the store
-/// sees it. Commands that look at the whole store wait for all of it, so not more than it takes in within seconds.
+/// How much may be acknowledged but not in the store yet. The more it is, the more often a key is
+/// written again before the store gets it. Commands that look at the whole store wait for all of
+/// it, so it is not more than the store takes in within seconds.
 fn unstored_bound(memory_limit: usize) -> u64 {
     (memory_limit as u64 / 4).clamp(64 << 20, 512 << 20)
 }
@@ -440,7 +450,8 @@ fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<Tc
     servers
 }
 
-/// When this process cannot go on, clients are told why for a while, then it ends, whatever hangs.
+/// When this process cannot go on, clients get the reason for a while. Then it ends, even if
+/// something hangs.
 fn end_when_failed(shared: &Arc<Shared>) {
     let shared = shared.clone();
     supervise::on_failure(move |problem| {
@@ -465,13 +476,13 @@ pub fn end_now(problem: &str) {
     exit(1);
 }
 
-/// Tells on standard error what could not be done.
+/// Reports on standard error what could not be done.
 pub fn tell(problem: &str) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is no other place to report it.
     let _ = writeln!(io::stderr(), "highwater: cannot {problem}");
 }
 
-/// Samples the rates of INFO, and looks after what connections hold.
+/// Samples the rates of INFO, and bounds what connections hold.
 async fn watch(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -484,7 +495,7 @@ async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// What each connection may hold is bounded, but there can be thousands.
+/// What each connection may hold is bounded, but there can be thousands of them.
 fn bound_clients(shared: &Shared) {
     let limit = shared.config.clients_memory_limit();
     let evicted = shared.clients.shrink_to(limit);
@@ -499,13 +510,13 @@ fn bound_clients(shared: &Shared) {
     }
 }
 
-/// Waits until all servers have ended; one that ends before it was asked to takes the others along.
+/// Waits until all servers have ended. If one ends before it was asked to, all are asked to stop.
 async fn servers_ended(mut servers: Servers, shared: &Shared) -> Result<(), Problem> {
     let mut outcome = Ok(());
     while let Some(ended) = servers.join_next().await {
         let reason = match ended {
             Ok(Some(Ok(()))) if shared.shutdown.is_asked() => continue,
-            // It has told, and this node has failed.
+            // It has reported its panic, and this node has failed.
             Ok(None) => continue,
             Ok(Some(Ok(()))) => "a listener ended".to_string(),
             Ok(Some(Err(reason))) => reason,
@@ -518,13 +529,14 @@ async fn servers_ended(mut servers: Servers, shared: &Shared) -> Result<(), Prob
     outcome
 }
 
-/// No connection is open any more: ends the log, then the applier with a last checkpoint.
+/// Called when no connection is open any more: ends the log, then the applier with a last
+/// checkpoint.
 async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<Option<()>>>) -> Result<(), Problem> {
     let service = shared.service.clone();
     let stopped = supervise::blocking(&supervise::STOP, move || {
         service.log.close(service.write_timeout());
         service.stop();
-        // It has told if it panicked.
+        // If it panicked, it has reported that.
         applier.map(JoinHandle::join)
     });
     stopped.await.map_err(|e| format!("stop cleanly: {e}"))?;
@@ -538,7 +550,7 @@ async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<Option<()>>>)
     Ok(())
 }
 
-/// Tells how far loading is, and when it is over.
+/// Shows the progress of loading, and its end.
 async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
     let service = &shared.service;
     let mut progress = Progress::new(&logging, "loading");
@@ -546,12 +558,12 @@ async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
         let Status::Loading { applied, total, .. } = *service.status() else {
             break service.status();
         };
-        // The status may have changed since it was looked at: never wait for long.
+        // The status may have changed since it was read: never wait for long.
         let _ = tokio::time::timeout(Duration::from_millis(100), service.changed()).await;
         progress.show(applied, total);
     };
     drop(progress);
-    // The applier itself tells why it failed.
+    // The applier itself reports why it failed.
     if *status == Status::Serving {
         match shared.config.port() {
             0 => info!("ready for gRPC on port {}", shared.config.grpc_port()),
@@ -560,7 +572,7 @@ async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
     }
 }
 
-/// Listens on the addresses of `bind`; on none if the port is 0.
+/// Listens on the addresses of `bind`, or on none if the port is 0.
 async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
     let mut listeners = Vec::new();
     if port == 0 {
@@ -590,7 +602,7 @@ async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem>
         let bound: io::Result<Vec<TcpListener>> = bound;
         match bound {
             Ok(bound) => listeners.extend(bound),
-            // As in Redis: an address with a minus may be missing, but not taken.
+            // As in Redis: an address with a minus may be missing, but must not be in use.
             Err(cause) if optional && cause.kind() != io::ErrorKind::AddrInUse => {}
             Err(cause) => return Err(cannot(cause)),
         }
@@ -624,8 +636,9 @@ fn addresses(listeners: &[TcpListener], grpc: &[TcpListener]) -> String {
     [of(listeners, ""), of(grpc, " (gRPC)")].concat().join(", ")
 }
 
-/// Ignores signals that would end the process and ask nothing of it. SIGHUP is one until it is listened to ([`Signals`]); of a file that is
-/// larger than the process may write (SIGXFSZ), the write tells.
+/// Ignores signals that would end the process and ask nothing of it. SIGHUP is one of them until it
+/// is handled ([`Signals`]). A file that is larger than the process may write (SIGXFSZ) is reported
+/// by the write.
 fn ignore_signals() {
     for signal in [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2, libc::SIGXFSZ] {
         // SAFETY: plain system call; nothing of this process handles these signals yet.
@@ -654,7 +667,7 @@ impl Signals {
         })
     }
 
-    /// The number of the next signal that asks the server to stop. SIGHUP is dealt with here.
+    /// The number of the next signal that asks the server to stop. SIGHUP is handled here.
     async fn next(&mut self) -> i32 {
         loop {
             tokio::select! {
@@ -665,7 +678,7 @@ impl Signals {
         }
     }
 
-    /// Goes on in a new log file, and takes over what the file of settings says now.
+    /// Continues in a new log file, and applies the current contents of the file of settings.
     fn reload(&self) {
         self.logging.reopen();
         let Some(file) = self.config.file() else {

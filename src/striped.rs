@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Stripes of each. Threads share them when there are more threads.
+/// Stripes of each counter. If there are more threads, they share them.
 const STRIPES: usize = 8;
 
-/// A `T` in several stripes, each in a cache line of its own, and each thread adding to one of them. A counter that every processor writes to
-/// at every command costs as much as a read of a key, and so does what stands beside it.
+/// A `T` in several stripes, each in a cache line of its own. Each thread adds to one of them. A
+/// counter that every processor writes to at every command costs as much as reading a key, and so
+/// does what is beside it in memory.
 pub struct Striped<T>(Box<[Line<T>; STRIPES]>);
 
 #[derive(Default)]
@@ -20,13 +21,13 @@ impl<T: Default> Default for Striped<T> {
 }
 
 impl<T> Striped<T> {
-    /// The one that this thread adds to.
+    /// The stripe that this thread adds to.
     #[inline]
     pub fn own(&self) -> &T {
         &self.0[stripe()].0
     }
 
-    /// What was added up in all stripes.
+    /// The sum over all stripes.
     pub fn sum(&self, counter: impl Fn(&T) -> &AtomicU64) -> u64 {
         self.0
             .iter()
@@ -38,7 +39,7 @@ impl<T> Striped<T> {
         self.0.iter().map(|line| &line.0)
     }
 
-    /// Begins at 0 again.
+    /// Sets these counters to 0.
     pub fn reset<const N: usize>(&self, counters: impl Fn(&T) -> [&AtomicU64; N]) {
         for counter in self.0.iter().flat_map(|line| counters(&line.0)) {
             counter.store(0, Ordering::Relaxed);

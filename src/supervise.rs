@@ -1,10 +1,12 @@
-//! Starts every thread and every task, and notices when one dies. `clippy.toml` refuses all other ways to start one.
+//! Starts every thread and every task, and notices when one dies. `clippy.toml` refuses all other
+//! ways to start one.
 //!
-//! [`ROLES`] is the register: each thread and task by name, and what its death means ([`Death`]). A thread dies when it
-//! panics, or when it makes no progress for [`STALLED`] while it has work to do. For the latter it reports to the watchdog:
-//! [`busy`] when it begins a piece of work, [`beat`] as it gets on with it, [`idle`] before it waits for more work.
+//! [`ROLES`] is the register: each thread and task by name, and what its death means ([`Death`]). A
+//! thread dies when it panics, or when it makes no progress for [`STALLED`] while it has work to
+//! do. For the latter it reports to the watchdog: [`busy`] when it begins a piece of work, [`beat`]
+//! as it makes progress, [`idle`] before it waits for more work.
 //!
-//! When this process cannot go on ([`fail`]), whoever runs it is told ([`on_failure`]), and ends it.
+//! When this process cannot go on ([`fail`]), the hook of [`on_failure`] is called, and ends it.
 
 use std::any::Any;
 use std::cell::OnceCell;
@@ -37,9 +39,11 @@ pub struct Role {
 /// What the death of a thread or task means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Death {
-    /// This node cannot go on: it answers why, and the process ends.
+    /// This node cannot go on: it answers with the reason, and the process ends.
     NodeFails,
-    /// Its work is started again. If it stalls instead, the node fails.
+    /// Its owner starts the work again. For a task [`task_again`] does that; the owner of a thread
+    /// has to see to it (`Tail::watch`, `compaction::caught`). If it stalls instead, the node
+    /// fails.
     StartsAgain,
     /// One connection, one answer or one attempt is lost.
     CostsOne,
@@ -48,7 +52,7 @@ pub enum Death {
 macro_rules! roles {
     ($($(#[$doc:meta])* $role:ident = $name:literal, $death:ident;)+) => {
         $($(#[$doc])* pub static $role: Role = Role { name: $name, death: Death::$death };)+
-        /// All of them.
+        /// All roles.
         pub static ROLES: &[&Role] = &[$(&$role),+];
     };
 }
@@ -56,7 +60,7 @@ macro_rules! roles {
 roles! {
     /// Follows the log.
     APPLIER = "applier", NodeFails;
-    /// Takes to the store what was applied.
+    /// Writes to the store what was applied.
     STORE_WRITER = "store-writer", NodeFails;
     /// Reads the store into memory after a start.
     PRELOAD = "preload", CostsOne;
@@ -69,15 +73,15 @@ roles! {
     LOG_FSYNC = "log-fsync", NodeFails;
     LOG_COMPACTION = "log-compaction", StartsAgain;
 
-    /// Gives a producer's delivery reports to those who wait for them.
+    /// Passes a producer's delivery reports to the writes that wait for them.
     KAFKA_REPORTS = "kafka-reports", NodeFails;
     /// Looks at the topics, and replaces broken producers.
     KAFKA_WATCH = "kafka-watch", NodeFails;
     /// Commits groups of the transaction lane.
     TRANSACTIONS = "transactions", NodeFails;
-    /// Reads what others wrote before a group.
+    /// Reads what other writers wrote before a group.
     TRANSACTIONS_TAIL = "transactions-tail", StartsAgain;
-    /// Ends what another transactional id left unfinished.
+    /// Ends a transaction that another transactional id left unfinished.
     TRANSACTION_END = "transaction-end", CostsOne;
     /// Waits for the end of a producer.
     PRODUCER_END = "producer-end", CostsOne;
@@ -87,18 +91,19 @@ roles! {
     /// Ends the process after a failure.
     ENDING = "ending", CostsOne;
 
-    /// Takes connections of Redis clients.
+    /// Accepts connections of Redis clients.
     LISTENER = "listener", NodeFails;
     CONNECTION = "connection", CostsOne;
-    /// Takes connections of gRPC clients, and tells their health service whether this node serves.
+    /// Accepts connections of gRPC clients, and reports to the health service whether this node
+    /// serves.
     GRPC = "grpc", NodeFails;
     /// Answers one request of a gRPC client.
     GRPC_REQUEST = "grpc-request", CostsOne;
-    /// Takes signals.
+    /// Handles signals.
     SIGNALS = "signals", NodeFails;
-    /// Samples rates, and bounds what clients hold.
+    /// Samples rates, and enforces the bound of what clients hold.
     NODE_WATCH = "node-watch", StartsAgain;
-    /// Shows how far loading is.
+    /// Shows the progress of loading.
     PROGRESS = "progress", CostsOne;
     /// Deletes expired and flushed keys.
     SWEEP = "sweep", StartsAgain;
@@ -117,7 +122,7 @@ roles! {
 }
 
 impl Role {
-    /// Tells of a panic, and does what it means.
+    /// Reports a panic, and does what it means for this role.
     fn panicked(&self, panic: &(dyn Any + Send)) {
         let (name, text) = (self.name, panic_text(panic));
         match self.death {
@@ -128,14 +133,14 @@ impl Role {
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or(panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a message")
 }
 
-/// Starts a thread. Its result is `None` after a panic, which has been reported then.
+/// Starts a thread. Its result is `None` after a panic, which has then been reported.
 pub fn thread<T: Send + 'static>(
     role: &'static Role,
     body: impl FnOnce() -> T + Send + 'static,
@@ -152,7 +157,7 @@ pub fn thread<T: Send + 'static>(
     })
 }
 
-/// Starts a task. Its result is `None` after a panic, which has been reported then.
+/// Starts a task. Its result is `None` after a panic, which has then been reported.
 #[allow(clippy::disallowed_methods, reason = "the one place that starts tasks")]
 pub fn task<T: Send + 'static>(
     role: &'static Role,
@@ -184,7 +189,7 @@ pub fn task_again<F: Future<Output = ()> + Send + 'static>(
     })
 }
 
-/// Runs what blocks beside the tasks. The error says that it panicked.
+/// Runs blocking work beside the tasks. The error says that it panicked.
 #[allow(clippy::disallowed_methods, reason = "the one place that starts tasks")]
 pub async fn blocking<T: Send + 'static>(
     role: &'static Role,
@@ -199,7 +204,7 @@ pub async fn blocking<T: Send + 'static>(
     ended.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
-/// The same for what nobody waits for.
+/// The same for work that is not waited for.
 pub fn start_blocking(role: &'static Role, body: impl FnOnce() + Send + 'static) {
     #[allow(clippy::disallowed_methods, reason = "the one place that starts tasks")]
     tokio::task::spawn_blocking(move || caught_once(role, body));
@@ -235,7 +240,8 @@ type Hook = Box<dyn Fn(&str) + Send>;
 static FAILURE: OnceLock<String> = OnceLock::new();
 static HOOK: Mutex<Option<Hook>> = Mutex::new(None);
 
-/// This process cannot go on. `problem` goes after "cannot". The first one counts.
+/// Called when this process cannot go on. `problem` follows the word "cannot". Only the first call
+/// counts.
 pub fn fail(problem: String) {
     error!("cannot {problem}");
     let hook = HOOK.lock();
@@ -251,7 +257,7 @@ pub fn failure() -> Option<&'static str> {
     FAILURE.get().map(String::as_str)
 }
 
-/// `hook` is called once this process cannot go on, at once if that is so already.
+/// Sets the hook that is called once this process cannot go on; at once if that is already so.
 pub fn on_failure(hook: impl Fn(&str) + Send + 'static) {
     let mut current = HOOK.lock();
     failure().into_iter().for_each(&hook);
@@ -263,7 +269,8 @@ struct Pulse {
     role: &'static Role,
     /// Grows with each report.
     beats: AtomicU64,
-    /// Milliseconds that the work under way may take beyond [`STALLED`]; [`IDLE`]: there is none.
+    /// Milliseconds that the work under way may take beyond [`STALLED`]. [`IDLE`]: there is no
+    /// work.
     more: AtomicU64,
 }
 
@@ -286,7 +293,7 @@ impl Pulse {
         let mut pulses = PULSES.lock();
         pulses.retain(|pulse| pulse.strong_count() > 0);
         pulses.push(Arc::downgrade(&pulse));
-        // A new thread has none yet.
+        // This cannot fail: a new thread has none yet.
         let _ = OWN.with(|own| own.set(pulse));
     }
 
@@ -303,11 +310,11 @@ impl Pulse {
 }
 
 fn own(report: impl FnOnce(&Pulse)) {
-    // A thread that is not ours, or is ending, has none.
+    // A thread that was not started here, or that is ending, has none.
     let _ = OWN.try_with(|own| own.get().map(|own| report(own)));
 }
 
-/// This thread gets on with its work.
+/// This thread has made progress with its work.
 pub fn beat() {
     own(|pulse| {
         pulse.beat();
@@ -315,7 +322,7 @@ pub fn beat() {
     });
 }
 
-/// This thread begins work, a step of which may take `more` than the usual time.
+/// This thread begins work. A step of it may take `more` than the usual time.
 pub fn busy(more: Duration) {
     own(|pulse| {
         pulse.report(u64::try_from(more.as_millis()).unwrap_or(IDLE));
@@ -334,7 +341,7 @@ pub fn disk_time(bytes: u64) -> Duration {
     Duration::from_secs(bytes / SLOW_DISK)
 }
 
-/// Starts the thread that looks for stalled ones.
+/// Starts the thread that looks for stalled threads.
 pub fn start_watchdog() -> io::Result<()> {
     thread(&WATCHDOG, watch).map(drop)
 }
@@ -342,7 +349,8 @@ pub fn start_watchdog() -> io::Result<()> {
 fn watch() {
     let limit = stalled_after();
     let (pause, scale) = (limit / LOOKS, limit.as_secs_f64() / STALLED.as_secs_f64());
-    // Looks are counted, not time: while the whole process rests (SIGSTOP, a paused machine), nothing stalls.
+    // Looks are counted, not time: while the whole process is stopped (SIGSTOP, a paused machine),
+    // nothing stalls.
     let mut seen: Vec<(Weak<Pulse>, u64, u32)> = Vec::new();
     loop {
         std::thread::sleep(pause);
@@ -370,7 +378,7 @@ fn watch() {
     }
 }
 
-/// [`STALLED`]; in a build for tests, what the environment says.
+/// [`STALLED`], or what the environment says in a build for tests.
 fn stalled_after() -> Duration {
     let told = std::env::var("HIGHWATER_TEST_STALLED_MS").ok();
     let told = told.filter(|_| cfg!(debug_assertions)).and_then(|ms| ms.parse().ok());
@@ -387,14 +395,16 @@ fn inject(role: &Role) {
     }
 }
 
-/// In a build for tests, panics when [`is_injected`] says so. Threads and tasks need not call it: they do at each [`beat`] and poll.
+/// In a build for tests, panics when [`is_injected`] says so. Threads and tasks need not call it:
+/// it is called at each [`beat`] and poll.
 pub fn inject_panic(role: &Role) {
     if is_injected("panic", role.name) {
         panic!("injected");
     }
 }
 
-/// In a build for tests: true once after the file that HIGHWATER_TEST_FAULT names said that this fault is to happen there.
+/// In a build for tests: true once, after the file that HIGHWATER_TEST_FAULT names was written with
+/// this fault and place.
 pub fn is_injected(fault: &str, place: &str) -> bool {
     static FILE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HIGHWATER_TEST_FAULT").ok());
     if !cfg!(debug_assertions) {
@@ -404,7 +414,7 @@ pub fn is_injected(fault: &str, place: &str) -> bool {
         return false;
     };
     let says = std::fs::read_to_string(file).is_ok_and(|text| text.trim() == format!("{fault} {place}"));
-    // Whoever removes it is the one.
+    // Only the caller that removes the file gets true.
     says && std::fs::remove_file(file).is_ok()
 }
 

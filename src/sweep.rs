@@ -1,10 +1,12 @@
-//! Deletes in the background what is not shown any more: keys whose time is over, and what a flush has hidden. This frees space, and tells
-//! consumers that know nothing of expiry headers and flush markers. A tombstone is a conditional write: where others write to the log
-//! too, it never comes after a new value.
+//! Deletes in the background what is not shown any more: keys that have expired, and what a flush
+//! has hidden. This frees space, and informs consumers that know nothing of expiry headers and
+//! flush markers. A tombstone is a conditional write: where others write to the log too, it never
+//! comes after a new value.
 //!
-//! The nodes of one topic do not ask each other; whoever comes second finds the work done. So that they do not all do it at once, each
-//! leaves an expired key for a while of its own. What a flush has hidden can be millions of keys: they are for the node that flushed. Another
-//! takes them over when they do not become fewer, or not in time.
+//! The nodes of one topic do not communicate about this; the second one finds the work done. So
+//! that they do not all do it at once, each leaves an expired key for a time of its own. What a
+//! flush has hidden can be millions of keys: the node that flushed deletes them. Another node takes
+//! over when their number does not go down, or not in time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,46 +24,50 @@ use crate::supervise;
 
 /// Time between looks at the databases.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Expired keys of one database that are deleted at one look; if there were so many, the next look is at once.
+/// Expired keys of one database that are deleted at one look. If there were so many, the next look
+/// follows at once.
 const KEYS: usize = 200;
-/// Flushed keys at one look: at most, and at least where less than half of them came into the log (a slow broker, many conflicts).
+/// Flushed keys at one look: at most, and at least. The number goes down where less than half of
+/// them came into the log (a slow broker, many conflicts).
 const FLUSHED: usize = 500;
 const FEWEST: usize = 20;
-/// Where others may write: longest time that a key is left expired, or that a flush is left to others, milliseconds.
+/// Where others may write: the longest time, in milliseconds, that a key is left expired, or that a
+/// flush is left to others.
 const OTHERS_FIRST_MS: u64 = 2_000;
-/// So long, milliseconds, a node does nothing about flushed keys when another seems to. What the other does shows when it is in
-/// the store: that can take seconds.
+/// For so long, in milliseconds, a node does nothing about flushed keys when another node seems to
+/// work on them. What the other node does shows once it is in the store, which can take seconds.
 const OTHERS_AT_IT_MS: Range<u64> = 5_000..10_000;
-/// Time, milliseconds, after which it does not leave them to others any more, whatever it seems: writes of these keys, by anybody, make
-/// them fewer too.
+/// Time, in milliseconds, after which a node does not leave them to others any more, whatever it
+/// seems: writes of these keys, by anybody, reduce their number too.
 const OTHERS_HAD_TIME_MS: Range<u64> = 60_000..90_000;
-/// For keys that are this node's to do, milliseconds: the pause after others came first to most of them, and that until they are looked through again.
+/// For keys that this node has to delete, in milliseconds: the pause after others came first to
+/// most of them, and the pause until they are looked through again.
 const CONFLICT_MS: Range<u64> = 0..300;
 const AGAIN_MS: Range<u64> = 2_000..4_000;
-/// Time to the next pass over flushed keys after one that found nothing to do.
+/// Time until the next pass over flushed keys after a pass that found nothing to do.
 const IN_VAIN: Duration = Duration::from_secs(60);
 
-/// The way through one database's flushed keys.
+/// The progress through the flushed keys of one database.
 struct Pass {
-    /// Hash of the next one.
+    /// Hash of the next key.
     from: u64,
-    /// So many were left at the last look.
+    /// How many were left at the last look.
     left: u64,
     rests_until: Instant,
-    /// Left to others until then; `None`: they are this node's to do.
+    /// Until then they are left to others. `None`: this node has to delete them.
     others_until: Option<Instant>,
-    /// Own flushes when there last came more.
+    /// The number of own flushes when the number of keys last went up.
     own_flushes: u64,
-    /// So many at the next look.
+    /// How many are taken at the next look.
     some: usize,
-    /// Something was done since its beginning, or put off.
+    /// Whether something was done, or put off, since the pass began.
     is_of_use: bool,
 }
 
-/// What was begun at one look.
+/// What one look has begun.
 #[derive(Default)]
 struct Look {
-    /// There may be more expired keys: to be found when the store has these deletes.
+    /// There may be more expired keys, to be found once the store has these deletes.
     more_expired: bool,
     expired: Vec<Arc<Write>>,
     flushed: Vec<Buried>,
@@ -74,7 +80,7 @@ struct Buried {
     writes: Vec<Arc<Write>>,
 }
 
-/// Runs for as long as the server does.
+/// Runs as long as the server does.
 pub async fn run(service: Arc<Service>) {
     let mut passes = all_passes(&service);
     let mut failing = false;
@@ -102,7 +108,7 @@ pub async fn run(service: Arc<Service>) {
         if more_expired && service.store_caught_up().await.is_ok() {
             continue;
         }
-        // Of the time that flushed keys take, others have at least half.
+        // Others have at least half of the time that flushed keys take.
         tokio::time::sleep(if more_flushed { began.elapsed() } else { INTERVAL }).await;
     }
 }
@@ -139,7 +145,7 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
     }
     if service.settings.active_expire.load(Ordering::Relaxed) {
         for database in (0..count).filter(|database| is_writable(*database)) {
-            // Flushed keys go first: among them can be any number of expired ones.
+            // Flushed keys go first: any number of expired ones can be among them.
             if service.log.chains() || passes[database as usize].left == 0 {
                 delete_expired(service, database, &mut look).map_err(text)?;
             }
@@ -149,7 +155,7 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
 }
 
 impl Look {
-    /// Waits until its writes are over. True if there may be more expired keys.
+    /// Waits until its writes have ended. True if there may be more expired keys.
     async fn finish(self, service: &Service, passes: &mut [Pass]) -> bool {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
@@ -159,12 +165,14 @@ impl Look {
             service.counters.flushed.fetch_add(buried as u64, Ordering::Relaxed);
             passes[stored as usize].did(buried, failed, found);
         }
-        // Keys that were not deleted (their newest state is another) must not make this run without a pause.
+        // Keys that were not deleted (because their newest state is another one) must not make this
+        // run without a pause.
         self.more_expired && deleted > 0
     }
 }
 
-/// How many of them came into the log, and how many did not though nobody came first. What did not is found again.
+/// How many of them came into the log, and how many failed although no other writer came first. A
+/// key whose tombstone failed is found again.
 async fn done(writes: &[Arc<Write>]) -> (usize, usize) {
     let (mut done, mut failed) = (0, 0);
     for write in writes {
@@ -221,14 +229,14 @@ impl Pass {
         for flushed in &found {
             match service.bury(flushed) {
                 Ok(write) => writes.extend(write),
-                // Its turn comes in the next pass.
+                // The key is handled in the next pass.
                 Err(Fault::Wait(_)) => self.is_of_use = true,
                 Err(error) => return Err(error),
             }
         }
         self.from = next.unwrap_or(0);
         if next.is_none() {
-            // What was done has to come into the store before it is looked through again.
+            // What was done has to reach the store before it is looked through again.
             let is_of_use = std::mem::take(&mut self.is_of_use) || !writes.is_empty();
             self.rests_until = now
                 + match (is_of_use, self.others_until) {
@@ -244,7 +252,8 @@ impl Pass {
         }))
     }
 
-    /// So many of the keys that were found got their tombstones, and so many not though nobody else had written them.
+    /// Takes the result of a look: of the keys that were `found`, how many got their tombstones,
+    /// and how many did not although no other writer came first.
     fn did(&mut self, buried: usize, failed: usize, found: usize) {
         self.is_of_use |= buried > 0;
         self.some = match buried < found / 2 {
@@ -274,7 +283,7 @@ fn delete_expired(service: &Arc<Service>, database: u16, look: &mut Look) -> Res
 }
 
 fn delete_if_expired(service: &Arc<Service>, database: u16, key: &[u8]) -> Result<Option<Arc<Write>>, Fault> {
-    // Of an owner of its own: it rests on no other.
+    // With an owner of its own: it rests on no other write.
     let computed = service.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
         let now = transaction.now;
         let entry = transaction.get_even_expired(database, key)?;
@@ -285,7 +294,7 @@ fn delete_if_expired(service: &Arc<Service>, database: u16, key: &[u8]) -> Resul
     });
     match computed {
         Ok(computed) => Ok(computed.write),
-        // Its time will come at a later look.
+        // The key is handled at a later look.
         Err(Fault::Wait(_)) => Ok(None),
         Err(error) => Err(error),
     }

@@ -1,10 +1,10 @@
-//! Settings whose values have a form of their own, and what is read out of them.
+//! Settings whose values have a form of their own, and the parsing of those values.
 
 use std::collections::BTreeMap;
 
 use super::kind::parse_memory;
 
-/// Checks a value and gives its one written form; the second argument is the value so far.
+/// Checks a value and returns its canonical form. The second argument is the current value.
 #[derive(Clone, Copy)]
 pub struct Check {
     pub normalise: fn(&str, &str) -> Result<String, String>,
@@ -64,12 +64,12 @@ pub const HOST_NAME: Check = Check {
     hint: "letters, digits, hyphens and dots",
 };
 
-/// One class of `client-output-buffer-limit`; 0 is no limit.
+/// One class of `client-output-buffer-limit`. 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputLimit {
-    /// The connection is closed at once above so many bytes.
+    /// Above so many bytes the connection is closed at once.
     pub hard: u64,
-    /// ... and above so many after `soft_seconds`.
+    /// Above so many bytes it is closed after `soft_seconds`.
     pub soft: u64,
     pub soft_seconds: u64,
 }
@@ -77,7 +77,7 @@ pub struct OutputLimit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutputLimits {
     pub normal: OutputLimit,
-    /// Kept and returned; there are no such clients.
+    /// Kept and returned. There are no such clients.
     pub replica: OutputLimit,
     pub pubsub: OutputLimit,
 }
@@ -152,7 +152,8 @@ fn show_mappings(mappings: &BTreeMap<u16, Mapping>) -> String {
     mappings.iter().map(show).collect::<Vec<_>>().join(" ")
 }
 
-/// librdkafka properties, one a line; of two lines for one property the later holds. The error never shows a value.
+/// librdkafka properties, one per line. If a property has two lines, the later one holds. The error
+/// never shows a value.
 pub fn parse_properties(value: &str) -> Result<Vec<(String, String)>, String> {
     let mut properties: Vec<(String, String)> = Vec::new();
     for line in value.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -177,7 +178,7 @@ pub fn show_properties(properties: &[(String, String)]) -> String {
     lines.join("\n")
 }
 
-/// The properties as anybody may see them.
+/// The properties without their secret values.
 pub fn without_secrets(properties: &str) -> String {
     let shown: Vec<(String, String)> = parse_properties(properties)
         .unwrap_or_default()
@@ -193,7 +194,7 @@ pub fn without_secrets(properties: &str) -> String {
     show_properties(&shown)
 }
 
-/// True if the property's value must not be shown. Rather one too many than one too few.
+/// True if the property's value must not be shown. In doubt it is not shown.
 pub fn is_secret_property(name: &str) -> bool {
     const SECRET: &[&str] = &[
         "password",
@@ -221,7 +222,7 @@ fn save_points(value: &str) -> Result<String, String> {
         .ok_or_else(|| "Invalid save parameters".into())
 }
 
-/// Event classes in the order in which Redis shows them; `A` stands for all of `ALL`.
+/// Event classes in the order in which Redis shows them. `A` stands for all of `ALL`.
 fn events(value: &str) -> Result<String, String> {
     const ALL: &str = "g$lshzxetd";
     if !value.chars().all(|c| "Ag$lshzxeKEtmdn".contains(c)) {

@@ -1,4 +1,5 @@
-//! The command line: one flag per setting, made from the table, and what `--help` and `--version` say.
+//! The command line: one flag for each setting, made from the table, and the texts of `--help` and
+//! `--version`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -93,7 +94,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, R
     let ping = matches.get_flag(PING);
     let copying = matches.subcommand_matches(copy::NAME);
     let copy = copying.map(CopyOptions::from_matches).transpose()?;
-    // What stands before the subcommand counts too, but what stands behind it more.
+    // What comes before the subcommand counts too, but what comes after it takes precedence.
     let (mut file, mut given) = (None, Vec::new());
     for matches in [copying, Some(&matches)].into_iter().flatten() {
         let named = |id: &&str| matches.try_get_one::<PathBuf>(id).ok().flatten().cloned();
@@ -161,7 +162,7 @@ fn show_memory(bytes: &str) -> String {
     fitting.map_or(bytes.to_string(), |(bits, unit)| format!("{}{unit}", number >> bits))
 }
 
-/// The settings that mean nothing here, by reason.
+/// The settings that have no meaning here, by reason.
 fn without_effect() -> String {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for setting in SETTINGS.iter() {
@@ -182,7 +183,7 @@ fn without_effect() -> String {
     text.trim_end().to_string()
 }
 
-/// Help and version are shown as they are; everything else becomes one line.
+/// Help and version are shown as they are. Everything else becomes one line.
 fn refusal(error: clap::Error) -> Refused {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),

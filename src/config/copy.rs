@@ -1,4 +1,4 @@
-//! What `highwater copy` is told besides the settings, which are those of its source.
+//! The options of `highwater copy`, besides the settings, which are those of its source.
 
 use clap::parser::ValueSource;
 use clap::{Args, Command, FromArgMatches};
@@ -20,7 +20,8 @@ const EXAMPLES: &str = "\
 Examples:
   highwater copy --bootstrap-servers 127.0.0.1:9092 --topic kv --to-topic kv-6 --to-partitions 6
   highwater copy --dir ./data --to-bootstrap-servers 127.0.0.1:9092 --to-topic kv";
-/// The settings that mean something here. The others are taken too, so that one can say what a node is told.
+/// The settings that have a meaning here. The others are accepted too, so that the settings of a
+/// node can be given as they are.
 const SETTINGS: &[&str] = &[
     "dir",
     "databases",
@@ -93,7 +94,7 @@ impl CopyOptions {
         checks::parse_properties(&all)
     }
 
-    /// What must be there, and fit the settings.
+    /// Checks that what is required is there and fits the settings.
     pub(super) fn check(&self, config: &Config) -> Result<(), String> {
         if self.to_topic.is_empty() {
             return Err("highwater copy has to know where to: name the new topic with --to-topic TOPIC".into());

@@ -1,4 +1,5 @@
-//! What a setting's value may be: parsing, bounds, and the one way it is written. Error texts are Redis's, since CONFIG SET gives them.
+//! The values that a setting may have: parsing, bounds, and the canonical form. Error texts are
+//! Redis's, since CONFIG SET returns them.
 
 use std::time::Duration;
 
@@ -38,12 +39,13 @@ pub const COUNT: Kind = Kind::Integer {
     max: i32::MAX as i64,
 };
 pub const LARGE: Kind = Kind::Integer { min: 0, max: i64::MAX };
-/// Who may use something: nobody, clients on this machine, all.
+/// Who may use something: nobody, clients on this machine, everybody.
 pub const MODES: Kind = Kind::Choice(&["no", "local", "yes"]);
 pub const MEMORY: Kind = Kind::Memory { min: 0, max: u64::MAX };
 
 impl Kind {
-    /// The value as it is kept and shown, or why it is not taken. `current` is the value so far, which some kinds only change in part.
+    /// The value as it is kept and shown, or the reason why it is refused. `current` is the current
+    /// value, which some kinds change only in part.
     pub fn normalise(&self, value: &str, current: &str) -> Result<String, String> {
         match self {
             Kind::YesNo => choose(value, &["yes", "no"]).ok_or_else(|| "argument must be 'yes' or 'no'".into()),
@@ -62,7 +64,7 @@ impl Kind {
         matches!(self, Kind::Words | Kind::Checked(_))
     }
 
-    /// What stands for the value in `--help`.
+    /// The placeholder for the value in `--help`.
     pub fn placeholder(&self) -> String {
         match self {
             Kind::YesNo => "yes|no".into(),
@@ -75,12 +77,12 @@ impl Kind {
         }
     }
 
-    /// The hint says what any reason of [`Kind::normalise`] says.
+    /// Whether [`Kind::hint`] says everything that an error of [`Kind::normalise`] would say.
     pub fn hint_tells_all(&self) -> bool {
         !matches!(self, Kind::Checked(_))
     }
 
-    /// What a right value looks like, for people.
+    /// What a valid value looks like, for people.
     pub fn hint(&self) -> String {
         match self {
             Kind::YesNo => "yes or no".into(),
@@ -122,7 +124,8 @@ fn integer(value: &str, min: i64, max: i64) -> Result<i64, String> {
     Ok(number)
 }
 
-/// Units as in redis.conf: `k` is 1000, `kb` 1024, and so on. As in Redis, no digits at all are 0.
+/// Units as in redis.conf: `k` is 1000, `kb` 1024, and so on. As in Redis, a value without digits
+/// is 0.
 pub fn parse_memory(value: &str) -> Option<u64> {
     let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = value.split_at(digits);
@@ -162,7 +165,8 @@ fn memory_or_percent(value: &str) -> Result<String, String> {
     }
 }
 
-/// A time with its unit; a bare number is refused, since Redis has settings in seconds and in milliseconds.
+/// A time with its unit. A number without a unit is refused, since Redis has settings in seconds
+/// and in milliseconds.
 pub fn parse_time(value: &str) -> Option<Duration> {
     let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = value.split_at(digits);

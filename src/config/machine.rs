@@ -1,4 +1,5 @@
-//! What the machine has, for defaults that follow from it. Linux's /proc and /sys; where they are missing, a gibibyte.
+//! The memory of the machine, for defaults that depend on it. Read from Linux's /proc and /sys;
+//! where they are missing, a gibibyte.
 
 /// Memory that this process may use: the machine's, or less if its control group says so.
 pub fn memory() -> u64 {

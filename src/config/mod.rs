@@ -1,11 +1,13 @@
 //! Every setting once: command line over environment over file, CONFIG GET and CONFIG SET.
 //!
-//! [`table`] has the rows, [`kind`] and [`checks`] say what a value may be, [`sources`] and [`cli`] read them. [`Config`] is what the server
-//! asks: typed getters, those of hot paths as atomics. It knows nothing of who asks; whoever must act on a change registers with
+//! [`table`] has the rows, [`kind`] and [`checks`] say what a value may be, [`sources`] and [`cli`]
+//! read them. [`Config`] is what the server reads: typed getters, those of hot paths as atomics. It
+//! knows nothing of its readers. Code that must act on a change registers with
 //! [`Config::on_change`].
 //!
-//! Secrets never leave it but through the getters that say so: not in `Debug`, not in errors. CONFIG GET shows Redis's own (`requirepass`) as
-//! Redis does, for whoever may ask it has given the password; those of Kafka reach beyond this server and are never shown.
+//! Secrets leave this module only through the getters that say so: they are not in `Debug` and not
+//! in errors. CONFIG GET shows Redis's own (`requirepass`) as Redis does, since a client that may
+//! run it has given the password. Those of Kafka reach beyond this server and are never shown.
 
 pub mod checks;
 pub mod cli;
@@ -37,12 +39,12 @@ use sources::Given;
 use table::{Change, Effect, SETTINGS, Setting};
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that was built, or nothing.
+/// The commit that was built. Empty if it is not known.
 pub const COMMIT: &str = env!("BUILD_COMMIT");
 pub const PROFILE: &str = env!("BUILD_PROFILE");
 pub const TARGET: &str = env!("BUILD_TARGET");
 
-/// What stands for a secret.
+/// Shown in the place of a secret.
 const HIDDEN: &str = "";
 
 /// Why there is no configuration.
@@ -53,7 +55,7 @@ pub enum Refused {
     Wrong(String),
 }
 
-/// What came of reading the file again.
+/// The result of reading the file again.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
     /// Settings that have another value now.
@@ -62,7 +64,7 @@ pub struct Reloaded {
     pub at_next_start: Vec<&'static str>,
 }
 
-/// Why CONFIG SET refuses; shown as Redis's error.
+/// Why CONFIG SET refuses. Shown as Redis's error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
     #[error("ERR Unknown option or number of arguments for CONFIG SET - '{0}'")]
@@ -81,9 +83,10 @@ pub struct Config {
     /// Which settings were given at start.
     is_given: Vec<bool>,
     file: Option<PathBuf>,
-    /// As they were given at start: the base of what follows from them.
+    /// The values that were given at start: the base of what is derived from them.
     started: Values,
-    /// Given on the command line or in the environment, which hold whatever the file says.
+    /// Settings given on the command line or in the environment, which take precedence over the
+    /// file.
     above_file: Vec<bool>,
     ping: bool,
     copy: Option<CopyOptions>,
@@ -93,7 +96,7 @@ pub struct Config {
     hooks: Mutex<Vec<(usize, Hook)>>,
 }
 
-/// What is read at every command or connection.
+/// The settings that are read at every command or connection.
 struct Hot {
     proto_max_bulk_len: AtomicUsize,
     client_query_buffer_limit: AtomicUsize,
@@ -111,7 +114,8 @@ struct Hot {
 }
 
 impl Config {
-    /// From the command line (with the program's name), the environment, and the file that the command line names.
+    /// Reads the command line (with the program's name), the environment, and the file that the
+    /// command line names.
     pub fn load(
         arguments: impl Iterator<Item = OsString>,
         environment: impl Iterator<Item = (OsString, OsString)>,
@@ -129,7 +133,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The defaults with these values: for tests and tools.
+    /// The defaults, except for these values: for tests and tools.
     pub fn with(settings: &[(&str, &str)]) -> Result<Config, String> {
         let given = |&(name, value): &(&str, &str)| {
             let place = sources::Place::Flag(format!("--{name}"));
@@ -176,7 +180,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What must fit together.
+    /// Checks what must fit together.
     fn check_as_a_whole(&self) -> Result<(), String> {
         let kafka = !self.bootstrap_servers().is_empty();
         for setting in [
@@ -187,7 +191,7 @@ impl Config {
             "partitioner",
             "kafka-property",
         ] {
-            // A copy goes to Kafka in any case, and these are of that side too.
+            // A copy goes to Kafka in any case, and these settings apply to that side too.
             let of_copy = self.copy.is_some() && !matches!(setting, "topic" | "database");
             if !kafka && !of_copy && self.is_given(setting) {
                 return Err(format!(
@@ -220,7 +224,7 @@ impl Config {
         found
     }
 
-    /// Sets all of these or none.
+    /// Sets all of these, or none.
     pub fn set(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), SetError> {
         let hooks = self.hooks.lock();
         let mut values: Values = Vec::clone(&self.values.load());
@@ -258,8 +262,9 @@ impl Config {
         }
     }
 
-    /// Takes over what the file says now, as CONFIG SET would: all or, at an error, nothing. What the command line or the environment
-    /// gave holds as before, and so does what the file does not name any more.
+    /// Applies the current contents of the file, as CONFIG SET would: all or, after an error,
+    /// nothing. Values from the command line or the environment stay as they are. So does a setting
+    /// that the file does not name any more.
     pub fn reload(&self) -> Result<Reloaded, String> {
         let Some(file) = &self.file else {
             return Ok(Reloaded::default());
@@ -293,7 +298,8 @@ impl Config {
         Ok(reloaded)
     }
 
-    /// Runs `hook` now and whenever CONFIG SET gives this setting a value. The hook must not change settings.
+    /// Runs `hook` now, and whenever CONFIG SET gives this setting a value. The hook must not
+    /// change settings.
     pub fn on_change(&self, name: &str, hook: impl Fn(&Config) + Send + Sync + 'static) {
         let mut hooks = self.hooks.lock();
         hook(self);
@@ -305,17 +311,17 @@ impl Config {
         self.is_given[place_of(name)]
     }
 
-    /// The eviction policy, if one is chosen.
+    /// The eviction policy, if one is set.
     pub fn eviction_policy(&self) -> Option<Arc<str>> {
         Some(self.value("maxmemory-policy")).filter(|policy| &**policy != "noeviction")
     }
 
-    /// Where Redis would keep its data in the data directory.
+    /// Where Redis would keep its files in the data directory.
     pub fn redis_files(&self) -> [PathBuf; 2] {
         ["dbfilename", "appenddirname"].map(|name| self.dir().join(&*self.value(name)))
     }
 
-    /// Settings of Redis that were given another value than their default but have no effect here.
+    /// Settings of Redis that were given a value other than their default but have no effect here.
     pub fn given_without_effect(&self) -> Vec<&'static str> {
         let values = self.values.load();
         let given = SETTINGS.iter().zip(values.iter());
@@ -335,7 +341,7 @@ impl Config {
         self.copy.as_ref()
     }
 
-    /// Files with a password that every user of this machine can read.
+    /// Files that contain a password and that every user of this machine can read.
     pub fn exposed_files(&self) -> &[PathBuf] {
         &self.exposed_files
     }
@@ -413,7 +419,8 @@ impl Config {
         Option::clone(&self.hot.requirepass.load())
     }
 
-    /// True if this is the password, or if there is none. Takes the same time wherever the first difference is.
+    /// True if this is the password, or if there is none. Takes the same time wherever the first
+    /// difference is.
     pub fn password_is(&self, given: &[u8]) -> bool {
         let Some(password) = self.requirepass() else {
             return true;
@@ -444,12 +451,12 @@ impl Config {
         }
     }
 
-    /// Seconds; 0 is off.
+    /// Seconds. 0 is off.
     pub fn tcp_keepalive(&self) -> u64 {
         self.hot.tcp_keepalive.load(Ordering::Relaxed)
     }
 
-    /// Microseconds; negative is off.
+    /// Microseconds. Negative is off.
     pub fn slowlog_log_slower_than(&self) -> i64 {
         self.hot.slowlog_log_slower_than.load(Ordering::Relaxed)
     }
@@ -458,7 +465,7 @@ impl Config {
         self.hot.slowlog_max_len.load(Ordering::Relaxed)
     }
 
-    /// Milliseconds; 0 is off.
+    /// Milliseconds. 0 is off.
     pub fn latency_monitor_threshold(&self) -> u64 {
         self.hot.latency_monitor_threshold.load(Ordering::Relaxed)
     }
@@ -472,13 +479,13 @@ impl Config {
     }
 }
 
-/// Getters of the start and of those who act on a change.
+/// Getters for the start, and for code that acts on a change.
 impl Config {
     pub fn port(&self) -> u16 {
         self.number("port") as u16
     }
 
-    /// Addresses to listen on; true where a missing one is no error.
+    /// Addresses to listen on. True where a missing one is not an error.
     pub fn bind(&self) -> Vec<(String, bool)> {
         let value = self.value("bind");
         let address = |word: &str| match word.strip_prefix('-') {
@@ -542,7 +549,7 @@ impl Config {
         self.is("serve-stale-at-start", "yes")
     }
 
-    /// Empty: the embedded log.
+    /// Empty for the embedded log.
     pub fn bootstrap_servers(&self) -> Arc<str> {
         self.value("bootstrap-servers")
     }
@@ -551,7 +558,7 @@ impl Config {
         self.value("topic")
     }
 
-    /// Databases that are topics of another name.
+    /// Databases whose topic has another name.
     pub fn database_topics(&self) -> BTreeMap<u16, Mapping> {
         checks::parse_mappings(&self.value("database")).expect("checked when it was set")
     }
@@ -575,7 +582,7 @@ impl Config {
         self.value("partitioner")
     }
 
-    /// librdkafka properties, secrets included: for the Kafka clients alone.
+    /// librdkafka properties, secrets included: only for the Kafka clients.
     pub fn kafka_properties(&self) -> Vec<(String, String)> {
         checks::parse_properties(&self.value("kafka-property")).expect("checked when it was set")
     }
@@ -601,7 +608,7 @@ impl Config {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
-    /// Bytes that what connections hold may take (`maxmemory-clients`).
+    /// Bytes that connections may hold in memory together (`maxmemory-clients`).
     pub fn clients_memory_limit(&self) -> usize {
         let value = self.value("maxmemory-clients");
         let percent = value
@@ -617,7 +624,7 @@ impl Config {
         }
     }
 
-    /// A policy that would evict keys by how often they are used.
+    /// Whether the policy would evict keys by how often they are used.
     pub fn policy_is_lfu(&self) -> bool {
         self.value("maxmemory-policy").ends_with("-lfu")
     }
@@ -680,7 +687,7 @@ impl Default for Hot {
     }
 }
 
-/// What differs from the defaults, without secrets.
+/// The settings that differ from the defaults, without secrets.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let values = self.values.load();
@@ -736,7 +743,7 @@ fn shown(setting: &Setting, value: &str) -> String {
     }
 }
 
-/// The value of a setting after one more place gave it.
+/// The value of a setting after one more place has given it.
 fn start_value(setting: &Setting, given: &Given, current: &str, again: bool) -> Result<String, String> {
     let place = &given.place;
     let named = match place {
@@ -777,7 +784,8 @@ fn start_value(setting: &Setting, given: &Given, current: &str, again: bool) -> 
     }
 }
 
-/// Values that follow from others: the properties file, Kafka's brokers among the properties, the absolute directory.
+/// Computes values that depend on others: the properties file, Kafka's brokers among the
+/// properties, the absolute directory.
 fn complete(values: &mut Values) -> Result<(), String> {
     let properties = place_of("kafka-property");
     let file = values[place_of("kafka-properties-file")].clone();
@@ -812,7 +820,7 @@ fn check_changeable(setting: &Setting, twice: bool) -> Result<(), String> {
     }
 }
 
-/// What CONFIG SET makes of a setting; `None` if it stays what it is.
+/// The new value after CONFIG SET. `None` if the value does not change.
 fn new_value(setting: &Setting, value: &[u8], current: &str) -> Result<Option<String>, String> {
     let value = std::str::from_utf8(value).map_err(|_| "argument is not UTF-8".to_string())?;
     if setting.change == Change::AtStart && value == shown(setting, current) {

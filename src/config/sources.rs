@@ -1,5 +1,5 @@
-//! Where values come from besides the command line: the environment and files in redis.conf syntax. Every value keeps its place, so that an
-//! error can name it.
+//! Where values come from besides the command line: the environment, and files in redis.conf
+//! syntax. Every value keeps its place, so that an error can name it.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::table::{self, SETTINGS};
 
-/// Files that include files that include ...
+/// How deep files may include each other.
 const MAX_INCLUDES: usize = 16;
 const MAX_FILE_BYTES: u64 = 16 << 20;
-/// Directives of redis.conf that are no settings, and why they are not taken.
+/// Directives of redis.conf that are not settings, and why they are refused.
 const NOT_TAKEN: &[(&str, &str)] = &[
     (
         "user",
@@ -20,7 +20,7 @@ const NOT_TAKEN: &[(&str, &str)] = &[
     ("loadmodule", "there are no modules"),
 ];
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone)]
 pub struct Given {
     /// Place of the setting in the table.
@@ -46,7 +46,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What to say of a name that is no setting.
+/// The error for a name that is not a setting.
 pub fn unknown(place: &Place, name: &str) -> String {
     let name: String = name.chars().take(80).collect();
     match table::nearest(&name) {
@@ -92,7 +92,8 @@ pub fn from_environment(variables: impl Iterator<Item = (OsString, OsString)>) -
     Ok(given)
 }
 
-/// Variables that others set: Kubernetes for a service named `highwater`, and the project's own tests.
+/// Variables that are set by others: by Kubernetes for a service named `highwater`, and by the
+/// project's own tests.
 fn is_from_elsewhere(name: &str, value: &str) -> bool {
     ["HIGHWATER_SERVICE_", "HIGHWATER_PORT_", "HIGHWATER_TEST_"]
         .iter()
@@ -100,7 +101,7 @@ fn is_from_elsewhere(name: &str, value: &str) -> bool {
         || (name == "HIGHWATER_PORT" && value.contains("://"))
 }
 
-/// The values in a file in redis.conf syntax, with those of the files that it includes.
+/// The values in a file in redis.conf syntax, and those of the files that it includes.
 pub fn from_file(path: &Path) -> Result<Vec<Given>, String> {
     let mut given = Vec::new();
     read_into(path, &mut given, 0)?;
@@ -170,8 +171,9 @@ fn read_text(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| cannot(&"it is not UTF-8"))
 }
 
-/// Splits a line as redis.conf has it: blanks separate, quotes hold together, `\n`, `\x41` and the like inside double quotes.
-/// `None` if a quote is not closed or something other than a blank follows it.
+/// Splits a line like redis.conf does: blanks separate, quotes hold together, and `\n`, `\x41` and
+/// the like are escapes inside double quotes. `None` if a quote is not closed or something other
+/// than a blank follows it.
 pub fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut rest = line.trim_start();

@@ -1,7 +1,9 @@
-//! Every setting once: what it is called, what it may be, whether it can change while the server runs, and what it does.
+//! Every setting once: its name, the values it may have, whether it can change while the server
+//! runs, and what it does.
 //!
-//! Names and defaults that Redis has too are those of Redis 7.0 and 7.2 (facts, see <https://redis.io/docs/latest/operate/oss_and_stack/management/config/>);
-//! those that mean nothing here are in [`super::without_effect`].
+//! Names and defaults that Redis has too are those of Redis 7.0 and 7.2 (facts, see
+//! <https://redis.io/docs/latest/operate/oss_and_stack/management/config/>). Those that have no
+//! meaning here are in [`super::without_effect`].
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -15,7 +17,7 @@ use super::without_effect;
 #[derive(Clone, Copy)]
 pub struct Setting {
     pub name: &'static str,
-    /// Redis's older names for it.
+    /// Older names of the setting in Redis.
     pub aliases: &'static [&'static str],
     /// Its letter on the command line.
     pub short: Option<char>,
@@ -24,10 +26,10 @@ pub struct Setting {
     pub change: Change,
     pub group: Group,
     pub effect: Effect,
-    /// Given several times, the values add up.
+    /// If the setting is given several times, the values add up.
     pub adds_up: bool,
     pub secret: bool,
-    /// What it does; for people.
+    /// What it does, for people.
     pub summary: &'static str,
 }
 
@@ -36,9 +38,9 @@ pub struct Setting {
 pub enum Change {
     /// Yes.
     Any,
-    /// Only at start; setting what it is already is fine.
+    /// Only at start. Setting the current value is allowed.
     AtStart,
-    /// Only at start; Redis refuses it whatever the value.
+    /// Only at start. Redis refuses it whatever the value.
     Immutable,
     /// As `Immutable`, with Redis's other text.
     Protected,
@@ -47,9 +49,9 @@ pub enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Works,
-    /// Accepted and returned, nothing else; why.
+    /// Accepted and returned, but without effect; with the reason.
     None(&'static str),
-    /// Ignoring it could do harm: nothing but the default is accepted; why.
+    /// Ignoring it could do harm, so only the default is accepted; with the reason.
     OnlyDefault(&'static str),
 }
 
@@ -80,7 +82,7 @@ impl Group {
 }
 
 impl Setting {
-    /// What rows leave out.
+    /// The defaults of the fields that rows leave out.
     pub const DEFAULT: Setting = Setting {
         name: "",
         aliases: &[],
@@ -111,11 +113,11 @@ pub fn variable(name: &str) -> String {
     format!("HIGHWATER_{}", name.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// Every setting: those that do something, then the others.
+/// Every setting: those with an effect, then the others.
 pub static SETTINGS: LazyLock<Vec<Setting>> =
     LazyLock::new(|| EFFECTIVE.iter().chain(without_effect::SETTINGS).copied().collect());
 
-/// Place in [`SETTINGS`] by name and alias, lower case.
+/// Index in [`SETTINGS`] by name and alias, in lower case.
 static PLACES: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
     let named = SETTINGS.iter().enumerate();
     named
@@ -123,7 +125,7 @@ static PLACES: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Place of a setting, by its name in any case.
+/// Index of a setting, by its name in any case.
 pub fn place(name: &str) -> Option<usize> {
     PLACES
         .get(name)
@@ -131,7 +133,7 @@ pub fn place(name: &str) -> Option<usize> {
         .copied()
 }
 
-/// The name that looks most like this one, if any does.
+/// The name that is most similar to this one, if any is similar enough.
 pub fn nearest(name: &str) -> Option<&'static str> {
     const ALIKE: f64 = 0.8;
     let name = name.to_ascii_lowercase();
@@ -151,7 +153,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Settings that do something, in the order of `--help`.
+/// Settings with an effect, in the order of `--help`.
 const EFFECTIVE: &[Setting] = &[
     // Server
     Setting {

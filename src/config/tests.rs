@@ -1,4 +1,4 @@
-//! The table and what is made of it.
+//! The settings table and what is derived from it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -315,7 +315,8 @@ fn secrets_are_not_shown() {
         &[],
     )
     .unwrap();
-    // CONFIG GET is for those who have given the password: it shows Redis's own secrets, as Redis does, and none of Kafka's.
+    // CONFIG GET is for clients that have given the password: it shows Redis's own secrets, as
+    // Redis does, and none of Kafka's.
     let of_redis = ["requirepass", "masterauth", "tls-key-file-pass"];
     for name in of_redis {
         assert_eq!(get(&config, name), "S3CRET", "{name}");
@@ -555,7 +556,7 @@ fn a_copy_has_a_source_and_a_target() {
     let options = config.copy().expect("is a copy");
     assert_eq!((&*config.bootstrap_servers(), &*config.topic()), ("a:1", "old"));
     assert_eq!((&*options.to_topic, options.to_partitions), ("new", Some(6)));
-    // From the embedded log; what is said of Kafka is of the copy's side then.
+    // The copy reads the embedded log; then what is set for Kafka is for the copy's target.
     let arguments = [
         "--to-bootstrap-servers",
         "b:1",
@@ -620,7 +621,7 @@ fn files_with_a_password_that_everybody_can_read_are_told() {
     let properties = file("sasl.password=p\n");
     let arguments = ["--bootstrap-servers", "a:1", "-F", path(&properties)];
     assert_eq!(exposed(&properties, &arguments, 0o644), [properties.path()]);
-    // A file that another includes.
+    // A file that is included by another.
     let including = file(&format!("include {}\n", path(&with)));
     std::fs::set_permissions(with.path(), std::fs::Permissions::from_mode(0o644)).expect("the file is ours");
     assert_eq!(exposed(&including, &[path(&including)], 0o600), [with.path()]);

@@ -1,5 +1,6 @@
-//! Settings of Redis that mean nothing here. They are accepted and returned, so that a redis.conf, a tool or a test suite that sets them
-//! goes on; each says why it has no effect. Those that would do harm if they were ignored take nothing but their default.
+//! Settings of Redis that have no meaning here. They are accepted and returned, so that a
+//! redis.conf, a tool or a test suite that sets them keeps working. Each says why it has no effect.
+//! Those that would do harm if they were ignored accept only their default.
 
 use super::checks;
 use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};

@@ -1,5 +1,6 @@
-//! Protocol buffers as prost reads and writes them, with bounds: a repeated field of a few bytes an item becomes many times as much
-//! memory, and a reply's buffer would grow by doubling.
+//! Protocol buffers as prost reads and writes them, with bounds. Without them a repeated field with
+//! a few bytes per item would take many times as much memory, and the buffer of a reply would grow
+//! by doubling.
 
 use std::marker::PhantomData;
 
@@ -61,7 +62,7 @@ impl<T, U: Message + Default> Decoder for Bounded<T, U> {
     }
 }
 
-/// A message is in one piece here.
+/// Counts the fields of a message, which is in one piece here.
 fn check_fields(mut message: &[u8]) -> Result<(), Status> {
     let malformed = |error| Status::invalid_argument(format!("decode the request: {error}"));
     let mut fields = 0;

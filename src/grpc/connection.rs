@@ -1,4 +1,5 @@
-//! One HTTP/2 connection, and what each of its requests passes before the API sees it: admission, deadline, bounds on memory.
+//! One HTTP/2 connection, and what each of its requests passes before the API gets it: admission,
+//! deadline, bounds on memory.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -32,14 +33,15 @@ use crate::command::{Session, Shared};
 use crate::database::now_ms;
 use crate::{server, supervise};
 
-/// Requests under way on one connection; its client waits before it sends more.
+/// Requests under way on one connection. At this number its client waits before it sends more.
 const MAX_REQUESTS: u32 = 256;
-/// Refused connections that are told why, at one time; any more are closed without a word.
+/// Refused connections that are sent the reason at one time. Any more are closed without it.
 const MAX_REFUSED: usize = 64;
-/// How long a refused connection may take to ask, and to be told.
+/// How long a refused connection may take to send a request and receive the reason.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 
-/// How long requests under way may take when their connection is to end: longer than a write takes, shorter than the server waits.
+/// How long requests under way may take when their connection is to end: longer than a write takes,
+/// shorter than the server waits.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
 
 /// What all connections of a listener share.
@@ -49,7 +51,7 @@ pub struct Front {
     refused: Arc<Semaphore>,
 }
 
-/// Who sent a request; the API finds it among the request's extensions.
+/// The client that sent a request. The API finds it among the extensions of the request.
 #[derive(Clone)]
 pub struct Caller {
     client: Arc<Client>,
@@ -123,7 +125,8 @@ async fn idle(shared: &Shared, client: &Client) {
     }
 }
 
-/// Answers requests until the client goes, or, once `stopped`, until those under way are answered.
+/// Answers requests until the client closes the connection or, once `stopped`, until those under
+/// way are answered.
 async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F, stopped: impl Future<Output = ()>)
 where
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
@@ -156,7 +159,7 @@ where
     }
 }
 
-/// Answers the first requests of a connection that is not let in with the reason.
+/// Answers the first requests of a refused connection with the reason.
 async fn refuse(stream: TcpStream, refusal: Refusal) {
     let told = Arc::new(Notify::new());
     let tell = told.clone();
@@ -206,7 +209,7 @@ impl Door {
         Ok(response.map(|body| Body::new(Sent { body, memory })))
     }
 
-    /// Whether the caller is logged in. A wrong password is answered late.
+    /// Whether the caller is logged in. The reply to a wrong password is delayed.
     async fn log_in(&self, headers: &HeaderMap) -> Result<bool, Status> {
         if needs_no_login(&self.shared) {
             return Ok(true);
@@ -238,8 +241,8 @@ impl Caller {
     }
 }
 
-/// The command that a method is, in what it needs to be allowed; `None` for the health service, which needs nothing. Reflection
-/// tells what COMMAND tells.
+/// The command whose rules of admission apply to a method. `None` for the health service, which has
+/// none. Reflection returns what COMMAND returns, so the rules of COMMAND apply.
 fn command_of(path: &str) -> Option<&'static Entry> {
     let name: &[u8] = match path {
         "/kvs2.Kvs2/Get" => b"get",
@@ -251,7 +254,7 @@ fn command_of(path: &str) -> Option<&'static Entry> {
     Some(table::find(name).expect("a command of the table"))
 }
 
-/// What stands behind `authorization: Basic`: user, colon, password.
+/// What follows `authorization: Basic`: user, colon, password.
 fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, encoded) = value.split_once(' ')?;

@@ -1,5 +1,6 @@
-//! What requests and replies take in memory, counted for their connection as what Redis clients hold is, and bounded by the same
-//! settings. What would be too much is refused (`RESOURCE_EXHAUSTED`), if possible before it is there.
+//! The memory of requests and replies. It is counted for their connection like that of Redis
+//! clients, and bounded by the same settings. What would be too much is refused
+//! (`RESOURCE_EXHAUSTED`), if possible before it is allocated.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use tonic::codegen::StdError;
 use crate::command::session::Client;
 use crate::command::{MAX_REPLY_MEMORY, Shared};
 
-/// From so many bytes on a message or a reply is worth summing up what all connections hold.
+/// From so many bytes on, a message or a reply is worth summing up what all connections hold.
 const CHECKED: usize = 256 << 10;
 /// A message on the wire begins with a flag and its length.
 const PREFIX: usize = 5;
 
-/// Memory of one request and its reply, until the last of both is gone.
+/// Memory of one request and its reply, counted until both are gone.
 pub struct Memory {
     shared: Arc<Shared>,
     client: Arc<Client>,
@@ -38,8 +39,8 @@ impl Memory {
         }
     }
 
-    /// A message of so many bytes begins; the one before it, in a stream, is gone. All of it counts from here on: tonic reserves
-    /// room for the whole message.
+    /// A message of so many bytes begins; the one before it, in a stream, is gone. All its bytes
+    /// count from here on: tonic reserves room for the whole message.
     fn begin(&self, bytes: usize) -> Result<(), Status> {
         let config = &self.shared.config;
         for (name, limit) in [
@@ -58,7 +59,7 @@ impl Memory {
         self.take(bytes, &self.input, &self.client.input_bytes)
     }
 
-    /// To be called before a reply of so many bytes is encoded.
+    /// Must be called before a reply of so many bytes is encoded.
     pub fn reply(&self, bytes: usize) -> Result<(), Status> {
         if bytes > MAX_REPLY_MEMORY {
             return Err(Status::resource_exhausted(format!(
@@ -75,7 +76,8 @@ impl Memory {
         self.take(bytes, &self.output, &self.client.output_bytes)
     }
 
-    /// Counts bytes, unless all connections together would hold too much. That is not summed up for the sake of a few bytes.
+    /// Counts bytes; fails if all connections together would hold too much. For a few bytes that
+    /// sum is not computed.
     fn take(&self, bytes: usize, own: &AtomicUsize, of_client: &AtomicUsize) -> Result<(), Status> {
         of_client.fetch_add(bytes, Ordering::Relaxed);
         if bytes >= CHECKED {
@@ -105,9 +107,9 @@ impl Drop for Memory {
 pub struct Received {
     body: Incoming,
     memory: Arc<Memory>,
-    /// What has come of the next message's prefix.
+    /// The bytes of the next message's prefix that have arrived.
     prefix: Vec<u8>,
-    /// Bytes of the current message that have not come yet.
+    /// Bytes of the current message that have not arrived yet.
     left: usize,
 }
 
@@ -175,7 +177,7 @@ pub struct Sent {
     pub memory: Arc<Memory>,
 }
 
-/// What the connection has been handed of a reply, which counts until it has been sent.
+/// A part of a reply that was handed to the connection. It counts until it has been sent.
 struct Piece {
     bytes: Bytes,
     _memory: Arc<Memory>,

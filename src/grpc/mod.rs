@@ -1,8 +1,8 @@
-//! The gRPC API beside RESP: package `kvs2` (`proto/kvs2.proto`), database 0. Its methods run the commands GET, SET and MGET, so that
-//! what holds for those holds for it.
+//! The gRPC API beside RESP: package `kvs2` (`proto/kvs2.proto`), database 0. Its methods run the
+//! commands GET, SET and MGET, so what holds for those commands holds for the API.
 //!
-//! With the standard health service (NOT_SERVING while loading), which needs no password: probes have none, and it tells nothing else.
-//! Server reflection needs one, as COMMAND does.
+//! It includes the standard health service (NOT_SERVING while loading), which needs no password:
+//! probes have none, and it reveals nothing else. Server reflection needs one, as COMMAND does.
 
 mod codec;
 mod connection;
@@ -39,9 +39,9 @@ use kvs2::{
 
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kvs2.descriptors"));
 const SERVICE: &str = "kvs2.Kvs2";
-/// Keys that one MultiGet may ask for.
+/// Number of keys that one MultiGet may read.
 const MAX_KEYS: usize = 100_000;
-/// Time between two looks at the node's status, at most.
+/// Longest time between two looks at the status of the node.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Serves until shutdown is asked.
@@ -52,7 +52,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|e| format!("gRPC reflection: {e}"))?;
-    // What comes in and goes out is bounded by `memory`, as the settings are at that time.
+    // What comes in and goes out is bounded by `memory`, with the settings of that time.
     let api = Kvs2Server::new(Api { shared: shared.clone() })
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
     Ok(())
 }
 
-/// Keeps the health service up to date. When the server stops, those that watch it are let go.
+/// Keeps the health service up to date. When the server stops, the streams of its watchers end.
 async fn report_health(mut reporter: HealthReporter, shared: &Shared) {
     while !shared.shutdown.is_asked() {
         let changed = shared.service.changed();
@@ -96,7 +96,7 @@ impl Api {
     }
 }
 
-/// Who asks, and what.
+/// The caller, and the request.
 fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let caller = request.extensions().get().cloned();
     let caller = caller.ok_or_else(|| Status::internal("a request that nobody sent"))?;

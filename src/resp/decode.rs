@@ -1,8 +1,9 @@
 //! Decoding of requests.
 //!
-//! The connection appends what it reads to one buffer and calls [`Decoder::decode`], which finds every complete
-//! request in it and keeps the place of each argument: ranges into that buffer, no copy, no allocation per argument.
-//! The requests are executed, then [`Decoder::finish`] tells how many bytes the connection may drop:
+//! The connection appends what it reads to one buffer and calls [`Decoder::decode`], which finds
+//! every complete request in it and keeps the place of each argument: ranges into that buffer, no
+//! copy, no allocation per argument. The requests are executed, then [`Decoder::finish`] returns
+//! how many bytes the connection may drop:
 //!
 //! ```
 //! # use highwater::resp::{Decoder, Limits, Next};
@@ -21,15 +22,17 @@
 //! # assert_eq!((next, &buffer[..]), (Next::Missing(1), &b"*1\r\n$4\r"[..]));
 //! ```
 //!
-//! A request that is not complete stays in the buffer, and the decoder remembers what it knows of it: no byte of a
-//! line is looked at again (but its last one), no byte of an argument is looked at at all. The work is linear in the
-//! bytes received however they were split, and what is decoded does not depend on how they were split.
+//! A request that is not complete stays in the buffer, and the decoder remembers what it knows
+//! about it. It looks at no byte of a line again except the last one, and at no byte of an argument
+//! at all. The work is linear in the bytes received, however they were split, and what is decoded
+//! does not depend on how they were split.
 //!
-//! Memory: a range takes 8 bytes and an argument at least 6 bytes of the buffer; nothing is reserved because a
-//! header announced it.
+//! Memory: a range takes 8 bytes, and an argument at least 6 bytes of the buffer. Nothing is
+//! reserved because a header announced it.
 //!
-//! What is accepted and what is refused is exactly what Redis 7 does (measured, see the tests), oddities included:
-//! the byte after CR is not looked at, nor are the two after an argument, and a line with a NUL in it never ends.
+//! What is accepted and what is refused is exactly what Redis 7 does (measured, see the tests),
+//! oddities included: the byte after CR is not looked at, nor are the two after an argument, and a
+//! line with a NUL in it never ends.
 
 use std::fmt;
 
@@ -47,9 +50,10 @@ pub struct Limits {
     pub max_bulk: usize,
     /// Bytes of an inline request or of a header line; 16 or more.
     pub max_line: usize,
-    /// Bytes of one request (`client-query-buffer-limit`); above 4 GiB it counts as 4 GiB.
+    /// Bytes of one request (`client-query-buffer-limit`). More than 4 GiB counts as 4 GiB.
     pub max_request: usize,
-    /// Before a client has authenticated it gets [`UNAUTHENTICATED_ARGS`] and [`UNAUTHENTICATED_BULK`] at most.
+    /// Until it is true, the client may send [`UNAUTHENTICATED_ARGS`] and [`UNAUTHENTICATED_BULK`]
+    /// at most.
     pub authenticated: bool,
 }
 
@@ -90,7 +94,7 @@ pub enum ProtocolError {
     UnauthenticatedBulkLength,
     #[error("Protocol error: expected '$', got '{}'", printable(*.0))]
     ExpectedDollar(u8),
-    /// Redis closes without a word here; a client is better served by the reason.
+    /// Redis closes the connection without a reply here. The reason helps a client more.
     #[error("Protocol error: request exceeds client-query-buffer-limit")]
     RequestTooBig,
 }
@@ -104,7 +108,8 @@ fn printable(byte: u8) -> char {
 }
 
 impl ProtocolError {
-    /// Appends the error reply, byte for byte as Redis sends it (the byte it got may not be UTF-8).
+    /// Appends the error reply, byte for byte as Redis sends it (the byte that was received may not
+    /// be UTF-8).
     pub fn encode(&self, out: &mut BytesMut) {
         match self {
             ProtocolError::ExpectedDollar(byte) => {
@@ -117,12 +122,12 @@ impl ProtocolError {
     }
 }
 
-/// What a connection does after it has executed the requests of a [`Decoder::decode`].
+/// What a connection does after it has executed the requests that [`Decoder::decode`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Read more: the request under way needs at least this many more bytes. For a large argument that is all of
-    /// it, so that room can be made once; but a client can announce much and send nothing, so make room in
-    /// proportion to what has arrived ([`Next::room`]).
+    /// Read more: the request under way needs at least this many more bytes. For a large argument
+    /// that is all of it, so that room can be made once. But a client can announce much and send
+    /// nothing, so room should be made in proportion to what has arrived ([`Next::room`]).
     Missing(usize),
     /// As many requests as were asked for are decoded, and there may be more: call again.
     More,
@@ -131,8 +136,9 @@ pub enum Next {
 }
 
 impl Next {
-    /// Free space that the next read should find in a buffer that holds `buffered` bytes: what is missing, but no
-    /// more than the buffer already holds (or 1 MiB), so that memory follows what a client really sent.
+    /// Free space that the next read should find in a buffer that holds `buffered` bytes: what is
+    /// missing, but no more than the buffer already holds (or 1 MiB), so that memory follows what a
+    /// client really sent.
     pub fn room(&self, buffered: usize) -> usize {
         const LEAST: usize = 16 << 10;
         const UNEARNED: usize = 1 << 20;
@@ -163,7 +169,7 @@ impl Span {
 /// What the decoder expects at `Decoder::at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// A request; its first byte tells which form it has.
+    /// A request. Its first byte says which form it has.
     Start,
     /// The header of an argument: `$3\r\n`.
     Header {
@@ -177,20 +183,22 @@ enum State {
     Failed(ProtocolError),
 }
 
-/// Incremental decoder of one connection's requests; see the module's documentation.
+/// Incremental decoder of the requests of one connection; see the module's documentation.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Arguments of the complete requests, then those of the request under way; relative to the buffer's start.
+    /// Arguments of the complete requests, then those of the request under way. Relative to the
+    /// start of the buffer.
     spans: Vec<Span>,
-    /// For each complete request, where its arguments end in `spans`. A request has at least one argument.
+    /// For each complete request, where its arguments end in `spans`. A request has at least one
+    /// argument.
     ends: Vec<usize>,
-    /// Places of requests, complete or to come, that an empty request stands before; ascending.
+    /// Indexes of requests, complete or to come, that an empty request stands before; ascending.
     empties: Vec<usize>,
-    /// Where the request under way starts in the buffer: all before it is complete.
+    /// Where the request under way starts in the buffer. Everything before it is complete.
     done: usize,
     /// The next byte to decode.
     at: usize,
-    /// So many bytes from `at` on are known not to end the line.
+    /// How many bytes from `at` on are known not to end the line.
     scanned: usize,
     state: State,
     #[cfg(test)]
@@ -222,13 +230,16 @@ impl Decoder {
         }
     }
 
-    /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no more. Empty requests are
-    /// passed over, as Redis does; [`Decoder::follows_empty`] tells where they stood.
+    /// Decodes until `max_requests` (at least 1) complete requests are there or the buffer has no
+    /// more. Empty requests are passed over, as Redis does; [`Decoder::follows_empty`] says where
+    /// they stood.
     ///
-    /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection only appends, and
-    /// drops what `finish` tells it to. The arguments of an inline request are unescaped in place.
+    /// `buffer` starts where it started at the last call, or `finish` bytes later: the connection
+    /// only appends, and drops as many bytes as `finish` returns. The arguments of an inline
+    /// request are unescaped in place.
     ///
-    /// Before authentication one request is decoded at a time: an AUTH changes the limits of the next.
+    /// Before authentication one request is decoded at a time: an AUTH changes the limits of the
+    /// next one.
     pub fn decode(&mut self, buffer: &mut [u8], limits: &Limits, max_requests: usize) -> Next {
         let whole = buffer.len();
         let buffer = &mut buffer[..whole.min(u32::MAX as usize)];
@@ -236,7 +247,8 @@ impl Decoder {
         while self.ends.len() < max_requests {
             match self.step(buffer, limits) {
                 Ok(None) => {}
-                // The rest is beyond what a range can reach: it comes once the complete requests are dropped.
+                // The rest is beyond what a range can reach. It is decoded once the complete
+                // requests are dropped.
                 Ok(Some(_)) if buffer.len() < whole && self.done > 0 => return Next::More,
                 Ok(Some(missing)) => return Next::Missing(missing),
                 Err(error) => {
@@ -248,7 +260,7 @@ impl Decoder {
         Next::More
     }
 
-    /// The complete requests. `buffer` is the one last given to `decode`, not advanced since.
+    /// The complete requests. `buffer` is the one last given to `decode`, not advanced since then.
     pub fn requests<'a>(&'a self, buffer: &'a [u8]) -> impl ExactSizeIterator<Item = Request<'a>> {
         (0..self.ends.len()).map(|index| self.request(index, buffer))
     }
@@ -262,7 +274,8 @@ impl Decoder {
         self.ends.is_empty()
     }
 
-    /// Whether an empty request (an empty line, `*0`) stands before the request at this place, which may be one to come.
+    /// Whether an empty request (an empty line, `*0`) stands before the request with this index,
+    /// which may be one to come.
     pub fn follows_empty(&self, index: usize) -> bool {
         self.empties.binary_search(&index).is_ok()
     }
@@ -276,8 +289,8 @@ impl Decoder {
         }
     }
 
-    /// Forgets the complete requests and returns how many bytes at the buffer's start have served: the connection
-    /// advances its buffer by that before it decodes again.
+    /// Forgets the complete requests and returns how many bytes at the start of the buffer are no
+    /// longer needed. The connection advances its buffer by that before it decodes again.
     pub fn finish(&mut self) -> usize {
         let served = self.done;
         if served == 0 {
@@ -285,7 +298,7 @@ impl Decoder {
         }
         let complete = self.ends.last().copied().unwrap_or(0);
         self.spans.drain(..complete);
-        // Each range moves at most once: from now on its request is the first of the buffer.
+        // Each range moves at most once: from now on its request is the first one in the buffer.
         for span in &mut self.spans {
             *span = Span {
                 start: span.start - served as u32,
@@ -302,7 +315,7 @@ impl Decoder {
         served
     }
 
-    /// Decodes one part of a request. `Some` tells how many bytes are missing for it.
+    /// Decodes one part of a request. `Some` is the number of bytes that are missing for it.
     #[inline]
     fn step(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<Option<usize>, ProtocolError> {
         match self.state {
@@ -368,7 +381,7 @@ impl Decoder {
         Ok(self.bulk(buffer, args_left, len))
     }
 
-    /// The bytes of an argument and the two that end it, whatever these are.
+    /// The bytes of an argument and the two that end it, whatever these two are.
     #[inline]
     fn bulk(&mut self, buffer: &[u8], args_left: usize, len: usize) -> Option<usize> {
         let next = self.at + len + 2;
@@ -415,7 +428,7 @@ impl Decoder {
         }
     }
 
-    /// The request under way is complete: the next one starts behind it.
+    /// The request under way is complete. The next one starts after it.
     #[inline]
     fn complete(&mut self) {
         self.ends.push(self.spans.len());
@@ -423,7 +436,8 @@ impl Decoder {
         self.state = State::Start;
     }
 
-    /// The number behind the first byte of the line at `at`; CR ends the line, one more byte belongs to it.
+    /// The number after the first byte of the line at `at`. CR ends the line, and one more byte
+    /// belongs to it.
     #[inline]
     fn number_line(&mut self, buffer: &[u8], limits: &Limits, too_big: ProtocolError) -> Result<Line, ProtocolError> {
         if self.scanned == 0 {
@@ -455,13 +469,14 @@ impl Decoder {
         }
         self.scanned = 0;
         Ok(Line::Number {
-            // The first byte may itself be the CR: then there is nothing behind it.
+            // The first byte may itself be the CR: then there is nothing after it.
             value: buffer.get(self.at + 1..cr).and_then(number),
             next: cr + 2,
         })
     }
 
-    /// Where the line at `at` ends: at the first `end`. It has to be among the line's first `max + 1` bytes.
+    /// Where the line at `at` ends: at the first `end`. It has to be among the first `max + 1`
+    /// bytes of the line.
     fn find(
         &mut self,
         buffer: &[u8],
@@ -471,7 +486,7 @@ impl Decoder {
     ) -> Result<Option<usize>, ProtocolError> {
         let line = &buffer[self.at..];
         let inside = &line[..line.len().min(max.saturating_add(1))];
-        // Redis looks for the end as in a C string: behind a NUL it is never found.
+        // Redis looks for the end as in a C string: after a NUL it is never found.
         let found = inside[self.scanned..].iter().position(|&byte| byte == end || byte == 0);
         self.count_examined(found.map_or(inside.len() - self.scanned, |place| place + 1));
         self.scanned = found.map_or(inside.len(), |place| self.scanned + place);
@@ -481,7 +496,7 @@ impl Decoder {
         if line.len() > max { Err(too_big) } else { Ok(None) }
     }
 
-    /// Tests prove with it that the work is linear.
+    /// Tests use it to prove that the work is linear.
     #[inline]
     fn count_examined(&mut self, _bytes: usize) {
         #[cfg(test)]
@@ -493,7 +508,7 @@ impl Decoder {
 
 enum Line {
     Missing(usize),
-    /// `value` is `None` where it is not a number; `next` is the first byte behind the line.
+    /// `value` is `None` where it is not a number. `next` is the first byte after the line.
     Number {
         value: Option<i64>,
         next: usize,
@@ -503,8 +518,8 @@ enum Line {
 /// More digits than this are not a usual number.
 const USUAL_DIGITS: usize = 9;
 
-/// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte. Anything else is `None`,
-/// right or wrong, and is left to the thorough way.
+/// The fast way for what every client sends: one byte, 1 to 9 digits, CR and one more byte.
+/// Anything else is `None`, valid or not, and is left to the thorough way.
 #[inline]
 fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
     let digits = line.get(1..)?;
@@ -522,7 +537,8 @@ fn usual_number(line: &[u8]) -> Option<(i64, usize)> {
     None
 }
 
-/// An integer as strictly as Redis reads one: no plus sign, no leading zero, no space, within 64 bits.
+/// Parses an integer as strictly as Redis does: no plus sign, no leading zero, no space, within 64
+/// bits.
 fn number(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -579,26 +595,26 @@ impl<'a> Request<'a> {
         self.arg(0)
     }
 
-    /// The argument at `index`, the name being 0; panics beyond the last.
+    /// The argument at `index`; the command's name is 0. Panics beyond the last one.
     #[inline]
     pub fn arg(&self, index: usize) -> &'a [u8] {
         let span = self.spans[index];
         &self.buffer[span.start as usize..span.end as usize]
     }
 
-    /// How many arguments, the name included.
+    /// Number of arguments, the name included.
     pub fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// Never true; here because a type with `len` is expected to have it.
+    /// Never true. It exists because a type with `len` is expected to have it.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 }
 
 impl fmt::Debug for Request<'_> {
-    /// Only what is harmless in a log: arguments can hold passwords.
+    /// Shows only what is harmless in a log: arguments can hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

@@ -1,5 +1,5 @@
-//! Unit and property tests of the decoder. Every expectation about accepted and refused bytes was taken from
-//! redis-server 7.0.15 by sending it the same bytes.
+//! Unit and property tests of the decoder. Every expectation about accepted and refused bytes was
+//! taken from redis-server 7.0.15 by sending it the same bytes.
 
 use bytes::Buf;
 use proptest::prelude::*;
@@ -9,8 +9,8 @@ use super::*;
 
 type Requests = Vec<Vec<Vec<u8>>>;
 
-/// Plays a connection: `pieces` are the sizes of its reads, over and over. Returns the requests that were executed
-/// and the error that closed the connection.
+/// Plays a connection: `pieces` are the sizes of its reads, over and over. Returns the requests
+/// that were executed and the error that closed the connection.
 fn play(bytes: &[u8], pieces: &[usize], limits: &Limits, max_requests: usize) -> (Requests, Option<ProtocolError>) {
     let (mut decoder, mut buffer, mut executed) = (Decoder::new(), BytesMut::new(), Vec::new());
     let (mut received, mut nothing_before, mut calls) = (0, 0, 0);
@@ -47,8 +47,8 @@ fn play(bytes: &[u8], pieces: &[usize], limits: &Limits, max_requests: usize) ->
             }
         }
     }
-    // Once per byte, at most eleven more for the usual form of a line, and a call may look at a line's last byte
-    // again. A line takes at least three bytes.
+    // Once per byte, at most eleven more for the usual form of a line, and a call may look at the
+    // last byte of a line again. A line takes at least three bytes.
     assert!(decoder.examined <= received + 11 * (received / 3 + 1) + 12 * calls);
     (executed, None)
 }
@@ -57,7 +57,8 @@ fn whole(bytes: &[u8], limits: &Limits) -> (Requests, Option<ProtocolError>) {
     play(bytes, &[bytes.len()], limits, usize::MAX)
 }
 
-/// The requests are `expected` (arguments separated by `|`), whole and byte by byte, and then comes `error`, if any.
+/// The requests are `expected` (arguments separated by `|`), both whole and byte by byte, and then
+/// comes `error`, if any.
 #[track_caller]
 fn check_with(limits: &Limits, bytes: impl AsRef<[u8]>, expected: &[&str], error: &[u8]) {
     let bytes = bytes.as_ref();
@@ -93,7 +94,7 @@ fn refused(bytes: impl AsRef<[u8]>, text: &str) {
     check_with(&Limits::default(), bytes, &[], error.as_bytes());
 }
 
-/// `head`, then as many `filler` as make the line behind `head` `len` bytes long.
+/// `head`, then as many `filler` as make the line after `head` `len` bytes long.
 fn line(head: &[u8], before: &[u8], filler: u8, len: usize) -> Vec<u8> {
     let mut bytes = [head, before].concat();
     bytes.resize(head.len() + len, filler);
@@ -322,7 +323,8 @@ fn work_is_linear_in_the_bytes_of_headers() {
             decoder.decode(&mut buffer, &Limits::default(), 1024);
         }
         assert_eq!(decoder.len(), 1);
-        // A line has up to 8 bytes here, each looked at once, its last and the usual form tried in vain aside.
+        // A line has up to 8 bytes here. Each is looked at once, except for the last one and the
+        // vain attempt at the usual form.
         assert!(decoder.examined <= lines * 20, "{} bytes examined", decoder.examined);
     }
 }
@@ -345,7 +347,7 @@ fn a_password_does_not_get_into_a_log() {
     assert_eq!(shown, "Request(AUTH and 1 arguments)");
 }
 
-/// As clients send it.
+/// A request as clients send it.
 fn request(args: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
     for arg in args {
@@ -356,7 +358,7 @@ fn request(args: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// Typed at a terminal, with every byte that could mean something escaped.
+/// A request as typed at a terminal, with every byte that could have a meaning escaped.
 fn typed(args: &[Vec<u8>]) -> Vec<u8> {
     let quoted = |arg: &Vec<u8>| {
         let escaped: String = arg.iter().map(|byte| format!("\\x{byte:02x}")).collect();
@@ -390,7 +392,7 @@ fn pieces() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![1]), prop::collection::vec(1usize..50, 1..20)]
 }
 
-/// Bytes that often are nearly a request.
+/// Bytes that are often almost a request.
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let token = prop_oneof![
         prop::sample::select(vec![
@@ -482,7 +484,7 @@ proptest! {
     }
 }
 
-/// Small changes to what is nearly right find more than random bytes: they get further.
+/// Small changes to almost correct input find more than random bytes: they get further.
 mod mutations {
     use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Doubles as Redis prints them in replies: C's `%.17g`.
 
-/// `%.17g`: 17 significant digits without trailing zeros, in scientific form for exponents below -4 or above 16.
-/// Infinite is `inf` or `-inf`, not a number is `nan`.
+/// `%.17g`: 17 significant digits without trailing zeros, in scientific form for exponents below -4
+/// or above 16. Infinity is `inf` or `-inf`, not a number is `nan`.
 pub fn format_double(value: f64) -> String {
     const DIGITS: i32 = 17;
     if value.is_nan() {

@@ -1,4 +1,5 @@
-//! Inline requests: a line that a person types, its arguments separated by blanks and optionally quoted.
+//! Inline requests: a line that a person types, with arguments separated by blanks and optionally
+//! quoted.
 
 use super::decode::Span;
 
@@ -6,10 +7,12 @@ use super::decode::Span;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unbalanced;
 
-/// Splits `line`, which starts at `base` in the buffer, and appends the place of every argument to `spans`.
+/// Splits `line`, which starts at `base` in the buffer, and appends the place of every argument to
+/// `spans`.
 ///
-/// Quotes and escapes are taken out in place: an argument is never longer than what was typed, so it fits before the
-/// byte being read, and inline arguments are plain ranges into the buffer like any others.
+/// Quotes and escapes are removed in place: an argument is never longer than what was typed, so it
+/// fits before the byte being read, and inline arguments are plain ranges into the buffer like any
+/// others.
 pub(super) fn split(line: &mut [u8], base: usize, spans: &mut Vec<Span>) -> Result<(), Unbalanced> {
     let mut words = Words {
         line,
@@ -49,15 +52,15 @@ impl Words<'_> {
         }
     }
 
-    /// Takes `taken` bytes as one byte of the argument.
+    /// Writes `byte` to the argument, for `taken` bytes of the line.
     fn put(&mut self, byte: u8, taken: usize) {
         self.line[self.write] = byte;
         self.write += 1;
         self.read += taken;
     }
 
-    /// One argument. A quote may open anywhere in it, and where it closes the argument ends. Vertical tab and form
-    /// feed separate only in front of an argument, as in Redis.
+    /// One argument. A quote may open anywhere in it; where it closes, the argument ends. Vertical
+    /// tab and form feed separate only before an argument, as in Redis.
     fn word(&mut self) -> Result<(), Unbalanced> {
         while let Some(byte) = self.peek(0) {
             match byte {

@@ -1,8 +1,8 @@
 //! Replies as data, and their encoding for the version a connection speaks.
 //!
-//! A command builds a [`Reply`] in RESP3's richer types; [`encode`] writes it, and for RESP2 downgrades it the way
-//! Redis does (a map becomes a flat array, a boolean an integer, …). The `write_*` functions append a single reply of
-//! the frequent kinds without building one.
+//! A command builds a [`Reply`] in the richer types of RESP3. [`encode`] writes it, and for RESP2
+//! downgrades it the way Redis does (a map becomes a flat array, a boolean an integer, …). The
+//! `write_*` functions append a single reply of the frequent kinds without building one.
 
 use std::borrow::Cow;
 
@@ -25,8 +25,8 @@ pub enum Reply {
     Ok,
     /// A status. CR and LF become spaces.
     Simple(Cow<'static, str>),
-    /// An error with its code: `ERR syntax error`. Bytes, because Redis echoes what the client sent. CR and LF become
-    /// spaces.
+    /// An error with its code: `ERR syntax error`. Bytes, because Redis echoes what the client
+    /// sent. CR and LF become spaces.
     Error(Bytes),
     Int(i64),
     Bulk(Bytes),
@@ -52,7 +52,8 @@ pub enum Reply {
     },
     /// Decimal digits of an integer of any size; RESP2: a bulk string.
     BigNumber(Cow<'static, str>),
-    /// Several replies one after the other (SUBSCRIBE answers once per channel). Never inside another reply.
+    /// Several replies one after the other (SUBSCRIBE has one reply per channel). Never inside
+    /// another reply.
     Several(Vec<Reply>),
     /// Nothing is sent. Never inside another reply.
     None,
@@ -68,12 +69,12 @@ impl Reply {
         Reply::Error(text.into())
     }
 
-    /// Copies `bytes`; a value that is at hand as `Bytes` goes into [`Reply::Bulk`] without a copy.
+    /// Copies `bytes`. A value that is already a `Bytes` goes into [`Reply::Bulk`] without a copy.
     pub fn bulk(bytes: impl AsRef<[u8]>) -> Reply {
         Reply::Bulk(Bytes::copy_from_slice(bytes.as_ref()))
     }
 
-    /// Roughly the bytes that the encoded reply has.
+    /// Roughly how many bytes the encoded reply has.
     pub fn size(&self) -> usize {
         match self {
             Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
@@ -141,15 +142,15 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
     }
 }
 
-/// The memory that replies keep: a value that is named several times is counted once.
+/// The memory that replies keep. A value that is in them several times is counted once.
 #[derive(Default)]
 pub struct Weight {
     bytes: usize,
-    /// Where values are that are counted already.
+    /// Addresses of the values that were counted already.
     counted: FxHashSet<usize>,
 }
 
-/// Smaller values are counted each time: that costs less than to remember them.
+/// Smaller values are counted each time: that costs less than remembering them.
 const REMEMBERED: usize = 1 << 10;
 
 impl Weight {
@@ -169,9 +170,9 @@ impl Weight {
     }
 }
 
-/// A large reply on its way out, encoded piece by piece.
+/// A large reply that is encoded piece by piece while it is sent.
 pub struct Encoding<'r> {
-    /// What is still to be encoded, the next one last.
+    /// What is still to be encoded. The next piece is the last one.
     rest: Vec<Piece<'r>>,
     version: Version,
 }
@@ -189,7 +190,7 @@ impl<'r> Encoding<'r> {
         }
     }
 
-    /// Appends so many bytes or little more; false when that was all.
+    /// Appends so many bytes, or slightly more. Returns false when that was all.
     pub fn encode(&mut self, out: &mut BytesMut, least: usize) -> bool {
         let enough = out.len() + least;
         while out.len() < enough {
@@ -245,7 +246,8 @@ pub fn write_bulk(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// `text` starts with the error's code. CR and LF at its ends are dropped and become spaces elsewhere, as in Redis.
+/// `text` starts with the error's code. CR and LF at its ends are dropped; elsewhere they become
+/// spaces, as in Redis.
 pub fn write_error(out: &mut BytesMut, text: &[u8]) {
     let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
     let start = text.iter().position(|byte| !is_break(byte)).unwrap_or(text.len());
@@ -276,7 +278,7 @@ fn write_number(out: &mut BytesMut, kind: u8, value: i64) {
     out.put_slice(&line[..digits.len() + 3]);
 }
 
-/// A line holds no CR or LF, whoever it came from: they would end the reply early.
+/// A line holds no CR or LF, wherever its text came from: they would end the reply early.
 fn write_line(out: &mut BytesMut, kind: u8, text: &[u8]) {
     out.reserve(text.len() + 3);
     out.put_u8(kind);

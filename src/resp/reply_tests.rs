@@ -156,7 +156,7 @@ fn from_frame3(frame: Frame3) -> Reply {
     }
 }
 
-/// The oracle of RESP3 gives sets and maps in any order, and sees no difference between the two nulls.
+/// The oracle of RESP3 returns sets and maps in any order, and does not distinguish the two nulls.
 fn ordered(reply: Reply) -> Reply {
     let all = |items: Vec<Reply>| items.into_iter().map(ordered).collect::<Vec<_>>();
     match reply {

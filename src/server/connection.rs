@@ -1,6 +1,8 @@
-//! One connection: reads, decodes everything that has come, executes it in order, and answers in order with one write.
+//! One connection: reads, decodes all complete requests, executes them in order, and sends their
+//! replies in order with one write.
 //!
-//! Replies that wait for the log are kept behind; a pipeline of writes is handed to the log as one burst and waited for once.
+//! Replies that wait for the log are held back. A pipeline of writes is handed to the log as one
+//! burst and waited for once.
 
 use std::future::poll_fn;
 use std::io;
@@ -26,13 +28,14 @@ use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version
 const BURST: usize = 1_024;
 /// How long the requests of one connection are computed without letting others in.
 const SLICE: Duration = Duration::from_millis(5);
-/// Bytes of replies that are sent without waiting for the end of the burst, or of the reply.
+/// Once so many bytes of replies are there, they are sent before the burst, or a large reply, is
+/// complete.
 const FLUSH_AT: usize = 256 << 10;
-/// Bytes of replies that are held back behind writes under way before those are waited for.
+/// Once so many bytes of replies are held back behind writes under way, the writes are waited for.
 const MAX_HELD: usize = 1 << 20;
 
-/// Bytes of values under way, written by one connection, that are waited for before it writes more: it must not fill the log's queue, which
-/// others need too.
+/// Once a connection has so many bytes of values under way, they are waited for before it writes
+/// more: it must not fill the log's queue, which others need too.
 const MAX_WRITING: usize = 16 << 20;
 
 struct Connection {
@@ -92,7 +95,8 @@ impl Connection {
         }
     }
 
-    /// What the client sent is no request: the last thing that it is told.
+    /// The client sent something that is not a request: it gets this error, and the connection is
+    /// closed.
     fn fail(&mut self, error: ProtocolError) {
         if matches!(error, ProtocolError::RequestTooBig) {
             let count = &self.shared.stats.query_limit_disconnections;
@@ -149,14 +153,14 @@ impl Connection {
                 let _ = tokio::time::timeout(delay, ended).await;
                 self.session.tally.interrupt();
             }
-            // What turns replies off is still answered; so is what turns them on.
+            // A command that turns replies off is still answered, and so is one that turns them on.
             let is_sent = replies_sent || self.session.replies.are_sent();
             self.session.replies.next();
             let version = self.session.version;
             let reply = match step {
                 Step::Reply(reply) => Ok(reply),
                 Step::Pending(pending) => Err(pending),
-                // `execute_waiting` leaves neither.
+                // `execute_waiting` returns neither of these.
                 Step::Before(_) | Step::Later(_) => continue,
             };
             match reply {
@@ -194,7 +198,8 @@ impl Connection {
         self.settle_all(&mut held).await
     }
 
-    /// Yields when its slice of time is over; it began with the first command after something was waited for.
+    /// Yields when the connection's slice of time is over. The slice began with the first command
+    /// after the last wait.
     #[inline]
     async fn let_others_in(&mut self, slice: &mut Option<Instant>) {
         let Some(now) = self.session.tally.last() else {
@@ -208,7 +213,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the writes under way, and puts the replies behind them into the output.
+    /// Waits for the writes under way, and puts the replies held back behind them into the output.
     async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) -> io::Result<()> {
         settle_all(&mut self.session, &self.shared, held).await;
         for Held {
@@ -240,7 +245,8 @@ impl Connection {
         self.wire.check_hard_limit(0)
     }
 
-    /// A reply may be larger than memory, one value being named many times: it is encoded as fast as the client reads it.
+    /// A reply may be larger than memory, as one value may be in it many times: it is encoded only
+    /// as fast as the client reads it.
     #[cold]
     async fn put_large(&mut self, reply: &Reply, size: usize, version: Version) -> io::Result<()> {
         self.wire.check_hard_limit(size)?;

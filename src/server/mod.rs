@@ -1,4 +1,5 @@
-//! The network side: listeners and one task per connection. It knows the protocol and the commands, not the databases.
+//! The network side: listeners and one task for each connection. It knows the protocol and the
+//! commands, not the databases.
 
 pub mod connection;
 mod wire;
@@ -19,8 +20,9 @@ use crate::supervise;
 /// How long connections get to send their last replies when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Bytes that the kernel takes over for a client before they can go out: as many megabytes as it would take otherwise, for each of
-/// thousands of clients that do not read, would use up its memory for everybody's connections. What is on its way does not count.
+/// Bytes that the kernel accepts for a client before it can send them. By default it would take
+/// megabytes. For thousands of clients that do not read, that would use up the kernel's memory for
+/// all connections. Bytes that are already on their way do not count.
 const UNSENT: u32 = 256 << 10;
 
 /// Serves Redis clients until shutdown is asked.
@@ -28,7 +30,8 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     accept(listener, shared, welcome).await;
 }
 
-/// Accepts connections until shutdown is asked, then waits for the open ones to finish what is under way.
+/// Accepts connections until shutdown is asked, then waits until the open ones have finished what
+/// is under way.
 pub async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, welcome: impl Fn(TcpStream, Arc<Shared>) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -43,7 +46,7 @@ where
                     supervise::task_of(&mut connections, &supervise::CONNECTION, welcome(stream, shared.clone()));
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: let others end first.
+                    // Most likely out of file descriptors: wait until other connections have ended.
                     let lines = &shared.stats.not_accepted;
                     lines.warn(|suppressed| warn!(%error, suppressed, "cannot accept a connection"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -52,7 +55,7 @@ where
         }
     }
     drop(listener);
-    // Those that have nothing under way end at once.
+    // Connections with nothing under way end at once.
     shared.clients.list().iter().for_each(|client| client.wake());
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
@@ -60,7 +63,7 @@ where
     }
 }
 
-/// Redis clients are told in their protocol why they are not let in.
+/// A Redis client that is refused gets the reason as an error in its protocol.
 async fn welcome(stream: TcpStream, shared: Arc<Shared>) {
     match admitted(&stream, &shared) {
         Ok(()) => connection::run(stream, shared).await,
@@ -80,7 +83,7 @@ pub fn admitted(stream: &TcpStream, shared: &Shared) -> Result<(), Refusal> {
 }
 
 fn prepare(stream: &TcpStream, shared: &Shared) {
-    // Any of them failing only costs latency, memory or a late notice of a dead peer.
+    // If one of these fails, that only costs latency, memory, or late notice of a dead peer.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
     let seconds = shared.config.tcp_keepalive();

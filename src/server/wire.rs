@@ -1,9 +1,11 @@
-//! The socket of one connection with what waits in either direction, and the bounds of that. It knows no command.
+//! The socket of one connection, what waits in either direction, and the bounds of that. It knows
+//! no command.
 //!
-//! A client that sends without reading what it is answered must cost little and must not be locked out: some clients send a whole pipeline
-//! before they read the first reply. So while replies cannot be sent no further command is computed, but requests are still taken in,
-//! [`READ_AHEAD`] bytes of them. Where `client-output-buffer-limit` bounds the replies that wait, commands are computed up to that
-//! bound, and above it the connection is closed, as Redis does.
+//! A client that sends without reading its replies must cost little and must not be locked out:
+//! some clients send a whole pipeline before they read the first reply. So while replies cannot be
+//! sent, no further command is computed, but requests are still read, up to [`READ_AHEAD`] bytes of
+//! them. Where `client-output-buffer-limit` bounds the waiting replies, commands are computed up to
+//! that bound. Above it the connection is closed, as Redis does.
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +21,11 @@ use crate::command::Shared;
 use crate::command::session::Client;
 use crate::config::checks::OutputLimit;
 
-/// Bytes of requests that are taken in while replies wait to be sent.
+/// Bytes of requests that are read while replies wait to be sent.
 const READ_AHEAD: usize = 64 << 20;
-/// Least room for what is read next.
+/// Least room for the next read.
 const LEAST_ROOM: usize = 16 << 10;
-/// Capacity that an idle connection keeps for reading and for writing.
+/// Capacity of the buffers for reading and for writing that an idle connection keeps.
 const KEPT: usize = 64 << 10;
 
 pub struct Wire {
@@ -31,20 +33,20 @@ pub struct Wire {
     writer: OwnedWriteHalf,
     client: Arc<Client>,
     shared: Arc<Shared>,
-    /// What was read and is not taken yet.
+    /// What was read and has not been taken yet.
     input: BytesMut,
-    /// Bytes that are taken from `input`, and that will come back in part.
+    /// Bytes that were taken from `input`. Some of them will be put back.
     taken: usize,
-    /// Something was read since.
+    /// Whether something was read since [`Wire::take`].
     news: bool,
     /// The client will send no more.
     ended: bool,
     /// Replies that wait to be sent.
     pub output: BytesMut,
-    /// Memory of a reply that is not all in `output` yet.
+    /// Memory of the part of a reply that is not in `output` yet.
     pub owed: usize,
     limit: OutputLimit,
-    /// Since when more waits than the soft limit allows.
+    /// Since when more replies wait than the soft limit allows; `None` if they do not.
     above_soft: Option<Instant>,
 }
 
@@ -67,7 +69,8 @@ impl Wire {
         }
     }
 
-    /// What was read, for the caller to work on; the limits in force from here on are those of now.
+    /// Takes what was read, for the caller to work on. The limits that are set now are in force
+    /// until the next call.
     pub fn take(&mut self) -> BytesMut {
         self.limit = self.shared.config.output_limits().normal;
         self.taken = self.input.len();
@@ -76,7 +79,7 @@ impl Wire {
         std::mem::take(&mut self.input)
     }
 
-    /// Gives back what of [`Wire::take`] is not served yet.
+    /// Puts back the part of [`Wire::take`] that was not served.
     pub fn put_back(&mut self, rest: BytesMut) {
         self.taken = 0;
         let mut rest = modest(rest);
@@ -86,12 +89,13 @@ impl Wire {
         }
     }
 
-    /// Whether more was read since [`Wire::take`]: whatever sends may read ahead.
+    /// Whether more was read since [`Wire::take`]: sending may read ahead.
     pub fn has_news(&self) -> bool {
         self.news
     }
 
-    /// Reads more behind what is there, with room for so many bytes; false at the end of the connection.
+    /// Reads more, after what is there, with room for so many bytes. Returns false at the end of
+    /// the connection.
     pub async fn read(&mut self, room: impl FnOnce(usize) -> usize) -> io::Result<bool> {
         if self.ended {
             return Ok(false);
@@ -108,7 +112,7 @@ impl Wire {
         Ok(self.input.len() > before)
     }
 
-    /// Sends what waits, all but what the limits let a connection go on with.
+    /// Sends what waits, except for what the limits allow to wait while the connection goes on.
     #[inline]
     pub async fn flush(&mut self) -> io::Result<()> {
         self.send()?;
@@ -141,7 +145,7 @@ impl Wire {
         self.check_soft_limit()
     }
 
-    /// An error if so many bytes more would be above the hard limit.
+    /// Fails if so many bytes more would exceed the hard limit.
     #[inline]
     pub fn check_hard_limit(&mut self, more: usize) -> io::Result<()> {
         let hard = self.limit.hard;
@@ -163,7 +167,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Drops what waits: nothing of it is sent any more.
+    /// Drops the replies that wait: none of them is sent.
     fn above_limit(&mut self) -> io::Error {
         self.output = BytesMut::new();
         let stats = &self.shared.stats;
@@ -204,8 +208,8 @@ impl Wire {
         }
     }
 
-    /// Waits until something was read or sent; false if the connection has to end instead. `idle`: nothing is under way, so that the server's
-    /// stop ends it too.
+    /// Waits until something was read or sent. Returns false if the connection has to end instead.
+    /// `idle`: nothing is under way, so the stop of the server ends the connection too.
     async fn exchange(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
         self.note_output();
         match self.patience() {
@@ -247,7 +251,7 @@ impl Wire {
         self.client.output_bytes.store(waiting, Ordering::Relaxed);
     }
 
-    /// How long the client may do nothing: neither send nor take what waits for it.
+    /// How long the client may be idle: neither send nor accept what waits for it.
     fn patience(&self) -> Option<Duration> {
         let soft = self
             .above_soft
@@ -259,9 +263,9 @@ impl Wire {
     }
 }
 
-/// The same bytes, without the room of a large request that was there before them.
+/// The same bytes, without the capacity that a large request before them needed.
 fn modest(mut rest: BytesMut) -> BytesMut {
-    // What a buffer was advanced by does not count in its capacity, but is kept with it.
+    // Bytes that a buffer was advanced by do not count in its capacity, but their memory is kept.
     match KEPT.checked_sub(rest.len()) {
         Some(room) if rest.try_reclaim(room + 1) => BytesMut::from(&rest[..]),
         _ => rest,

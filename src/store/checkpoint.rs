@@ -1,8 +1,9 @@
-//! The position file: how far the store is. Written after the store's data is durable, so a position never runs
-//! ahead of its data; a store that does not match its file is rebuilt.
+//! The position file: how far the store is. It is written after the store's data is durable, so a
+//! position is never ahead of its data. A store that does not match its file is rebuilt.
 //!
-//! The file is text, for people too: one fact a line, the last line a checksum of all before it. It is replaced as a
-//! whole (temporary file, fsync, rename, fsync of the directory), so a crash leaves the old one or the new one.
+//! The file is text, so that people can read it too: one fact per line, the last line a checksum of
+//! all before it. It is replaced as a whole (temporary file, fsync, rename, fsync of the
+//! directory), so a crash leaves the old one or the new one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +22,8 @@ pub struct Checkpoint {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatabaseCheckpoint {
-    /// What log this database was filled from, opaque here (cluster id, topic id, partition count).
+    /// The log that this database was filled from, opaque here (cluster id, topic id, partition
+    /// count).
     pub source: String,
     pub partitions: BTreeMap<u32, PartitionPosition>,
 }
@@ -32,27 +34,28 @@ pub struct PartitionPosition {
     pub next_offset: u64,
     /// Milliseconds since the epoch: the store holds everything that the log held at this time.
     pub as_of: u64,
-    /// The log's mark of the last record, opaque here: its offset and the epoch in which the log got it.
+    /// The log's mark of the last record, opaque here: its offset, and the epoch in which the log
+    /// got it.
     pub mark: Option<(u64, i32)>,
 }
 
-/// First line of the file; the number changes with the file's format or the store's.
+/// First line of the file. The number changes with the format of the file or of the store.
 const HEADER: &str = "highwater store position 3";
 
-/// What there is of one partition.
+/// The counts of one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyCount {
     /// Visible keys, and how many of them have an expiry.
     pub keys: u64,
     pub expiring: u64,
-    /// Entries that a flush has hidden and that are still there.
+    /// Entries that a flush has hidden and that still exist.
     pub hidden: u64,
-    /// No entry was ever counted with a higher offset.
+    /// No entry with a higher offset was ever counted.
     pub newest: u64,
 }
 
 impl KeyCount {
-    /// An entry has this offset now.
+    /// Called when an entry has this offset now.
     pub fn meet(&mut self, offset: u64) {
         self.newest = self.newest.max(offset);
     }
@@ -76,7 +79,8 @@ impl KeyCount {
         }
     }
 
-    /// What there is when everything below an offset is hidden. `None` if not all is below: then it has to be counted anew.
+    /// The counts when everything below an offset is hidden. `None` if some entry may not be below:
+    /// then the partition has to be counted again.
     pub fn hidden_below(&self, offset: u64) -> Option<KeyCount> {
         (self.newest < offset).then(|| KeyCount {
             hidden: self.hidden + self.keys,
@@ -91,15 +95,17 @@ impl KeyCount {
 pub(super) struct PositionFile {
     /// Random id of the store, kept in the engine too: a file beside another store is of no use.
     pub store: u64,
-    /// Number of this checkpoint. The engine holds the same number or a higher one, else it has lost data.
+    /// Number of this checkpoint. The engine holds the same number or a higher one; otherwise it
+    /// has lost data.
     pub number: u64,
-    /// The boot during which it was written: after a crash of the whole machine the engine's unsynced pages are gone.
+    /// The boot of the machine during which it was written. After a crash of the machine the pages
+    /// that the engine had not synced are gone.
     pub boot: String,
-    /// Length of the engine's data file: a shorter one was truncated. Exact if `closed`.
+    /// Length of the engine's data file: a shorter file was truncated. Exact if `closed`.
     pub length: u64,
     /// Everything was flushed, synced and closed after this checkpoint.
     pub closed: bool,
-    /// Key counts per database and partition; a database that is missing has to be counted.
+    /// Key counts per database and partition. A database that is missing has to be counted.
     pub counts: BTreeMap<u16, BTreeMap<u32, KeyCount>>,
     pub checkpoint: Checkpoint,
 }
@@ -120,7 +126,7 @@ impl PositionFile {
         sync_parent(path)
     }
 
-    /// Replaces the file; a crash of the machine may leave the old one or a damaged one.
+    /// Replaces the file. A crash of the machine may leave the old one or a damaged one.
     pub fn write_unsynced(&self, path: &Path) -> io::Result<()> {
         self.replace(path, |_| Ok(()))
     }

@@ -1,5 +1,5 @@
-//! How a key and its state are kept in the engine. Pure functions; decoding validates, so damaged bytes are an error
-//! and never a wrong value.
+//! How a key and its state are kept in the engine. Pure functions. Decoding validates, so damaged
+//! bytes are an error and never a wrong value.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::Arc;
@@ -10,15 +10,16 @@ use smallvec::SmallVec;
 use crate::model::{Meta, Value};
 use crate::store::key_hash;
 
-/// Values above this are cut into pieces of this size. sled writes a leaf as one message, and messages above 128 KiB leave its
-/// log for files of their own, which leak disk. A leaf has up to 20 values (16, and those of a small neighbour merged into it):
-/// this many pieces and their keys stay below.
+/// Values above this are cut into pieces of this size. sled writes a leaf as one message, and
+/// messages above 128 KiB go from its log to files of their own, which leak disk space. A leaf has
+/// up to 20 values (16, and those of a small neighbour merged into it). That many pieces with their
+/// keys stay below the limit.
 pub(super) const PIECE_BYTES: usize = 6_000;
 
-/// A length in a head above this is damage.
+/// A length above this in the head of an entry is damage.
 const MAX_VALUE_BYTES: u64 = u32::MAX as u64;
 
-/// Stored bytes that cannot be what was written; what of.
+/// Stored bytes that cannot be what was written, with the name of what is damaged.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Damaged(pub &'static str);
 
@@ -57,8 +58,9 @@ pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
     Ok((u64::from_be_bytes(*expire_at), store_key))
 }
 
-/// What follows the store key in the key of a piece: partition, offset, number of the piece. The record's own place
-/// names its pieces, so those of two versions never mix. Fixed in length, so that no other key's pieces match.
+/// What follows the store key in the key of a piece: partition, offset, number of the piece. The
+/// place of the record names its pieces, so those of two versions never mix. The length is fixed,
+/// so no other key's pieces match.
 pub(super) const PIECE_SUFFIX: usize = 4 + 8 + 4;
 
 pub(super) fn piece_key(store_key: &[u8], partition: u32, offset: u64, piece: u32) -> KeyBuf {

@@ -1,10 +1,11 @@
 //! The local store: a disposable view of the log, from which reads are answered.
 //!
-//! One trait, [`Store`]; sled is the default engine ([`sled_store`]), [`fjall_store`] another. The store knows nothing of the log beyond the
-//! numbers it is given (database, partition, offset) and nothing of RESP. Only the applier (`database::applier`) changes it.
+//! One trait, [`Store`]. sled is the default engine ([`sled_store`]), [`fjall_store`] another. The
+//! store knows nothing of the log beyond the numbers it is given (database, partition, offset), and
+//! nothing of RESP. Only the applier (`database::applier`) changes it.
 //!
-//! Keys are kept as `hash(key) ‖ key`, so that [`Store::scan`] walks in hash order and a SCAN cursor is a hash:
-//! stateless, valid across restarts.
+//! Keys are kept as `hash(key) ‖ key`, so [`Store::scan`] goes in hash order and a SCAN cursor is a
+//! hash: stateless, and valid across restarts.
 
 pub mod checkpoint;
 mod entry;
@@ -27,8 +28,9 @@ use crate::supervise;
 
 pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
 
-/// Stable 64-bit hash of a key (XXH3, <https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>).
-/// It is the order of the store and the meaning of a SCAN cursor: changing it means a rebuild.
+/// Stable 64-bit hash of a key (XXH3,
+/// <https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>). It is the order of the store
+/// and the meaning of a SCAN cursor: if it changes, the store must be rebuilt.
 pub fn key_hash(key: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(key)
 }
@@ -37,7 +39,7 @@ pub fn key_hash(key: &[u8]) -> u64 {
 pub enum StoreError {
     #[error("store {doing}: {cause}")]
     Engine { doing: &'static str, cause: String },
-    /// What is on disk is not what was written: nothing of it can be trusted, see [`Store::renew`].
+    /// What is on disk is not what was written: none of it can be trusted, see [`Store::renew`].
     #[error("store {doing}: {cause}")]
     Damaged { doing: &'static str, cause: String },
     /// See [`Store::get_up_to`].
@@ -51,25 +53,28 @@ pub enum StoreError {
     },
 }
 
-/// A key met by [`Store::scan`]; the value is not read.
+/// A key found by [`Store::scan`]. The value is not read.
 pub struct Scanned<'a> {
     pub key: &'a [u8],
     pub meta: Meta,
 }
 
-/// The shape of a store engine. Reads may come from any thread at any time; `apply` and `checkpoint` from one thread.
+/// What a store engine does. Reads may come from any thread at any time, `apply` and `checkpoint`
+/// from one thread.
 pub trait Store: Send + Sync + 'static {
     fn get(&self, database: u16, key: &[u8]) -> Result<Option<Entry>, StoreError> {
         self.get_up_to(database, key, usize::MAX)
     }
 
-    /// As [`Store::get`]. An engine that knows the length before it reads the value refuses with [`StoreError::Larger`] to read
-    /// more than `most` bytes: the caller has no time for it.
+    /// As [`Store::get`], for a caller that has no time for a value of more than `most` bytes. An
+    /// engine that knows the length before it reads such a value refuses with
+    /// [`StoreError::Larger`].
     fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError>;
 
-    /// Visits at least `at_least` visible keys (fewer at the end, or where it meets very many hidden ones) in hash order from the
-    /// first key whose hash is at least `from`, all keys of one hash together. Returns the hash to continue from, or `None`
-    /// at the end. Expired keys are visited too.
+    /// Visits at least `at_least` visible keys in hash order, from the first key whose hash is at
+    /// least `from`. All keys of one hash are visited together. Fewer are visited at the end, or
+    /// where very many entries are hidden. Returns the hash to continue from, or `None` at the end.
+    /// Expired keys are visited too.
     fn scan(
         &self,
         database: u16,
@@ -78,7 +83,7 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError>;
 
-    /// The same for entries that a flush has hidden.
+    /// As [`Store::scan`], for entries that a flush has hidden.
     fn scan_hidden(
         &self,
         database: u16,
@@ -91,44 +96,49 @@ pub trait Store: Send + Sync + 'static {
     /// partition; applying twice is harmless. A hidden entry is only removed by a record of its own
     /// partition, or when its key gets a value.
     ///
-    /// A flush hides every entry of its database and partition with a lower offset at once. The space is
-    /// freed in the background, or as their tombstones come ([`Options::keeps_hidden`]).
+    /// A flush hides every entry of its database and partition with a lower offset at once. The
+    /// space is freed in the background, or when the tombstones of those entries come
+    /// ([`Options::keeps_hidden`]).
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 
-    /// Number of visible keys (expired ones that have no tombstone yet included). O(1), except after an unclean stop,
-    /// when the first call may have to count.
+    /// Number of visible keys, including expired ones that have no tombstone yet. O(1), except
+    /// after an unclean stop, when the first call may have to count.
     fn count(&self, database: u16) -> Result<u64, StoreError>;
 
     /// Number of visible keys with an expiry. O(1) like [`Store::count`].
     fn count_expiring(&self, database: u16) -> Result<u64, StoreError>;
 
-    /// Number of entries that a flush has hidden and that are still there. O(1) like [`Store::count`].
+    /// Number of entries that a flush has hidden and that still exist. O(1) like [`Store::count`].
     fn count_hidden(&self, database: u16) -> Result<u64, StoreError>;
 
-    /// Up to `limit` keys whose expiry is at or before `now` (milliseconds since the epoch), earliest first.
+    /// Up to `limit` keys whose expiry is at or before `now` (milliseconds since the epoch),
+    /// earliest first.
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
 
     /// Makes everything applied so far durable (flush and fsync), then the checkpoint file itself.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError>;
 
-    /// Removes all entries of a database (its topic is another one now), before it is filled anew.
+    /// Removes all entries of a database whose topic is another one now, before it is filled again.
     fn clear(&self, database: u16) -> Result<(), StoreError>;
 
-    /// Background work for the applying thread when it has nothing else to do: looks at about `budget` entries to free what
-    /// flushes have hidden (unless the store [keeps](Options::keeps_hidden) it), and the like. True if there is more to do.
+    /// Background work for the applying thread when it has nothing else to do. Looks at about
+    /// `budget` entries to free those that flushes have hidden (unless the store
+    /// [keeps](Options::keeps_hidden) them), and the like. Returns true if there is more to do.
     fn sweep(&self, budget: usize) -> Result<bool, StoreError>;
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 
-    /// Why there is no room on the disk to apply about so many bytes more. Asked before the engine is: most do not survive
-    /// a disk that is full.
+    /// The reason if the disk has no room to apply about so many bytes more. Called before the
+    /// engine writes: most engines do not survive a full disk.
     fn lacks_room(&self, bytes: u64) -> Option<String>;
 
-    /// What damage was met. From then on every call is answered with [`StoreError::Damaged`].
+    /// The damage that was found, if any. From then on every call fails with
+    /// [`StoreError::Damaged`].
     fn damage(&self) -> Option<String>;
 
-    /// Throws what is damaged away and begins empty. The caller sees to it that nobody is answered from that.
+    /// Throws away the damaged data and starts empty. The caller sees to it that no read is
+    /// answered from the empty store.
     fn renew(&self) -> Result<(), StoreError> {
         Err(StoreError::Engine {
             doing: "begin anew",
@@ -137,7 +147,7 @@ pub trait Store: Send + Sync + 'static {
     }
 }
 
-/// What keeps the entries.
+/// The engine that keeps the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Sled,
@@ -146,27 +156,29 @@ pub enum Engine {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bound of the engine's page cache. Its own structures come on top: about as much again at small sizes.
+    /// Bound of the engine's page cache. Its own structures come on top: about as much again at
+    /// small sizes.
     pub cache_bytes: u64,
-    /// Number of databases; others are refused.
+    /// Number of databases. Higher numbers are refused.
     pub databases: u16,
-    /// What a flush has hidden stays until its tombstone comes, for somebody to find who writes that ([`Store::scan_hidden`]).
+    /// What a flush has hidden stays until its tombstone comes, so that the writer of those
+    /// tombstones finds it ([`Store::scan_hidden`]).
     pub keeps_hidden: bool,
 }
 
-/// Entries that a scan passes before it comes back with fewer than it was asked for.
+/// After passing so many entries a scan returns, even with fewer keys than it was asked for.
 const PASSED: usize = 10_000;
 
 pub struct Opened<S: ?Sized = dyn Store> {
     pub store: Arc<S>,
-    /// How far the store is; empty: nothing usable.
+    /// How far the store is. Empty if there was nothing usable.
     pub checkpoint: Checkpoint,
-    /// Why the store that was there had to be left and is built anew.
+    /// Why an existing store could not be used and is rebuilt.
     pub rebuilt: Option<String>,
 }
 
-/// Opens the store in `directory`, or an empty one if there is none of this engine that can be trusted. What another engine
-/// kept there is removed.
+/// Opens the store in `directory`, or an empty one if there is none of this engine that can be
+/// trusted. What another engine kept there is removed.
 pub fn open(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
     renewing::Renewing::open(engine, directory, options)
 }
@@ -197,7 +209,7 @@ fn open_engine(engine: Engine, directory: &Path, options: &Options) -> Result<Op
 }
 
 impl<S: Store> Opened<S> {
-    /// For whoever does not care which engine it is.
+    /// For callers to which the engine does not matter.
     pub fn erased(self) -> Opened {
         Opened {
             store: self.store,
@@ -207,7 +219,7 @@ impl<S: Store> Opened<S> {
     }
 }
 
-/// Whether an error comes from where the process runs rather than from what is in the files.
+/// Whether an error comes from where the process runs, rather than from the contents of the files.
 fn is_environment(error: &io::Error) -> bool {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(
@@ -216,7 +228,7 @@ fn is_environment(error: &io::Error) -> bool {
     ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
-/// Whether an error tells that a file is not what it was, or not there.
+/// Whether an error says that a file is shorter than it was, or missing.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
 }
@@ -245,12 +257,14 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// An engine writes what it is given more than once: to its journal, to a new place of a whole page, when it tidies up.
+/// An engine writes its data more than once: to its journal, to a new place for a whole page, and
+/// when it tidies up.
 const OFTEN_WRITTEN: u64 = 4;
 
-/// Why the directory's disk has no room for changes of so many bytes, and for what the engine has yet to write.
+/// The reason if the directory's disk has no room for changes of so many bytes and for what the
+/// engine has yet to write.
 fn lacks_room(directory: &Path, bytes: u64, unwritten: u64) -> Option<String> {
-    // A disk that does not tell will tell when it is written to.
+    // If the disk does not say how much room it has, a write will fail when it is full.
     let room = Room::of(directory).ok()?;
     room.refusal(
         directory,
@@ -259,7 +273,8 @@ fn lacks_room(directory: &Path, bytes: u64, unwritten: u64) -> Option<String> {
     )
 }
 
-/// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as nothing.
+/// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as
+/// nothing.
 fn directory_bytes(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else {
         return 0;

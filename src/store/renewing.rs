@@ -1,7 +1,9 @@
-//! A store that is thrown away and begun anew while it is used, when what is on disk turns out to be damaged.
+//! A store that is thrown away and replaced by an empty one while it is in use, when what is on
+//! disk turns out to be damaged.
 //!
-//! An engine that met damage answers nothing any more ([`Store::damage`]). [`Store::renew`] closes it as the end of the process
-//! would, and opens an empty one in its place as the next start would.
+//! An engine that has found damage answers nothing any more ([`Store::damage`]). [`Store::renew`]
+//! closes it as the end of the process would, and opens an empty one in its place as the next start
+//! would.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,14 +18,15 @@ use crate::supervise;
 
 use super::{Change, Checkpoint, Engine, Entry, Opened, Options, Scanned, Store, StoreError, open_engine};
 
-/// How long calls under way may go on, and then how long the engine may take to close: after damage its threads may hang.
+/// How long calls under way may go on, and then how long the engine may take to close: its threads
+/// may hang after damage.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Renewing {
     engine: Engine,
     directory: PathBuf,
     options: Options,
-    /// `None` while it is renewed, and after that failed.
+    /// `None` while the store is renewed, and after that failed.
     current: ArcSwapOption<Arc<dyn Store>>,
 }
 
@@ -57,7 +60,7 @@ impl Renewing {
     }
 }
 
-/// Closes an engine that nobody gets any more.
+/// Closes an engine that no new call can reach.
 fn close(store: Arc<Arc<dyn Store>>) -> Result<(), &'static str> {
     let deadline = Instant::now() + CLOSE_PATIENCE;
     while Arc::strong_count(&store) > 1 {
@@ -68,7 +71,7 @@ fn close(store: Arc<Arc<dyn Store>>) -> Result<(), &'static str> {
     }
     let (closed, is_closed) = mpsc::channel();
     let close = move || {
-        // What is damaged may panic once more. Whether its files are free is seen when they are opened.
+        // A damaged engine may panic once more. Opening its files will show whether they are free.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
         let _ = closed.send(());
     };

@@ -1,4 +1,4 @@
-//! What every engine has to do, tried on each.
+//! What every engine has to do, tested on each.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use crate::model::{Payload, Value};
 pub(super) mod damage;
 pub(super) mod model;
 
-/// One test per engine of each of these functions.
+/// One test for each engine and each of these functions.
 macro_rules! on_every_engine {
     ($($name:ident),+ $(,)?) => {
         mod sled {
@@ -48,7 +48,7 @@ pub(super) fn options() -> Options {
     }
 }
 
-/// Those of a log whose other readers are told by tombstones what a flush has hidden.
+/// The options for a log whose other readers learn from tombstones what a flush has hidden.
 fn keeping() -> Options {
     Options {
         keeps_hidden: true,
@@ -500,14 +500,14 @@ fn what_a_flush_has_hidden_stays_until_its_tombstone_where_it_is_to_be_kept(engi
     drop(store);
     let store = open().store;
     check(&*store, &[("untouched".into(), 2)]);
-    // Read again, and of a partition that has nothing hidden.
+    // One is read again; the other is of a partition that has nothing hidden.
     store
         .apply(&[put(b"untouched", b"v", meta(5)), delete(b"untouched", 1, 60)])
         .unwrap();
     check(&*store, &[("untouched".into(), 5)]);
     store.apply(&[delete(b"untouched", 0, 13)]).unwrap();
     check(&*store, &[]);
-    // Nothing is visible any more, and still it stays.
+    // Nothing is visible any more, and still the hidden entries stay.
     store.apply(&[flush(0, 20), flush(1, 70)]).unwrap();
     sweep_to_end(&*store);
     assert_eq!((store.count(0).unwrap(), store.count_hidden(0).unwrap()), (0, 2));

@@ -1,18 +1,20 @@
-//! How long something took, counted by length: in steps of 3 %, from a nanosecond to a minute.
+//! Durations, counted by length in steps of 3 %, from a nanosecond to a minute.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Steps in which a time doubles.
+/// Steps in which a duration doubles.
 const STEPS: usize = 32;
-/// Times are counted up to this power of two, nanoseconds: 68 s. What takes longer counts as so long.
+/// Durations are counted up to this power of two, in nanoseconds: 68 s. Longer ones count as that
+/// long.
 const LONGEST: u32 = 36;
 const COUNTS: usize = STEPS * (LONGEST as usize - 4);
-/// The shortest time that LATENCY HISTOGRAM tells of, nanoseconds; the others are each twice as long.
+/// The shortest duration that LATENCY HISTOGRAM reports, in nanoseconds. Each of the others is
+/// twice as long.
 const FIRST_BUCKET: u64 = 1_024;
 
-/// Counts of times; takes its memory with the first one.
+/// Counts of durations. Allocates its memory with the first one.
 #[derive(Default)]
 pub struct Histogram(OnceLock<Box<[AtomicU64; COUNTS]>>);
 
@@ -47,7 +49,7 @@ impl Times {
         Times { counts, total }
     }
 
-    /// The time, nanoseconds, that so many percent did not exceed.
+    /// The duration, in nanoseconds, that so many percent did not exceed.
     pub fn percentile(&self, percent: f64) -> u64 {
         let wanted = ((self.total as f64 * percent / 100.0).ceil() as u64).max(1);
         let mut so_far = 0;
@@ -58,7 +60,8 @@ impl Times {
         found.map_or(0, end)
     }
 
-    /// LATENCY HISTOGRAM: microseconds, each about twice those before, and how many times were at most so long.
+    /// For LATENCY HISTOGRAM: microseconds, each about twice those before, and how many durations
+    /// were at most that long.
     pub fn buckets(&self) -> Vec<(u64, u64)> {
         let mut buckets = Vec::new();
         let (mut so_far, mut told, mut limit) = (0, 0, FIRST_BUCKET);
@@ -66,7 +69,8 @@ impl Times {
             so_far += count;
             if end(place) + 1 >= limit {
                 if so_far > told {
-                    // Redis tells the end of its own step, of which there are 128 where a time doubles.
+                    // Redis reports the end of its own step, of which there are 128 where a
+                    // duration doubles.
                     buckets.push(((limit + limit / 128 - 1) / 1_000, so_far));
                     told = so_far;
                 }
@@ -77,7 +81,7 @@ impl Times {
     }
 }
 
-/// Where a time is counted.
+/// The index at which a duration is counted.
 fn place(time: Duration) -> usize {
     let nanoseconds = u64::try_from(time.as_nanos())
         .unwrap_or(u64::MAX)
@@ -91,7 +95,7 @@ fn place(time: Duration) -> usize {
     }
 }
 
-/// The longest time, nanoseconds, that is counted at this place.
+/// The longest duration, in nanoseconds, that is counted at this index.
 fn end(place: usize) -> u64 {
     match (place / STEPS).checked_sub(1) {
         None => place as u64,

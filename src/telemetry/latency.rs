@@ -1,4 +1,4 @@
-//! LATENCY: per kind of event the last times at which it took long.
+//! LATENCY: for each kind of event, the last times at which it took long.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 /// Samples kept per event, as in Redis.
 const SAMPLES: usize = 160;
-/// Kinds of events.
+/// Most kinds of events that are kept.
 const MAX_EVENTS: usize = 64;
 
 /// One slow event.
@@ -17,7 +17,7 @@ pub struct Sample {
     pub milliseconds: u64,
 }
 
-/// What LATENCY LATEST tells of an event.
+/// What LATENCY LATEST reports about an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latest {
     pub event: &'static str,
@@ -38,7 +38,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Notes an event that took at least `threshold` milliseconds; 0 is never. Of one second the longest is kept.
+    /// Notes an event that took at least `threshold` milliseconds; with 0, never. Of the events in
+    /// one second the longest is kept.
     pub fn note(&self, event: &'static str, milliseconds: u64, threshold: u64) {
         if threshold == 0 || milliseconds < threshold {
             return;
@@ -81,7 +82,7 @@ impl Latency {
         found.map_or(Vec::new(), |(_, event)| event.samples.iter().copied().collect())
     }
 
-    /// Forgets these events, or all; how many there were.
+    /// Forgets these events, or all of them. Returns how many there were.
     pub fn reset(&self, only: &[&[u8]]) -> usize {
         let mut events = self.events.lock();
         let before = events.len();

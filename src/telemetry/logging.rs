@@ -1,4 +1,5 @@
-//! Log lines: text or JSON, to standard error or a file, the level changeable while the server runs.
+//! Log lines: text or JSON, to standard error or a file. The level can change while the server
+//! runs.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,8 @@ use tracing_subscriber::{Layer, Registry, reload};
 use crate::config::Config;
 use crate::supervise;
 
-/// Starts logging as the configuration says; a change of `loglevel` takes effect at once. Once per process.
+/// Starts logging as configured. A change of `loglevel` takes effect at once. Called once per
+/// process.
 pub fn start(config: &Config) -> Result<Logging, String> {
     let output = match config.logfile() {
         None => Output::Stderr(Arc::default()),
@@ -43,8 +45,9 @@ pub fn start(config: &Config) -> Result<Logging, String> {
         text.with_writer(output).boxed()
     };
     tracing_subscriber::registry()
-        // For all layers, not only for this one: what a library logs by the `log` crate and a filter of one layer keeps back
-        // takes the next line of its thread along, whatever that is.
+        // The filter is for all layers, not only for this one: if a library logs through the `log`
+        // crate and the filter of one layer suppresses it, the next line of its thread is lost too,
+        // whatever it is.
         .with(filter)
         .with(lines)
         .try_init()
@@ -58,7 +61,7 @@ pub fn start(config: &Config) -> Result<Logging, String> {
     Ok(logging)
 }
 
-/// A panic goes where all lines go. Whoever started the thread tells what it means.
+/// A panic is logged like everything else. The owner of the thread reports what it means.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let (thread, trace) = (thread.name().unwrap_or("unnamed"), Backtrace::capture());
@@ -83,7 +86,8 @@ impl Logging {
         matches!(self.output, Output::Stderr(_)) && io::stderr().is_terminal()
     }
 
-    /// Goes on in a new file if the one so far was moved away (logrotate), and in the one so far if that cannot be.
+    /// Continues in a new file if the current one was moved away (logrotate). If that fails,
+    /// continues in the current one.
     pub fn reopen(&self) {
         if let Output::File(file) = &self.output
             && let Err(error) = file.reopen()
@@ -92,7 +96,7 @@ impl Logging {
         }
     }
 
-    /// While there is a bar, log lines are written above it.
+    /// While a bar is set, log lines are written above it.
     pub fn show_bar(&self, bar: Option<ProgressBar>) {
         if let Output::Stderr(shown) = &self.output {
             *shown.lock() = bar;
@@ -125,7 +129,7 @@ struct LogFile {
 
 struct LogFileState {
     file: File,
-    /// Lines that could not be written since the last one that could.
+    /// Lines that could not be written since the last one that was.
     lost: u64,
 }
 
@@ -151,13 +155,13 @@ impl LogFile {
             Ok(()) if state.lost == 0 => {}
             Ok(()) => {
                 let lost = std::mem::take(&mut state.lost);
-                // The next line will tell if this one is lost too.
+                // If this line is lost too, the next one reports it.
                 let _ = writeln!(state.file, "{lost} log lines before this one could not be written");
             }
             Err(error) => {
                 state.lost += 1;
                 if state.lost == 1 {
-                    // Nobody is left to tell if this fails.
+                    // If this fails, there is no other place to report it.
                     let _ = writeln!(io::stderr(), "highwater: cannot write {}: {error}", self.path.display());
                 }
             }
@@ -182,7 +186,8 @@ impl Write for Output {
         self.write_all(bytes).map(|()| bytes.len())
     }
 
-    /// Never fails: whoever logs would print that to standard error, and panic if nobody reads it any more (a closed terminal).
+    /// Never fails: after an error the logging library would print it to standard error, and panic
+    /// if that is not read any more (a closed terminal).
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let write = || drop(io::stderr().write_all(bytes));
         match self {

@@ -1,5 +1,7 @@
-//! What happens: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands ([`slowlog`]), slow events ([`latency`]), times by their
-//! length ([`histogram`]), how far a long task is ([`progress`]), and what the system says of the process ([`process`]). It knows no command and no database; others tell it.
+//! Observation: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands
+//! ([`slowlog`]), slow events ([`latency`]), durations by length ([`histogram`]), the progress of
+//! long tasks ([`progress`]), and what the system reports about the process ([`process`]). It knows
+//! no command and no database: their modules report to it.
 
 pub mod histogram;
 pub mod latency;
@@ -22,30 +24,32 @@ use sparing::Sparing;
 
 /// Time between samples of the rates, as in Redis.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Samples that a rate is the mean of.
+/// A rate is the mean of so many samples.
 const SAMPLES: usize = 16;
-/// Kinds of errors that are counted apart.
+/// Kinds of errors that are counted separately.
 const MAX_ERROR_KINDS: usize = 128;
 /// Longest kind of error, bytes.
 const MAX_ERROR_KIND: usize = 32;
 
-/// Counters of the whole server since start or CONFIG RESETSTAT. Those of single commands are in the command table.
+/// Counters of the whole server since its start or CONFIG RESETSTAT. Those of single commands are
+/// in the command table.
 #[derive(Default)]
 pub struct Stats {
     pub connections_received: AtomicU64,
     pub connections_rejected: AtomicU64,
     pub traffic: Striped<Traffic>,
     pub error_replies: AtomicU64,
-    /// Clients that were disconnected because of `client-output-buffer-limit` and `client-query-buffer-limit`.
+    /// Clients that were disconnected because of `client-output-buffer-limit` and
+    /// `client-query-buffer-limit`.
     pub output_limit_disconnections: AtomicU64,
     pub query_limit_disconnections: AtomicU64,
     /// Clients that were disconnected because all together held more than `maxmemory-clients`.
     pub evicted_clients: AtomicU64,
-    /// Most bytes of keys and values that were in memory when somebody looked.
+    /// Most bytes of keys and values that were in memory when this was measured.
     pub peak_memory: AtomicU64,
-    /// Log lines about such clients.
+    /// Log lines about clients above those limits.
     pub above_limits: Sparing,
-    /// Log lines about connections that cannot be taken.
+    /// Log lines about connections that could not be accepted.
     pub not_accepted: Sparing,
     pub slowlog: Slowlog,
     pub latency: Latency,
@@ -102,7 +106,7 @@ impl Stats {
             .collect()
     }
 
-    /// Takes a sample of the rates; to be called each [`SAMPLE_INTERVAL`].
+    /// Takes a sample of the rates. Must be called at each [`SAMPLE_INTERVAL`].
     pub fn sample(&self, now: Instant) {
         let counts = [
             self.traffic.sum(|t| &t.commands),
@@ -134,7 +138,7 @@ impl Stats {
         }
     }
 
-    /// CONFIG RESETSTAT; the slow log and the latency events have their own commands for that.
+    /// CONFIG RESETSTAT. The slow log and the latency events have their own commands for that.
     pub fn reset(&self) {
         let counters = [
             &self.connections_received,

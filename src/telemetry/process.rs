@@ -1,4 +1,5 @@
-//! What the system says of this process and its machine. Linux's /proc and /sys; where they are missing, 0.
+//! What the system reports about this process and its machine, from Linux's /proc and /sys. Where
+//! they are missing, 0.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ fn field(path: &str, name: &str) -> Option<u64> {
     line[name.len()..].split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Raises the limit of open files towards `wanted`; what holds now.
+/// Raises the limit of open files towards `wanted`. Returns the limit in force.
 pub fn raise_open_files(wanted: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let may = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);

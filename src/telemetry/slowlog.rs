@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Arguments of an entry; what is left out is told in the last.
+/// Arguments of an entry. The last one says how many were left out.
 const MAX_ARGUMENTS: usize = 32;
 /// Bytes of an argument.
 const MAX_BYTES: usize = 128;
-/// Within so many milliseconds no more commands are noted than are kept: when thousands wait for the same disk, noting them all would only make
-/// it worse.
+/// Within so many milliseconds no more commands are noted than are kept: when thousands wait for
+/// the same disk, noting them all would only make it worse.
 const TICK_MS: u64 = 10;
 
 /// One slow command.
@@ -29,7 +29,7 @@ pub struct SlowCommand {
 #[derive(Default)]
 pub struct Slowlog {
     next_id: AtomicU64,
-    /// Number of the tick that commands were last noted in, and how many.
+    /// Number of the tick in which commands were last noted, and how many.
     tick: AtomicU64,
     noted: AtomicUsize,
     /// Newest first.
@@ -46,7 +46,7 @@ impl Slowlog {
         self.noted.fetch_add(1, Ordering::Relaxed) < max_len.max(1)
     }
 
-    /// Notes a command; the log then has at most `max_len` entries.
+    /// Notes a command. After that the log has at most `max_len` entries.
     pub fn note(
         &self,
         arguments: &[&[u8]],

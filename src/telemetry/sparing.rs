@@ -1,4 +1,5 @@
-//! Log lines that strangers can cause are written sparingly: a flood of them would hide the others and fill the disk.
+//! Log lines that strangers can cause are written sparingly: a flood of them would hide other lines
+//! and fill the disk.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use parking_lot::Mutex;
 /// Time between two lines.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// One kind of line, at most one in [`PAUSE`].
+/// One kind of line, written at most once in [`PAUSE`].
 #[derive(Default)]
 pub struct Sparing {
     state: Mutex<State>,
@@ -20,7 +21,8 @@ struct State {
 }
 
 impl Sparing {
-    /// Writes the line, which is told how many there were since the last one, or counts it.
+    /// Writes the line, or counts it if the last one is too recent. `line` gets the number of
+    /// suppressed lines since the last one.
     pub fn warn(&self, line: impl FnOnce(u64)) {
         let suppressed = {
             let mut state = self.state.lock();

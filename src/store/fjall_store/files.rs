@@ -1,10 +1,12 @@
 //! Opening: decides whether what is on disk can be trusted, and starts empty if not.
 //!
-//! fjall's tables have a checksum for every block, checked whenever one is read from disk. Two things it does not check:
-//! - The journal. At its first damaged batch it is cut, silently; the journals after it are replayed nevertheless, and
-//!   what says where a batch belongs has no checksum. So journals are emptied before fjall sees them: what counts is in
-//!   tables, and a table holds a beginning of what was committed. What a journal had is read from the log again.
-//! - The list of tables (`v…`), whose checksum stands in `current`. It is checked here.
+//! fjall's tables have a checksum for every block, checked whenever one is read from disk. Two
+//! things it does not check:
+//! - The journal. It is cut silently at its first damaged batch. The journals after it are replayed
+//!   nevertheless, and what says where a batch belongs has no checksum. So journals are emptied
+//!   before fjall sees them. Only tables count, and a table holds a beginning of what was
+//!   committed. What a journal had is read from the log again.
+//! - The list of tables (`v…`), whose checksum is in `current`. It is checked here.
 
 use std::fs;
 use std::io;
@@ -24,7 +26,7 @@ use crate::store::{
     Checkpoint, Opened, Options, StoreError, io_error, is_environment, is_gone, panic_text, remove_directory,
 };
 
-/// Format of keys and entries in the engine; another one is rebuilt.
+/// Format of keys and entries in the engine. A store with another format is rebuilt.
 const FORMAT: u64 = 4;
 
 /// The engine holds its lock for a moment after it was dropped.
@@ -76,7 +78,7 @@ pub(super) fn is_io(error: &fjall::Error) -> bool {
     io_of(error).is_some_and(|error| !is_gone(error))
 }
 
-/// From now on the store is of no use; whoever opens it next sees to it.
+/// From now on the store cannot be used. The next [`open`] starts with an empty one.
 pub(super) fn mark_broken(directory: &Path) -> io::Result<()> {
     let path = directory.join(BROKEN);
     crate::files::create(&path)?.sync_all()?;
@@ -252,7 +254,8 @@ fn wait_for_lock(data: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Leaves an empty one, without which fjall would not look how far the tables are.
+/// Removes the journals and leaves an empty one: without any, fjall would not look how far the
+/// tables are.
 fn remove_journals(data: &Path) -> io::Result<()> {
     let mut newest = 0u64;
     for file in fs::read_dir(data)? {
@@ -267,7 +270,8 @@ fn remove_journals(data: &Path) -> io::Result<()> {
     fs::File::open(data)?.sync_all()
 }
 
-/// `current`: number of the list (8 bytes, little-endian), its checksum (XXH3, 16 bytes), kind of checksum.
+/// Checks each list of tables against `current`: number of the list (8 bytes, little-endian), its
+/// checksum (XXH3, 16 bytes), kind of checksum.
 fn check_lists_of_tables(keyspaces: &Path) -> Result<(), String> {
     let unreadable = |path: &Path, error: io::Error| format!("its file {}: {error}", path.display());
     let directories = fs::read_dir(keyspaces).map_err(|error| unreadable(keyspaces, error))?;

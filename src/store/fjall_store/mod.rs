@@ -1,8 +1,10 @@
-//! fjall behind the [`Store`](super::Store) trait. Why things are as they are, with figures: `docs/decisions/store-fjall.md`.
+//! fjall behind the [`Store`](super::Store) trait. The reasons for its design, with figures, are in
+//! `docs/decisions/store-fjall.md`.
 //!
-//! One keyspace holds everything, and every change comes with the counts and watermarks that go with it in one atomic batch. So
-//! whatever part of the newest batches a crash takes away, the rest is a whole: the state as it was after some batch, with the
-//! checkpoint that was in then. [`files`] makes sure that it is such a beginning, and nothing else.
+//! One keyspace holds everything. Every change is committed in one atomic batch with the counts and
+//! watermarks that go with it. So if a crash takes away some of the newest batches, the rest is
+//! whole: the state as it was after some batch, with the checkpoint of that time. [`files`] makes
+//! sure that what remains is such a beginning, and nothing else.
 //!
 //! | key (numbers big-endian) | value |
 //! |---|---|
@@ -35,7 +37,7 @@ use writer::Writer;
 
 pub(super) use files::DIRECTORY;
 
-/// What the engine holds in memory before it writes a table, at its default.
+/// How much the engine holds in memory before it writes a table, by default.
 const MEMTABLE: u64 = 64 << 20;
 
 /// The store on fjall. Dropping it makes everything durable and closes the engine.
@@ -43,7 +45,7 @@ pub struct FjallStore {
     databases: Vec<Database>,
     writer: Mutex<Writer>,
     engine: Engine,
-    /// Set once the engine cannot be trusted any more, with the reason.
+    /// Why the engine cannot be trusted any more; set once.
     broken: OnceLock<String>,
     directory: PathBuf,
 }
@@ -162,7 +164,7 @@ impl FjallStore {
         self.databases.get(usize::from(database)).ok_or(Failure::NoSuchDatabase)
     }
 
-    /// Calls into the engine; a panic or damage ends all use of the store.
+    /// Calls into the engine. A panic or damage ends all use of the store.
     fn call<T>(&self, doing: &'static str, call: impl FnOnce() -> Result<T, Failure>) -> Result<T, StoreError> {
         if let Some(reason) = self.broken.get() {
             return Err(StoreError::Damaged {
@@ -184,7 +186,7 @@ impl FjallStore {
         Err(StoreError::Damaged { doing, cause })
     }
 
-    /// Ends all use of the store; whoever opens it next begins anew.
+    /// Ends all use of the store. The next open starts with an empty one.
     fn give_up(&self, damage: String) -> String {
         let cause = match files::mark_broken(&self.directory) {
             Err(error) if !is_gone(&error) => {

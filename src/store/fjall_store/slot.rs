@@ -1,9 +1,11 @@
-//! What is kept under one hash: the keys that have it, one but for collisions, with their states. Pure functions; reading
-//! validates, so damaged bytes are an error and never a wrong value.
+//! What is kept under one hash: the keys that have it, one except for collisions, with their
+//! states. Pure functions. Reading validates, so damaged bytes are an error and never a wrong
+//! value.
 
 use crate::store::entry::{Damaged, put_varint, take_varint};
 
-/// `length key length state`, again and again. The length of the last state is left out (0): it goes to the end.
+/// `length key length state`, repeated. The length of the last state is left out (0): it goes to
+/// the end.
 pub(super) struct Slot<'a>(pub &'a [u8]);
 
 impl<'a> Slot<'a> {
@@ -47,7 +49,7 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     rest.split_off(..length)
 }
 
-/// Puts keys and states together; nothing for none. No state is empty.
+/// Joins keys and states. The result is empty if there are none. No state is empty.
 pub(super) fn build<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
     let mut slot = Vec::new();
     let mut records = records.peekable();

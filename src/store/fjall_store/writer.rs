@@ -1,5 +1,5 @@
-//! The only hand that changes the store: gathers changes with what they do to counts, watermarks and the index, and commits
-//! them as one batch.
+//! The only code that changes the store: gathers changes and what they do to counts, watermarks and
+//! the index, and commits them as one batch.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,9 @@ use crate::store::{Checkpoint, key_hash};
 
 /// Bytes of one batch; more changes are committed as several.
 const BATCH_BYTES: usize = 8 << 20;
-/// How often a checkpoint makes the engine write its memory to disk. Until it does, a crash means reading the log again from
-/// the last time; to do it every time would write the same data over and over.
+/// How often a checkpoint makes the engine write its memory to disk. A crash means that the log is
+/// read again from the last time this was done. Doing it at every checkpoint would write the same
+/// data over and over.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time that writing the engine's memory to disk may take.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +30,8 @@ pub(super) struct Writer {
     last_flush: Option<Instant>,
     /// See [`Options::keeps_hidden`](crate::store::Options::keeps_hidden).
     keeps_hidden: bool,
-    /// A walk frees what is hidden or of another generation: everything up to this key has been visited.
+    /// A walk frees what is hidden or of another generation. Everything up to this key has been
+    /// visited.
     walk: Option<Vec<u8>>,
     pending: Pending,
     encoded: Vec<u8>,
@@ -38,13 +40,13 @@ pub(super) struct Writer {
 #[derive(Clone, Default)]
 pub(super) struct DatabaseWriter {
     pub view: View,
-    /// What there is per partition.
+    /// The counts of each partition.
     pub counts: BTreeMap<u32, KeyCount>,
-    /// Counts that the engine does not have as they are now.
+    /// Partitions whose counts in the engine are out of date.
     changed: BTreeSet<u32>,
 }
 
-/// What is going to be committed. `None`: removed.
+/// What the next commit writes. `None`: removed.
 #[derive(Default)]
 struct Pending {
     writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
@@ -57,7 +59,7 @@ impl Pending {
         self.writes.insert(key, value);
     }
 
-    /// The value as it is going to be.
+    /// The value as it will be after the commit.
     fn get(&self, engine: &Engine, key: &[u8]) -> Result<Option<fjall::Slice>, Failure> {
         match self.writes.get(key) {
             Some(pending) => Ok(pending.as_deref().map(fjall::Slice::from)),
@@ -111,7 +113,7 @@ impl Writer {
             .ok_or(Failure::NoSuchDatabase)
     }
 
-    /// Commits with the counts as they are now, then lets readers see counts and views.
+    /// Commits the changes with the current counts, then lets readers see counts and views.
     fn commit(&mut self, store: &FjallStore) -> Result<(), Failure> {
         for (database, of) in (0u16..).zip(&mut self.databases) {
             for partition in std::mem::take(&mut of.changed) {
@@ -140,14 +142,15 @@ impl Writer {
         }
     }
 
-    /// Gives a key another state; `None` deletes it.
+    /// Gives a key a new state; `None` deletes it.
     fn put(&mut self, engine: &Engine, change: &Change, new: Option<&State>) -> Result<(), Failure> {
         let name = &change.key[..];
         let meta = new.map(|state| change.meta(state));
         let keeps_hidden = self.keeps_hidden;
         let (hash, of) = (key_hash(name), self.database(change.database)?);
         let (generation, view) = (of.view.generation, of.view.clone());
-        // A record from before a flush that is known already, read again: it supersedes, and is hidden.
+        // A record from before a flush that is already known, read again: it supersedes older ones,
+        // and is hidden.
         let meta = meta.filter(|meta| keeps_hidden || !view.hides(meta));
         let place = key::entry(change.database, generation, hash);
         let stored = self.pending.get(engine, &place)?;
@@ -161,7 +164,7 @@ impl Writer {
                 false => others.push((of, state, meta)),
             }
         }
-        // A hidden one waits for the tombstone of its own partition.
+        // A hidden entry waits for the tombstone of its own partition.
         let is_outdated = |old: &Meta| match old.partition == change.partition {
             true => old.offset >= change.offset,
             false => meta.is_none() && view.hides(old),
@@ -186,7 +189,7 @@ impl Writer {
         let (was, is) = (old.and_then(|old| old.expire_at), meta.and_then(|meta| meta.expire_at));
         if was != is {
             let index = |expire_at| key::expiry(change.database, generation, expire_at, hash);
-            // Another key of this hash may have the same place in the index.
+            // Another key with this hash may have the same place in the index.
             if let Some(was) = was.filter(|was| !expiries.contains(was)) {
                 self.pending.set(index(was), None);
             }
@@ -214,7 +217,8 @@ impl Writer {
         let count = of.counts.get(&partition).copied().unwrap_or_default();
         let hidden = count.hidden_below(offset);
         if hidden.is_none() {
-            // Only what is committed can be counted anew, and it is not committed without its counts.
+            // Only what is committed can be counted again, and nothing is committed without its
+            // counts.
             self.commit(store)?;
         }
         let of = self.database(database)?;
@@ -240,7 +244,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Leaves all entries of a database behind.
+    /// Makes all entries of a database invisible, to be freed later.
     fn begin_generation(&mut self, database: u16) -> Result<(), Failure> {
         let of = self.database(database)?;
         of.view.generation += 1;
@@ -303,7 +307,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Visits about `budget` keys of a walk and removes what is hidden. True if there is more to do.
+    /// Visits about `budget` keys of a walk and removes what is hidden. Returns true if there is
+    /// more to do.
     pub fn sweep(&mut self, store: &FjallStore, budget: usize) -> Result<bool, Failure> {
         let Some(cursor) = self.walk.clone() else {
             return Ok(false);
@@ -369,7 +374,7 @@ impl Writer {
     }
 }
 
-/// What there is of one partition, entry by entry.
+/// Counts one partition, entry by entry.
 fn count_anew(engine: &Engine, database: u16, view: &View, partition: u32) -> Result<KeyCount, Failure> {
     let [first, last] = [0, u64::MAX].map(|hash| key::entry(database, view.generation, hash));
     let mut count = KeyCount::default();

@@ -1,22 +1,29 @@
-//! sled behind the [`Store`](super::Store) trait: owns the engine, its trees and the position file. Knows nothing of the
-//! log but numbers. Why things are as they are, with figures: `docs/decisions/store-sled.md`.
+//! sled behind the [`Store`](super::Store) trait: owns the engine, its trees and the position file.
+//! Of the log it knows only numbers. The reasons for its design, with figures, are in
+//! `docs/decisions/store-sled.md`.
 //!
-//! One sled database holds everything: a tree `meta` (marks, see [`Mark`]) and, per Redis database and generation, three trees
-//! ([`Trees`]): entries (`hash ‖ key` → state), the expiry index and the pieces of large values.
+//! One sled database holds everything: a tree `meta` (marks, see [`Mark`]) and three trees
+//! ([`Trees`]) for each generation of each Redis database: entries (`hash ‖ key` → state), the
+//! expiry index, and the pieces of large values.
 //!
-//! - Readers take a [`View`] (trees and flush watermarks) without a lock. Only the [`Writer`], behind a mutex, changes things.
-//! - Nothing is batched: an `apply_batch` of sled makes a process-wide lock exclude all readers for its time, from the first
-//!   one on. sled recovers a prefix of what was written, so the order of the single writes is what a crash can rely on.
-//! - A flush hides entries by a watermark per partition; a [walk](writer::Walk) in the background removes them, or they stay until
-//!   their tombstones come. If they are to go and nothing else is visible, or on [`Store::clear`], a new generation of trees is begun
-//!   and the old one dropped.
-//! - Key counts live in memory and in the position file. After an unclean stop the engine may be ahead of that file, and
-//!   the walk counts anew; so it does for a flush that does not hide all that its partition has (a group that stands on both
-//!   sides of it is applied before).
-//! - sled does not survive a write that finds the disk full. What it is about to write is reserved behind the end of its file before, so
-//!   that nobody else can take it.
-//! - What sled does not notice itself is noticed at [`SledStore::open`]; damage met later ends all use of the store and
-//!   removes the position file, so that whoever opens it next begins anew.
+//! - Readers take a [`View`] (trees and flush watermarks) without a lock. Only the [`Writer`],
+//!   behind a mutex, changes anything.
+//! - Nothing is batched: while an `apply_batch` of sled runs, from the first one on, a process-wide
+//!   lock excludes all readers. sled recovers a prefix of what was written, so after a crash the
+//!   order of the single writes can be relied on.
+//! - A flush hides entries by a watermark per partition. A [walk](writer::Walk) in the background
+//!   removes them, or they stay until their tombstones come. If they are to be removed and nothing
+//!   else is visible, or on [`Store::clear`], a new generation of trees is begun and the old one
+//!   dropped.
+//! - Key counts are kept in memory and in the position file. After an unclean stop the engine may
+//!   be ahead of that file, and the walk counts again. It also counts after a flush that does not
+//!   hide everything in its partition (a group with records on both sides of the flush is applied
+//!   before it).
+//! - sled does not survive a write to a full disk. So what it is about to write is reserved after
+//!   the end of its file first, and nothing else can take that space.
+//! - What sled does not notice itself is noticed at [`SledStore::open`]. Damage found later ends
+//!   all use of the store and removes the position file, so the next open starts with an empty
+//!   store.
 
 mod open;
 mod verify;
@@ -42,17 +49,19 @@ use super::{Change, Checkpoint, Entry, Meta, PASSED, Scanned, Store, StoreError,
 use crate::model::Value;
 use writer::Writer;
 
-/// What belongs to it in the store's directory.
+/// What belongs to this engine in the store's directory.
 pub(super) const FILES: [&str; 2] = ["position", "sled"];
 
-/// The embedded store. Opened by [`SledStore::open`]; dropping it closes the engine and notes that it closed in order.
+/// The embedded store. Opened by [`SledStore::open`]. Dropping it closes the engine and notes that
+/// it was closed in order.
 pub struct SledStore {
-    // Fields are dropped in this order: the engine's handles first, `closer` when none is left.
+    // Fields are dropped in this order: the engine's handles first, `closer` when none of them is
+    // left.
     databases: Vec<Database>,
     writer: Mutex<Writer>,
     meta: sled::Tree,
     db: sled::Db,
-    /// Set once the engine cannot be trusted any more, with the reason.
+    /// Why the engine cannot be trusted any more; set once.
     broken: OnceLock<String>,
     closer: open::Closer,
 }
@@ -67,7 +76,7 @@ struct Database {
     counted: AtomicBool,
 }
 
-/// A consistent picture of what is visible. Holding it keeps its trees from being dropped.
+/// A consistent view of what is visible. While it is held, its trees are not dropped.
 #[derive(Clone, Default)]
 struct View {
     /// `None`: nothing was ever written.
@@ -93,7 +102,7 @@ enum Mark {
     Store,
     /// Format of the entries.
     Format,
-    /// Number of the newest checkpoint whose data is in.
+    /// Number of the newest checkpoint whose data the engine holds.
     Checkpoint,
     /// Number of the checkpoint after which something was changed.
     Dirty,
@@ -187,7 +196,7 @@ impl Trees {
         })
     }
 
-    /// Removes the trees from the engine. Nobody may hold a view of them.
+    /// Removes the trees from the engine. No view of them may be held.
     fn drop_from(&self, db: &sled::Db) -> Result<(), sled::Error> {
         for tree in ["pieces", "expiry", "entries"] {
             db.drop_tree(format!("{}{tree}", self.prefix))?;
@@ -221,7 +230,7 @@ impl SledStore {
         self.databases.get(usize::from(database)).ok_or(Failure::NoSuchDatabase)
     }
 
-    /// Calls into the engine, which can panic; a panic or damage ends all use of the store.
+    /// Calls into the engine, which can panic. A panic or damage ends all use of the store.
     fn call<T>(&self, doing: &'static str, call: impl FnOnce() -> Result<T, Failure>) -> Result<T, StoreError> {
         if let Some(reason) = self.broken.get() {
             return Err(StoreError::Damaged {
@@ -245,7 +254,7 @@ impl SledStore {
         Err(StoreError::Damaged { doing, cause })
     }
 
-    /// Ends all use of the store. Without a position file whoever opens it next begins anew.
+    /// Ends all use of the store. Without a position file the next open starts with an empty one.
     fn give_up(&self, damage: String) -> String {
         let cause = match self.closer.discard_position() {
             Err(error) if !is_gone(&error) => {
@@ -259,7 +268,8 @@ impl SledStore {
     fn try_get(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, Failure> {
         let store_key = entry::store_key(key);
         let database = self.database(database)?;
-        // A value that is cut can be replaced while its pieces are read: then they are gone, and the head is read again.
+        // A cut value can be replaced while its pieces are read. Then they are gone, and the head
+        // is read again.
         for _ in 0..2 {
             match get_once(&database.view.load(), &store_key, most)? {
                 Got::Nothing => return Ok(None),
@@ -267,7 +277,8 @@ impl SledStore {
                 Got::PieceMissing => {}
             }
         }
-        // It changes faster than it is read, or it is damaged: with the writer halted, a missing piece is damage.
+        // Either the value changes faster than it is read, or it is damaged. While the writer is
+        // halted, a missing piece is damage.
         let _halted = self.writer.lock();
         match get_once(&database.view.load(), &store_key, most)? {
             Got::Nothing => Ok(None),
@@ -320,7 +331,7 @@ impl SledStore {
             }
             let (index, _) = found?;
             let (expire_at, store_key) = entry::split_expiry_key(&index)?;
-            // The index can be ahead of the entry or behind it for a moment; the entry decides.
+            // The index can be ahead of the entry or behind it for a moment. The entry decides.
             let Some(stored) = trees.entries.get(store_key)? else {
                 continue;
             };
@@ -332,7 +343,7 @@ impl SledStore {
         Ok(keys)
     }
 
-    /// Reads one of the counts, after counting if that has not been done.
+    /// Returns one of the counts; counts first if that has not been done.
     fn counted(&self, database: u16, number: impl Fn(&Database) -> &AtomicU64) -> Result<u64, Failure> {
         const STEP: usize = 1_000;
         let of = self.database(database)?;

@@ -1,11 +1,14 @@
 //! Opening and closing: decides whether what is on disk can be trusted, and starts empty if not.
 //!
-//! A store is trusted if all of this holds, else it is rebuilt:
+//! A store is trusted if all of this holds; otherwise it is rebuilt:
 //! - the position file can be read and has the engine's store id;
-//! - the engine's checkpoint number is not below the file's (sled cuts its log at a tear, and says nothing);
+//! - the engine's checkpoint number is not below the file's (sled cuts its log at a tear and does
+//!   not report it);
 //! - the data file is not shorter than it was (exactly as long, if the store was closed);
-//! - nothing in what sled is about to replay is damaged ([`verify`]): sled skips such parts, and says nothing;
-//! - it was closed, or the machine has not restarted since: sled reuses space before what moved out of it is durable;
+//! - nothing in what sled is about to replay is damaged ([`verify`]): sled skips damaged parts and
+//!   does not report them;
+//! - it was closed, or the machine has not restarted since: sled reuses space before what was moved
+//!   out of it is durable;
 //! - sled opens it, without an error or a panic.
 
 use std::collections::BTreeMap;
@@ -28,19 +31,20 @@ use super::{
 use crate::room::{KEPT_BY_STORE, Room};
 use crate::store::{OFTEN_WRITTEN, Opened, Options, io_error, is_environment, panic_text, remove_directory};
 
-/// Format of keys and entries in the engine; another one is rebuilt.
+/// Format of keys and entries in the engine. A store with another format is rebuilt.
 const FORMAT: u64 = 2;
 
-/// How often sled writes and syncs by itself. Each time it also cleans at most one segment of its file, so this bounds how fast it
-/// takes back space: with its default of 500 ms the file grows to twice the size under overwrites.
+/// How often sled writes and syncs by itself. Each time it also cleans at most one segment of its
+/// file, so this bounds how fast it takes back space: with its default of 500 ms the file grows to
+/// twice the size under overwrites.
 const ENGINE_FLUSH_MS: u64 = 100;
 
-/// sled's threads hold the directory's lock for a moment after it was dropped.
+/// After a store was dropped, sled's threads hold the lock of its directory for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 impl SledStore {
-    /// Opens the store in `directory`, or an empty one if there is none that can be trusted. An error is what a rebuild
-    /// would not mend: no rights, no space, in use by another process.
+    /// Opens the store in `directory`, or an empty one if there is none that can be trusted. Fails
+    /// where a rebuild would not help: no rights, no space, in use by another process.
     pub fn open(directory: &Path, options: &Options) -> Result<Opened<SledStore>, StoreError> {
         let paths = Paths::of(directory);
         fs::create_dir_all(directory).map_err(|cause| io_error("create", directory, cause))?;
@@ -58,7 +62,8 @@ impl SledStore {
         };
         paths.set_aside()?;
         let opened = start_empty(&paths, options, Some(unusable))?;
-        // Only now: it is worth nothing, but a failure until here should leave something to look at.
+        // Removed only now: it is of no use, but after a failure up to here there should be
+        // something to look at.
         remove_directory(&paths.quarantine)?;
         Ok(opened)
     }
@@ -104,7 +109,7 @@ impl Paths {
         }
     }
 
-    /// `None` if there is no store at all, else its position or why it has none.
+    /// `None` if there is no store at all; otherwise its position, or the reason why it has none.
     fn existing(&self) -> Option<Result<PositionFile, String>> {
         let has_data = self.data.exists();
         match PositionFile::read(&self.position) {
@@ -116,7 +121,8 @@ impl Paths {
         }
     }
 
-    /// Moves an unusable store out of the way. A rename, since an engine that failed to open may still hold files.
+    /// Moves an unusable store out of the way. A rename, since an engine that failed to open may
+    /// still hold files.
     fn set_aside(&self) -> Result<(), StoreError> {
         remove_position(&self.position).map_err(|cause| io_error("remove", &self.position, cause))?;
         match fs::rename(&self.sled, &self.quarantine) {
@@ -224,7 +230,8 @@ fn recover(paths: &Paths, options: &Options, position: PositionFile) -> Result<S
     if number < position.number {
         return rebuild("it lost data that its position file counts on");
     }
-    // Changed after the position file was written: then the file's counts are outdated.
+    // If something was changed after the position file was written, the counts in the file are
+    // outdated.
     let is_ahead = get_mark(&meta, &Mark::Dirty)?.is_some_and(|dirty| dirty >= position.number);
     let mut databases = Vec::new();
     for database in 0..options.databases {
@@ -252,7 +259,7 @@ fn recover(paths: &Paths, options: &Options, position: PositionFile) -> Result<S
     Ok(assemble(db, meta, closer, databases, writer))
 }
 
-/// Gives each database its current trees; returns those of generations that were left behind.
+/// Gives each database its current trees. Returns the trees of earlier generations.
 fn open_trees(db: &sled::Db, databases: &mut [(View, DatabaseWriter)]) -> Result<Vec<Arc<Trees>>, Failure> {
     let mut left = BTreeMap::new();
     for name in db.tree_names() {
@@ -281,11 +288,11 @@ fn parse_tree_name(name: &[u8]) -> Option<(u16, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Reads the ends of the trees: what is wholly broken should show now.
+/// Reads the ends of the trees, so that a wholly broken tree is noticed now.
 fn probe(trees: &Trees) -> Result<(), Failure> {
     for tree in [&trees.entries, &trees.expiry, &trees.pieces] {
         tree.first()?;
-        // Not `last`, with which a constant of 1 MiB comes into the binary. This too reads the last leaf.
+        // Not `last`, which puts a constant of 1 MiB into the binary. This reads the last leaf too.
         tree.get([u8::MAX; 16])?;
     }
     Ok(())
@@ -342,12 +349,12 @@ fn assemble(
     store
 }
 
-/// Waits until no engine holds the data file: one that was dropped lets go of it a moment later.
+/// Waits until no engine holds the data file: one that was dropped releases it a moment later.
 fn wait_for_lock(data: &Path) -> Result<(), StoreError> {
     match File::options().read(true).write(true).open(data) {
         Ok(file) => lock_patiently(&file).map_err(|cause| io_error("lock", data, cause)),
         Err(cause) if is_environment(&cause) => Err(io_error("open", data, cause)),
-        // Missing or not a file: the engine, or the rebuild, will see to it.
+        // Missing, or not a file: the engine or the rebuild handles that.
         Err(_) => Ok(()),
     }
 }
@@ -368,7 +375,8 @@ fn lock_patiently(file: &File) -> io::Result<()> {
     }
 }
 
-/// Takes so many bytes of the disk behind the end of a file, which keeps its length. What is taken already costs nothing.
+/// Reserves so many bytes of the disk after the end of a file, whose length does not change. Bytes
+/// that are already reserved cost nothing.
 #[cfg(target_os = "linux")]
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
@@ -393,20 +401,21 @@ fn remove_position(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Names the run of the kernel; empty where there is no such thing.
+/// Identifies the current run of the kernel. Empty where there is no such id.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
 }
 
-/// The files beside the engine's own doing: syncs them, keeps the position file, and notes an orderly close.
+/// Handles the files for what the engine does not do itself: syncs them, keeps the position file,
+/// and notes an orderly close.
 pub(super) struct Closer {
     directory: PathBuf,
     /// Held open from the start: the kernel reports a failed write-back once to every open file.
     data: File,
     path: PathBuf,
-    /// As last written; `None` once it was discarded.
+    /// As last written. `None` once it was discarded.
     position: Mutex<Option<PositionFile>>,
 }
 
@@ -430,7 +439,8 @@ impl Closer {
         &self.directory
     }
 
-    /// Makes what the engine has written durable (its own flush does not); returns the data file's length.
+    /// Makes what the engine has written durable (its own flush does not). Returns the length of
+    /// the data file.
     pub fn sync(&self) -> Result<u64, Failure> {
         let synced = self
             .data
@@ -446,8 +456,9 @@ impl Closer {
         }
     }
 
-    /// sled shortens its file when the last segments are free. Told to the position file soon, so that a kill does not make
-    /// that look like damage. Not made durable: this is for a kill, which loses nothing that was written.
+    /// sled shortens its file when the last segments are free. The position file is soon updated
+    /// with the new length, so that a kill does not make it look like damage. The update is not
+    /// made durable: it is for a kill, which loses nothing that was written.
     pub fn note_length(&self) -> Result<(), Failure> {
         let failed = |cause| Failure::Io {
             path: self.directory.clone(),
@@ -459,7 +470,7 @@ impl Closer {
             let before = std::mem::replace(&mut position.length, length);
             if let Err(cause) = position.write_unsynced(&self.path) {
                 position.length = before;
-                // Then it is told later; a kill until then costs a rebuild.
+                // Then the length is updated later. A kill until then costs a rebuild.
                 if cause.kind() != io::ErrorKind::StorageFull {
                     return Err(failed(cause));
                 }
@@ -468,15 +479,16 @@ impl Closer {
         Ok(())
     }
 
-    /// Reserves room for changes of so many bytes behind the end of the engine's file, and tells why it cannot.
+    /// Reserves room after the end of the engine's file for changes of so many bytes. Returns the
+    /// reason if it cannot.
     pub fn lacks_room(&self, bytes: u64) -> Option<String> {
-        // A disk that does not tell will tell when it is written to.
+        // If the disk does not say how much room it has, a write will fail when it is full.
         let room = Room::of(&self.directory).ok()?;
         let needed = room.needed(bytes.saturating_mul(OFTEN_WRITTEN), KEPT_BY_STORE);
         match reserve(&self.data, needed) {
             Ok(()) => None,
             Err(error) if is_environment(&error) => Some(room.shortage(&self.directory, needed)),
-            // Not every file system can do that: then it has to do that there is room now.
+            // Not every file system can reserve. Then it has to be enough that there is room now.
             Err(_) => (room.free < needed).then(|| room.shortage(&self.directory, needed)),
         }
     }
@@ -504,7 +516,7 @@ impl Closer {
         if self.position.lock().is_none() {
             return Ok(());
         }
-        // The engine's last threads.
+        // Waits for the engine's last threads.
         lock_patiently(&self.data).map_err(|cause| Failure::Io {
             path: self.directory.clone(),
             cause,
@@ -521,7 +533,7 @@ impl Closer {
 impl Drop for Closer {
     fn drop(&mut self) {
         if let Err(Failure::Io { path, cause }) = self.close() {
-            // Harmless: the next start takes it for an unclean stop.
+            // Harmless: the next start treats it as an unclean stop.
             tracing::warn!(path = %path.display(), %cause, "the store could not be closed in order");
         }
     }

@@ -96,7 +96,8 @@ fn overwriting_large_values_does_not_grow_the_disk() {
         most = most.max(store.disk_bytes());
     }
     println!("live {live}, on disk at most {most}, at last {}", store.disk_bytes());
-    // 4 to 7 times, by how busy the machine is; with larger pieces it passes 30 within seconds.
+    // 4 to 7 times, depending on how busy the machine is. With larger pieces it passes 30 within
+    // seconds.
     assert!(most < live * 10, "{most} bytes for {live}");
     assert_eq!(
         fs::read_dir(store.closer.directory().join("blobs")).unwrap().count(),

@@ -1,10 +1,12 @@
-//! Finds damage in sled's files that sled itself passes over. Knows the file format of sled 0.34 (the dependency is pinned).
+//! Finds damage in sled's files that sled itself ignores. Knows the file format of sled 0.34 (the
+//! dependency is pinned).
 //!
-//! At its start sled replays the part of its log that is newer than its snapshot. Where a message's checksum is wrong it
-//! takes the rest of that segment for unwritten and goes on with the next segment: updates are lost silently, in the midst
-//! of the log. (What is older than the snapshot is checked by sled whenever it reads a page.) So exactly the part that is about
-//! to be replayed is checked here, and only where a crash cannot be the cause: in the newest segments sled cuts the log at the
-//! first tear, which the checkpoint number in the engine tells.
+//! At its start sled replays the part of its log that is newer than its snapshot. Where a message
+//! has a wrong checksum, it takes the rest of that segment for unwritten and goes on with the next
+//! segment: updates in the middle of the log are lost silently. (What is older than the snapshot is
+//! checked by sled whenever it reads a page.) So exactly the part that is about to be replayed is
+//! checked here, and only where a crash cannot be the cause: in the newest segments sled cuts the
+//! log at the first tear, which the checkpoint number in the engine reveals.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,18 +15,18 @@ use std::path::Path;
 
 pub(super) const SEGMENT: usize = 512 * 1024;
 const SEGMENT_HEADER: usize = 20;
-/// The longest header of a message; less than this at a segment's end stays unused.
+/// The longest header of a message. Fewer bytes than this at the end of a segment stay unused.
 const MAX_MESSAGE_HEADER: usize = 32;
 
 const KIND_UNWRITTEN: u8 = 0;
 const KIND_CAP: u8 = 2;
 const KIND_FREE: u8 = 4;
-/// Kinds whose content is a file of its own under `blobs/`.
+/// Kinds whose content is in a file of its own under `blobs/`.
 const KINDS_BLOB: [u8; 3] = [7, 9, 11];
 /// Kinds that replace a page as a whole.
 const KINDS_WHOLE: [u8; 5] = [KIND_FREE, 6, 7, 8, 9];
 
-/// `Err` says what is damaged.
+/// Checks the files in `directory`. `Err` says what is damaged.
 pub(super) fn verify(directory: &Path) -> Result<(), String> {
     let replayed_from = prepare_snapshots(directory).map_err(|error| format!("its snapshot: {error}"))?;
     let path = directory.join("db");
@@ -40,8 +42,8 @@ pub(super) fn verify(directory: &Path) -> Result<(), String> {
     check.outcome()
 }
 
-/// Removes snapshots that a crash left half-written (sled would read them), and returns the log position (LSN) up to
-/// which the newest one reaches: its name says it.
+/// Removes snapshots that a crash left half-written (sled would read them). Returns the log
+/// position (LSN) that the newest one reaches, which is in its name.
 pub(super) fn prepare_snapshots(directory: &Path) -> io::Result<i64> {
     let mut newest = 0;
     for entry in fs::read_dir(directory)? {
@@ -67,7 +69,8 @@ struct Check {
     tail_from: i64,
     blobs: std::path::PathBuf,
     damage: Option<String>,
-    /// Page → newest LSN of a message whose file is missing: harmless if the page was replaced or freed later.
+    /// Page → newest LSN of a message whose file is missing. Harmless if the page was replaced or
+    /// freed later.
     dangling: HashMap<u64, i64>,
     /// Page → newest LSN of a message that replaced it as a whole.
     whole: HashMap<u64, i64>,
@@ -172,7 +175,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// `None` unless a whole message with a right checksum begins there.
+    /// `None` unless a whole message with a correct checksum begins there.
     fn read(segment: &[u8], at: usize) -> Option<Message<'_>> {
         let message = segment.get(at..)?;
         let (crc, rest) = message.split_first_chunk::<4>()?;
@@ -199,7 +202,8 @@ impl Message<'_> {
     }
 }
 
-/// sled's variable-length numbers: up to 240 in the byte itself, then two and three bytes, then a length and bytes.
+/// sled's variable-length numbers: up to 240 in the byte itself, then two and three bytes, then a
+/// length and bytes.
 fn take_number(input: &mut &[u8]) -> Option<u64> {
     let (&first, rest) = input.split_first()?;
     let length = match first {
@@ -241,7 +245,7 @@ fn newest_stable_lsn(path: &Path) -> io::Result<Option<i64>> {
     Ok(newest)
 }
 
-/// Visits all segments in the order of the file. The last one can be shorter.
+/// Visits all segments in the order of the file. The last one may be shorter.
 fn for_each_segment(path: &Path, mut visit: impl FnMut(u64, &[u8])) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut segment = Vec::with_capacity(SEGMENT);

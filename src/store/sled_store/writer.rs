@@ -1,8 +1,11 @@
-//! The only hand that changes the store: applies changes, keeps the counts, and walks the trees in the background.
+//! The only code that changes the store: applies changes, keeps the counts, and walks the trees in
+//! the background.
 //!
-//! The order of single writes matters, because a crash keeps a prefix of them: a mark that says "changed since checkpoint N" comes
-//! before the first change, pieces before their head, an index entry before its entry; what is superseded goes last. So a crash can
-//! leave pieces and index entries that nothing points to, never a head without them; the walk after an unclean stop removes those.
+//! The order of single writes matters, because a crash keeps a prefix of them. A mark that says
+//! "changed since checkpoint N" comes before the first change, pieces before their head, an index
+//! entry before its entry. What is superseded is removed last. So a crash can leave pieces and
+//! index entries that nothing points to, but never a head without them. The walk after an unclean
+//! stop removes those leftovers.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::BTreeMap;
@@ -19,26 +22,26 @@ pub(super) struct Writer {
     databases: Vec<DatabaseWriter>,
     /// Number of the last checkpoint.
     pub number: u64,
-    /// The engine has the mark that something changed since.
+    /// Whether the engine has the mark that something changed since.
     dirty: bool,
     /// See [`Options::keeps_hidden`](crate::store::Options::keeps_hidden).
     keeps_hidden: bool,
-    /// Generations that are to be dropped once nobody reads them.
+    /// Generations to be dropped once no reader holds them.
     retired: Vec<Arc<Trees>>,
     encoded: Vec<u8>,
 }
 
-/// What the writer knows of one database.
+/// What the writer knows about one database.
 #[derive(Default)]
 pub(super) struct DatabaseWriter {
     pub generation: u64,
-    /// What there is per partition; while a walk counts, only of what it has passed.
+    /// The counts of each partition. While a walk counts, only of what it has passed.
     pub counts: BTreeMap<u32, KeyCount>,
     pub walk: Option<Walk>,
 }
 
-/// A pass over a database's trees in small steps: entries (counting them, removing the hidden if they are to go), then pieces and
-/// index entries that belong to nothing.
+/// A pass over a database's trees in small steps: entries (counting them, and removing the hidden
+/// ones unless they are kept), then pieces and index entries that belong to no entry.
 pub(super) struct Walk {
     stage: Stage,
     /// Everything up to this key has been visited in this stage.
@@ -71,7 +74,7 @@ impl DatabaseWriter {
 
     /// Counts a key's change from one state to another.
     fn count(&mut self, view: &View, store_key: &[u8], old: Option<&Meta>, new: Option<&Meta>) {
-        // What a counting walk has yet to pass will be counted as it then is.
+        // What a counting walk has not passed yet is counted when the walk gets there.
         if self
             .walk
             .as_ref()
@@ -127,7 +130,8 @@ impl Writer {
         store.closer.note_length()
     }
 
-    /// Before the first change after a checkpoint: tells a later start that the position file's counts are outdated.
+    /// Called before the first change after a checkpoint: marks the counts of the position file as
+    /// outdated, for a later start.
     fn mark_dirty(&mut self, store: &SledStore) -> Result<(), Failure> {
         if !self.dirty {
             set_mark(&store.meta, &Mark::Dirty, self.number)?;
@@ -141,7 +145,7 @@ impl Writer {
         self.dirty = false;
     }
 
-    /// Counts of the databases that need no counting.
+    /// The counts of the databases that are not being counted.
     pub fn known_counts(&self) -> BTreeMap<u16, BTreeMap<u32, KeyCount>> {
         let known = self
             .databases
@@ -165,7 +169,7 @@ impl Writer {
         seen.counted.store(!counted.is_counting(), Ordering::Release);
     }
 
-    /// The view of these changes' database, with trees if something is to be put into them.
+    /// The view of the database of these changes, with trees if a value is to be written.
     fn view_for(&mut self, store: &SledStore, changes: &[Change]) -> Result<Arc<View>, Failure> {
         let database = changes[0].database;
         let view = store.database(database)?.view.load_full();
@@ -179,7 +183,8 @@ impl Writer {
     fn put(&mut self, change: &Change, view: &View, state: &State) -> Result<(), Failure> {
         let meta = change.meta(state);
         if view.hides(&meta) && !self.keeps_hidden {
-            // A record from before a flush that is known already, read again: it supersedes, and is hidden.
+            // A record from before a flush that is already known, read again: it supersedes older
+            // ones, and is hidden.
             return self.delete(change, view);
         }
         let Some(trees) = &view.trees else {
@@ -187,9 +192,9 @@ impl Writer {
         };
         let store_key = entry::store_key(&change.key);
         let body = Body::of(&state.value);
-        // Pieces and index come before their entry, so with those it has to be known first whether it is outdated. Without
-        // them the insert tells, for half the price: an outdated record comes only when the log is read again after a
-        // crash, while nobody is served.
+        // Pieces and index come before their entry. So with those it has to be known first whether
+        // the record is outdated. Without them the insert shows it, for half the price: an outdated
+        // record comes only when the log is read again after a crash, while no commands are served.
         if (body.pieces() > 0 || meta.expire_at.is_some())
             && let Some(old) = trees.entries.get(&store_key)?
             && is_outdated(change, &old_state(&old)?.0)
@@ -234,7 +239,7 @@ impl Writer {
             return Ok(());
         };
         let (old, pieces) = old_state(&stored)?;
-        // A hidden one waits for the tombstone of its own partition.
+        // A hidden entry waits for the tombstone of its own partition.
         if is_outdated(change, &old) || view.hides(&old) && old.partition != change.partition {
             return Ok(());
         }
@@ -284,7 +289,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Leaves all entries of a database behind; none of them is visible.
+    /// Leaves behind all entries of a database; none of them is visible any more.
     fn begin_generation(&mut self, store: &SledStore, database: u16) -> Result<(), Failure> {
         let of = self.database(database)?;
         of.generation += 1;
@@ -304,7 +309,8 @@ impl Writer {
 
     pub fn clear(&mut self, store: &SledStore, database: u16) -> Result<(), Failure> {
         store.database(database)?;
-        // First the position: after a crash nobody may take the emptied database for one that is up to its position.
+        // The position goes first: after a crash the emptied database must not be taken for one
+        // that has reached its position.
         store.closer.write_position(|position| {
             let mut without = position.clone();
             without.checkpoint.databases.remove(&database);
@@ -345,13 +351,13 @@ impl Writer {
             .ok_or(Failure::NoSuchDatabase)
     }
 
-    /// One step of background work; whether there is more.
+    /// One step of background work. Returns whether there is more to do.
     pub fn sweep(&mut self, store: &SledStore, budget: usize) -> Result<bool, Failure> {
         store.closer.note_length()?;
         if let Some(database) = self.databases.iter().position(|database| database.walk.is_some()) {
             self.walk_step(store, database as u16, budget)?;
         } else if let Some(trees) = self.retired.pop() {
-            // A reader may still hold a view of them.
+            // A reader may still hold a view of these trees.
             if Arc::strong_count(&trees) > 1 {
                 self.retired.insert(0, trees);
             } else {
@@ -383,13 +389,13 @@ impl Writer {
     }
 }
 
-/// Only a higher offset of the same partition replaces an entry. One of another partition always does: copies of a key in
-/// several partitions are not kept apart.
+/// Only a higher offset of the same partition replaces an entry. A record of another partition
+/// always does: copies of a key in several partitions are not kept apart.
 fn is_outdated(change: &Change, old: &Meta) -> bool {
     old.partition == change.partition && old.offset >= change.offset
 }
 
-/// What an entry in the store was, with its number of pieces.
+/// Decodes an entry of the store: its meta, and its number of pieces.
 fn old_state(stored: &[u8]) -> Result<(Meta, u32), Failure> {
     let (meta, body) = entry::decode(stored)?;
     Ok((meta, body.pieces()))
@@ -417,7 +423,7 @@ fn remove_pieces(trees: &Trees, store_key: &[u8], meta: &Meta, pieces: u32) -> R
     Ok(())
 }
 
-/// One step of a walk; returns whether all stages are done.
+/// One step of a walk. Returns whether all stages are done.
 fn walk_trees(
     walk: &mut Walk,
     keeps_hidden: bool,
@@ -484,7 +490,7 @@ fn walk_trees(
     Ok(false)
 }
 
-/// Removes a piece or index entry unless it `belongs` to its key's entry as that now is.
+/// Removes a piece or index entry unless it `belongs` to the current entry of its key.
 fn remove_orphan(
     trees: &Trees,
     tree: &sled::Tree,
@@ -505,7 +511,7 @@ fn remove_orphan(
     Ok(())
 }
 
-/// State of a database's writer as it was left in the engine.
+/// The state of a database's writer, as found in the engine.
 pub(super) fn recover_database(
     meta: &sled::Tree,
     database: u16,

@@ -1,4 +1,4 @@
-//! Whatever happens to the files: right content or a rebuild, never wrong data.
+//! Whatever happens to the files: the right content or a rebuild, never wrong data.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -11,7 +11,8 @@ use super::*;
 
 on_every_engine!(flipped_bits, zeroed_pages, truncated_files, missing_files);
 
-/// A store of some segments, part of it in the snapshot, part of it to be replayed; `clean` or as a kill leaves it.
+/// A store of some segments, part of it in the snapshot, part of it to be replayed. `clean`, or as
+/// a kill leaves it.
 pub(in crate::store) fn example(engine: Engine, directory: &Path, seed: u64, clean: bool) -> Model {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
@@ -44,12 +45,13 @@ pub(in crate::store) fn example(engine: Engine, directory: &Path, seed: u64, cle
 pub(in crate::store) struct Outcome {
     pub right: u32,
     pub rebuilt: u32,
-    /// A read met the damage, and it was thrown away: by turns at once and by the next start.
+    /// A read found the damage, and the store was thrown away: alternately at once and by the next
+    /// start.
     pub met: u32,
 }
 
 impl Outcome {
-    /// Opens the store; everything it answers must be as the model says, until it says that it is damaged.
+    /// Opens the store. Everything it returns must agree with the model, until it reports damage.
     pub fn check(&mut self, engine: Engine, directory: &Path, model: &Model, what: &str) {
         let opened = open(engine, directory);
         if opened.rebuilt.is_some() {
@@ -98,7 +100,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Damages a copy of the store in a way, for every file, and checks it.
+/// For every file: damages a copy of the store in one way, and checks it.
 pub(in crate::store) fn damage_every_file(
     engine: Engine,
     clean: bool,

@@ -25,16 +25,18 @@ const PARTITIONS: u32 = 3;
 #[derive(Default)]
 pub(in crate::store) struct Model {
     pub entries: BTreeMap<Bytes, Entry>,
-    /// Offsets of what flushes have hidden, and no later record of the key; `None`: the store does not keep it.
+    /// Offsets of keys that flushes have hidden and that have no later record. `None`: the store
+    /// does not keep them.
     hidden: Option<BTreeMap<Bytes, u64>>,
     log: Vec<Change>,
     next_offset: [u64; PARTITIONS as usize],
-    /// A flush that comes behind a record from behind it, as one does that stands between the records of a group.
+    /// A flush that arrives after a record with a higher offset, as one between the records of a
+    /// group does.
     late: Option<Change>,
 }
 
 impl Model {
-    /// Makes up the next change, takes it in and returns it. Every key has its home partition.
+    /// Makes up the next change, takes it in, and returns it. Every key has its home partition.
     pub fn next_change(&mut self, rng: &mut StdRng, keys: u32) -> Change {
         if let Some(late) = self.late.take_if(|_| rng.random_bool(0.3)) {
             self.take_in(&late);
@@ -115,7 +117,7 @@ impl Model {
         }
     }
 
-    /// Applies what the log has from the checkpoint on, as a follower of the log would.
+    /// Applies the log from the checkpoint on, as a follower of the log would.
     pub fn replay(&self, store: &dyn Store, checkpoint: &Checkpoint) {
         self.try_replay(store, checkpoint).unwrap();
     }
@@ -136,7 +138,7 @@ impl Model {
         self.try_same(store).unwrap();
     }
 
-    /// Panics if the store answers anything else than this model; an error is the store's own.
+    /// Panics if the store returns anything else than this model. An error is the store's own.
     fn try_same(&self, store: &dyn Store) -> Result<(), StoreError> {
         assert_eq!(store.count(0)?, self.entries.len() as u64, "count");
         let expiring = self.entries.values().filter(|entry| entry.meta.expire_at.is_some());
@@ -216,8 +218,8 @@ fn try_copy(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the directory of an open store as it is: what a kill would leave. Engines work on in the background; what a kill at
-/// such a moment costs is not what is tested here.
+/// Copies the directory of an open store as it is: what a kill would leave. Engines work in the
+/// background; what a kill during that work costs is not tested here.
 pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
     let stable_parts = || -> (Option<PositionFile>, Vec<u8>) {
         (
@@ -227,7 +229,7 @@ pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
     };
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        // sled tells the position file of a shorter data file then.
+        // sled then writes the shorter length of its data file to the position file.
         store.sweep(1).unwrap();
         let before = stable_parts();
         let copied = try_copy(from, to);
@@ -304,7 +306,7 @@ fn go_through_restarts(engine: Engine, keeps_hidden: bool) {
     model.assert_same(&*store);
 }
 
-/// The one reason for which a store that was not damaged may be rebuilt: sled had just shortened its file.
+/// The only reason for which an undamaged store may be rebuilt: sled had just shortened its file.
 fn is_shortened(opened: &Opened) -> bool {
     if let Some(reason) = &opened.rebuilt {
         assert!(reason.contains("bytes where"), "{reason}");
@@ -316,7 +318,8 @@ fn is_shortened(opened: &Opened) -> bool {
 const CHILD_DIRECTORY: &str = "HIGHWATER_TEST_CHILD_DIRECTORY";
 const CHILD_SEED: &str = "HIGHWATER_TEST_CHILD_SEED";
 
-/// The process that [`survives_kill_9`] kills; does nothing when run as a test of its own. Says how many changes it has applied.
+/// The process that [`survives_kill_9`] kills. Does nothing when run as a test of its own. Reports
+/// how many changes it has applied.
 fn killed_child(engine: Engine) {
     let (Ok(directory), Ok(seed)) = (std::env::var(CHILD_DIRECTORY), std::env::var(CHILD_SEED)) else {
         return;
@@ -371,7 +374,8 @@ fn survives_kill_9(engine: Engine) {
         );
         rebuilds += u32::from(is_shortened(&opened));
         checkpoints += opened.checkpoint.databases.len();
-        // The last batch may have been applied without having been told; replaying more than that makes it right.
+        // The last batch may have been applied without being reported. Replaying more than that
+        // makes it right.
         let mut rng = StdRng::seed_from_u64(seed);
         let mut model = Model::default();
         for _ in 0..applied + 100 {

@@ -1,4 +1,4 @@
-//! What can happen to sled's files in particular: right content or a rebuild, never wrong data.
+//! What can happen to sled's files in particular: the right content or a rebuild, never wrong data.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -17,7 +17,8 @@ fn files_cut_at_a_segment() {
     damage_every_file(Engine::Sled, true, 3, truncate_to_segment);
 }
 
-/// Damage in what sled does not replay is met when it is read; from then on the store refuses everything.
+/// Damage in what sled does not replay is found when it is read. From then on the store refuses
+/// everything.
 #[test]
 fn damage_that_only_a_read_can_meet() {
     let directory = tempfile::tempdir().unwrap();
@@ -46,7 +47,8 @@ fn damage_that_only_a_read_can_meet() {
     assert_eq!((outcome.right, outcome.rebuilt + outcome.met), (0, 1));
 }
 
-/// The same, met in the midst of use: no answer but errors from then on, and a rebuild at the next start.
+/// The same, found while the store is in use: it returns only errors from then on, and the next
+/// start rebuilds it.
 #[test]
 fn a_store_that_met_damage_is_given_up() {
     let (directory, store) = fresh();
