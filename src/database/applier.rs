@@ -1,7 +1,8 @@
-//! The background consumer: follows the log from the store's own positions.
+//! The applier: follows the log from the store's own positions.
 //!
-//! One thread. A record is applied to the hot tier (and so is visible) at once, and handed to [`super::write_behind`], which
-//! alone changes the store. An apply that fails is fatal, never skipped: the node then says so.
+//! One thread. A record is applied to the hot tier, and so is visible, at once. It is handed to
+//! [`super::write_behind`], which alone changes the store. An apply that fails is fatal, never
+//! skipped: the node then reports that it has failed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,24 +21,24 @@ use crate::model::{Change, Control, Payload};
 use crate::store::{Checkpoint, PartitionPosition, StoreError};
 use crate::supervise;
 
-/// Records that are handed to the writer at once.
+/// Records that are handed to the writer in one go.
 const BATCH: usize = 1_000;
 /// How long a poll waits when there is nothing to read.
 const IDLE: Duration = Duration::from_millis(100);
-/// How long the log may take to tell its end.
+/// How long the log may take to report its ends.
 const ASK_ENDS: Duration = Duration::from_secs(2);
 /// A way to a goal that takes no longer is too short for a compaction of what is written meanwhile.
 const SHORT_WAY: Duration = Duration::from_secs(1);
-/// So many goals are enough even if the ways to them do not become short: others write faster than this node reads.
+/// The most goals, even if the ways to them stay long: others write faster than this node reads.
 const MOST_GOALS: u32 = 8;
-/// Pause before a log that could not be read anew is tried again.
+/// Pause before another attempt to read the log from its start.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// A group is waited for as long as the rest of it may be in the log, at most this long after the last of its records that came
-/// (a partition without a leader, a transaction that somebody leaves open) ...
+/// A group is waited for as long as its rest may be in the log, at most this long after the last of
+/// its records that came (a partition without a leader, a transaction left open) ...
 const GROUP_PATIENCE: Duration = Duration::from_secs(60);
-/// ... and with so much waiting: the largest group, and what comes between its records.
+/// ... and with this much waiting: the largest group, and what comes between its records.
 const WAITING_BYTES: usize = 384 << 20;
-/// Time between two lines that tell of it: there can be many.
+/// Time between two log lines about this: there can be many.
 const INCOMPLETE_TOLD: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +49,14 @@ enum ApplyError {
     Store(#[from] StoreError),
 }
 
-/// The log's ends when loading began, and then, when they are reached, its ends at that time.
+/// The log's ends when loading began, and when they are reached, its ends at that time.
 ///
-/// What is there at the first goal is not what the log held at any time: a record below it may have been compacted away before it was read, in favour
-/// of one above it. Whatever was missing on the way to a goal is there at the next one, unless the same happened on the way to that. So there are
-/// two at least, and more as long as the last way was long enough for a compaction. (The embedded log has no other writers, and memory has what
-/// this node wrote meanwhile; there the second goal is reached at once.)
+/// What is here at the first goal is not what the log held at any time: a record below it may have
+/// been compacted away before it was read, in favour of one above it. Whatever was missing on the
+/// way to a goal is here at the next one, unless the same happened on the way to that. So there are
+/// at least two goals, and more as long as the last way was long enough for a compaction. (The
+/// embedded log has no other writers, and memory has what this node wrote meanwhile: its second
+/// goal is reached at once.)
 struct Goal {
     ends: Positions,
     /// The first one is 0.
@@ -66,41 +69,44 @@ struct Applier {
     service: Arc<Service>,
     follower: Box<dyn Follower>,
     waiting: Waiting,
-    /// Groups of which a record came before that number are as whole as they get when these positions are read: a group's records
-    /// are all in the log before the first of them is read.
+    /// Once these positions are read, groups with a record before this number get no more complete:
+    /// a group's records are all in the log before the first of them is read.
     whole: Option<(u64, Positions)>,
-    /// The first that waits and how much has come of its group, and since when that is so.
+    /// The first waiting record, how many of its group have come, and since when that is so.
     front: Option<((u64, usize), Instant)>,
-    /// When a group was last told to be incomplete.
+    /// When an incomplete group was last reported.
     incomplete_told: Option<Instant>,
-    /// Of what was applied up to the positions that were handed over; and of partitions where records wait, what comes next.
+    /// Marks up to the positions handed over; and the next ones, for partitions where records wait.
     marks: Marks,
     next_marks: Marks,
-    /// Applied, not handed over yet.
+    /// Applied and not handed over yet.
     batch: Vec<Change>,
-    /// From where on all records go through the buffer. `None`: they are applied to memory alone, from where the writer takes them to the store:
-    /// nothing is being loaded, and nobody needs the store to be exactly at a position.
+    /// The positions from which on all records go through the buffer. `None`: they are applied to
+    /// memory alone, from where the writer takes them to the store. Nothing is being loaded, and
+    /// nothing needs the store to be exactly at a position.
     exact_from: Option<Positions>,
-    /// Records that were applied so, or passed over because memory had them, since the last hand-over.
+    /// Records applied to memory alone, or passed over as memory had them, since the last
+    /// hand-over.
     in_memory: u64,
-    /// The log is to be asked for its ends then.
+    /// When to ask the log for its ends.
     next_ends: Instant,
     as_of: AsOf,
-    /// What has to be applied before this node serves; `None` while it does.
+    /// What has to be applied before this node serves; `None` while it serves.
     goal: Option<Goal>,
-    /// Groups of which a part was applied on the way to the first goal. A group's records are all in the log before the first of them is read.
+    /// Groups of which a part was applied on the way to the first goal. A group's records are all
+    /// in the log before the first of them is read.
     in_part: InPart,
-    /// Of partitions that were met later (a database that another node created): what was there then. Groups there may
-    /// belong to what has been applied long ago, and are not waited for.
+    /// The ends of partitions found later (a database that another node created), as they were
+    /// then. Groups below may belong to what was applied long ago, and are not waited for.
     old_ends: Positions,
     started: Instant,
     start_positions: Positions,
-    /// After the last applied record, of topics with several partitions.
+    /// The positions after the last applied record, for topics with several partitions.
     met: Positions,
     preload: Option<JoinHandle<Option<()>>>,
 }
 
-/// Starts the applier from the store's checkpoint. Blocking until the log has told its ends; then the thread goes on by itself.
+/// Starts the applier thread at the store's checkpoint. Blocks until the log has reported its ends.
 pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandle<Option<()>>, LogError> {
     let failed = |e: StoreError| LogError::Failed(e.to_string());
     service.notice_databases();
@@ -122,12 +128,12 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
     supervise::thread(&supervise::APPLIER, move || applier.run(writer)).map_err(not_started)
 }
 
-/// What the store's source must be for its positions to mean something.
+/// The source that the store must have for its positions to mean anything.
 pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
     let topic = service.log.identity(database)?;
     let mut source = format!("{} {} partitions={}", topic.topic, topic.id, topic.partitions);
     if topic.partitions > 1 {
-        // The keys' homes are what they are by this function.
+        // This function decides the keys' homes.
         source = format!("{source} {}", topic.partitioner);
     }
     if !topic.starts.is_empty() {
@@ -139,7 +145,7 @@ pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
 
 const STARTS: &str = " starts=";
 
-/// The topic's id, its number of partitions, and where they begin, in a [`source_of`].
+/// The topic's id, its number of partitions, and where they begin, from a [`source_of`].
 pub fn topic_in(source: &str) -> Option<(&str, u32, Vec<u64>)> {
     let (source, starts) = source.split_once(STARTS).unwrap_or((source, ""));
     let mut words = source.split(' ').skip(1);
@@ -149,7 +155,7 @@ pub fn topic_in(source: &str) -> Option<(&str, u32, Vec<u64>)> {
     Some((id, partitions, starts))
 }
 
-/// The checkpoint's positions, as far as they belong to today's topics; the others are cleared and read anew.
+/// The checkpoint's positions that fit today's topics. Other databases are cleared and read again.
 fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
     let (mut positions, mut marks) = (Positions::new(), Marks::new());
     for (&database, known) in &checkpoint.databases {
@@ -192,7 +198,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
     Ok((positions, marks))
 }
 
-/// Throws a damaged store away. Nobody is answered from the empty one before all was read.
+/// Throws a damaged store away. The empty one answers nothing before all was read.
 fn renew_store(service: &Service) -> Result<(), StoreError> {
     if let Some(damage) = service.store.damage() {
         warn!(damage, "the local store is damaged; building it anew from the log");
@@ -202,7 +208,7 @@ fn renew_store(service: &Service) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// How far everything is that was applied up to these positions.
+/// How far the node is once everything up to these positions was applied.
 fn reached(service: &Service, positions: &Positions, marks: &Marks) -> Reached {
     let as_of = |at: &TopicPartition| {
         let partition = service.partition(at);
@@ -230,7 +236,7 @@ pub(super) fn has_reached(positions: &Positions, ends: &Positions) -> bool {
 }
 
 impl Goal {
-    /// Whether there is to be another one when this one is reached now.
+    /// True if another goal has to follow when this one is reached now.
     fn is_to_be_followed(&self) -> bool {
         let is_long = self.asked.elapsed() > SHORT_WAY && self.number + 1 < MOST_GOALS;
         self.number == 0 || is_long
@@ -282,7 +288,7 @@ impl Applier {
         }
         self.service.behind.stop();
         supervise::idle();
-        // What the writer failed of while it was followed has been told, and so has a panic.
+        // A failure of the writer during `follow` was reported already, and so was a panic.
         if let (Ok(()), Ok(Some(Err(error)))) = (followed, writer.join()) {
             self.fail(&error.into());
         }
@@ -306,11 +312,11 @@ impl Applier {
         }
     }
 
-    /// It ends by itself when this node stops or no longer serves.
+    /// The preload ends by itself when this node stops or no longer serves.
     fn end_preload(&mut self) {
         if let Some(preload) = self.preload.take() {
             supervise::idle();
-            // It has told if it panicked.
+            // A panic was reported already.
             let _ = preload.join();
         }
     }
@@ -319,7 +325,7 @@ impl Applier {
         error!(%error, "the applier stopped: this node no longer follows the log and ends");
         self.service
             .set_status(Status::Failed(format!("stopped following the log: {error}")));
-        // Started anew, it reads on, or builds a store.
+        // A restarted node reads on, or builds a store.
         supervise::fail(match error {
             ApplyError::Log(error) => format!("follow the log: {error}"),
             ApplyError::Store(error) => {
@@ -331,7 +337,7 @@ impl Applier {
     /// Drops everything and reads the log from its start.
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
         warn!(reason, "rebuilding the local store from the log");
-        // To clear a store, and to wait for a log that is away, takes as long as it takes.
+        // Clearing a store, and waiting for a log in an outage, have no time limit.
         supervise::idle();
         let service = self.service.clone();
         service.set_status(Status::Loading {
@@ -342,7 +348,7 @@ impl Applier {
         self.end_preload();
         service.behind.begin(Reached::default());
         renew_store(&service)?;
-        // What else has changed by now is not to be met later, and everything read once more.
+        // Notice now what else has changed, so that not everything is read once more later.
         if let Err(error) = service.log.look(ASK_ENDS) {
             debug!(%error, "cannot look for changes of the log");
         }
@@ -367,7 +373,7 @@ impl Applier {
                     *self = new;
                     return Ok(());
                 }
-                // It was read before, and will be again when it answers.
+                // The log was readable before, and will be again when it answers.
                 Err(LogError::Failed(cause)) if !service.is_stopping() => {
                     warn!(cause, "cannot read the log anew yet");
                     std::thread::sleep(AFTER_FAILURE);
@@ -419,14 +425,14 @@ impl Applier {
         let old_ends = &self.old_ends;
         let mut known = |at: TopicPartition, offset, timestamp, key: &[u8]| {
             let only = service.databases[at.database as usize].only_partition();
-            // The first record of a partition is taken in any case: it tells where groups begin to be waited for.
+            // A partition's first record is always taken: it says where waiting for groups begins.
             old_ends.contains_key(&at) && only.is_some_and(|partition| partition.own.meet(offset, timestamp, key))
         };
         self.in_memory += self.follower.poll_news(&mut known, records, IDLE)?;
         Ok(())
     }
 
-    /// Has the places of the next records in memory looked for all at once, as far as they are of one database.
+    /// Prefetches the places in memory of the next records, as far as they are of one database.
     fn prefetch(&self, next: &[LogRecord]) {
         let Some(database) = next.first().map(|record| record.at.database) else {
             return;
@@ -435,12 +441,12 @@ impl Applier {
         self.service.prefetch(database, alike.map(|record| &record.key[..]));
     }
 
-    /// Takes one record: alone it is applied, in a group it waits until the group is complete, and so does
-    /// everything behind it.
+    /// Takes one record. A single one is applied. In a group it waits until the group is complete,
+    /// and so does everything after it.
     fn take(&mut self, record: LogRecord) -> Result<(), ApplyError> {
         supervise::beat();
         if !self.old_ends.contains_key(&record.at) {
-            // If it is not to be had, groups are waited for: later, not wrong.
+            // If the end is not known, groups are waited for: shown later, but not wrong.
             let ends = self.service.log.ends(ASK_ENDS).unwrap_or_default();
             self.old_ends
                 .insert(record.at, ends.get(&record.at).copied().unwrap_or(0));
@@ -456,13 +462,13 @@ impl Applier {
         self.apply_complete_groups()
     }
 
-    /// True if the record is to be shown together with others.
+    /// True if the record has to be shown together with others.
     fn is_to_wait(&self, record: &LogRecord) -> bool {
         let is_old = self.old_ends.get(&record.at).is_some_and(|end| record.offset < *end);
         record.group.is_some_and(|group| group.records > 1) && !is_old
     }
 
-    /// Applies from the front of the waiting records as far as groups are complete.
+    /// Applies waiting records from the front as far as groups are complete.
     fn apply_complete_groups(&mut self) -> Result<(), ApplyError> {
         while let Some(first) = self.waiting.front() {
             if let Some(group) = first.group.filter(|_| self.is_to_wait(first))
@@ -475,12 +481,13 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies the first of the waiting records with its group; they become visible at once to whoever reads several keys.
+    /// Applies the first waiting record with its group, at once for everyone who reads several
+    /// keys.
     fn apply_front(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
         let mut group = self.waiting.take_front();
         let _group = (group.len() > 1).then(|| service.groups.show());
-        // Copies go before what hides them, or they would be shown for a moment.
+        // Copies go before what hides them. Otherwise they would be shown for a moment.
         group.sort_by_key(|r| r.at.partition == service.log.partition(r.at.database, &r.key));
         for record in group {
             self.apply(record)?;
@@ -488,8 +495,8 @@ impl Applier {
         Ok(())
     }
 
-    /// Shows what came of groups that will not become whole (forged, broken, or in part removed by compaction because this node
-    /// was away), or that hold too much up.
+    /// Shows what came of groups that will not become complete (forged, broken, or partly removed
+    /// by compaction while this node was away), or that hold up too much.
     fn give_up_on_late_groups(&mut self) -> Result<(), ApplyError> {
         let mut whole_below = 0;
         if let Some((number, _)) = self
@@ -559,7 +566,7 @@ impl Applier {
             Payload::Key(_) => self.service.log.partition(change.database, &change.key),
             Payload::Control(_) => change.partition,
         };
-        // What was applied before must be found.
+        // The records applied before must be found.
         if self.service.may_have_copies(&change, home) {
             self.push(None)?;
         }
@@ -581,7 +588,7 @@ impl Applier {
         }
     }
 
-    /// Makes a change visible, unless memory has what stands in the log from `ahead` on.
+    /// Makes a change visible, unless memory has a state from `ahead` in the log or later.
     fn show(&mut self, change: Change, ahead: Option<At>) -> Result<(), ApplyError> {
         let database = &self.service.databases[change.database as usize];
         match &change.payload {
@@ -603,12 +610,12 @@ impl Applier {
     fn show_key(&self, change: &Change, ahead: Option<At>) -> Result<(), ApplyError> {
         let database = &self.service.databases[change.database as usize];
         let (key, entry) = (&change.key, change.entry());
-        // Behind what a flush has hidden, or behind nothing, a tombstone is no change.
+        // After what a flush has hidden, or after nothing, a tombstone changes nothing.
         let is_change = entry.is_some()
             || database.watches.is_watched(key) && self.service.read(change.database, key, true)?.entry.is_some();
-        // While loading nobody reads: what memory knows already is kept right.
+        // While loading no client reads. Keys that memory knows already are kept right.
         let insert = self.goal.is_none();
-        // An own record comes by a second time: watchers were told when it was handed to the log.
+        // An own record comes a second time: watchers were notified when it went to the log.
         if database.hot.apply(key, At::of(change), entry, insert, ahead) {
             database.snapshots.changed(key);
             if is_change {
@@ -618,7 +625,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Everything below was applied: the follower's positions, but not past what waits for its group.
+    /// Everything below these was applied: the follower's positions, but not past a waiting record.
     fn applied_positions(&self) -> Positions {
         let mut positions = self.follower.positions();
         for (at, offset) in self.waiting.first_offsets() {
@@ -629,7 +636,7 @@ impl Applier {
         positions
     }
 
-    /// Tells how far this node's readers see. Nobody reads while loading, and only the store knows then.
+    /// Reports how far readers see. While loading no client reads, and only the store knows.
     fn tell_applied(&self) {
         let service = &self.service;
         if self.goal.is_some() {
@@ -646,7 +653,7 @@ impl Applier {
         }
     }
 
-    /// Hands what was applied to the writer, with how far that is.
+    /// Hands what was applied to the writer, with the positions reached.
     fn hand_over(&mut self) -> Result<(), ApplyError> {
         let service = self.service.clone();
         let skipped = &service.counters.records_skipped;
@@ -658,7 +665,7 @@ impl Applier {
         Ok(())
     }
 
-    /// The follower's marks are of the newest records. Where some of those wait, what holds is an earlier mark.
+    /// The follower's marks are of the newest records. If some of those wait, an earlier one holds.
     fn take_marks(&mut self, positions: &Positions) {
         let newest = self.follower.marks();
         if self.waiting.is_empty() {
@@ -707,7 +714,7 @@ impl Applier {
                 }
                 self.as_of.told(asked, &ends);
             }
-            // The log itself tells of lost and found connections; here it only means that `as_of` does not advance.
+            // The log reports lost and regained connections. Here `as_of` just does not advance.
             Err(error) => debug!(%error, "the log's end is not known"),
         }
         self.next_ends = Instant::now() + AsOf::interval(&self.service);
@@ -717,9 +724,9 @@ impl Applier {
         has_reached(&self.applied_positions(), ends)
     }
 
-    /// Whether the last goal is reached; takes the next one when another is.
+    /// True if the last goal is reached. Sets the next goal where one has to follow.
     fn has_loaded(&mut self) -> bool {
-        // A position that is no more, or of another log, may be past the end.
+        // A position that no longer exists, or is of another log, may be past the end.
         while let Some(goal) = &self.goal
             && self.follower.is_confirmed()
             && self.has_applied(&goal.ends)

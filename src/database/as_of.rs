@@ -1,10 +1,13 @@
-//! Up to when everything in the log is known here, per partition, and whether deletes may have been missed since: the log keeps a
-//! tombstone only for a time ([`Log::tombstone_retention`](crate::log::Log::tombstone_retention)), and whoever comes later finds neither
-//! the tombstone nor the value that it deleted.
+//! The time up to which everything in the log is known here, per partition, and whether deletes may
+//! have been missed since. The log keeps a tombstone only for a time
+//! ([`Log::tombstone_retention`](crate::log::Log::tombstone_retention)). A reader that comes later
+//! finds neither the tombstone nor the value that it deleted.
 //!
-//! `as_of` is the time *before* the log was asked for the end that this node then reached. Records are judged after they were read and
-//! before they are applied: if `as_of` is not too old even then, they were read in time. A partition whose position stands still has missed nothing,
-//! however long that lasts, so a node that is cut off goes on serving until there is something new to read.
+//! `as_of` is the time *before* the log was asked for the end that this node then reached. Records
+//! are judged after they were read and before they are applied: if `as_of` is not too old even
+//! then, they were read in time. A partition whose position stands still has missed nothing,
+//! however long that lasts. So a node that is cut off goes on serving until there is something new
+//! to read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -16,19 +19,21 @@ use tracing::warn;
 use super::{Service, now_ms};
 use crate::log::{LogError, LogRecord, Positions, TopicPartition};
 
-/// So long any tombstone is taken to be there while the node runs: it goes when its segment is full and was cleaned twice. A node that
-/// is only busy must not take itself for one that was away.
+/// While the node runs, any tombstone is assumed to exist for this long: it goes when its segment
+/// is full and was cleaned twice. A node that is only busy must not take itself for one that was
+/// away.
 const LEAST: Duration = Duration::from_secs(3);
-/// How often the log is asked for its end, and where it keeps tombstones for a short time only.
+/// How often the log is asked for its end; and how often where it keeps tombstones for a short time
+/// only.
 const ASK: Duration = Duration::from_secs(1);
 const ASK_OFTEN: Duration = Duration::from_millis(250);
 
-/// A time by two clocks.
+/// A time on two clocks.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
-    /// Of the day, milliseconds since the epoch: somebody may set it.
+    /// The time of day, milliseconds since the epoch. That clock may be set.
     day: u64,
-    /// Since the machine was started, its sleep included; not known of what a checkpoint says.
+    /// The time since the machine was started, including its sleep. Not known for a checkpoint.
     uptime: Option<Duration>,
 }
 
@@ -41,7 +46,7 @@ impl Moment {
         }
     }
 
-    /// The time since `then`, by the clock that says more.
+    /// The time since `then`, on the clock that shows more.
     fn since(&self, then: &Moment) -> Duration {
         let by_day = Duration::from_millis(self.day.saturating_sub(then.day));
         let by_uptime = self.uptime.zip(then.uptime).map(|(now, then)| now.saturating_sub(then));
@@ -49,17 +54,18 @@ impl Moment {
     }
 }
 
-/// Known so long ago, it is not certain any more that every tombstone since is still there.
+/// True if what is known is so old that some tombstone since then may be gone.
 pub(super) fn is_too_old(age: Duration, retention: Duration) -> bool {
     age > retention / 10 * 9
 }
 
 pub(super) struct AsOf {
-    /// Ends that were not reached yet, and when they were asked for.
+    /// Ends that are not reached yet, and when the log was asked for them.
     asked: BTreeMap<TopicPartition, (Moment, u64)>,
-    /// Missing of what is read from its start: nothing was known before.
+    /// When each partition was last known completely. A partition that is read from its start has
+    /// none: nothing was known before.
     known: BTreeMap<TopicPartition, Moment>,
-    /// Everything below was judged.
+    /// Everything below these positions was judged.
     judged: Positions,
     /// Databases that were not read from their start.
     resumed: BTreeSet<u16>,
@@ -68,7 +74,7 @@ pub(super) struct AsOf {
 }
 
 impl AsOf {
-    /// At these positions, of a checkpoint.
+    /// Begins at these positions of a checkpoint.
     pub fn at(service: &Service, positions: &Positions) -> AsOf {
         let moment = |at: &TopicPartition| {
             let as_of = service.partition(at)?.as_of.load(Ordering::Relaxed);
@@ -84,7 +90,7 @@ impl AsOf {
         }
     }
 
-    /// How often the log is to be asked for its ends.
+    /// How often to ask the log for its ends.
     pub fn interval(service: &Service) -> Duration {
         let databases = 0..service.database_count();
         let shortest = databases
@@ -93,19 +99,19 @@ impl AsOf {
         shortest.map_or(ASK, |retention| (retention / 10).clamp(ASK_OFTEN, ASK))
     }
 
-    /// These ends were asked for at this time.
+    /// Notes the ends, and when the log was asked for them.
     pub fn told(&mut self, asked: Moment, ends: &Positions) {
         for (&at, &end) in ends {
             self.asked.entry(at).or_insert((asked, end));
         }
     }
 
-    /// The log told ends that were not reached yet.
+    /// True if the log has reported ends that are not reached yet.
     pub fn is_open(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    /// Everything below these positions was applied.
+    /// Notes that everything below these positions was applied.
     pub fn applied(&mut self, service: &Service, positions: &Positions) {
         let AsOf { asked, known, .. } = self;
         asked.retain(|at, (moment, end)| {
@@ -121,7 +127,7 @@ impl AsOf {
         });
     }
 
-    /// Judges what was read up to `positions`, these records and gaps, before anything of it is applied.
+    /// Judges what was read up to `positions`, these records and gaps, before any of it is applied.
     pub fn judge(&mut self, service: &Service, positions: Positions, records: &[LogRecord]) -> Result<(), LogError> {
         if !records.is_empty() {
             self.begun.get_or_insert_with(Instant::now);
@@ -137,7 +143,8 @@ impl AsOf {
             };
             let mut age = now.since(known);
             if known.uptime.is_none() {
-                // Perhaps the clock was set back since that checkpoint: what others wrote meanwhile tells the time too.
+                // The clock may have been set back since that checkpoint. The records that others
+                // wrote meanwhile tell the time too.
                 age = age.max(newest(records, at).since(known));
             }
             if is_too_old(age, retention.max(LEAST)) {
@@ -155,7 +162,7 @@ impl AsOf {
         Ok(())
     }
 
-    /// Everything that there was has been read.
+    /// Called when everything has been loaded.
     pub fn loaded(&self, service: &Service) {
         let took = self.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
         for number in 0..service.database_count() {
@@ -174,7 +181,7 @@ impl AsOf {
     }
 }
 
-/// The time of the newest record of a partition among these, as its writer or the log stamped it.
+/// The time of a partition's newest record among these, as its writer or the log stamped it.
 fn newest(records: &[LogRecord], at: &TopicPartition) -> Moment {
     let times = records.iter().filter(|record| record.at == *at);
     let newest = times.map(|record| record.timestamp).max().unwrap_or(0);

@@ -1,11 +1,13 @@
-//! How new a read must be, and what makes it so: the log's ends, asked by one question at a time for all reads that wait; and a
-//! session's position as a text that another node or process can wait for. It knows neither commands nor connections.
+//! How new a read must be, and what makes it so: the log's ends, asked for by one question at a
+//! time for all reads that wait. Also a session's position as a text that another node or process
+//! can wait for. It knows neither commands nor connections.
 //!
-//! What a node shows grows with what it applies. A read is *linearizable* if the log was asked for its ends after the read
-//! came, and everything below them had been applied before the read was computed: whatever was acknowledged anywhere before
-//! the read came is below those ends. A read's *lag* is bounded by the time since the last such question whose ends have been
-//! applied. A log that [chains](crate::log::Log::chains) has this node as its only writer, and what that one has acknowledged is
-//! visible at once: nothing has to be asked there.
+//! What a node shows grows with what it applies. A read is *linearizable* if the log was asked for
+//! its ends after the read came, and everything below them had been applied before the read was
+//! computed: whatever was acknowledged anywhere before the read came is below those ends. A read's
+//! *lag* is bounded by the time since the last such question whose ends have been applied. A log
+//! that [chains](crate::log::Log::chains) has this node as its only writer, and what this node has
+//! acknowledged is visible at once: there, nothing has to be asked.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,27 +23,28 @@ use super::{Fault, Service};
 use crate::log::{Positions, TopicPartition};
 use crate::supervise;
 
-/// How long one question to the log may take; the next one comes after it.
+/// How long one question to the log may take. The next one comes after it.
 const QUESTION: Duration = Duration::from_secs(1);
 /// Pause after a question that failed.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
-/// Answers that are remembered because they have not been applied yet; of more, every second one is dropped.
+/// Answers that are remembered because they have not been applied yet. If there are more, every
+/// second one is dropped.
 const REMEMBERED: usize = 64;
-/// With reads of bounded lag the log is asked at least this rarely.
+/// The shortest time between two questions that reads of bounded lag begin.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(20);
-/// What a token begins with; another format would begin differently.
+/// The beginning of a token. Another format would begin differently.
 const TOKEN: &str = "hw1";
 
 /// What a read may miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// Anything newer than what this node has applied, own writes under way too.
+    /// It may miss anything newer than what this node has applied, even own writes under way.
     Eventual,
-    /// Sees what its connection wrote or saw.
+    /// It sees what its connection wrote or saw.
     Session,
-    /// Sees everything that was acknowledged anywhere before it came.
+    /// It sees everything that was acknowledged anywhere before it came.
     Linearizable,
-    /// Misses nothing that is older than this.
+    /// It misses nothing that is older than this.
     MaxLag(Duration),
 }
 
@@ -49,11 +52,11 @@ pub enum Consistency {
 pub struct Reads {
     default: AtomicU64,
     asking: Mutex<Asking>,
-    /// Told when a question is over.
+    /// Notified when a question is over.
     answered: Notify,
 }
 
-/// What has to be new enough.
+/// What has to be new enough for a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     Partitions(SmallVec<[TopicPartition; 2]>),
@@ -66,16 +69,16 @@ pub enum Scope {
 pub struct Lag {
     pub at: TopicPartition,
     pub applied: u64,
-    /// The log's end when it was last asked.
+    /// The log's end when the log was last asked for it.
     pub end: Option<u64>,
-    /// Nothing is missing here that is older than this.
+    /// Nothing that is older than this is missing here.
     pub age: Option<Duration>,
 }
 
-/// What the log said.
+/// The log's answer to one question.
 struct Answer {
     asked: Instant,
-    /// It was asked for new topics too.
+    /// The question was for new topics too.
     topics: bool,
     ends: Positions,
 }
@@ -83,7 +86,7 @@ struct Answer {
 #[derive(Default)]
 struct Asking {
     running: bool,
-    /// Questions begun, those of them that are over, and the number of the last one that somebody wants.
+    /// Number of questions begun and of those that are over, and the number of the last one wanted.
     begun: u64,
     over: u64,
     wanted: u64,
@@ -91,11 +94,11 @@ struct Asking {
     topics: bool,
     last_begun: Option<Instant>,
     newest: Option<Arc<Answer>>,
-    /// Answers, oldest first, that are not wholly applied.
+    /// Answers that are not fully applied, oldest first.
     unapplied: Vec<Arc<Answer>>,
-    /// Up to what time everything in the log is visible here.
+    /// The time up to which everything in the log is visible here.
     as_of: BTreeMap<TopicPartition, Instant>,
-    /// Up to what time every topic in the log is known here.
+    /// The time up to which every topic in the log is known here.
     topics_as_of: Option<Instant>,
     failure: Option<String>,
 }
@@ -112,7 +115,7 @@ impl Consistency {
         })
     }
 
-    /// Reads see writes of their connection that are under way.
+    /// True if reads see writes under way of their own connection.
     pub fn sees_pending(self) -> bool {
         self != Consistency::Eventual
     }
@@ -156,7 +159,7 @@ impl Scope {
         }
     }
 
-    /// Whether it matters which databases there are by now.
+    /// True if it matters which databases exist by now.
     fn needs_topics(&self) -> bool {
         !matches!(self, Scope::Partitions(_))
     }
@@ -191,7 +194,7 @@ impl Reads {
     }
 }
 
-/// A question that panicked has failed: those who wait ask again.
+/// A question that panicked has failed. The reads that wait ask again.
 struct Unanswered<'s>(&'s Service);
 
 impl Drop for Unanswered<'_> {
@@ -208,7 +211,7 @@ impl Drop for Unanswered<'_> {
 }
 
 impl Service {
-    /// What a read of these keys of a database needs.
+    /// The scope of a read of these keys of a database.
     pub fn scope<'k>(&self, database: u16, keys: impl Iterator<Item = &'k [u8]>) -> Scope {
         if self.databases[database as usize].partitions().is_empty() {
             return Scope::Unknown(database);
@@ -224,7 +227,8 @@ impl Service {
         Scope::Partitions(partitions)
     }
 
-    /// True if everything is visible here already that a linearizable read needs that came at `since`.
+    /// True if everything is already visible here that a linearizable read needs that came at
+    /// `since`.
     pub fn is_fresh(&self, scope: &Scope, since: Instant) -> bool {
         self.log.chains()
             || self
@@ -233,7 +237,7 @@ impl Service {
                 .is_some_and(|answer| self.has_applied(&answer, scope, since) && self.check_whole(scope).is_ok())
     }
 
-    /// What cannot be read here at all cannot be waited for.
+    /// An error if a database in the scope cannot be read completely here: no wait would help.
     fn check_whole(&self, scope: &Scope) -> Result<(), Fault> {
         let concerned = (0..self.database_count()).filter(|number| scope.concerns(*number));
         match concerned.filter_map(|number| self.log.incomplete(number)).next() {
@@ -242,12 +246,14 @@ impl Service {
         }
     }
 
-    /// Waits until everything is visible here that the log had at `since`, or the time is over.
+    /// Waits until everything that the log had at `since` is visible here, or until the time is
+    /// over.
     pub async fn fresh(self: &Arc<Self>, scope: &Scope, since: Instant) -> Result<(), Fault> {
         self.check_whole(scope)?;
         let patience = self.write_timeout();
         let reached = async {
-            // This one, not newer ones that come meanwhile: they would move the goal on and on.
+            // Wait for this answer, not for newer ones that come meanwhile: they would move the
+            // goal on and on.
             let answer = self.answer(scope, since).await;
             loop {
                 let progress = self.progress.notified();
@@ -283,7 +289,7 @@ impl Service {
             if let Some(answer) = self.reads.newest().filter(|answer| answer.is_for(scope, since)) {
                 return answer;
             }
-            // The first time, and after a question of ours that failed.
+            // The first time, and after our own question has failed.
             if self.reads.asking.lock().over >= number {
                 number = self.ask(scope);
             }
@@ -291,7 +297,8 @@ impl Service {
         }
     }
 
-    /// True if nothing is missing here that is older than `lag`. Sees to it that the log is asked often enough for that.
+    /// True if nothing that is older than `lag` is missing here. Asks the log often enough for
+    /// that.
     pub fn is_within(self: &Arc<Self>, scope: &Scope, lag: Duration) -> bool {
         if self.log.chains() {
             return true;
@@ -307,7 +314,8 @@ impl Service {
         self.lag(scope).is_some_and(|behind| behind <= lag) && self.check_whole(scope).is_ok()
     }
 
-    /// Waits until nothing is missing here that is older than `lag`; about so long at most, and no longer than a write may take.
+    /// Waits until nothing that is older than `lag` is missing here: for about that time at most,
+    /// and not longer than a write may take.
     pub async fn within(self: &Arc<Self>, scope: &Scope, lag: Duration) -> Result<(), Fault> {
         self.check_whole(scope)?;
         let reached = async {
@@ -316,7 +324,8 @@ impl Service {
                 if self.is_within(scope, lag) {
                     return;
                 }
-                // An answer can be too old, or not applied; the tick is for a question that is not due yet.
+                // An answer can be too old, or not applied. The tick is for a question that is not
+                // due yet.
                 tokio::select! {
                     () = answered => {}
                     () = progress => {}
@@ -324,7 +333,8 @@ impl Service {
                 }
             }
         };
-        // Where nothing is known to be wrong, a question may take as long as it takes: the last one may be long ago.
+        // If nothing is known to be wrong, a question may take its full time: the last one may be
+        // long ago.
         let least = match self.reads.failure() {
             Some(_) => SHORTEST_INTERVAL,
             None => QUESTION,
@@ -341,7 +351,8 @@ impl Service {
         })
     }
 
-    /// How old the newest thing may be that is missing here; `None` if that was never asked.
+    /// How long ago the oldest record that is missing here may have been written; `None` if the log
+    /// was never asked.
     pub fn lag(&self, scope: &Scope) -> Option<Duration> {
         if self.log.chains() {
             return Some(Duration::ZERO);
@@ -361,10 +372,11 @@ impl Service {
         oldest.map(|asked| asked.elapsed())
     }
 
-    /// How far every partition of every database is, the log asked anew if it answers.
+    /// How far every partition of every database is. Asks the log first, and uses the answer if one
+    /// comes.
     pub async fn lags(self: &Arc<Self>) -> Vec<Lag> {
         let asked = self.answer(&Scope::Everything, Instant::now());
-        // Without an answer, what is known from before is told.
+        // Without an answer, the values known from before are returned.
         let _ = tokio::time::timeout(QUESTION, asked).await;
         let mut asking = self.reads.asking.lock();
         self.note_applied(&mut asking);
@@ -384,7 +396,7 @@ impl Service {
         lags
     }
 
-    /// Wants a question that begins after now; returns its number.
+    /// Requests a question that begins after now. Returns its number.
     fn ask(self: &Arc<Self>, scope: &Scope) -> u64 {
         let mut asking = self.reads.asking.lock();
         let number = asking.begun + 1;
@@ -397,7 +409,7 @@ impl Service {
         number
     }
 
-    /// Asks the log as long as somebody wants to know. Blocking.
+    /// Asks the log as long as a question is wanted. Blocking.
     fn put_questions(&self) {
         let _panicked = Unanswered(self);
         loop {
@@ -436,7 +448,7 @@ impl Service {
         }
     }
 
-    /// Moves `as_of` on as far as answers have been applied.
+    /// Advances `as_of` as far as answers have been applied.
     fn note_applied(&self, asking: &mut Asking) {
         let Asking { unapplied, as_of, .. } = asking;
         unapplied.retain(|answer| {
@@ -504,9 +516,10 @@ struct Seen {
 }
 
 impl Service {
-    /// The position of a session whose writes are all acknowledged, as a text: whoever has waited for it sees all that this
-    /// session wrote or saw. `hw1`, then for each database `~number:positions:topic id`, the positions by partition with dots between them: nothing that
-    /// a header or a cookie could not hold.
+    /// The position of a session whose writes are all acknowledged, as a text. A client that has
+    /// waited for it sees all that this session wrote or saw. The format is `hw1`, then for each
+    /// database `~number:positions:topic id`, the positions by partition with dots between them. It
+    /// holds nothing that a header or a cookie could not hold.
     pub fn token(&self) -> String {
         let mut token = TOKEN.to_owned();
         for (number, database) in self.databases.iter().enumerate() {
@@ -556,7 +569,7 @@ impl Service {
                 "ERR the token is about database {number}, which this node does not have"
             )));
         }
-        // A database that another node has just created is noticed when it is asked for.
+        // A database that another node has just created is noticed when the log is asked about it.
         if self.log.identity(number).is_none() && !self.log.chains() {
             self.fresh(&Scope::Unknown(number), Instant::now()).await?;
         }
@@ -568,7 +581,7 @@ impl Service {
             };
             self.applied_to(at, position).await;
         }
-        // It may not have been there before.
+        // The topic may not have existed before.
         self.check_topic(seen)
     }
 

@@ -1,11 +1,14 @@
-//! Copies: values outside of their key's home partition, left there by producers that spread keys in another way.
+//! Copies: values outside of their key's home partition, left there by producers with another
+//! partitioner.
 //!
-//! What is shown of a key is a function of what each partition has of it, so that all nodes agree, in whatever order they read the
-//! partitions: the value in the home partition, else that of the lowest partition that has one. For that every copy
-//! is kept, in a hidden database of the store behind the ones that clients see, and what is shown is found anew when one comes or
-//! goes. A write through this node removes the copies of its keys.
+//! What is shown of a key is a function of what each partition has of it, so that all nodes agree,
+//! in whatever order they read the partitions: the value in the home partition, else that of the
+//! lowest partition that has one. For this every copy is kept, in a hidden database of the store
+//! after the ones that clients see. What is shown is determined again when a copy comes or goes. A
+//! write through this node removes the copies of its keys.
 //!
-//! A topic with one partition, the default, pays nothing for this; one without copies a hash of each key.
+//! A topic with one partition, the default, pays nothing for this. A topic without copies pays one
+//! hash of each key.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::sync::atomic::Ordering;
@@ -20,7 +23,7 @@ use crate::log::{Read, TopicPartition};
 use crate::model::{Change, Entry, Meta, Payload};
 use crate::store::StoreError;
 
-/// Number of databases that the store is to have for so many that clients see.
+/// Number of databases that the store has to have for this many that clients see.
 pub const fn databases_with_copies(databases: u16) -> u16 {
     databases * 2
 }
@@ -46,7 +49,8 @@ impl Database {
 }
 
 impl Service {
-    /// True if what this record changes depends on what other partitions have of its key, whose home this is.
+    /// True if what this record changes depends on what other partitions have of its key. `home` is
+    /// the key's home partition.
     pub(super) fn may_have_copies(&self, change: &Change, home: u32) -> bool {
         match change.payload {
             Payload::Key(Some(_)) => change.partition != home,
@@ -60,14 +64,14 @@ impl Service {
         self.database_count() + database
     }
 
-    /// Forgets what the store has of a database.
+    /// Empties a database in the store.
     pub(super) fn clear_store(&self, database: u16) -> Result<(), StoreError> {
         self.databases[database as usize].copies.store(false, Ordering::Release);
         self.store.clear(self.hidden(database))?;
         self.store.clear(database)
     }
 
-    /// Looks whether the store came with copies.
+    /// Checks whether the store has copies from before.
     pub(super) fn look_for_copies(&self) -> Result<(), StoreError> {
         for (number, database) in (0..).zip(&self.databases) {
             let spread = database.partitions().len() > 1;
@@ -78,8 +82,8 @@ impl Service {
         Ok(())
     }
 
-    /// What was applied last under a name of `stored`, a database or its hidden one. Own writes that were acknowledged
-    /// since are not seen.
+    /// The state applied last under a name in `stored`, a database or its hidden one. Own writes
+    /// that were acknowledged since then are not seen.
     fn applied_last(&self, database: u16, stored: u16, name: &[u8]) -> Result<Option<Entry>, StoreError> {
         let entry = match self.behind.newest(stored, name) {
             Some(entry) => entry,
@@ -98,7 +102,7 @@ impl Service {
             .collect()
     }
 
-    /// The items, and what removes the copies of their keys.
+    /// The items, with tombstones for the copies of their keys.
     pub(super) fn with_copies(&self, items: SmallVec<[Item; 1]>) -> Result<SmallVec<[Item; 1]>, StoreError> {
         let spread = |item: &Item| self.databases[item.database() as usize].has_copies();
         if !items.iter().any(spread) {
@@ -121,7 +125,7 @@ impl Service {
         Ok(all)
     }
 
-    /// What a command that read a key rests on besides its home.
+    /// What a command that read a key rests on besides the key's home.
     pub(super) fn reads_of_copies(&self, database: u16, key: &Bytes) -> impl Iterator<Item = Read> {
         let home = self.log.partition(database, key);
         let known = &self.databases[database as usize];
@@ -136,8 +140,9 @@ impl Service {
         })
     }
 
-    /// What an applied record of a topic with several partitions changes of what is shown, if anything; `home` is its key's; what it changes of the
-    /// copies is appended to `hidden`. Everything applied before is in [`super::write_behind`] or in the store.
+    /// What an applied record of a topic with several partitions changes of what is shown, if
+    /// anything. `home` is the home partition of its key. What it changes of the copies is appended
+    /// to `hidden`. Everything applied before is in [`super::write_behind`] or in the store.
     pub(super) fn settle(
         &self,
         change: Change,
@@ -190,7 +195,7 @@ impl Service {
         }) {
             return Ok(None);
         }
-        // This record is not among what was applied before.
+        // This record is not among those applied before.
         let mut copies = self.copies(change.database, &key, home)?;
         copies.retain(|copy| copy.meta.partition != change.partition);
         if !is_home {

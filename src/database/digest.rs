@@ -1,13 +1,16 @@
-//! A digest of everything that a database shows at a position of the log, equal on all nodes that are at that position: for finding
-//! out whether nodes, or a node and its own past, diverged.
+//! A digest of everything that a database shows at a position of the log. It is equal on all nodes
+//! that are at that position. It shows whether nodes, or a node and its own past, have diverged.
 //!
-//! Per partition it is the sum (modulo 2^128) of a hash over key, value and expiry of each visible key, so the order does not matter.
-//! Keys whose time is over count until their tombstone comes: what is summed up is a function of the log alone, not of the time.
+//! Per partition it is the sum (modulo 2^128) of a hash over key, value and expiry of each visible
+//! key, so the order does not matter. Expired keys count until their tombstone comes: the sum is a
+//! function of the log alone, not of the time.
 //!
-//! The store is read in small parts while the applier goes on. Part and batch exclude each other, and while a digest is being made, a batch
-//! takes what it changes in the part that was read already out of the sum and puts it in anew. So at any moment between batches the sum is
-//! exact for what was read, and at the end it is exact for all. It belongs to a position when the store has everything below
-//! that position and nothing beyond: then, at the latest before the next batch, it is taken.
+//! The store is read in small parts while the applier goes on. A part and a batch exclude each
+//! other. While a digest is being made, a batch subtracts what it changes in the part that was read
+//! already, and adds it again after the change. So at any moment between batches the sum is exact
+//! for what was read, and at the end it is exact for all. It belongs to a position when the store
+//! has everything below that position and nothing beyond. Then, at the latest before the next
+//! batch, it is taken.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -25,11 +28,11 @@ use crate::store::{Checkpoint, Scanned, Store, StoreError, key_hash};
 use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Keys that are read at once; batches wait for so long.
+/// Keys that are read at once. Batches wait for that long.
 const PART: usize = 32;
-/// How long a digest may take to come upon a moment that is a position.
+/// How long a digest may take to find a moment at which the store is at a position.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Flushes that a digest starts anew after.
+/// How many times a flush may make a digest start again.
 const RESTARTS: u32 = 10;
 
 /// What one partition shows.
@@ -46,17 +49,18 @@ pub struct Summed {
     inner: Arc<dyn Store>,
     state: Mutex<State>,
     service: OnceLock<Weak<Service>>,
-    /// How many want the store to be given every record in its order.
+    /// How many callers want the store to be given every record in its order.
     exact: AtomicUsize,
-    /// Held while a digest is made: one at a time.
+    /// Held while a digest is made: only one is made at a time.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Per partition the position after the newest record that the store was given.
+    /// Per partition, the position after the newest record that the store was given.
     given: BTreeMap<TopicPartition, u64>,
-    /// Per partition the position from which on the store has all that it was not given when memory was ahead.
+    /// Per partition, the position from which on the store has everything that it was not given
+    /// while memory was ahead.
     lacking: BTreeMap<TopicPartition, u64>,
     making: Option<Making>,
 }
@@ -64,7 +68,7 @@ struct State {
 /// A digest that is being made.
 struct Making {
     database: u16,
-    /// Keys with a lower hash are in the sums; `None`: all are.
+    /// Keys with a lower hash are in the sums. `None`: all keys are.
     next: Option<u64>,
     sums: BTreeMap<u32, PartitionDigest>,
     restarts: u32,
@@ -82,7 +86,7 @@ impl Drop for Exactly<'_> {
     }
 }
 
-/// Gives a digest up that nobody waits for any more.
+/// Gives up a digest that is not waited for any more.
 struct GiveUp<'a>(&'a Summed);
 
 impl Drop for GiveUp<'_> {
@@ -102,13 +106,13 @@ impl Summed {
         })
     }
 
-    /// Whose positions say how far the store is.
+    /// Sets the service whose positions say how far the store is.
     pub fn belongs_to(&self, service: &Arc<Service>) {
-        // Whoever comes second finds it set.
+        // A second call finds it set.
         let _ = self.service.set(Arc::downgrade(service));
     }
 
-    /// While the answer lives, the store is given every record in its order.
+    /// While the result lives, the store is given every record in its order.
     pub(super) fn exactly(&self) -> Exactly<'_> {
         self.exact.fetch_add(1, Ordering::AcqRel);
         Exactly(self)
@@ -118,7 +122,8 @@ impl Summed {
         self.exact.load(Ordering::Acquire) > 0
     }
 
-    /// True if the store has some state of every key that had one below the positions that it has reached.
+    /// True if the store has some state of every key that had one below the positions that the
+    /// store has reached.
     pub(super) fn lacks_nothing(&self, databases: &[Database]) -> bool {
         let stored = |at: &TopicPartition| {
             let partitions = databases.get(at.database as usize)?.partitions();
@@ -129,7 +134,8 @@ impl Summed {
         lacking.all(|(at, position)| stored(at).is_none_or(|stored| stored >= *position))
     }
 
-    /// The store may lack what stands before this record of a key: it is at no position until it has that one too.
+    /// The store may not have what stands before this record of a key. It is at no position until
+    /// it has this record too.
     pub(super) fn lacks_before(&self, at: TopicPartition, offset: u64) {
         let mut state = self.state.lock();
         let State { given, lacking, .. } = &mut *state;
@@ -156,7 +162,7 @@ impl Summed {
                     making.count(key, &entry, Sign::Plus);
                 }
             }
-            // The applier goes first if it waits.
+            // A batch that waits goes first.
             MutexGuard::bump(&mut state);
             if self.is_stopping() {
                 return Ok(());
@@ -171,7 +177,7 @@ impl Summed {
             .is_none_or(|service| service.is_stopping())
     }
 
-    /// Ends the digest if the store is at a position just now.
+    /// Completes the digest if the store is at a position now.
     fn try_finish(&self, state: &mut State) {
         let State { given, making, .. } = state;
         let Some(making) = making.as_mut().filter(|m| m.next.is_none() && m.done.is_none()) else {
@@ -196,7 +202,7 @@ impl Summed {
         making.done = Some(digests);
     }
 
-    /// Applies a batch, and keeps the sums of what was read right.
+    /// Applies a batch, and keeps the sums of what was read correct.
     fn apply_and_sum(&self, state: &mut State, changes: &[Change]) -> Result<(), StoreError> {
         let Some(making) = &mut state.making else {
             return self.inner.apply(changes);
@@ -294,7 +300,7 @@ fn hash(key: &[u8], entry: &Entry) -> u128 {
 }
 
 impl Service {
-    /// The digest of each partition of a database. Others that want one wait for it.
+    /// The digest of each partition of a database. Other callers that want one wait for it.
     pub async fn digest(self: &Arc<Self>, database: u16) -> Result<Vec<PartitionDigest>, Fault> {
         let summed = self.summed.clone();
         let _turn = summed.turn.lock().await;
@@ -324,7 +330,8 @@ impl Service {
                 let _ = tokio::time::timeout(Duration::from_millis(200), progress).await;
             }
         };
-        // Reading takes as long as there are keys; what is bounded is each step of it, and here the whole when it cannot end.
+        // Reading takes time for each key. Each step of it is bounded, and here the whole, if it
+        // cannot end.
         let mut made = std::pin::pin!(made);
         loop {
             tokio::select! {
@@ -343,7 +350,7 @@ impl Service {
 impl Store for Summed {
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        // What came before is whole, if its position has been told.
+        // What came before is complete, if its position has been reported.
         self.try_finish(&mut state);
         let outcome = self.apply_and_sum(&mut state, changes);
         for change in changes {

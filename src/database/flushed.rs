@@ -1,11 +1,14 @@
-//! What a flush has hidden, on its way out of the log. A flush is one marker per partition, and consumers that know nothing of Highwater see
-//! what came before it until each of its keys has a tombstone ([`crate::sweep`]).
+//! Removes from the log what a flush has hidden. A flush is one marker per partition. Consumers
+//! that know nothing of Highwater see what came before the marker until each of its keys has a
+//! tombstone ([`crate::sweep`]).
 //!
-//! The store keeps a hidden entry until a later record of its key comes, so every node finds there what is left to be done: the one that
-//! flushed, another, or one that was started again or rebuilt from the log. Nothing else is remembered.
+//! The store keeps a hidden entry until a later record of its key comes. So every node finds there
+//! what is left to be done: the node that flushed, another one, or one that was started again or
+//! rebuilt from the log. Nothing else is remembered.
 //!
-//! Such a tombstone is for one partition. It changes nothing of what is shown, and its condition is that the partition has got nothing of
-//! the key since: of a flushed key that was written anew, by anybody, or deleted, nothing is left to be done.
+//! Such a tombstone is for one partition. It changes nothing of what is shown. Its condition is
+//! that the partition has got nothing of the key since. If anyone has written or deleted a flushed
+//! key since, nothing is left to be done for it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,33 +24,36 @@ use crate::log::TopicPartition;
 use crate::model::is_reserved;
 use crate::store::{Scanned, StoreError};
 
-/// A record that a flush has hidden, the newest of its key in its partition as far as the store is.
+/// A record that a flush has hidden: the newest of its key in its partition, as far as the store
+/// is.
 pub struct Flushed {
     pub(super) at: TopicPartition,
     pub(super) key: Bytes,
     pub(super) offset: u64,
-    /// The store has everything below.
+    /// The store has everything below this position.
     pub(super) stored: u64,
 }
 
 impl Service {
-    /// How much of what flushes have hidden is left in a database of the store: one that clients see, or one of
-    /// [copies](super::copies).
+    /// How many records that flushes have hidden are left in a database of the store: one that
+    /// clients see, or one of [copies](super::copies).
     pub fn flushed_left(&self, stored: u16) -> Result<u64, StoreError> {
         self.store.count_hidden(stored)
     }
 
-    /// Number of flushes of a database of the store that this node has handed to the log since it was started.
+    /// Number of flushes of a database of the store that this node has handed to the log since it
+    /// was started.
     pub fn own_flushes(&self, stored: u16) -> u64 {
         let database = stored % self.database_count();
         self.databases[database as usize].flushes.load(Ordering::Relaxed)
     }
 
-    /// Some of it, by the hash of its name from `from` on, and where to go on.
+    /// Some of these records, in the order of their names' hashes starting at `from`. Also returns
+    /// where to continue.
     pub fn find_flushed(&self, stored: u16, from: u64, some: usize) -> Result<(Vec<Flushed>, Option<u64>), StoreError> {
         let database = stored % self.database_count();
         let is_copy = stored != database;
-        // Before the store is looked at.
+        // The positions are taken before the store is read.
         let positions: Vec<u64> = self.databases[database as usize]
             .partitions()
             .iter()
@@ -61,7 +67,8 @@ impl Service {
             };
             let partition = meta.partition;
             let is_home = self.log.partition(database, key) == partition;
-            // Of what is shown of a copy nothing is left once the copy is gone. The marker itself must stay the newest record of its key.
+            // What is shown of a copy is gone once the copy is gone. The marker itself must stay
+            // the newest record of its key.
             if is_home != is_copy
                 && !is_reserved(key)
                 && let Some(&stored) = positions.get(partition as usize)
@@ -78,9 +85,9 @@ impl Service {
         Ok((found, next))
     }
 
-    /// Puts a tombstone behind it, unless something newer is known to stand there.
+    /// Writes a tombstone after it, unless a newer record is known.
     pub fn bury(self: &Arc<Self>, flushed: &Flushed) -> Result<Option<Arc<Write>>, Fault> {
-        // Of an owner of its own: it rests on no other.
+        // It has an owner of its own: it rests on no other write.
         let computed = self.transact(
             &Arc::default(),
             Keys::Some(&[&flushed.key]),
@@ -90,8 +97,9 @@ impl Service {
         Ok(computed.write)
     }
 
-    /// Up to where everything of the key in that partition is known, and its newest record is the flushed one; `None` if a newer
-    /// one is known. The caller holds the key's stripe.
+    /// The position up to which every record of the key in that partition is known, while its
+    /// newest record is the flushed one; `None` if a newer one is known. The caller holds the key's
+    /// stripe.
     pub(super) fn known_of_flushed(&self, flushed: &Flushed) -> Result<Option<u64>, StoreError> {
         let Flushed { at, key, offset, .. } = flushed;
         // Copies are known only as far as the store is.

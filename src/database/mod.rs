@@ -1,14 +1,18 @@
-//! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor Kafka.
+//! The service layer: databases of keys on top of a log and a store. It knows neither RESP nor
+//! Kafka.
 //!
-//! Reading order: this file (what a database is made of, and reads), [`transaction`] (how a command reads and writes),
-//! [`write`] (a batch on its way), [`hot`] (memory), [`applier`] (the background consumer; [`waiting`]: groups that are not whole yet; [`own`]: what
-//! it need not look at; [`as_of`]: what it may have missed), [`write_behind`] (from there to the store), [`copies`] (topics with several partitions), [`flushed`],
-//! [`stripes`] (locks of keys), [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
+//! Reading order: this file (the parts of a database, and reads), [`transaction`] (how a command
+//! reads and writes), [`write`] (a batch under way), [`hot`] (memory), [`applier`] (the thread that
+//! follows the log; [`waiting`]: groups that are not complete yet; [`own`]: records that it can
+//! pass over; [`as_of`]: deletes that it may have missed), [`write_behind`] (from there to the
+//! store), [`copies`] (topics with several partitions), [`flushed`], [`stripes`] (locks of keys),
+//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
-//! - A state becomes visible to others when the log has acknowledged it or the applier has read it, whichever is first.
-//! - Whoever was answered from a write that is still under way gets the answer only when that write is acknowledged.
+//! - A state becomes visible to others when the log has acknowledged it or the applier has read it,
+//!   whichever comes first.
+//! - A reply that rests on a write under way is sent only when that write is acknowledged.
 
 pub mod applier;
 mod as_of;
@@ -58,10 +62,10 @@ pub use stripes::Taken;
 pub use together::Place;
 pub use transaction::{Fault, Lookups, Pace, Size, Transaction, Turn, Wait};
 
-/// How long commands that look at the whole store wait for it to take in what was acknowledged.
+/// How long commands that look at the whole store wait until it has what was acknowledged.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the node can say of itself; a node that cannot be right says so.
+/// The status of this node. A node that cannot be right says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     /// The store is being filled up to the log's end.
@@ -71,9 +75,9 @@ pub enum Status {
         rebuilding: Option<String>,
     },
     Serving,
-    /// The log has not been reached since the start: reads are answered from what the store has.
+    /// The log has not been reached since the start. Reads are answered from the store.
     Stale,
-    /// This node cannot be right any more. The text goes after "this node".
+    /// This node cannot be right any more. The text continues "this node".
     Failed(String),
 }
 
@@ -81,9 +85,11 @@ pub enum Status {
 pub struct Settings {
     /// Longest time between a write and its acknowledgement or error, milliseconds.
     pub write_timeout_ms: AtomicU64,
-    /// Bytes of states that may be acknowledged or applied but not yet in the store; above, writes wait.
+    /// Bytes of states that may be acknowledged or applied but not yet in the store. Above this,
+    /// writes wait.
     pub max_unstored_bytes: AtomicU64,
-    /// How long an applied record may wait for later ones of its key before it goes to the store, milliseconds.
+    /// How long an applied record may wait for later records of its key before it goes to the
+    /// store, milliseconds.
     pub store_delay_ms: AtomicU64,
     /// Time between checkpoints of the store, milliseconds.
     pub checkpoint_interval_ms: AtomicU64,
@@ -120,7 +126,7 @@ pub struct Counters {
     pub flushed: AtomicU64,
     pub records_applied: AtomicU64,
     pub records_skipped: AtomicU64,
-    /// Values met outside of their key's home partition.
+    /// Values found outside of their key's home partition.
     pub records_misplaced: AtomicU64,
     /// Records with a reserved key that this version does not understand.
     pub records_reserved: AtomicU64,
@@ -128,7 +134,8 @@ pub struct Counters {
     pub writes_refused: AtomicU64,
     pub writes_uncertain: AtomicU64,
     pub last_applied_ms: AtomicU64,
-    /// When the last checkpoint was written (ms since the epoch), and how many records had been applied by then.
+    /// When the last checkpoint was written (ms since the epoch), and how many records had been
+    /// applied by then.
     pub last_checkpoint_ms: AtomicU64,
     pub last_checkpoint_records: AtomicU64,
 }
@@ -160,12 +167,13 @@ pub struct Service {
     status: ArcSwap<Status>,
     /// Held while the status changes.
     changing: Mutex<()>,
-    /// Odd while this node is not serving; grows when that begins and when it ends.
+    /// Odd while this node is not serving. Grows when that begins and when it ends.
     era: AtomicU64,
-    /// Told whenever the applier has made progress or the status changed.
+    /// Notified when the applier has made progress or the status has changed.
     progress: Notify,
     stopping: AtomicBool,
-    /// Grows when topics were made anew: offsets of writes that were handed over before mean nothing any more.
+    /// Grows when topics were recreated. The offsets of writes handed over before that mean nothing
+    /// any more.
     generation: AtomicU64,
     /// Why this node has failed for good.
     failure: OnceLock<String>,
@@ -177,11 +185,12 @@ pub struct Service {
 pub struct Database {
     hot: HotTier,
     pub watches: Watches,
-    /// Keys that are being read together: what becomes visible meanwhile may be of a group with others of them.
+    /// Keys that are being read together. A record that becomes visible meanwhile may be in one
+    /// group with others of them.
     snapshots: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
-    /// What the store is being filled from.
+    /// The source that the store is filled from.
     source: Mutex<Option<String>>,
     /// Keys may have values outside of their home partitions.
     copies: AtomicBool,
@@ -189,7 +198,7 @@ pub struct Database {
     flushes: AtomicU64,
 }
 
-/// What every write has to know of a topic, so that the log is not asked each time.
+/// What every write needs to know about a topic, kept here so that the log is not asked each time.
 struct Topic {
     name: String,
     read_only: bool,
@@ -197,22 +206,24 @@ struct Topic {
     partitions: Box<[Partition]>,
 }
 
-/// How far one partition is. All are offsets after the last one meant; they only grow, unless the store is rebuilt.
+/// How far one partition is. Each offset is the one after the last record meant. Offsets only grow,
+/// unless the store is rebuilt.
 #[derive(Default)]
 pub struct Partition {
     /// After the newest own record that was acknowledged.
     pub acknowledged: AtomicU64,
-    /// Everything decided below is visible to readers of this node. A group that waits for its other records bounds it.
+    /// Everything decided below this offset is visible to readers of this node. A group that waits
+    /// for its other records bounds it.
     pub applied: AtomicU64,
     /// After the newest record that is in the store.
     pub stored: AtomicU64,
-    /// Everything below is hidden by a flush.
+    /// A flush hides everything below this offset.
     pub flushed: AtomicU64,
-    /// The log's end when it was last asked.
+    /// The log's end when the log was last asked for it.
     pub end: AtomicU64,
     /// Time (ms since the epoch) at which the log held nothing that the store does not hold.
     pub as_of: AtomicI64,
-    /// Acknowledged, and not met by the applier yet.
+    /// Own records that were acknowledged and that the applier has not reached yet.
     own: OwnRecords,
 }
 
@@ -233,7 +244,7 @@ impl Database {
         self.topic.get().map_or(&[], |topic| &topic.partitions)
     }
 
-    /// The topic is another one now, under the same name: nothing that was known of it holds.
+    /// The topic is now another one of the same name. Nothing that was known about it holds.
     fn forget(&self) {
         self.watches.flushed(|_| true);
         self.hot.forget_all();
@@ -252,7 +263,8 @@ impl Database {
         }
     }
 
-    /// The only partition of a topic that has one: what is applied there needs no look at other partitions, and is taken to the store from memory.
+    /// The partition of a topic that has only one. A record applied there needs no look at other
+    /// partitions, and is taken to the store from memory.
     fn only_partition(&self) -> Option<&Partition> {
         match self.partitions() {
             [only] => Some(only),
@@ -266,7 +278,8 @@ impl Database {
         }
     }
 
-    /// A flush marker stands at this place of the log: everything before it is hidden from now on. False if that was known.
+    /// A flush marker stands at this place in the log: everything before it is hidden from now on.
+    /// Returns false if that was known.
     fn flushed(&self, at: At) -> bool {
         if let Some(partition) = self.partitions().get(at.partition as usize) {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
@@ -285,7 +298,8 @@ impl Database {
     }
 }
 
-/// Ends a write whose thread panics before the log has it, so that no other connection waits for it.
+/// Ends a write whose thread panics before the log has the write, so that no other connection waits
+/// for it.
 struct GivenUp<'w>(&'w Arc<Write>);
 
 impl Drop for GivenUp<'_> {
@@ -297,20 +311,20 @@ impl Drop for GivenUp<'_> {
     }
 }
 
-/// What was read of a key.
+/// The result of reading a key.
 #[derive(Clone)]
 pub struct Seen {
     pub entry: Option<Entry>,
     /// The write under way that the entry comes from.
     pub depends: Option<Arc<Write>>,
-    /// The record that says so, if it is known.
+    /// The record that the state comes from, if it is known.
     at: Option<At>,
     /// It was read from the store.
     from_store: bool,
 }
 
 impl Seen {
-    /// Bytes of the value, unless memory has them anyway.
+    /// Bytes of the value, unless memory holds them anyway.
     fn own_bytes(&self) -> usize {
         match self.entry.as_ref().map(|entry| &entry.value) {
             Some(value) if self.from_store || value.bytes() <= hot::INLINE => value.bytes(),
@@ -326,7 +340,8 @@ pub fn now_ms() -> u64 {
         .saturating_add_signed(wrong_by())
 }
 
-/// In a build for tests a node's clock can be made wrong, by so many milliseconds, or by as many as a file says at the time.
+/// In a debug build a test can make the node's clock wrong, by this many milliseconds, or by the
+/// number that a file holds at the time.
 fn wrong_by() -> i64 {
     static TOLD: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HIGHWATER_TEST_CLOCK_WRONG_BY_MS").ok());
     let Some(told) = TOLD.as_ref().filter(|_| cfg!(debug_assertions)) else {
@@ -397,14 +412,15 @@ impl Service {
         self.failure.get().map(String::as_str)
     }
 
-    /// This node has failed for good. Whoever waits for a write finds out when its task is woken ([`Write::finished`]).
+    /// This node has failed for good. A task that waits for a write notices when it is woken
+    /// ([`Write::finished`]).
     pub fn fail(&self, why: String) {
         let why = self.failure.get_or_init(|| why).clone();
         self.set_status(Status::Failed(why));
     }
 
-    /// Waits for this, or until this node has failed. The latter is looked at when the task is woken, which costs nothing while all is well:
-    /// whoever fails the node wakes the tasks.
+    /// Waits for `wait`, or until this node has failed. The failure is checked only when the task
+    /// is woken, which costs nothing while all is well. What fails the node has to wake the tasks.
     async fn unless_failed(&self, wait: impl Future<Output = ()>) {
         let mut wait = std::pin::pin!(wait);
         std::future::poll_fn(|context| match self.failure() {
@@ -425,7 +441,8 @@ impl Service {
         }
     }
 
-    /// Waits for this, and wakes it when this node fails: for tasks that nobody else wakes.
+    /// Waits for `wait`, and polls it again when this node fails: for tasks that nothing else
+    /// wakes.
     pub async fn or_failure<T>(&self, wait: impl Future<Output = T>) -> T {
         let mut wait = std::pin::pin!(wait);
         loop {
@@ -444,13 +461,14 @@ impl Service {
         self.era.load(Ordering::Acquire)
     }
 
-    /// True if this node has been serving since that era was read: what was read meanwhile is no store that was being emptied or filled.
+    /// True if this node has been serving since that era was read. Then nothing was read meanwhile
+    /// from a store that was being emptied or filled.
     fn has_served_since(&self, era: u64) -> bool {
         era.is_multiple_of(2) && self.era() == era
     }
 
-    /// Called by the applier and what starts it before they take away what was served, and by [`Service::fail`], after which
-    /// nothing changes any more.
+    /// Called by the applier, and by what starts it, before they take away what was served, and by
+    /// [`Service::fail`], after which the status does not change any more.
     fn set_status(&self, status: Status) {
         let _changing = self.changing.lock();
         let status = match self.failure() {
@@ -465,7 +483,8 @@ impl Service {
         self.progress.notify_waiters();
     }
 
-    /// Answers reads from what the store has, until [`Service::stop_stale`]. The log remembers its databases.
+    /// Answers reads from the store, until [`Service::stop_stale`]. The log remembers its
+    /// databases.
     pub fn serve_stale(&self, checkpoint: &Checkpoint) -> Result<(), String> {
         self.notice_databases();
         self.look_for_copies().map_err(|error| error.to_string())?;
@@ -485,7 +504,8 @@ impl Service {
         Ok(())
     }
 
-    /// The log was reached: it is loaded as at any start. An error says why that takes another start.
+    /// The log was reached: the node loads it as at any start. An error says why that takes another
+    /// start.
     pub fn stop_stale(&self) -> Result<(), String> {
         if *self.status() != Status::Stale {
             return Ok(());
@@ -519,13 +539,13 @@ impl Service {
         self.progress.notified().await;
     }
 
-    /// Looks which databases' topics exist by now.
+    /// Notices the databases whose topics exist by now.
     fn notice_databases(&self) {
         for (number, database) in self.databases.iter().enumerate() {
             if database.topic.get().is_none()
                 && let Some(identity) = self.log.identity(number as u16)
             {
-                // By whoever comes first, before anything is applied.
+                // The first caller sets it, before anything is applied.
                 *database.source.lock() = applier::source_of(self, number as u16);
                 database.topic.get_or_init(|| {
                     if identity.partitions == 1 {
@@ -545,7 +565,7 @@ impl Service {
         }
     }
 
-    /// The log is read from here on as it is now.
+    /// Notes the sources of the databases: from here on the log is read as it is now.
     fn note_sources(&self) {
         for (number, database) in (0..).zip(&self.databases) {
             *database.source.lock() = applier::source_of(self, number);
@@ -559,7 +579,7 @@ impl Service {
         Ok(())
     }
 
-    /// These keys are about to be read.
+    /// Prefetch hint: these keys are about to be read.
     pub fn prefetch<'k>(&self, database: u16, keys: impl Iterator<Item = &'k [u8]>) {
         self.databases[database as usize].hot.prefetch(keys);
     }
@@ -569,7 +589,8 @@ impl Service {
         self.read_up_to(database, key, pending, usize::MAX)
     }
 
-    /// The same, but a value of more than `most` bytes is not read from the store ([`StoreError::Larger`]).
+    /// As [`Service::read`], but a value of more than `most` bytes is not read from the store
+    /// ([`StoreError::Larger`]).
     fn read_up_to(&self, database: u16, key: &[u8], pending: bool, most: usize) -> Result<Seen, StoreError> {
         let number = database;
         let database = &self.databases[number as usize];
@@ -603,7 +624,8 @@ impl Service {
             }
             Lookup::Cold(token) => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
-                // While loading, what was applied is neither in memory nor in the store: what is read then (by WATCH) is not to last.
+                // While loading, what was applied is neither in memory nor in the store, so what is
+                // read then (by WATCH) must not be remembered.
                 let lasts = self.is_serving();
                 let entry = self.beneath(number, key, most)?;
                 if lasts {
@@ -623,7 +645,8 @@ impl Service {
         }
     }
 
-    /// What there is of a key that memory lacks: in the store, or on the way there since it was loaded.
+    /// The entry of a key that is not in memory: from the store, or on its way to the store since
+    /// it was loaded.
     fn beneath(&self, number: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
         let entry = match self.behind.get(number, key) {
             Some(entry) => entry,
@@ -632,14 +655,16 @@ impl Service {
         Ok(entry.filter(|entry| self.databases[number as usize].visible(entry)))
     }
 
-    /// Whether there is no such key beneath memory either, unless memory has it by now.
+    /// True if the store and what is on its way there have no such key either, or if memory has the
+    /// key by now.
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
         let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
         !matches!(self.beneath(number, key, 0), Ok(Some(_)) | Err(StoreError::Larger)) || is_now_known()
     }
 
-    /// A flush marker was acknowledged or read. Watchers of what it hides are told, also those who came after it was
-    /// handed to the log; who watches a key that is not there is left alone.
+    /// A flush marker was acknowledged or read. Raises the flags of watchers whose keys it hides,
+    /// also of those who began to watch after it was handed to the log. Watchers of a key that does
+    /// not exist are left alone.
     fn flushed(&self, number: u16, at: At) {
         let database = &self.databases[number as usize];
         let absent = |key: &Bytes| matches!(self.read(number, key, true), Ok(Seen { entry: None, .. }));
@@ -664,7 +689,8 @@ impl Service {
         }
     }
 
-    /// The records of the items, and the item of each: a flush has a record in every partition.
+    /// The records of the items, and the item of each record: a flush has a record in every
+    /// partition.
     fn records_of(&self, items: SmallVec<[Item; 1]>) -> (SmallVec<[Record; 1]>, SmallVec<[Item; 1]>) {
         let (mut records, mut of_each) = (SmallVec::new(), SmallVec::new());
         let mut add = |item: Item, database, partition, key, payload| {
@@ -741,7 +767,7 @@ impl Service {
         write
     }
 
-    /// True if acknowledged states have piled up before the store: writes wait.
+    /// True if so many states wait for the store that writes have to wait.
     fn is_behind(&self, size: Size) -> bool {
         let unstored = self.memory.unstored.load(Ordering::Relaxed).max(self.behind.bytes());
         let bound = self.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize;
@@ -755,7 +781,8 @@ impl Service {
 
     /// Waits until the store has everything that was acknowledged or applied when this was called.
     pub async fn store_caught_up(&self) -> Result<(), Fault> {
-        // A key that is written again and again is never taken from memory, and would be missing.
+        // Otherwise a key that is written again and again would never be taken from memory, and
+        // would be missing.
         let _exactly = self.summed.exactly();
         let wanted: Vec<(usize, usize, u64)> = self
             .databases
@@ -788,8 +815,8 @@ impl Service {
         .await
     }
 
-    /// Waits until everything below this position is visible here, or this node has failed. Without a bound of its own: the caller
-    /// sets one.
+    /// Waits until everything below this position is visible here, or this node has failed. It has
+    /// no time limit of its own: the caller sets one.
     pub async fn applied_to(&self, at: TopicPartition, position: u64) {
         let reached = || {
             let partitions = self.databases[at.database as usize].partitions();
@@ -806,7 +833,7 @@ impl Service {
         }
     }
 
-    /// Waits until another has computed what takes long with this stripe locked.
+    /// Waits until the long computation that holds this stripe is over.
     pub async fn unlocked(&self, taken: Taken) {
         self.stripes.freed(taken).await;
     }
@@ -822,7 +849,7 @@ impl Service {
         .await
     }
 
-    /// Why the local store takes nothing in for now, as long as that is so.
+    /// Why the local store takes in nothing for now; `None` if it does.
     pub fn store_lacks_room(&self) -> Option<String> {
         self.behind.lacking()
     }
@@ -842,7 +869,7 @@ impl Service {
                 if let Some(why) = self.failure() {
                     return Err(Fault::error(format!("{code} this node {why}")));
                 }
-                // That can last: nobody is made to wait for it.
+                // This can last long, so do not wait for it.
                 if let Some(reason) = self.behind.lacking() {
                     return Err(Fault::error(format!("{code} {reason}")));
                 }

@@ -1,7 +1,8 @@
-//! Own records that were acknowledged: memory has their states, so the applier passes them over when it meets them in the log.
+//! Own records that were acknowledged. Memory has their states, so the applier passes them over
+//! when it meets them in the log.
 //!
-//! A record is known by its offset, its key and its timestamp together. So if the log lost what it had acknowledged, and has another
-//! record at that offset by now, that one is not taken for ours.
+//! A record is known by its offset, its key and its timestamp together. If the log lost what it had
+//! acknowledged, and now has another record at that offset, that record is not taken for ours.
 
 use std::collections::VecDeque;
 
@@ -9,9 +10,10 @@ use parking_lot::Mutex;
 
 use crate::store::key_hash;
 
-/// Records that are remembered of a partition (16 bytes each); what comes on top is applied as anybody's record is.
+/// The most records remembered for a partition (16 bytes each). Any beyond that are applied like
+/// other writers' records.
 const MOST: usize = 1 << 20;
-/// Room for so many is kept when there are none.
+/// Room for this many is kept when there are none.
 const USUAL: usize = 1 << 14;
 
 #[derive(Default)]
@@ -26,7 +28,7 @@ impl OwnRecords {
             return;
         }
         match records.back() {
-            // The lanes of a log are told by different threads.
+            // Different threads report the lanes of a log.
             Some((last, _)) if *last > offset => {
                 let place = records.partition_point(|(known, _)| *known < offset);
                 records.insert(place, record);
@@ -35,7 +37,8 @@ impl OwnRecords {
         }
     }
 
-    /// True if this record was acknowledged. Records are met in the order of the log: what is before this one is forgotten.
+    /// True if this record was acknowledged. Records are met in the order of the log, so what is
+    /// before this one is forgotten.
     pub fn meet(&self, offset: u64, timestamp: i64, key: &[u8]) -> bool {
         let mut records = self.0.lock();
         let mut is_it = false;

@@ -1,6 +1,7 @@
-//! Reads the store into memory behind a start, so that memory has every key that there is and one that it lacks costs no look in the store
-//! ([`HotTier::hold_all`](super::hot::HotTier::hold_all)). Owns a thread that ends when that is done, when memory turns out to be too small, or when the node
-//! no longer serves.
+//! Reads the store into memory after a start, so that memory holds every key and a miss costs no
+//! read of the store ([`HotTier::hold_all`](super::hot::HotTier::hold_all)). Owns a thread that
+//! ends when that is done, when memory turns out to be too small, or when the node no longer
+//! serves.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,14 +13,15 @@ use super::{Database, Service};
 use crate::store::{Scanned, StoreError};
 use crate::supervise;
 
-/// Keys that are read in one go. After each, the thread rests for as long as that took: others are to have the processor.
+/// Keys that are read in one go. After each go the thread rests for as long as that took, so that
+/// others get the processor.
 const PART: usize = 256;
-/// A key is read again so often when its shard has changed meanwhile.
+/// How often a key is read again because its shard has changed meanwhile.
 const TRIES: usize = 100;
-/// Between two looks whether the store has what was loaded.
+/// Pause between two checks whether the store has what was loaded.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Begins, when serving has just begun; the caller is whoever applies.
+/// Starts the preload when the node has just begun to serve. Called by the applier.
 pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<Option<()>>>> {
     let numbers: Vec<u16> = (0..service.database_count())
         .filter(|number| {
@@ -35,7 +37,7 @@ pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<Option
         era: service.era(),
     };
     let body = move || {
-        // Damage is noticed by the applier, and whoever reads is told of any error.
+        // The applier notices damage, and every reader gets the error itself.
         if let Err(error) = preload.run(&numbers) {
             tracing::debug!(%error, "cannot read the store into memory");
         }
@@ -45,7 +47,7 @@ pub fn start(service: &Arc<Service>) -> std::io::Result<Option<JoinHandle<Option
 
 struct Preload {
     service: Arc<Service>,
-    /// Ends with this one.
+    /// The preload ends with this era.
     era: u64,
 }
 
@@ -77,7 +79,8 @@ impl Preload {
         !self.service.is_stopping() && self.service.has_served_since(self.era)
     }
 
-    /// Sees to it that each key of the store is in memory; how many those are, or `None` if that cannot be.
+    /// Makes sure that each key of the store is in memory. Returns the number of keys, or `None` if
+    /// that is not possible.
     fn load(&self, number: u16, database: &Database) -> Result<Option<usize>, StoreError> {
         let mut keys = Vec::with_capacity(PART);
         let (mut next, mut met, mut read) = (Some(0), 0, Read::default());
@@ -102,7 +105,7 @@ impl Preload {
         Ok(Some(met))
     }
 
-    /// Whether so many more keys find room, if they are like those that were read.
+    /// True if there is room for this many more keys, if they are like those that were read.
     fn has_room(&self, left: usize, read: &Read) -> bool {
         let used = self.service.memory.used.load(Ordering::Relaxed);
         let limit = self.service.memory.limit.load(Ordering::Relaxed);
@@ -110,7 +113,7 @@ impl Preload {
         used.saturating_add(left.saturating_mul(each)) <= limit - limit / 8 && limit > 0
     }
 
-    /// Whether memory has this key now.
+    /// Reads this key into memory. True if memory has it now.
     fn take(&self, number: u16, database: &Database, key: &[u8], read: &mut Read) -> Result<bool, StoreError> {
         for _ in 0..TRIES {
             let Lookup::Cold(token) = database.hot.get(key, false) else {

@@ -1,7 +1,8 @@
-//! Locks of keys, in stripes: a key's stripe is its hash.
+//! Locks of keys, in stripes: a key's stripe is chosen by its hash.
 //!
-//! Nearly every holder needs its stripes for microseconds, and others block until they are free. A holder that computes for
-//! longer says so. Others are then refused at once, and wait without holding up a thread ([`Stripes::freed`]).
+//! Nearly every holder needs its stripes for microseconds, and others block until they are free. A
+//! holder that computes for longer marks its stripes. Others are then refused at once, and wait
+//! without holding up a thread ([`Stripes::freed`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::sync::Notify;
 use crate::store::key_hash;
 
 const STRIPES: usize = 1024;
-/// How long a thread blocks before it looks again whether the stripe is now held for long.
+/// How long a thread blocks before it checks again whether the stripe is now held for long.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 pub struct Stripes {
@@ -35,7 +36,7 @@ pub enum Hold {
     Long,
 }
 
-/// The stripe that is held for long.
+/// A stripe that is held for long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken(usize);
 
@@ -43,7 +44,7 @@ pub struct Taken(usize);
 #[derive(Default)]
 pub struct Held<'s> {
     guards: SmallVec<[(&'s Stripe, MutexGuard<'s, ()>); 2]>,
-    /// Set while they are held for long.
+    /// Set if they are held for long.
     freed: Option<&'s Notify>,
 }
 
@@ -57,7 +58,7 @@ impl Default for Stripes {
 }
 
 impl Stripes {
-    /// Locks the stripes of these keys, in one order for everybody.
+    /// Locks the stripes of these keys. All callers lock in the same order.
     pub fn lock<'k>(&self, keys: impl Iterator<Item = &'k [u8]>, hold: Hold) -> Result<Held<'_>, Taken> {
         let mut stripes: SmallVec<[usize; 2]> = keys.map(|key| key_hash(key) as usize % STRIPES).collect();
         stripes.sort_unstable();

@@ -1,4 +1,4 @@
-//! The service layer on a log that does what the test says: acknowledges, fails or keeps quiet.
+//! The service layer on a log that does what the test says: it acknowledges, fails, or keeps quiet.
 
 mod conditions;
 mod consistency;
@@ -38,21 +38,21 @@ pub(crate) struct ScriptedLog {
     epoch: AtomicU64,
     pub waiting: Mutex<VecDeque<Batch>>,
     records: Arc<Mutex<Vec<LogRecord>>>,
-    /// So many batches that come now lose against another writer.
+    /// How many of the next batches lose against another writer.
     pub losing: AtomicU64,
-    /// Times that its ends were asked; whether it does not tell them.
+    /// How often the log was asked for its ends, and whether it does not report them.
     asked: AtomicU64,
     mute: AtomicBool,
-    /// Its followers are given nothing.
+    /// Its followers get nothing.
     held: Arc<AtomicBool>,
-    /// Its followers are given nothing from this offset on.
+    /// Its followers get nothing from this offset on.
     withheld: Arc<Mutex<Option<u64>>>,
-    /// What ends are told, one after the other, instead of its true one.
+    /// The ends that it reports, one after the other, instead of its true one.
     told_ends: Mutex<VecDeque<u64>>,
-    /// Its next follower to ask is told that its position is lost.
+    /// The next follower that asks gets the answer that its position is lost.
     lost: Arc<AtomicBool>,
     retention: Mutex<Option<Duration>>,
-    /// Partitions that its topic has got since the start.
+    /// Partitions that were added to its topic since the start.
     new_partitions: AtomicU32,
 }
 
@@ -94,7 +94,7 @@ impl ScriptedLog {
         }
     }
 
-    /// The oldest batch fails; on a log that chains, all that came after it too.
+    /// The oldest batch fails. On a log that chains, all that came after it fail too.
     pub fn fail(&self, error: ProduceError) {
         let failed: Vec<Batch> = {
             let mut waiting = self.waiting.lock();
@@ -309,7 +309,7 @@ impl Fixture {
         }
     }
 
-    /// Stops the node and starts it anew on the same log and directory.
+    /// Stops the node and starts it again on the same log and directory.
     fn restart(mut self) -> Fixture {
         self.stop();
         let log = self.log.clone();
@@ -348,7 +348,8 @@ impl Fixture {
         self.service.transact(owner, Keys::Some(&[key.as_bytes()]), view, f)
     }
 
-    /// What the applier shows of another writer's record before it raises the flags of those who watch the key.
+    /// What the applier shows of another writer's record before it raises the flags of the
+    /// connections that watch the key.
     pub fn show(service: &Service, key: &str, value: &str, offset: u64, expire_at: Option<u64>) {
         let meta = Meta {
             partition: 0,
@@ -582,7 +583,7 @@ impl Fixture {
         self.log.acknowledge_all();
     }
 
-    /// The flushed keys that are left in the store, when there are so many.
+    /// The flushed keys that are left in the store. Waits until there are `count` of them.
     fn flushed(&self, count: u64) -> Vec<Flushed> {
         self.wait(|f| f.service.flushed_left(0).is_ok_and(|left| left == count));
         let (flushed, next) = self.service.find_flushed(0, 0, 100).expect("the store answers");
@@ -605,7 +606,7 @@ fn a_flushed_key_is_buried_unless_something_newer_is_known_of_it() {
     f.log.acknowledge_all();
     f.flush();
     assert_eq!(f.flushed(4).len(), 4);
-    // The store knows of them as long as it takes, however often the node is started anew.
+    // The store knows them as long as needed, however often the node is started again.
     let f = f.restart();
     let flushed = f.flushed(4);
     let of = |key: &str| {
@@ -788,7 +789,7 @@ fn what_was_loaded_is_read_before_the_store_has_it() {
     let mut f = f.restart();
     assert_eq!(f.get("kept").as_deref(), Some("3"));
 
-    // With nothing left to store, nobody waits for it.
+    // With nothing left to store, nothing waits for it.
     f.stop();
     f.service.behind.begin(Default::default());
     f.service.behind.show();
@@ -804,7 +805,7 @@ fn what_is_read_while_loading_is_not_remembered() {
         total: 1,
         rebuilding: None,
     });
-    // WATCH looks at keys even now.
+    // WATCH reads keys even now.
     let watched = f.service.read(0, b"k", true);
     assert!(watched.is_ok_and(|seen| seen.entry.is_none()));
     let meta = Meta {
@@ -865,7 +866,8 @@ fn too_much_before_the_store_makes_writes_wait_until_it_is_stored() {
     assert_eq!(count_when_caught_up(&f), 200);
 }
 
-/// Random writes, failures, flushes, foreign records and groups, evictions and restarts against a simple map.
+/// Random writes, failures, flushes, foreign records and groups, evictions and restarts, compared
+/// with a simple map.
 #[test]
 #[expect(clippy::too_many_lines, reason = "it is still to be split")]
 fn it_answers_as_a_map_does() {
@@ -878,14 +880,16 @@ fn it_answers_as_a_map_does() {
     let mut f = Fixture::new(random.random());
     let mut model = std::collections::HashMap::<String, String>::new();
     let owner = Arc::default();
-    // What its first record sets, of a group whose second one has yet to come, if nothing came behind it.
+    // For a group whose second record has yet to come: what its first record sets, unless a later
+    // write replaced that.
     let mut open: Option<Option<(String, String)>> = None;
     let mut group = 0;
     for step in 0..3_000 {
         let key = format!("k{}", random.random_range(0..50));
         let value = format!("{step}-{}", "x".repeat(random.random_range(0..400)));
         let what = random.random_range(0..100);
-        // Others' records behind a group are not seen before it, nor is it waited for by a node that starts.
+        // Foreign records after a group are not seen before the group, and a node that starts does
+        // not wait for the group.
         if ((60..72).contains(&what) || (74..80).contains(&what))
             && let Some(first) = open.take()
         {
@@ -965,7 +969,7 @@ fn it_answers_as_a_map_does() {
     );
 }
 
-/// This key was written behind the first record of the group.
+/// This key was written after the first record of the group.
 fn forget(open: &mut Option<Option<(String, String)>>, written: &str) {
     if let Some(first) = open {
         first.take_if(|(key, _)| key == written);
@@ -1013,7 +1017,7 @@ fn the_store_is_asked_for_what_memory_lacks_only_once_memory_has_not_all() {
     assert_eq!(store_reads(&f), 0);
 }
 
-/// What memory lacks is not there.
+/// True if memory holds every key.
 fn has_all(f: &Fixture) -> bool {
     matches!(f.service.databases[0].hot.get(b"nowhere", false), Lookup::Absent)
 }

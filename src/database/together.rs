@@ -1,5 +1,6 @@
-//! Several keys as they are together: a group becomes visible at once to everyone who reads several keys, or reads strictly. Owns the lock of that,
-//! and what was taken under it; a transaction computes on that when the lock is free again.
+//! Several keys as they are at one moment. A group becomes visible at once to everyone who reads
+//! several keys, or reads strictly. This module owns the lock for that, and what was read under it.
+//! A transaction computes on what was read when the lock is free again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use super::hot::PREFETCHED;
 use super::transaction::STORE_READ;
 use super::{Fault, Seen, Service, Turn, Wait};
 
-/// Bytes of values that are kept for one transaction beside those that memory has anyway.
+/// Bytes of values that are kept for one transaction, besides those that memory holds anyway.
 const MAX_BYTES: usize = if cfg!(test) { 1 << 10 } else { 64 << 20 };
 
 /// A key of a database.
@@ -25,7 +26,7 @@ pub struct Groups {
     shown: AtomicU64,
 }
 
-/// A group becomes visible as long as this lives.
+/// While this lives, a group becomes visible.
 pub struct Showing<'g> {
     groups: &'g Groups,
     _lock: RwLockWriteGuard<'g, ()>,
@@ -41,7 +42,7 @@ impl Groups {
         }
     }
 
-    /// No group becomes visible as long as this lives.
+    /// While the result lives, no group becomes visible.
     pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
         self.lock.read()
     }
@@ -50,7 +51,7 @@ impl Groups {
         self.shown.load(Ordering::Acquire)
     }
 
-    /// Whether no group became visible, in part or whole, since that was told.
+    /// True if no group became visible, in part or whole, since [`Groups::shown`] returned this.
     fn none_since(&self, shown: u64) -> bool {
         shown.is_multiple_of(2) && self.shown() == shown
     }
@@ -62,18 +63,18 @@ impl Drop for Showing<'_> {
     }
 }
 
-/// What keys are together.
+/// The states of several keys at one moment.
 pub struct Together<'k> {
     keys: &'k [Place<'k>],
     seen: SmallVec<[Seen; 1]>,
-    /// Where the next key stands that is looked at, if they are in their order.
+    /// The place of the next key to be read, if they are read in their order.
     next: usize,
-    /// Where each stands, once one was looked at out of order.
+    /// The place of each key, once one was read out of order.
     places: HashMap<Place<'k>, usize>,
 }
 
 impl Together<'_> {
-    /// What was found of this key, if it is one of them.
+    /// The state that was read of this key, if it is one of them.
     pub fn get(&mut self, database: u16, key: &[u8]) -> Option<Seen> {
         let mut place = self.next;
         if self.keys.get(place) != Some(&(database, key)) {
@@ -89,7 +90,8 @@ impl Together<'_> {
 }
 
 impl Service {
-    /// Takes what these keys are together, without holding anybody up for longer than memory is looked at; `None` if that is too much to be kept.
+    /// Reads these keys as they are at one moment, without holding up anyone for longer than it
+    /// takes to read memory. Returns `None` if that is too much to be kept.
     pub(super) fn together<'k>(
         &self,
         keys: &'k [Place<'k>],
@@ -99,7 +101,7 @@ impl Service {
         let shown = self.groups.shown();
         let mut seen = self.read_all(keys, pending, turn)?;
         if seen.is_some() && !self.groups.none_since(shown) {
-            // Memory has now what had to be read from the store.
+            // Memory now has what had to be read from the store.
             let _groups = self.groups.hold();
             seen = self.read_all(keys, pending, turn)?;
         }

@@ -1,10 +1,11 @@
-//! How a command reads and writes: it is a function over a [`Transaction`], computed under its keys' locks on the newest
-//! state, and may be computed again (a version it rested on failed; on Kafka another writer came first). Nothing is handed to
-//! the log before the function has returned without a fault; then all its records go as one batch.
+//! How a command reads and writes. It is a function over a [`Transaction`], computed under its
+//! keys' locks on the newest state. It may be computed again: if a version that it rested on
+//! failed, or if on Kafka another writer came first. Nothing is handed to the log before the
+//! function has returned without a fault. Then all its records go as one batch.
 //!
-//! A function that takes long must not hold up others ([`Pace`]). It is computed away from the threads that serve connections, and
-//! nothing is locked meanwhile: it watches the keys that it reads. When it is done, its keys are locked, and it is computed again
-//! if one of them has changed.
+//! A function that takes long must not hold up others ([`Pace`]). It is computed away from the
+//! threads that serve connections, and locks nothing meanwhile: it watches the keys that it reads.
+//! When it is done, its keys are locked. If one of them has changed, it is computed again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,17 +27,18 @@ use crate::log::{Completion, Condition, Read, TopicPartition};
 use crate::model::{Entry, State, Value, is_reserved};
 use crate::store::{Scanned, StoreError};
 
-/// From how many items on a transaction finds its own writes by a map instead of looking through them.
+/// From this many items on, a transaction finds its own writes by a map instead of a linear search.
 const LINEAR: usize = 8;
 
-/// Bytes that a transaction may go through on a thread that serves connections: about a millisecond's work.
+/// Bytes that a transaction may go through on a thread that serves connections: about a
+/// millisecond's work.
 pub const SHORT_WORK: usize = 4 << 20;
-/// Bytes above which a transaction is one of those that go on for seconds.
+/// Bytes above which a transaction counts as one that takes seconds.
 const LARGE_WORK: usize = 1 << 30;
-/// What reading from the store costs, as bytes.
+/// What a read from the store counts as work, in bytes.
 pub(super) const STORE_READ: usize = 16 << 10;
 
-/// Why a command was not computed to its end.
+/// Why the computation of a command did not complete.
 #[derive(Clone)]
 pub enum Fault {
     /// The reply is this error: a code word, a space, a text.
@@ -48,33 +50,37 @@ pub enum Fault {
 /// What has to happen before a command can be computed.
 #[derive(Clone)]
 pub enum Wait {
-    /// This write must be over: the command's outcome depends on it, and the log cannot chain the two.
+    /// This write must have ended: the command's outcome depends on it, and the log cannot chain
+    /// the two.
     Write(Arc<Write>),
-    /// All writes of this connection must be over: the log takes what follows by another way, which could be faster.
+    /// All writes of this connection must have ended: the log takes what follows by another lane,
+    /// which could be faster.
     Own,
     /// The database's topic must be created.
     CreateDatabase(u16),
     /// The store must take in what was acknowledged: too much is in memory only.
     Room(Size),
-    /// This node is not serving, or was not all the time: what was read may be a store that is being filled.
+    /// This node is not serving, or was not serving all the time. The command may have read a store
+    /// that is being filled.
     Loading,
-    /// It takes longer than its thread has time for: it has to be computed elsewhere, when it is its turn.
+    /// The command takes longer than its thread has time for. It has to be computed elsewhere, when
+    /// it has a turn.
     Turn(Turn),
-    /// A key is locked by another that takes long.
+    /// A long computation holds the lock of a key.
     Locked(Taken),
-    /// A key that it read has changed while it was computed.
+    /// A key that the command read has changed while it was computed.
     Changed,
 }
 
-/// What a transaction writes: values that are large leave half of the room before the store to the others, which would have to
-/// wait until the store has taken them in.
+/// How much a transaction writes. Large writes leave half of `max_unstored_bytes` to small ones,
+/// which would otherwise have to wait until the store has taken the large ones in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
     Small,
     Large,
 }
 
-/// Where a transaction is computed. Those that take long are few at one time.
+/// Where a transaction is computed. Few long ones run at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Turn {
     /// On a thread that serves connections.
@@ -87,7 +93,7 @@ pub enum Turn {
 }
 
 impl Turn {
-    /// Bytes that it may go through.
+    /// Bytes that a transaction may go through in this turn.
     pub(super) fn work(self) -> usize {
         match self {
             Turn::Short => SHORT_WORK,
@@ -101,7 +107,8 @@ impl Turn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     pub turn: Turn,
-    /// Even one that takes long keeps its keys locked while it is computed, so that it comes to its end.
+    /// Even a long transaction keeps its keys locked while it is computed, so that it comes to an
+    /// end.
     pub locked: bool,
 }
 
@@ -114,7 +121,7 @@ impl Pace {
         if self.is_long() { Hold::Long } else { Hold::Short }
     }
 
-    /// Its keys are locked only when it is computed, and watched until then.
+    /// True if the keys are watched while it is computed, and locked only after that.
     fn watches(self) -> bool {
         self.is_long() && !self.locked
     }
@@ -141,7 +148,7 @@ impl From<String> for Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         match error {
-            // The applier is about to see it.
+            // The applier will notice the damage.
             StoreError::Damaged { .. } => Fault::error(format!("LOADING rebuilding the local store: {error}")),
             StoreError::Larger => Fault::Wait(Wait::Turn(Turn::Large)),
             error => Fault::error(format!("ERR the local store cannot be read: {error}")),
@@ -152,9 +159,9 @@ impl From<StoreError> for Fault {
 /// Which states a transaction sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// What the log has: for reads of a connection that has no writes under way.
+    /// Committed states: for reads of a connection that has no writes under way.
     Committed,
-    /// Writes under way too; the answer then waits for them: for reads behind own writes.
+    /// Writes under way too; the reply then waits for them. For reads after own writes.
     Pending,
     /// As `Pending`, for commands that may write.
     Update,
@@ -164,7 +171,7 @@ pub enum View {
 pub enum Keys<'k> {
     /// Only reads, of at most one key.
     Unlocked,
-    /// Only reads, of these keys, which must fit together.
+    /// Only reads, of these keys, which must be seen as they are at one moment.
     Together(&'k [Place<'k>]),
     Some(&'k [&'k [u8]]),
     All,
@@ -173,23 +180,25 @@ pub enum Keys<'k> {
 /// A transaction that was computed.
 pub struct Computed<T> {
     pub value: T,
-    /// Its records on their way, if it wrote any.
+    /// Its write under way, if it wrote anything.
     pub write: Option<Arc<Write>>,
-    /// Writes of others (or earlier ones of this connection) that it was computed on.
+    /// Writes of others, or earlier writes of this connection, that it was computed on.
     pub depends: SmallVec<[Arc<Write>; 1]>,
     pub lookups: Lookups,
 }
 
-/// Keys that were found and not found, of those that count as read.
+/// Number of keys found and not found, among those that count as read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
     pub hits: u64,
     pub misses: u64,
 }
 
-/// Bytes that one transaction may write, keys, values and [`RECORD_BYTES`]: a command of a few bytes can make a value of megabytes.
+/// Bytes that one transaction may write: keys, values and [`RECORD_BYTES`] for each record. A
+/// command of a few bytes can make a value of megabytes.
 const MAX_BYTES: usize = 256 << 20;
-/// What each record counts besides its key and value: on its way to the log and to memory it takes three times as much.
+/// What each record counts besides its key and value. On its way to the log and to memory it takes
+/// three times as much.
 const RECORD_BYTES: usize = 256;
 
 pub struct Transaction<'s> {
@@ -204,9 +213,9 @@ pub struct Transaction<'s> {
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
     flushed: SmallVec<[u16; 1]>,
-    /// What its outcome rests on, if others write to the log too.
+    /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
-    /// What was found of its keys before it was computed.
+    /// What was read of its keys before it was computed.
     together: Option<Together<'s>>,
     pub lookups: Lookups,
     /// What [`Transaction::get`] finds counts as read: set for commands that only read.
@@ -214,7 +223,7 @@ pub struct Transaction<'s> {
     /// A key was looked at.
     looked: bool,
     turn: Turn,
-    /// Bytes that it went through.
+    /// Bytes that it has gone through.
     work: usize,
     /// Keys that it read, if they are not locked.
     watching: Option<Watching<'s>>,
@@ -223,7 +232,8 @@ pub struct Transaction<'s> {
 /// Keys that are watched until this is dropped.
 struct Watching<'s> {
     service: &'s Service,
-    /// For what: new states that are handed to the log, or that become visible.
+    /// Which changes are watched for: new states that are handed to the log, or that become
+    /// visible.
     of: fn(&Database) -> &Watches,
     changed: Arc<Changed>,
     keys: Vec<(u16, Bytes)>,
@@ -254,7 +264,8 @@ impl Drop for Watching<'_> {
     }
 }
 
-/// What stays as it is until this is dropped: keys for who writes them, or what is visible for who only reads.
+/// What does not change until this is dropped: the keys, for a transaction that writes them, or
+/// what is visible, for one that only reads.
 #[derive(Default)]
 struct Locked<'s> {
     _stripes: Held<'s>,
@@ -274,7 +285,7 @@ impl Keys<'_> {
         })
     }
 
-    /// Instead of the locks.
+    /// Watches the keys, where they are not locked.
     fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
         let of: fn(&Database) -> &Watches = match self {
             Keys::Some(_) => |database| &database.watches,
@@ -291,7 +302,8 @@ impl Keys<'_> {
 }
 
 impl Service {
-    /// Computes `f` under the locks of `keys` and hands what it wrote to the log, however long it takes.
+    /// Computes `f` under the locks of `keys` and hands what it wrote to the log, however long it
+    /// takes.
     pub fn transact<T>(
         self: &Arc<Self>,
         owner: &Arc<Outstanding>,
@@ -306,7 +318,7 @@ impl Service {
         self.transact_at(pace, owner, keys, view, f)
     }
 
-    /// The same, at this pace.
+    /// As [`Service::transact`], at this pace.
     #[expect(clippy::too_many_lines, reason = "it is still to be split")]
     pub fn transact_at<T>(
         self: &Arc<Self>,
@@ -326,7 +338,7 @@ impl Service {
             _ => None,
         };
         if matches!(keys, Keys::Some(_)) && watching.is_some() && self.is_behind(Size::Large) {
-            // Else it would be computed in vain.
+            // Otherwise it would be computed in vain.
             return Err(Fault::Wait(Wait::Room(Size::Large)));
         }
         let mut locked = match watching.is_some() || together.is_some() {
@@ -363,7 +375,8 @@ impl Service {
             if !self.has_served_since(era) {
                 return Err(Fault::Wait(Wait::Loading));
             }
-            // It may have been computed without a write before it that failed and is going to be computed again.
+            // It may have been computed without seeing an earlier write that failed and is going to
+            // be computed again.
             if owner.is_unsettled() {
                 return Err(Fault::Wait(Wait::Own));
             }
@@ -398,8 +411,9 @@ impl Service {
         })
     }
 
-    /// The condition under which these items may be written; `None` for a blind write of one key, and on a log that chains by
-    /// itself. What a connection writes after a write with a condition goes the same way, so that it comes after it.
+    /// The condition under which these items may be written; `None` for a blind write of one key,
+    /// and on a log that chains. What a connection writes after a write with a condition takes the
+    /// same lane, so that it comes after that write.
     fn condition(
         &self,
         owner: &Outstanding,
@@ -417,7 +431,8 @@ impl Service {
             _ => false,
         };
         if is_blind || self.log.chains() {
-            // If that is because one that came before has failed just now, this one must not get ahead of it.
+            // If it is blind only because an earlier write has failed just now, it must not get
+            // ahead of that write.
             return match owner.is_unsettled() {
                 true => Err(Fault::Wait(Wait::Own)),
                 false => Ok(None),
@@ -438,7 +453,8 @@ impl Service {
         }))
     }
 
-    /// See [`Condition::written`]. There is no other order of two such writes over several partitions; they would be mixed.
+    /// See [`Condition::written`]. Nothing else orders two such writes over several partitions;
+    /// they would be mixed.
     fn written_unread(&self, items: &[Item], reads: &[Read]) -> Result<Vec<Read>, Fault> {
         let key_of = |read: &Read| Some((read.at.database, read.key.clone()?));
         let read: HashSet<(u16, Bytes)> = reads.iter().filter_map(key_of).collect();
@@ -467,7 +483,8 @@ impl Service {
         Ok(written)
     }
 
-    /// The key's home, and how far that partition has been applied; `None` while the database has no topic.
+    /// The key's home, and how far that partition has been applied; `None` while the database has
+    /// no topic.
     fn applied_at_home(&self, database: u16, key: &[u8]) -> Option<(TopicPartition, u64)> {
         let partitions = self.databases[database as usize].partitions();
         if partitions.is_empty() {
@@ -503,7 +520,8 @@ impl Service {
     }
 }
 
-/// Every record of a key of this partition below this offset is known: the partition is applied so far, and this was seen.
+/// The offset below which every record of a key in this partition is known: the partition is
+/// applied up to `applied`, and `seen` was read.
 pub(super) fn known(at: TopicPartition, applied: u64, seen: Option<At>) -> u64 {
     // Offset 0 also stands for "no record met".
     let newer = seen.filter(|seen| seen.partition == at.partition && seen.offset > 0);
@@ -524,7 +542,7 @@ fn check_record(key: &Bytes, state: Option<&State>, limit: usize) -> Result<(), 
 }
 
 impl<'s> Transaction<'s> {
-    /// It sees writes that are under way.
+    /// True if it sees writes that are under way.
     pub fn sees_pending(&self) -> bool {
         self.view != View::Committed
     }
@@ -563,24 +581,26 @@ impl<'s> Transaction<'s> {
         self.look(database, key, self.is_conditional())
     }
 
-    /// True if the key is there as far as this node knows: for the reply alone, what is written does not rest on it.
+    /// True if the key exists as far as this node knows. For the reply alone: what is written does
+    /// not rest on it.
     pub fn seems_to_exist(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
         let now = self.now;
         let entry = self.look(database, key, false)?;
         Ok(entry.is_some_and(|e| e.meta.expire_at.is_none_or(|at| at > now)))
     }
 
-    /// Whether what is written rests on what is read, and others may write at the same time.
+    /// True if what is written rests on what is read, and others may write at the same time.
     fn is_conditional(&self) -> bool {
         self.view == View::Update && !self.service.log.chains()
     }
 
-    /// Data is looked at: what is found counts only if this node serves all the time.
+    /// Notes that data is read: the result counts only if this node serves all the time.
     pub fn looks(&mut self) {
         self.looked = true;
     }
 
-    /// It goes through so many bytes: an error if that is more than its thread has time for.
+    /// Counts bytes that the transaction goes through. An error if that is more than its thread has
+    /// time for.
     pub fn works(&mut self, bytes: usize) -> Result<(), Fault> {
         self.work = self.work.saturating_add(bytes);
         if self.work > self.turn.work() {
@@ -591,7 +611,7 @@ impl<'s> Transaction<'s> {
             };
             return Err(Fault::Wait(Wait::Turn(turn)));
         }
-        // What it computes may be in vain already.
+        // A watched key may have changed: then the result is of no use.
         self.watching.as_ref().map_or(Ok(()), Watching::check)
     }
 
@@ -634,7 +654,8 @@ impl<'s> Transaction<'s> {
         Ok(seen.entry)
     }
 
-    /// An error if it writes more than a transaction may; to be asked now and then while there is more to compute.
+    /// An error if it writes more than a transaction may. To be called now and then while there is
+    /// more to compute.
     pub fn check_size(&self) -> Result<(), Fault> {
         if self.bytes > MAX_BYTES {
             return Err(Fault::error(format!(
@@ -644,7 +665,7 @@ impl<'s> Transaction<'s> {
         Ok(())
     }
 
-    /// All keys of the database were looked at, in the store.
+    /// Notes that all keys of the database were read, in the store.
     fn look_at_all(&mut self, database: u16) {
         self.looks();
         if !self.is_conditional() {
@@ -675,7 +696,7 @@ impl<'s> Transaction<'s> {
         Ok(self.get(database, key)?.is_some())
     }
 
-    /// True if there is something to be written.
+    /// True if it writes anything.
     pub fn writes(&self) -> bool {
         !self.items.is_empty()
     }
@@ -694,7 +715,8 @@ impl<'s> Transaction<'s> {
         self.write(database, key, None);
     }
 
-    /// Puts a tombstone behind what a flush has hidden, on the condition that nothing came after that; not if something is known to.
+    /// Writes a tombstone after a record that a flush has hidden, on the condition that nothing
+    /// came after that record. Writes nothing if a later record is known.
     pub(super) fn bury(&mut self, flushed: &Flushed) -> Result<(), Fault> {
         let Flushed { at, key, .. } = flushed;
         if let Some(known) = self.service.known_of_flushed(flushed)? {
@@ -729,8 +751,8 @@ impl<'s> Transaction<'s> {
         }
     }
 
-    /// Number of keys in the database, expired ones without a tombstone included.
-    /// Counts what is in the store: [`Service::store_caught_up`] comes first.
+    /// Number of keys in the database, including expired ones without a tombstone. It counts what
+    /// is in the store: call [`Service::store_caught_up`] first.
     pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
         self.look_at_all(database);
         let flushed = self.flushed.contains(&database);
@@ -755,9 +777,10 @@ impl<'s> Transaction<'s> {
         Ok(count.max(0) as u64)
     }
 
-    /// Visits the names of keys that are neither deleted nor expired, in hash order from `from` on; returns where to go on.
-    /// No value is read: a key is as the store has it ([`Service::store_caught_up`] comes first), or as this transaction
-    /// left it. `at_least` counts keys in the store. Keys that this transaction created come with the last part.
+    /// Visits the names of keys that are neither deleted nor expired, in hash order starting at
+    /// `from`. Returns where to continue. No value is read: a key is as the store has it (call
+    /// [`Service::store_caught_up`] first), or as this transaction left it. `at_least` counts keys
+    /// in the store. Keys that this transaction created come with the last part.
     pub fn scan_keys(
         &mut self,
         database: u16,
@@ -803,7 +826,7 @@ impl<'s> Transaction<'s> {
         Ok(created)
     }
 
-    /// Writes under way that this transaction was computed on.
+    /// Notes a write under way that this transaction was computed on.
     fn depend_on(&mut self, write: Arc<Write>) -> Result<(), Fault> {
         if write.outcome().is_some() {
             return Ok(());
@@ -861,7 +884,7 @@ fn value_bytes(state: Option<&State>) -> usize {
 }
 
 impl Entry {
-    /// The string, or the error that says why there is none.
+    /// The string, or an error that says why it is not one.
     pub fn string(&self) -> Result<Bytes, Fault> {
         match &self.value {
             Value::String(value) => Ok(value.clone()),
@@ -869,13 +892,13 @@ impl Entry {
         }
     }
 
-    /// The state, whatever it is, if it can be written again.
+    /// The state, of whatever kind, if it can be written again.
     pub fn state(self) -> Result<State, Fault> {
         self.type_name()?;
         Ok(self.into_state())
     }
 
-    /// As TYPE answers it.
+    /// The type as TYPE returns it.
     pub fn type_name(&self) -> Result<&'static str, Fault> {
         match &self.value {
             Value::String(_) => Ok("string"),

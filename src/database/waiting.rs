@@ -1,5 +1,6 @@
-//! Records that were read and are not applied yet: the first is of a group whose other records have not all come, and the others
-//! came behind it; and groups of which a part was applied at once. Knows groups and places in the log, not what is done with the records.
+//! Records that were read and are not applied yet: the first belongs to a group whose other records
+//! have not all come, and the others came after it. Also groups of which a part was applied at
+//! once. Knows groups and places in the log, but not what is done with the records.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -7,18 +8,20 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::log::{Group, LogRecord, TopicPartition};
 
-/// What a record costs here beside its key and value, bytes (measured roughly).
+/// What a record costs here besides its key and value, bytes (measured roughly).
 const OVERHEAD: usize = 250;
 
 #[derive(Default)]
 pub struct Waiting {
-    /// In the order in which they came. What was taken with its group leaves a gap until everything before it is taken.
+    /// In the order in which they came. A record that was taken with its group leaves a gap until
+    /// everything before it is taken.
     records: VecDeque<Option<LogRecord>>,
-    /// Number of the first of them; each has the next one.
+    /// The number of the first record. Each later record has the next number.
     first: u64,
-    /// Numbers of the records of each group.
+    /// The numbers of each group's records.
     groups: HashMap<u128, SmallVec<[u64; 4]>, foldhash::fast::RandomState>,
-    /// Numbers of the records of each partition. Those in front of the first that is here are gone.
+    /// The numbers of each partition's records. Those before the first that is still here were
+    /// removed.
     partitions: BTreeMap<TopicPartition, VecDeque<u64>>,
     bytes: usize,
 }
@@ -36,12 +39,12 @@ impl Waiting {
         self.records.front()?.as_ref()
     }
 
-    /// Number of the first record.
+    /// The number of the first record.
     pub fn first(&self) -> u64 {
         self.first
     }
 
-    /// Number of the next record that comes.
+    /// The number that the next record gets.
     pub fn next(&self) -> u64 {
         self.first + self.records.len() as u64
     }
@@ -70,7 +73,8 @@ impl Waiting {
         self.records.push_back(Some(record));
     }
 
-    /// Takes the first record and, if it is of a group, all that have come of it.
+    /// Takes the first record and, if it belongs to a group, all records of the group that have
+    /// come.
     pub fn take_front(&mut self) -> SmallVec<[LogRecord; 1]> {
         let group = self.front().and_then(|first| first.group);
         let numbers = group.and_then(|group| self.groups.remove(&group.id));
@@ -98,13 +102,14 @@ impl Waiting {
     }
 }
 
-/// So many groups of each partition are remembered: more than can be in the midst of being committed.
+/// How many groups of each partition are remembered: more than can be in the midst of being
+/// committed.
 const REMEMBERED: usize = 16_384;
 
-/// The newest groups of which a part was applied, as it came.
+/// The newest groups of which a part was applied, record by record as they came.
 #[derive(Default)]
 pub struct InPart {
-    /// How many records of each are still to come.
+    /// How many records of each group are still to come.
     groups: HashMap<u128, u32, foldhash::fast::RandomState>,
     newest: BTreeMap<TopicPartition, VecDeque<u128>>,
 }
@@ -115,7 +120,7 @@ impl InPart {
         self.groups.get(&group).copied()
     }
 
-    /// A record was applied.
+    /// Notes that a record of a group was applied.
     pub fn note(&mut self, at: TopicPartition, group: Group) {
         let missing = self.groups.entry(group.id).or_insert(group.records);
         *missing = missing.saturating_sub(1);

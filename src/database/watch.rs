@@ -1,7 +1,9 @@
-//! WATCH: which keys somebody watches, and a flag per connection that a change of one of them raises.
+//! WATCH: the keys that are watched, and one flag per connection that is raised when one of them
+//! changes.
 //!
-//! The flag alone is not enough: the applier shows a change before it raises the flag, and a transaction may be computed in between. So WATCH also
-//! notes the [`Found`] of each key, and EXEC compares it with what it finds itself.
+//! The flag alone is not enough: the applier shows a change before it raises the flag, and a
+//! transaction may be computed in between. So WATCH also notes the [`Found`] of each key, and EXEC
+//! compares it with what it finds itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +17,7 @@ use crate::model::Entry;
 /// Raised when a watched key may have changed.
 pub type Changed = AtomicBool;
 
-/// Which record gives a key its state.
+/// The record that gives a key its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Absent, or expired.
@@ -27,7 +29,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// Of this entry, at that time (milliseconds since the epoch).
+    /// For this entry, at that time (milliseconds since the epoch).
     pub fn of(entry: Option<&Entry>, now: u64) -> Found {
         match entry.map(|entry| &entry.meta) {
             Some(meta) if meta.expire_at.is_none_or(|at| at > now) => Found::Record {
@@ -42,7 +44,7 @@ impl Found {
 /// Watched keys of one database.
 #[derive(Default)]
 pub struct Watches {
-    /// Number of keys in `keys`, so that a change costs nothing while nobody watches.
+    /// Number of keys in `keys`, so that a change costs nothing while no key is watched.
     watched: AtomicUsize,
     keys: Mutex<Keys>,
 }
@@ -50,12 +52,13 @@ pub struct Watches {
 #[derive(Default)]
 struct Keys {
     flags: HashMap<Bytes, Vec<Weak<Changed>>>,
-    /// Bytes of keys that were added since flags of connections that watch no longer were swept out, and those at which it is done again.
+    /// Bytes of keys added since the last sweep, which removes flags of connections that watch no
+    /// longer; and the bytes at which the next sweep comes.
     added: usize,
     sweep_at: usize,
 }
 
-/// Bytes of keys below which nothing is swept out.
+/// Bytes of keys below which nothing is swept.
 const MIN_SWEEP: usize = 8 << 10;
 /// What a key costs besides its bytes.
 const KEY: usize = 128;
@@ -72,14 +75,14 @@ impl Watches {
                 flags.retain(|flag| flag.strong_count() > 0);
                 !flags.is_empty()
             });
-            // Once more when as much was added as there is.
+            // The next sweep comes when as much was added as there is now.
             let kept: usize = keys.flags.keys().map(|key| key.len() + KEY).sum();
             (keys.added, keys.sweep_at) = (0, kept.max(MIN_SWEEP));
         }
         self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
 
-    /// This connection does not watch these keys any more.
+    /// The connection with this flag does not watch these keys any more.
     pub fn unwatch<'k>(&self, watched: impl Iterator<Item = &'k [u8]>, flag: &Arc<Changed>) {
         let mut keys = self.keys.lock();
         for key in watched {
@@ -110,7 +113,7 @@ impl Watches {
         self.watched.store(keys.flags.len(), Ordering::SeqCst);
     }
 
-    /// The keys that somebody watches.
+    /// The keys that are watched.
     pub fn watched(&self) -> Vec<Bytes> {
         if self.watched.load(Ordering::SeqCst) == 0 {
             return Vec::new();
@@ -118,7 +121,8 @@ impl Watches {
         self.keys.lock().flags.keys().cloned().collect()
     }
 
-    /// The database is flushed: raises the flags of the watched keys for which `affected` says so.
+    /// The database is flushed: raises the flags of those watched keys for which `affected` is
+    /// true.
     pub fn flushed(&self, affected: impl Fn(&[u8]) -> bool) {
         for key in self.watched().iter().filter(|key| affected(key)) {
             self.changed(key);

@@ -1,4 +1,5 @@
-//! A write under way: what was handed to the log as one batch, who waits for it, and how it ended.
+//! A write under way: what was handed to the log as one batch, which connection it belongs to, and
+//! its outcome.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -19,13 +20,14 @@ pub enum Item {
     Key {
         database: u16,
         key: Bytes,
-        /// The key's new state; `None`: it is deleted.
+        /// The key's new state; `None` deletes the key.
         state: Option<State>,
     },
     /// Flush marker of one partition.
     Flush { database: u16 },
-    /// Removes what a partition has of a key where that changes nothing of what is shown: a copy that another producer left outside
-    /// of the home partition (a [`Item::Key`] says what is shown), or what a flush has hidden.
+    /// Removes a key from one partition where that changes nothing of what is shown: a copy that
+    /// another producer left outside of the home partition (a [`Item::Key`] says what is shown), or
+    /// a record that a flush has hidden.
     Tombstone { database: u16, key: Bytes, partition: u32 },
 }
 
@@ -35,7 +37,7 @@ impl Item {
         *database
     }
 
-    /// The state that it gives its key, unless that is deleted.
+    /// The state that it gives its key; `None` if it deletes the key.
     pub fn state(&self) -> Option<&State> {
         match self {
             Item::Key { state, .. } => state.as_ref(),
@@ -44,13 +46,13 @@ impl Item {
     }
 }
 
-/// One batch on its way to the log.
+/// One batch under way to the log.
 pub struct Write {
     pub items: SmallVec<[Item; 1]>,
-    /// Handed over with a condition: others with one may be computed on it.
+    /// It was handed over with a condition. Other writes with a condition may be computed on it.
     pub conditional: bool,
     service: Arc<Service>,
-    /// Of the service when this was handed over.
+    /// The service's generation when this was handed over.
     generation: u64,
     owner: Arc<Outstanding>,
     outcome: OnceLock<Result<(), ProduceError>>,
@@ -82,7 +84,7 @@ impl Write {
         write
     }
 
-    /// How it ended; `None` while under way.
+    /// The outcome; `None` while it is under way.
     pub fn outcome(&self) -> Option<&Result<(), ProduceError>> {
         self.outcome.get()
     }
@@ -93,7 +95,8 @@ impl Write {
         states.map(|state| state.value.bytes()).sum()
     }
 
-    /// Waits for the end. The log bounds the time (`--write-timeout`), unless this node fails: then it ends when the task that waits is woken.
+    /// Waits for the outcome. The log bounds the time (`--write-timeout`), unless this node fails:
+    /// then the wait ends when the waiting task is woken.
     pub async fn finished(&self) -> &Result<(), ProduceError> {
         loop {
             let notified = self.done.notified();
@@ -133,7 +136,8 @@ impl Write {
                         database.snapshots.changed(key);
                     }
                     database.acknowledged(place);
-                    // Those of a group are shown together when all have come.
+                    // The applier takes the records of a group: it shows them together when all
+                    // have come.
                     if let (1, Some(partition)) = (self.items.len(), database.only_partition()) {
                         partition.own.acknowledged(place.offset, at.timestamp, key);
                     }
@@ -145,7 +149,7 @@ impl Write {
                 Item::Tombstone { database, .. } => self.service.databases[*database as usize].acknowledged(place),
             }
         }
-        // What was forgotten meanwhile must not come back.
+        // A state that was forgotten meanwhile must not come back.
         if self.is_of_the_past() {
             for item in &self.items {
                 if let Item::Key { database, key, .. } = item {
@@ -155,12 +159,13 @@ impl Write {
         }
     }
 
-    /// The topics are others since this was handed over: what it wrote is read from the log, if it is there.
+    /// True if topics were recreated after this was handed over. What it wrote is then read from
+    /// the log, if it is there.
     fn is_of_the_past(&self) -> bool {
         self.service.generation.load(Ordering::Acquire) != self.generation
     }
 
-    /// The first outcome counts.
+    /// Sets the outcome. Only the first one counts.
     fn end(&self, outcome: Result<(), ProduceError>) {
         if self.outcome.set(outcome).is_ok() {
             self.done.notify_waiters();
@@ -188,7 +193,7 @@ impl Completion for Write {
                 Ok(())
             }
             Err(error) => {
-                // Before anybody can miss the write.
+                // The flag is set before the write disappears from memory, so nothing can miss it.
                 if self.conditional {
                     self.owner.failed.store(true, Ordering::Release);
                 }
@@ -210,23 +215,24 @@ impl Completion for Write {
     }
 }
 
-/// The writes that one connection has under way; wakes it once, when the last of a burst is over.
+/// The writes that one connection has under way. Wakes the connection once, when the last of a
+/// burst has ended.
 #[derive(Default)]
 pub struct Outstanding {
     count: AtomicUsize,
-    /// How many of them were handed over with a condition, and the last such one.
+    /// How many of them were handed over with a condition, and the last of those.
     conditional: AtomicUsize,
     last_conditional: Mutex<Weak<Write>>,
-    /// What is computed behind a write that failed has to wait until that one was computed again.
+    /// What is computed after a failed write has to wait until that write was computed again.
     in_order: bool,
-    /// A write with a condition failed, and was not looked at yet.
+    /// A write with a condition failed and is not settled yet.
     failed: AtomicBool,
     none: Notify,
 }
 
 impl Outstanding {
-    /// Of one whose commands take effect in their order, each seeing those before: [`Outstanding::settling`] is to be called when
-    /// writes that failed are looked at.
+    /// For a connection whose commands take effect in their order, each seeing those before it.
+    /// [`Outstanding::settling`] has to be called when failed writes are looked at.
     pub fn in_order() -> Self {
         Outstanding {
             in_order: true,
@@ -234,7 +240,8 @@ impl Outstanding {
         }
     }
 
-    /// Everything that has failed so far is looked at now, in order: nothing has to come after the failed writes, or to wait for them.
+    /// Everything that has failed so far is settled now, in order: nothing has to come after the
+    /// failed writes any more, or to wait for them.
     pub fn settling(&self) {
         self.failed.store(false, Ordering::Release);
         let mut last = self.last_conditional.lock();
@@ -243,7 +250,7 @@ impl Outstanding {
         }
     }
 
-    /// A write failed that was not looked at yet.
+    /// True if a write failed that nobody has looked at yet.
     pub fn is_unsettled(&self) -> bool {
         self.in_order && self.failed.load(Ordering::Acquire)
     }
@@ -261,7 +268,7 @@ impl Outstanding {
         self.conditional.load(Ordering::Acquire)
     }
 
-    /// The newest write with a condition, while somebody still waits for it.
+    /// The newest write with a condition, while anything still holds it.
     pub(super) fn last_conditional(&self) -> Option<Arc<Write>> {
         self.last_conditional.lock().upgrade()
     }
@@ -275,7 +282,8 @@ impl Outstanding {
         }
     }
 
-    /// Waits until every write of this connection is over, or this node has failed: then [`Write::finished`] ends them.
+    /// Waits until every write of this connection has ended, or this node has failed: then
+    /// [`Write::finished`] ends them.
     pub async fn none(&self, service: &Service) {
         loop {
             let notified = self.none.notified();

@@ -1,25 +1,32 @@
-//! Takes applied records to the store, from a thread of its own: the applier waits for the store only at a bound.
+//! Takes applied records to the store, from a thread of its own: the applier waits for the store
+//! only at a bound.
 //!
-//! The [`Buffer`] holds what was applied and is not in the store yet: of each key the newest record, in [`Run`]s with a flush
-//! marker between them. The writer takes all of it at once and hands it over sorted by hash (neighbours in the store are written
-//! together), [`Shard`] by shard. It puts that off for a moment, since a key that is written again meanwhile costs nothing; not if
-//! somebody waits for the store ([`WriteBehind::hurry`]). While loading it waits for more.
+//! The [`Buffer`] holds what was applied and is not in the store yet: the newest record of each
+//! key, in [`Run`]s with a flush marker between them. The writer takes all of it at once and hands
+//! it to the store sorted by hash (neighbours in the store are written together), [`Shard`] by
+//! shard. It delays that for a moment, since a key that is written again meanwhile costs nothing;
+//! but not if something waits for the store ([`WriteBehind::hurry`]). While loading it waits for
+//! more.
 //!
-//! What is here is visible in the hot tier, pinned until the store has it. Only what was applied while loading is not: once that is
-//! over, it is read from here ([`WriteBehind::get`]).
+//! What is here is visible in the hot tier, and pinned there until the store has it. The exception
+//! is what was applied while loading: once that is over, it is read from here
+//! ([`WriteBehind::get`]).
 //!
-//! Once a node serves, and of a topic with one partition, nothing comes here but flush markers: the writer takes the states that became unstored from the hot tier
-//! itself ([`HotTier::take_unstored`](super::hot::HotTier::take_unstored)), as far as they are below the positions that it is going to
-//! tell. A key whose newest record is beyond those is left for the next time, so the store may lack the one before it; that record is
-//! read again after a crash, and until then memory has the key. Whoever needs the store to be exactly at a position ([`super::digest`]) has all
-//! records sent through here meanwhile.
+//! Once a node serves, only flush markers come here for a topic with one partition. The writer
+//! takes the states that became unstored from the hot tier itself
+//! ([`HotTier::take_unstored`](super::hot::HotTier::take_unstored)), as far as they are below the
+//! positions that it is going to report. A key whose newest record is beyond those is left for the
+//! next time, so the record before it may be missing in the store. That newest record is read again
+//! after a crash, and until then memory has the key. While something needs the store to be exactly
+//! at a position ([`super::digest`]), all records are sent through here.
 //!
-//! Where the disk has no room the writer waits, and says so: engines do not survive a disk that is full. Meanwhile everything stays
-//! here, and is visible; when the bound is reached, own writes are refused and foreign ones are not read.
+//! If the disk has no room, the writer waits and reports that: engines do not survive a full disk.
+//! Meanwhile everything stays here, and is visible. When the bound is reached, own writes are
+//! refused and foreign ones are not read.
 //!
-//! A position goes with the records up to it: it is told, and written into a checkpoint, only when the store has all of them.
-//! The writer alone applies to the store, sweeps it and writes checkpoints; the applier clears it while the writer rests
-//! ([`WriteBehind::begin`]).
+//! A position goes with the records up to it. It is reported, and written into a checkpoint, only
+//! when the store has all of them. The writer alone applies to the store, sweeps it and writes
+//! checkpoints. The applier clears the store while the writer rests ([`WriteBehind::begin`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -41,34 +48,37 @@ use crate::model::{Change, Control, Entry, Payload};
 use crate::store::{Checkpoint, DatabaseCheckpoint, PartitionPosition, StoreError, key_hash};
 use crate::supervise;
 
-/// Why a writer is gone that panicked.
+/// The cause when the writer has ended by a panic.
 pub(super) const PANICKED: &str = "the thread that writes panicked";
-/// Records that the store is given at once, and about how many bytes. What was written is unpinned after each.
+/// The most records, and about the most bytes, that the store is given at once. What was written is
+/// unpinned after each chunk.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 4 << 20;
 /// Parts of a run, by the first bits of the hash.
 const SHARDS: usize = 64;
-/// What a record costs in the buffer beside key and value, bytes (measured roughly).
+/// What a record costs in the buffer besides key and value, bytes (measured roughly).
 const HELD_OVERHEAD: usize = 200;
 /// Entries that one step of the store's background work looks at.
 const SWEEP: usize = 1_000;
-/// A checkpoint is written this often even if nothing was applied: its `as_of` tells how fresh the store is.
+/// A checkpoint is written this often even if nothing was applied: its `as_of` says how fresh the
+/// store is.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(60);
-/// After it wrote, the writer rests twice as long, at most this: under load keys are written again meanwhile, and the processor
-/// has other work.
+/// After it wrote, the writer rests twice as long as that took, at most this long. Under load keys
+/// are written again meanwhile, and the processor has other work.
 const REST: Duration = Duration::from_secs(5);
-/// How much longer than the usual time an engine may take for a step: it may have to make room first; and for a checkpoint, for which it
-/// writes and fsyncs all that it has in memory.
+/// How much longer than usual an engine may take for a step, as it may have to make room first; and
+/// for a checkpoint, for which it writes and fsyncs all that it has in memory.
 const ENGINE: Duration = Duration::from_secs(30);
 const CHECKPOINT: Duration = Duration::from_secs(300);
-/// Longest time that the writer rests before it looks whether anything is due.
+/// The longest time that the writer rests before it checks whether anything is due.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a stop may take to store what is left; the rest is read from the log again at the next start.
+/// How long a stop may take to store what is left. The rest is read from the log again at the next
+/// start.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// While loading memory is not needed for reads: this share of it may be buffered.
+/// While loading, memory is not needed for reads: one part in this many may be buffered.
 const LOADING_SHARE: usize = 3;
 
-/// How far the records are that were handed over.
+/// How far the records that were handed over go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reached {
     pub positions: BTreeMap<TopicPartition, PartitionPosition>,
@@ -120,31 +130,31 @@ enum Part {
 struct Buffer {
     runs: Vec<Run>,
     run_bytes: usize,
-    /// When the first of `runs`, or in memory, came.
+    /// When the first record in `runs`, or in memory, came.
     since: Option<Instant>,
-    /// Some records are to be taken from the hot tier.
+    /// Some records have to be taken from the hot tier.
     in_memory: bool,
-    /// From where on every record comes here, if it does at the moment.
+    /// The positions from which on every record comes here, if that is so at the moment.
     exact_from: Option<Positions>,
-    /// The store has, or is known to lack, what was in memory alone before that.
+    /// The store has what was in memory alone before that, or is known not to have it.
     is_exact: bool,
     /// Everything up to here is in `runs`, in flight, in memory, or stored.
     reached: Reached,
-    /// What the writer took; the first is being applied.
+    /// What the writer took. The first part is being applied.
     in_flight: VecDeque<Arc<Part>>,
     stored: Reached,
-    /// Not before this without need.
+    /// The writer does not write before this without need.
     rests_until: Option<Instant>,
-    /// All of it is to be forgotten as soon as the writer lets go of it.
+    /// All of it has to be forgotten as soon as the writer lets go of it.
     forgetting: bool,
     /// The writer works outside of the lock.
     busy: bool,
     loading: bool,
-    /// When a stop was asked for.
+    /// When a stop was requested.
     stopping: Option<Instant>,
     /// A stop came while the disk had no room: what is left is not stored.
     given_up: bool,
-    /// The writer is gone, and why.
+    /// Why the writer has ended, if it has.
     ended: Option<String>,
 }
 
@@ -156,7 +166,7 @@ pub(super) struct WriteBehind {
     /// For the applier: there is more room, the writer rests, or it has ended.
     progress: Condvar,
     bytes: AtomicUsize,
-    /// What loading left; more than the usual bound may be here until it is stored.
+    /// Bytes that loading left. More than the usual bound may be here until they are stored.
     backlog: AtomicUsize,
     hurried: AtomicUsize,
     /// Something that was applied while loading may be here and nowhere else.
@@ -165,7 +175,7 @@ pub(super) struct WriteBehind {
     lacking: Mutex<Option<String>>,
 }
 
-/// While it lives, nothing is put off.
+/// While this lives, the writer delays nothing.
 pub(super) struct Hurry<'a>(&'a WriteBehind);
 
 impl Drop for Hurry<'_> {
@@ -176,7 +186,8 @@ impl Drop for Hurry<'_> {
 
 /// What the writer does next, outside of the lock.
 enum Job {
-    /// Applies what is in flight; then the store is as far as this. While loading, more of what was loaded may come behind it.
+    /// Applies what is in flight. Then the store is as far as `reached`. While loading, more of
+    /// what was loaded may come after it.
     Write {
         reached: Reached,
         in_memory: bool,
@@ -187,7 +198,7 @@ enum Job {
     Stop(Reached),
 }
 
-/// What the writer has to see to besides writing.
+/// The writer's duties besides writing.
 struct Upkeep {
     /// The store has background work left.
     sweeping: bool,
@@ -205,7 +216,7 @@ impl WriteBehind {
         usual.max(self.backlog.load(Ordering::Relaxed))
     }
 
-    /// Makes the writer write at once, until the answer is dropped.
+    /// Makes the writer write at once, until the result is dropped.
     pub fn hurry(&self) -> Hurry<'_> {
         self.hurried.fetch_add(1, Ordering::AcqRel);
         // Under the lock, so that the writer is not just about to rest.
@@ -214,7 +225,8 @@ impl WriteBehind {
         Hurry(self)
     }
 
-    /// Forgets everything and begins at a position, loading. When this returns, the writer applies nothing until [`WriteBehind::push`].
+    /// Forgets everything and begins at a position, loading. After this returns, the writer applies
+    /// nothing until [`WriteBehind::push`].
     pub fn begin(&self, reached: Reached) {
         supervise::idle();
         let mut buffer = self.buffer.lock();
@@ -247,8 +259,9 @@ impl WriteBehind {
         self.lacking.lock().clone()
     }
 
-    /// Takes applied records; waits while there are too many. `in_memory`: others are in the hot tier alone. `exact_from`: from where on none are.
-    /// `reached`: what all records up to these amount to, if that can be said.
+    /// Takes applied records. Waits while there are too many. `in_memory`: other records are in the
+    /// hot tier alone. `exact_from`: the positions from which on none are. `reached`: how far all
+    /// records up to these go, if that is known.
     pub fn push(
         &self,
         service: &Service,
@@ -259,7 +272,8 @@ impl WriteBehind {
     ) -> Result<(), StoreError> {
         let mut buffer = self.buffer.lock();
         let full = self.full(service, buffer.loading);
-        // A node that stops does not wait for what may never come, nor one whose store is damaged.
+        // A node that stops does not wait for what may never come. Neither does one whose store is
+        // damaged.
         let may_wait = |buffer: &Buffer| buffer.ended.is_none() && !buffer.forgetting && !service.is_stopping();
         while !changes.is_empty() && self.bytes() > full && may_wait(&buffer) {
             supervise::beat();
@@ -289,7 +303,8 @@ impl WriteBehind {
         if was_empty || buffer.waiting_bytes(service) >= full / 2 || self.is_hurried() {
             self.work.notify_one();
         }
-        // What is in memory is there already. Own records that the applier has yet to come to are not for the writer, who may be done.
+        // What is in memory is there already. Own records that the applier has not reached yet are
+        // not for the writer, which may have nothing left to do.
         while in_memory && unstored(service) > full && (buffer.busy || buffer.since.is_some()) && may_wait(&buffer) {
             supervise::beat();
             self.progress.wait_for(&mut buffer, TICK);
@@ -307,8 +322,8 @@ impl WriteBehind {
         self.work.notify_one();
     }
 
-    /// What is here of a key that the hot tier does not know. `None`: what the store has is the newest. To be asked
-    /// before the store, since records leave for there.
+    /// The entry here of a key that is not in the hot tier. `None`: the store has the newest. This
+    /// has to be called before the store is read, since records leave for the store.
     pub fn get(&self, database: u16, key: &[u8]) -> Option<Option<Entry>> {
         if !self.is_loaded_only() {
             return None;
@@ -316,7 +331,7 @@ impl WriteBehind {
         self.newest(database, key)
     }
 
-    /// What is here of a key.
+    /// The newest entry here of a key; `None` if there is no record of it here.
     pub fn newest(&self, database: u16, key: &[u8]) -> Option<Option<Entry>> {
         let name = Name {
             hash: key_hash(key),
@@ -405,8 +420,8 @@ impl WriteBehind {
         }
     }
 
-    /// Writes what was taken. If that has to be given up, because all is to be forgotten or the node cannot wait longer to
-    /// stop, the positions stay as they were.
+    /// Writes what was taken. If it has to give up, because all is to be forgotten or the node
+    /// cannot wait longer to stop, the positions stay as they were.
     fn write(&self, service: &Service, reached: Reached, in_memory: bool, loading: bool) -> Result<(), StoreError> {
         let started = Instant::now();
         let mut buffer = self.buffer.lock();
@@ -416,7 +431,8 @@ impl WriteBehind {
                 return Ok(());
             }
             let apply = || match &*part {
-                // A flush takes the store to have nothing from behind it, and whatever was before it.
+                // Before a flush marker is applied, the store must hold every older record and no
+                // newer one.
                 Part::Flush(flush) if in_memory && !self.write_from_memory(service, &before(flush))? => Ok(false),
                 _ => part.apply(service),
             };
@@ -449,7 +465,8 @@ impl WriteBehind {
         Ok(())
     }
 
-    /// Writes what became unstored in memory, below these positions. False if that has to be given up.
+    /// Writes the states in memory that became unstored, below these positions. False if it has to
+    /// give up.
     fn write_from_memory(&self, service: &Service, below: &Positions) -> Result<bool, StoreError> {
         for (&place, &position) in below {
             let database = &service.databases[place.database as usize];
@@ -478,13 +495,13 @@ impl WriteBehind {
                     return Ok(false);
                 }
             }
-            // The applier may have passed it over already, behind a group that it waits for.
+            // The applier may have passed it over already, after a group that it waits for.
             self.buffer.lock().in_memory |= is_left;
         }
         Ok(true)
     }
 
-    /// Writes changes of a database that are in the hot tier. False if that has to be given up.
+    /// Writes changes of a database that are in the hot tier. False if it has to give up.
     fn write_changes(&self, service: &Service, database: &Database, changes: &[Change]) -> Result<bool, StoreError> {
         let mut rest = changes;
         while !rest.is_empty() {
@@ -510,7 +527,8 @@ impl WriteBehind {
         Ok(true)
     }
 
-    /// The store is damaged: nothing more is written until all is begun anew. False if the node stops before.
+    /// The store is damaged: nothing more is written until everything begins again. False if the
+    /// node stops before.
     fn rest(&self) -> bool {
         supervise::idle();
         let mut buffer = self.buffer.lock();
@@ -523,7 +541,7 @@ impl WriteBehind {
         !buffer.forgetting
     }
 
-    /// Waits until the disk has room for so many bytes. False if that is to be given up.
+    /// Waits until the disk has room for this many bytes. False if it has to give up.
     fn wait_for_room(&self, service: &Service, bytes: usize) -> bool {
         while let Some(reason) = service.store.lacks_room(bytes as u64) {
             if self.lacking.lock().replace(reason.clone()).is_none() {
@@ -545,7 +563,7 @@ impl WriteBehind {
         true
     }
 
-    /// There is more room.
+    /// Notes that this many bytes have left the buffer: there is more room.
     fn let_go(&self, service: &Service, bytes: usize) {
         let left = self.bytes.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         if left <= service.settings.max_unstored_bytes.load(Ordering::Relaxed) as usize {
@@ -595,7 +613,7 @@ impl Buffer {
         total.fetch_sub(less, Ordering::Relaxed);
     }
 
-    /// The run that is not ended by a flush marker.
+    /// The last run, which no flush marker has ended.
     fn last_run(&mut self) -> &mut Run {
         if self.runs.last().is_none_or(|run| run.flush.is_some()) {
             self.runs.push(Run::default());
@@ -624,11 +642,11 @@ impl Buffer {
         std::mem::take(&mut self.in_memory)
     }
 
-    /// How long until what is here is to be written.
+    /// How long until what is here has to be written.
     fn wait(&self, delay: Duration, much: bool, hurried: bool) -> Duration {
         let (now, never) = (Duration::ZERO, Duration::MAX);
         match self.since {
-            // What was given up must not be told.
+            // What was given up must not be reported as stored.
             _ if self.is_out_of_patience() => never,
             None if self.reached == self.stored => never,
             // Positions alone cost nothing.
@@ -666,7 +684,7 @@ impl Part {
         }
     }
 
-    /// Gives it to the store. False if there is no room for it, and it is no use to wait.
+    /// Gives it to the store. False if there is no room for it and waiting is no use.
     fn apply(&self, service: &Service) -> Result<bool, StoreError> {
         let newest = match self {
             Part::Flush(change) => {
@@ -704,7 +722,8 @@ impl Part {
     }
 }
 
-/// How many records of these sizes, one at least, the store is given at once, and about how many bytes that is.
+/// How many records of these sizes the store is given at once, at least one, and about how many
+/// bytes that is.
 fn first_chunk(sizes: impl Iterator<Item = usize>) -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
     for next in sizes.take(CHUNK) {
@@ -716,7 +735,7 @@ fn first_chunk(sizes: impl Iterator<Item = usize>) -> (usize, usize) {
     (count, bytes)
 }
 
-/// Everything in front of a flush marker.
+/// The position of a flush marker: everything before the marker is below it.
 fn before(flush: &Change) -> Positions {
     let place = TopicPartition {
         database: flush.database,
@@ -730,7 +749,7 @@ fn positions_of(reached: &Reached) -> Positions {
     positions.map(|(at, position)| (*at, position.next_offset)).collect()
 }
 
-/// Bytes of states in the hot tier that the store lacks.
+/// Bytes of states in the hot tier that the store does not have yet.
 fn unstored(service: &Service) -> usize {
     service.memory.unstored.load(Ordering::Relaxed)
 }
@@ -748,7 +767,7 @@ impl Name {
     }
 }
 
-/// Tells the applier that the writer is gone, however it went.
+/// Tells the applier that the writer has ended, in whatever way.
 struct Ended<'a> {
     service: &'a Service,
     cause: String,
@@ -801,7 +820,7 @@ impl Upkeep {
                 loading,
             } => {
                 behind.write(service, reached, in_memory, loading)?;
-                // A flush may have been among it.
+                // There may have been a flush in it.
                 self.sweeping = true;
             }
             Job::Checkpoint(stored) => self.checkpoint(service, stored)?,
@@ -826,7 +845,7 @@ impl Upkeep {
 
     fn checkpoint(&mut self, service: &Service, stored: Reached) -> Result<(), StoreError> {
         if service.store.lacks_room(0).is_some() {
-            // The one before still holds.
+            // The previous checkpoint still holds.
             self.last_checkpoint = Instant::now();
             return Ok(());
         }
@@ -843,7 +862,7 @@ impl Upkeep {
             of_database.partitions.insert(at.partition, position);
         }
         match service.store.checkpoint(&checkpoint) {
-            // Its file found no room; that was the last thing to be written.
+            // There was no room for its file, which is the last thing to be written.
             Err(StoreError::Io { cause, .. }) if cause.kind() == std::io::ErrorKind::StorageFull => {
                 self.last_checkpoint = Instant::now();
                 return Ok(());

@@ -1,14 +1,16 @@
 //! The hot tier: the newest known state of keys, in memory, in front of the store.
 //!
-//! A slot holds what the log has for a key (*committed*); this node's writes that are still under way (*pending*) are kept
-//! beside the slots. Acknowledged own records and applied records are merged by offset, so it does not matter which of the two
-//! comes first. A slot is *pinned* while the store does not have its state yet; every other slot may be evicted (second chance)
-//! when the memory budget is used up.
+//! A slot holds what the log has for a key (*committed*). This node's writes under way (*pending*)
+//! are kept beside the slots. Acknowledged own records and applied records are merged by offset, so
+//! it does not matter which of the two comes first. A slot is *pinned* while the store does not
+//! have its state yet. Every other slot may be evicted (second chance) when the memory budget is
+//! used up.
 //!
-//! As long as it holds every key that there is ([`HotTier::hold_all`]), a key without a slot is not there, and the store need not be asked.
+//! While memory holds every key ([`HotTier::hold_all`]), a key without a slot does not exist, and
+//! the store is not read.
 //!
-//! A read of many keys at random is bound by the lines of memory that it meets for the first time, so a slot is small, and key and
-//! value stand together behind it ([`Slot`]).
+//! A read of many keys at random is bound by the lines of memory that it meets for the first time.
+//! So a slot is small, and key and value stand together behind it ([`Slot`]).
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 mod table;
@@ -28,34 +30,37 @@ use crate::model::{Change, Entry, Meta, Value};
 use crate::store::key_hash;
 
 const SHARDS: usize = 64;
-/// There may be visible keys that have no slot.
+/// Visible keys without a slot may exist.
 const SOME: u8 = 0;
-/// So it is, but they are being filled in, and none has lost its slot since that began.
+/// As [`SOME`], but the missing keys are being filled in, and no key has lost its slot since that
+/// began.
 const COMING: u8 = 1;
 /// Every visible key has a slot.
 const ALL: u8 = 2;
-/// What a slot costs beside its block (measured roughly: its place in the table, allocator rounding), bytes.
+/// What a slot costs besides its block, bytes (measured roughly: its place in the table, allocator
+/// rounding).
 const BESIDE_BLOCK: usize = 48;
-/// What a slot costs beside its key and value, bytes.
+/// What a slot costs besides its key and value, bytes.
 pub const SLOT_OVERHEAD: usize = BESIDE_BLOCK + Header::SHORT;
-/// Slots looked at per insert when room must be made, and places of the table.
+/// For each insert that needs room: the most slots, and the most places of the table, that eviction
+/// looks at.
 const EVICTION_STEPS: usize = 8;
 const EVICTION_PLACES: usize = 64;
 /// Places in a row that the eviction looks at: as many as are in a few lines of memory.
 const EVICTION_RUN: usize = 8;
 /// 2³² divided by the golden ratio.
 const GOLDEN: u32 = 0x9e37_79b9;
-/// Keys that are asked for at once.
+/// The most keys of one prefetch.
 pub const PREFETCHED: usize = 32;
-/// So much is near the processor anyway, bytes.
+/// This many bytes are near the processor anyway: less is not prefetched.
 const NEAR: usize = 4 << 20;
-/// Values up to this are copied for who reads them; larger ones are shared.
+/// Values of up to this many bytes are copied for each reader. Larger ones are shared.
 pub const INLINE: usize = 1_024;
 
 /// Memory that the hot tiers of all databases share.
 #[derive(Default)]
 pub struct Budget {
-    /// Bytes that may be used; 0 keeps only what is pinned.
+    /// Bytes that may be used. With 0 only pinned states are kept.
     pub limit: AtomicUsize,
     pub used: AtomicUsize,
     /// Bytes of pinned committed states: acknowledged or applied, not yet in the store.
@@ -79,7 +84,7 @@ impl At {
     }
 }
 
-/// Of a key that was never met.
+/// The place of a key of which no record is known.
 const NEVER: At = At {
     partition: 0,
     offset: 0,
@@ -88,33 +93,34 @@ const NEVER: At = At {
 /// The committed state of one key.
 struct Slot {
     body: Body,
-    /// Of the key; see [`HotTier::hash`].
+    /// The key's hash; see [`HotTier::hash`].
     hash: u32,
-    /// The key is not there.
+    /// The key does not exist.
     absent: bool,
     /// The store does not have it yet.
     unstored: bool,
-    /// It is among the names of what became unstored.
+    /// Its name is in [`Shard::unstored`].
     named: bool,
-    /// Read since the eviction hand last passed.
+    /// It was read since the eviction hand last passed.
     touched: bool,
 }
 
-/// A block is the place in the log, timestamp, expiry and length of the key ([`Header`]), then the key.
+/// A block is the place in the log, timestamp, expiry and length of the key ([`Header`]), then the
+/// key.
 enum Body {
-    /// A block, and behind it the value, if there is one.
+    /// A block, and after it the value, if there is one.
     Inline(Box<[u8]>),
     /// A block, and a large value.
     Apart(Box<(Box<[u8]>, Value)>),
 }
 
-/// A million keys have two million of them.
+/// A million keys need up to two million of these.
 const _: () = assert!(size_of::<Option<Slot>>() == 24);
 
-/// What stands at the front of a slot's block, in one of two forms:
+/// The beginning of a slot's block, in one of two forms:
 ///
-/// - short, if the numbers are as small as they nearly always are: 0, or 1 if there is an expiry; length of the key (1 byte), partition (1), offset (6),
-///   timestamp (6), expiry (6);
+/// - short, if the numbers are as small as they nearly always are: 0, or 1 if there is an expiry;
+///   length of the key (1 byte), partition (1), offset (6), timestamp (6), expiry (6);
 /// - long: 2; partition (4), offset (8), timestamp (8), expiry (8), length of the key (4).
 struct Header {
     at: At,
@@ -123,15 +129,17 @@ struct Header {
     key_len: usize,
 }
 
-/// Where the eviction looks next: some places in a row ([`EVICTION_RUN`]), then some elsewhere, spread evenly over the table. All in a row, it would leave the
-/// table empty behind it and full in front of it, and in a table that is too full by half a search with linear probing meets thousands of slots.
+/// Where the eviction looks next: some places in a row ([`EVICTION_RUN`]), then some elsewhere,
+/// spread evenly over the table. If it took all places in a row, it would leave the table empty
+/// behind it and full in front of it. In a table that is too full by half, a search with linear
+/// probing meets thousands of slots.
 #[derive(Default)]
 struct Hand {
     place: usize,
     /// Places left of this run.
     left: usize,
-    /// The run's place as a part of 2³² of the table. Steps of the golden ratio come everywhere, and everywhere as often (Knuth, The Art
-    /// of Computer Programming 3, 6.4, theorem S).
+    /// The run's place as a part of 2³² of the table. Steps of the golden ratio come everywhere,
+    /// and everywhere equally often (Knuth, The Art of Computer Programming 3, 6.4, theorem S).
     run: u32,
 }
 
@@ -145,28 +153,30 @@ struct Shard {
     /// Own writes under way by key, oldest first.
     pending: HashMap<Box<[u8]>, Pending, foldhash::fast::RandomState>,
     hand: Hand,
-    /// Names of what became unstored, in any order; some may be stored by now.
+    /// Names of states that became unstored, in any order. Some may be stored by now.
     unstored: Vec<Unstored>,
-    /// Grows with every change of any slot: a fill from the store is dropped if it is not what it was.
+    /// Grows with every change of any slot. A fill from the store is dropped if this has changed
+    /// since.
     changes: u64,
 }
 
-/// What the tier says of a key.
+/// What the tier knows about a key.
 pub enum Lookup {
-    /// The newest committed state, and the record that it comes from (offset 0 if the key was never met).
+    /// The newest committed state, and the record that it comes from (offset 0 if no record of the
+    /// key is known).
     Committed(At, Option<Entry>),
-    /// The newest state is that of a write under way.
+    /// The newest state is that of a write under way: the write, and the item in it.
     Pending(Arc<Write>, usize),
-    /// There is no such key: it would be here.
+    /// The key does not exist: memory holds every key.
     Absent,
-    /// Ask the store, then [`HotTier::fill`] with this token.
+    /// Read the store, then call [`HotTier::fill`] with this token.
     Cold(u64),
 }
 
 /// The name of a state that became unstored.
 #[derive(Clone, Copy)]
 pub struct Unstored {
-    /// Where its key stands in the store.
+    /// The key's place in the order of the store.
     order: u64,
     hash: u32,
     shard: u8,
@@ -174,9 +184,10 @@ pub struct Unstored {
 
 pub struct HotTier {
     shards: Box<[Mutex<Shard>]>,
-    /// What becomes unstored is named.
+    /// States that become unstored are named.
     names_unstored: AtomicBool,
-    /// [`SOME`], [`COMING`] or [`ALL`]. Becomes `SOME` before the lock of the shard that comes to lack a visible key is given back.
+    /// [`SOME`], [`COMING`] or [`ALL`]. When a shard loses a visible key, this becomes `SOME`
+    /// before the lock of the shard is released.
     holds: AtomicU8,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
@@ -199,8 +210,8 @@ impl HotTier {
         (&self.shards[(hash >> 32) as usize % SHARDS], hash as u32)
     }
 
-    /// These keys are about to be read: their places in memory are asked for, all at once. Only a hint; keys after the first
-    /// [`PREFETCHED`] are passed over.
+    /// Prefetch hint: these keys are about to be read. Their places in memory are requested all at
+    /// once. Keys after the first [`PREFETCHED`] are ignored.
     pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
         if self.budget.used.load(Ordering::Relaxed) < NEAR {
             return;
@@ -218,7 +229,8 @@ impl HotTier {
         }
     }
 
-    /// The same for a caller who asks for many keys in turn, then for all of them `again`.
+    /// As [`HotTier::prefetch`], for a caller that passes many keys one by one, and then all of
+    /// them once more with `again`.
     pub fn prefetch_one(&self, key: &[u8], again: bool) {
         if self.budget.used.load(Ordering::Relaxed) < NEAR {
             return;
@@ -231,7 +243,7 @@ impl HotTier {
         }
     }
 
-    /// The newest state of a key; writes under way only if `pending` is asked for.
+    /// The newest state of a key. Writes under way count only with `pending`.
     pub fn get(&self, key: &[u8], pending: bool) -> Lookup {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
@@ -254,7 +266,8 @@ impl HotTier {
         self.shard(key).0.lock().pending.contains_key(key)
     }
 
-    /// The last write of a key that is under way, and the record that its committed state comes from if that is here.
+    /// The last write of a key that is under way, and the record that its committed state comes
+    /// from if memory has the state.
     pub fn newest(&self, key: &[u8]) -> (Option<Arc<Write>>, Option<At>) {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
@@ -263,14 +276,15 @@ impl HotTier {
         (last, shard.find(hash, key).map(|slot| slot.at()))
     }
 
-    /// Remembers what the store answered, unless anything changed since the [`Lookup::Cold`] that gave the token.
+    /// Remembers what the store answered, unless anything in the key's shard has changed since the
+    /// [`Lookup::Cold`] that gave the token.
     pub fn fill(&self, key: &[u8], entry: Option<&Entry>, token: u64) {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
         if shard.changes != token || self.budget.limit.load(Ordering::Relaxed) == 0 {
             return;
         }
-        // Another reader may have been as quick.
+        // Another reader may have filled it in already.
         if shard.find(hash, key).is_none() {
             let at = entry.map_or(NEVER, |entry| At {
                 partition: entry.meta.partition,
@@ -293,7 +307,7 @@ impl HotTier {
         }
     }
 
-    /// The pending write is over: with its place in the log and the state if it was acknowledged.
+    /// The pending write has ended: with its place in the log and the state if it was acknowledged.
     pub fn resolve(&self, key: &[u8], write: &Arc<Write>, acknowledged: Option<(At, Option<Entry>)>) {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
@@ -309,9 +323,10 @@ impl HotTier {
         }
     }
 
-    /// The applier read this record from the log. Without `insert` only a key that has a slot is kept up to date.
-    /// A state that is known from `ahead` on stays: an own one that was acknowledged and that the applier will come to.
-    /// False if the record was known already, or is not taken.
+    /// The applier read this record from the log. Without `insert`, only a key that has a slot is
+    /// updated. A state from the place `ahead` or a later one stays: it is an own one that was
+    /// acknowledged and that the applier has not reached yet. Returns false if the record was known
+    /// already, or is not taken.
     pub fn apply(&self, key: &[u8], at: At, entry: Option<Entry>, insert: bool, ahead: Option<At>) -> bool {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
@@ -326,7 +341,7 @@ impl HotTier {
         }
     }
 
-    /// The store has the record at `at`: the slot may be evicted if it is not newer.
+    /// The store has the record at `at`. The slot may be evicted unless its state is newer.
     pub fn stored(&self, key: &[u8], at: At) {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
@@ -340,23 +355,25 @@ impl HotTier {
         }
     }
 
-    /// From now on what becomes unstored can be asked for by [`HotTier::take_unstored`], and has to be.
+    /// From now on states that become unstored are named. The caller has to call
+    /// [`HotTier::take_unstored`] for them.
     pub fn name_unstored(&self) {
         self.names_unstored.store(true, Ordering::Release);
     }
 
-    /// Names of what became unstored since this was asked last, in the order of the store.
+    /// Names of the states that became unstored since the last call, in the order of the store.
     pub fn take_unstored(&self) -> Vec<Unstored> {
         let mut all = Vec::new();
         for shard in &self.shards {
-            // With its memory: a burst of writes leaves nothing behind.
+            // Frees the memory too, so that a burst of writes leaves nothing behind.
             all.append(&mut std::mem::take(&mut shard.lock().unstored));
         }
         all.sort_unstable_by_key(|name| name.order);
         all
     }
 
-    /// Shows the states of these names that are still unstored, as far as they are `wanted`; the others are asked for again the next time.
+    /// Shows the states of these names that are still unstored and `wanted`. The names of those not
+    /// wanted are kept for the next [`HotTier::take_unstored`].
     pub fn show_unstored(
         &self,
         names: &[Unstored],
@@ -378,7 +395,7 @@ impl HotTier {
                     continue;
                 };
                 let at = slot.at();
-                // What comes from now on is named again.
+                // A state that comes from now on is named again.
                 slot.named = slot.unstored && !wanted(at);
                 if slot.named {
                     shard.unstored.push(*name);
@@ -389,31 +406,32 @@ impl HotTier {
         }
     }
 
-    /// Nothing was written yet, and whatever will be comes here: from now on a key is not there if it is not here, until one has to be left out,
-    /// is evicted or forgotten.
+    /// Says that nothing was written yet, and that everything written comes here. From now on
+    /// memory holds every key, until one has to be left out, is evicted or is forgotten.
     pub fn hold_all(&self) {
         self.holds.store(ALL, Ordering::Relaxed);
     }
 
-    /// The same where something was written: whoever calls this is going to [`fill`](HotTier::fill) in each key that the store has from now on, and whatever
-    /// else comes, comes here. False if it holds all already.
+    /// As [`HotTier::hold_all`], where something was written already. The caller is going to
+    /// [`fill`](HotTier::fill) in each key that the store has from now on, and everything else that
+    /// is written comes here. Returns false if memory holds every key already.
     pub fn begin_to_hold_all(&self) -> bool {
         let of_some = |held| (held != ALL).then_some(COMING);
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         self.holds.fetch_update(set, fetch, of_some).is_ok()
     }
 
-    /// Whether nothing was left out, evicted or forgotten since that.
+    /// True if nothing was left out, evicted or forgotten since then.
     pub fn may_hold_all(&self) -> bool {
         self.holds.load(Ordering::Relaxed) != SOME
     }
 
-    /// They are not filled in.
+    /// The missing keys will not be filled in.
     pub fn hold_some(&self) {
         self.holds.store(SOME, Ordering::Relaxed);
     }
 
-    /// All of them were filled in. False if it lacks one again.
+    /// All missing keys were filled in. Returns false if a key is missing again.
     pub fn hold_all_that_came(&self) -> bool {
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         self.holds.compare_exchange(COMING, ALL, set, fetch).is_ok()
@@ -436,8 +454,9 @@ impl HotTier {
         self.forget(|_| true);
     }
 
-    /// Forgets the committed states before this place of the log, which a flush has hidden. What the store lacks stays until it has it, hidden: the deletes of others
-    /// rest on what is there.
+    /// Forgets the committed states before this place in the log, which a flush has hidden. A state
+    /// that the store does not have yet stays, hidden, until the store has it: the deletes of
+    /// others rest on what is there.
     pub fn forget_hidden(&self, flush: At) {
         self.forget(|slot| {
             let at = slot.at();
@@ -459,8 +478,8 @@ impl HotTier {
         }
     }
 
-    /// Replaces the committed state if the record is newer; it is pinned until [`HotTier::stored`].
-    /// False if this very record, or a newer one, was known.
+    /// Replaces the committed state if the record is newer. The new state is pinned until
+    /// [`HotTier::stored`]. Returns false if this record, or a newer one, was known.
     fn supersede(&self, shard: &mut Shard, hash: u32, key: &[u8], at: At, entry: Option<&Entry>) -> bool {
         let Some(slot) = shard.find(hash, key) else {
             let mut slot = Slot::new(hash, key, at, entry);
@@ -490,7 +509,7 @@ impl HotTier {
         true
     }
 
-    /// The slot is gone.
+    /// Takes a slot that was removed out of the counts.
     fn release(&self, slot: &Slot) {
         let weight = slot.weight();
         self.budget.used.fetch_sub(weight, Ordering::Relaxed);
@@ -531,7 +550,7 @@ impl HotTier {
             return true;
         }
         if let Some(slot) = slots.remove(place) {
-            // Another may stand there now.
+            // Another slot may have moved there.
             hand.place = place;
             self.release(&slot);
             if !slot.absent {
@@ -543,7 +562,7 @@ impl HotTier {
     }
 }
 
-/// Writes to what all processors share only if there is something to write.
+/// Changes a counter that all processors share, but only if there is a difference.
 fn change(counter: &AtomicUsize, more: usize, less: usize) {
     match more.cmp(&less) {
         std::cmp::Ordering::Greater => drop(counter.fetch_add(more - less, Ordering::Relaxed)),
@@ -560,7 +579,7 @@ impl Shard {
         }
     }
 
-    /// This key's state has become unstored.
+    /// Notes that this key's state has become unstored.
     fn name(&mut self, hash: u32, key: &[u8]) {
         self.unstored.push(Unstored {
             order: key_hash(key),
@@ -582,7 +601,7 @@ impl Hashed for Slot {
     fn behind(&self) -> &[u8] {
         match &self.body {
             Body::Inline(block) => block,
-            // It is not known yet where the block is.
+            // The address of the block is not in the slot.
             Body::Apart(_) => &[],
         }
     }
@@ -669,7 +688,7 @@ impl Slot {
         Some(Entry { meta, value })
     }
 
-    /// True if what is known stands at this place of the log or behind it.
+    /// True if the known state is from this place in the log or a later one.
     fn is_from(&self, place: Option<At>) -> bool {
         let at = self.at();
         place.is_some_and(|place| at.partition == place.partition && at.offset >= place.offset)
@@ -718,7 +737,8 @@ impl Header {
 
     fn read(block: &[u8]) -> Header {
         let (_, key_len) = Header::key_of(block);
-        // With two bytes of what stands before them, which are shifted out: behind them there may be nothing.
+        // Reads eight bytes, of which the first two belong to the field before and are shifted out:
+        // there may be no bytes after these six.
         let six = |at: usize| u64::from_le_bytes(part(block, at - 2)) >> 16;
         let eight = |at| u64::from_le_bytes(part(block, at));
         match block[0] {
@@ -772,7 +792,7 @@ fn part<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     part
 }
 
-/// A copy that holds only itself: a slice of a read buffer would keep the whole buffer alive.
+/// A copy of these bytes alone. A slice of a read buffer would keep the whole buffer alive.
 pub fn own(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
@@ -947,7 +967,8 @@ mod tests {
         }
     }
 
-    /// A reader asked the store, then the key changed, the store got that, and memory gave the slot away; only then the reader comes back.
+    /// A reader read the store. Then the key changed, the store got the change, and memory evicted
+    /// the slot. Only then the reader comes back.
     #[test]
     fn what_the_store_answered_before_a_change_is_not_remembered() {
         let value = |n: u64| entry(n, Value::String(n.to_string().into()), None);
@@ -971,7 +992,7 @@ mod tests {
             let asked = cold(&tier, b"k").expect("it was never met");
             change(&tier);
             tier.stored(b"k", at(7));
-            // Others need its room.
+            // Other keys need its room.
             for n in 0..100_000u64 {
                 if cold(&tier, b"k").is_some() {
                     break;
@@ -1005,7 +1026,7 @@ mod tests {
                 token,
             );
         }
-        // Chance makes rows of up to 140 (1 in 150 runs); each 60 more are ten times less likely.
+        // Chance makes rows of up to 140 (1 in 150 runs). Each 60 more are ten times less likely.
         assert!(longest(&tier) < 300, "{}", longest(&tier));
     }
 
@@ -1122,7 +1143,8 @@ mod tests {
         let tier = tier(1 << 20);
         let put = |at: At, n| tier.apply(b"k", at, Some(value(n)), true, None);
         let of = |partition, offset| At { partition, offset };
-        // Nothing is known yet, though this place is also that of a key that was never met.
+        // Nothing is known yet, though this place is also the one of a key of which no record is
+        // known.
         assert!(put(of(0, 0), 1));
         assert!(!put(of(0, 0), 2), "it is the same record");
         assert!(put(of(0, 5), 3));

@@ -1,13 +1,15 @@
-//! A hash table of slots that can say where in memory a key is before that is read: open addressing with linear probing, at
-//! most three quarters of the places in use. It knows nothing of what a slot means.
+//! A hash table of slots that knows where in memory a key is before the key is read: open
+//! addressing with linear probing, at most three quarters of the places in use. It does not know
+//! what a slot means.
 //!
-//! A table from a library would do but for that: a burst of reads at random places is bound by waiting for memory, and waits once
-//! instead of each time if all of it is asked for at first (docs/performance.md).
+//! Without that need, a library's table would do. A burst of reads at random places is bound by
+//! waiting for memory. It waits once instead of each time if all of it is requested first
+//! (docs/performance.md).
 
 /// What a table holds.
 pub trait Hashed {
     fn hash(&self) -> u32;
-    /// The other part of memory that is read when this is found.
+    /// The other part of memory that is read when this slot is found.
     fn behind(&self) -> &[u8];
 }
 
@@ -16,9 +18,9 @@ pub struct Table<T> {
     len: usize,
 }
 
-/// Bytes that a processor gets from memory at once.
+/// Bytes that a processor reads from memory at once.
 const LINE: usize = 64;
-/// Of what is behind a slot so many lines are asked for.
+/// How many lines of what is behind a slot are prefetched.
 const LINES_BEHIND: usize = 3;
 const LEAST: usize = 8;
 
@@ -32,17 +34,18 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: Hashed> Table<T> {
-    /// What stands at a place.
+    /// The slot at a place.
     pub fn at(&mut self, place: usize) -> Option<&mut T> {
         self.places.get_mut(place)?.as_mut()
     }
 
-    /// The place of a hash, if it is free; or how far into the table that part of 2³² is.
+    /// The place of a hash, if that is free. Also the place that is as far into the table as the
+    /// hash is into 2³².
     pub fn home(&self, hash: u32) -> usize {
         ((u64::from(hash) * self.places.len() as u64) >> u32::BITS) as usize
     }
 
-    /// The place behind one; the first comes behind the last.
+    /// The place after this one. The first comes after the last.
     pub fn next(&self, place: usize) -> usize {
         match place + 1 {
             end if end == self.places.len() => 0,
@@ -60,7 +63,7 @@ impl<T: Hashed> Table<T> {
             return None;
         }
         let mut place = self.home(hash);
-        // There is always a free place, which ends this.
+        // There is always a free place, which ends the loop.
         while let Some(there) = &self.places[place] {
             if there.hash() == hash && is(there) {
                 return Some(place);
@@ -70,13 +73,13 @@ impl<T: Hashed> Table<T> {
         None
     }
 
-    /// Takes out what is found.
+    /// Removes and returns the slot that is found.
     pub fn take(&mut self, hash: u32, is: impl Fn(&T) -> bool) -> Option<T> {
         let place = self.place(hash, is)?;
         self.remove(place)
     }
 
-    /// Adds what is not there yet.
+    /// Adds a slot that is not in the table yet.
     pub fn insert(&mut self, new: T) {
         if (self.len + 1) * 4 > self.places.len() * 3 {
             let more = empty(self.grown());
@@ -89,12 +92,12 @@ impl<T: Hashed> Table<T> {
         self.len += 1;
     }
 
-    /// Number of places of the next size. Jemalloc has four sizes in each doubling; what is between is lost, and with larger steps more places would be
-    /// empty on the average.
+    /// Number of places of the next size. Jemalloc has four sizes in each doubling. What is between
+    /// two sizes is lost, and with larger steps more places would be empty on average.
     fn grown(&self) -> usize {
         let place = size_of::<Option<T>>();
         let bytes = self.places.len() * place;
-        // This size may be a part of a place short of one of jemalloc's.
+        // This size may be less than one place short of one of jemalloc's.
         let least = (bytes + bytes / 8).max(LEAST * place);
         let step = (least.next_power_of_two() / 8).max(1);
         least.next_multiple_of(step) / place
@@ -108,7 +111,8 @@ impl<T: Hashed> Table<T> {
         self.places[place] = Some(new);
     }
 
-    /// Takes out what stands at a place. What stood behind it moves up as far as it may, so that it is still found.
+    /// Removes the slot at a place. The slots after it move up as far as they may, so that they are
+    /// still found.
     pub fn remove(&mut self, place: usize) -> Option<T> {
         let removed = self.places.get_mut(place)?.take()?;
         self.len -= 1;
@@ -117,7 +121,7 @@ impl<T: Hashed> Table<T> {
         let (mut free, mut place) = (place, self.next(place));
         while let Some(there) = &self.places[place] {
             let home = self.home(there.hash());
-            // Its way from its home leads over the free place.
+            // The way from its home passes the free place.
             if distance(home, place) >= distance(free, place) {
                 self.places.swap(free, place);
                 free = place;
@@ -138,21 +142,22 @@ impl<T: Hashed> Table<T> {
         }
     }
 
-    /// Most taken places without a free one between them: what the longest search passes.
+    /// The most taken places without a free one between them: what the longest search passes.
     #[cfg(test)]
     pub fn longest_row(&self) -> usize {
         let rows = self.places.split(Option::is_none).map(<[_]>::len);
         rows.max().unwrap_or(0)
     }
 
-    /// Asks for the memory where a search for this hash begins.
+    /// Prefetches the memory where a search for this hash begins.
     pub fn prefetch(&self, hash: u32) {
         if !self.places.is_empty() {
             prefetch(&self.places[self.home(hash)]);
         }
     }
 
-    /// Asks for what is behind the slot where a search for this hash is likely to end. [`Table::prefetch`] was called some time before.
+    /// Prefetches what is behind the slot where a search for this hash is likely to end.
+    /// [`Table::prefetch`] has to be called some time before.
     pub fn prefetch_behind(&self, hash: u32) {
         if let Some(place) = self.place(hash, |_| true)
             && let Some(there) = &self.places[place]
@@ -170,7 +175,7 @@ fn empty<T>(places: usize) -> Box<[Option<T>]> {
     std::iter::repeat_with(|| None).take(places).collect()
 }
 
-/// Asks the processor for the line of memory that this stands in, and does not wait for it.
+/// Requests the line of memory that holds this from the processor, and does not wait for it.
 #[inline]
 fn prefetch<T>(what: &T) {
     #[cfg(target_arch = "x86_64")]
@@ -210,7 +215,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        // Few hashes, also such that clusters run over the end.
+        // Few hashes. Some make clusters run over the end.
         let hash = || prop_oneof![0..4_u32, (u32::MAX - 6)..=u32::MAX];
         let step = prop_oneof![
             6 => (hash(), 0..6_u16).prop_map(|(hash, name)| Step::Insert(hash, name)),

@@ -1,5 +1,5 @@
-//! What the conditions of writes say, where others write to the log too; and what tells others of
-//! a change.
+//! What the conditions of writes say, where others write to the log too; and how others learn of a
+//! change.
 
 use super::*;
 use crate::database::transaction::known;

@@ -1,4 +1,4 @@
-//! How new reads are, and digests.
+//! Tests of how new reads are, and of digests.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -103,7 +103,7 @@ async fn a_node_that_does_not_learn_the_end_answers_stale() {
 #[tokio::test]
 async fn a_group_that_is_not_whole_holds_the_position() {
     let f = Fixture::new(false);
-    // As long as the log does not tell its end, the rest may be there.
+    // As long as the log does not report its end, the rest of the group may be in it.
     f.log.mute.store(true, Ordering::SeqCst);
     f.log.foreign("before", "1");
     f.log.member("left", "1", 7);
@@ -121,12 +121,13 @@ async fn a_group_that_is_not_whole_holds_the_position() {
     );
 }
 
-/// Its first record is below the end that the log had at the start, and the second is read when that is reached.
+/// The first record of the group is below the end that the log had at the start. The second is read
+/// when that end is reached.
 #[test]
 fn nothing_is_served_before_groups_that_were_loaded_in_part_are_whole() {
     let log = Arc::new(ScriptedLog::default());
     log.member("left", "1", 7);
-    // The other record is there when the first is read, but takes its time to come.
+    // The other record is in the log when the first is read, but takes its time to come.
     log.told_ends.lock().extend([1].into_iter().chain([2; 10_000]));
     let directory = tempfile::tempdir().expect("a temporary directory");
     let f = Fixture::starting(log, directory, 1);
@@ -144,7 +145,8 @@ fn nothing_is_served_before_groups_that_were_loaded_in_part_are_whole() {
     );
 }
 
-/// It begins behind the end that the log had at the start, so it is shown as a whole or not at all.
+/// The group begins after the end that the log had at the start, so it is shown completely or not
+/// at all.
 #[test]
 fn a_group_that_is_met_on_the_way_to_a_later_goal_is_waited_for() {
     const TOLD: usize = 10_000;
@@ -155,7 +157,7 @@ fn a_group_that_is_met_on_the_way_to_a_later_goal_is_waited_for() {
     log.told_ends.lock().extend([1].into_iter().chain([2; TOLD - 1]));
     let directory = tempfile::tempdir().expect("a temporary directory");
     let f = Fixture::starting(log, directory, 1);
-    // At the start, for what is known of the log, and for the second goal.
+    // The log is asked at the start, for what is known of the log, and for the second goal.
     f.wait(|f| f.log.told_ends.lock().len() <= TOLD - 3);
     *f.log.withheld.lock() = None;
     let until = Instant::now() + Duration::from_millis(100);
@@ -243,7 +245,7 @@ fn a_long_computation_holds_up_no_group_and_sees_none_of_it() {
         View::Committed,
         |t| {
             let first = t.get_string(0, b"a")?;
-            // It computes for long.
+            // The command computes for long.
             std::thread::scope(|scope| {
                 scope.spawn(|| f.log.acknowledge());
                 f.wait(|_| write.outcome().is_some());
@@ -314,7 +316,7 @@ fn a_group_is_shown_at_once_to_a_strict_read_of_one_key() {
     reader.join().expect("the reader");
 }
 
-/// What the records below a position amount to, told apart from how a node sums it up.
+/// The digest of the records below a position, computed in another way than a node does.
 fn expected(f: &Fixture, position: u64) -> PartitionDigest {
     let mut keys = BTreeMap::new();
     for record in &f.log.records.lock()[..position as usize] {
@@ -397,7 +399,8 @@ async fn a_digest_is_that_of_its_position_while_records_come_in() {
     assert_eq!(digest[0], expected(&f, end));
 }
 
-/// The applier passes it over while the group is not whole, so nothing more comes of it when it is.
+/// The applier passes the own record over while the group is not complete. So the applier hands
+/// over nothing more of it when the group is complete.
 #[test]
 fn an_own_record_behind_a_group_that_is_waited_for_comes_into_the_store_with_it() {
     let f = Fixture::new(false);
@@ -414,7 +417,8 @@ fn an_own_record_behind_a_group_that_is_waited_for_comes_into_the_store_with_it(
         f.set(&owner, &format!("own {round}"), "1");
         f.log.acknowledge();
         applied(round * 3 + 2);
-        // From now on records are not left in memory for the writer, which has found meanwhile that it is to wait for this one.
+        // From now on records are not left in memory for the writer. It has found meanwhile that it
+        // has to wait for this one.
         let _exactly = f.service.summed.exactly();
         next_poll();
         f.log.member("other", "1", round.into());

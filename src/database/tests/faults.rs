@@ -1,16 +1,16 @@
-//! What may have been missed, and what must not be told while everything is read anew.
+//! What may have been missed, and what must not be shown while everything is read again.
 
 use super::*;
 use crate::database::now_ms;
 
-/// More than a node on a busy machine is ever behind.
+/// Longer than a node on a busy machine is ever behind.
 const RETENTION: Duration = Duration::from_secs(4);
 
 fn rebuilds(f: &Fixture) -> u64 {
     f.service.counters.rebuilds.load(Ordering::SeqCst)
 }
 
-/// Up to when this node knows everything.
+/// The time up to which this node knows everything.
 fn as_of(f: &Fixture) -> u64 {
     f.service.database(0).partitions()[0].as_of.load(Ordering::SeqCst) as u64
 }
@@ -19,7 +19,7 @@ fn wait_until_known_since(f: &Fixture, time: u64) {
     f.wait(|f| all_stored(f) && as_of(f) >= time);
 }
 
-/// The log neither tells its ends nor gives records, for so long that tombstones vanish.
+/// The log neither reports its ends nor gives records, for so long that tombstones vanish.
 fn cut_off(f: &Fixture) {
     f.log.mute.store(true, Ordering::SeqCst);
     f.log.held.store(true, Ordering::SeqCst);
@@ -48,7 +48,7 @@ fn a_node_that_was_cut_off_for_longer_than_tombstones_are_kept_reads_anew() {
     assert_eq!(f.get("gone"), None);
     assert_eq!(f.get("kept").as_deref(), Some("1"));
     assert_eq!(f.get("new").as_deref(), Some("1"));
-    // That is new now: nothing more is read anew.
+    // The node's knowledge is new now: nothing more is read again.
     wait_until_known_since(&f, now_ms());
     f.log.foreign("kept", "2");
     f.wait(|f| f.get("kept").as_deref() == Some("2"));
@@ -114,14 +114,15 @@ fn records_from_long_after_the_checkpoint_tell_that_the_clock_was_set_back() {
     write_at(&f, later(2));
     let f = f.restart();
     assert_eq!(rebuilds(&f), 1);
-    // The clock of whoever writes may be wrong: once was enough.
+    // A writer's clock may be wrong. One rebuild was enough.
     wait_until_known_since(&f, now_ms());
     write_at(&f, later(9));
     wait_until_known_since(&f, now_ms());
     assert_eq!(rebuilds(&f), 1);
 }
 
-/// Makes everything be read anew, and comes back when what was there is gone; nothing is read until [`connect`].
+/// Makes the node read everything again, and returns when its state is gone. Nothing is read until
+/// [`connect`].
 fn begin_anew(f: &Fixture, key: &str) {
     f.log.held.store(true, Ordering::SeqCst);
     f.log.lost.store(true, Ordering::SeqCst);
@@ -139,7 +140,7 @@ fn nothing_is_told_or_written_of_a_store_that_is_being_emptied_and_filled() {
         f.log.foreign("n", "41");
         f.wait(|f| all_stored(f) && f.get("n").as_deref() == Some("41"));
         if !came_before {
-            // It was let in by a look at the status a moment ago.
+            // The command was admitted a moment ago, when the node was serving.
             begin_anew(&f, "n");
         }
         let view = if writes { View::Update } else { View::Committed };
@@ -171,15 +172,15 @@ fn whoever_watches_is_told_when_everything_is_read_anew() {
     f.wait(all_stored);
     let flag = Arc::default();
     f.service.database(0).watches.watch(Bytes::from_static(b"k"), &flag);
-    // It is not in the log any more, so nothing in the log tells of it.
+    // The record is not in the log any more, so nothing in the log shows the change.
     f.log.records.lock()[0].key = Bytes::from_static(b"other");
     begin_anew(&f, "k");
     assert!(flag.load(Ordering::SeqCst));
     connect(&f);
 }
 
-/// When the log was asked for its end it held `k` at 0. Then another node wrote `k` at 12, and a compaction removed what was at 0. Everything
-/// below the first end is given.
+/// When the log was asked for its end it held `k` at 0. Then another node wrote `k` at 12, and a
+/// compaction removed the record at 0. Followers get everything below the first end.
 fn compact_while_it_is_read(log: &ScriptedLog) {
     for n in 0..10 {
         log.foreign(&format!("other{n}"), "1");
@@ -191,7 +192,7 @@ fn compact_while_it_is_read(log: &ScriptedLog) {
     *log.withheld.lock() = Some(10);
 }
 
-/// What is there at the first end is told by nobody.
+/// The node does not serve what it has at the first end.
 fn serves_with_what_was_moved(f: &Fixture) {
     f.wait(|f| match &*f.service.status() {
         Status::Serving => panic!("it serves, and k is {:?}", f.get("k")),
@@ -223,7 +224,7 @@ fn what_a_compaction_moved_while_everything_is_read_anew_is_there_when_serving_b
     serves_with_what_was_moved(&f);
 }
 
-/// Its keys have other homes now, and this node would look for them where they are not.
+/// Its keys have other homes now, and this node would look for them in the wrong partitions.
 #[test]
 fn a_topic_that_has_got_partitions_is_not_read_anew() {
     let f = Fixture::new(false);

@@ -1,4 +1,4 @@
-//! Transactions that take long: what others may do meanwhile, and what comes of it.
+//! Transactions that take long: what others may do meanwhile, and how they end.
 
 use super::*;
 use crate::database::transaction::SHORT_WORK;
@@ -14,7 +14,7 @@ const LOCKED: Pace = Pace {
 };
 
 impl Fixture {
-    /// Copies a value to another key; `meanwhile` is called when it was read.
+    /// Copies a value to another key. `meanwhile` is called after the value was read.
     fn copy_at(&self, pace: Pace, from: &str, to: &str, meanwhile: impl FnOnce()) -> Result<Computed<()>, Fault> {
         let keys = [from.as_bytes(), to.as_bytes()];
         let keys = Keys::Some(&keys);
@@ -28,7 +28,7 @@ impl Fixture {
             })
     }
 
-    /// What is read of two keys together; `meanwhile` is called between the two.
+    /// Reads two keys together. `meanwhile` is called between the two.
     fn both_at(
         &self,
         keys: &[Place<'_>],
@@ -75,7 +75,7 @@ fn what_takes_long_is_computed_in_vain_if_a_key_that_it_read_changes() {
         f.log.acknowledge_all();
         assert_eq!(f.get("to"), None);
         let copied = f.copy_at(UNLOCKED, "from", "to", || {
-            // It does not read these.
+            // The transaction does not read these.
             f.set(&Arc::default(), "to", "3");
             f.set(&Arc::default(), "another", "4");
         });
@@ -109,7 +109,7 @@ fn what_keeps_its_keys_locked_lets_others_wait_without_a_thread() {
 fn keys_that_are_read_together_for_long_are_of_one_moment() {
     let f = Fixture::new(false);
     f.set_both("1");
-    // These are more than is kept beside memory.
+    // These are more bytes than are kept besides memory.
     let many: Vec<String> = (0..200).map(|n| format!("many-{n}")).collect();
     for key in &many {
         f.set(&Arc::default(), key, "0123456789");
@@ -119,7 +119,7 @@ fn keys_that_are_read_together_for_long_are_of_one_moment() {
     let all: Vec<Place<'_>> = many.iter().map(|key| (0, key.as_bytes())).chain(few.clone()).collect();
     let shown = f.both_at(&few, UNLOCKED, || {
         f.set_both("2");
-        // Acknowledgements do not wait for who reads.
+        // Acknowledgements do not wait for readers.
         f.log.acknowledge_all();
     });
     assert_eq!(shown.ok(), Some(both("1")), "both were taken before");
