@@ -10,9 +10,9 @@ use crate::model::Payload;
 pub const HEADER_EXPIRE_AT: &str = "redis-expire-at";
 /// Header with the value's type; absent means `string`.
 pub const HEADER_TYPE: &str = "redis-type";
-/// Header with the atomic group: `<id> <records>`, the id as 32 hex digits, then how many records of the group
-/// are in this partition, ASCII decimal. If it has records in other partitions, then also ` <topic>/<partition>:<records>,…`
-/// with each of those.
+/// Header with the atomic group: `<id> <records>`. The id is 32 hex digits; then comes how many
+/// records of the group are in this partition, in ASCII decimal. If the group has records in other
+/// partitions, ` <topic>/<partition>:<records>,…` follows, with each of those.
 pub const HEADER_GROUP: &str = "redis-group";
 /// Header that, together with a key of [`FLUSH_KEY`], marks a control record.
 pub const HEADER_CONTROL: &str = "redis-control";
@@ -34,7 +34,7 @@ pub struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
     pub id: u128,
-    /// How many records of the group its follower meets, in all partitions together.
+    /// How many records of the group its follower reads, in all partitions together.
     pub records: u32,
 }
 
@@ -51,7 +51,8 @@ pub struct LogRecord {
 }
 
 impl Record {
-    /// Bytes of key, value and headers, as [`super::Log::max_record_bytes`] counts them (an upper estimate).
+    /// Bytes of key, value and headers, as [`super::Log::max_record_bytes`] counts them (an upper
+    /// estimate).
     pub fn size(&self) -> usize {
         self.key.len() + self.payload.bytes() + HEADER_BYTES
     }

@@ -1,17 +1,21 @@
-//! Compaction: of each key the newest record stays, in the background, in closed segments only.
+//! Compaction: the newest record of each key stays. It runs in the background, in closed segments
+//! only.
 //!
-//! A pass has three steps. (1) The records that came since the last pass are put into a map, key → newest offset; the
-//! map is bounded, so a pass may cover only a part of them. (2) All closed segments are looked through: a record goes
-//! if the map has a newer one of its key, or if a later flush marker hides it. (3) Segments that lose something are
-//! rewritten, oldest first, small neighbours into one; the new file replaces the first of them atomically and names
-//! the range that it stands for, so a crash at any point leaves a log that opens.
+//! A pass has three steps. (1) The records that came since the last pass are put into a map, key →
+//! newest offset. The map is bounded, so a pass may cover only a part of them. (2) All closed
+//! segments are searched: a record goes if the map has a newer one of its key, or if a later flush
+//! marker hides it. (3) Segments that lose something are rewritten, oldest first, small neighbours
+//! into one. The new file replaces the first of them atomically and names the range that it stands
+//! for, so a crash at any point leaves a log that opens.
 //!
-//! A tombstone or flush marker goes in turn once nothing older of its key or database is left *and* nobody can still
-//! need it: it was in a closed segment for `keep_deletions`, and every follower is past it. Before that the meta file
-//! remembers it (`purged_below`): who comes later with an older position is told that its position is lost.
-//! Expired values stay; whoever owns the meaning of expiry writes tombstones for them.
+//! A tombstone or flush marker goes in turn once nothing older of its key or database is left *and*
+//! nobody can still need it: it was in a closed segment for `keep_deletions`, and every follower is
+//! past it. Before that the meta file remembers it (`purged_below`): a follower that comes later
+//! with an older position gets the error that its position is lost. Expired values stay. The module
+//! that owns the meaning of expiry writes tombstones for them.
 //!
-//! Memory: about 45 bytes per key in the map at most (with its growth), and twice the largest frame.
+//! Memory: at most about 45 bytes per key in the map (with its growth), and twice the largest
+//! frame.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -39,10 +43,10 @@ use crate::supervise;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub enabled: bool,
-    /// Bound of the map: so many keys are compacted in one pass.
+    /// Bound of the map: the number of keys that are compacted in one pass.
     pub max_keys: usize,
-    /// Tombstones and flush markers stay at least so long, so that a store whose checkpoint is a little behind need
-    /// not be rebuilt.
+    /// Tombstones and flush markers stay at least this long, so that a store whose checkpoint is a
+    /// little behind need not be rebuilt.
     pub keep_deletions: Duration,
 }
 
@@ -56,19 +60,21 @@ impl Default for Options {
     }
 }
 
-/// How often it is looked whether there is something to do that no event tells of.
+/// How often compaction checks for work that no event reports.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// A pass that is asked for (after a flush, on a full disk) waits for so many times as long as the last one took.
+/// A pass that is asked for (after a flush, on a full disk) waits for this many times as long as
+/// the last one took.
 const ASKED_PAUSE: u32 = 10;
-/// And for so long at least: while the disk lacks room, each delete asks.
+/// It waits at least this long: while the disk lacks room, each delete asks for a pass.
 const LEAST_ASKED_PAUSE: Duration = Duration::from_secs(1);
-/// After a pass that failed.
+/// The pause after a pass that failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(10);
-/// Written at once; and fsynced in steps, so that the fsyncs of the writer need not wait for one large one.
+/// How much is written at once, and fsynced at once. Fsyncs go in steps, so that the fsyncs of the
+/// writer need not wait for one large one.
 const WRITE_CHUNK: usize = 1024 * 1024;
 const SYNC_STEP: u64 = 8 * 1024 * 1024;
 
-/// The thread.
+/// Runs on the thread.
 pub(super) fn run(shared: &Shared) {
     let mut schedule = Schedule::default();
     while schedule.wait(shared) {
@@ -89,7 +95,8 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// A pass that panics has failed: the files are good at any moment, and the next pass begins anew.
+/// A pass that panics has failed. The files are good at any moment, and the next pass begins from
+/// the start.
 fn caught(shared: &Shared, due: Due) -> Result<Done, Stop> {
     let pass = || {
         supervise::busy(Duration::ZERO);
@@ -101,10 +108,10 @@ fn caught(shared: &Shared, due: Due) -> Result<Done, Stop> {
     })
 }
 
-/// As much as there is room for.
+/// Compacts as much as there is room for.
 pub(super) fn compact(shared: &Shared, due: Due) -> Result<Done, Stop> {
     if due == Due::Asked {
-        // What is to be freed may be hidden by what was written just now.
+        // The records to be freed may be hidden by records that were written just now.
         shared.close_segment();
     }
     match pass(shared) {
@@ -122,7 +129,7 @@ pub(super) fn compact(shared: &Shared, due: Due) -> Result<Done, Stop> {
 pub(super) enum Due {
     /// There is enough to do.
     Work,
-    /// Somebody needs the room.
+    /// The room is needed.
     Asked,
 }
 
@@ -138,7 +145,7 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// Waits for something to look at. False when the log is closed.
+    /// Waits for work. Returns false when the log is closed.
     fn wait(&mut self, shared: &Shared) -> bool {
         supervise::idle();
         let mut stopping = shared.stopping.lock();
@@ -162,7 +169,8 @@ impl Schedule {
         !stopping.background
     }
 
-    /// Whether what came since the last pass is worth one: half of what was left by that, and a segment at least.
+    /// Whether the records since the last pass are worth a pass: half of what the last pass left,
+    /// and a segment at least.
     fn due(&mut self, shared: &Shared) -> Option<Due> {
         if self.failing.is_some_and(|since| since.elapsed() < PAUSE_AFTER_FAILURE) {
             return None;
@@ -216,7 +224,7 @@ pub(super) enum Stop {
     Closing,
     /// A follower began below what this pass would remove; what was done so far stands.
     FollowerBehind,
-    /// What stays of a segment finds no room beside it.
+    /// There is no room for the remaining records of a segment beside it.
     NoRoom(String),
     Failed(LogError),
 }
@@ -230,7 +238,7 @@ impl<E: Into<LogError>> From<E> for Stop {
 /// What a pass did.
 pub(super) struct Done {
     pub(super) dropped: u64,
-    /// Bytes of tombstones and markers that it had to keep.
+    /// Bytes of tombstones and markers that the pass had to keep.
     kept_bytes: u64,
 }
 
@@ -249,7 +257,7 @@ pub(super) fn pass(shared: &Shared) -> Result<Done, Stop> {
         looked = look(shared, &segments, &rule)?;
     }
     if looked.iter().all(|l| l.purged == 0) {
-        // Then no follower that begins meanwhile stands in the way.
+        // Then no follower that begins meanwhile is in the way.
         rule.purge_below = 0;
     }
     let (covered, purge_below) = (rule.covered, rule.purge_below);
@@ -269,8 +277,9 @@ pub(super) fn pass(shared: &Shared) -> Result<Done, Stop> {
     end(shared, covered, &looked)
 }
 
-/// The same on a disk that has no room for it: each segment for itself, and those first of which the least stays. So what deletes have hidden is freed
-/// wherever it is. No tombstone goes: it may be rewritten before what it hides.
+/// The same as [`pass`], on a disk that has no room for it. Each segment is rewritten by itself,
+/// and first those of which the least stays. So what deletes have hidden is freed wherever it is.
+/// No tombstone goes: it may be rewritten before what it hides.
 fn make_room(shared: &Shared) -> Result<Done, Stop> {
     let Begun { segments, active, rule } = begin(shared)?;
     let looked = look(shared, &segments, &rule)?;
@@ -285,7 +294,7 @@ fn make_room(shared: &Shared) -> Result<Done, Stop> {
         let segment = segments[place].take().expect("each is rewritten once");
         let looked = &looked[place..=place];
         let rewritten = rewrite(shared, &[segment], looked, ends[place], (0, KEPT_WHILE_MAKING_ROOM));
-        // At once, before others take what was freed: the next segment needs it.
+        // At once, before others take the freed room: the next segment needs it.
         if let Some(reserves) = &shared.reserves
             && let Err(error) = reserves.for_compaction.keep_what_there_is()
         {
@@ -299,7 +308,7 @@ fn make_room(shared: &Shared) -> Result<Done, Stop> {
 /// A pass that knows the records since the last one.
 struct Begun {
     segments: Vec<Arc<Segment>>,
-    /// The writer's, behind them.
+    /// The writer's segment, after them.
     active: Arc<Segment>,
     rule: Rule,
 }
@@ -331,15 +340,17 @@ fn end(shared: &Shared, covered: u64, looked: &[Looked]) -> Result<Done, Stop> {
 
 /// Which records go.
 struct Rule {
-    /// 128 bits of two keyed hashes stand for database and key. SipHash is the one that no client can make collide.
+    /// 128 bits of two keyed hashes stand for database and key. SipHash is a hash that no client
+    /// can make collide.
     hasher: RandomState,
     seed: u64,
     newest: HashMap<[u64; 2], u64, FxBuildHasher>,
     /// Per database: the newest flush marker among the new records.
     flushed: HashMap<u16, u64>,
-    /// The map knows every record from the last pass up to here; records from here on are not judged.
+    /// The map knows every record from the last pass up to here; records from here on are not
+    /// judged.
     covered: u64,
-    /// Tombstones and markers below go.
+    /// Tombstones and markers below this offset go.
     purge_below: u64,
 }
 
@@ -353,7 +364,7 @@ enum Verdict {
 }
 
 impl Rule {
-    /// Reads what came since the last pass, as far as the map has room.
+    /// Reads the records since the last pass, as far as the map has room.
     fn gather(shared: &Shared, segments: &[Arc<Segment>], from: u64, end: u64) -> Result<Self, Stop> {
         let mut rule = Self {
             hasher: RandomState::new(),
@@ -382,7 +393,7 @@ impl Rule {
         Ok(rule)
     }
 
-    /// False if the map is full.
+    /// Adds a record; returns false if the map is full.
     fn add(&mut self, record: &RawRecord<'_>, max_keys: usize) -> bool {
         if record.kind == Kind::Flush {
             self.flushed.insert(record.database, record.offset);
@@ -451,7 +462,7 @@ fn records<'a>(segment: &'a Segment, frame: &'a Frame) -> impl Iterator<Item = R
     })
 }
 
-/// Up to where tombstones and markers may go.
+/// The offset below which tombstones and markers may go.
 fn purge_limit(shared: &Shared, segments: &[Arc<Segment>], covered: u64) -> u64 {
     let keep = shared.options.compaction.keep_deletions;
     let young = segments
@@ -471,7 +482,8 @@ impl Registry {
     }
 }
 
-/// Remembers, for good, what is about to be removed. False if a follower came that still needs it.
+/// Stores durably what is about to be removed. Returns false if a follower came that still needs
+/// it.
 fn announce_purge(shared: &Shared, below: u64) -> Result<bool, Stop> {
     let mut registry = shared.registry.lock();
     if registry.slowest_follower() < below {
@@ -490,13 +502,13 @@ fn announce_purge(shared: &Shared, below: u64) -> Result<bool, Stop> {
 /// What a segment would be after the pass.
 #[derive(Default)]
 struct Looked {
-    /// Bytes of the frames now, and (an estimate) of what stays.
+    /// Bytes of the frames now, and (an estimate) of those that stay.
     bytes: u64,
     left: u64,
     dropped: u64,
     purged: u64,
     kept_deletions: u64,
-    /// One bit per record, in order: it goes.
+    /// One bit per record, in order: whether it goes.
     goes: Vec<u64>,
     records: usize,
 }
@@ -575,7 +587,8 @@ fn group_len(looked: &[Looked], segment_bytes: u64) -> usize {
     len
 }
 
-/// Writes what stays of the segments into one file and puts it in their place, if so much room is kept beside it.
+/// Writes the remaining records of the segments into one file and puts it in their place, if that
+/// much room is kept beside it.
 fn rewrite(
     shared: &Shared,
     segments: &[Arc<Segment>],
@@ -614,7 +627,8 @@ fn rewrite(
     });
     let replaced = written.and_then(|segment| replace(shared, segments, segment, &temporary, purge_below));
     if replaced.is_err() {
-        // It may never have been made; what is left of it is removed at the next open at the latest.
+        // It may never have been created. What is left of it is removed at the next open at the
+        // latest.
         let _ = shared.disk.remove(&temporary);
     }
     replaced
@@ -648,7 +662,8 @@ impl Output {
         }
     }
 
-    /// Takes over what stays of a frame. Groups never span frames, so neither do what is left of them here.
+    /// Copies the remaining records of a frame. Groups never span frames, so neither do their
+    /// remaining records here.
     fn copy(&mut self, segment: &Segment, frame: &Frame, looked: &Looked, index: &mut usize) -> Result<(), Stop> {
         let end = frame.header.end();
         if let Some((open, _)) = &self.frame {
@@ -699,7 +714,7 @@ impl Output {
         Ok(())
     }
 
-    /// The segment, wholly on the disk under its temporary name.
+    /// Returns the segment, wholly on the disk under its temporary name.
     fn finish(mut self, first: &Segment, closed_at: Option<Instant>) -> Result<Segment, Stop> {
         self.end_frame();
         self.flush()?;
@@ -727,7 +742,7 @@ impl Output {
     }
 }
 
-/// Puts the new file in the place of the old ones; readers of those read them to their end.
+/// Puts the new file in the place of the old ones. Readers of the old files read them to their end.
 fn replace(
     shared: &Shared,
     old: &[Arc<Segment>],
@@ -735,7 +750,7 @@ fn replace(
     temporary: &std::path::Path,
     purge_below: u64,
 ) -> Result<(), Stop> {
-    // Held so that no follower begins between the look at them and the change.
+    // Held so that no follower begins between this check and the change.
     let registry = shared.registry.lock();
     if registry.slowest_follower() < purge_below {
         return Err(Stop::FollowerBehind);
@@ -750,7 +765,7 @@ fn replace(
     segments.splice(first..first + old.len(), [Arc::new(new)]);
     drop(segments);
     drop(registry);
-    // Until the new name is lasting, the others are needed beside the old file.
+    // Until the new name is durable, the other files are needed beside the old file.
     lasting.map_err(|e| io_error("fsync", &shared.dir, &e))?;
     for segment in &old[1..] {
         shared

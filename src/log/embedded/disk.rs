@@ -1,5 +1,6 @@
-//! The file operations that the log needs, as a small trait, so that tests can put a disk in its place that is
-//! full, tears writes, forgets what was not synced, or fails to sync. It knows nothing of what the files hold.
+//! The file operations that the log needs, as a small trait. So tests can use a disk that is full,
+//! tears writes, forgets what was not synced, or fails to sync. It knows nothing of what the files
+//! hold.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -10,29 +11,29 @@ use std::sync::Arc;
 use crate::files;
 use crate::room::Room;
 
-/// Identifies one run of the operating system: as long as it is the same, nothing that was written is lost,
-/// synced or not.
+/// Identifies one run of the operating system. As long as it is the same, nothing that was written
+/// is lost, synced or not.
 pub type BootId = [u8; 16];
 
 pub trait Disk: Send + Sync + 'static {
-    /// Creates the directory and its parents; it is there for good when this returns.
+    /// Creates the directory and its parents. The directory is durable when this returns.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Names of the files in the directory.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// Creates the file, or empties it.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
-    /// Atomically; lasting only after [`Disk::sync_dir`].
+    /// Renames atomically. The new name is durable only after [`Disk::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// The room on the directory's file system.
     fn room(&self, dir: &Path) -> io::Result<Room>;
-    /// `None` where the system does not tell.
+    /// `None` where the system does not report it.
     fn boot_id(&self) -> Option<BootId>;
 }
 
-// A file that is empty is nothing special here.
+// An empty file is nothing special here.
 #[allow(clippy::len_without_is_empty)]
 pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
@@ -41,7 +42,8 @@ pub trait DiskFile: Send + Sync {
     /// May write less.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// The contents (and the length, as far as it is needed to read them) are on the disk when this returns.
+    /// The contents (and the length, as far as it is needed to read them) are on the disk when this
+    /// returns.
     fn sync_data(&self) -> io::Result<()>;
     fn sync_all(&self) -> io::Result<()>;
 }
@@ -78,7 +80,7 @@ pub fn write_all(file: &dyn DiskFile, mut bytes: &[u8], mut at: u64) -> io::Resu
     Ok(())
 }
 
-/// The real one.
+/// The real disk.
 pub struct LocalDisk;
 
 impl Disk for LocalDisk {
@@ -101,7 +103,7 @@ impl Disk for LocalDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir)? {
-            // A name that is not UTF-8 is none of ours.
+            // A name that is not UTF-8 is not a name of this log.
             if let Ok(name) = entry?.file_name().into_string() {
                 names.push(name);
             }

@@ -1,5 +1,5 @@
-//! A disk in memory that fails on demand: no room, short writes, an fsync that fails, and a power failure that keeps
-//! any sectors it likes of what was not fsynced.
+//! A disk in memory that fails on demand: no room, short writes, an fsync that fails, and a power
+//! failure that keeps any sectors of what was not fsynced.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -17,17 +17,17 @@ const SECTOR: usize = 512;
 
 #[derive(Clone, Default)]
 pub struct Faults {
-    /// Bytes that all files may have together.
+    /// The most bytes that all files may have together.
     pub capacity: Option<usize>,
     /// Writes take in at most this many bytes.
     pub short_writes: Option<usize>,
     pub fsync_fails: bool,
     /// The next fsync of a file fails, and no other.
     pub next_fsync_fails: bool,
-    /// After so many changes nothing works any more.
+    /// After this many changes nothing works any more.
     pub changes_left: Option<usize>,
     pub set_len_fails: bool,
-    /// What it tells of its room; otherwise that there is plenty.
+    /// The room that it reports; otherwise it reports plenty.
     pub room: Option<Room>,
 }
 
@@ -80,7 +80,7 @@ pub struct FaultDisk {
     gate: Arc<Mutex<Option<Gate>>>,
 }
 
-/// Where whoever changes the disk is made to wait.
+/// Where a thread that changes the disk is made to wait.
 struct Gate {
     changes_left: usize,
     reached: mpsc::Sender<()>,
@@ -135,7 +135,8 @@ impl FaultDisk {
         }
     }
 
-    /// The change after so many more waits: it is told by the receiver, and lets it go on by the sender.
+    /// The change after `changes_left` more changes waits. The receiver reports it, and the sender
+    /// lets it go on.
     pub fn pause_after(&self, changes_left: usize) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (reached, was_reached) = mpsc::channel();
         let (go_on, release) = mpsc::channel();
@@ -381,7 +382,8 @@ impl DiskFile for FaultFile {
         let fails = state.faults.fsync_fails | std::mem::take(&mut state.faults.next_fsync_fails);
         let inode = state.inodes.get_mut(&self.inode).expect("an open file");
         if fails {
-            // As Linux has it: the pages stay readable and count as written, so no later fsync writes them.
+            // As on Linux: the pages stay readable and count as written, so no later fsync writes
+            // them.
             inode.unsynced.clear();
             return Err(io::Error::other("injected fsync failure"));
         }

@@ -1,7 +1,8 @@
-//! Records out: a follower walks the segments with a reader of its own and waits at the end for more.
+//! Records out: a follower walks the segments with a reader of its own and waits at the end for
+//! more.
 //!
-//! Its position is known to compaction (see [`Registry`](super::Registry)): what it has still to read of tombstones
-//! stays until it has read it.
+//! Compaction knows its position (see [`Registry`](super::Registry)): a tombstone that it has still
+//! to read stays until it has read it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,15 +19,16 @@ use crate::model::{Payload, is_reserved};
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
 const POLL_BYTES: usize = 4 * 1024 * 1024;
-/// Smaller values are copied, so that keeping one does not keep what was read around it.
+/// Smaller values are copied, so that keeping such a value does not keep the bytes that were read
+/// around it.
 const SHARE_VALUE: usize = 128 * 1024;
 
 pub struct EmbeddedFollower {
     shared: Arc<Shared>,
     reader: FrameReader,
-    /// A poll ends once it has so many records.
+    /// A poll ends once it has this many records.
     pub(super) poll_records: usize,
-    /// Per database: records below are not wanted.
+    /// Per database: records below this offset are not wanted.
     from: Vec<u64>,
     /// Next offset to read, over all databases; compaction looks at it.
     position: Arc<AtomicU64>,
@@ -73,7 +75,7 @@ impl EmbeddedFollower {
         self.position.load(Ordering::Acquire)
     }
 
-    /// Takes what there is, up to the bounds.
+    /// Reads what there is, up to the bounds.
     fn read(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<Read, LogError> {
         let (start, enough) = (self.position(), out.len() + self.poll_records);
         let (mut bytes, mut passed) = (0, 0);
@@ -92,7 +94,7 @@ impl EmbeddedFollower {
         Ok(Read { moved, passed })
     }
 
-    /// False at the end of the log.
+    /// Returns false at the end of the log.
     fn enter_next_segment(&mut self) -> Result<bool, LogError> {
         let current = self.reader.segment().clone();
         let newest = self
@@ -105,7 +107,7 @@ impl EmbeddedFollower {
             return Ok(false);
         }
         if current.readable() > self.reader.at() {
-            // It grew before the next one was begun.
+            // The segment grew before the next one was begun.
             return Ok(true);
         }
         let end = current.compacted.map_or(self.reader.next_offset(), |c| c.end);
@@ -124,10 +126,10 @@ impl EmbeddedFollower {
         Ok(true)
     }
 
-    /// Says how many of its records are known.
+    /// Takes the records of a frame; returns how many of them are known.
     fn take(&self, frame: &Frame, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<u64, LogError> {
         let (first, mut passed) = (out.len(), 0);
-        // Of the group at hand: its first offset, and where its records begin in `out`.
+        // The current group: its first offset, and where its records begin in `out`.
         let mut group: Option<(u64, usize)> = None;
         for raw in Records::new(frame.header, &frame.body) {
             let raw = raw.map_err(|e| {
@@ -199,7 +201,7 @@ impl EmbeddedFollower {
     }
 }
 
-/// What came of reading.
+/// The result of reading.
 struct Read {
     /// The position has moved.
     moved: bool,

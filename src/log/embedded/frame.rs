@@ -1,8 +1,8 @@
 //! The bytes of a frame: the unit that is in the log as a whole or not at all.
 //!
-//! A frame is a header and a body of records. It holds one or more whole batches: a group never spans frames.
-//! All checksums start from the segment's salt, so that bytes of another segment (say, a copy of a log that a client
-//! stored as a value) never pass for a frame of this one.
+//! A frame is a header and a body of records. It holds one or more whole batches: a group never
+//! spans frames. All checksums start from the segment's salt. So bytes of another segment (say, a
+//! copy of a log that a client stored as a value) never pass for a frame of this one.
 //!
 //! Header, little endian:
 //! ```text
@@ -11,12 +11,14 @@
 //!  8 span         4      32 timestamp     8
 //! 12 body crc     4
 //! ```
-//! The frame stands for the offsets `base..base + span`; after compaction some of them have no record any more.
-//! `durable`: when the frame was written, everything below this offset was known to be on the disk. With it recovery
-//! tells a write that was never finished from damage to what was once safe.
+//! The frame stands for the offsets `base..base + span`; after compaction some of them have no
+//! record any more. `durable`: when the frame was written, everything below this offset was known
+//! to be on the disk. With it recovery tells a write that was never finished from damage to data
+//! that was once safe.
 //!
-//! Record: `flags, offset - base, timestamp - frame's (zigzag), database, [offset - group's first], [expiry],
-//! key length, [value length], key, value`; numbers are LEB128, fields in brackets depend on the flags.
+//! Record: `flags, offset - base, timestamp - frame's (zigzag), database, [offset - group's first],
+//! [expiry], key length, [value length], key, value`; numbers are LEB128, fields in brackets depend
+//! on the flags.
 //!
 //! This module does no I/O.
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -37,7 +39,7 @@ const HAS_EXPIRY: u8 = 0b0000_0100;
 const IN_GROUP: u8 = 0b0000_1000;
 const KNOWN_FLAGS: u8 = KIND_MASK | HAS_EXPIRY | IN_GROUP;
 
-/// Bytes of a record beside key and value, at most.
+/// The most bytes of a record beside key and value.
 pub const RECORD_OVERHEAD: usize = 1 + 7 * 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +71,7 @@ pub struct RawRecord<'a> {
     pub kind: Kind<'a>,
 }
 
-/// The body is not what a writer of this format makes.
+/// The body is not one that a writer of this format writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed record")]
 pub struct Malformed;
@@ -91,7 +93,7 @@ impl FrameHeader {
         HEADER_LEN as u64 + u64::from(self.body_len)
     }
 
-    /// `None` if this is no header of a segment with this salt.
+    /// `None` if this is not a header of a segment with this salt.
     pub fn decode(bytes: &[u8; HEADER_LEN], salt: u32) -> Option<Self> {
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));

@@ -1,4 +1,5 @@
-//! One process per directory: a lock file that the operating system frees when its holder ends, however it ends.
+//! One process per directory: a lock file that the operating system frees when its holder ends,
+//! however it ends.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -9,7 +10,7 @@ use crate::files;
 /// Name of the lock file in the directory.
 pub const LOCK_FILE: &str = "LOCK";
 
-/// The directory is ours as long as this lives.
+/// This process holds the directory as long as this lives.
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
@@ -26,7 +27,7 @@ pub enum LockError {
 }
 
 impl DirectoryLock {
-    /// Takes the lock or says who has it; does not wait. The directory exists.
+    /// Takes the lock, or reports who has it; does not wait. The directory exists.
     pub fn take(dir: &Path) -> Result<Self, LockError> {
         let path = dir.join(LOCK_FILE);
         let io = |cause| LockError::Io {
@@ -44,7 +45,8 @@ impl DirectoryLock {
             }
             Err(TryLockError::Error(cause)) => return Err(io(cause)),
         }
-        // The process id is only for the message that the next one gets. On a full disk it is missing, no more.
+        // The process id is only for the message that the next process gets. On a full disk the id
+        // is missing, and nothing else.
         let _ = file
             .set_len(0)
             .and_then(|()| file.rewind())

@@ -1,10 +1,12 @@
 //! The two small files beside the segments.
 //!
-//! `meta` says which log this is and how far tombstones were removed; it changes rarely and is replaced atomically.
+//! `meta` says which log this is and how far tombstones were removed; it changes rarely and is
+//! replaced atomically.
 //!
-//! `mark` says up to which offset everything was fsynced. It is written (not itself fsynced: that would double the
-//! cost of a write) after each fsync of a segment, so it can be behind the truth but never ahead of it. Recovery may
-//! only cut off what lies past it. Two slots are written in turn, so that a torn write leaves the one before.
+//! `mark` says up to which offset everything was fsynced. It is written after each fsync of a
+//! segment, and not itself fsynced: that would double the cost of a write. So it can be behind the
+//! truth but never ahead of it. Recovery may only cut off what lies past it. Two slots are written
+//! in turn, so that a torn write leaves the one before.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,9 +22,10 @@ const META_LEN: usize = 52;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// Random, made with the directory.
+    /// Random, created with the directory.
     pub id: u128,
-    /// Grows when records that readers may have seen were lost (power failure without `--fsync always`).
+    /// Grows when records that readers may have seen were lost (power failure without `--fsync
+    /// always`).
     pub generation: u32,
     /// Tombstones and flush markers below this offset may be gone.
     pub purged_below: u64,
@@ -156,7 +159,8 @@ impl MarkFile {
         Ok(newest)
     }
 
-    /// Begins this run's marks, in the file that is there if it can be used: on a full disk the log still opens.
+    /// Begins this run's marks, in the existing file if it can be used: on a full disk the log
+    /// still opens.
     pub fn start(disk: &dyn Disk, dir: &Path, mark: Mark, sequence: u64) -> std::io::Result<Self> {
         let path = dir.join(MARK_FILE);
         if let Ok(file) = disk.open(&path)

@@ -1,14 +1,17 @@
-//! The log on local disk: no Kafka needed. It is the source of truth then.
+//! The log on local disk, for running without Kafka. It is the source of truth then.
 //!
-//! One physical log for all databases; each has one partition, and one sequence gives the offsets of all (so a
-//! database sees gaps). Files in the log's directory:
-//! - `00000000000000000000.segment` …: checksummed frames ([`frame`], [`segment`]), the newest one being appended to;
+//! There is one physical log for all databases. Each database has one partition, and one sequence
+//! gives the offsets of all (so a database sees gaps). Files in the log's directory:
+//! - `00000000000000000000.segment` …: checksummed frames ([`frame`], [`segment`]); the newest
+//!   segment is appended to;
 //! - `meta`, `mark`: which log this is, and up to where it is known to be on the disk ([`meta`]);
-//! - `LOCK`: one process per directory ([`lock`]); `reserve`, `reserve-compaction`: room that others cannot take ([`crate::room`]).
+//! - `LOCK`: one process per directory ([`lock`]); `reserve`, `reserve-compaction`: room that
+//!   others cannot take ([`crate::room`]).
 //!
-//! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses), [`follower`] (records
-//! out), [`recovery`] (opening), [`compaction`] (the newest record per key stays). The reasons are in
-//! `docs/decisions/embedded-log.md`. Nothing here knows of the store, of RESP, or of what a command means.
+//! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses),
+//! [`follower`] (records out), [`recovery`] (opening), [`compaction`] (the newest record per key
+//! stays). The reasons are in `docs/decisions/embedded-log.md`. Nothing here knows of the store, of
+//! RESP, or of what a command means.
 
 pub mod compaction;
 pub mod disk;
@@ -51,7 +54,8 @@ pub enum Fsync {
     Always,
     /// Acknowledged when the operating system has it; on the disk within about a second.
     EverySecond,
-    /// Acknowledged when the operating system has it, which writes it when it likes.
+    /// Acknowledged when the operating system has it. The system writes it to the disk when it
+    /// likes.
     No,
 }
 
@@ -70,10 +74,11 @@ pub struct Options {
     pub fsync: Fsync,
     /// Databases `0..databases` exist.
     pub databases: u16,
-    /// A segment is closed when it has reached this size (so it can be larger by what is written at once).
+    /// A segment is closed when it has reached this size (so it can be larger by what is written at
+    /// once).
     pub segment_bytes: u64,
-    /// Bounds of the queue of batches that wait for the writer: a batch is refused if either is reached. That of bytes holds for small and for
-    /// large batches apart.
+    /// Bounds of the queue of batches that wait for the writer. A batch is refused if either is
+    /// reached. The bound of bytes holds for small and for large batches apart.
     pub queue_batches: usize,
     pub queue_bytes: usize,
     pub compaction: compaction::Options,
@@ -97,7 +102,7 @@ impl Default for Options {
 pub struct Status {
     /// Offset after the newest record that readers see.
     pub end: u64,
-    /// Everything below is on the disk.
+    /// Everything below this offset is on the disk.
     pub durable: u64,
     pub segments: usize,
     pub disk_bytes: u64,
@@ -126,7 +131,7 @@ struct Shared {
     /// Offset after the newest record that readers may see.
     end: Mutex<u64>,
     end_grown: Condvar,
-    /// Everything below is on the disk.
+    /// Everything below this offset is on the disk.
     durable: AtomicU64,
     mark: Mutex<MarkFile>,
     stopping: Mutex<Stopping>,
@@ -143,7 +148,8 @@ struct Reserves {
     for_compaction: Reserve,
 }
 
-/// Who reads where, and what may be gone: compaction and new followers agree on it under one lock.
+/// Who reads where, and which records may be gone. Compaction and new followers agree on it under
+/// one lock.
 struct Registry {
     meta: Meta,
     followers: Vec<std::sync::Weak<AtomicU64>>,
@@ -162,13 +168,15 @@ impl Shared {
         *self.last_error.lock() = Some(error.to_owned());
     }
 
-    /// Asks for a compaction that does not wait for the usual amount of work: the disk lacks room, or there is much to be freed.
+    /// Asks for a compaction that does not wait for the usual amount of work: the disk lacks room,
+    /// or much can be freed.
     fn compact_now(&self) {
         self.stopping.lock().compact_now = true;
         self.stop_or_work.notify_all();
     }
 
-    /// The disk is full to its last byte, or nearly so. True if there is room again, which was kept for that.
+    /// Called when the disk is full to its last byte, or nearly so. Returns true if there is room
+    /// again, which was kept for that.
     fn give_up_reserve(&self) -> bool {
         let given_up = self
             .reserves
@@ -185,9 +193,9 @@ impl Shared {
 }
 
 impl Reserves {
-    /// Keeps room for when the disk is full, if there is enough.
+    /// Keeps room for the time when the disk is full, if there is enough.
     fn keep(&self) {
-        // Compaction's first: it makes room.
+        // Compaction's room first: compaction makes room.
         for (reserve, left) in [(&self.for_compaction, KEPT_BY_STORE), (&self.for_deletes, KEPT_BY_LOG)] {
             if let Err(error) = reserve.keep(left) {
                 debug!(%error, "no room can be kept for a full disk");
@@ -206,7 +214,7 @@ pub struct EmbeddedLog {
 }
 
 impl EmbeddedLog {
-    /// Opens the log in `dir` (made if need be), after verifying all of it. Blocking.
+    /// Opens the log in `dir` (created if need be), after verifying all of it. Blocking.
     pub fn open(dir: &Path, mut options: Options) -> Result<Arc<Self>, LogError> {
         LocalDisk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
         let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
@@ -220,7 +228,7 @@ impl EmbeddedLog {
             for_deletes: Reserve::for_deletes(dir),
             for_compaction: Reserve::for_compaction(dir, options.segment_bytes),
         };
-        // The store is going to need room as well.
+        // The store will need room as well.
         match room.and_then(|room| room.refusal(dir, 0, KEPT_BY_STORE)) {
             Some(cause) if reserves.for_deletes.give_up() => {
                 warn!("{cause}; starting with the room that was kept for that: delete what is not needed");
@@ -298,7 +306,8 @@ impl EmbeddedLog {
 
     pub fn status(&self) -> Status {
         let shared = &self.shared;
-        // Each lock on its own: within the literal they would all be held to its end.
+        // Each lock is taken in a statement of its own: within the literal all of them would be
+        // held to its end.
         let refusing = shared.queue.lock().refusing();
         let purged_below = shared.registry.lock().meta.purged_below;
         let segments = shared.segments.read().len();
@@ -424,7 +433,7 @@ impl Drop for EmbeddedLog {
         self.shared.stopping.lock().background = true;
         self.shared.stop_or_work.notify_all();
         for thread in self.threads.lock().drain(..) {
-            // It has told if it panicked.
+            // The thread has reported it if it panicked.
             let _ = thread.join();
         }
     }

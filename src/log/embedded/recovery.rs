@@ -1,8 +1,9 @@
-//! Opening a log directory: everything is verified, and what a crash left half done is put right.
+//! Opening a log directory: everything is verified, and what a crash left unfinished is repaired.
 //!
-//! The rule for bad bytes: they are cut off only if they are the end of the newest segment *and nothing says that
-//! they were once safely on the disk*. Two things can say so: the `mark` file, and the `durable` field of a readable
-//! frame header after the bad place (the writer knew of an fsync beyond it). Everything else that is bad is refused.
+//! The rule for bad bytes: they are cut off only if they are the end of the newest segment *and
+//! nothing says that they were once safely on the disk*. Two things can say so: the `mark` file,
+//! and the `durable` field of a readable frame header after the bad place (the writer knew of an
+//! fsync beyond it). All other bad bytes are refused.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -99,7 +100,7 @@ fn nothing_lost(mark: &Mark, disk: &dyn Disk, cut: u64) -> bool {
     mark.clean || !mark.lossy || (same_boot && cut == 0)
 }
 
-/// Opens the segments by their headers; removes what an interrupted compaction left.
+/// Opens the segments by their headers. Removes what an interrupted compaction left.
 fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Arc<Segment>>, LogError> {
     let removal_failed = |e: std::io::Error| io_error("remove a leftover file from", dir, &e);
     let mut bases = Vec::new();
@@ -115,7 +116,8 @@ fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Arc<Segment>>, LogEr
     for base in bases {
         let merged = segments.last().and_then(|last| last.compacted);
         if merged.is_some_and(|c| base < c.end) {
-            // Its records are in the compacted segment before it; only its removal was not finished.
+            // Its records are in the compacted segment before it; only its removal was not
+            // finished.
             disk.remove(&dir.join(segment_name(base))).map_err(removal_failed)?;
             continue;
         }
@@ -124,7 +126,7 @@ fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<Arc<Segment>>, LogEr
     Ok(segments)
 }
 
-/// Reads all of a closed segment; returns the offset that the next one begins at.
+/// Reads all of a closed segment; returns the offset that the next segment begins at.
 fn verify(segment: &Arc<Segment>) -> Result<u64, LogError> {
     let mut reader = FrameReader::new(segment.clone(), 0);
     while reader.next()?.is_some() {}
@@ -140,8 +142,8 @@ fn missing(dir: &Path, next: u64, durable: u64) -> LogError {
     ))
 }
 
-/// Verifies the newest segment, cuts off an unfinished write and makes the rest durable. Returns the log's end and
-/// how many bytes were cut off.
+/// Verifies the newest segment, cuts off an unfinished write and makes the rest durable. Returns
+/// the log's end and how many bytes were cut off.
 fn recover_tail(segment: &Arc<Segment>, known_durable: u64) -> Result<(u64, u64), LogError> {
     let len = segment.readable();
     let mut reader = FrameReader::new(segment.clone(), 0);
@@ -187,7 +189,7 @@ struct Tail {
     durable: u64,
 }
 
-/// Looks through the bytes after the last good frame for what tells whether they were once safe.
+/// Searches the bytes after the last good frame for signs that they were once safe.
 fn examine_tail(segment: &Segment, from: u64, len: u64, next: u64) -> Result<Tail, LogError> {
     let mut tail = Tail {
         blank: true,
@@ -226,8 +228,8 @@ fn memchr_magic(chunk: &[u8]) -> impl Iterator<Item = usize> {
         .map(|(i, _)| i)
 }
 
-/// Writes the bytes anew as they are: after an fsync that failed, the system may take pages for written that are not
-/// on the disk, and a further fsync would not write them.
+/// Writes the bytes again as they are. After an fsync that failed, the system may take pages for
+/// written that are not on the disk, and a further fsync would not write them.
 fn rewrite(segment: &Segment, from: u64, to: u64) -> Result<(), LogError> {
     let mut at = from;
     while at < to {

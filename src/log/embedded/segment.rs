@@ -1,8 +1,9 @@
 //! A segment: one file of frames, named by its first offset, and the reader that walks it.
 //!
-//! A segment is either *in order* (the writer appended to it: its frames follow on each other without a gap) or
-//! *compacted* (rewritten as a whole: gaps, and its header says where it ends). The reader checks every checksum, on
-//! each read: damaged bytes are an error that names file and place, never data.
+//! A segment is either *in order* (the writer appended to it: its frames follow each other without
+//! a gap) or *compacted* (rewritten as a whole: it has gaps, and its header says where it ends).
+//! The reader checks every checksum, on each read. Damaged bytes are an error that names file and
+//! place, never data.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ pub const TEMPORARY_SUFFIX: &str = ".tmp";
 pub const SEGMENT_HEADER_LEN: usize = 48;
 const SEGMENT_MAGIC: [u8; 8] = *b"hwSEG\0\0\x01";
 
-/// How much is read at once; larger frames are read alone.
+/// How much is read at once. Larger frames are read alone.
 const CHUNK: u64 = 256 * 1024;
 
 pub struct Segment {
@@ -31,11 +32,11 @@ pub struct Segment {
     pub file: Arc<dyn DiskFile>,
     /// Bytes that readers may see; always at the end of a frame.
     readable: AtomicU64,
-    /// When the writer left it, or the log was opened.
+    /// When the writer left the segment, or the log was opened.
     closed_at: OnceLock<Instant>,
 }
 
-/// What the header of a compacted segment says of the whole.
+/// What the header of a compacted segment says of the whole segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compacted {
     /// Offset after the range that the segment stands for.
@@ -57,7 +58,8 @@ pub fn io_error(doing: &str, path: &Path, cause: &std::io::Error) -> LogError {
 }
 
 impl Segment {
-    /// Makes an empty segment for the writer. It appears under its name only when its header is on the disk.
+    /// Creates an empty segment for the writer. It appears under its name only when its header is
+    /// on the disk.
     pub fn create(disk: &dyn Disk, dir: &Path, base: u64) -> std::io::Result<Self> {
         let path = dir.join(segment_name(base));
         let temporary = dir.join(format!("{}{TEMPORARY_SUFFIX}", segment_name(base)));
@@ -137,7 +139,7 @@ impl Segment {
         self.closed_at.get().copied()
     }
 
-    /// How long it is closed; zero for the writer's.
+    /// How long the segment has been closed; zero for the writer's.
     pub fn closed_for(&self) -> Duration {
         self.closed_at().map_or(Duration::ZERO, |when| when.elapsed())
     }
@@ -189,7 +191,7 @@ fn decode_header(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<(u64, u32, Option<C
 pub enum ReadError {
     /// The bytes are wrong.
     Damaged(LogError),
-    /// The bytes could not be had.
+    /// The bytes could not be read.
     Io(LogError),
 }
 
@@ -201,7 +203,7 @@ impl From<ReadError> for LogError {
     }
 }
 
-/// A frame as read, its checksums found right.
+/// A frame that was read and whose checksums are right.
 pub struct Frame {
     pub header: FrameHeader,
     pub body: Bytes,
@@ -214,7 +216,7 @@ pub struct FrameReader {
     at: u64,
     /// Offset that the next frame begins at (or, in a compacted segment, not before).
     next: u64,
-    /// Frames that end at or below this offset are passed over, their bodies unread.
+    /// Frames that end at or below this offset are skipped, and their bodies are not read.
     from: u64,
     chunk: Bytes,
     chunk_at: u64,
@@ -311,8 +313,9 @@ impl FrameReader {
         Ok(self.chunk.slice(start..start + len))
     }
 
-    /// So many bytes to read into: those of the last chunk if no one holds a part of it, since jemalloc gives out large zeroed memory
-    /// as pages that the kernel makes anew, which takes longer than to read them.
+    /// A buffer of `len` bytes to read into: that of the last chunk, if nothing holds a part of it.
+    /// jemalloc gives out large zeroed memory as pages that the kernel creates again, which takes
+    /// longer than to read them.
     fn buffer(&mut self, len: usize) -> BytesMut {
         match std::mem::take(&mut self.chunk).try_into_mut() {
             Ok(mut last) if len <= last.capacity() && last.capacity() <= CHUNK as usize => {

@@ -90,7 +90,7 @@ fn try_read(log: &EmbeddedLog, from: &Positions) -> Result<Vec<LogRecord>, LogEr
     let ends = log.ends(PATIENCE)?;
     let mut follower = log.follow(from)?;
     let mut out = Vec::new();
-    // Past it if the log has grown since.
+    // Past the end if the log has grown since.
     while follower.positions().iter().any(|(at, position)| *position < ends[at]) {
         follower.poll(&mut out, Duration::ZERO)?;
     }
@@ -178,7 +178,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
         assert!(log.describe().contains("data/log (fsync "), "{}", log.describe());
         let mut positions = from(flushed[0].offset);
         positions.insert(at(1), group[0].offset);
-        // Of the group, what this follower meets.
+        // The records of the group that this follower reads.
         let mut later = [a.clone(), c.clone(), f.clone()];
         for group in later.iter_mut().filter_map(|record| record.group.as_mut()) {
             group.records = 2;
@@ -303,7 +303,8 @@ fn a_compacted_segment_that_was_cut_short_is_refused() {
     }
 }
 
-/// A power failure may take the mark back to what it was at the opening. Only the last write is without a witness then.
+/// A power failure may take the mark back to what it was at the opening. Only the last write is
+/// without a witness then.
 #[test]
 fn without_the_mark_a_flipped_bit_costs_at_most_the_last_write() {
     let (disk, records) = two_segments();
@@ -485,7 +486,8 @@ fn run_until_power_fails(seed: u64, fsync: Fsync) {
                 _ => {}
             }
         }
-        // What was told before the power failed holds afterwards; what is told later says nothing.
+        // What was reported before the power failed holds afterwards. What is reported later says
+        // nothing.
         let told = known.lock().clone();
         let after = disk.after_power_failure(rng.random());
         drop(log);
@@ -592,7 +594,7 @@ fn on_a_disk_that_is_nearly_full_only_deletes_are_written() {
     assert_eq!(keys, ["gone", "yes"]);
 }
 
-/// A disk with so much room, whatever is written there.
+/// A disk with this much room, whatever is written there.
 fn with_room(free: u64) -> Faults {
     Faults {
         room: Some(Room { free, total: 1 << 40 }),
@@ -640,7 +642,7 @@ fn deletes_on_a_disk_that_is_nearly_full_make_room_by_themselves() {
     }
     assert!(log.disk_bytes() > 100_000);
     disk.set_faults(with_room(KEPT_BY_LOG - 1));
-    // So large that the disk is asked.
+    // This is so large that the disk is asked.
     produce(&log, vec![put(0, "no", &[1; 2 << 20])]).expect_err("there is no room");
     for n in (0..100).filter(|n: &usize| !n.is_multiple_of(10)) {
         written(&log, vec![delete(0, &key(n))]);
@@ -672,7 +674,8 @@ fn a_segment_that_finds_no_room_beside_it_does_not_keep_others_from_being_freed(
         written(&log, vec![put(0, &key(n), &[1; 1_000])]);
     }
     assert_eq!(log.status().segments, 4, "four keys in each");
-    // One goes of the first segment, and three of each of the others. The tombstones are in the last one.
+    // One goes of the first segment, and three of each of the others. The tombstones are in the
+    // last one.
     let goes = |n: usize| if n < 4 { n == 0 } else { !n.is_multiple_of(4) };
     for n in (0..16).filter(|n| goes(*n)) {
         written(&log, vec![delete(0, &key(n))]);
@@ -1041,7 +1044,7 @@ fn compaction_keeps_the_state(seed: u64) {
                 3..5 => replica.catch_up(&log),
                 5..9 => follower.poll(&mut out, Duration::ZERO).expect("poll"),
                 9 => {
-                    // Its past is not held on to for it any more.
+                    // The log does not keep its past for it any more.
                     followed.replay(&std::mem::take(&mut out));
                     follower = log.follow(&log.ends(PATIENCE).expect("ends")).expect("follow");
                     followed = Model::of(&log);
@@ -1325,7 +1328,8 @@ fn a_flush_frees_the_disk_without_further_writes() {
     assert!(log.status().purged_below > 1000);
 }
 
-/// A from-scratch reader that begins while deletions are being removed must not see the old value without its deletion.
+/// A from-scratch reader that begins while deletions are being removed must not see the old value
+/// without its deletion.
 #[test]
 fn a_reader_may_begin_at_any_moment_of_a_compaction() {
     let seed: u64 = rand::random();
@@ -1350,7 +1354,7 @@ fn a_reader_may_begin_at_any_moment_of_a_compaction() {
         let finished = std::thread::scope(|scope| {
             let pass = scope.spawn(|| {
                 compact(&log);
-                // Whoever waits for the pause need not any more.
+                // A thread that waits for the pause need not wait any more.
                 drop(disk.pause_after(usize::MAX));
             });
             if reached.recv().is_err() {
@@ -1384,7 +1388,7 @@ fn a_reader_may_begin_at_any_moment_of_a_compaction() {
     }
 }
 
-/// Holds up whoever completes it.
+/// Holds up the thread that completes it.
 struct Blocking(Mutex<mpsc::Receiver<()>>);
 
 impl Completion for Blocking {

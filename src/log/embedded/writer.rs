@@ -1,13 +1,17 @@
-//! Batches in: a bounded queue, and one thread that writes everything queued at once (group commit).
+//! Batches in: a bounded queue, and one thread that writes everything queued at once (group
+//! commit).
 //!
 //! What happens when the disk refuses:
-//! - It is nearly full ([`crate::room`]): values are refused with `NotWritten`; what makes room, deletes and flushes, is still written (those
-//!   behind a value that is refused are `Stale`: they are computed again, and come once more).
-//! - A write fails (disk full): the segment is cut back to its last good length, and that is fsynced, so nothing of
-//!   the batches can come back. They and all that is queued fail with `NotWritten`; the epoch grows, so nothing that
-//!   rests on them is written either. The next batch simply tries again.
-//! - An fsync or the cutting back fails: what is on the disk cannot be known any more. The batches under way are
-//!   `Uncertain`, and the log takes no more until it is opened anew (a later fsync that succeeds proves nothing).
+//! - The disk is nearly full ([`crate::room`]): values are refused with `NotWritten`. Deletes and
+//!   flushes, which make room, are still written. (Those after a refused value are `Stale`: they
+//!   are computed again, and come once more.)
+//! - A write fails (disk full): the segment is cut back to its last good length, and that is
+//!   fsynced, so nothing of the batches can come back. The batches and everything queued fail with
+//!   `NotWritten`. The epoch grows, so nothing that rests on them is written either. The next batch
+//!   simply tries again.
+//! - An fsync or the cutting back fails: the contents of the disk cannot be known any more. The
+//!   batches under way are `Uncertain`, and the log takes no more until it is opened again (a later
+//!   fsync that succeeds proves nothing).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,34 +28,35 @@ use crate::model::Payload;
 use crate::room::KEPT_BY_LOG;
 use crate::supervise;
 
-/// A frame takes in further batches until its body has this size.
+/// A frame takes in more batches until its body has this size.
 pub const FRAME_TARGET: usize = 64 * 1024;
 /// The largest batch: it is one frame.
 const MAX_BATCH_BYTES: usize = MAX_BODY - FRAME_TARGET - 1024;
-/// From this size on a batch is large. Those have a bound of their own in the queue: small ones are not refused because of them.
+/// From this size on a batch is large. Large batches have a bound of their own in the queue, so
+/// that small ones are not refused because of them.
 const LARGE_BATCH: usize = 4 * 1024 * 1024;
 /// A write buffer that grew larger is given back.
 const KEEP_BUFFER: usize = 4 * 1024 * 1024;
-/// With `--fsync always`, small writes go into space that was filled with zeros before: an fsync that need not also
-/// write a new file length takes about two thirds of the time.
+/// With `--fsync always`, small writes go into space that was filled with zeros before. An fsync
+/// that need not also write a new file length takes about two thirds of the time.
 const ZEROS_AHEAD: usize = 1024 * 1024;
 const SMALL_WRITE: usize = 64 * 1024;
-/// When nothing was written for so long, the mark is fsynced too.
+/// When nothing was written for this long, the mark is fsynced too.
 const IDLE: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// How long compaction waits for the writer.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
-/// The disk is asked for its room once in so many bytes, and so often.
+/// How many bytes may be written, and for how long, before the disk is asked for its room again.
 const TRUSTED: u64 = 1024 * 1024;
 const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct Queue {
     batches: Vec<Batch>,
-    /// Of small batches.
+    /// Bytes of small batches.
     bytes: usize,
     large_bytes: usize,
-    /// The writer is to close its segment, so that compaction can free what is hidden there.
+    /// The writer has to close its segment, so that compaction can free what is hidden there.
     close_segment: bool,
     refusing: Option<Refusing>,
 }
@@ -70,7 +75,7 @@ impl Queue {
         }
     }
 
-    /// Bytes of those batches that share a bound with one of this size.
+    /// Bytes of the batches that share a bound with a batch of this size.
     fn bytes_beside(&mut self, size: usize) -> &mut usize {
         if size < LARGE_BATCH {
             &mut self.bytes
@@ -104,7 +109,8 @@ impl Shared {
             }
             return;
         };
-        // A stale batch leaves the epoch alone: else two that overlap would make each other stale for ever.
+        // A stale batch leaves the epoch alone. Otherwise two batches that overlap would make each
+        // other stale for ever.
         if !matches!(refused, ProduceError::Stale { .. }) {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
@@ -139,7 +145,8 @@ impl Shared {
     }
 
     fn admit(&self, queue: &mut Queue, size: usize, epoch: u64) -> Option<ProduceError> {
-        // The last batch may go over the bound: else a large one would hardly ever find room on a busy log.
+        // The last batch may go over the bound. Otherwise a large one would hardly ever find room
+        // on a busy log.
         let full =
             queue.batches.len() >= self.options.queue_batches || *queue.bytes_beside(size) >= self.options.queue_bytes;
         match &queue.refusing {
@@ -151,7 +158,8 @@ impl Shared {
         }
     }
 
-    /// Has the writer close its segment, and waits for that; but not for long, since it may be waiting for the disk.
+    /// Makes the writer close its segment, and waits for that; but not for long, since the writer
+    /// may be waiting for the disk.
     pub(super) fn close_segment(&self) {
         self.stopping.lock().segment_closed = false;
         self.queue.lock().close_segment = true;
@@ -171,7 +179,8 @@ impl Shared {
         self.queue_filled.notify_one();
     }
 
-    /// Takes out everything that is queued, to be failed; from here on, what rests on it is stale.
+    /// Takes out everything that is queued, to be failed. From here on, everything that rests on it
+    /// is stale.
     fn start_failing(&self, broken: Option<&str>) -> Vec<Batch> {
         let mut queue = self.queue.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -181,7 +190,7 @@ impl Shared {
         queue.take()
     }
 
-    /// The log cannot tell any more what is on the disk.
+    /// Called when the log cannot know any more what is on the disk.
     fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
         let cause = format!("{cause}; nothing is written until a restart, which finds out what is on the disk");
         self.note_error(&cause);
@@ -195,7 +204,7 @@ impl Shared {
         self.durable.fetch_max(durable, Ordering::AcqRel);
         let mut mark = self.mark.lock();
         if let Err(e) = mark.advance(durable) {
-            // Recovery then knows less of what was safe; the data is.
+            // Recovery then knows less of what was safe. The data itself is safe.
             self.note_error(&format!("cannot write {}: {e}", mark.path().display()));
         }
     }
@@ -215,7 +224,7 @@ fn batch_bytes(batch: &Batch) -> usize {
     batch.records.iter().map(record_bytes).sum()
 }
 
-/// Whether it makes the log grow for good.
+/// Whether the batch makes the log grow for good.
 fn has_value(batch: &Batch) -> bool {
     let is_value = |record: &Record| record.payload.state().is_some();
     batch.records.iter().any(is_value)
@@ -227,7 +236,7 @@ fn fail(batches: Vec<Batch>, error: &ProduceError) {
     }
 }
 
-/// The thread that alone appends.
+/// The only thread that appends.
 pub struct Writer {
     shared: Arc<Shared>,
     active: Arc<Segment>,
@@ -235,15 +244,16 @@ pub struct Writer {
     len: u64,
     /// The active segment is filled with zeros up to here.
     zeros_until: u64,
-    /// The disk had no room for zeros; not tried again in this segment.
+    /// The disk had no room for zeros. They are not tried again in this segment.
     no_zeros: bool,
     /// Offset of the next record.
     next: u64,
     buffer: Vec<u8>,
     appended: Vec<Appended>,
-    /// Writing fails since the last success; so that it is logged once.
+    /// Writing has failed since the last success. So a failure is logged once.
     failing: bool,
-    /// Bytes that may be written, and until when, before the disk is asked again how much room it has.
+    /// Bytes that may be written, and until when, before the disk is asked again how much room it
+    /// has.
     trusted: u64,
     trusted_until: Instant,
 }
@@ -361,15 +371,15 @@ impl Writer {
         Ok(end)
     }
 
-    /// Why values are not to be written among these batches, on a disk that is nearly full. Deletes and flushes always are: else nothing
-    /// would ever make room.
+    /// Why values among these batches are not to be written, on a disk that is nearly full. Deletes
+    /// and flushes are always written: otherwise nothing would ever make room.
     fn lacks_room(&mut self, batches: &[Batch]) -> Option<String> {
         let bytes = batches.iter().map(batch_bytes).sum::<usize>() as u64;
         if bytes <= self.trusted && Instant::now() < self.trusted_until {
             self.trusted -= bytes;
             return None;
         }
-        // A disk that does not tell will tell when it is written to.
+        // A disk that does not report its room will report when it is written to.
         let room = self.shared.disk.room(&self.shared.dir).ok()?;
         let Some(refusal) = room.refusal(&self.shared.dir, bytes.saturating_add(TRUSTED), KEPT_BY_LOG) else {
             self.trusted = TRUSTED;
@@ -377,7 +387,7 @@ impl Writer {
             return None;
         };
         self.trusted = 0;
-        // Of what these hide, too.
+        // It also removes what these batches hide.
         self.shared.compact_now();
         let refused = batches.iter().any(has_value);
         refused.then(|| format!("{refusal}; deletes are written, other writes when there is more"))
@@ -479,27 +489,28 @@ impl Writer {
                 batch.completion.complete(Ok(own));
             }
         }
-        // Last, so that followers need not look at what has been told already.
+        // Last, so that followers need not look at records that were reported already.
         self.shared.end_grown.notify_all();
         if flushed {
             self.free_what_was_flushed();
         }
     }
 
-    /// A flush marker frees space once it is in a closed segment: not waiting for that to fill by itself.
+    /// A flush marker frees space once it is in a closed segment. This does not wait for the
+    /// segment to fill by itself.
     fn free_what_was_flushed(&mut self) {
         if self.shared.disk_bytes() < self.shared.options.segment_bytes / 64 {
             return;
         }
         match self.rotate() {
             Ok(()) => self.shared.compact_now(),
-            // Nobody waits for it; the next batch tries the same and tells.
+            // Nobody waits for this; the next batch tries the same and reports the failure.
             Err(Failure::NoRoom(cause)) => warn!("{cause}"),
             Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
         }
     }
 
-    /// For compaction, which is told in any case.
+    /// Closes the segment for compaction, which is notified in any case.
     fn close_segment(&mut self) {
         let closed = match self.next > self.active.base {
             true => self.rotate(),
@@ -564,9 +575,10 @@ impl Writer {
         match failure {
             Failure::NoRoom(cause) => {
                 self.tell_failure(&cause);
-                // It may be that compaction makes room.
+                // Compaction may make room.
                 self.shared.compact_now();
-                // The epoch first: from the first completion on, nothing new may rest on these batches.
+                // The epoch first: from the first completion on, nothing new may rest on these
+                // batches.
                 let queued = self.shared.start_failing(None);
                 fail(batches, &ProduceError::NotWritten(cause.clone()));
                 fail(queued, &ProduceError::NotWritten(cause));
@@ -575,7 +587,8 @@ impl Writer {
         }
     }
 
-    /// The first of these batches has a value. What is behind it may rest on it; what has none itself is to come again, by itself.
+    /// Refuses batches of which the first has a value. The batches after it may rest on it. A batch
+    /// without a value has to come again, by itself.
     fn refuse_values(&mut self, batches: Vec<Batch>, cause: String) {
         self.tell_failure(&cause);
         let queued = self.shared.start_failing(None);
@@ -588,7 +601,7 @@ impl Writer {
         }
     }
 
-    /// Once, until values are written again.
+    /// Logs the failure once, until values are written again.
     fn tell_failure(&mut self, cause: &str) {
         if !std::mem::replace(&mut self.failing, true) {
             warn!("{cause}");
@@ -596,7 +609,7 @@ impl Writer {
         self.shared.note_error(cause);
     }
 
-    /// Leaves the segment without zeros, all of it on the disk, and the mark saying so.
+    /// Leaves the segment without zeros, all of it on the disk, with a mark that says so.
     fn finish(&mut self) {
         if self.shared.queue.lock().refusing().is_some() {
             return;
@@ -618,7 +631,7 @@ impl Writer {
     }
 }
 
-/// However the writer ended, nobody waits for it any more.
+/// When the writer has ended, however it ended, nobody waits for it any more.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {
@@ -633,7 +646,7 @@ impl Drop for Ended {
 
 /// Why a write was given up.
 enum Failure {
-    /// Nothing of it is in the log; it may go better later.
+    /// Nothing of the write is in the log. A later write may succeed.
     NoRoom(String),
     /// It cannot be known what is in the log.
     Broken(String),
@@ -654,7 +667,7 @@ pub fn sync_every_second(shared: &Shared) {
 }
 
 pub(super) fn sync_now(shared: &Shared) {
-    // In this order: what lies before the newest segment was fsynced when that was begun.
+    // In this order: what lies before the newest segment was fsynced when that segment was begun.
     let end = *shared.end.lock();
     let Some(active) = shared.segments.read().last().cloned() else {
         return;

@@ -1,5 +1,5 @@
-//! Creating topics and reading settings: a client for the moment. (One that lived on would have to be polled for its
-//! log lines.) Knows nothing of which topics are wanted.
+//! Creating topics and reading settings, with a client for the moment. (A client that lived on
+//! would have to be polled for its log lines.) It knows nothing of which topics are wanted.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -69,7 +69,8 @@ impl Admin {
         Ok(answers.into_iter().map(|answer| answer.map(settings)).collect())
     }
 
-    /// The replication factor that the broker gives to topics without one, if we may know.
+    /// The replication factor that the broker gives to topics without one, if this node may know
+    /// it.
     pub fn default_replication(&self, broker: i32, timeout: Duration) -> Option<u16> {
         let options = AdminOptions::new().request_timeout(Some(timeout));
         let asked = [ResourceSpecifier::Broker(broker)];
@@ -78,7 +79,7 @@ impl Admin {
         settings.get("default.replication.factor")?.value.as_ref()?.parse().ok()
     }
 
-    /// False if the topic exists by then.
+    /// Creates a topic; returns false if it exists by then.
     pub fn create_topic(
         &self,
         name: &str,

@@ -1,7 +1,8 @@
-//! Record ↔ key, value and headers of Kafka, as `docs/topic-format.md` says. Pure: knows no client.
+//! Converts between a record and its key, value and headers in Kafka, as `docs/topic-format.md`
+//! says. Pure: it knows no client.
 //!
-//! Reading never fails: whoever wrote a header that cannot be understood still replaced the old value, so such a
-//! record becomes [`Value::Unreadable`] with the reason.
+//! Reading never fails. A producer that wrote a header that cannot be understood still replaced the
+//! old value. So such a record becomes [`Value::Unreadable`] with the reason.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 use bytes::Bytes;
@@ -95,7 +96,7 @@ pub struct GroupHeader {
 pub struct Decoded {
     pub payload: Payload,
     pub group: Option<GroupHeader>,
-    /// There is a group header, but it makes no sense: the record is taken as one without a group.
+    /// There is a group header, but it makes no sense. The record is taken as one without a group.
     pub bad_group: bool,
 }
 
@@ -117,7 +118,7 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
         Payload::Key(None) => None,
         Payload::Control(Control::Flush) => {
             headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FLUSH)));
-            // Not null: compaction removes tombstones, and this has to stay.
+            // Not null: compaction removes tombstones, and this record has to stay.
             Some(b"".as_slice())
         }
         Payload::Control(Control::Unknown) => {
@@ -134,7 +135,8 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
     })
 }
 
-/// `headers` yields name and value as they came; of several with one name the last counts, as everywhere in Kafka.
+/// `headers` yields name and value as they came. Of several headers with the same name the last one
+/// counts, as everywhere in Kafka.
 pub fn decode<'h>(
     key: &[u8],
     value: Option<&[u8]>,

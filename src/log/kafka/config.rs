@@ -1,5 +1,5 @@
-//! The settings of the Kafka log, and librdkafka's configuration made from them. Owns which properties a user may
-//! set; knows nothing of what the clients do.
+//! The settings of the Kafka log, and librdkafka's configuration made from them. This module owns
+//! which properties a user may set, and knows nothing of what the clients do.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +17,10 @@ pub(super) const MAX_QUEUED_RECORDS: usize = 250_000;
 const MAX_QUEUED_KIBIBYTES: usize = 128 << 10;
 /// Bytes that a follower fetches ahead.
 const PREFETCH_KIBIBYTES: usize = 32 << 10;
-/// librdkafka writes an offset into every message of a batch by counting up from the batch's offset, and takes
-/// -1001 for that when the broker gave none (a retry that the log already had). In batches of at most 1000 such a
-/// made-up offset is always negative, so it is never taken for a real one.
+/// librdkafka writes an offset into every message of a batch by counting up from the batch's
+/// offset. It takes -1001 for that when the broker gave none (a retry that the log already had). In
+/// batches of at most 1000 records such a made-up offset is always negative, so it is never taken
+/// for a real one.
 const MAX_BATCH_RECORDS: usize = 1000;
 
 /// librdkafka's bound on what it receives, and on what zstd unpacks a batch to.
@@ -35,9 +36,9 @@ pub struct Config {
     /// Databases that are other topics.
     pub mapped: BTreeMap<u16, Mapped>,
     pub databases: u16,
-    /// Of topics that are created.
+    /// The number of partitions of topics that are created.
     pub partitions: u32,
-    /// Of topics that are created; `None` is the broker's default.
+    /// The replication factor of topics that are created; `None` is the broker's default.
     pub replication_factor: Option<u16>,
     /// librdkafka properties of the user (`-X`), for all clients.
     pub properties: Vec<(String, String)>,
@@ -46,20 +47,21 @@ pub struct Config {
     pub write_timeout: Duration,
     /// How long a start may take to reach the broker.
     pub startup_timeout: Duration,
-    /// Names this node in its transactional ids; the same after a restart, and no other node's.
+    /// Names this node in its transactional ids. It is the same after a restart, and no other
+    /// node's.
     pub node: String,
 }
 
-/// What a follower is shown.
+/// Which records a follower is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Isolation {
-    /// Data: what is not committed (yet) is not there.
+    /// Data: records that are not committed (yet) are not there.
     Committed,
     /// Every record up to the high watermark, also of open and of aborted transactions.
     Uncommitted,
 }
 
-/// A database that is a topic of its own name.
+/// A database that is a topic with a name of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapped {
     pub topic: String,
@@ -165,11 +167,12 @@ impl Config {
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            // Records that come while a request is under way wait for the next and so make a batch anyway. Any
-            // more than 0 is a whole millisecond in librdkafka, five times the way to the broker and back.
+            // Records that come while a request is under way wait for the next request and so make
+            // a batch anyway. Any value above 0 is a whole millisecond in librdkafka, five times
+            // the way to the broker and back.
             .set("linger.ms", "0")
             .set("queue.buffering.max.messages", MAX_QUEUED_RECORDS.to_string())
-            // One record has to fit, however large.
+            // One record has to fit, however large it is.
             .set(
                 "queue.buffering.max.kbytes",
                 MAX_QUEUED_KIBIBYTES.max(sizes.message / 1024 + 1024).to_string(),
@@ -187,8 +190,9 @@ impl Config {
         config
     }
 
-    /// For a producer of the transaction lane. A transaction that is left open (its node was killed, or stands still) holds the
-    /// others up until it times out, so the time is as short as a write may take.
+    /// For a producer of the transaction lane. A transaction that is left open (its node was
+    /// killed, or is stalled) holds the other nodes up until it times out, so the time is as short
+    /// as a write may take.
     pub(super) fn transactional_producer(&self, sizes: Sizes, id: &str) -> ClientConfig {
         let mut config = self.producer(sizes);
         config
@@ -197,14 +201,14 @@ impl Config {
         config
     }
 
-    /// librdkafka looks for messages that are too old once a second, so what times out is told up to a second late; and they may
-    /// have waited before it had them.
+    /// librdkafka looks for messages that are too old once a second, so a timeout is reported up to
+    /// a second late. Messages may also have waited before librdkafka had them.
     fn message_timeout(&self) -> Duration {
         let early = Duration::from_secs(1) + gate::PATIENCE * 2;
         self.write_timeout - early.min(self.write_timeout / 2)
     }
 
-    /// Bounds of what waits to be handed to the producer, besides what that has.
+    /// Bounds of what waits to be handed to the producer, besides what the producer has.
     pub(super) fn gate(&self) -> gate::Bounds {
         gate::Bounds {
             records: MAX_QUEUED_RECORDS,
@@ -214,15 +218,18 @@ impl Config {
         }
     }
 
-    /// For a follower. The group is only a name that librdkafka insists on: nothing joins it or commits to it.
+    /// For a follower. The group is only a name that librdkafka demands: nothing joins it or
+    /// commits to it.
     pub(super) fn follower(&self, isolation: Isolation, receive_bytes: usize) -> ClientConfig {
         let mut config = self.common();
         config
             .set("fetch.queue.backoff.ms", "5")
-            // So late an end is told behind records of aborted transactions, which are not: whoever lost to one waits for it.
+            // This is how late an end is reported after records of aborted transactions, which are
+            // not reported. A batch that lost to such a transaction waits for it.
             .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
-            // librdkafka fetches no less at once, and insists that what it receives may be so large.
+            // librdkafka fetches no less at once, and demands that what it receives may be this
+            // large.
             .set(
                 "queued.max.messages.kbytes",
                 PREFETCH_KIBIBYTES.min(receive_bytes.max(2048) / 1024 - 1).to_string(),
@@ -254,10 +261,12 @@ impl Config {
         bytes.parse().ok()
     }
 
-    /// For questions about topics and their ends. Uncommitted, for the end that is asked for is the high watermark.
+    /// For questions about topics and their ends. Uncommitted, since the end that is asked for is
+    /// the high watermark.
     pub(super) fn questions(&self) -> ClientConfig {
         let mut config = self.common();
-        // It fetches nothing; with the default the user could not set a small `receive.message.max.bytes`.
+        // This consumer fetches nothing. With the default the user could not set a small
+        // `receive.message.max.bytes`.
         config.set("queued.max.messages.kbytes", "1");
         self.add_users(&mut config);
         config.set("isolation.level", "read_uncommitted");
@@ -276,7 +285,7 @@ impl Config {
         config
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", "highwater")
-            // A deleted topic must not come back by itself, and not compacted.
+            // A deleted topic must not come back by itself, without compaction.
             .set("allow.auto.create.topics", "false")
             .set("socket.nagle.disable", "true")
             .set("socket.keepalive.enable", "true")
@@ -371,7 +380,8 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// `Err` if the property is not the user's to set, or is none that librdkafka knows. Its value never is in the text.
+/// `Err` if the property is not the user's to set, or is not known to librdkafka. Its value is
+/// never in the text.
 fn check_property(name: &str, value: &str) -> Result<(), String> {
     let refused = REFUSED.iter().find(|(names, _)| names.contains(&name));
     if let Some((_, why)) = refused {

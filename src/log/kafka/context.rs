@@ -1,5 +1,6 @@
-//! What librdkafka tells beside records: its log lines, passed on to `tracing`, and its errors, remembered so that
-//! an error message can say why. One [`Context`] per client, one [`Health`] for all.
+//! What librdkafka reports beside records: its log lines, passed on to `tracing`, and its errors,
+//! remembered so that an error message can give the cause. There is one [`Context`] per client, and
+//! one [`Health`] for all.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,25 +18,26 @@ use super::ffi::{Hears, Report};
 use super::producer::{Delivery, Sender};
 use crate::log::{Outage, PREFETCHED, prefetch_all};
 
-/// A broker that is away makes librdkafka say so every second: one line per facility in this time.
+/// While a broker is away, librdkafka logs it every second. One line per facility is shown in this
+/// time.
 const QUIET: Duration = Duration::from_secs(30);
-/// A quota counts as a cause for so long: Kafka looks at windows of 10 s.
+/// A quota counts as a cause for this long: Kafka looks at windows of 10 s.
 const THROTTLED: Duration = Duration::from_secs(10);
 const QUOTA: &str = "a quota of Kafka holds this node's requests up (producer_byte_rate, request_percentage)";
-/// What librdkafka calls the broker that it would join a group at.
+/// librdkafka's name for the broker at which it would join a group.
 const COORDINATOR: &str = "GroupCoordinator";
-/// Facilities whose last line is remembered.
+/// The most facilities whose last line is remembered.
 const MAX_FACILITIES: usize = 64;
 
-/// Why the cluster cannot be used, as far as the clients have told.
+/// Why the cluster cannot be used, as far as the clients have reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     Unreachable,
     /// A broker is not where the cluster says that it is.
     Misadvertised,
-    /// What answers is no broker.
+    /// Something answers that is not a broker.
     NoBroker,
-    /// The broker is there and does not let us in.
+    /// The broker is there and refuses this node.
     Refused,
 }
 
@@ -65,7 +67,7 @@ impl Trouble {
     }
 }
 
-/// What the cluster is asked all the time.
+/// The questions that the cluster is asked all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Question {
     /// Which topics there are.
@@ -121,7 +123,7 @@ impl Health {
         all[question as usize] = Some(Outage { cause, since });
     }
 
-    /// What has not been answered for the longest time.
+    /// The question that has not been answered for the longest time.
     pub fn outage(&self) -> Option<Outage> {
         let all = self.unanswered.lock();
         let oldest = all.iter().flatten().min_by_key(|outage| outage.since)?;
@@ -133,7 +135,8 @@ impl Health {
     }
 
     pub fn error(&self, code: RDKafkaErrorCode, text: &str) {
-        // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a user.
+        // "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" explains nothing to a
+        // user.
         let text = text.split_once(" (after ").map_or(text, |(text, _)| text);
         // A second name of a broker; no group is joined.
         let text = text
@@ -151,7 +154,8 @@ impl Health {
 
     fn note(&self, trouble: Trouble, text: &str, is_summary: bool) {
         let mut last = self.last.lock();
-        // "all brokers are down" says less than why, and a refusal less than a broken connection after it.
+        // "all brokers are down" says less than why, and a refusal less than a broken connection
+        // after it.
         let replace = match &*last {
             None => true,
             Some(_) if is_summary => false,
@@ -163,7 +167,8 @@ impl Health {
         }
     }
 
-    /// Whether an error is of a broker at an address that only the cluster has told: `host:port/1: …`.
+    /// Whether an error is of a broker at an address that only the cluster has given:
+    /// `host:port/1: …`.
     fn is_of_the_clusters_making(&self, text: &str) -> bool {
         let name = text.split(": ").next().unwrap_or_default();
         let name = name.split_once("://").map_or(name, |(_, name)| name);
@@ -174,7 +179,7 @@ impl Health {
         id.parse::<u32>().is_ok() && given.into_iter().all(|given| given != address)
     }
 
-    /// A quota of the cluster held a request up for so long.
+    /// A quota of the cluster held a request up for this long.
     pub fn throttled(&self, time: Duration) {
         if time.is_zero() {
             return;
@@ -205,9 +210,10 @@ impl Health {
             (RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice, _)
             // Properties for producers are given to consumers too, on purpose.
             | (_, "CONFWARN")
-            // A cluster that is new or has just started is not ready to give out producer ids; it is asked again.
+            // A cluster that is new or has just started is not ready to give out producer ids. It
+            // is asked again.
             | (_, "GETPID")
-            // Whoever replaces the producer tells why.
+            // The code that replaces the producer logs why.
             | (_, "FATAL" | "TXNERR") => tracing::debug!(target: "librdkafka", facility, "{text}"),
             _ => {
                 if let Some(hidden) = self.may_show(facility) {
@@ -217,7 +223,8 @@ impl Health {
         }
     }
 
-    /// How many lines were held back since the last one that was shown; `None` to hold this one back too.
+    /// How many lines were held back since the last one that was shown; `None` to hold this one
+    /// back too.
     fn may_show(&self, facility: &str) -> Option<u64> {
         let mut lines = self.lines.lock();
         if let Some(line) = lines.get_mut(facility) {
@@ -244,10 +251,11 @@ impl Health {
 
 pub(super) struct Context {
     health: Arc<Health>,
-    /// The last error of this client that is none of the connection: why it failed for good, if it did.
+    /// The last error of this client that is not an error of the connection: why it failed for
+    /// good, if it did.
     last: Mutex<Option<(RDKafkaErrorCode, String)>>,
     closing: AtomicBool,
-    /// Whom a producer's reports make send more.
+    /// The sender that sends more when a report of the producer comes.
     sender: Weak<Sender>,
 }
 
@@ -279,7 +287,7 @@ impl Context {
         self.health.delay()
     }
 
-    /// For a client that failed for good: why.
+    /// For a client that failed for good: the reason.
     pub fn last(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last.lock().clone()
     }
@@ -300,7 +308,7 @@ impl ClientContext for Context {
         self.health.error(code, reason);
     }
 
-    /// Only asked for with `statistics.interval.ms`, and there is nobody to read them.
+    /// Statistics come only with `statistics.interval.ms`, and nobody reads them.
     fn stats_raw(&self, _: &[u8]) {}
 }
 
@@ -339,7 +347,7 @@ impl Hears for Context {
 impl Context {
     fn report(&self, report: &Report<'_>, delivery: Delivery) {
         let outcome = report.outcome();
-        // Of an acknowledged one this is known already.
+        // For an acknowledged record this is known already.
         if outcome.is_err()
             && let Some(sender) = self.sender.upgrade()
         {

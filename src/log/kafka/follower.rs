@@ -1,12 +1,14 @@
-//! Reading the log: all partitions of all databases, from the caller's positions, on the caller's thread. Owns the
-//! consumer and its positions; knows nothing of what is done with the records.
+//! Reading the log: all partitions of all databases, from the caller's positions, on the caller's
+//! thread. This module owns the consumer and its positions. It knows nothing of what is done with
+//! the records.
 //!
-//! Nothing is read through a consumer group: every node reads everything. A position that Kafka does not have is an
-//! error, never a jump. While the broker is away there is simply nothing, and librdkafka goes on by itself.
+//! Nothing is read through a consumer group: every node reads everything. A position that Kafka
+//! does not have is an error, never a jump. While the broker is away no records come, and
+//! librdkafka goes on by itself.
 //!
-//! librdkafka refuses a batch that zstd unpacks to more than `receive.message.max.bytes`. A batch that it cannot decode is
-//! read once more by a new consumer with the largest limit; if that fails too, or the user has set the limit, the follower
-//! ends with an error that names the batch.
+//! librdkafka refuses a batch that zstd unpacks to more than `receive.message.max.bytes`. A batch
+//! that it cannot decode is read once more by a new consumer with the largest limit. If that fails
+//! too, or the user has set the limit, the follower ends with an error that names the batch.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -46,24 +48,26 @@ pub(super) struct KafkaFollower {
 /// A batch that librdkafka could not decode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Undecodable {
-    /// The topic, the partition and the offset of the batch; `None` for an answer that is too large to be received.
+    /// The topic, the partition and the offset of the batch; `None` for an answer that is too large
+    /// to be received.
     place: Option<(String, i32, i64)>,
     /// What librdkafka says, with the codec.
     cause: String,
 }
 
-/// All but the consumer, so that an event that borrows from the consumer can change it.
+/// Everything but the consumer, so that an event that borrows from the consumer can change it.
 struct Reader {
     topics: Arc<Topics>,
     health: Arc<Health>,
-    /// Of `topics`, as last looked at.
+    /// The generation of `topics` when they were last looked at.
     generation: u64,
     followed: Vec<Followed>,
-    /// Index in `followed` of the newest record: the next one is likely of the same topic.
+    /// Index in `followed` of the newest record's topic: the next record is likely of the same
+    /// topic.
     recent: usize,
     skipped: u64,
     bad_group_told: bool,
-    /// What could not be decoded just now.
+    /// The batch that could not be decoded just now.
     undecodable: Option<Undecodable>,
     /// What ended this follower.
     failed: Option<LogError>,
@@ -75,7 +79,7 @@ struct Followed {
     /// The next offset of each partition; `None` until the start of the log is known.
     next: Vec<Option<u64>>,
     marks: Vec<Option<Mark>>,
-    /// Kafka has given something of the partition, or its end: it has the position.
+    /// Whether Kafka has given a record of the partition, or its end: then it has the position.
     confirmed: Vec<bool>,
 }
 
@@ -124,7 +128,8 @@ impl KafkaFollower {
         Ok(follower)
     }
 
-    /// Tells the consumer what to read. What it had fetched already comes again and is passed over.
+    /// Assigns the consumer what to read. Records that it had fetched already come again and are
+    /// passed over.
     fn assign(&self) -> Result<(), LogError> {
         let failed = |error| LogError::Failed(format!("cannot read the log: {}", describe_error(&error)));
         let offset = |next: u64| Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX));
@@ -135,7 +140,8 @@ impl KafkaFollower {
                 let offset = match (next, mark) {
                     // Nothing was read yet, so nothing is missed where the log now starts.
                     (None | Some(0), _) => Offset::Beginning,
-                    // Nothing but marks of transactions and the like can be between the two, and they are of later epochs.
+                    // Only control records, such as transaction markers, can be between the two,
+                    // and they are of later epochs.
                     (Some(_), Some(mark)) => offset(mark.offset + 1),
                     (Some(next), None) => offset(*next),
                 };
@@ -148,12 +154,14 @@ impl KafkaFollower {
         self.consumer.inner().assign(&list).map_err(failed)
     }
 
-    /// Reads from the same positions with a new consumer and the largest limit; the second time it ends the follower.
+    /// Reads from the same positions with a new consumer and the largest limit. The second time it
+    /// ends the follower.
     fn read_again(&mut self, what: Undecodable) -> Result<(), LogError> {
         let users = self.config.receive_bytes();
         let largest = users.unwrap_or(LARGEST_RECEIVE_BYTES);
         if what.place.is_none() && self.receive_bytes == LARGEST_RECEIVE_BYTES {
-            // No answer can be larger, so this was none: the connection is broken, and librdkafka makes a new one.
+            // No answer can be larger, so this was no answer: the connection is broken, and
+            // librdkafka makes a new one.
             return Ok(());
         }
         if self.retried.as_ref().is_some_and(|before| before.place == what.place) {
@@ -169,7 +177,7 @@ impl KafkaFollower {
         self.assign()
     }
 
-    /// As [`Follower::poll`], but only shows where each record is and its key.
+    /// Like [`Follower::poll`], but only shows where each record is, and its key.
     pub fn poll_keys(
         &mut self,
         see: &mut dyn FnMut(TopicPartition, u64, &[u8]),
@@ -178,7 +186,7 @@ impl KafkaFollower {
         self.poll_events(timeout, &mut |_, at, record, key| see(at, record.offset() as u64, key))
     }
 
-    /// Shows some thousand records at most, waiting for the first of them.
+    /// Shows at most some thousand records, and waits for the first of them.
     fn poll_events(&mut self, timeout: Duration, see: &mut See<'_>) -> Result<(), LogError> {
         if let Some(error) = &self.reader.failed {
             return Err(error.clone());
@@ -192,7 +200,7 @@ impl KafkaFollower {
             if got >= MAX_RECORDS || bytes >= MAX_BYTES {
                 break;
             }
-            // Once there is something, take what else is there, and do not wait for more.
+            // Once there is a record, take what else is there, and do not wait for more.
             let wait = if got > 0 {
                 Duration::ZERO
             } else {
@@ -215,7 +223,7 @@ impl KafkaFollower {
             }
         }
         match &self.reader.failed {
-            // What came before the error is good; the error is told next time.
+            // The records before the error are good; the error is returned next time.
             Some(error) if got == 0 => Err(error.clone()),
             _ => Ok(()),
         }
@@ -241,7 +249,8 @@ impl Undecodable {
         }
     }
 
-    /// For a person: which batch it is, and what to do. `users` is the limit that was set with `-X`.
+    /// For a person: which batch it is, and what to do. `users` is the limit that was set with
+    /// `-X`.
     fn describe(&self, users: Option<usize>) -> String {
         let what = match &self.place {
             Some((topic, partition, offset)) => {
@@ -398,7 +407,7 @@ impl Reader {
         self.followed.len() > before
     }
 
-    /// Takes one event in and returns the bytes of its record, if it is one that was wanted.
+    /// Takes in one event. Returns the bytes of its record, if it is a record that was wanted.
     fn see(&mut self, event: Event<'_>, see: &mut See<'_>) -> Option<usize> {
         match event {
             Event::Record(record) => return self.see_record(&record, see),
@@ -422,7 +431,7 @@ impl Reader {
     fn see_record(&mut self, record: &RecordEvent<'_>, see: &mut See<'_>) -> Option<usize> {
         let offset = u64::try_from(record.offset()).ok()?;
         match self.place(record.topic, record.partition())? {
-            // It was read before the last assignment.
+            // The record was read before the last assignment.
             Some(next) if offset < *next => return None,
             next => *next = Some(offset + 1),
         }
@@ -464,7 +473,8 @@ impl Reader {
         }
     }
 
-    /// The group as far as this follower meets it: partitions that it does not read are not waited for.
+    /// The group as far as this follower reads it: partitions that it does not read are not waited
+    /// for.
     fn group(&self, header: &GroupHeader) -> Group {
         let is_read = |(topic, partition, _): &&(String, u32, u32)| {
             let of_topic = |followed: &&Followed| followed.topic.identity.topic == *topic;
@@ -519,7 +529,7 @@ impl Reader {
             ),
             _ if fatal => self.failed = Some(LogError::Failed(format!("cannot read {place}: {words}: {text}"))),
             UnknownTopicOrPartition | UnknownTopic | UnknownPartition | UnknownTopicId => self.topics.hurry(),
-            // Nothing joins the group, so it does not matter whether we may.
+            // Nothing joins the group, so it does not matter whether this node may.
             GroupAuthorizationFailed | CoordinatorNotAvailable | NotCoordinator | CoordinatorLoadInProgress => {}
             AllBrokersDown => self.topics.hurry(),
             // librdkafka tries again by itself.

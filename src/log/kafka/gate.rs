@@ -1,12 +1,14 @@
-//! When records of the plain lane are handed to librdkafka: one batch of a partition at a time. What comes meanwhile waits here and
-//! is the next batch.
+//! Decides when records of the plain lane are handed to librdkafka: one batch of a partition at a
+//! time. Records that come meanwhile wait here and are the next batch.
 //!
-//! librdkafka would gather them as well, but at a price: an idempotent producer sends nothing more while five messages of a
-//! partition are unacknowledged (it counts messages where it means requests), and without a linger time its thread spins for as long as it has messages
-//! that it may not send. With 50 clients of one request each that was two thirds of this process's time
+//! librdkafka would gather them as well, but at a price. An idempotent producer sends nothing more
+//! while five messages of a partition are unacknowledged (it counts messages where it means
+//! requests). Without a linger time, its thread spins for as long as it has messages that it may
+//! not send. With 50 clients of one request each that was two thirds of this process's time
 //! (docs/decisions/one-batch-at-a-time.md).
 //!
-//! A partition whose batch is not acknowledged for a while holds nobody back for longer: librdkafka's timeout is to count.
+//! A batch that is not acknowledged for a while does not hold back its partition for longer:
+//! librdkafka's own timeout is to count.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,10 +18,11 @@ use parking_lot::Mutex;
 use super::producer::Held;
 use crate::log::TopicPartition;
 
-/// So long records wait for the batch before theirs; after that librdkafka gets them all the same, and spins.
+/// How long records wait for the batch before theirs. After that librdkafka gets them all the same,
+/// and spins.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Bounds of what waits, all partitions together, and of one batch.
+/// Bounds of what waits, over all partitions together, and of one batch.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
     pub records: usize,
@@ -55,12 +58,12 @@ enum Mode {
 struct Partition {
     /// Records that librdkafka has, and has not reported yet.
     under_way: usize,
-    /// When it last got some.
+    /// When librdkafka last got records.
     since: Option<Instant>,
     waiting: VecDeque<Held>,
 }
 
-/// What becomes of a record that comes.
+/// What becomes of a record that enters.
 pub(super) enum Entered {
     /// It goes out now.
     Passes(Held),
@@ -101,7 +104,7 @@ impl Gate {
             return Entered::Passes(held);
         }
         let size = held.bytes();
-        // One has to fit, however large.
+        // One record has to fit, however large it is.
         let is_full = *records > 0 && *bytes + size > self.bounds.bytes;
         if *records >= self.bounds.records || is_full {
             return Entered::Refused(held, Refusal::Full);
@@ -112,7 +115,8 @@ impl Gate {
         Entered::Waits
     }
 
-    /// So many records of a partition are not under way any more. What goes out now.
+    /// `count` records of a partition are not under way any more. Returns the records that go out
+    /// now.
     pub fn left(&self, at: TopicPartition, count: usize) -> Next {
         let mut state = self.state.lock();
         let mode = state.mode;
@@ -126,7 +130,7 @@ impl Gate {
         state.next(at, &self.bounds)
     }
 
-    /// What has waited too long.
+    /// Returns the records that have waited too long.
     pub fn overdue(&self) -> Vec<Next> {
         let mut state = self.state.lock();
         if state.records == 0 || state.mode == Mode::Paused {
@@ -157,7 +161,7 @@ impl Gate {
         }
     }
 
-    /// What goes out now, of each partition.
+    /// Lets records out again; returns those that go out now, of each partition.
     pub fn resume(&self) -> Vec<Next> {
         let mut state = self.state.lock();
         if state.mode == Mode::Paused {
@@ -178,7 +182,7 @@ impl Gate {
         self.state.lock().mode = Mode::Closed;
     }
 
-    /// Nothing waits, and nothing is under way.
+    /// True if nothing waits and nothing is under way.
     pub fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.records == 0 && state.partitions.values().all(|partition| partition.under_way == 0)
@@ -265,7 +269,7 @@ mod tests {
         })
     }
 
-    /// What comes of records 0, 1, 2 …: how many pass.
+    /// Enters records 0, 1, 2 …; returns how many pass.
     fn enter(gate: &Gate, at: TopicPartition, keys: std::ops::Range<u32>) -> usize {
         let passes = |key| matches!(gate.enter(held(at, key)), Entered::Passes(_));
         keys.map(passes).filter(|passes| *passes).count()

@@ -1,14 +1,25 @@
 //! The log on Apache Kafka, by rdkafka.
 //!
-//! Reading order: [`KafkaLog`] here is the whole; `config` its settings and librdkafka's; `topics` which topic each
-//! database is, found, created, verified and watched (`admin` does the creating); `producer` the way of a plain write (`gate`: when it goes out),
-//! `transactions` that of a write with a condition or of several records;
-//! `follower` the way back; `open_transactions` what holds it up; `codec` the record's form in Kafka (`docs/topic-format.md`); `partitioner` the home of a
-//! key; `polled` a producer and its thread; `context` what librdkafka tells beside records; `ffi` the few calls that rdkafka does not wrap.
+//! Reading order:
 //!
-//! Clients, each with librdkafka's own threads: one for questions, one producer, two transactional producers, one consumer per
-//! follower, and one for the moment when a topic is created or its settings are read. A thread of our own (`watch`) looks at the topics
-//! every few seconds and puts a new producer in the place of a broken one.
+//! - [`KafkaLog`], here: the whole;
+//! - `config`: its settings and librdkafka's;
+//! - `topics`: which topic each database is, found, created, verified and watched (`admin` does the
+//!   creating);
+//! - `producer`: the way of a plain write (`gate`: when it goes out);
+//! - `transactions`: the way of a write with a condition or of several records;
+//! - `follower`: the way back;
+//! - `open_transactions`: what holds up the way back;
+//! - `codec`: the record's form in Kafka (`docs/topic-format.md`);
+//! - `partitioner`: the home of a key;
+//! - `polled`: a producer and its thread;
+//! - `context`: what librdkafka reports beside records;
+//! - `ffi`: the few calls that rdkafka does not wrap.
+//!
+//! There are these clients, each with librdkafka's own threads: one for questions, one producer,
+//! two transactional producers, one consumer per follower, and one for the moment when a topic is
+//! created or its settings are read. A thread of this module (`watch`) looks at the topics every
+//! few seconds and replaces a broken producer.
 
 mod admin;
 pub mod codec;
@@ -47,23 +58,25 @@ use super::{
 };
 use crate::supervise;
 
-/// How often the topics are looked at: so long a database that another node created may stay unnoticed.
+/// How often the topics are looked at. A database that another node created may stay unnoticed for
+/// this long.
 const WATCH: Duration = Duration::from_secs(2);
-/// The same when something happened that the topics may explain.
+/// The same, when something happened that the topics may explain.
 const HURRY: Duration = Duration::from_millis(500);
-/// How often their settings are read anew, and refused ones given another chance.
+/// How often the settings of the topics are read again, and refused topics get another chance.
 const THOROUGH: Duration = Duration::from_secs(10);
-/// What a look at all topics, or the end of a producer, may take beside the wait for writes under way.
+/// How long a look at all topics, or the end of a producer, may take, beside the wait for writes
+/// under way.
 const WATCH_STEP: Duration = Duration::from_secs(60);
-/// How often the watch looks whether it has something to do, or to stop.
+/// How often the watch checks whether it has something to do, or has to stop.
 const TICK: Duration = Duration::from_millis(100);
-/// Creating a topic at its first write.
+/// How long creating a topic at its first write may take.
 const CREATE: Duration = Duration::from_secs(10);
 
 pub struct KafkaLog {
     config: Arc<Config>,
     health: Arc<Health>,
-    /// What there is once Kafka has been reached.
+    /// What exists once Kafka has been reached.
     live: OnceLock<Live>,
     /// The databases' topics as they were in an earlier run.
     remembered: OnceLock<BTreeMap<u16, TopicIdentity>>,
@@ -79,7 +92,7 @@ struct Live {
 }
 
 impl KafkaLog {
-    /// A log that is not reached yet: it has no database, takes no record, and says why.
+    /// A log that is not reached yet: it has no database, takes no record, and reports why.
     pub fn new(config: Config) -> Result<KafkaLog, LogError> {
         config.check().map_err(LogError::Failed)?;
         let health = Arc::new(Health::of(&config.bootstrap_servers));
@@ -94,14 +107,15 @@ impl KafkaLog {
         })
     }
 
-    /// A log that is reached. Blocking.
+    /// Returns a log that is reached. Blocking.
     pub fn connect(config: Config) -> Result<KafkaLog, LogError> {
         let log = KafkaLog::new(config)?;
         log.reach(log.config.startup_timeout)?;
         Ok(log)
     }
 
-    /// Reaches Kafka within the time, creates or verifies the topics. Until it succeeds once, and blocking.
+    /// Reaches Kafka within the time, and creates or verifies the topics. To be called until it
+    /// succeeds once. Blocking.
     pub fn reach(&self, patience: Duration) -> Result<(), LogError> {
         let (config, health) = (&self.config, &self.health);
         let topics = Arc::new(Topics::connect(config, health, patience)?);
@@ -128,7 +142,8 @@ impl KafkaLog {
         reached.map_err(|_| LogError::Failed("the log was reached before".into()))
     }
 
-    /// Until Kafka is reached, these databases have the topics of these ids, numbers of partitions, and starts of them.
+    /// Until Kafka is reached, these databases have topics with these ids, numbers of partitions,
+    /// and starts of the partitions.
     pub fn remember<'i>(&self, known: impl Iterator<Item = (u16, &'i str, u32, Vec<u64>)>) {
         let topics = self.config.topics();
         let identity = |(database, id, partitions, starts): (u16, &str, u32, Vec<u64>)| {
@@ -150,7 +165,7 @@ impl KafkaLog {
         self.live.get().ok_or_else(|| LogError::Unreachable(self.not_reached()))
     }
 
-    /// Why there is nothing of Kafka yet.
+    /// Why Kafka has not been reached yet.
     fn not_reached(&self) -> String {
         let cause = self
             .health
@@ -172,13 +187,13 @@ impl KafkaLog {
     fn stop_watch(&self) {
         self.stop.store(true, Ordering::Release);
         if let Some(watch) = self.watch.lock().take() {
-            // It has told if it panicked.
+            // The thread has reported it if it panicked.
             let _ = watch.join();
         }
     }
 }
 
-/// `longest`: what a step may take, without a broker too.
+/// `longest`: how long a step may take, also without a broker.
 fn watch(topics: &Topics, lane: &Lane, open: &OpenTransactions, stop: &AtomicBool, longest: Duration) {
     let (mut looked, mut thorough) = (Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
@@ -320,7 +335,7 @@ impl Log for KafkaLog {
         let Outage { cause, since } = self.health.outage()?;
         let servers = &self.config.bootstrap_servers;
         let cause = format!("cannot reach Kafka at {servers}: {cause}");
-        // Later the settings are known to be right.
+        // Once Kafka has been reached, the settings are known to be right.
         let remedy = self.health.last().filter(|_| self.live.get().is_none());
         let cause = match remedy {
             Some((trouble, _)) => format!("{cause}; {}", trouble.remedy()),

@@ -1,7 +1,9 @@
-//! Transactions of others that hold up the reading of the log. Kafka gives readers of committed records nothing behind the first
-//! record of an open transaction (the *last stable offset*). Owns what is known of such transactions and says it; ends none.
+//! Transactions of other producers that hold up the reading of the log. Kafka gives readers of
+//! committed records nothing after the first record of an open transaction (the *last stable
+//! offset*). This module owns what is known of such transactions and reports it. It ends none.
 //!
-//! librdkafka tells neither a record's producer id nor the producers of a partition (KIP-664), so a person is given the lines that do.
+//! librdkafka reports neither a record's producer id nor the producers of a partition (KIP-664), so
+//! a person is given the command lines that do.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +17,8 @@ use super::follower::KafkaFollower;
 use super::topics::Topics;
 use crate::log::{Follower, LogError, Positions, TopicPartition};
 
-/// A node's own transaction may be open for a write timeout. One that is open for so much longer is reported.
+/// A node's own transaction may be open for a write timeout. A transaction that is open for this
+/// much longer is reported.
 const LONGER: Duration = Duration::from_secs(5);
 /// How long its first record may take to be read.
 const READ: Duration = Duration::from_secs(2);
@@ -30,7 +33,7 @@ pub(super) struct OpenTransactions {
 /// The first transaction in a partition that is open.
 #[derive(Clone)]
 struct Open {
-    /// Of its first record.
+    /// The offset of its first record.
     offset: u64,
     /// When this node first saw it.
     seen: Instant,
@@ -49,9 +52,10 @@ impl OpenTransactions {
         }
     }
 
-    /// Asks Kafka which partitions have an open transaction, and reports those that are open for long, once each. Blocking.
+    /// Asks Kafka which partitions have an open transaction. Reports those that are open for long,
+    /// once each. Blocking.
     pub fn look(&self, timeout: Duration) -> Result<(), LogError> {
-        // In this order: what is committed meanwhile makes no difference between the two.
+        // In this order, records that are committed meanwhile make no difference between the two.
         let stable = self.topics.stable_ends(timeout)?;
         let ends = self.topics.ends(timeout)?;
         self.update(&stable, &ends);
@@ -122,7 +126,8 @@ impl OpenTransactions {
         })
     }
 
-    /// What holds up the reading of this partition; of any, if it is open for long.
+    /// What holds up the reading of this partition; with `None`, of any partition, if its
+    /// transaction is open for long.
     pub fn held_up(&self, at: Option<TopicPartition>) -> Option<String> {
         let all = self.open.lock();
         let (at, open) = match at {

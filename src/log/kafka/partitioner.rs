@@ -1,8 +1,8 @@
-//! Which partition is a key's home. Owns the two hashes that other producers of a topic use; knows nothing
-//! of topics or clients.
+//! Which partition is a key's home. This module owns the two hashes that other producers of a topic
+//! use, and knows nothing of topics or clients.
 
-/// How keys are spread over the partitions. It has to be what the topic's other producers use, or their
-/// records of a key are looked for in the wrong partition.
+/// How keys are spread over the partitions. It has to be what the topic's other producers use.
+/// Otherwise their records of a key are looked for in the wrong partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Partitioner {
     /// The Java client's default.

@@ -1,5 +1,7 @@
-//! A producer with a thread of its own that tells its reports. As rdkafka's `ThreadedProducer`, which asks ten times a second and spins
-//! through the last fraction of a millisecond each time: 1 % of a core for each idle producer; and which tells reports one by one.
+//! A producer with a thread of its own that delivers its reports, like rdkafka's
+//! `ThreadedProducer`. That one asks ten times a second and spins through the last fraction of a
+//! millisecond each time: 1 % of a core for each idle producer. It also delivers reports one by
+//! one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +11,10 @@ use std::time::{Duration, Instant};
 use super::ffi::Polls;
 use crate::supervise;
 
-/// One poll at most; reports that come meanwhile are told at once. So long the end of a producer may take.
+/// The longest that one poll takes; reports that come meanwhile are delivered at once. The end of a
+/// producer may take this long.
 const POLL: Duration = Duration::from_millis(100);
-/// The reports of what is given up at the end.
+/// How long the reports of what is given up at the end are waited for.
 const LAST: Duration = Duration::from_secs(1);
 
 pub(super) struct Polled<P: Polls> {
@@ -21,7 +24,7 @@ pub(super) struct Polled<P: Polls> {
 }
 
 impl<P: Polls> Polled<P> {
-    /// `tick` is called after each poll, ten times a second at least.
+    /// `tick` is called after each poll, at least ten times a second.
     pub fn start(producer: P, tick: impl Fn() + Send + 'static) -> Result<Self, String> {
         let inner = Arc::new(producer);
         let stop = Arc::new(AtomicBool::new(false));
@@ -55,10 +58,10 @@ impl<P: Polls> Drop for Polled<P> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // It has told if it panicked.
+            // The thread has reported it if it panicked.
             let _ = thread.join();
         }
-        // Whoever still waits for a report is told.
+        // Those who still wait for a report get it.
         self.purge();
         let end = Instant::now() + LAST;
         while self.outstanding() > 0 && Instant::now() < end {

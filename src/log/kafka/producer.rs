@@ -1,8 +1,9 @@
-//! The plain lane: one idempotent producer for all topics, acknowledged by all replicas. Owns the sending of batches
-//! and what a delivery report means; knows nothing of who waits for it.
+//! The plain lane: one idempotent producer for all topics, acknowledged by all replicas. This
+//! module owns the sending of batches and the meaning of a delivery report. It knows nothing of who
+//! waits for it.
 //!
-//! It takes single records that hold whatever else is in the log. Whatever has a condition, or several records, goes by the
-//! other lane ([`super::transactions`]).
+//! The lane takes single records that hold whatever else is in the log. A batch with a condition,
+//! or with several records, goes by the other lane ([`super::transactions`]).
 
 use std::ffi::{CStr, CString};
 use std::fmt::Display;
@@ -29,16 +30,17 @@ pub(super) struct Lane {
     topics: Arc<Topics>,
     health: Arc<Health>,
     sender: Arc<Sender>,
-    /// That nothing may be written here is told once.
+    /// It was logged that nothing may be written here; this is logged once.
     refusal_told: AtomicBool,
 }
 
 /// Hands records to the producer when the gate lets them out.
 pub(super) struct Sender {
-    /// Of the databases' topics.
+    /// The names of the databases' topics.
     names: Vec<CString>,
     gate: Gate,
-    /// `None` before the first and once closed. Locked for writing only while a producer takes over from another.
+    /// `None` before the first producer and once closed. Locked for writing only while a producer
+    /// takes over from another.
     current: RwLock<Option<Producer>>,
 }
 
@@ -48,7 +50,7 @@ struct Producer {
     created: Instant,
 }
 
-/// A producer that may not write is replaced that often: perhaps it was allowed meanwhile.
+/// How often a producer that may not write is replaced: perhaps it was allowed meanwhile.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
 impl Lane {
@@ -105,14 +107,14 @@ impl Lane {
         })
     }
 
-    /// Puts a new producer in the place of one that is of no use any more, or whose sizes do not fit a topic that has
+    /// Replaces a producer that is of no use any more, or whose sizes do not fit a topic that has
     /// come since. Called from time to time.
     pub fn mend(&self) {
         let seen = |now: &Producer| (now.fatal(), now.created.elapsed(), now.sizes);
         let Some((fatal, age, sizes)) = self.sender.current.read().as_ref().map(seen) else {
             return;
         };
-        // The next one likely could not write either.
+        // The next producer likely could not write either.
         if matches!(fatal, Some((REFUSED, _))) && age < REFUSED_AGAIN {
             return;
         }
@@ -127,14 +129,14 @@ impl Lane {
         };
         self.sender.gate.pause();
         if fatal.is_none() {
-            // Two producers know nothing of each other's order, so the old one has to be done first.
+            // Two producers know nothing of each other's order, so the old one has to finish first.
             let old = self.sender.current.read();
             if let Some(old) = old.as_ref() {
                 old.wait_until_empty(self.config.write_timeout);
             }
         }
         let old = self.sender.current.write().replace(new);
-        // What it still has is given up, and told.
+        // The records that it still has are given up, and reported.
         drop(old);
         self.sender
             .gate
@@ -154,7 +156,7 @@ impl Lane {
         }
     }
 
-    /// Takes in no more, waits for what is under way, and gives up what then is left.
+    /// Takes in no more records, waits for those under way, and gives up what is left then.
     pub fn close(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         self.sender.gate.close();
@@ -175,14 +177,15 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        // Not by the producer's own thread, if that holds the sender just now: it would wait for itself.
+        // Not dropped by the producer's own thread, if that holds the sender just now: it would
+        // wait for itself.
         let last = self.sender.current.write().take();
         drop(last);
     }
 }
 
 impl Sender {
-    /// Hands records of one partition over. Those that are not taken are told so.
+    /// Hands records of one partition over. Records that are not taken are completed with an error.
     fn send(&self, mut batch: Next) {
         while let Some(at) = batch.first().map(Held::to) {
             let mut refused = Vec::new();
@@ -195,7 +198,7 @@ impl Sender {
                 refused.extend(sent.err());
             }
             drop(current);
-            // Completions are told after the lock is released: whoever is told may produce again.
+            // Completions are called after the lock is released: a completion may produce again.
             batch = match refused.len() {
                 0 => return,
                 count => self.gate.left(at, count),
@@ -249,13 +252,13 @@ impl Held {
     }
 }
 
-/// Between two looks whether everything has been told.
+/// The time between two looks whether everything has been reported.
 const AGAIN: Duration = Duration::from_millis(2);
 
 pub(super) const CLOSED: &str = "the server is stopping";
 
-/// What can be known to fail is refused before anything is sent. `header` are bytes that each record's headers have beyond
-/// [`Record::size`].
+/// Refuses what is known to fail before anything is sent. `header` is the number of bytes that each
+/// record's headers have beyond [`Record::size`].
 pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Result<(), String> {
     let states = topics.states();
     for record in records {
@@ -306,7 +309,7 @@ impl Producer {
             .map_err(|(code, delivery)| (self.not_taken(code), delivery))
     }
 
-    /// Why it is of no use any more.
+    /// Why the producer is of no use any more.
     fn fatal(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.inner.fatal_error()
     }
@@ -319,7 +322,7 @@ impl Producer {
         }
     }
 
-    /// The producer's own thread tells the reports; this only waits.
+    /// The producer's own thread delivers the reports; this only waits.
     fn wait_until_empty(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         while self.inner.outstanding() > 0 && Instant::now() < end {
@@ -364,8 +367,8 @@ impl Delivery {
         let outcome = match outcome {
             Ok((offset, timestamp)) => match u64::try_from(offset) {
                 Ok(offset) => Ok((offset, timestamp)),
-                // A retry that the log already had (duplicate sequence): it is there, but its place, which every
-                // order rests on, is not known.
+                // A retry that the log already had (duplicate sequence). The record is there, but
+                // its place, which every order rests on, is not known.
                 Err(_) => Err(ProduceError::Uncertain(
                     "Kafka has the record, but did not tell its offset".into(),
                 )),
@@ -397,7 +400,7 @@ fn cause(code: RDKafkaErrorCode, context: &Context) -> String {
     let words: &dyn Display = match code {
         RDKafkaErrorCode::MessageTimedOut => &"no acknowledgement from Kafka within the write timeout",
         RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight if context.is_closing() => &CLOSED,
-        // What was queued when it failed for good is purged.
+        // What was queued when the producer failed for good is purged.
         RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::Fatal => {
             let (code, text) = context.last().unwrap_or((code, describe_code(code)));
             return describe_fatal(code, &text);
@@ -433,7 +436,7 @@ mod tests {
         }
     }
 
-    /// A lane to librdkafka's mock of a cluster: it can answer what a real one hardly ever does.
+    /// A lane to librdkafka's mock of a cluster, which can answer what a real one hardly ever does.
     fn lane(cluster: &MockCluster<'_, DefaultProducerContext>) -> Lane {
         let config = Arc::new(Config {
             bootstrap_servers: cluster.bootstrap_servers(),

@@ -1,8 +1,8 @@
-//! Which topic each database is, and in what state: found, created, verified, watched. Owns every question to the
-//! cluster about topics; knows nothing of records.
+//! Which topic each database is, and in what state: found, created, verified, watched. This module
+//! owns every question to the cluster about topics, and knows nothing of records.
 //!
-//! What is known is published as a whole ([`Topics::states`]) with a generation that grows at each change, so that
-//! readers take a snapshot and followers see that something changed.
+//! What is known is published as a whole ([`Topics::states`]) with a generation that grows at each
+//! change. So readers take a snapshot, and followers see that something changed.
 
 use std::ffi::CString;
 use std::sync::Arc;
@@ -24,28 +24,29 @@ use crate::log::{LogError, Positions, TopicIdentity, TopicPartition};
 
 /// Largest record of a topic that is created here.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// Kafka's default, for topics whose settings we may not see.
+/// Kafka's default, for topics whose settings this node may not see.
 const TOMBSTONES_KEPT_MS: usize = 24 * 60 * 60 * 1000;
 /// The cleanup policy of such a topic.
 const UNKNOWN: &str = "unknown";
 /// librdkafka's default, good for every topic that takes batches of this size.
 pub(super) const BATCH_BYTES: usize = 1_000_000;
-/// What Kafka puts around a record and its batch, with room to spare.
+/// The bytes that Kafka puts around a record and its batch, with room to spare.
 const FRAMING_BYTES: usize = 128;
-/// Of a topic that does not exist yet.
+/// The largest record of a topic that does not exist yet.
 pub(super) const NEW_TOPIC_RECORD_BYTES: usize = MAX_MESSAGE_BYTES - FRAMING_BYTES;
-/// A batch of text or JSON is rarely compressed to less than this part of it.
+/// A batch of text or JSON is rarely compressed by more than this factor.
 const COMPRESSION: usize = 16;
 /// librdkafka's default of `receive.message.max.bytes`.
 const RECEIVE_BYTES: usize = 100_000_000;
-/// Events of librdkafka that are handled in one go, at least.
+/// The least number of librdkafka's events that are handled in one go.
 const EVENTS: usize = 32;
-/// One question to the cluster.
+/// How long one question to the cluster may take.
 const ASK: Duration = Duration::from_secs(3);
-/// So long the leaders that are known are waited for before they are looked up anew; twice as long the next time.
+/// How long an answer of the known leaders is waited for before the leaders are looked up again;
+/// twice as long the next time.
 const ONE_ANSWER: Duration = Duration::from_millis(500);
-/// How long a topic has to be missing before it counts as deleted: a broker that has just started may not know all
-/// topics yet.
+/// How long a topic has to be missing before it counts as deleted: a broker that has just started
+/// may not know all topics yet.
 const GONE: Duration = Duration::from_secs(4);
 
 #[derive(Clone, PartialEq)]
@@ -53,12 +54,12 @@ pub(super) struct Topic {
     pub identity: TopicIdentity,
     pub max_message_bytes: usize,
     pub tombstone_retention: Duration,
-    /// Brokers that have an acknowledged record, at least.
+    /// The least number of brokers that have an acknowledged record.
     pub copies: u32,
-    /// So many partitions it has by now. Keys have other homes since then, so that only those are read that there were, and nothing
-    /// is written.
+    /// How many partitions the topic has by now, if that grew. Keys have other homes since then, so
+    /// only the original partitions are read, and nothing is written.
     pub grown_to: Option<u32>,
-    /// Its cleanup policy was changed, for this reason nothing is written.
+    /// Why nothing is written: its cleanup policy was changed.
     pub unsafe_policy: Option<String>,
 }
 
@@ -67,7 +68,7 @@ impl Topic {
         self.max_message_bytes.saturating_sub(FRAMING_BYTES)
     }
 
-    /// What is to be said of a topic, on these brokers, that has more partitions by now.
+    /// The warning about a topic, on these brokers, that has more partitions by now.
     pub fn grown(&self, servers: &str) -> Option<String> {
         let (topic, before, now) = (&self.identity.topic, self.identity.partitions, self.grown_to?);
         Some(format!(
@@ -80,7 +81,7 @@ impl Topic {
 /// How closely a refresh looks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
-    /// Topics that have come, gone or been made anew.
+    /// Topics that have come, have gone or were recreated.
     News,
     /// Also the settings of all topics, and whether a refused one was mended.
     Thorough,
@@ -111,7 +112,7 @@ pub(super) struct Topics {
     questions: BaseConsumer<Context>,
     states: ArcSwap<Vec<State>>,
     generation: AtomicU64,
-    /// Held by the one who finds out and publishes. Since when each topic is missing.
+    /// Held by the thread that finds out and publishes. Since when each topic is missing.
     missing: Mutex<Vec<Option<Instant>>>,
     connected: AtomicBool,
     hurry: AtomicBool,
@@ -148,12 +149,12 @@ impl Topics {
         Ok(topics)
     }
 
-    /// The topic's name of a database that is in range.
+    /// The name of the topic of a database that is in range.
     pub fn name(&self, database: u16) -> &str {
         &self.names[usize::from(database)].topic
     }
 
-    /// The same of all databases, as librdkafka takes them.
+    /// The same for all databases, as librdkafka takes them.
     pub fn native_names(&self) -> impl Iterator<Item = CString> + '_ {
         self.names.iter().map(|mapped| topic_name(&mapped.topic))
     }
@@ -184,7 +185,7 @@ impl Topics {
         self.hurry.store(true, Ordering::Relaxed);
     }
 
-    /// Until the next refresh.
+    /// True from [`Topics::hurry`] until the next refresh.
     pub fn hurries(&self) -> bool {
         self.hurry.load(Ordering::Relaxed)
     }
@@ -216,12 +217,12 @@ impl Topics {
             .clamp(RECEIVE_BYTES, LARGEST_RECEIVE_BYTES)
     }
 
-    /// Handles what librdkafka has to tell, for as long as `pause`.
+    /// Handles librdkafka's events after a pause of `pause`.
     pub fn idle(&self, pause: Duration) {
         // A poll that waits would spin through its last millisecond.
         std::thread::sleep(pause);
         for _ in 0..EVENTS {
-            // An error is given to the context, and nothing says whether there is another.
+            // An error goes to the context, and nothing says whether there is another.
             let _ = self.questions.poll(Duration::ZERO);
         }
     }
@@ -243,7 +244,7 @@ impl Topics {
                         suspects.push((at, described));
                     }
                 }
-                // Soon there is a leader.
+                // There is a leader soon.
                 Ok(_) => {}
                 Err(_) if absent => {}
                 Err((code, text)) => self.not_described(at, code, &text),
@@ -256,7 +257,8 @@ impl Topics {
         self.publish(suspects, &gone)
     }
 
-    /// A topic that was not there, or not the same. (A refused one is looked at again in a thorough refresh.)
+    /// True for a topic that was not there, or not the same. (A refused topic is looked at again in
+    /// a thorough refresh.)
     fn is_news(&self, now: &State, described: &Described) -> bool {
         match now {
             State::Absent => true,
@@ -296,7 +298,8 @@ impl Topics {
         Ok(())
     }
 
-    /// Asks where the partitions of all topics begin that may be written. True if a topic's records were deleted since it was last asked.
+    /// Asks where the partitions of all writable topics begin. Returns true if a topic's records
+    /// were deleted since the last time it was asked.
     fn find_starts(&self, states: &mut [State]) -> bool {
         let found = self
             .ask_for(Offset::Beginning, states, |topic| !topic.identity.read_only)
@@ -328,7 +331,7 @@ impl Topics {
         changed
     }
 
-    /// A question for offsets of all partitions of these topics.
+    /// A question for the offsets of all partitions of these topics.
     fn ask_for(
         &self,
         offset: Offset,
@@ -344,7 +347,7 @@ impl Topics {
         Ok(asked)
     }
 
-    /// What becomes of a topic; `None` if it stays what it is. Tells a person what is new.
+    /// The new state of a topic; `None` if it stays what it is. Logs what is new.
     fn judge(
         &self,
         at: usize,
@@ -372,7 +375,8 @@ impl Topics {
                 tracing::info!(topic = name, "the topic is compacted again: writes are taken");
             }
             (State::Refused(now), State::Refused(new)) if now == new => return None,
-            // Kafka is going to delete what is in it: what is here is served, and nothing more is acknowledged.
+            // Kafka is going to delete what is in it. What is here is served, and nothing more is
+            // acknowledged.
             (State::Usable(now), State::Refused(why)) if same && !is_compacted => {
                 if now.unsafe_policy.as_ref() == Some(why) {
                     return None;
@@ -382,12 +386,13 @@ impl Topics {
                 Arc::make_mut(&mut topic).unsafe_policy = Some(why.clone());
                 return Some(State::Usable(topic));
             }
-            // Its settings cannot be seen any more. What is here and what comes is as good as it was: go on, but say so.
+            // Its settings cannot be seen any more. What is here and what comes is as good as it
+            // was: go on, but log it.
             (State::Usable(_), State::Refused(why)) if same => {
                 tracing::error!(topic = name, "{why}");
                 return None;
             }
-            // At the start the caller tells.
+            // At the start the caller reports it.
             (_, State::Refused(why)) if self.generation() > 0 => {
                 tracing::warn!(topic = name, "{why}")
             }
@@ -399,7 +404,7 @@ impl Topics {
         Some(new)
     }
 
-    /// Judges a topic as it is found, with what is doubtful about it.
+    /// Judges a topic as it is found, with the doubts about it.
     fn verify(
         &self,
         at: usize,
@@ -411,7 +416,7 @@ impl Topics {
         // Without the right to see them there are no settings, or an error.
         let settings = match settings {
             Ok(settings) if settings.text("cleanup.policy").is_some() => settings,
-            // What is only read needs no guarantee of ours.
+            // A read-only topic needs no guarantee of this node.
             _ if *read_only => {
                 doubts.push(format!("the settings of topic {name} cannot be read"));
                 Settings::default()
@@ -483,7 +488,7 @@ impl Topics {
         }
     }
 
-    /// True if it was not there.
+    /// Returns true if the topic was not there.
     fn create_topic(&self, name: &str, timeout: Duration) -> Result<bool, LogError> {
         let failed = |(_, text): Failure| cannot_create(name, &text);
         let admin = Admin::connect(&self.config, &self.health).map_err(failed)?;
@@ -493,7 +498,8 @@ impl Topics {
                 ffi::any_broker(self.questions.client(), ASK).and_then(|broker| admin.default_replication(broker, ASK))
             }
         };
-        // Every replica but one may be lost without losing what was acknowledged, and writes go on without one.
+        // Every replica but one may be lost without losing what was acknowledged, and writes go on
+        // without one replica.
         let in_sync = if replicas.is_some_and(|replicas| replicas >= 3) {
             "2"
         } else {
@@ -512,7 +518,8 @@ impl Topics {
             .map_err(failed)
     }
 
-    /// Database 0 and the databases that somebody mapped have to be usable; others are only told of.
+    /// Database 0 and the databases that somebody mapped have to be usable. The others are only
+    /// logged.
     fn require_topics(&self, end: Instant) -> Result<(), LogError> {
         if !self.names[0].read_only {
             self.create(0, remaining(end).max(ASK))?;
@@ -602,7 +609,7 @@ impl Topics {
         }
     }
 
-    /// A topic that we may not even look at, or of an impossible name.
+    /// Handles a topic that this node may not even look at, or one with an impossible name.
     fn not_described(&self, at: usize, code: RDKafkaErrorCode, text: &str) {
         let name = &self.names[at].topic;
         if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], State::Absent) {
@@ -617,7 +624,7 @@ impl Topics {
         self.states.store(Arc::new(states));
     }
 
-    /// The last stable offset of every partition: of what comes before it every transaction has ended.
+    /// The last stable offset of every partition: every transaction before it has ended.
     pub fn stable_ends(&self, timeout: Duration) -> Result<Positions, LogError> {
         let states = self.states.load_full();
         let asked = self
@@ -672,8 +679,8 @@ impl Topics {
         }
     }
 
-    /// Asks who leads the partitions now. By itself librdkafka goes on asking the broker that it knows of, even if that one is lost, until
-    /// what it knows is a quarter of an hour old.
+    /// Asks who leads the partitions now. By itself librdkafka goes on asking the broker that it
+    /// knows of, even if that broker is lost, until its knowledge is a quarter of an hour old.
     fn find_leaders(&self, states: &[State], timeout: Duration) {
         let end = Instant::now() + timeout;
         for topic in states.iter().filter_map(State::usable) {
@@ -718,7 +725,7 @@ fn read_offsets(states: &[State], list: &TopicPartitionList) -> Result<Positions
     Ok(positions)
 }
 
-/// The topic as it is, but for the partitions that were added to it.
+/// The topic as it is, but without the partitions that were added to it.
 fn grown(known: &Topic, found: &Arc<Topic>, servers: &str) -> Arc<Topic> {
     let same = known.identity.id == found.identity.id;
     if !same || found.identity.partitions <= known.identity.partitions {
@@ -759,7 +766,7 @@ fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
     )
 }
 
-/// What about a topic can lose data, for a person to know.
+/// The settings of a topic that can lose data, for a person to know.
 fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings: &Settings) -> Vec<String> {
     let mut all = Vec::new();
     if read_only {
@@ -779,7 +786,8 @@ fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings
 
 #[cfg(test)]
 impl Topics {
-    /// Topics as if they had been found so, on a cluster that cannot be asked for their settings.
+    /// Topics as if they had been found this way, on a cluster that cannot be asked for their
+    /// settings.
     pub fn fixed(config: &Arc<Config>, health: &Arc<Health>, found: Vec<Topic>) -> Topics {
         let context = Context::new(health);
         Topics {

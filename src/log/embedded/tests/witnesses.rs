@@ -1,4 +1,4 @@
-//! What says that records were once safely on the disk: the mark, and frames behind a damaged one.
+//! What says that records were once safely on the disk: the mark, and frames after a damaged one.
 
 use super::*;
 use crate::log::embedded::Reserves;
@@ -12,7 +12,7 @@ fn active_len(disk: &FaultDisk) -> usize {
     used_len(&disk.contents(&path))
 }
 
-/// A log with a frame of so many bytes, and a small one behind it that says that the large one is
+/// A log with a frame of `len` bytes, and a small frame after it that says that the large one is
 /// safe; nothing else does. The large one is damaged.
 fn damaged_before(len: usize) -> FaultDisk {
     let disk = FaultDisk::new();
@@ -81,8 +81,8 @@ fn an_fsync_behind_one_that_failed_makes_nothing_safe() {
     assert_eq!(log.status().durable, 0);
 }
 
-/// The room that is kept for deletes is for a full disk. An fsync that fails is no full disk: a second
-/// one would say that all is well, and the record would be gone after a power failure.
+/// The room that is kept for deletes is for a full disk. An fsync that fails is not a full disk: a
+/// second fsync would say that all is well, and the record would be gone after a power failure.
 #[test]
 fn a_delete_whose_fsync_failed_is_not_tried_again() {
     let disk = FaultDisk::new();

@@ -1,13 +1,15 @@
-//! The few calls of librdkafka that rdkafka does not wrap, each behind a safe function: the only `unsafe` of the
-//! Kafka log. Knows pointers and lifetimes, and decides nothing.
+//! The few calls of librdkafka that rdkafka does not wrap, each behind a safe function: the only
+//! `unsafe` of the Kafka log. Knows pointers and lifetimes, and decides nothing.
 //!
 //! - [`describe_topics`]: topics with their ids, many in one call.
 //! - [`stable_offsets`]: how far what is committed is known, without a consumer of its own.
 //! - [`set_leader_epochs`]: in which epoch a position was reached.
-//! - [`Consumer::poll`]: a consumer's events with topic, partition and offset on *every* one. rdkafka's own poll
-//!   leaves out the topic of errors and ends, and panics at a header name that is not UTF-8.
-//! - [`producer`]: reports all together that one answer of a broker brought (rdkafka gives them one by one), whether a message that
-//!   failed may be in the log all the same, acknowledgements heard in librdkafka's own thread, and requests that were not answered.
+//! - [`Consumer::poll`]: a consumer's events with topic, partition and offset on *every* one.
+//!   rdkafka's own poll leaves out the topic of errors and ends, and panics at a header name that
+//!   is not UTF-8.
+//! - [`producer`]: all reports together that one answer of a broker brought (rdkafka gives them one
+//!   by one), whether a message that failed may be in the log all the same, acknowledgements
+//!   reported in librdkafka's own thread, and requests that were not answered.
 
 mod producer;
 
@@ -25,13 +27,14 @@ use rdkafka_sys as sys;
 
 pub use producer::{Hears, Polls, Producer, Report, Status, topic_name};
 
-/// Headers of one record that are looked at.
+/// The most headers of one record that are read.
 const MAX_HEADERS: usize = 1000;
 
-/// Says of each partition of the list, in its order, in which leader epoch its position was reached: whoever is assigned the
-/// list is then told if the log was cut below.
+/// Sets for each partition of the list, in its order, the leader epoch in which its position was
+/// reached. A consumer that is assigned the list then gets an error if the log was cut below.
 pub fn set_leader_epochs(list: &mut TopicPartitionList, epochs: &[Option<i32>]) {
-    // SAFETY: `list` is ours alone for the whole call, and owns the array of `cnt` partitions, of which no other is touched.
+    // SAFETY: `list` is ours alone for the whole call, and owns the array of `cnt` partitions, of
+    // which no other is touched.
     unsafe {
         let native = &*list.ptr();
         let count = usize::try_from(native.cnt).unwrap_or(0);
@@ -99,16 +102,18 @@ fn ask_for_topics<C: ClientContext>(client: &Client<C>, names: &[&str], timeout:
         .map_err(bad_name)?;
     let mut pointers: Vec<*const c_char> = owned.iter().map(|name| name.as_ptr()).collect();
     let rk = client.native_ptr();
-    // SAFETY: `rk` is a live client for the whole function. `pointers` are zero-terminated strings that `owned`
-    // keeps alive; the collection copies them. The collection and the options are used up by DescribeTopics
-    // (which copies what it keeps), so they are destroyed right after it, once each. `Queue` destroys the queue
-    // once, after the event: an answer that comes later than the poll is then dropped by librdkafka.
+    // SAFETY: `rk` is a live client for the whole function. `pointers` are zero-terminated strings
+    // that `owned` keeps alive; the collection copies them. The collection and the options are used
+    // up by DescribeTopics (which copies what it keeps), so they are destroyed right after it, once
+    // each. `Queue` destroys the queue once, after the event: an answer that comes later than the
+    // poll is then dropped by librdkafka.
     unsafe {
         let queue = Queue(sys::rd_kafka_queue_new(rk));
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         let mut text = [0 as c_char; 256];
-        // Refused only outside of 0..3600 s, which `millis` and our callers keep; the default is then used.
+        // Refused only outside of 0..3600 s, which `millis` and our callers keep; the default is
+        // then used.
         sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), text.as_mut_ptr(), text.len());
         sys::rd_kafka_DescribeTopics(rk, topics, options, queue.0);
         sys::rd_kafka_AdminOptions_destroy(options);
@@ -123,8 +128,9 @@ fn ask_for_topics<C: ClientContext>(client: &Client<C>, names: &[&str], timeout:
 /// # Safety
 /// `event` came from the queue of a DescribeTopics call.
 unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
-    // SAFETY: `event` lives to the end of the function and owns everything that is reached from it: the result, the
-    // array of `count` descriptions, their names, ids, errors and partition arrays. Nothing is kept but copies.
+    // SAFETY: `event` lives to the end of the function and owns everything that is reached from it:
+    // the result, the array of `count` descriptions, their names, ids, errors and partition arrays.
+    // Nothing is kept but copies.
     unsafe {
         let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event.0).into();
         if code != RDKafkaErrorCode::NoError {
@@ -151,8 +157,8 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
 /// # Safety
 /// `topic` is one of the descriptions of a live event.
 unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Described, Failure> {
-    // SAFETY: as in `read_descriptions`. A null error is no error (rd_kafka_error_code takes it so); the leader
-    // of a partition without one is null.
+    // SAFETY: as in `read_descriptions`. A null error is no error (rd_kafka_error_code takes it
+    // so); the leader of a partition without one is null.
     unsafe {
         let error = sys::rd_kafka_TopicDescription_error(topic);
         let code: RDKafkaErrorCode = sys::rd_kafka_error_code(error).into();
@@ -185,8 +191,8 @@ unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Re
     }
 }
 
-/// The offset of each partition of the list below which every record is decided, committed or not (the *last stable offset*).
-/// Only the list's topics and partitions are read.
+/// The offset of each partition of the list below which every record is decided, committed or not
+/// (the *last stable offset*). Only the list's topics and partitions are read.
 pub fn stable_offsets<C: ClientContext>(
     client: &Client<C>,
     list: &TopicPartitionList,
@@ -196,9 +202,10 @@ pub fn stable_offsets<C: ClientContext>(
     let mut asked = list.clone();
     let asked_all = asked.set_all_offsets(Offset::End);
     asked_all.map_err(|error| (RDKafkaErrorCode::InvalidArgument, error.to_string()))?;
-    // SAFETY: `rk` is a live client for the whole function, and `asked` a list that the call copies. -1, which `Offset::End` is,
-    // asks for the latest offset. The options are used up by the call, so they are destroyed right after it. `Queue` destroys the
-    // queue once, after the event.
+    // SAFETY: `rk` is a live client for the whole function, and `asked` a list that the call
+    // copies. -1, which `Offset::End` is, asks for the latest offset. The options are used up by
+    // the call, so they are destroyed right after it. `Queue` destroys the queue once, after the
+    // event.
     unsafe {
         let queue = Queue(sys::rd_kafka_queue_new(rk));
         let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS);
@@ -219,7 +226,8 @@ pub fn stable_offsets<C: ClientContext>(
 /// # Safety
 /// `event` came from the queue of a ListOffsets call.
 unsafe fn read_offsets(event: &EventPtr) -> Result<TopicPartitionList, Failure> {
-    // SAFETY: `event` lives to the end of the function and owns everything that is reached from it. Nothing is kept but copies.
+    // SAFETY: `event` lives to the end of the function and owns everything that is reached from it.
+    // Nothing is kept but copies.
     unsafe {
         let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event.0).into();
         if code != RDKafkaErrorCode::NoError {
@@ -246,17 +254,18 @@ unsafe fn read_offsets(event: &EventPtr) -> Result<TopicPartitionList, Failure> 
     }
 }
 
-/// A consumer with a poll that tells everything. Field order is drop order: the queue goes before its client.
+/// A consumer with a poll that reports everything. Field order is drop order: the queue goes before
+/// its client.
 pub struct Consumer<C: ConsumerContext> {
     queue: Queue,
     inner: BaseConsumer<C>,
 }
 
-// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread (rdkafka says the same of its
-// own `NativeQueue`); `BaseConsumer` is Send by itself.
+// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread (rdkafka says the
+// same of its own `NativeQueue`); `BaseConsumer` is Send by itself.
 unsafe impl<C: ConsumerContext> Send for Consumer<C> {}
 
-/// What came, borrowed from the event.
+/// An event that came, borrowed from librdkafka's event.
 pub enum Event<'a> {
     Record(RecordEvent<'a>),
     /// The end of a partition is reached; `offset` is the next one that will be written.
@@ -287,11 +296,12 @@ pub struct RecordEvent<'a> {
 }
 
 impl<C: ConsumerContext> Consumer<C> {
-    /// The configuration has a `group.id`: without one, records do not come through the consumer's queue.
+    /// The configuration has a `group.id`: without one, records do not come through the consumer's
+    /// queue.
     pub fn create(config: &ClientConfig, context: C) -> KafkaResult<Consumer<C>> {
         let inner: BaseConsumer<C> = config.create_with_context(context)?;
-        // SAFETY: the client is alive; the call returns a new reference to its queue, or null without a group id,
-        // which `Queue` bears. `Consumer` drops it before the client.
+        // SAFETY: the client is alive; the call returns a new reference to its queue, or null
+        // without a group id, which `Queue` bears. `Consumer` drops it before the client.
         let queue = Queue(unsafe { sys::rd_kafka_queue_get_consumer(inner.client().native_ptr()) });
         Ok(Consumer { queue, inner })
     }
@@ -303,7 +313,8 @@ impl<C: ConsumerContext> Consumer<C> {
     /// Waits for one event and shows it to `see`; `None` when nothing came.
     pub fn poll<R>(&mut self, timeout: Duration, see: impl FnOnce(Event<'_>) -> R) -> Option<R> {
         let event = self.queue.poll(timeout)?;
-        // SAFETY: `event` is alive until the end of this function, and `see` cannot keep what it borrows.
+        // SAFETY: `event` is alive until the end of this function, and `see` cannot keep what it
+        // borrows.
         let kind = unsafe { sys::rd_kafka_event_type(event.0) };
         Some(match kind {
             // SAFETY: as above, and the event is of the kind that each function asks for.
@@ -318,7 +329,8 @@ impl<C: ConsumerContext> Consumer<C> {
 /// # Safety
 /// `event` is a fetch event; what is returned borrows from it.
 unsafe fn record(event: &EventPtr) -> Event<'_> {
-    // SAFETY: a fetch event holds one message, which it owns, as does the topic handle the name belongs to.
+    // SAFETY: a fetch event holds one message, which it owns, as does the topic handle the name
+    // belongs to.
     unsafe {
         match sys::rd_kafka_event_message_next(event.0).as_ref() {
             None => Event::Other,
@@ -333,8 +345,8 @@ unsafe fn record(event: &EventPtr) -> Event<'_> {
 /// # Safety
 /// `event` is an error event.
 unsafe fn see_error<R>(event: &EventPtr, see: impl FnOnce(Event<'_>) -> R) -> R {
-    // SAFETY: the partition, if any, is a copy of our own: it lives until it is destroyed, once, after `see` has
-    // returned (if `see` panics it leaks, no more). Strings belong to the event.
+    // SAFETY: the partition, if any, is a copy of our own: it lives until it is destroyed, once,
+    // after `see` has returned (if `see` panics it leaks, no more). Strings belong to the event.
     unsafe {
         let code: RDKafkaErrorCode = sys::rd_kafka_event_error(event.0).into();
         let words = text(sys::rd_kafka_event_error_string(event.0));
@@ -407,7 +419,7 @@ impl<'a> RecordEvent<'a> {
         unsafe { sys::rd_kafka_message_timestamp(self.message, ptr::null_mut()) }
     }
 
-    /// Of the leader that took the record in, if it says so.
+    /// The epoch of the leader that took the record in, if the record has it.
     pub fn leader_epoch(&self) -> Option<i32> {
         // SAFETY: the message is alive, and the call only reads from it.
         let epoch = unsafe { sys::rd_kafka_message_leader_epoch(self.message) };
@@ -427,14 +439,15 @@ impl<'a> RecordEvent<'a> {
     /// Name and value of each header, in order.
     pub fn headers(&self) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + use<'a> {
         let mut headers = ptr::null_mut();
-        // SAFETY: the message is alive. Parsing happens at the first call, on the one thread that has the event.
+        // SAFETY: the message is alive. Parsing happens at the first call, on the one thread that
+        // has the event.
         let code = unsafe { sys::rd_kafka_message_headers(self.message, &mut headers) };
         let found = RDKafkaErrorCode::from(code) == RDKafkaErrorCode::NoError && !headers.is_null();
         let headers: *const sys::rd_kafka_headers_t = headers;
         (0..if found { MAX_HEADERS } else { 0 }).map_while(move |at| {
             let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-            // SAFETY: `headers` belongs to the message, which lives for 'a; past the last header the call returns
-            // an error and sets nothing. The name is zero-terminated.
+            // SAFETY: `headers` belongs to the message, which lives for 'a; past the last header
+            // the call returns an error and sets nothing. The name is zero-terminated.
             unsafe {
                 let code = sys::rd_kafka_header_get_all(headers, at, &mut name, &mut value, &mut size);
                 (RDKafkaErrorCode::from(code) == RDKafkaErrorCode::NoError)
@@ -452,7 +465,8 @@ impl Queue {
         if self.0.is_null() {
             return None;
         }
-        // SAFETY: the reference is ours until `drop`. The event that is returned is ours to destroy.
+        // SAFETY: the reference is ours until `drop`. The event that is returned is ours to
+        // destroy.
         let event = unsafe { sys::rd_kafka_queue_poll(self.0, millis(timeout)) };
         (!event.is_null()).then_some(EventPtr(event))
     }

@@ -1,5 +1,5 @@
-//! A producer of our own making. rdkafka's own gives reports one by one, tells nobody of acknowledgements in librdkafka's own
-//! thread, and hides what became of a request.
+//! A producer that replaces rdkafka's own. That one gives reports one by one, does not pass on
+//! acknowledgements in librdkafka's own thread, and hides what became of a request.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
@@ -31,7 +31,7 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Offset (negative if the broker told none) and timestamp of an acknowledged one.
+    /// Offset (negative if the broker gave none) and timestamp of an acknowledged message.
     pub fn outcome(&self) -> Result<(i64, i64), (RDKafkaErrorCode, Status)> {
         let code = RDKafkaErrorCode::from(self.message.err);
         // SAFETY: the message is alive; both calls only read from it, and a null type is allowed.
@@ -58,24 +58,26 @@ pub trait Hears: ClientContext {
     /// Reports that came together, in the order of their messages.
     fn reported(&self, reports: Vec<(Report<'_>, Box<Self::Delivery>)>);
 
-    /// A message was acknowledged, and will be reported. Called by librdkafka's thread for the broker, with no lock of its own held:
-    /// what is produced here is in its queue before it looks for more to send, all of it together.
+    /// A message was acknowledged, and will be reported. Called by librdkafka's thread for the
+    /// broker, with none of its own locks held. Messages that are produced here are in that
+    /// thread's queue before it looks for more to send, all of them together.
     fn acknowledged(&self, _: &Self::Delivery) {}
 
-    /// The broker held an answer up for so long because of a quota; zero: no more.
+    /// The broker held an answer up for this long because of a quota; zero: no longer.
     fn throttled(&self, _: Duration) {}
 
-    /// A request that changes a transaction was not answered: its connection broke, or it timed out. librdkafka may send it again, but
-    /// the first one may still reach the broker, at any later time. Called by librdkafka's threads, before the call that made the
-    /// request returns.
+    /// A request that changes a transaction was not answered: its connection broke, or it timed
+    /// out. librdkafka may send it again, but the first request may still reach the broker, at any
+    /// later time. Called by librdkafka's threads, before the call that made the request returns.
     fn unanswered(&self) {}
 }
 
 /// A producer that is polled.
 pub trait Polls: Send + Sync + 'static {
-    /// Waits for one event and tells it to the context. To be called by one thread, and rdkafka's own poll by none.
+    /// Waits for one event and passes it to the context. To be called by one thread only, and
+    /// rdkafka's own poll must not be called.
     fn poll(&self, timeout: Duration);
-    /// Gives everything up that is not acknowledged; that is reported.
+    /// Gives up everything that is not acknowledged; that is reported.
     fn purge(&self);
     /// Messages that are not reported yet.
     fn outstanding(&self) -> usize;
@@ -86,7 +88,8 @@ fn poll<C: Hears>(queue: &Queue, context: &C, timeout: Duration) {
     let Some(event) = queue.poll(timeout) else {
         return;
     };
-    // SAFETY: `event` is alive until the end of this function, and nobody keeps what is borrowed from it.
+    // SAFETY: `event` is alive until the end of this function, and nobody keeps what is borrowed
+    // from it.
     match unsafe { sys::rd_kafka_event_type(event.0) } {
         // SAFETY: it is of this kind, and reports are taken out of it this once.
         sys::RD_KAFKA_EVENT_DR => context.reported(unsafe { reports::<C>(&event) }),
@@ -107,10 +110,11 @@ fn poll<C: Hears>(queue: &Queue, context: &C, timeout: Duration) {
 }
 
 /// # Safety
-/// `event` is an event of reports of a producer with this context, and is given here once: each message's opaque is taken out.
+/// `event` is an event of reports of a producer with this context, and is given here once: each
+/// message's opaque is taken out.
 unsafe fn reports<C: Hears>(event: &EventPtr) -> Vec<(Report<'_>, Box<C::Delivery>)> {
-    // SAFETY: the event owns its messages, and lives as long as what is returned. Each opaque was made by `into_ptr` of this type
-    // when the message was sent, and comes back in this one report.
+    // SAFETY: the event owns its messages, and lives as long as what is returned. Each opaque was
+    // made by `into_ptr` of this type when the message was sent, and comes back in this one report.
     unsafe {
         let count = sys::rd_kafka_event_message_count(event.0);
         let mut messages: Vec<*const sys::rd_kafka_message_t> = vec![ptr::null(); count];
@@ -133,7 +137,8 @@ pub struct Producer<C: Hears> {
     context: Box<C>,
 }
 
-// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread; contexts are Send and Sync.
+// SAFETY: librdkafka's queues and clients may be used and destroyed by any thread; contexts are
+// Send and Sync.
 unsafe impl<C: Hears> Send for Producer<C> {}
 // SAFETY: as above.
 unsafe impl<C: Hears> Sync for Producer<C> {}
@@ -148,8 +153,9 @@ impl<C: Hears> Producer<C> {
         let context = Box::new(context);
         let address: *const C = &*context;
         let mut words = [0 as c_char; 512];
-        // SAFETY: the copy of the configuration is ours, and librdkafka's as soon as rd_kafka_new succeeds; else it is destroyed
-        // here. The context stays where it is until the client is destroyed, and the callbacks are of its type.
+        // SAFETY: the copy of the configuration is ours, and librdkafka's as soon as rd_kafka_new
+        // succeeds; else it is destroyed here. The context stays where it is until the client is
+        // destroyed, and the callbacks are of its type.
         unsafe {
             let conf = sys::rd_kafka_conf_dup(config.ptr());
             let events = sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR | sys::RD_KAFKA_EVENT_LOG;
@@ -176,7 +182,7 @@ impl<C: Hears> Producer<C> {
                 return Err(KafkaError::ClientCreation(text(words.as_ptr())));
             }
             sys::rd_kafka_set_log_level(rk, level as c_int);
-            // To the main queue, which is polled.
+            // Log lines go to the main queue, which is polled.
             sys::rd_kafka_set_log_queue(rk, ptr::null_mut());
             let queue = Queue(sys::rd_kafka_queue_get_main(rk));
             Ok(Producer { queue, rk, context })
@@ -198,8 +204,8 @@ impl<C: Hears> Producer<C> {
         delivery: Box<C::Delivery>,
     ) -> Result<(), (RDKafkaErrorCode, Box<C::Delivery>)> {
         let opaque = delivery.into_ptr();
-        // SAFETY: what is pointed to outlives the call, which copies it (MSG_F_COPY); headers and opaque become librdkafka's if
-        // it succeeds, and stay ours if not.
+        // SAFETY: what is pointed to outlives the call, which copies it (MSG_F_COPY); headers and
+        // opaque become librdkafka's if it succeeds, and stay ours if not.
         unsafe {
             let list = native_headers(headers);
             let value = value.map_or((ptr::null(), 0), |value| (value.as_ptr(), value.len()));
@@ -234,7 +240,7 @@ impl<C: Hears> Producer<C> {
         }
     }
 
-    /// Why it is of no use any more.
+    /// Why the producer is of no use any more.
     pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         let mut words = [0 as c_char; 512];
         // SAFETY: the client is alive, and the buffer as large as told.
@@ -245,7 +251,8 @@ impl<C: Hears> Producer<C> {
         }
     }
 
-    /// Asks the coordinator for a producer id, and so ends what another producer with this transactional id left open.
+    /// Asks the coordinator for a producer id, and so ends what another producer with this
+    /// transactional id left open.
     pub fn init_transactions(&self, timeout: Duration) -> Result<(), TransactionError> {
         // SAFETY: the client is alive.
         TransactionError::check(unsafe { sys::rd_kafka_init_transactions(self.rk, millis(timeout)) })
@@ -266,7 +273,7 @@ impl<C: Hears> Producer<C> {
         TransactionError::check(unsafe { sys::rd_kafka_abort_transaction(self.rk, millis(timeout)) })
     }
 
-    /// Makes it fail for good.
+    /// Makes the producer fail for good.
     #[cfg(test)]
     pub fn fail_for_test(&self, code: sys::rd_kafka_resp_err_t) {
         // SAFETY: the client is alive, and the text is zero-terminated and copied.
@@ -280,7 +287,7 @@ pub struct TransactionError {
     pub code: RDKafkaErrorCode,
     /// The same call may be made again.
     pub retriable: bool,
-    /// The transaction is to be aborted, and the producer is of use after that.
+    /// The transaction has to be aborted, and the producer can be used after that.
     pub requires_abort: bool,
 }
 
@@ -290,7 +297,8 @@ impl TransactionError {
         if error.is_null() {
             return Ok(());
         }
-        // SAFETY: librdkafka gave the error to the caller, and it is destroyed here, once, after it was read.
+        // SAFETY: librdkafka gave the error to the caller, and it is destroyed here, once, after it
+        // was read.
         unsafe {
             let read = TransactionError {
                 code: sys::rd_kafka_error_code(error).into(),
@@ -322,8 +330,8 @@ impl<C: Hears + 'static> Polls for Producer<C> {
 impl<C: Hears> Drop for Producer<C> {
     fn drop(&mut self) {
         self.queue.release();
-        // SAFETY: it was ours, and is not used again; no call of it is under way, since they borrow `self`. The context lives on
-        // until this returns, and no callback comes after it.
+        // SAFETY: it was ours, and is not used again; no call of it is under way, since they borrow
+        // `self`. The context lives on until this returns, and no callback comes after it.
         unsafe { sys::rd_kafka_destroy(self.rk) };
     }
 }
@@ -355,7 +363,8 @@ unsafe fn native_headers<'h>(
 }
 
 /// # Safety
-/// Called by librdkafka from rd_kafka_new, with what was given to rd_kafka_conf_interceptor_add_on_new.
+/// Called by librdkafka from rd_kafka_new, with what was given to
+/// rd_kafka_conf_interceptor_add_on_new.
 unsafe extern "C" fn on_new<C: Hears>(
     rk: *mut sys::rd_kafka_t,
     _: *const sys::rd_kafka_conf_t,
@@ -380,7 +389,8 @@ unsafe extern "C" fn on_new<C: Hears>(
 }
 
 /// # Safety
-/// Called by librdkafka when the main queue is polled, with the opaque of a client, which is its context.
+/// Called by librdkafka when the main queue is polled, with the opaque of a client, which is its
+/// context.
 unsafe extern "C" fn on_throttle<C: Hears>(
     _: *mut sys::rd_kafka_t,
     _: *const c_char,
@@ -394,15 +404,17 @@ unsafe extern "C" fn on_throttle<C: Hears>(
 }
 
 /// # Safety
-/// Called by librdkafka for a message of a client whose context this is, before the message is reported.
+/// Called by librdkafka for a message of a client whose context this is, before the message is
+/// reported.
 unsafe extern "C" fn on_acknowledgement<C: Hears>(
     _: *mut sys::rd_kafka_t,
     message: *mut sys::rd_kafka_message_t,
     context: *mut c_void,
 ) -> resp_err {
     let none = resp_err::RD_KAFKA_RESP_ERR_NO_ERROR;
-    // SAFETY: the message is alive. Its opaque is a delivery of this type that is only borrowed: its report, which takes it out,
-    // comes later. Messages that failed, also those that were never taken, are left alone.
+    // SAFETY: the message is alive. Its opaque is a delivery of this type that is only borrowed:
+    // its report, which takes it out, comes later. Messages that failed, also those that were never
+    // taken, are left alone.
     unsafe {
         if (*message).err == none && !(*message)._private.is_null() {
             let (context, delivery) = (&*context.cast::<C>(), &*(*message)._private.cast::<C::Delivery>());
@@ -412,12 +424,13 @@ unsafe extern "C" fn on_acknowledgement<C: Hears>(
     none
 }
 
-/// The requests that change a transaction, by Kafka's numbers (API keys): Produce, AddPartitionsToTxn and EndTxn.
+/// The requests that change a transaction, by Kafka's numbers (API keys): Produce,
+/// AddPartitionsToTxn and EndTxn.
 const CHANGES_TRANSACTION: [i16; 3] = [0, 24, 26];
 
 /// # Safety
-/// Called by librdkafka for each request of a client whose context this is, when its answer has come, and with an error when that
-/// will not come.
+/// Called by librdkafka for each request of a client whose context this is, when its answer has
+/// come, and with an error when that will not come.
 unsafe extern "C" fn on_response_received<C: Hears>(
     _: *mut sys::rd_kafka_t,
     _: c_int,

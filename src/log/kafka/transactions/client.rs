@@ -1,13 +1,16 @@
-//! One transactional producer: sends a group, aborts or commits it, and finds out how a commit ended that was not answered.
-//! Owns the producer's life; knows nothing of conditions.
+//! One transactional producer: sends a group, aborts or commits it, and finds out how a commit
+//! ended that was not answered. It owns the producer's life and knows nothing of conditions.
 //!
-//! A request that was not answered may reach the broker at any later time. A late EndTxn ends whatever transaction its producer has
-//! then: librdkafka has no KIP-890, which would give each transaction an epoch of its own. So a producer of which a request was not
-//! answered is replaced before its next transaction. The next one begins a new epoch, and Kafka refuses what is older.
+//! A request that was not answered may reach the broker at any later time. A late EndTxn ends
+//! whatever transaction its producer has then: librdkafka has no KIP-890, which would give each
+//! transaction an epoch of its own. So a producer with an unanswered request is replaced before its
+//! next transaction. The new producer begins a new epoch, and Kafka refuses requests of older
+//! epochs.
 //!
-//! Its transactional id is the node's own and stays the same over restarts, so that what a killed process left open is aborted when
-//! the node starts again, and not after `transaction.timeout.ms`. Where an id is of no use any more, another one takes its place
-//! until the next start.
+//! Its transactional id is the node's own and stays the same over restarts. So a transaction that a
+//! killed process left open is aborted when the node starts again, and not after
+//! `transaction.timeout.ms`. Where an id is of no use any more, another one takes its place until
+//! the next start.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -36,38 +39,41 @@ use crate::supervise;
 
 /// One try to make a producer ready.
 const INIT: Duration = Duration::from_secs(1);
-/// The same while it is refused, or another may become ready meanwhile: nobody who waits behind it is to be held up.
+/// The same while the producer is refused, or while another may become ready meanwhile. It is
+/// short, so that the batches that wait are not held up.
 pub(super) const GLANCE: Duration = Duration::from_millis(50);
-/// A refused one tries again that often: perhaps it was allowed meanwhile.
+/// How often a refused producer tries again: perhaps it was allowed meanwhile.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks for room in a full queue, or at a commit that has to be asked for again.
+/// The time between two looks for room in a full queue, or between two requests for a commit.
 pub(super) const AGAIN: Duration = Duration::from_millis(2);
-/// Kafka usually has a decided transaction finished within milliseconds. When a broker is lost just then, it may take a coordinator
-/// until the next transaction of anybody, or 30 s (its `request.timeout.ms`), and so long the transactional id is of no use.
+/// Kafka usually has a decided transaction finished within milliseconds. When a broker is lost just
+/// then, a coordinator may take until the next transaction of anybody, or 30 s (its
+/// `request.timeout.ms`). Until then the transactional id is of no use.
 const UNFINISHED: Duration = Duration::from_secs(1);
-/// A producer that has heard nothing for so long is replaced.
+/// A producer that has heard nothing for this long is replaced.
 const SILENT: Duration = Duration::from_secs(4);
-/// For so long it is tried to have Kafka end what an id that is not used any more has left.
+/// For how long the node tries to have Kafka end what an id that is not used any more has left.
 const ENDED: Duration = Duration::from_secs(60);
 /// The most time that is spent on an abort.
 const ABORT: Duration = Duration::from_secs(1);
-/// The least time that is spent on finding out how a commit ended, however late it is: so much later than the write timeout the last
-/// answer may come.
+/// The least time that is spent on finding out how a commit ended, however late it is. The last
+/// answer may come this much later than the write timeout.
 const LEAST: Duration = Duration::from_secs(1);
 
 pub(super) struct Client {
     config: Arc<Config>,
     topics: Arc<Topics>,
     health: Arc<Health>,
-    /// Of the databases' topics.
+    /// The names of the databases' topics.
     names: Arc<[CString]>,
     /// The transactional id, and what it begins with.
     id: String,
     base: String,
     producer: Option<Producer>,
-    /// Why there is none that is ready; told once.
+    /// Why there is no producer that is ready; logged once.
     trouble: Option<String>,
-    /// It may not be used, so that there is nothing to wait for. Since when; tried again in the background.
+    /// Since when the id may not be used, so that there is nothing to wait for. It is tried again
+    /// in the background.
     refused: Option<Instant>,
     /// Has Kafka end what the last id has left.
     ending: Option<JoinHandle<Option<()>>>,
@@ -77,9 +83,9 @@ struct Producer {
     inner: Polled<ffi::Producer<Context>>,
     sizes: Sizes,
     ready: bool,
-    /// What is answered since when, while it does not become ready.
+    /// The error that Kafka answers, and since when, while the producer does not become ready.
     not_ready: Option<(RDKafkaErrorCode, Instant)>,
-    /// A transaction has begun, which nothing was added to yet.
+    /// A transaction has begun, and nothing was added to it yet.
     begun: Cell<bool>,
 }
 
@@ -94,15 +100,15 @@ pub(super) enum Decided {
 pub(super) struct Failure {
     pub cause: String,
     pub kind: FailureKind,
-    /// Where records are that were acknowledged before.
+    /// Where the records are that were acknowledged before the failure.
     pub appended: Vec<Appended>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// Nothing is in the log, and it may be the fault of what was sent.
+    /// Nothing is in the log, and the records that were sent may be at fault.
     Refused,
-    /// Nothing is in the log, and the producer was at fault: the same may be sent again.
+    /// Nothing is in the log, and the producer was at fault: the same records may be sent again.
     Producer,
     /// Somebody else ended the transaction, so that some of it may be in the log.
     Uncertain,
@@ -130,8 +136,8 @@ impl Failure {
     }
 }
 
-/// What Kafka answers where it does not know the producer as the producer knows itself, and Kafka's names for it. No record is to
-/// blame: a new producer, or a new epoch, can send the same ones.
+/// What Kafka answers where it does not know the producer as the producer knows itself, and Kafka's
+/// names for it. No record is at fault: a new producer, or a new epoch, can send the same records.
 const PRODUCER_AT_FAULT: [(RDKafkaErrorCode, &str); 8] = [
     (
         RDKafkaErrorCode::OutOfOrderSequenceNumber,
@@ -154,7 +160,7 @@ struct Context {
     health: Arc<Health>,
     acks: Arc<Mutex<Acks>>,
     all_told: Condvar,
-    /// Why librdkafka gave the last transaction up: it says so in a log line only.
+    /// Why librdkafka gave up the last transaction. It says so in a log line only.
     given_up: Mutex<Option<String>>,
     /// A request was not answered, and may still reach the broker.
     unanswered: AtomicBool,
@@ -181,7 +187,8 @@ impl Context {
 
 #[derive(Default)]
 struct Acks {
-    /// Of the group at hand: goes with its records, so that a late report of another is passed over.
+    /// The number of the current group. It goes with the group's records, so that a late report of
+    /// another group is ignored.
     group: u32,
     open: usize,
     /// Where each record belongs, and its offset and timestamp when it is acknowledged.
@@ -248,7 +255,7 @@ impl Hears for Context {
                 },
                 Err((code, _)) => self.failure(code),
             };
-            // What is refused makes those behind it fail too, as the producer's fault.
+            // A record that is refused makes those after it fail too, as the producer's fault.
             if acks
                 .failed
                 .as_ref()
@@ -291,8 +298,8 @@ impl Client {
         cause.map_or(String::new(), |cause| format!(": {cause}"))
     }
 
-    /// Makes the producer ready if it is not, also for a topic with larger records that has come since. Called when there is
-    /// nothing else to do.
+    /// Makes the producer ready if it is not, also for a topic with larger records that has come
+    /// since. Called when there is nothing else to do.
     pub fn mend(&mut self) {
         let wanted = self.topics.sizes();
         let fits = |sizes: &Sizes| sizes.message >= wanted.message && sizes.batch <= wanted.batch;
@@ -304,23 +311,23 @@ impl Client {
             Some(_) => GLANCE,
             None => INIT,
         };
-        // What went wrong is told when a write needs it.
+        // The error is reported when a write needs the producer.
         let _ = self.make_ready(Instant::now() + patience);
     }
 
-    /// Whether it is ready, or becomes so within this time.
+    /// Whether the producer is ready, or becomes ready within this time.
     pub fn is_ready(&mut self, patience: Duration) -> bool {
         self.ready(Instant::now() + patience).is_ok()
     }
 
-    /// There is nothing to wait for.
+    /// Whether the producer is refused, so that there is nothing to wait for.
     pub fn is_refused(&self) -> bool {
         self.refused.is_some()
     }
 
     fn ready(&mut self, deadline: Instant) -> Result<&Producer, String> {
         if self.refused.is_some() {
-            // Where commands never cease, nobody else looks again.
+            // While commands keep coming, nothing else tries again.
             self.mend();
         }
         match self.refused {
@@ -385,7 +392,8 @@ impl Client {
         }
     }
 
-    /// Others must not wait for a producer that does not become ready when a new one would: told `code` once more.
+    /// Called with `code`, the error that was just answered. Batches must not wait for a producer
+    /// that does not become ready when a new one would.
     fn replace_if_stuck(&mut self, code: RDKafkaErrorCode) {
         let Some(producer) = &mut self.producer else {
             return;
@@ -403,7 +411,8 @@ impl Client {
         }
     }
 
-    /// Kafka has not finished what the last transaction of this id was decided to be. Another id need not wait for that.
+    /// Kafka has not finished what the last transaction of this id was decided to be. Another id
+    /// need not wait for that.
     fn change_id(&mut self) {
         let Some(Producer { inner, .. }) = self.producer.take() else {
             return;
@@ -430,7 +439,7 @@ impl Client {
         format!("{}-{:08x}", self.base, rand::random::<u32>())
     }
 
-    /// Waiting would not help. Told once, until it can be used.
+    /// Waiting would not help. Logged once, until the id can be used.
     fn refuse(&mut self, cause: String) {
         if self.refused.replace(Instant::now()).is_none() {
             tracing::warn!(
@@ -464,14 +473,16 @@ impl Client {
         })
     }
 
-    /// This producer is of no use any more. The next one, under the same id, aborts what it left open.
+    /// Drops this producer, which is of no use any more. The next one, under the same id, aborts
+    /// what it left open.
     fn give_up(&mut self) {
         let Some(Producer { inner, .. }) = self.producer.take() else {
             return;
         };
         if let Some((code, text)) = inner.fatal_error() {
             if code == RDKafkaErrorCode::Fenced || code == RDKafkaErrorCode::ProducerFenced {
-                // A copy of this node's data directory is in use elsewhere, or a stalled transaction was ended for us.
+                // A copy of this node's data directory is in use elsewhere, or Kafka ended a
+                // stalled transaction of this node.
                 self.id = self.another_id();
             }
             tracing::warn!(error = ?code, id = self.id, "a transactional producer cannot go on and is replaced: {text}");
@@ -479,8 +490,8 @@ impl Client {
         drop_apart(inner);
     }
 
-    /// Replaces a producer of which a request was not answered, now that its transaction has ended. Otherwise that request could
-    /// still end the next one.
+    /// Replaces a producer with an unanswered request, now that its transaction has ended.
+    /// Otherwise that request could still end the next transaction.
     fn retire_if_unanswered(&mut self) {
         let is_unanswered = |producer: &Producer| producer.inner.context().unanswered.load(Ordering::Acquire);
         if self.producer.as_ref().is_some_and(is_unanswered) {
@@ -492,18 +503,19 @@ impl Client {
         }
     }
 
-    /// Begins a transaction, to be filled by [`Client::add`]. After an error of one of the three nothing will ever be committed of it
-    /// unless the error says so, and it is aborted as far as that can be done now.
+    /// Begins a transaction, to be filled by [`Client::add`]. After an error of `begin`, `add` or
+    /// [`Client::acknowledged`], nothing of the transaction will ever be committed, unless the
+    /// error says so. It is aborted as far as that can be done now.
     pub fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
         self.ready(deadline).map_err(Failure::refused)?;
         self.or_abort(deadline, Producer::begin)
     }
 
-    /// Begins the next transaction already, if that can be done at once: it takes a tenth of what the whole transaction takes, and tells the broker
-    /// nothing.
+    /// Begins the next transaction already, if that can be done at once. This takes a tenth of the
+    /// time of the whole transaction, and tells the broker nothing.
     pub fn begin_early(&mut self) {
         if let Some(producer) = self.producer.as_ref().filter(|producer| producer.ready) {
-            // Why it cannot begin is told when a write needs it.
+            // Why it cannot begin is reported when a write needs it.
             let _ = producer.begin();
         }
     }
@@ -515,7 +527,8 @@ impl Client {
         self.or_abort(deadline, |producer| producer.add(&topics, &names, batches, deadline))
     }
 
-    /// Waits until all that was added is acknowledged: the records' places, in the order in which they were added.
+    /// Waits until all added records are acknowledged. Returns their places, in the order in which
+    /// they were added.
     pub fn acknowledged(&mut self, deadline: Instant) -> Result<Vec<Appended>, Failure> {
         self.or_abort(deadline, |producer| producer.acknowledged(deadline))
     }
@@ -545,9 +558,10 @@ impl Client {
         })
     }
 
-    /// Aborts the transaction, whose records are at these places. What was sent is never committed, whether the broker hears of it now
-    /// or from the next producer with this id: nobody is made to wait for that beyond the deadline. If somebody else ended the
-    /// transaction, the log is read to find out how.
+    /// Aborts the transaction, whose records are at these places. What was sent is never committed,
+    /// whether the broker hears of it now or from the next producer with this id, so nobody waits
+    /// for that beyond the deadline. If somebody else ended the transaction, the log is read to
+    /// find out how.
     pub fn abort(&mut self, appended: &[Appended], deadline: Instant) -> Result<(), String> {
         if self.abort_all(deadline) {
             return Ok(());
@@ -559,7 +573,7 @@ impl Client {
         }
     }
 
-    /// False if somebody else had ended the transaction already.
+    /// Returns false if somebody else had ended the transaction already.
     fn abort_all(&mut self, deadline: Instant) -> bool {
         let Some(producer) = &self.producer else { return true };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -574,7 +588,7 @@ impl Client {
         !matches!(aborted, Err(error) if error.code == RDKafkaErrorCode::InvalidTransactionalState)
     }
 
-    /// Commits what was sent. If Kafka does not say how that ended, it is found out.
+    /// Commits what was sent. If Kafka does not say how the commit ended, that is found out.
     pub fn commit(&mut self, appended: &[Appended], deadline: Instant) -> Decided {
         let Some(producer) = &self.producer else {
             return Decided::Aborted(Failure::refused("there is no producer"));
@@ -601,8 +615,9 @@ impl Client {
         }
     }
 
-    /// Whether the records are in the log for good. A new producer with the same id ends what the old one left, so that soon
-    /// there is an answer: a consumer of committed records meets ours, or passes their place.
+    /// Whether the records are in the log for good. A new producer with the same id ends what the
+    /// old one left, so there is an answer soon: a consumer of committed records reads these
+    /// records, or passes their place.
     fn find_out(&mut self, appended: &[Appended], deadline: Instant) -> Result<bool, String> {
         self.ready(deadline)?;
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -638,7 +653,7 @@ impl Client {
     }
 }
 
-/// Its end can take a moment, and nobody has to wait for it.
+/// Drops a producer on a thread of its own: that can take a moment, and nobody has to wait for it.
 fn drop_apart(inner: Polled<ffi::Producer<Context>>) {
     let dropped = supervise::thread(&supervise::PRODUCER_END, move || drop(inner));
     if let Err(error) = dropped {
@@ -648,7 +663,7 @@ fn drop_apart(inner: Polled<ffi::Producer<Context>>) {
 
 const ENDED_BY_OTHERS: &str = "another process that uses this node's transactional id ended the transaction";
 
-/// What is wrong that only a person can mend, to be followed by the transactional id.
+/// An error that only a person can mend, to be followed by the transactional id.
 fn refusal(code: RDKafkaErrorCode) -> Option<&'static str> {
     match code {
         RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Some(
@@ -745,7 +760,8 @@ impl Producer {
         if let Some(failure) = acks.failed.take() {
             return Err(failure);
         }
-        // The last report is still being told. A commit that found it unfinished would wait for 100 ms.
+        // The last report is still being delivered. A commit that found it unfinished would wait
+        // for 100 ms.
         while self.inner.outstanding() > 0 && Instant::now() < deadline {
             parking_lot::MutexGuard::unlocked(&mut acks, || std::thread::sleep(Duration::from_micros(20)));
         }

@@ -1,18 +1,21 @@
-//! The transaction lane: batches with a [`Condition`](crate::log::Condition) are committed in groups, each group one Kafka
-//! transaction, *optimistically*. Owns the order of such batches and the judgement whether their conditions held; knows
-//! nothing of who waits for them.
+//! The transaction lane: batches with a [`Condition`](crate::log::Condition) are committed in
+//! groups. Each group is one *optimistic* Kafka transaction. This module owns the order of such
+//! batches, and decides whether their conditions held. It knows nothing of who waits for them.
 //!
-//! A group is produced, its acknowledgements collected, and then every record is looked at that came before it in the
-//! partitions that were read ([`tail`]). If another writer, a plain producer included, touched a key that a batch was
-//! computed on, or that it writes with others, the transaction is aborted: that batch is stale (its writer computes it
-//! anew), the others are sent again. So the earlier offset wins, somebody always makes progress, and an update is never
-//! lost. Nothing that lost is ever in the log for readers or for compaction.
+//! A group is produced and its acknowledgements are collected. Then every record is checked that
+//! came before it in the partitions that were read ([`tail`]). If another writer, a plain producer
+//! included, wrote a key that a batch was computed on, or that it writes with others, the
+//! transaction is aborted. That batch is stale (its writer computes it again); the other batches
+//! are sent again. So the earlier offset wins, somebody always makes progress, and an update is
+//! never lost. Readers and compaction never see a record that lost.
 //!
-//! - Batches keep the order in which they were handed over, so one that rests on another comes after it.
-//! - A group is sent when the one before it is decided; what comes while its transaction begins is added to it, and the rest waits for the
-//!   next. Two producers take turns, since Kafka makes one wait until the markers of its last transaction are written (KIP-98).
-//! - Before the commit is asked for, every failure means *not written*, whatever the broker has. After it, the outcome is
-//!   found out ([`client`]) before anything is said.
+//! - Batches keep the order in which they were handed over, so a batch that rests on another comes
+//!   after it.
+//! - A group is sent when the one before it is decided. Batches that come while its transaction
+//!   begins are added to it; the rest wait for the next. Two producers take turns, since Kafka
+//!   makes a producer wait until the markers of its last transaction are written (KIP-98).
+//! - Before the commit is asked for, every failure means *not written*, whatever the broker has.
+//!   After it, the outcome is found out ([`client`]) before anything is reported.
 
 mod client;
 mod tail;
@@ -34,28 +37,31 @@ use super::topics::Topics;
 use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Read, Record, TopicPartition};
 use crate::supervise;
 
-/// What may wait to be sent: the bound on the lane's memory.
+/// The most that may wait to be sent: the bound on the lane's memory.
 const MAX_WAITING_RECORDS: usize = 250_000;
 const MAX_WAITING_BYTES: usize = 256 << 20;
-/// Where a group is full. A single batch may be larger.
+/// A group is full at these bounds. A single batch may be larger.
 const MAX_GROUP_RECORDS: usize = 10_000;
 const MAX_GROUP_BYTES: usize = 16 << 20;
-/// The lane looks that often whether a producer has to be mended, or the tail is of no use any more.
+/// How often the lane checks whether a producer has to be mended, or the tail is no longer in use.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a group that was begun waits for those who were answered by the one before it, and are about to send more. Without that two
-/// groups would take turns for good, each of a part of the clients. It costs next to nothing: librdkafka tells the coordinator of the
-/// partition a millisecond after the first record, and sends none before that is answered.
+/// How long a begun group waits for the clients that the last group answered and that are about to
+/// send more. Without this wait, two groups would take turns for good, each with a part of the
+/// clients. It costs next to nothing: librdkafka tells the coordinator of the partition a
+/// millisecond after the first record, and sends no record before that is answered.
 const GATHER: Duration = Duration::from_micros(1_500);
-/// It may wait for as long as the last commit took, up to this: a group of their own would keep them for that long as well.
+/// A group may wait for as long as the last commit took, up to this. A separate group would keep
+/// those clients for that long as well.
 const GATHER_LONGEST: Duration = Duration::from_millis(5);
-/// Where that was in vain, it is tried again so many waits later.
+/// After a long wait in vain, it is tried again this many waits later.
 const TRY_AGAIN: u32 = 16;
-/// When the log was found to be another one, nothing more is tried for so long, unless the node reads it anew before: each try
-/// takes offsets, until the other log looks as long as the one that was known.
+/// When the log was found to be another one, nothing more is tried for this long, unless the node
+/// begins to read the log again before. Each try takes offsets, until the other log looks as long
+/// as the one that was known.
 const NOTICED: Duration = Duration::from_secs(10);
 const ANOTHER_LOG: &str =
     "the topic is not the one that this was computed on any more: it was deleted and made again, or has lost its end";
-/// Kafka takes turns between so many transactional ids.
+/// How many transactional ids take turns.
 const CLIENTS: usize = 2;
 
 pub(super) struct TransactionLane {
@@ -67,9 +73,9 @@ pub(super) struct TransactionLane {
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
-    /// Told when as many wait as the lane wants, or it is closed.
+    /// Notified when as many batches wait as the lane wants, or the queue is closed.
     changed: Condvar,
-    /// Told when the lane has nothing more to do.
+    /// Notified when the lane has nothing more to do.
     idle: Condvar,
 }
 
@@ -80,11 +86,12 @@ struct Waiting {
     bytes: usize,
     /// A group is being committed.
     busy: bool,
-    /// So many batches are likely to be in the next group: those that came while the last one was committed, and as many as that answered.
+    /// How many batches are likely to be in the next group: those that came while the last one was
+    /// committed, and as many as that one answered.
     expected: usize,
-    /// The lane waits for so many.
+    /// How many batches the lane waits for.
     wanted: usize,
-    /// So often this node has begun to read the log.
+    /// How often this node has begun to read the log.
     reading: u64,
     closed: bool,
 }
@@ -155,12 +162,12 @@ impl TransactionLane {
         }
     }
 
-    /// The node begins to read the log: what it computes from now on rests on this reading.
+    /// The node begins to read the log. What it computes from now on rests on this reading.
     pub fn reads_anew(&self) {
         self.queue.waiting.lock().reading += 1;
     }
 
-    /// Takes in no more, and waits for what is under way.
+    /// Takes in no more batches, and waits for those under way.
     pub fn close(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         let mut waiting = self.queue.waiting.lock();
@@ -173,7 +180,7 @@ impl TransactionLane {
         }
         drop(waiting);
         if let Some(thread) = self.thread.lock().take() {
-            // It has told if it panicked.
+            // The thread has reported it if it panicked.
             let _ = thread.join();
         }
     }
@@ -214,8 +221,8 @@ impl Queue {
         Ok(())
     }
 
-    /// What the next group begins with, in order and of at most so many batches; empty after a [`TICK`] without any, `None` when the lane is
-    /// closed and done.
+    /// The batches that the next group begins with, in order, at most `most` of them. Empty after a
+    /// [`TICK`] without any; `None` when the lane is closed and done.
     fn next_group(&self, most: usize) -> Option<Vec<Handed>> {
         let mut waiting = self.waiting.lock();
         waiting.busy = false;
@@ -233,7 +240,8 @@ impl Queue {
         Some(group)
     }
 
-    /// Adds those to a group that are likely to come, waiting for so long at most; whether they came, if any were missing.
+    /// Adds the batches that are likely to come to a group, and waits for them for at most
+    /// `patience`. Returns whether they came, if any were missing.
     fn gather(&self, group: &mut Vec<Handed>, patience: Duration) -> Option<bool> {
         let until = Instant::now() + patience;
         let mut waiting = self.waiting.lock();
@@ -248,13 +256,13 @@ impl Queue {
         came
     }
 
-    /// A group of so many is about to be answered.
+    /// A group of `count` batches is about to be answered.
     fn answers(&self, count: usize) {
         let mut waiting = self.waiting.lock();
         waiting.expected = waiting.batches.len() + count;
     }
 
-    /// Back to the front, in their order.
+    /// Puts the batches back to the front, in their order.
     fn put_back(&self, group: Vec<Handed>) {
         let mut waiting = self.waiting.lock();
         for handed in group.into_iter().rev() {
@@ -266,7 +274,7 @@ impl Queue {
 }
 
 impl Waiting {
-    /// Adds the next batches to a group, as many as there is room for in it.
+    /// Adds the next batches to a group, as many as it has room for.
     fn move_to(&mut self, group: &mut Vec<Handed>, most: usize) {
         let mut records: usize = group.iter().map(|handed| handed.batch.records.len()).sum();
         let mut bytes: usize = group.iter().map(Handed::bytes).sum();
@@ -292,11 +300,12 @@ struct Committer {
     clients: Vec<Client>,
     turn: usize,
     tail: Tail,
-    /// So many batches are sent alone: one of them made a group fail, and must not cost the others anything.
+    /// How many of the next batches are sent alone. One of them made a group fail, and must not
+    /// cost the others anything.
     alone: usize,
     /// How long the last commit took.
     commit_time: Duration,
-    /// So often in a row a group waited for some who did not come.
+    /// How often in a row a group waited for batches that did not come.
     in_vain: u32,
     /// The log was found to be another one than this reading is of, and when.
     another_log: Option<(u64, Instant)>,
@@ -304,13 +313,14 @@ struct Committer {
     sent_again: Option<String>,
 }
 
-/// A batch by its place in the group, and the position behind the record that came before its own.
+/// A batch by its place in the group, and the position after the record that came before its own.
 type Conflict = (usize, (TopicPartition, u64));
 
-/// What became of a group that was sent. Where records are, in the order of all batches' records.
+/// What became of a group that was sent. Places of records are in the order of all batches'
+/// records.
 enum Outcome {
     Committed(Vec<Appended>),
-    /// Nothing is in the log: somebody else got ahead of these.
+    /// Nothing is in the log: another writer came before these batches.
     Conflicts(Vec<Conflict>),
     Failed(ProduceError),
     /// Nothing is in the log, and it may be the fault of one batch.
@@ -321,7 +331,8 @@ enum Outcome {
 
 impl Committer {
     fn run(mut self) {
-        // A group takes as long as its writes may take, and finding out how it ended about as long again.
+        // A group takes as long as its writes may take. Finding out how it ended takes about as
+        // long again.
         let longest = self.config.write_timeout * 3;
         self.clients.iter_mut().for_each(Client::mend);
         loop {
@@ -345,8 +356,9 @@ impl Committer {
         }
     }
 
-    /// What can be seen to be stale, or comes too late, is told so before it is sent. `nothing_sent`: the tail cannot have met records of
-    /// this group, which are not decided yet.
+    /// Completes the batches that are seen to be stale, or that come too late, before they are
+    /// sent; returns the others. `nothing_sent`: the tail cannot have read records of this group,
+    /// which are not decided yet.
     fn without_stale(&self, group: Vec<Handed>, nothing_sent: bool) -> Vec<Handed> {
         let is_of_another_log = |handed: &Handed| {
             let found = self.another_log.filter(|(_, found)| found.elapsed() < NOTICED);
@@ -427,8 +439,8 @@ impl Committer {
         }
     }
 
-    /// Begins a transaction of the client whose turn it is, or of another one if that is not ready: Kafka may take long to finish what it did
-    /// last.
+    /// Begins a transaction of the client whose turn it is, or of another one if that is not ready:
+    /// Kafka may take long to finish its last transaction.
     fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
         let count = self.clients.len();
         let next = (self.turn + 1) % count;
@@ -446,7 +458,7 @@ impl Committer {
         }
     }
 
-    /// Sends a group in a transaction, and adds what comes while the transaction begins.
+    /// Sends a group in a transaction, and adds the batches that come while the transaction begins.
     fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), Failure> {
         self.begin(deadline)?;
         self.clients[self.turn].add(&batches(group), deadline)?;
@@ -468,7 +480,7 @@ impl Committer {
         self.clients[self.turn].add(&batches(&group[first..]), deadline)
     }
 
-    /// Before the commit was asked for.
+    /// What a failure before the commit was asked for means.
     fn failed(&self, failure: Failure) -> Outcome {
         if failure.kind == FailureKind::Uncertain {
             return Outcome::Failed(ProduceError::Uncertain(failure.cause));
@@ -480,7 +492,7 @@ impl Committer {
         }
     }
 
-    /// Commits a group, and adds to it what comes in time.
+    /// Commits a group, and adds to it the batches that come in time.
     fn try_commit(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
         if let Err(cause) = self.tail.watch(&batches(group), &[], deadline) {
@@ -540,7 +552,7 @@ fn batches(group: &[Handed]) -> Vec<&Batch> {
     group.iter().map(|handed| &handed.batch).collect()
 }
 
-/// Each batch with the places of its own records; with none if `appended` is empty.
+/// Each batch with the places of its own records; with no places if `appended` is empty.
 fn with_places<'g>(
     batches: &'g [&'g Batch],
     appended: &'g [Appended],
@@ -553,8 +565,9 @@ fn with_places<'g>(
     })
 }
 
-/// What nobody else may have written since it was known: what the batch read, and what it writes unless its records stand together (as far as is
-/// known: `mine` is empty before they are sent).
+/// The keys that nobody else may have written since they were known: those that the batch read, and
+/// those that it writes unless its records stand together (as far as is known: `mine` is empty
+/// before they are sent).
 fn checked<'b>(batch: &'b Batch, mine: &[Appended]) -> impl Iterator<Item = &'b Read> + use<'b> {
     let follow = |pair: &[Appended]| pair[1].offset == pair[0].offset + 1;
     let stands_together = is_in_one_partition(batch) && mine.windows(2).all(follow);
@@ -579,7 +592,8 @@ fn is_in_one_partition(batch: &Batch) -> bool {
     all.all(|at| Some(at) == first)
 }
 
-/// True if the log is not the one that these batches were computed on: what was appended to it, or its end, is below what they knew of it.
+/// True if the log is not the one that these batches were computed on: what was appended to it, or
+/// its end, is below what they knew of it.
 fn is_another_log(batches: &[&Batch], appended: &[Appended], ends: Option<&Positions>) -> bool {
     with_places(batches, appended).any(|(batch, mine)| {
         let conditions = batch.condition.iter();
@@ -592,8 +606,9 @@ fn is_another_log(batches: &[&Batch], appended: &[Appended], ends: Option<&Posit
     })
 }
 
-/// The log's ends after all records were acknowledged, if a batch needs them: over several partitions there is no order, so whoever
-/// reads looks at everything that is there when its own writes are.
+/// The log's ends after all records were acknowledged, if a batch needs them. There is no order
+/// over several partitions, so such a batch is checked against every record that is there when its
+/// own writes are.
 fn ends_if_needed(topics: &Topics, batches: &[&Batch], deadline: Instant) -> Result<Option<Positions>, String> {
     let is_checked = |batch: &&&Batch| checked(batch, &[]).next().is_some();
     if batches
@@ -625,7 +640,8 @@ mod tests {
         TopicPartition { database: 0, partition }
     }
 
-    /// A batch that writes a key of partition 0, having read keys of these partitions up to these positions.
+    /// A batch that writes a key of partition 0, having read keys of these partitions up to these
+    /// positions.
     pub(super) fn batch(reads: &[(u32, u64)]) -> Batch {
         let key = Bytes::from_static(b"k");
         let read = |&(partition, known): &(u32, u64)| Read {
@@ -649,7 +665,7 @@ mod tests {
         }
     }
 
-    /// A group of as many as wait, where `expected` are.
+    /// A group of `waiting` batches, where `expected` are expected.
     fn group_of(queue: &Queue, waiting: usize, expected: usize) -> Vec<Handed> {
         (0..waiting).for_each(|_| queue.push(batch(&[])).expect("room"));
         queue.waiting.lock().expected = expected;
@@ -767,7 +783,7 @@ mod tests {
             let appended: Vec<Appended> = offsets.iter().map(|&offset| appended(0, offset)).collect();
             is_another_log(&batches.iter().collect::<Vec<_>>(), &appended, ends)
         };
-        // Its own records come behind all that it knew.
+        // Its own records come after all that it knew.
         assert!(!is_another(&[batch(&[(0, 5)]), batch(&[])], &[5, 0], None));
         assert!(is_another(&[batch(&[]), batch(&[(0, 5)])], &[5, 4], None));
         // Of a partition that it does not write to, only the end tells.

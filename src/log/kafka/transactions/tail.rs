@@ -1,8 +1,10 @@
-//! The newest records of the log, committed or not: who wrote what since a command was computed. Owns a consumer that reads
-//! uncommitted records, on a thread of its own, and a bounded window over each partition.
+//! The newest records of the log, committed or not: who wrote what since a command was computed.
+//! This module owns a consumer that reads uncommitted records, on a thread of its own, and a
+//! bounded window over each partition.
 //!
-//! Of a record only its offset and a hash of its key are kept. Two keys with one hash look like a conflict where there is none,
-//! which costs a repetition, never an update. The tail is read only while the lane is in use.
+//! Only the offset of a record and a hash of its key are kept. Two keys with the same hash look
+//! like a conflict where there is none. That costs a repetition, never an update. The tail is read
+//! only while the lane is in use.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -24,11 +26,12 @@ use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
 use crate::supervise;
 
-/// Records that a window holds (16 bytes each). What was computed on an older state than that is computed again.
+/// How many records a window holds (16 bytes each). A batch that was computed on an older state
+/// than that is computed again.
 const WINDOW: usize = 1 << 20;
-/// Without a batch for so long the tail is not read any more.
+/// After this long without a batch the tail is not read any more.
 const UNUSED: Duration = Duration::from_secs(10);
-/// How long a poll waits: so late the thread notices that it should stop.
+/// How long a poll waits, and so how late the thread notices that it should stop.
 const POLL: Duration = Duration::from_millis(100);
 
 type KeyHasher = foldhash::fast::RandomState;
@@ -40,8 +43,8 @@ pub(super) struct Tail {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Option<()>>>,
     used: Instant,
-    /// It did not come in time. A new consumer reads it for the next batch: librdkafka can wait for long on a connection that answers
-    /// nothing any more.
+    /// The tail did not come in time. A new consumer reads it for the next batch: librdkafka can
+    /// wait for long on a connection that answers nothing any more.
     late: Cell<bool>,
 }
 
@@ -49,7 +52,7 @@ struct Shared {
     hasher: KeyHasher,
     flush: u64,
     windows: Mutex<Windows>,
-    /// Told when a window has moved on, or the thread has ended.
+    /// Notified when a window has moved on, or the thread has ended.
     moved: Condvar,
     stop: AtomicBool,
 }
@@ -61,16 +64,16 @@ struct Windows {
     ended: Option<String>,
 }
 
-/// One partition's newest records of others.
+/// The newest records of other writers in one partition.
 #[derive(Default)]
 struct Window {
     /// Offset and hash of the key, in order.
     records: VecDeque<(u64, u64)>,
-    /// Nothing is known of what is below.
+    /// Nothing is known of the records below this offset.
     from: u64,
     /// The next offset to be read.
     next: u64,
-    /// Own records that were decided before the tail read them: nobody's conflict.
+    /// Own records that were decided before the tail read them. They conflict with nothing.
     decided: BTreeSet<u64>,
 }
 
@@ -104,11 +107,11 @@ impl Window {
     }
 }
 
-/// A read of a batch, as the check looks for it.
+/// A read of a batch, as the check needs it.
 struct Wanted {
     batch: usize,
     known: u64,
-    /// Records from here on do not matter.
+    /// Records from this offset on do not matter.
     limit: u64,
 }
 
@@ -151,8 +154,9 @@ impl Tail {
         }
     }
 
-    /// Sees to it that the tail is read, from what these batches were computed on if it was not read before. `appended` are the places of all
-    /// their records, or none while they are not sent.
+    /// Makes sure that the tail is read; if it was not read before, from the positions that these
+    /// batches were computed on. `appended` are the places of all their records, or none while they
+    /// are not sent.
     pub fn watch(&mut self, batches: &[&Batch], appended: &[Appended], deadline: Instant) -> Result<(), String> {
         self.used = Instant::now();
         if self.late.take() {
@@ -210,15 +214,15 @@ impl Tail {
     fn rest(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // It has told if it panicked.
+            // The thread has reported it if it panicked.
             let _ = thread.join();
             // The next thread may read another log.
             self.shared.windows.lock().by_partition.clear();
         }
     }
 
-    /// These own records are decided, one way or the other: what was computed before them comes before them in the lane, and what
-    /// was computed after them knew of them.
+    /// These own records are decided, one way or the other. What was computed before them comes
+    /// before them in the lane, and what was computed after them knew of them.
     pub fn decided(&self, appended: &[Appended]) {
         let mut windows = self.shared.windows.lock();
         if windows.ended.is_some() {
@@ -255,9 +259,9 @@ impl Tail {
         read.key.as_ref().map(|key| self.shared.hasher.hash_one(&key[..]))
     }
 
-    /// Waits until everything that came before these records is known, and says which batches somebody else got ahead of, in their
-    /// order. `appended` are the places of all their records; `ends` is there if a
-    /// batch is not in one partition.
+    /// Waits until everything that came before these records is known. Returns the batches that
+    /// another writer came before, in their order. `appended` are the places of all their records;
+    /// `ends` is there if a batch is not in one partition.
     pub fn conflicts(
         &self,
         batches: &[&Batch],
@@ -305,7 +309,8 @@ impl Tail {
         Ok(conflicts)
     }
 
-    /// What the batches read, by partition, and up to where others may have come before them.
+    /// What the batches read, by partition, and up to which offset other writers may have come
+    /// before them.
     fn reads(
         &self,
         batches: &[&Batch],
@@ -333,7 +338,7 @@ impl Tail {
     }
 }
 
-/// Tells those who wait for the tail that it is not read any more, however that came.
+/// Reports to those who wait for the tail that it is not read any more, however that came.
 struct Ended<'s> {
     shared: &'s Shared,
     cause: String,
@@ -353,7 +358,7 @@ impl Drop for Tail {
 }
 
 impl Shared {
-    /// `windows`: of a thread before this one.
+    /// `windows`: those of an earlier thread.
     fn new(windows: Windows) -> Shared {
         let hasher = KeyHasher::default();
         Shared {
@@ -368,7 +373,8 @@ impl Shared {
         }
     }
 
-    /// Waits until the tail of a partition has been read up to `limit`; `None` if that does not come in time.
+    /// Waits until the tail of a partition has been read up to `limit`. Returns `None` if that does
+    /// not come in time.
     fn wait_for(
         &self,
         at: TopicPartition,
@@ -389,7 +395,7 @@ impl Shared {
         }
     }
 
-    /// The thread.
+    /// Runs on the thread.
     fn read(&self, mut follower: KafkaFollower) {
         let mut ended = Ended {
             shared: self,
@@ -398,7 +404,7 @@ impl Shared {
         ended.cause = self.read_until_stopped(&mut follower);
     }
 
-    /// Why it ended.
+    /// Reads until it is stopped or fails; returns why it ended.
     fn read_until_stopped(&self, follower: &mut KafkaFollower) -> String {
         let mut records: Vec<(TopicPartition, u64, u64)> = Vec::new();
         loop {
@@ -431,7 +437,8 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(10);
 
-    /// A tail that has read these records of partitions 0 and 1, from these offsets on, up to offset 20.
+    /// A tail that has read these records of partitions 0 and 1, from these offsets on, up to
+    /// offset 20.
     fn tail_from(from: [u64; 2], records: &[(u32, u64, &[u8])]) -> Tail {
         let (config, health) = (Arc::default(), Arc::default());
         let topics = Arc::new(Topics::fixed(&config, &health, Vec::new()));
