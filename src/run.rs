@@ -115,7 +115,7 @@ fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'
             "listening on other addresses than the loopback without a password: protected mode refuses clients of other machines; set requirepass"
         ),
         false => warn!(
-            "listening on other addresses than the loopback without a password and with protected-mode no: whoever reaches them can read and \
+            "listening on other addresses than the loopback without a password and with protected-mode no: everyone who reaches them can read and \
              change everything; set requirepass"
         ),
     }

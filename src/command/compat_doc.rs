@@ -72,7 +72,7 @@ const DIFFERENCES: &[&str] = &[
     "**SLOWLOG, LATENCY and `INFO latencystats`** tell how long the client waited: for the command to be computed, and for what it waits for (the log, other \
      writes of its keys, room in the store), but not for CLIENT PAUSE. `INFO commandstats` tells both: `cmdstat_` lines the time of computing, as in Redis, \
      `cmdwait_` lines the time that clients waited.",
-    "**Secrets.** CONFIG GET shows `requirepass` and the like to whoever may ask it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
+    "**Secrets.** CONFIG GET shows `requirepass` and the like to everyone who may ask for it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
     "**There is one user**, `default`, with the password of `requirepass` or none.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone, and so does a long computation (KEYS, LCS, BITOP of large values): it runs beside the threads that serve the others.",

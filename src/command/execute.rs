@@ -26,8 +26,8 @@ const MAX_QUEUED_BYTES: usize = 256 << 20;
 /// What a queued argument takes besides its bytes, also while EXEC runs.
 const QUEUED_ARGUMENT: usize = 160;
 
-/// Prefetches the keys of the next requests, at most [`PREFETCHED`] of them, so that memory is asked
-/// for all of them at once.
+/// Prefetches the keys of the next requests, at most [`PREFETCHED`] of them, so that memory is
+/// asked for all of them at once.
 pub fn prefetch<'a>(session: &Session, shared: &Shared, requests: impl Iterator<Item = Request<'a>>) {
     // The key of nearly every command; what is none does no harm. A plain SET looks at nothing.
     let looks = |request: &Request<'_>| request.len() > 3 || !args::is(request.arg(0), "set");

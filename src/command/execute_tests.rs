@@ -24,8 +24,8 @@ fn shared(f: &Fixture) -> Arc<Shared> {
     })
 }
 
-/// What a pipeline is answered. All that it writes at first loses against another writer, and so does the next write, once that all of it is
-/// computed again; and how CLIENT REPLY then stands.
+/// What a pipeline is answered. All that it writes at first loses against another writer, and so
+/// does the next write, once that all of it is computed again; and how CLIENT REPLY then stands.
 async fn answers(pipeline: &[&[&[u8]]]) -> (Vec<Reply>, Replies) {
     let f = Fixture::new(false);
     f.log.foreign("a", "10");
@@ -227,7 +227,8 @@ fn watch_waits_for_a_write_under_way_and_that_is_no_change() {
     assert_eq!(one.reply("EXEC"), Reply::Array(vec![Reply::bulk("1")]));
 }
 
-/// A command may fail when it is computed again. A MULTI that was sent behind it has nothing to do with that.
+/// A command may fail when it is computed again. A MULTI that was sent behind it has nothing to do
+/// with that.
 #[tokio::test]
 async fn what_fails_when_it_is_computed_again_spoils_no_later_transaction() {
     let mut one = One::new();
