@@ -266,7 +266,14 @@ async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
     };
     assert_eq!(one.session.database, 1);
     one.reply("SELECT 0");
-    Fixture::show(&one.f.service, "k", "5", 12, None);
+    one.f.log.foreign("k", "5");
+    one.f.wait(|f| {
+        let seen = f.service.read(0, b"k", false);
+        seen.is_ok_and(|seen| {
+            seen.entry
+                .is_some_and(|entry| entry.string().is_ok_and(|value| value == "5"))
+        })
+    });
     one.f.log.fail(ProduceError::Stale { after: None });
     let args: [&[u8]; 1] = [b"EXEC"];
     let mut held = [Held {
