@@ -31,13 +31,10 @@ pub(super) fn is_exec(args: Args<'_>) -> bool {
 }
 
 pub(super) fn check_arity(command: &Entry, args: Args<'_>) -> Result<(), Fault> {
-    let count = args.len() as i32;
-    let fits = if command.arity >= 0 {
-        count == command.arity
-    } else {
-        count >= -command.arity
-    };
-    if fits { Ok(()) } else { Err(wrong_arity(command.name)) }
+    match command.takes(args.len()) {
+        true => Ok(()),
+        false => Err(wrong_arity(command.name)),
+    }
 }
 
 /// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.
@@ -114,7 +111,7 @@ pub(super) fn admit(
     }))
 }
 
-pub(super) fn may_debug(session: &Session, shared: &Shared) -> bool {
+fn may_debug(session: &Session, shared: &Shared) -> bool {
     match &*shared.config.enable_debug_command() {
         "yes" => true,
         "local" => session.client.is_local(),
@@ -180,7 +177,7 @@ pub(super) fn size(args: Args<'_>) -> usize {
 }
 
 /// What a command that reads must wait for.
-pub(super) fn before_reading(session: &Session, shared: &Shared, command: &Command, args: Args<'_>) -> Option<Before> {
+fn before_reading(session: &Session, shared: &Shared, command: &Command, args: Args<'_>) -> Option<Before> {
     let in_exec = |multi: &Multi| multi.queued.iter().any(|queued| queued.command.looks_at_store(None));
     let whole_store = command.looks_at_store(Some(args)) || queued(session, command).is_some_and(in_exec);
     match consistency::needed(session, shared, command, args, whole_store) {

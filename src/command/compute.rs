@@ -53,7 +53,7 @@ pub(super) fn replied(
 }
 
 /// The arguments as SLOWLOG may show them.
-pub(super) fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
+fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
     let mut shown = args.to_vec();
     for at in command.secrets.map_or_else(Vec::new, |secrets| secrets(args)) {
         if let Some(argument) = shown.get_mut(at) {

@@ -14,7 +14,7 @@ pub struct Data<'d, 't> {
     pub transaction: &'d mut Transaction<'t>,
     /// The selected database. All functions here work on it.
     pub database: u16,
-    /// Limits (`proto-max-bulk-len`) and policies that replies tell of.
+    /// Settings that a reply depends on: `proto-max-bulk-len`, the eviction policy.
     pub config: &'d Config,
 }
 

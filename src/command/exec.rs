@@ -93,13 +93,7 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
         }
         Err(fault) => return refused(fault),
     };
-    let Computed {
-        value,
-        write,
-        depends,
-        lookups,
-    } = computed;
-    let value = match value {
+    let computed = computed.map(|value| match value {
         None => Reply::NullArray,
         Some(mut replies) => {
             let done = others.get_or_insert_with(|| do_others(session, shared, &requests, &replies, &mut times));
@@ -111,16 +105,10 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
             }
             Reply::Array(replies)
         }
-    };
+    });
     drop(requests);
     let database = taken.database;
     taken.others = others;
-    let computed = Computed {
-        value,
-        write,
-        depends,
-        lookups,
-    };
     conclude(session, computed, database, barrier, again, Some(taken))
 }
 

@@ -78,14 +78,8 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     }
     let mut step = match command.run {
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
-        Run::Session(handler) => {
-            let done = handler(session, shared, args);
-            done.map_or_else(refused, Step::Reply)
-        }
-        Run::Select => {
-            let done = connection::select(session, shared, args);
-            done.map_or_else(refused, Step::Reply)
-        }
+        Run::Session(handler) => handler(session, shared, args).map_or_else(refused, Step::Reply),
+        Run::Select => connection::select(session, shared, args).map_or_else(refused, Step::Reply),
         Run::Later(handler) => match handler(session, shared, args) {
             Ok(waiting) => Step::Later(waiting),
             Err(fault) => refused(fault),

@@ -336,12 +336,7 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
     if command.keys.is_empty() {
         return Err("ERR The command has no key arguments".into());
     }
-    let count = request.len() as i32;
-    if if command.arity >= 0 {
-        count != command.arity
-    } else {
-        count < -command.arity
-    } {
+    if !command.takes(request.len()) {
         return Err("ERR Invalid number of arguments specified for command".into());
     }
     let of_request = command.access.map(|access| access(request));

@@ -182,6 +182,16 @@ impl Command {
         self.flags & flag != 0
     }
 
+    /// Whether the command takes this number of arguments, its name included.
+    pub fn takes(&self, count: usize) -> bool {
+        let least = self.arity.unsigned_abs() as usize;
+        if self.arity >= 0 {
+            count == least
+        } else {
+            count >= least
+        }
+    }
+
     /// Whether a request reads the whole store. Without arguments: whether it may.
     pub fn looks_at_store(&self, args: Option<Args<'_>>) -> bool {
         match (self.reads, args) {

@@ -65,7 +65,7 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
 
 /// Looks at the writes of a pending reply. They have ended unless they belong to this round.
 /// Returns the reply, or what it still waits for. After `deadline` nothing is computed again.
-pub(super) async fn settle(
+async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
@@ -117,7 +117,7 @@ pub(super) async fn settle(
 
 /// Computes a command again. The session may have changed since, for example its database: the
 /// command does not see that. If a command before it has failed again, it stays pending.
-pub(super) async fn compute_again(
+async fn compute_again(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,

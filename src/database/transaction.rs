@@ -187,6 +187,18 @@ pub struct Computed<T> {
     pub lookups: Lookups,
 }
 
+impl<T> Computed<T> {
+    /// The same with another value.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Computed<U> {
+        Computed {
+            value: f(self.value),
+            write: self.write,
+            depends: self.depends,
+            lookups: self.lookups,
+        }
+    }
+}
+
 /// Number of keys found and not found, among those that count as read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lookups {
