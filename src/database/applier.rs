@@ -13,6 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::as_of::{AsOf, Moment, is_too_old};
 use super::hot::{At, PREFETCHED};
+use super::visible::{Applied, Shown};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload};
@@ -592,8 +593,18 @@ impl Applier {
     fn show(&mut self, change: Change, ahead: Option<At>) -> Result<(), ApplyError> {
         let database = &self.service.databases[change.database as usize];
         match &change.payload {
-            Payload::Key(_) => self.show_key(&change, ahead)?,
-            Payload::Control(Control::Flush) => self.service.flushed(change.database, At::of(&change)),
+            Payload::Key(_) => {
+                let shown = Shown {
+                    database: change.database,
+                    key: &change.key,
+                    at: At::of(&change),
+                    entry: change.entry(),
+                };
+                // While loading no client reads. Keys that memory knows already are kept right.
+                let insert = self.goal.is_none();
+                self.service.show_applied(shown, Applied { insert, ahead })?;
+            }
+            Payload::Control(Control::Flush) => self.service.show_flush(change.database, At::of(&change), false),
             Payload::Control(Control::Unknown) => {}
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {
@@ -603,24 +614,6 @@ impl Applier {
         self.batch.push(change);
         if self.batch.len() >= BATCH {
             self.push(None)?;
-        }
-        Ok(())
-    }
-
-    fn show_key(&self, change: &Change, ahead: Option<At>) -> Result<(), ApplyError> {
-        let database = &self.service.databases[change.database as usize];
-        let (key, entry) = (&change.key, change.entry());
-        // After what a flush has hidden, or after nothing, a tombstone changes nothing.
-        let is_change = entry.is_some()
-            || database.watches.is_watched(key) && self.service.read(change.database, key, true)?.entry.is_some();
-        // While loading no client reads. Keys that memory knows already are kept right.
-        let insert = self.goal.is_none();
-        // An own record comes a second time: watchers were notified when it went to the log.
-        if database.hot.apply(key, At::of(change), entry, insert, ahead) {
-            database.snapshots.changed(key);
-            if is_change {
-                database.watches.changed(key);
-            }
         }
         Ok(())
     }

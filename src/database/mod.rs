@@ -2,11 +2,12 @@
 //! Kafka.
 //!
 //! Reading order: this file (the parts of a database, and reads), [`transaction`] (how a command
-//! reads and writes), [`write`] (a batch under way), [`hot`] (memory), [`applier`] (the thread that
-//! follows the log; [`waiting`]: groups that are not complete yet; [`own`]: records that it can
-//! pass over; [`as_of`]: deletes that it may have missed), [`write_behind`] (from there to the
-//! store), [`copies`] (topics with several partitions), [`flushed`], [`stripes`] (locks of keys),
-//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is), [`digest`].
+//! reads and writes), [`write`] (a batch under way), [`visible`] (what readers see changes there),
+//! [`hot`] (memory), [`applier`] (the thread that follows the log; [`waiting`]: groups that are not
+//! complete yet; [`own`]: records that it can pass over; [`as_of`]: deletes that it may have
+//! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several
+//! partitions), [`flushed`], [`stripes`] (locks of keys), [`watch`], [`together`] (several keys at
+//! once), [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -28,19 +29,18 @@ mod stripes;
 pub(crate) mod tests;
 mod together;
 pub mod transaction;
+pub mod visible;
 mod waiting;
 pub mod watch;
 pub mod write;
 mod write_behind;
 
-use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -158,6 +158,8 @@ pub struct Service {
     pub settings: Settings,
     pub counters: Counters,
     pub memory: Arc<Budget>,
+    /// Told of every change of what readers see.
+    pub listeners: visible::Listeners,
     behind: WriteBehind,
     pub reads: consistency::Reads,
     summed: Arc<digest::Summed>,
@@ -278,19 +280,6 @@ impl Database {
         }
     }
 
-    /// A flush marker stands at this place in the log: everything before it is hidden from now on.
-    /// Returns false if that was known.
-    fn flushed(&self, at: At) -> bool {
-        if let Some(partition) = self.partitions().get(at.partition as usize) {
-            let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
-            if before < at.offset {
-                self.hot.forget_hidden(at);
-                return true;
-            }
-        }
-        false
-    }
-
     fn visible(&self, entry: &Entry) -> bool {
         self.partitions()
             .get(entry.meta.partition as usize)
@@ -363,6 +352,7 @@ impl Service {
             counters: Counters::default(),
             databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
             memory,
+            listeners: Default::default(),
             behind: WriteBehind::default(),
             reads: Default::default(),
             stripes: Stripes::default(),
@@ -660,19 +650,6 @@ impl Service {
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
         let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
         !matches!(self.beneath(number, key, 0), Ok(Some(_)) | Err(StoreError::Larger)) || is_now_known()
-    }
-
-    /// A flush marker was acknowledged or read. Raises the flags of watchers whose keys it hides,
-    /// also of those who began to watch after it was handed to the log. Watchers of a key that does
-    /// not exist are left alone.
-    fn flushed(&self, number: u16, at: At) {
-        let database = &self.databases[number as usize];
-        let absent = |key: &Bytes| matches!(self.read(number, key, true), Ok(Seen { entry: None, .. }));
-        let unaffected: HashSet<Bytes> = database.watches.watched().into_iter().filter(absent).collect();
-        if database.flushed(at) {
-            database.snapshots.flushed(|_| true);
-            database.watches.flushed(|key| !unaffected.contains(key));
-        }
     }
 
     /// A record with a reserved key that this version does not understand: it is counted, and the

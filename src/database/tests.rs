@@ -2,6 +2,7 @@
 
 mod conditions;
 mod consistency;
+mod events;
 mod faults;
 mod long;
 

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::Service;
 use super::hot::At;
+use super::visible::Shown;
 use crate::log::{Appended, Completion, ProduceError};
 use crate::model::{Entry, State};
 
@@ -129,12 +130,14 @@ impl Write {
             };
             match item {
                 Item::Key { database, key, .. } => {
-                    let entry = self.entry(index, place, at.timestamp);
+                    let shown = Shown {
+                        database: *database,
+                        key,
+                        at: place,
+                        entry: self.entry(index, place, at.timestamp),
+                    };
+                    self.service.show_own(shown, self, self.items.len() > 1);
                     let database = &self.service.databases[*database as usize];
-                    database.hot.resolve(key, self, Some((place, entry)));
-                    if self.items.len() > 1 {
-                        database.snapshots.changed(key);
-                    }
                     database.acknowledged(place);
                     // The applier takes the records of a group: it shows them together when all
                     // have come.
@@ -143,7 +146,7 @@ impl Write {
                     }
                 }
                 Item::Flush { database } => {
-                    self.service.flushed(*database, place);
+                    self.service.show_flush(*database, place, true);
                     self.service.databases[*database as usize].acknowledged(place);
                 }
                 Item::Tombstone { database, .. } => self.service.databases[*database as usize].acknowledged(place),

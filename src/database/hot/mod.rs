@@ -308,7 +308,8 @@ impl HotTier {
     }
 
     /// The pending write has ended: with its place in the log and the state if it was acknowledged.
-    pub fn resolve(&self, key: &[u8], write: &Arc<Write>, acknowledged: Option<(At, Option<Entry>)>) {
+    /// Returns true if that state is newer than what was known.
+    pub fn resolve(&self, key: &[u8], write: &Arc<Write>, acknowledged: Option<(At, Option<Entry>)>) -> bool {
         let (shard, hash) = self.shard(key);
         let mut shard = shard.lock();
         shard.changes += 1;
@@ -318,9 +319,7 @@ impl HotTier {
                 shard.pending.remove(key);
             }
         }
-        if let Some((at, entry)) = acknowledged {
-            self.supersede(&mut shard, hash, key, at, entry.as_ref());
-        }
+        acknowledged.is_some_and(|(at, entry)| self.supersede(&mut shard, hash, key, at, entry.as_ref()))
     }
 
     /// The applier read this record from the log. Without `insert`, only a key that has a slot is

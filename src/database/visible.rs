@@ -1,0 +1,182 @@
+//! What readers see changes here, and nowhere else: a record becomes visible when the log has
+//! acknowledged it, or when the applier has read it, whichever comes first. Memory takes it in, and
+//! one [`Event`] tells what has changed.
+//!
+//! A record that memory knows already, or that is older than what memory knows, changes nothing and
+//! has no event. So an own record, which comes twice, has one event.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::hot::{At, Lookup};
+use super::write::Write;
+use super::{Database, Seen, Service};
+use crate::model::Entry;
+use crate::store::StoreError;
+
+/// A record of a key that becomes visible.
+pub(super) struct Shown<'r> {
+    pub database: u16,
+    pub key: &'r [u8],
+    pub at: At,
+    /// What the key holds from here on; `None`: it is deleted.
+    pub entry: Option<Entry>,
+}
+
+/// How the applier shows a record; see [`HotTier::apply`](super::hot::HotTier::apply).
+pub(super) struct Applied {
+    pub insert: bool,
+    pub ahead: Option<At>,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What<'e> {
+    /// The key has a new state.
+    Written(&'e [u8]),
+    /// The key had a state, and has none any more. A key that this node deleted and that memory did
+    /// not know counts as one that had a state: the log's thread does not wait for the store.
+    Deleted(&'e [u8]),
+    /// Every key of the partition is gone that had a record before this place.
+    Flushed,
+}
+
+/// A change of what readers see. It is told after memory shows it. Events of one key can be told by
+/// two threads at once: who needs the newest state has to read the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<'e> {
+    pub database: u16,
+    pub what: What<'e>,
+    /// The record that changed it.
+    pub at: At,
+    /// A client of this node wrote the record.
+    pub own: bool,
+}
+
+type Listener = Box<dyn Fn(&Event<'_>) + Send + Sync>;
+
+/// Those who are told of every event.
+#[derive(Default)]
+pub struct Listeners {
+    /// There is one, so that an event costs nothing while there is none.
+    any: AtomicBool,
+    all: RwLock<Vec<Listener>>,
+}
+
+impl Listeners {
+    /// From now on `listener` is told of every event, by the thread that made the change. It must
+    /// be quick and must not block.
+    pub fn add(&self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) {
+        self.all.write().push(Box::new(listener));
+        self.any.store(true, Ordering::SeqCst);
+    }
+
+    fn any(&self) -> bool {
+        self.any.load(Ordering::SeqCst)
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        if self.any() {
+            self.all.read().iter().for_each(|listener| listener(event));
+        }
+    }
+}
+
+impl Database {
+    /// A flush marker stands at this place in the log: everything before it is hidden from now on.
+    /// Returns false if that was known.
+    fn hide_before(&self, at: At) -> bool {
+        if let Some(partition) = self.partitions().get(at.partition as usize) {
+            let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
+            if before < at.offset {
+                self.hot.forget_hidden(at);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Service {
+    /// The log has acknowledged an own record. `in_group`: others became visible with it. Those who
+    /// watch the key were told when the record was handed over.
+    pub(super) fn show_own(&self, shown: Shown<'_>, write: &Arc<Write>, in_group: bool) {
+        let Shown {
+            database,
+            key,
+            at,
+            entry,
+        } = shown;
+        let of = &self.databases[database as usize];
+        let is_there = entry.is_some();
+        let was_there = || !matches!(of.hot.get(key, false), Lookup::Committed(_, None) | Lookup::Absent);
+        let changes = is_there || self.listeners.any() && was_there();
+        let is_new = of.hot.resolve(key, write, Some((at, entry)));
+        if in_group {
+            of.snapshots.changed(key);
+        }
+        if is_new && changes {
+            self.tell(database, key, is_there, at, true);
+        }
+    }
+
+    /// The applier has read a record.
+    pub(super) fn show_applied(&self, shown: Shown<'_>, applied: Applied) -> Result<(), StoreError> {
+        let Shown {
+            database,
+            key,
+            at,
+            entry,
+        } = shown;
+        let of = &self.databases[database as usize];
+        let is_there = entry.is_some();
+        // After what a flush has hidden, or after nothing, a tombstone changes nothing.
+        let asked = || of.watches.is_watched(key) || self.listeners.any();
+        let changes = is_there || asked() && self.read(database, key, true)?.entry.is_some();
+        let Applied { insert, ahead } = applied;
+        if of.hot.apply(key, at, entry, insert, ahead) {
+            of.snapshots.changed(key);
+            if changes {
+                of.watches.changed(key);
+                self.tell(database, key, is_there, at, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// A flush marker was acknowledged or read. Raises the flags of watchers whose keys it hides,
+    /// also of those who began to watch after it was handed to the log. Watchers of a key that does
+    /// not exist are left alone.
+    pub(super) fn show_flush(&self, database: u16, at: At, own: bool) {
+        let of = &self.databases[database as usize];
+        let absent = |key: &Bytes| matches!(self.read(database, key, true), Ok(Seen { entry: None, .. }));
+        let unaffected: HashSet<Bytes> = of.watches.watched().into_iter().filter(absent).collect();
+        if of.hide_before(at) {
+            of.snapshots.flushed(|_| true);
+            of.watches.flushed(|key| !unaffected.contains(key));
+            self.listeners.tell(&Event {
+                database,
+                what: What::Flushed,
+                at,
+                own,
+            });
+        }
+    }
+
+    fn tell(&self, database: u16, key: &[u8], is_there: bool, at: At, own: bool) {
+        let what = match is_there {
+            true => What::Written(key),
+            false => What::Deleted(key),
+        };
+        self.listeners.tell(&Event {
+            database,
+            what,
+            at,
+            own,
+        });
+    }
+}
