@@ -170,7 +170,11 @@ fn record_decode(bencher: Bencher, expire_at: Option<u64>) {
                 .headers
                 .iter()
                 .map(|(name, value)| (name.as_bytes(), Some(&value[..])));
-            drop(black_box(codec::decode(black_box(wire.key), wire.value, headers)));
+            drop(black_box(codec::decode(
+                black_box(wire.key),
+                wire.value.as_deref(),
+                headers,
+            )));
         }
     });
 }

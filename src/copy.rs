@@ -24,6 +24,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex};
 use smallvec::{SmallVec, smallvec};
@@ -39,7 +40,7 @@ use crate::log::record::HEADER_BYTES;
 use crate::log::{
     Appended, Batch, Completion, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicPartition,
 };
-use crate::model::{Control, Payload};
+use crate::model::{Control, FEATURES_KEY, Features, Payload};
 use crate::run::{self, embedded_options, kafka_config};
 use crate::supervise;
 use crate::telemetry::logging;
@@ -330,6 +331,8 @@ impl Index {
                 keys.forget(&record.key, record.at.partition);
                 return;
             }
+            // The target names its own.
+            Payload::Control(Control::Features(_)) => return,
             Payload::Key(None) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
             Payload::Control(Control::Unknown) => Found::Unreadable,
@@ -476,6 +479,8 @@ struct Writer<'t> {
     /// The offsets that have not been read yet.
     places: BTreeMap<TopicPartition, std::iter::Peekable<std::vec::IntoIter<u64>>>,
     window: Arc<Window>,
+    /// What was named in each database of the target.
+    features: BTreeMap<u16, Features>,
     copied: Copied,
 }
 
@@ -486,6 +491,7 @@ impl Writer<'_> {
             target,
             places: chosen.places.into_iter().map(to_come).collect(),
             window: Arc::default(),
+            features: BTreeMap::new(),
             copied: Copied::default(),
         }
     }
@@ -512,15 +518,41 @@ impl Writer<'_> {
                 .create(database)
                 .map_err(|e| format!("copy database {database}: {e}"))?;
         }
+        if let Some(feature) = state.value.feature() {
+            self.name_feature(database, feature)?;
+        }
         let to = TopicPartition {
             database,
             partition: self.target.partition(database, &record.key),
         };
-        let record = Record {
+        self.produce(Record {
             to,
             key: record.key,
             payload: record.payload,
-        };
+        })?;
+        self.copied.keys += 1;
+        Ok(())
+    }
+
+    /// Names a feature in every partition, before the first record that needs it.
+    fn name_feature(&mut self, database: u16, feature: &str) -> Result<(), Problem> {
+        let features = self.features.entry(database).or_default();
+        if features.has(feature) {
+            return Ok(());
+        }
+        *features = std::mem::take(features).with(feature);
+        let payload = Payload::Control(Control::Features(features.clone()));
+        let partitions = self.target.identity(database).map_or(0, |topic| topic.partitions);
+        (0..partitions).try_for_each(|partition| {
+            self.produce(Record {
+                to: TopicPartition { database, partition },
+                key: Bytes::from_static(FEATURES_KEY),
+                payload: payload.clone(),
+            })
+        })
+    }
+
+    fn produce(&self, record: Record) -> Result<(), Problem> {
         let bytes = record.size();
         self.window.enter(bytes)?;
         let completion = Arc::new(Sent {
@@ -533,7 +565,6 @@ impl Writer<'_> {
             completion,
         };
         self.target.produce(batch, self.target.epoch());
-        self.copied.keys += 1;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
 use crate::database::{Seen, Service, Wait};
 use crate::log::TopicPartition;
-use crate::model::{Entry, Value};
+use crate::model::Entry;
 
 /// Longest WAITFOR, in milliseconds.
 const LONGEST_WAIT: u64 = 3_600_000;
@@ -162,7 +162,7 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
     }
     let Seen { entry, .. } = service.read(database, key, false)?;
     let now = data.now();
-    let Some(Entry { meta, value }) = entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now)) else {
+    let Some(Entry { meta, value }) = entry.filter(|entry| entry.is_live(now)) else {
         return Ok(Reply::Null);
     };
     let home = service.log.partition(database, key);
@@ -176,9 +176,9 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
         field("home-partition", Reply::Int(home.into())),
         field("misplaced", Reply::Bool(home != meta.partition)),
     ];
-    fields.push(match value {
-        Value::String(value) => field("size", number(value.len() as u64)),
-        Value::Unreadable(reason) => field("unreadable", Reply::bulk(reason.as_bytes())),
+    fields.push(match value.kept() {
+        Ok((_, bytes)) => field("size", number(bytes.len() as u64)),
+        Err(reason) => field("unreadable", Reply::bulk(reason.as_bytes())),
     });
     Ok(Reply::Map(fields))
 }

@@ -104,6 +104,12 @@ impl Before {
                     "ERR database {database} has no topic, and create-databases is no: create the topic first, compacted"
                 )))
             }
+            Before::Wait(Wait::Feature(database, feature)) if !shared.config.may_use(feature) => {
+                Err(Fault::error(format!(
+                    "ERR a {feature} is not written to database {database}: max-features holds it back until all nodes know it"
+                )))
+            }
+            Before::Wait(Wait::Feature(database, feature)) => service.name_feature(database, feature).await,
             Before::Wait(Wait::CreateDatabase(database)) => {
                 let creating = service.clone();
                 supervise::blocking(&supervise::CREATE_DATABASE, move || creating.create_database(database))

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::kind::parse_memory;
+use crate::model::is_known;
 
 /// Checks a value and returns its canonical form. The second argument is the current value.
 #[derive(Clone, Copy)]
@@ -23,6 +24,25 @@ pub const DATABASES: Check = Check {
     placeholder: "N=TOPIC[,readonly]",
     hint: "N=TOPIC or N=TOPIC,readonly",
 };
+
+/// The value of `max-features` that allows every feature.
+pub const ALL_FEATURES: &str = "all";
+
+pub const FEATURES: Check = Check {
+    normalise: |value, _| features(value),
+    placeholder: "all|none|NAME,...",
+    hint: "all, none, or names of features",
+};
+
+fn features(value: &str) -> Result<String, String> {
+    if value == ALL_FEATURES || value == "none" {
+        return Ok(value.to_owned());
+    }
+    match value.split(',').find(|name| !is_known(name)) {
+        Some(unknown) => Err(format!("this version knows no feature '{unknown}'")),
+        None => Ok(value.to_owned()),
+    }
+}
 
 pub const PROPERTIES: Check = Check {
     normalise: |value, _| Ok(show_properties(&parse_properties(value)?)),

@@ -568,6 +568,12 @@ impl Config {
         self.is("create-databases", "yes")
     }
 
+    /// Whether this feature of the topic's format may be used in topics that do not use it yet.
+    pub fn may_use(&self, feature: &str) -> bool {
+        let features = self.value("max-features");
+        &*features == checks::ALL_FEATURES || features.split(',').any(|name| name == feature)
+    }
+
     pub fn partitions(&self) -> u32 {
         self.number("partitions") as u32
     }

@@ -326,6 +326,14 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "max-features",
+        kind: Kind::Checked(checks::FEATURES),
+        default: checks::ALL_FEATURES,
+        group: Group::Kafka,
+        summary: "Types that this node may begin to write to a topic: all, none, or names with commas, as hash,zset. While older nodes follow a topic, leave out what they do not know.",
+        ..D
+    },
+    Setting {
         name: "partitions",
         kind: Kind::Integer { min: 1, max: 10_000 },
         default: "1",

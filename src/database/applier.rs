@@ -17,6 +17,7 @@ use super::visible::{Applied, Shown};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload};
+use crate::log::record::READS;
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
 use crate::model::{Change, Control, Payload};
 use crate::store::{Checkpoint, PartitionPosition, StoreError};
@@ -132,7 +133,10 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
 /// The source that the store must have for its positions to mean anything.
 pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
     let topic = service.log.identity(database)?;
-    let mut source = format!("{} {} partitions={}", topic.topic, topic.id, topic.partitions);
+    let mut source = format!(
+        "{} {} partitions={} reads={READS}",
+        topic.topic, topic.id, topic.partitions
+    );
     if topic.partitions > 1 {
         // This function decides the keys' homes.
         source = format!("{source} {}", topic.partitioner);
@@ -187,6 +191,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
                 .map_err(|e| LogError::Failed(e.to_string()))?;
             continue;
         }
+        service.databases[database as usize].features.restore(&known.features);
         for (&partition, position) in &known.partitions {
             let at = TopicPartition { database, partition };
             if let Some(partition) = service.partition(&at) {
@@ -605,6 +610,7 @@ impl Applier {
                 self.service.show_applied(shown, Applied { insert, ahead })?;
             }
             Payload::Control(Control::Flush) => self.service.show_flush(change.database, At::of(&change), false),
+            Payload::Control(Control::Features(features)) => database.features.meet(At::of(&change), features),
             Payload::Control(Control::Unknown) => {}
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {

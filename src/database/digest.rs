@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
-use crate::model::{Change, Entry, Payload, Value};
+use crate::model::{Change, Entry, Payload};
 use crate::store::{Checkpoint, Scanned, Store, StoreError, key_hash};
 use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -289,12 +289,14 @@ fn hash(key: &[u8], entry: &Entry) -> u128 {
             hash.update(&at.to_le_bytes());
         }
     }
-    match &entry.value {
-        Value::String(value) => {
-            hash.update(&[0]);
-            hash.update(value);
+    match entry.value.kept() {
+        Ok((of, bytes)) => {
+            // 1 is for what cannot be read.
+            let of = of.number();
+            hash.update(&[if of == 0 { 0 } else { of + 1 }]);
+            hash.update(bytes);
         }
-        Value::Unreadable(_) => hash.update(&[1]),
+        Err(_) => hash.update(&[1]),
     }
     hash.digest128()
 }

@@ -6,8 +6,9 @@
 //! [`hot`] (memory), [`applier`] (the thread that follows the log; [`waiting`]: groups that are not
 //! complete yet; [`own`]: records that it can pass over; [`as_of`]: deletes that it may have
 //! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several
-//! partitions), [`flushed`], [`stripes`] (locks of keys), [`watch`], [`together`] (several keys at
-//! once), [`consistency`] (how new a read is), [`digest`].
+//! partitions), [`flushed`], [`features`] (of the topics' format), [`stripes`] (locks of keys),
+//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is),
+//! [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -20,6 +21,7 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+mod features;
 pub mod flushed;
 pub mod hot;
 mod own;
@@ -46,10 +48,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Change, Entry, Payload};
+use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
+use features::TopicFeatures;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
 use stripes::Stripes;
@@ -158,7 +161,7 @@ pub struct Service {
     pub settings: Settings,
     pub counters: Counters,
     pub memory: Arc<Budget>,
-    /// Told of every change of what readers see.
+    /// Hear every change of what readers see.
     pub listeners: visible::Listeners,
     behind: WriteBehind,
     pub reads: consistency::Reads,
@@ -181,6 +184,8 @@ pub struct Service {
     failure: OnceLock<String>,
     /// Writes with a condition under way.
     conditional_writes: AtomicUsize,
+    /// Held while this node names a feature in a topic.
+    naming: tokio::sync::Mutex<()>,
 }
 
 /// One database: a topic, and what is in memory of it.
@@ -198,6 +203,8 @@ pub struct Database {
     copies: AtomicBool,
     /// Flushes that this node has handed to the log.
     flushes: AtomicU64,
+    /// What its topic uses of the format.
+    features: TopicFeatures,
 }
 
 /// What every write needs to know about a topic, kept here so that the log is not asked each time.
@@ -239,6 +246,7 @@ impl Database {
             source: Mutex::default(),
             copies: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
+            features: TopicFeatures::default(),
         }
     }
 
@@ -250,6 +258,7 @@ impl Database {
     fn forget(&self) {
         self.watches.flushed(|_| true);
         self.hot.forget_all();
+        self.features.forget();
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
@@ -369,6 +378,7 @@ impl Service {
             generation: AtomicU64::new(0),
             failure: OnceLock::new(),
             conditional_writes: AtomicUsize::new(0),
+            naming: Default::default(),
         };
         service.notice_databases();
         let service = Arc::new(service);
@@ -482,6 +492,7 @@ impl Service {
             if database >= self.database_count() || applier::source_of(self, database).as_ref() != Some(&known.source) {
                 return Err(format!("the local store was filled from {}", known.source));
             }
+            self.databases[database as usize].features.restore(&known.features);
             for (&partition, position) in &known.partitions {
                 if let Some(partition) = self.partition(&TopicPartition { database, partition }) {
                     partition.applied.store(position.next_offset, Ordering::Release);
@@ -697,6 +708,21 @@ impl Service {
                     let (database, partition, key) = (*database, *partition, key.clone());
                     add(item, database, partition, key, Payload::TOMBSTONE);
                 }
+                Item::Features {
+                    database,
+                    partition,
+                    features,
+                } => {
+                    let (database, partition, features) = (*database, *partition, features.clone());
+                    let key = bytes::Bytes::from_static(FEATURES_KEY);
+                    add(
+                        item,
+                        database,
+                        partition,
+                        key,
+                        Payload::Control(Control::Features(features)),
+                    );
+                }
             }
         }
         (records, of_each)
@@ -726,7 +752,7 @@ impl Service {
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
                 }
-                Item::Tombstone { .. } => {}
+                Item::Tombstone { .. } | Item::Features { .. } => {}
             }
         }
         if supervise::is_injected("panic", "commit") {

@@ -24,7 +24,7 @@ use super::write::{Item, Outstanding, Write};
 use super::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::model::{Entry, State, Value, is_reserved};
+use crate::model::{Collection, Entry, Packed, State, Value, is_reserved};
 use crate::store::{Scanned, StoreError};
 
 /// From this many items on, a transaction finds its own writes by a map instead of a linear search.
@@ -58,6 +58,8 @@ pub enum Wait {
     Own,
     /// The database's topic must be created.
     CreateDatabase(u16),
+    /// The database's topic must name this feature of the format.
+    Feature(u16, &'static str),
     /// The store must take in what was acknowledged: too much is in memory only.
     Room(Size),
     /// This node is not serving, or was not serving all the time. The command may have read a store
@@ -155,6 +157,9 @@ impl From<StoreError> for Fault {
         }
     }
 }
+
+/// The error of a command on a key that holds something else.
+pub const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
 /// Which states a transaction sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -411,6 +416,7 @@ impl Service {
         } else {
             let items = self.with_copies(items)?;
             self.admit(&items, bytes)?;
+            self.features_for(&items)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
             Some(self.commit(items, owner, epoch, condition))
         };
@@ -515,6 +521,7 @@ impl Service {
         }
         for item in items {
             let database = item.database();
+            self.check_features(database)?;
             let Some(topic) = self.databases[database as usize].topic.get() else {
                 return Err(Fault::Wait(Wait::CreateDatabase(database)));
             };
@@ -585,7 +592,7 @@ impl<'s> Transaction<'s> {
     pub fn peek(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
         let now = self.now;
         let entry = self.get_even_expired(database, key)?;
-        Ok(entry.filter(|e| e.meta.expire_at.is_none_or(|at| at > now)))
+        Ok(entry.filter(|entry| entry.is_live(now)))
     }
 
     /// As [`Transaction::get`], but an expired key is still seen.
@@ -598,7 +605,7 @@ impl<'s> Transaction<'s> {
     pub fn seems_to_exist(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
         let now = self.now;
         let entry = self.look(database, key, false)?;
-        Ok(entry.is_some_and(|e| e.meta.expire_at.is_none_or(|at| at > now)))
+        Ok(entry.is_some_and(|entry| entry.is_live(now)))
     }
 
     /// True if what is written rests on what is read, and others may write at the same time.
@@ -635,6 +642,7 @@ impl<'s> Transaction<'s> {
             return Ok(None);
         }
         self.looks();
+        self.service.check_features(database)?;
         if let Some(watching) = &mut self.watching {
             watching.watch(database, key);
         }
@@ -678,10 +686,11 @@ impl<'s> Transaction<'s> {
     }
 
     /// Notes that all keys of the database were read, in the store.
-    fn look_at_all(&mut self, database: u16) {
+    fn look_at_all(&mut self, database: u16) -> Result<(), Fault> {
         self.looks();
+        self.service.check_features(database)?;
         if !self.is_conditional() {
-            return;
+            return Ok(());
         }
         let partitions = self.service.databases[database as usize].partitions().iter();
         let all = partitions.zip(0..).map(|(progress, partition)| Read {
@@ -690,6 +699,7 @@ impl<'s> Transaction<'s> {
             known: progress.stored.load(Ordering::Acquire),
         });
         self.reads.extend(all);
+        Ok(())
     }
 
     /// The string value of a key.
@@ -733,18 +743,25 @@ impl<'s> Transaction<'s> {
         let Flushed { at, key, .. } = flushed;
         if let Some(known) = self.service.known_of_flushed(flushed)? {
             let key = key.clone();
-            self.reads.push(Read {
+            let read = Read {
                 at: *at,
                 key: Some(key.clone()),
                 known,
-            });
-            self.items.push(Item::Tombstone {
+            };
+            let item = Item::Tombstone {
                 database: at.database,
                 key,
                 partition: at.partition,
-            });
+            };
+            self.add(read, item);
         }
         Ok(())
+    }
+
+    /// Writes a record that clients do not see, on this condition.
+    pub(super) fn add(&mut self, read: Read, item: Item) {
+        self.reads.push(read);
+        self.items.push(item);
     }
 
     /// Hides everything in the database. Writes of this transaction that come after it stay.
@@ -766,7 +783,7 @@ impl<'s> Transaction<'s> {
     /// Number of keys in the database, including expired ones without a tombstone. It counts what
     /// is in the store: call [`Service::store_caught_up`] first.
     pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
-        self.look_at_all(database);
+        self.look_at_all(database)?;
         let flushed = self.flushed.contains(&database);
         let mut count = if flushed {
             0
@@ -800,7 +817,7 @@ impl<'s> Transaction<'s> {
         at_least: usize,
         visit: &mut dyn FnMut(&[u8]),
     ) -> Result<Option<u64>, Fault> {
-        self.look_at_all(database);
+        self.look_at_all(database)?;
         let live = |expire_at: Option<u64>| expire_at.is_none_or(|at| at > self.now);
         let own = |place| self.own_entry(place).is_some_and(|e| live(e.meta.expire_at));
         let next = if self.flushed.contains(&database) {
@@ -900,6 +917,16 @@ impl Entry {
     pub fn string(&self) -> Result<Bytes, Fault> {
         match &self.value {
             Value::String(value) => Ok(value.clone()),
+            Value::Packed(_) => Err(WRONG_TYPE.into()),
+            Value::Unreadable(reason) => Err(self.unreadable(reason)),
+        }
+    }
+
+    /// The collection, if it is of this type.
+    pub fn packed(&self, of: Collection) -> Result<&Packed, Fault> {
+        match &self.value {
+            Value::Packed(packed) if packed.of() == of => Ok(packed),
+            Value::Packed(_) | Value::String(_) => Err(WRONG_TYPE.into()),
             Value::Unreadable(reason) => Err(self.unreadable(reason)),
         }
     }
@@ -912,10 +939,8 @@ impl Entry {
 
     /// The type as TYPE returns it.
     pub fn type_name(&self) -> Result<&'static str, Fault> {
-        match &self.value {
-            Value::String(_) => Ok("string"),
-            Value::Unreadable(reason) => Err(self.unreadable(reason)),
-        }
+        let kept = self.value.kept();
+        kept.map(|(of, _)| of.name()).map_err(|reason| self.unreadable(reason))
     }
 
     fn unreadable(&self, reason: &str) -> Fault {

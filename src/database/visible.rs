@@ -59,7 +59,7 @@ pub struct Event<'e> {
 
 type Listener = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
-/// Those who are told of every event.
+/// Those who hear every event.
 #[derive(Default)]
 pub struct Listeners {
     /// There is one, so that an event costs nothing while there is none.
@@ -68,8 +68,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// From now on `listener` is told of every event, by the thread that made the change. It must
-    /// be quick and must not block.
+    /// From now on `listener` gets every event, from the thread that made the change. It must be
+    /// quick and must not block.
     pub fn add(&self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) {
         self.all.write().push(Box::new(listener));
         self.any.store(true, Ordering::SeqCst);

@@ -31,12 +31,12 @@ pub enum Found {
 impl Found {
     /// For this entry, at that time (milliseconds since the epoch).
     pub fn of(entry: Option<&Entry>, now: u64) -> Found {
-        match entry.map(|entry| &entry.meta) {
-            Some(meta) if meta.expire_at.is_none_or(|at| at > now) => Found::Record {
+        match entry.filter(|entry| entry.is_live(now)).map(|entry| &entry.meta) {
+            Some(meta) => Found::Record {
                 partition: meta.partition,
                 offset: meta.offset,
             },
-            _ => Found::Absent,
+            None => Found::Absent,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::Service;
 use super::hot::At;
 use super::visible::Shown;
 use crate::log::{Appended, Completion, ProduceError};
-use crate::model::{Entry, State};
+use crate::model::{Entry, Features, State};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -30,11 +30,20 @@ pub enum Item {
     /// another producer left outside of the home partition (a [`Item::Key`] says what is shown), or
     /// a record that a flush has hidden.
     Tombstone { database: u16, key: Bytes, partition: u32 },
+    /// Names what a partition uses of the topic's format.
+    Features {
+        database: u16,
+        partition: u32,
+        features: Features,
+    },
 }
 
 impl Item {
     pub fn database(&self) -> u16 {
-        let (Item::Key { database, .. } | Item::Flush { database } | Item::Tombstone { database, .. }) = self;
+        let (Item::Key { database, .. }
+        | Item::Flush { database }
+        | Item::Tombstone { database, .. }
+        | Item::Features { database, .. }) = self;
         *database
     }
 
@@ -42,7 +51,7 @@ impl Item {
     pub fn state(&self) -> Option<&State> {
         match self {
             Item::Key { state, .. } => state.as_ref(),
-            Item::Flush { .. } | Item::Tombstone { .. } => None,
+            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
         }
     }
 }
@@ -150,6 +159,11 @@ impl Write {
                     self.service.databases[*database as usize].acknowledged(place);
                 }
                 Item::Tombstone { database, .. } => self.service.databases[*database as usize].acknowledged(place),
+                Item::Features { database, features, .. } => {
+                    let database = &self.service.databases[*database as usize];
+                    database.features.meet(place, features);
+                    database.acknowledged(place);
+                }
             }
         }
         // A state that was forgotten meanwhile must not come back.

@@ -583,7 +583,7 @@ impl Buffer {
                 self.last_run().flush = Some(change);
                 return;
             }
-            Payload::Control(Control::Unknown) => return,
+            Payload::Control(Control::Features(_) | Control::Unknown) => return,
         }
         let new = change_bytes(&change);
         let name = Name {
@@ -857,6 +857,7 @@ impl Upkeep {
             let of_database = checkpoint.databases.entry(at.database);
             let of_database = of_database.or_insert_with(|| DatabaseCheckpoint {
                 source,
+                features: service.databases[at.database as usize].features.all(),
                 partitions: BTreeMap::new(),
             });
             of_database.partitions.insert(at.partition, position);

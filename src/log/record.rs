@@ -22,6 +22,10 @@ pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
 /// Upper estimate of the bytes that a record's headers take.
 pub const HEADER_BYTES: usize = 160;
 
+/// How this version reads records. It grows when a record is taken for something else than before:
+/// a local store that another version filled is then rebuilt.
+pub const READS: u32 = 2;
+
 /// A record to be produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {

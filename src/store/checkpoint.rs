@@ -13,6 +13,7 @@ use std::path::Path;
 
 use super::Meta;
 use crate::files;
+use crate::model::Features;
 
 /// How far the store is, per database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct DatabaseCheckpoint {
     /// The log that this database was filled from, opaque here (cluster id, topic id, partition
     /// count).
     pub source: String,
+    /// Per partition: what the log uses of its format, where a record was applied that says it.
+    pub features: BTreeMap<u32, Features>,
     pub partitions: BTreeMap<u32, PartitionPosition>,
 }
 
@@ -40,7 +43,7 @@ pub struct PartitionPosition {
 }
 
 /// First line of the file. The number changes with the format of the file or of the store.
-const HEADER: &str = "highwater store position 3";
+const HEADER: &str = "highwater store position 4";
 
 /// The counts of one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,6 +159,13 @@ impl PositionFile {
         // Writing into a String cannot fail.
         for (database, of_database) in &self.checkpoint.databases {
             let _ = writeln!(text, "source {database} {}", escape(&of_database.source));
+            for (partition, features) in &of_database.features {
+                let _ = writeln!(
+                    text,
+                    "features {database} {partition} {}",
+                    escape(&features.to_string())
+                );
+            }
             for (partition, position) in &of_database.partitions {
                 let PartitionPosition {
                     next_offset,
@@ -224,6 +234,12 @@ fn parse_line(line: &str, file: &mut PositionFile) -> Option<()> {
             let database = number(words.next())?;
             let source = unescape(words.next()?)?;
             file.checkpoint.databases.entry(database).or_default().source = source;
+        }
+        "features" => {
+            let (database, partition) = (number(words.next())?, number(words.next())?);
+            let features = Features::parse(unescape(words.next()?)?.as_bytes());
+            let of_database = file.checkpoint.databases.entry(database).or_default();
+            of_database.features.insert(partition, features);
         }
         "position" => {
             let (database, partition) = (number(words.next())?, number(words.next())?);
@@ -321,6 +337,7 @@ mod tests {
                 0,
                 DatabaseCheckpoint {
                     source: "cluster=ä b\n%crc topic=x".to_owned(),
+                    features: BTreeMap::from([(0, Features::default()), (7, Features::parse(b"a b"))]),
                     partitions,
                 },
             ),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::model::{Meta, Value};
+use crate::model::{Meta, Type, Value};
 use crate::store::key_hash;
 
 /// Values above this are cut into pieces of this size. sled writes a leaf as one message, and
@@ -28,6 +28,9 @@ const KIND_MASK: u8 = 0x07;
 const KIND_INLINE: u8 = 1;
 const KIND_CUT: u8 = 2;
 const KIND_UNREADABLE: u8 = 3;
+/// The [`Type::number`], in these bits.
+const TYPE_SHIFT: u32 = 4;
+const TYPE_MASK: u8 = 0x70;
 
 pub(super) type KeyBuf = SmallVec<[u8; 64]>;
 
@@ -91,26 +94,26 @@ pub(super) fn split_piece_key(key: &[u8]) -> Result<(&[u8], u32, u64, u32), Dama
 /// What an entry holds besides its [`Meta`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Body<'a> {
-    Inline(&'a [u8]),
-    /// The value's length; its bytes are in pieces.
-    Cut(usize),
+    Inline(Type, &'a [u8]),
+    /// The length of what is kept; its bytes are in pieces.
+    Cut(Type, usize),
     Unreadable(&'a str),
 }
 
 impl Body<'_> {
     pub fn of(value: &Value) -> Body<'_> {
-        match value {
-            Value::String(bytes) if bytes.len() > PIECE_BYTES => Body::Cut(bytes.len()),
-            Value::String(bytes) => Body::Inline(bytes),
-            Value::Unreadable(reason) => Body::Unreadable(reason),
+        match value.kept() {
+            Ok((of, bytes)) if bytes.len() > PIECE_BYTES => Body::Cut(of, bytes.len()),
+            Ok((of, bytes)) => Body::Inline(of, bytes),
+            Err(reason) => Body::Unreadable(reason),
         }
     }
 
     /// How many pieces the value was cut into.
     pub fn pieces(&self) -> u32 {
         match self {
-            Body::Cut(length) => u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX),
-            Body::Inline(_) | Body::Unreadable(_) => 0,
+            Body::Cut(_, length) => u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX),
+            Body::Inline(..) | Body::Unreadable(_) => 0,
         }
     }
 }
@@ -118,8 +121,8 @@ impl Body<'_> {
 pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
     out.clear();
     let kind = match body {
-        Body::Inline(_) => KIND_INLINE,
-        Body::Cut(_) => KIND_CUT,
+        Body::Inline(of, _) => KIND_INLINE | of.number() << TYPE_SHIFT,
+        Body::Cut(of, _) => KIND_CUT | of.number() << TYPE_SHIFT,
         Body::Unreadable(_) => KIND_UNREADABLE,
     };
     out.push(if meta.expire_at.is_some() {
@@ -134,8 +137,8 @@ pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
         put_varint(expire_at, out);
     }
     match body {
-        Body::Inline(bytes) => out.extend_from_slice(bytes),
-        Body::Cut(length) => put_varint(*length as u64, out),
+        Body::Inline(_, bytes) => out.extend_from_slice(bytes),
+        Body::Cut(_, length) => put_varint(*length as u64, out),
         Body::Unreadable(reason) => out.extend_from_slice(reason.as_bytes()),
     }
 }
@@ -146,9 +149,10 @@ pub(super) fn decode(stored: &[u8]) -> Result<(Meta, Body<'_>), Damaged> {
 
 fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
     let (&flags, mut rest) = stored.split_first()?;
-    if flags & !(KIND_MASK | HAS_EXPIRY) != 0 {
+    if flags & !(KIND_MASK | HAS_EXPIRY | TYPE_MASK) != 0 {
         return None;
     }
+    let of = Type::of_number((flags & TYPE_MASK) >> TYPE_SHIFT)?;
     let meta = Meta {
         partition: u32::try_from(take_varint(&mut rest)?).ok()?,
         offset: take_varint(&mut rest)?,
@@ -160,13 +164,13 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
         },
     };
     let body = match flags & KIND_MASK {
-        KIND_INLINE => Body::Inline(rest),
+        KIND_INLINE => Body::Inline(of, rest),
         KIND_CUT => {
             let length = take_varint(&mut rest)?;
             if length > MAX_VALUE_BYTES || !rest.is_empty() {
                 return None;
             }
-            Body::Cut(usize::try_from(length).ok()?)
+            Body::Cut(of, usize::try_from(length).ok()?)
         }
         KIND_UNREADABLE => Body::Unreadable(std::str::from_utf8(rest).ok()?),
         _ => return None,
@@ -177,9 +181,9 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
 /// The value of an entry that is not cut.
 pub(super) fn uncut_value(body: &Body<'_>) -> Option<Value> {
     match body {
-        Body::Inline(bytes) => Some(Value::String(Bytes::copy_from_slice(bytes))),
+        Body::Inline(of, bytes) => Some(Value::of_kept(*of, Bytes::copy_from_slice(bytes))),
         Body::Unreadable(reason) => Some(Value::Unreadable(Arc::from(*reason))),
-        Body::Cut(_) => None,
+        Body::Cut(..) => None,
     }
 }
 
@@ -221,6 +225,7 @@ fn unzigzag(number: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Collection;
 
     #[test]
     fn entries_survive_a_round_trip() {
@@ -238,9 +243,9 @@ mod tests {
                 expire_at,
             };
             for body in [
-                Body::Inline(b""),
-                Body::Inline(b"\0\xff"),
-                Body::Cut(512 << 20),
+                Body::Inline(Type::String, b""),
+                Body::Inline(Type::Collection(Collection::SortedSet), b"\0\xff"),
+                Body::Cut(Type::Collection(Collection::Hash), 512 << 20),
                 Body::Unreadable("why"),
             ] {
                 encode(&meta, &body, &mut out);
@@ -257,7 +262,8 @@ mod tests {
             &[0],
             &[KIND_INLINE],
             &[KIND_INLINE, 0x80],
-            &[0x11, 0, 0, 0],
+            &[0x80, 0, 0, 0],
+            &[0x71, 0, 0, 0],
             &[7, 0, 0, 0],
             &too_long,
         ] {

@@ -103,7 +103,7 @@ pub(super) fn flush(partition: u32, offset: u64) -> Change {
 pub(super) fn value_of(store: &dyn Store, key: &[u8]) -> Option<Bytes> {
     match store.get(0, key).unwrap()?.value {
         Value::String(bytes) => Some(bytes),
-        Value::Unreadable(reason) => panic!("unreadable: {reason}"),
+        other => panic!("no string: {other:?}"),
     }
 }
 
@@ -143,6 +143,7 @@ pub(super) fn position(next_offset: u64) -> Checkpoint {
         databases: BTreeMap::from([(
             0,
             DatabaseCheckpoint {
+                features: BTreeMap::new(),
                 source: "test".to_owned(),
                 partitions,
             },

@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sweep", &["database", "log", "supervise"]),
     // How clients are served.
     ("resp", &[]),
-    ("config", &[]),
+    ("config", &["model"]),
     ("telemetry", &["config", "striped", "supervise"]),
     (
         "command",

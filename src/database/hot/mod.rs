@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 
 use self::table::{Hashed, Table};
 use super::write::Write;
-use crate::model::{Change, Entry, Meta, Value};
+use crate::model::{Change, Entry, Meta, Type, Value};
 use crate::store::key_hash;
 
 const SHARDS: usize = 64;
@@ -122,7 +122,10 @@ const _: () = assert!(size_of::<Option<Slot>>() == 24);
 /// - short, if the numbers are as small as they nearly always are: 0, or 1 if there is an expiry;
 ///   length of the key (1 byte), partition (1), offset (6), timestamp (6), expiry (6);
 /// - long: 2; partition (4), offset (8), timestamp (8), expiry (8), length of the key (4).
+///
+/// The first byte's upper half is the type of an inline value ([`Type::number`]).
 struct Header {
+    of: Type,
     at: At,
     timestamp: i64,
     expire_at: Option<u64>,
@@ -621,11 +624,13 @@ impl Slot {
     }
 
     fn set(&mut self, key: &[u8], at: At, entry: Option<&Entry>) {
-        let (inline, apart): (&[u8], _) = match entry.map(|entry| &entry.value) {
-            Some(Value::String(value)) if value.len() <= INLINE => (value, None),
-            other => (&[], other),
+        let value = entry.map(|entry| &entry.value);
+        let (of, inline, apart): (_, &[u8], _) = match value.map(Value::kept) {
+            Some(Ok((of, value))) if value.len() <= INLINE => (of, value, None),
+            _ => (Type::String, &[], value),
         };
         let header = Header {
+            of,
             at,
             timestamp: entry.map_or(0, |entry| entry.meta.timestamp),
             expire_at: entry.and_then(|entry| entry.meta.expire_at),
@@ -675,7 +680,7 @@ impl Slot {
         let header = self.header();
         let value = match &self.body {
             _ if self.absent => return None,
-            Body::Inline(block) => Value::String(own(&block[header.len() + header.key_len..])),
+            Body::Inline(block) => Value::of_kept(header.of, own(&block[header.len() + header.key_len..])),
             Body::Apart(apart) => apart.1.clone(),
         };
         let meta = Meta {
@@ -708,6 +713,8 @@ impl Header {
     const SHORT: usize = 15;
     const SHORT_WITH_EXPIRY: usize = 21;
     const LONG: usize = 33;
+    /// The bits of the first byte that say which form it is.
+    const FORM: u8 = 0x0f;
     /// In place of an expiry, in the long form.
     const NONE: u64 = u64::MAX;
 
@@ -727,7 +734,7 @@ impl Header {
 
     /// Where the key stands in a block, and how long it is.
     fn key_of(block: &[u8]) -> (usize, usize) {
-        match block[0] {
+        match block[0] & Header::FORM {
             0 => (Header::SHORT, usize::from(block[1])),
             1 => (Header::SHORT_WITH_EXPIRY, usize::from(block[1])),
             _ => (Header::LONG, u32::from_le_bytes(part(block, 29)) as usize),
@@ -740,8 +747,11 @@ impl Header {
         // there may be no bytes after these six.
         let six = |at: usize| u64::from_le_bytes(part(block, at - 2)) >> 16;
         let eight = |at| u64::from_le_bytes(part(block, at));
-        match block[0] {
+        // A number that is no type's is never written.
+        let of = Type::of_number(block[0] >> 4).unwrap_or(Type::String);
+        match block[0] & Header::FORM {
             2 => Header {
+                of,
                 at: At {
                     partition: u32::from_le_bytes(part(block, 1)),
                     offset: eight(5),
@@ -751,6 +761,7 @@ impl Header {
                 key_len,
             },
             form => Header {
+                of,
                 at: At {
                     partition: u32::from(block[2]),
                     offset: six(3),
@@ -764,7 +775,7 @@ impl Header {
 
     fn write(&self, block: &mut [u8]) {
         let form = self.form();
-        block[0] = form;
+        block[0] = form | self.of.number() << 4;
         if form == 2 {
             block[1..5].copy_from_slice(&self.at.partition.to_le_bytes());
             block[5..13].copy_from_slice(&self.at.offset.to_le_bytes());
@@ -799,6 +810,7 @@ pub fn own(bytes: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Collection, Packed};
 
     fn at(offset: u64) -> At {
         At { partition: 3, offset }
@@ -843,6 +855,7 @@ mod tests {
                     (7, 7, -1),
                 ] {
                     let header = Header {
+                        of: Type::of_number((key_len % 4) as u8).expect("four types"),
                         at: At { partition, offset },
                         timestamp,
                         expire_at,
@@ -851,13 +864,14 @@ mod tests {
                     let mut block = vec![index as u8; header.len()];
                     header.write(&mut block);
                     let read = Header::read(&block);
-                    assert_eq!((read.at, read.timestamp), (header.at, timestamp));
+                    assert_eq!((read.of, read.at, read.timestamp), (header.of, header.at, timestamp));
                     assert_eq!((read.expire_at, read.key_len), (expire_at, key_len));
                     assert_eq!(Header::key_of(&block), (block.len(), key_len));
                 }
             }
         }
         let usual = Header {
+            of: Type::String,
             at: at(1),
             timestamp: 1_800_000_000_000,
             expire_at: None,
@@ -871,7 +885,11 @@ mod tests {
         let tier = tier(1 << 20);
         let sizes = [0, 1, 64, INLINE, INLINE + 1, 100_000];
         let strings = sizes.map(|size| Value::String(vec![7; size].into()));
-        let values = strings.into_iter().chain([Value::Unreadable("no such type".into())]);
+        let packed = Collection::ALL.map(|of| Value::Packed(Packed::kept(of, vec![7; 20].into())));
+        let values = strings
+            .into_iter()
+            .chain(packed)
+            .chain([Value::Unreadable("no such type".into())]);
         let mut offset = 0;
         for value in values {
             for expire_at in [None, Some(0), Some(u64::MAX - 1)] {

@@ -14,7 +14,7 @@ use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
-use crate::model::{Payload, is_reserved};
+use crate::model::{Payload, State, Value, is_reserved};
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -177,9 +177,10 @@ impl EmbeddedFollower {
             Kind::Value { .. } | Kind::Tombstone if is_reserved(raw.key) => {
                 (Bytes::copy_from_slice(raw.key), Payload::UNKNOWN)
             }
-            Kind::Value { value, expire_at } => {
+            Kind::Value { of, value, expire_at } => {
                 let (key, value) = key_and_value(raw.key, value, body);
-                (key, Payload::string(value, expire_at))
+                let value = Value::of_kept(of, value);
+                (key, Payload::Key(Some(State { value, expire_at })))
             }
             Kind::Tombstone => (Bytes::copy_from_slice(raw.key), Payload::TOMBSTONE),
             Kind::Flush => (Bytes::copy_from_slice(raw.key), Payload::FLUSH),

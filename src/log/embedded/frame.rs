@@ -17,14 +17,14 @@
 //! that was once safe.
 //!
 //! Record: `flags, offset - base, timestamp - frame's (zigzag), database, [offset - group's first],
-//! [expiry], key length, [value length], key, value`; numbers are LEB128, fields in brackets depend
-//! on the flags.
+//! [type], [expiry], key length, [value length], key, value`; numbers are LEB128, fields in
+//! brackets depend on the flags.
 //!
 //! This module does no I/O.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use crate::log::Record;
-use crate::model::{Control, Payload, Value};
+use crate::model::{Control, Payload, Type};
 
 pub const HEADER_LEN: usize = 48;
 pub const MAGIC: [u8; 4] = *b"hwF\x01";
@@ -37,10 +37,12 @@ const KIND_TOMBSTONE: u8 = 1;
 const KIND_FLUSH: u8 = 2;
 const HAS_EXPIRY: u8 = 0b0000_0100;
 const IN_GROUP: u8 = 0b0000_1000;
-const KNOWN_FLAGS: u8 = KIND_MASK | HAS_EXPIRY | IN_GROUP;
+/// The value is no string: its [`Type::number`] follows.
+const HAS_TYPE: u8 = 0b0001_0000;
+const KNOWN_FLAGS: u8 = KIND_MASK | HAS_EXPIRY | IN_GROUP | HAS_TYPE;
 
 /// The most bytes of a record beside key and value.
-pub const RECORD_OVERHEAD: usize = 1 + 7 * 10;
+pub const RECORD_OVERHEAD: usize = 2 + 7 * 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
@@ -54,7 +56,11 @@ pub struct FrameHeader {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
-    Value { value: &'a [u8], expire_at: Option<u64> },
+    Value {
+        of: Type,
+        value: &'a [u8],
+        expire_at: Option<u64>,
+    },
     Tombstone,
     Flush,
 }
@@ -130,16 +136,18 @@ impl<'a> RawRecord<'a> {
     /// `None` for a payload that is only ever read.
     pub fn of(record: &'a Record, offset: u64, timestamp: i64, group: Option<u64>) -> Option<Self> {
         let kind = match &record.payload {
-            Payload::Key(Some(state)) => match &state.value {
-                Value::String(value) => Kind::Value {
+            Payload::Key(Some(state)) => {
+                let (of, value) = state.value.kept().ok()?;
+                Kind::Value {
+                    of,
                     value,
                     expire_at: state.expire_at,
-                },
-                Value::Unreadable(_) => return None,
-            },
+                }
+            }
             Payload::Key(None) => Kind::Tombstone,
             Payload::Control(Control::Flush) => Kind::Flush,
-            Payload::Control(Control::Unknown) => return None,
+            // One version writes and reads this log: a feature that it does not know is a flag.
+            Payload::Control(Control::Features(_) | Control::Unknown) => return None,
         };
         Some(Self {
             offset,
@@ -176,11 +184,12 @@ impl FrameBuilder {
 
     /// Records come in ascending order of their offsets.
     pub fn push(&self, out: &mut Vec<u8>, record: &RawRecord<'_>) {
-        let (mut flags, expire_at, value) = match record.kind {
-            Kind::Value { value, expire_at } => (KIND_VALUE, expire_at, Some(value)),
-            Kind::Tombstone => (KIND_TOMBSTONE, None, None),
-            Kind::Flush => (KIND_FLUSH, None, None),
+        let (mut flags, of, expire_at, value) = match record.kind {
+            Kind::Value { of, value, expire_at } => (KIND_VALUE, of, expire_at, Some(value)),
+            Kind::Tombstone => (KIND_TOMBSTONE, Type::String, None, None),
+            Kind::Flush => (KIND_FLUSH, Type::String, None, None),
         };
+        flags |= if of == Type::String { 0 } else { HAS_TYPE };
         flags |= if expire_at.is_some() { HAS_EXPIRY } else { 0 };
         flags |= if record.group.is_some() { IN_GROUP } else { 0 };
         out.push(flags);
@@ -189,6 +198,9 @@ impl FrameBuilder {
         put_number(out, u64::from(record.database));
         if let Some(first) = record.group {
             put_number(out, record.offset - first);
+        }
+        if of != Type::String {
+            out.push(of.number());
         }
         if let Some(expire_at) = expire_at {
             put_number(out, expire_at);
@@ -276,6 +288,10 @@ impl<'a> Records<'a> {
             0 => None,
             _ => Some(offset.checked_sub(self.number()?).ok_or(Malformed)?),
         };
+        let of = match flags & HAS_TYPE {
+            0 => Type::String,
+            _ => Type::of_number(self.byte()?).ok_or(Malformed)?,
+        };
         let expire_at = match flags & HAS_EXPIRY {
             0 => None,
             _ => Some(self.number()?),
@@ -286,6 +302,7 @@ impl<'a> Records<'a> {
         let key = self.bytes(key_len)?;
         let kind = match kind {
             KIND_VALUE => Kind::Value {
+                of,
                 value: self.bytes(value_len)?,
                 expire_at,
             },
@@ -373,6 +390,7 @@ mod tests {
                 next = offset + 1;
                 let kind = match &o.value {
                     Some(value) => Kind::Value {
+                        of: Type::of_number(value.first().map_or(0, |byte| byte % 4)).expect("four types"),
                         value,
                         expire_at: o.expire_at,
                     },

@@ -5,17 +5,20 @@
 //! old value. So such a record becomes [`Value::Unreadable`] with the reason.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
 use crate::log::{Record, TopicPartition};
-use crate::model::{Control, Payload, State, Value, is_reserved};
+use crate::model::{Collection, Control, FEATURES_KEY, Features, Packed, Payload, State, Type, Value, is_reserved};
 
 /// Longest piece of a foreign header that a reason quotes.
 const QUOTED: usize = 40;
 const TYPE_STRING: &[u8] = b"string";
 const CONTROL_FLUSH: &[u8] = b"flush";
+const CONTROL_FEATURES: &[u8] = b"features";
 
 /// A header's name and its ASCII value.
 pub type Header = (&'static str, SmallVec<[u8; 48]>);
@@ -25,7 +28,7 @@ pub type Header = (&'static str, SmallVec<[u8; 48]>);
 pub struct Wire<'a> {
     pub key: &'a [u8],
     /// `None` is Kafka's null: a tombstone.
-    pub value: Option<&'a [u8]>,
+    pub value: Option<Cow<'a, [u8]>>,
     pub headers: SmallVec<[Header; 2]>,
 }
 
@@ -108,18 +111,22 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
             if let Some(at) = state.expire_at {
                 headers.push((HEADER_EXPIRE_AT, decimal(at)));
             }
-            match &state.value {
-                Value::String(value) => Some(value.as_ref()),
-                Value::Unreadable(reason) => {
-                    return Err(format!("an unreadable record cannot be written: {reason}"));
-                }
+            let kept = state.value.kept();
+            let (of, value) = kept.map_err(|reason| format!("an unreadable record cannot be written: {reason}"))?;
+            if of != Type::String {
+                headers.push((HEADER_TYPE, SmallVec::from_slice(of.name().as_bytes())));
             }
+            Some(Cow::Borrowed(value.as_ref()))
         }
         Payload::Key(None) => None,
         Payload::Control(Control::Flush) => {
             headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FLUSH)));
             // Not null: compaction removes tombstones, and this record has to stay.
-            Some(b"".as_slice())
+            Some(Cow::Borrowed(b"".as_slice()))
+        }
+        Payload::Control(Control::Features(features)) => {
+            headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FEATURES)));
+            Some(Cow::Owned(features.to_string().into_bytes()))
         }
         Payload::Control(Control::Unknown) => {
             return Err("a control record that is not understood cannot be written".into());
@@ -156,8 +163,11 @@ pub fn decode<'h>(
     let understood = group.map(parse_group);
     let payload = match value {
         Some(_) if key == FLUSH_KEY && control == Some(CONTROL_FLUSH) => Payload::FLUSH,
+        Some(value) if key == FEATURES_KEY && control == Some(CONTROL_FEATURES) => {
+            Payload::Control(Control::Features(Features::parse(value)))
+        }
         _ if is_reserved(key) => Payload::UNKNOWN,
-        Some(value) => Payload::Key(Some(plain(value, expire_at, kind))),
+        Some(value) => Payload::Key(state(value, expire_at, kind)),
         None => Payload::TOMBSTONE,
     };
     Decoded {
@@ -167,18 +177,36 @@ pub fn decode<'h>(
     }
 }
 
-fn plain(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> State {
-    if let Some(kind) = kind.filter(|kind| *kind != TYPE_STRING) {
-        return unreadable(HEADER_TYPE, kind, "is not known to this version");
-    }
+/// `None`: an empty collection, which is none.
+fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Option<State> {
+    let of = match kind.filter(|kind| *kind != TYPE_STRING) {
+        None => None,
+        Some(kind) => match Collection::of_name(kind) {
+            Some(of) => Some(of),
+            None => return Some(unreadable(HEADER_TYPE, kind, "is not known to this version")),
+        },
+    };
     let expire_at = match expire_at.map(|text| parse_decimal(text).ok_or(text)) {
         None => None,
         Some(Ok(at)) => Some(at),
         Some(Err(text)) => {
-            return unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds");
+            return Some(unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds"));
         }
     };
-    State::string(Bytes::copy_from_slice(value), expire_at)
+    let value = Bytes::copy_from_slice(value);
+    let Some(of) = of else {
+        return Some(State::string(value, expire_at));
+    };
+    match Packed::parse(of, &value) {
+        Ok(packed) => packed.map(|packed| State {
+            value: Value::Packed(packed),
+            expire_at,
+        }),
+        Err(problem) => Some(State::unreadable(format!(
+            "its value is no {} in MessagePack: {problem}",
+            of.name()
+        ))),
+    }
 }
 
 fn unreadable(header: &str, value: &[u8], problem: &str) -> State {
@@ -227,6 +255,7 @@ mod tests {
 
     use super::*;
     use crate::log::TopicPartition;
+    use crate::model::{Field, Fields};
 
     fn read(key: &[u8], value: Option<&[u8]>, headers: &[(&str, Option<&str>)]) -> Decoded {
         decode(
@@ -303,6 +332,22 @@ mod tests {
     fn the_last_of_equal_headers_counts() {
         let headers = [("redis-expire-at", Some("1")), ("redis-expire-at", Some("2"))];
         assert_eq!(read(b"k", Some(b"v"), &headers).payload, value("v", Some(2)));
+    }
+
+    #[test]
+    fn a_collection_that_is_empty_or_broken_replaces_what_was_there() {
+        let hash = |value| read(b"k", Some(value), &[("redis-type", Some("hash"))]);
+        assert_eq!(hash(b"\x80").payload, Payload::TOMBSTONE);
+        let why = reason(hash(b"\x81"));
+        assert_eq!(why, "its value is no hash in MessagePack: it ends too early");
+        let Payload::Key(Some(State {
+            value: Value::Packed(packed),
+            ..
+        })) = hash(b"\x81\xa1f\x01").payload
+        else {
+            panic!("no hash")
+        };
+        assert_eq!(packed.field(b"f").unwrap().unwrap().value, "1");
     }
 
     #[test]
@@ -395,6 +440,29 @@ mod tests {
             value,
             bytes().prop_map(|key| (key, Payload::TOMBSTONE)),
             Just((FLUSH_KEY.to_vec(), Payload::FLUSH)),
+            Just((
+                FEATURES_KEY.to_vec(),
+                Payload::Control(Control::Features(Features::parse(b"hash from-the-future"))),
+            )),
+            (
+                proptest::collection::vec(any::<u8>(), 0..20),
+                proptest::option::of(0..=i64::MAX as u64)
+            )
+                .prop_map(|(value, expire_at)| {
+                    let fields = Fields(
+                        [(
+                            "f".into(),
+                            Field {
+                                value: value.into(),
+                                expire_at,
+                            },
+                        )]
+                        .into_iter()
+                        .collect(),
+                    );
+                    let value = Value::Packed(fields.pack().expect("one field"));
+                    (b"k".to_vec(), Payload::Key(Some(State { value, expire_at })))
+                }),
         ]
     }
 
@@ -429,11 +497,11 @@ mod tests {
             let to = TopicPartition { database: 0, partition: 0 };
             let record = Record { to, key: key.into(), payload };
             let wire = encode(&record, header).expect("can be written");
-            let sent = wire.key.len() + wire.value.map_or(0, <[u8]>::len)
+            let sent = wire.key.len() + wire.value.as_deref().map_or(0, <[u8]>::len)
                 + wire.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             prop_assert!(sent <= record.size());
             let headers = wire.headers.iter().map(|(name, value)| (name.as_bytes(), Some(value.as_slice())));
-            let decoded = decode(wire.key, wire.value, headers);
+            let decoded = decode(wire.key, wire.value.as_deref(), headers);
             prop_assert_eq!(decoded, Decoded { payload: record.payload.clone(), group, bad_group: false });
         }
 

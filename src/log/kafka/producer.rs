@@ -305,7 +305,7 @@ impl Producer {
         let headers = wire.headers.iter().map(|(name, value)| (*name, value.as_slice()));
         let partition = record.to.partition as i32;
         self.inner
-            .send(topic, partition, wire.key, wire.value, headers, delivery)
+            .send(topic, partition, wire.key, wire.value.as_deref(), headers, delivery)
             .map_err(|(code, delivery)| (self.not_taken(code), delivery))
     }
 

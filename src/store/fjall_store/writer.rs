@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::slot::{self, Slot};
 use super::{Engine, Failure, FjallStore, View, key};
-use crate::model::{Change, Control, Meta, Payload, State, Value};
+use crate::model::{Change, Control, Meta, Payload, State};
 use crate::store::checkpoint::{KeyCount, PositionFile};
 use crate::store::entry::{self, Body};
 use crate::store::{Checkpoint, key_hash};
@@ -98,7 +98,7 @@ impl Writer {
             match &change.payload {
                 Payload::Key(state) => self.put(&store.engine, change, state.as_ref())?,
                 Payload::Control(Control::Flush) => self.flush(store, change)?,
-                Payload::Control(Control::Unknown) => {}
+                Payload::Control(Control::Features(_) | Control::Unknown) => {}
             }
             if self.pending.bytes >= BATCH_BYTES {
                 self.commit(store)?;
@@ -176,9 +176,9 @@ impl Writer {
         let others = others.iter().map(|&(of, state, _)| (of, state));
         let slot = match (&meta, new) {
             (Some(meta), Some(State { value, .. })) => {
-                let body = match value {
-                    Value::String(bytes) => Body::Inline(bytes),
-                    Value::Unreadable(reason) => Body::Unreadable(reason),
+                let body = match value.kept() {
+                    Ok((of, bytes)) => Body::Inline(of, bytes),
+                    Err(reason) => Body::Unreadable(reason),
                 };
                 entry::encode(meta, &body, &mut self.encoded);
                 slot::build(others.chain([(name, self.encoded.as_slice())]))

@@ -391,8 +391,10 @@ fn get_once(view: &View, store_key: &[u8], most: usize) -> Result<Got, Failure> 
         return Ok(Got::Nothing);
     }
     let value = match body {
-        Body::Cut(length) if length > most => return Err(Failure::Larger),
-        Body::Cut(length) => trees.join_pieces(store_key, &meta, length)?.map(Value::String),
+        Body::Cut(_, length) if length > most => return Err(Failure::Larger),
+        Body::Cut(of, length) => trees
+            .join_pieces(store_key, &meta, length)?
+            .map(|bytes| Value::of_kept(of, bytes)),
         uncut => entry::uncut_value(&uncut),
     };
     Ok(value.map_or(Got::PieceMissing, |value| Got::Entry(Entry { meta, value })))

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Failure, Mark, SledStore, Trees, View, get_mark, set_mark};
-use crate::model::{Change, Control, Meta, Payload, State, Value};
+use crate::model::{Change, Control, Meta, Payload, State};
 use crate::store::checkpoint::KeyCount;
 use crate::store::entry::{self, Body, PIECE_BYTES};
 
@@ -120,7 +120,7 @@ impl Writer {
                     Payload::Key(Some(state)) => self.put(change, &view, state)?,
                     Payload::Key(None) => self.delete(change, &view)?,
                     Payload::Control(Control::Flush) => self.flush(store, change, &view)?,
-                    Payload::Control(Control::Unknown) => {}
+                    Payload::Control(Control::Features(_) | Control::Unknown) => {}
                 }
             }
         }
@@ -201,7 +201,7 @@ impl Writer {
         {
             return Ok(());
         }
-        if let (Body::Cut(_), Value::String(value)) = (&body, &state.value) {
+        if let (Body::Cut(..), Ok((_, value))) = (&body, state.value.kept()) {
             for (number, piece) in (0u32..).zip(value.chunks(PIECE_BYTES)) {
                 trees
                     .pieces

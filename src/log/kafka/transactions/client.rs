@@ -737,7 +737,7 @@ impl Producer {
             let partition = record.to.partition as i32;
             let sent = self
                 .inner
-                .send(topic, partition, wire.key, wire.value, headers, delivery);
+                .send(topic, partition, wire.key, wire.value.as_deref(), headers, delivery);
             delivery = match sent {
                 Ok(()) => return Ok(()),
                 Err((RDKafkaErrorCode::QueueFull, back)) if Instant::now() < deadline => back,

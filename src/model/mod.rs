@@ -9,14 +9,23 @@
 //! below refuses `_`), so the compiler names the places that have to handle the new one.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+mod features;
+mod msgpack;
+mod packed;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use features::{FEATURES_KEY, Features, is_known};
+pub use packed::{Collection, Field, Fields, Members, Packed, Scores, order};
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     String(Bytes),
+    /// A collection that is one record.
+    Packed(Packed),
     /// The record could not be understood, for this reason; commands on the key answer it. It is
     /// only ever read: nobody can write it again.
     Unreadable(Arc<str>),
@@ -27,7 +36,74 @@ impl Value {
     pub fn bytes(&self) -> usize {
         match self {
             Value::String(value) => value.len(),
+            Value::Packed(packed) => packed.bytes().len(),
             Value::Unreadable(reason) => reason.len(),
+        }
+    }
+
+    /// The bytes that are kept, and the type that they are of; or the reason why there are none.
+    pub fn kept(&self) -> Result<(Type, &Bytes), &str> {
+        match self {
+            Value::String(value) => Ok((Type::String, value)),
+            Value::Packed(packed) => Ok((Type::Collection(packed.of()), packed.bytes())),
+            Value::Unreadable(reason) => Err(reason),
+        }
+    }
+
+    /// What [`Value::kept`] gave, as it comes back from memory or the store.
+    pub fn of_kept(of: Type, bytes: Bytes) -> Value {
+        match of {
+            Type::String => Value::String(bytes),
+            Type::Collection(of) => Value::Packed(Packed::kept(of, bytes)),
+        }
+    }
+
+    /// The feature of the topic's format that it needs, see [`Features`].
+    pub fn feature(&self) -> Option<&'static str> {
+        match self {
+            Value::String(_) | Value::Unreadable(_) => None,
+            Value::Packed(packed) => Some(packed.of().name()),
+        }
+    }
+
+    /// True if there is something at this time (milliseconds since the epoch): of a collection, an
+    /// element that has not expired.
+    pub fn is_live(&self, now: u64) -> bool {
+        match self {
+            Value::String(_) | Value::Unreadable(_) => true,
+            Value::Packed(packed) => packed.is_live(now),
+        }
+    }
+}
+
+/// A type of value that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    String,
+    Collection(Collection),
+}
+
+impl Type {
+    /// As TYPE answers it, and as the header `redis-type` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Type::String => "string",
+            Type::Collection(of) => of.name(),
+        }
+    }
+
+    /// Its number in the files of this node, below 8. It never changes.
+    pub fn number(self) -> u8 {
+        match self {
+            Type::String => 0,
+            Type::Collection(of) => of.number(),
+        }
+    }
+
+    pub fn of_number(number: u8) -> Option<Type> {
+        match number {
+            0 => Some(Type::String),
+            other => Collection::of_number(other).map(Type::Collection),
         }
     }
 }
@@ -71,10 +147,12 @@ pub fn is_reserved(key: &[u8]) -> bool {
 }
 
 /// What a record with a reserved key says. A flush hides none of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Hides every record of its partition with a lower offset, unless its key is reserved.
     Flush,
+    /// What the topic uses from here on.
+    Features(Features),
     /// Nothing that this version understands: from a newer one, or from a producer that does not
     /// know that the key is reserved.
     Unknown,
@@ -99,7 +177,11 @@ impl Payload {
 
     /// Bytes of the value.
     pub fn bytes(&self) -> usize {
-        self.state().map_or(0, |state| state.value.bytes())
+        match self {
+            Payload::Key(state) => state.as_ref().map_or(0, |state| state.value.bytes()),
+            Payload::Control(Control::Features(features)) => features.to_string().len(),
+            Payload::Control(Control::Flush | Control::Unknown) => 0,
+        }
     }
 
     pub fn is_unreadable(&self) -> bool {
@@ -143,6 +225,12 @@ impl Entry {
             },
             value: state.value.clone(),
         }
+    }
+
+    /// True if the key exists at this time (milliseconds since the epoch): neither it nor all that
+    /// it holds has expired.
+    pub fn is_live(&self, now: u64) -> bool {
+        self.meta.expire_at.is_none_or(|at| at > now) && self.value.is_live(now)
     }
 
     pub fn into_state(self) -> State {

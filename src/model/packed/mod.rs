@@ -1,0 +1,155 @@
+//! Packed collections: a whole hash, set or sorted set in one record, as MessagePack. Any producer
+//! can write one, in any language; `docs/topic-format.md` is the contract.
+//!
+//! Reading is exact, so that all nodes agree on what a record says. What this version writes has
+//! one form ([`Packed::parse`] brings every readable record into it): no name twice, no empty
+//! collection, text as strings, other bytes as bytes, a sorted set in its order.
+
+mod hash;
+mod set;
+mod sorted_set;
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::msgpack::{Problem, Reader};
+
+pub use hash::{Field, Fields};
+pub use set::Members;
+pub use sorted_set::{Scores, order};
+
+/// A type of collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collection {
+    Hash,
+    Set,
+    SortedSet,
+}
+
+impl Collection {
+    pub const ALL: [Collection; 3] = [Collection::Hash, Collection::Set, Collection::SortedSet];
+
+    /// As TYPE answers it, and as the header `redis-type` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Collection::Hash => "hash",
+            Collection::Set => "set",
+            Collection::SortedSet => "zset",
+        }
+    }
+
+    pub fn of_name(name: &[u8]) -> Option<Collection> {
+        Collection::ALL.into_iter().find(|of| of.name().as_bytes() == name)
+    }
+
+    /// Its number in the files of this node, at least 1. It never changes.
+    pub fn number(self) -> u8 {
+        match self {
+            Collection::Hash => 1,
+            Collection::Set => 2,
+            Collection::SortedSet => 3,
+        }
+    }
+
+    pub fn of_number(number: u8) -> Option<Collection> {
+        Collection::ALL.into_iter().find(|of| of.number() == number)
+    }
+}
+
+/// A collection that is not empty, in the form that this version writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    of: Collection,
+    bytes: Bytes,
+}
+
+impl Packed {
+    /// Reads a record's value. `None`: the collection is empty, so the key does not exist.
+    pub fn parse(of: Collection, bytes: &Bytes) -> Result<Option<Packed>, Problem> {
+        let mut packed = match of {
+            Collection::Hash => hash::read(bytes)?.pack(),
+            Collection::Set => set::read(bytes)?.pack(),
+            Collection::SortedSet => sorted_set::read(bytes)?.pack(),
+        };
+        if let Some(packed) = packed.as_mut().filter(|packed| packed.bytes == *bytes) {
+            packed.bytes = bytes.clone();
+        }
+        Ok(packed)
+    }
+
+    /// What [`Packed::bytes`] gave, as it comes back from memory or the store.
+    pub fn kept(of: Collection, bytes: Bytes) -> Packed {
+        Packed { of, bytes }
+    }
+
+    pub fn of(&self) -> Collection {
+        self.of
+    }
+
+    /// The record's value.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The fields of a hash, with those that have expired.
+    pub fn fields(&self) -> Result<Fields, Problem> {
+        hash::read(&self.bytes)
+    }
+
+    /// The value of one field of a hash, and when it expires. Nothing is copied.
+    pub fn field(&self, name: &[u8]) -> Result<Option<Field>, Problem> {
+        hash::find(&self.bytes, name)
+    }
+
+    /// The members of a set.
+    pub fn members(&self) -> Result<Members, Problem> {
+        set::read(&self.bytes)
+    }
+
+    /// The members of a sorted set with their scores, in its order.
+    pub fn scores(&self) -> Result<Scores, Problem> {
+        sorted_set::read(&self.bytes)
+    }
+
+    /// How many elements are there at this time (milliseconds since the epoch).
+    pub fn len(&self, now: u64) -> Result<usize, Problem> {
+        let mut reader = Reader::new(&self.bytes);
+        match self.of {
+            Collection::Hash => hash::count(reader, now, usize::MAX),
+            Collection::Set => reader.array(),
+            Collection::SortedSet => reader.map(),
+        }
+    }
+
+    /// True if an element is there at this time. A collection without one does not exist.
+    pub fn is_live(&self, now: u64) -> bool {
+        match self.of {
+            Collection::Hash => hash::count(Reader::new(&self.bytes), now, 1) != Ok(0),
+            Collection::Set | Collection::SortedSet => true,
+        }
+    }
+}
+
+/// A part of `all`, which shares its memory, or bytes of its own.
+fn part_of(all: &Bytes, part: Cow<'_, [u8]>) -> Bytes {
+    match part {
+        Cow::Borrowed(part) => all.slice_ref(part),
+        Cow::Owned(own) => own.into(),
+    }
+}
+
+/// Room for this many elements: not more than their bytes allow.
+fn room(announced: usize, reader: &Reader<'_>) -> usize {
+    announced.min(reader.left())
+}
+
+fn at_end(reader: &Reader<'_>) -> Result<(), Problem> {
+    match reader.is_at_end() {
+        true => Ok(()),
+        false => Err("bytes follow after its end"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
