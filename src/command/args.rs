@@ -64,6 +64,15 @@ pub fn wrong_arity(name: &str) -> Fault {
     Fault::error(format!("ERR wrong number of arguments for '{name}' command"))
 }
 
+/// Redis's error for a subcommand with too many arguments.
+pub fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Fault {
+    Fault::error(format!(
+        "ERR unknown subcommand or wrong number of arguments for '{}'. Try {} HELP.",
+        text(&subcommand[..subcommand.len().min(128)]),
+        container.to_ascii_uppercase()
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

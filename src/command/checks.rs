@@ -11,13 +11,13 @@ use crate::database::transaction::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
 
 pub(super) fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
-    let there = table::find(args[0]).filter(|command| !matches!(command.run, Run::NotYet));
+    let there = table::find(args[0]).filter(|command| command.is_there());
     let command = there.ok_or_else(|| unknown(args))?;
     let Some(name) = args.get(1).filter(|_| !command.subcommands.is_empty()) else {
         return Ok(command);
     };
     match table::find_subcommand(command, name) {
-        Some(sub) if !matches!(sub.run, Run::NotYet) => Ok(sub),
+        Some(sub) if sub.is_there() => Ok(sub),
         _ => Err(Fault::error(format!(
             "ERR unknown subcommand '{}'. Try {} HELP.",
             text(&name[..name.len().min(128)]),

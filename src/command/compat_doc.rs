@@ -6,8 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::table::{self, Entry};
-use super::{Compatibility, Run};
-use crate::command::connection::REDIS_VERSION;
+use super::{Compatibility, REDIS_VERSION, Run};
 use crate::config::table::{Effect, SETTINGS};
 
 const GROUPS: &[(&str, &str)] = &[

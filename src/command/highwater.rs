@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::args::{parse_int, text};
-use super::introspection::help_of;
 use super::key_specs::access::READS;
-use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, Waiting, consistency, flag};
+use super::{
+    Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, Waiting, consistency, flag, help_of,
+};
 use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
 use crate::database::{Seen, Service, Wait};

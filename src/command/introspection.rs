@@ -6,37 +6,13 @@ mod facts;
 
 use std::sync::Arc;
 
-use super::args::{SYNTAX, is, text};
+use super::args::{SYNTAX, is};
+use super::categories::categories;
 use super::key_specs::{Begin, Find, KeySpec, access, range_of};
 use super::pattern;
-use super::table::{self, Entry};
-use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag};
+use super::table::{self, Entry, find_there, subcommands_there, there};
+use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
 use docs::document;
-
-/// ACL categories in Redis's order.
-pub const CATEGORIES: &[&str] = &[
-    "keyspace",
-    "read",
-    "write",
-    "set",
-    "sortedset",
-    "list",
-    "hash",
-    "string",
-    "bitmap",
-    "hyperloglog",
-    "geo",
-    "stream",
-    "pubsub",
-    "admin",
-    "fast",
-    "slow",
-    "blocking",
-    "dangerous",
-    "connection",
-    "transaction",
-    "scripting",
-];
 
 const ROW: Command = Command {
     flags: flag::LOADING | flag::STALE,
@@ -117,64 +93,6 @@ const SUBCOMMANDS: &[Command] = &[
     },
 ];
 
-/// The reply of a container's HELP: its subcommands with their summaries.
-pub fn help_of(container: &str, subcommands: &[Command]) -> Reply {
-    let mut lines = vec![Reply::simple(format!(
-        "{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
-        container.to_ascii_uppercase()
-    ))];
-    for command in subcommands.iter().filter(|c| c.compatibility != Compatibility::NotYet) {
-        lines.push(Reply::simple(own_name(command.name).to_ascii_uppercase()));
-        lines.push(Reply::simple(format!("    {}", command.summary)));
-    }
-    Reply::Array(lines)
-}
-
-/// Whether the command of a row is implemented. Otherwise only `redis-compat.md` lists it.
-pub fn is_there(command: &Command) -> bool {
-    !matches!(command.run, Run::NotYet)
-}
-
-/// ACL categories of a command: those of its row, and those that its flags imply.
-pub fn categories(command: &Command) -> Vec<&'static str> {
-    let implied = |category: &str| match category {
-        "read" => command.has(flag::READONLY),
-        "write" => command.has(flag::WRITE),
-        "admin" => command.has(flag::ADMIN),
-        "dangerous" => command.has(flag::ADMIN),
-        "pubsub" => command.has(flag::PUBSUB),
-        "fast" => command.has(flag::FAST),
-        "slow" => !command.has(flag::FAST),
-        "blocking" => command.has(flag::BLOCKING),
-        _ => false,
-    };
-    let is_one = |category: &&str| implied(category) || command.categories.contains(category);
-    CATEGORIES.iter().copied().filter(is_one).collect()
-}
-
-fn own_name(name: &'static str) -> &'static str {
-    name.split_once('|').map_or(name, |(_, own)| own)
-}
-
-fn there() -> impl Iterator<Item = &'static Entry> {
-    table::all().iter().filter(|entry| is_there(entry))
-}
-
-fn subcommands_there(entry: &'static Entry) -> impl Iterator<Item = &'static Entry> {
-    entry.subcommands.iter().filter(|entry| is_there(entry))
-}
-
-/// A command by its full name (`config|get`), in any case.
-pub fn find(name: &[u8]) -> Option<&'static Entry> {
-    let mut parts = name.splitn(2, |byte| *byte == b'|');
-    let command = table::find(parts.next()?)?;
-    let found = match parts.next() {
-        Some(own) => table::find_subcommand(command, own)?,
-        None => command,
-    };
-    is_there(found).then_some(found)
-}
-
 fn command(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Array(there().map(describe).collect()))
 }
@@ -188,7 +106,7 @@ fn info(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
         [] => there().map(describe).collect(),
         names => names
             .iter()
-            .map(|name| find(name).map_or(Reply::Null, describe))
+            .map(|name| find_there(name).map_or(Reply::Null, describe))
             .collect(),
     };
     Ok(Reply::Array(replies))
@@ -275,7 +193,7 @@ fn access_names(flags: u16) -> Reply {
 fn docs(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     let entries: Vec<&'static Entry> = match &args[2..] {
         [] => there().collect(),
-        names => names.iter().filter_map(|name| find(name)).collect(),
+        names => names.iter().filter_map(|name| find_there(name)).collect(),
     };
     Ok(Reply::Map(
         entries
@@ -287,13 +205,13 @@ fn docs(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
 
 fn list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match &args[2..] {
-        [] => Ok(Reply::Array(names(&|_| true))),
+        [] => Ok(Reply::Array(names(|_| true))),
         [filter, kind, by] if is(filter, "filterby") => {
             let found = match () {
                 // There are no modules.
                 () if is(kind, "module") => Vec::new(),
-                () if is(kind, "aclcat") => names(&|entry| categories(entry).iter().any(|own| is(by, own))),
-                () if is(kind, "pattern") => names(&|entry| pattern::matches_any_case(by, entry.name.as_bytes())),
+                () if is(kind, "aclcat") => names(|entry| categories(entry).iter().any(|own| is(by, own))),
+                () if is(kind, "pattern") => names(|entry| pattern::matches_any_case(by, entry.name.as_bytes())),
                 () => return Err(SYNTAX.into()),
             };
             Ok(Reply::Array(found))
@@ -302,12 +220,8 @@ fn list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     }
 }
 
-/// Names of commands and subcommands.
-fn names(is_meant: &dyn Fn(&Entry) -> bool) -> Vec<Reply> {
-    let all = there().flat_map(|entry| std::iter::once(entry).chain(subcommands_there(entry)));
-    all.filter(|entry| is_meant(entry))
-        .map(|entry| Reply::bulk(entry.name))
-        .collect()
+fn names(is_meant: impl Fn(&Entry) -> bool) -> Vec<Reply> {
+    table::names(is_meant).map(Reply::bulk).collect()
 }
 
 fn getkeys(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
@@ -326,10 +240,12 @@ fn getkeysandflags(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
 /// The keys of a request, each with what the command does with it.
 fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
     const NO_SUCH: &str = "ERR Invalid command specified";
-    let command = table::find(request[0]).filter(|entry| is_there(entry)).ok_or(NO_SUCH)?;
+    let command = table::find(request[0])
+        .filter(|entry| entry.is_there())
+        .ok_or(NO_SUCH)?;
     let command = match request.get(1) {
         Some(own) if !command.subcommands.is_empty() => table::find_subcommand(command, own)
-            .filter(|entry| is_there(entry))
+            .filter(|entry| entry.is_there())
             .ok_or(NO_SUCH)?,
         _ => command,
     };
@@ -345,13 +261,4 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
         spec.keys(request).map(move |key| (key, access))
     });
     Ok(keys.collect())
-}
-
-/// `ACL CAT category`.
-pub fn commands_of_category(wanted: &[u8]) -> Result<Vec<Reply>, Fault> {
-    let category = CATEGORIES.iter().find(|known| is(wanted, known));
-    match category {
-        Some(category) => Ok(names(&|entry| categories(entry).contains(category))),
-        None => Err(Fault::error(format!("ERR Unknown category '{}'", text(wanted)))),
-    }
 }

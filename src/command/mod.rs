@@ -9,13 +9,13 @@
 
 pub mod admission;
 pub mod args;
+pub mod categories;
 mod checks;
 #[cfg(test)]
 mod compat_doc;
 mod compute;
 pub mod consistency;
 mod data;
-mod dump;
 mod exec;
 pub mod execute;
 pub mod info;
@@ -50,6 +50,9 @@ use crate::telemetry::histogram::Histogram;
 pub use data::Data;
 pub use key_specs::KeySpec;
 pub use session::{Session, Shared};
+
+/// The Redis version whose commands and replies are implemented. Clients look at it.
+pub const REDIS_VERSION: &str = "7.2.0";
 
 /// The arguments of a request, the command's name first.
 pub type Args<'a> = &'a [&'a [u8]];
@@ -182,6 +185,16 @@ impl Command {
         self.flags & flag != 0
     }
 
+    /// Whether the command is implemented. Otherwise only `redis-compat.md` lists it.
+    pub fn is_there(&self) -> bool {
+        !matches!(self.run, Run::NotYet)
+    }
+
+    /// The name without its container's: `list` of `client|list`.
+    pub fn own_name(&self) -> &'static str {
+        self.name.split_once('|').map_or(self.name, |(_, own)| own)
+    }
+
     /// Whether the command takes this number of arguments, its name included.
     pub fn takes(&self, count: usize) -> bool {
         let least = self.arity.unsigned_abs() as usize;
@@ -200,6 +213,19 @@ impl Command {
             _ => false,
         }
     }
+}
+
+/// The reply of a container's HELP: its subcommands with their summaries.
+pub fn help_of(container: &str, subcommands: &[Command]) -> Reply {
+    let mut lines = vec![Reply::simple(format!(
+        "{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+        container.to_ascii_uppercase()
+    ))];
+    for command in subcommands.iter().filter(|c| c.compatibility != Compatibility::NotYet) {
+        lines.push(Reply::simple(command.own_name().to_ascii_uppercase()));
+        lines.push(Reply::simple(format!("    {}", command.summary)));
+    }
+    Reply::Array(lines)
 }
 
 /// Flags of a command. Those up to `NO_MULTI` are Redis's

@@ -1,20 +1,20 @@
 //! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in
 //! [`super::info`].
 
+mod functions;
 mod observe;
+mod settings;
 mod users;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::args::{SYNTAX, int, is, parse_int, text, wrong_arity};
-use super::connection::REDIS_VERSION;
-use super::introspection::help_of;
+use super::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand, wrong_arity};
 use super::session::{Client, Session, Shared};
-use super::{Args, Command, Compatibility, Data, Fault, Outcome, Reads, Reply, Run, Waiting, flag};
-use super::{info, pattern, table};
-use crate::config::{VERSION, table as settings};
+use super::{
+    Args, Command, Compatibility, Data, Fault, Outcome, REDIS_VERSION, Reads, Reply, Run, Waiting, flag, info,
+};
+use crate::config::VERSION;
 use crate::database::now_ms;
 
 /// Flags that commands of administrators have in common.
@@ -67,7 +67,7 @@ pub static COMMANDS: &[Command] = &[
         summary: "Commands about settings.",
         compatibility: Compatibility::Partial("REWRITE is refused; settings without effect are listed below"),
         run: Run::Container,
-        subcommands: CONFIG,
+        subcommands: settings::CONFIG,
         ..ROW
     },
     Command {
@@ -119,7 +119,7 @@ pub static COMMANDS: &[Command] = &[
         summary: "Commands about libraries of functions.",
         compatibility: Compatibility::Partial("there are no functions yet: FLUSH and LIST"),
         run: Run::Container,
-        subcommands: FUNCTION,
+        subcommands: functions::FUNCTION,
         ..ROW
     },
     Command {
@@ -230,108 +230,6 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
 ];
-
-const CONFIG: &[Command] = &[
-    Command {
-        name: "config|get",
-        arity: -3,
-        flags: ADMIN,
-        since: "2.0.0",
-        complexity: "O(N), N being the number of settings.",
-        summary: "Returns settings whose names match patterns.",
-        run: Run::Session(config_get),
-        ..ROW
-    },
-    Command {
-        name: "config|help",
-        arity: 2,
-        flags: HELP,
-        since: "5.0.0",
-        summary: "Lists the subcommands.",
-        run: Run::Session(config_help),
-        ..ROW
-    },
-    Command {
-        name: "config|resetstat",
-        arity: 2,
-        flags: ADMIN,
-        since: "2.0.0",
-        summary: "Sets the counters of INFO to zero.",
-        run: Run::Session(config_resetstat),
-        ..ROW
-    },
-    Command {
-        name: "config|rewrite",
-        arity: 2,
-        flags: ADMIN,
-        since: "2.8.0",
-        summary: "Would write the settings to their file; refused.",
-        compatibility: Compatibility::Partial("always refused: the file is yours"),
-        run: Run::Session(config_rewrite),
-        ..ROW
-    },
-    Command {
-        name: "config|set",
-        arity: -4,
-        flags: ADMIN,
-        since: "2.0.0",
-        complexity: "O(N), N being the number of settings.",
-        summary: "Changes settings, all of them or none.",
-        secrets: Some(secret_settings),
-        run: Run::Session(config_set),
-        ..ROW
-    },
-];
-
-const FUNCTIONS: Command = Command {
-    flags: flag::NOSCRIPT,
-    categories: &["scripting"],
-    group: "scripting",
-    since: "7.0.0",
-    ..Command::DEFAULT
-};
-
-const FUNCTION: &[Command] = &[
-    Command {
-        name: "function|flush",
-        arity: -2,
-        flags: flag::WRITE | flag::NOSCRIPT,
-        summary: "Removes all libraries; there are none.",
-        run: Run::Session(function_flush),
-        ..FUNCTIONS
-    },
-    Command {
-        name: "function|help",
-        arity: 2,
-        flags: HELP,
-        summary: "Lists the subcommands.",
-        run: Run::Session(function_help),
-        ..FUNCTIONS
-    },
-    Command {
-        name: "function|list",
-        arity: -2,
-        summary: "Lists the libraries; there are none.",
-        run: Run::Session(function_list),
-        ..FUNCTIONS
-    },
-    not_yet("function|delete", 3, "Removes a library."),
-    not_yet("function|dump", 2, "Returns all libraries as bytes."),
-    not_yet("function|kill", 2, "Ends the function that is running."),
-    not_yet("function|load", -3, "Creates a library."),
-    not_yet("function|restore", -3, "Takes in what DUMP returned."),
-    not_yet("function|stats", 2, "Tells which function is running."),
-];
-
-const fn not_yet(name: &'static str, arity: i32, summary: &'static str) -> Command {
-    Command {
-        name,
-        arity,
-        summary,
-        compatibility: Compatibility::NotYet,
-        ..FUNCTIONS
-    }
-}
 
 fn dbsize(data: &mut Data, _: Args) -> Outcome {
     let database = data.database;
@@ -452,123 +350,8 @@ fn lolwut(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     art.push_str(&format!(
         "\nHigh water. Redis ver. {REDIS_VERSION} (Highwater {VERSION})\n"
     ));
-    Ok(verbatim(art))
+    Ok(Reply::verbatim(art))
 }
-
-/// Redis's error for a subcommand with too many arguments.
-pub(super) fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Fault {
-    Fault::error(format!(
-        "ERR unknown subcommand or wrong number of arguments for '{}'. Try {} HELP.",
-        text(&subcommand[..subcommand.len().min(128)]),
-        container.to_ascii_uppercase()
-    ))
-}
-
-pub(super) fn verbatim(text: String) -> Reply {
-    Reply::Verbatim {
-        format: *b"txt",
-        text: text.into(),
-    }
-}
-
-// Settings.
-
-/// The places of the values of secret settings.
-fn secret_settings(args: Args) -> Vec<usize> {
-    let is_secret = |name: &[u8]| settings::place(&text(name)).is_some_and(|place| settings::SETTINGS[place].secret);
-    let names = (2..args.len()).step_by(2).filter(|at| is_secret(args[*at]));
-    names.map(|at| at + 1).collect()
-}
-
-fn config_get(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
-    let patterns = &args[2..];
-    let is_meant = |name: &str| patterns.iter().any(|p| pattern::matches_any_case(p, name.as_bytes()));
-    let found = shared.config.get(is_meant).into_iter();
-    // As in Redis, a setting that was requested by its name is returned with the client's spelling.
-    let named = found.map(|(name, value)| {
-        let asked = patterns
-            .iter()
-            .find(|asked| asked.eq_ignore_ascii_case(name.as_bytes()));
-        (
-            asked.map_or_else(|| Reply::bulk(&name), Reply::bulk),
-            Reply::bulk(value),
-        )
-    });
-    Ok(Reply::Map(named.collect()))
-}
-
-fn config_set(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
-    let (pairs, rest) = args[2..].as_chunks::<2>();
-    if !rest.is_empty() {
-        return Err(SYNTAX.into());
-    }
-    let pairs: Vec<(&[u8], &[u8])> = pairs.iter().map(|[name, value]| (*name, *value)).collect();
-    shared
-        .config
-        .set(&pairs)
-        .map_err(|error| Fault::error(error.to_string()))?;
-    Ok(Reply::Ok)
-}
-
-fn config_resetstat(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
-    shared.stats.reset();
-    table::reset_stats();
-    let counters = &shared.service.counters;
-    for counter in [
-        &counters.expired,
-        &counters.flushed,
-        &counters.store_reads,
-        &counters.writes_refused,
-        &counters.writes_uncertain,
-    ] {
-        counter.store(0, Ordering::Relaxed);
-    }
-    counters.lookups.reset(|l| [&l.hits, &l.misses]);
-    Ok(Reply::Ok)
-}
-
-fn config_rewrite(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
-    match shared.config.file() {
-        None => Err("ERR The server is running without a config file".into()),
-        Some(file) => Err(Fault::error(format!(
-            "ERR Rewriting config file: not supported; write the setting to {} yourself",
-            file.display()
-        ))),
-    }
-}
-
-fn config_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Ok(help_of("config", CONFIG))
-}
-
-// Functions: there are none.
-
-fn function_flush(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
-    match &args[2..] {
-        [] => Ok(Reply::Ok),
-        [mode] if is(mode, "sync") || is(mode, "async") => Ok(Reply::Ok),
-        [_, _, ..] => Err(unknown_subcommand("function", args[1])),
-        _ => Err("ERR FUNCTION FLUSH only supports SYNC|ASYNC option".into()),
-    }
-}
-
-fn function_list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
-    let mut options = args[2..].iter();
-    while let Some(option) = options.next() {
-        if is(option, "libraryname") {
-            options.next().ok_or("ERR library name argument was not given")?;
-        } else if !is(option, "withcode") {
-            return Err(Fault::error(format!("ERR Unknown argument {}", text(option))));
-        }
-    }
-    Ok(Reply::Array(Vec::new()))
-}
-
-fn function_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Ok(help_of("function", FUNCTION))
-}
-
-// Commands that take time.
 
 /// Waits, at most until the connection is killed or the server stops.
 async fn pause(client: Arc<Client>, shared: Arc<Shared>, time: Duration) {

@@ -112,8 +112,33 @@ pub fn find(name: &[u8]) -> Option<&'static Entry> {
 
 /// The subcommand of this name (without its container's), in any case.
 pub fn find_subcommand(container: &'static Entry, name: &[u8]) -> Option<&'static Entry> {
-    container.subcommands.iter().find(|command| {
-        let own = command.name.split_once('|').map_or(command.name, |(_, sub)| sub);
-        name.eq_ignore_ascii_case(own.as_bytes())
-    })
+    let mut subcommands = container.subcommands.iter();
+    subcommands.find(|command| name.eq_ignore_ascii_case(command.own_name().as_bytes()))
+}
+
+/// An implemented command by its full name (`config|get`), in any case.
+pub fn find_there(name: &[u8]) -> Option<&'static Entry> {
+    let mut parts = name.splitn(2, |byte| *byte == b'|');
+    let command = find(parts.next()?)?;
+    let found = match parts.next() {
+        Some(own) => find_subcommand(command, own)?,
+        None => command,
+    };
+    found.is_there().then_some(found)
+}
+
+/// Every command that is implemented.
+pub fn there() -> impl Iterator<Item = &'static Entry> {
+    ENTRIES.iter().filter(|entry| entry.is_there())
+}
+
+/// The subcommands of a container that are implemented.
+pub fn subcommands_there(entry: &'static Entry) -> impl Iterator<Item = &'static Entry> {
+    entry.subcommands.iter().filter(|entry| entry.is_there())
+}
+
+/// Names of the implemented commands and subcommands that are meant.
+pub fn names(is_meant: impl Fn(&Entry) -> bool) -> impl Iterator<Item = &'static str> {
+    let all = there().flat_map(|entry| std::iter::once(entry).chain(subcommands_there(entry)));
+    all.filter(move |entry| is_meant(entry)).map(|entry| entry.name)
 }

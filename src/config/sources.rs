@@ -3,8 +3,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::checks;
 use super::table::{self, SETTINGS};
 
 /// How deep files may include each other.
@@ -157,6 +159,35 @@ pub fn properties_file(path: &Path) -> Result<String, String> {
         properties.push('\n');
     }
     Ok(properties)
+}
+
+/// Files among these that contain a password and that every user of this machine can read.
+pub fn exposed_files(given: &[Given]) -> Vec<PathBuf> {
+    let has_secret = |properties: &str| {
+        let properties = checks::parse_properties(properties).unwrap_or_default();
+        properties.iter().any(|(name, _)| checks::is_secret_property(name))
+    };
+    let mut files: Vec<PathBuf> = Vec::new();
+    for Given { setting, words, place } in given {
+        let setting = &SETTINGS[*setting];
+        let value = words.join(" ");
+        if setting.name == "kafka-properties-file"
+            && properties_file(Path::new(&value)).is_ok_and(|properties| has_secret(&properties))
+        {
+            files.push(value.into());
+        } else if let Place::Line(file, _) = place
+            && !value.is_empty()
+            && (setting.secret || (setting.name == "kafka-property" && has_secret(&value)))
+        {
+            files.push(file.clone());
+        }
+    }
+    let everybody_reads =
+        |file: &PathBuf| std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0);
+    files.retain(everybody_reads);
+    files.sort_unstable();
+    files.dedup();
+    files
 }
 
 fn read_text(path: &Path) -> Result<String, String> {

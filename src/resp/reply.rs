@@ -74,6 +74,14 @@ impl Reply {
         Reply::Bulk(Bytes::copy_from_slice(bytes.as_ref()))
     }
 
+    /// Plain text, which clients show as it is.
+    pub fn verbatim(text: String) -> Reply {
+        Reply::Verbatim {
+            format: *b"txt",
+            text: text.into(),
+        }
+    }
+
     /// Roughly how many bytes the encoded reply has.
     pub fn size(&self) -> usize {
         match self {

@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::subcommands_there;
 use crate::command::Reply;
-use crate::command::table::Entry;
+use crate::command::table::{Entry, subcommands_there};
 
 /// What `arguments.txt` has under a command's name.
 #[derive(Default)]
@@ -175,12 +174,14 @@ pub fn document(entry: &'static Entry) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::introspection::{find, is_there};
     use crate::command::table;
 
     #[test]
     fn every_line_is_about_a_command_that_is_there() {
-        let unknown: Vec<_> = DOCS.keys().filter(|name| find(name.as_bytes()).is_none()).collect();
+        let unknown: Vec<_> = DOCS
+            .keys()
+            .filter(|name| table::find_there(name.as_bytes()).is_none())
+            .collect();
         assert!(unknown.is_empty(), "{unknown:?}");
     }
 
@@ -190,7 +191,7 @@ mod tests {
             let words = 1 + entry.name.matches('|').count() as i32;
             // Redis 7.0 reports no arguments for these.
             let silent = ["quit", "debug", "command|getkeys", "command|getkeysandflags"];
-            is_there(entry) && entry.subcommands.is_empty() && entry.arity != words && !silent.contains(&entry.name)
+            entry.is_there() && entry.subcommands.is_empty() && entry.arity != words && !silent.contains(&entry.name)
         };
         let silent: Vec<&str> = table::with_subcommands()
             .filter(takes_some)

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{unknown_subcommand, verbatim};
-use crate::command::args::{SYNTAX, int, is, parse_int, text};
-use crate::command::introspection::{find, help_of};
+use crate::command::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand};
 use crate::command::key_specs::access;
 use crate::command::table::{self, Entry};
-use crate::command::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag};
+use crate::command::{
+    Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag, help_of,
+};
 use crate::config::machine;
 use crate::database::hot::SLOT_OVERHEAD;
 use crate::telemetry::process;
@@ -260,18 +260,18 @@ fn latency_graph(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
             "#".repeat(width)
         ));
     }
-    Ok(verbatim(drawing))
+    Ok(Reply::verbatim(drawing))
 }
 
 fn latency_doctor(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     if shared.config.latency_monitor_threshold() == 0 {
-        return Ok(verbatim(
+        return Ok(Reply::verbatim(
             "Slow events are not noted. CONFIG SET latency-monitor-threshold <milliseconds> turns that on.\n".into(),
         ));
     }
     let events = shared.stats.latency.latest();
     if events.is_empty() {
-        return Ok(verbatim("No slow event was noted.\n".into()));
+        return Ok(Reply::verbatim("No slow event was noted.\n".into()));
     }
     let mut report = String::from("Slow events:\n");
     for event in events {
@@ -281,7 +281,7 @@ fn latency_doctor(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
         ));
     }
     report.push_str("SLOWLOG GET tells which commands took long.\n");
-    Ok(verbatim(report))
+    Ok(Reply::verbatim(report))
 }
 
 /// How long clients waited, by command. The name of a container includes its subcommands.
@@ -290,7 +290,7 @@ fn latency_histogram(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
         [] => table::with_subcommands().collect(),
         names => names
             .iter()
-            .filter_map(|name| find(name))
+            .filter_map(|name| table::find_there(name))
             .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
             .collect(),
     };
@@ -341,7 +341,7 @@ fn memory_doctor(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
         true => "That is most of it: lower maxmemory or store-cache.",
         false => "Nothing to say against that.",
     };
-    Ok(verbatim(format!(
+    Ok(Reply::verbatim(format!(
         "{} MB of {} MB of memory are in use. {advice}\n",
         used >> 20,
         total >> 20

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::command::args::{parse_int, wrong_arity};
-use crate::command::introspection::{CATEGORIES, commands_of_category, help_of};
-use crate::command::{Args, Command, Compatibility, Outcome, Reply, Run, Session, Shared, flag};
+use crate::command::args::{is, parse_int, text, wrong_arity};
+use crate::command::categories::{CATEGORIES, categories};
+use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of, table};
 
 const FLAGS: u32 = flag::NOSCRIPT | flag::LOADING | flag::STALE;
 const ADMIN: u32 = FLAGS | flag::ADMIN;
@@ -136,9 +136,17 @@ fn getuser(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 fn cat(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     match &args[2..] {
         [] => Ok(Reply::Array(CATEGORIES.iter().map(Reply::bulk).collect())),
-        [category] => commands_of_category(category).map(Reply::Array),
+        [category] => commands_of_category(category),
         _ => Err(wrong_arity("acl|cat")),
     }
+}
+
+fn commands_of_category(wanted: &[u8]) -> Outcome {
+    let Some(category) = CATEGORIES.iter().find(|known| is(wanted, known)) else {
+        return Err(Fault::error(format!("ERR Unknown category '{}'", text(wanted))));
+    };
+    let commands = table::names(|entry| categories(entry).contains(category));
+    Ok(Reply::Array(commands.map(Reply::bulk).collect()))
 }
 
 fn genpass(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {

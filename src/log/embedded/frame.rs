@@ -30,6 +30,8 @@ pub const HEADER_LEN: usize = 48;
 pub const MAGIC: [u8; 4] = *b"hwF\x01";
 /// Largest body; batches whose frame would be larger are refused.
 pub const MAX_BODY: usize = u32::MAX as usize - HEADER_LEN;
+/// A frame takes in more batches until its body has this size.
+pub const FRAME_TARGET: usize = 64 * 1024;
 
 const KIND_MASK: u8 = 0b0000_0011;
 const KIND_VALUE: u8 = 0;

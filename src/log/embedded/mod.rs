@@ -8,10 +8,10 @@
 //! - `LOCK`: one process per directory ([`lock`]); `reserve`, `reserve-compaction`: room that
 //!   others cannot take ([`crate::room`]).
 //!
-//! Reading order: [`writer`] (batches in, group commit, what happens when the disk refuses),
-//! [`follower`] (records out), [`recovery`] (opening), [`compaction`] (the newest record per key
-//! stays). The reasons are in `docs/decisions/embedded-log.md`. Nothing here knows of the store, of
-//! RESP, or of what a command means.
+//! Reading order: [`queue`] (batches in), [`writer`] (group commit, what happens when the disk
+//! refuses), [`follower`] (records out), [`recovery`] (opening), [`compaction`] (the newest record
+//! per key stays). The reasons are in `docs/decisions/embedded-log.md`. Nothing here knows of the
+//! store, of RESP, or of what a command means.
 
 pub mod compaction;
 pub mod disk;
@@ -19,6 +19,7 @@ mod follower;
 mod frame;
 pub mod lock;
 mod meta;
+mod queue;
 mod recovery;
 mod segment;
 mod writer;
@@ -41,8 +42,9 @@ use self::disk::{Disk, LocalDisk};
 use self::follower::EmbeddedFollower;
 use self::lock::DirectoryLock;
 use self::meta::{MarkFile, Meta};
+use self::queue::Queue;
 use self::segment::{Segment, io_error};
-use self::writer::{Queue, Writer};
+use self::writer::Writer;
 use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
 use crate::room::{KEPT_BY_LOG, KEPT_BY_STORE, Reserve, Room, SEGMENTS_OF_SMALL_DISK};
 use crate::supervise::{self, Role};

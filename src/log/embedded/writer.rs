@@ -1,5 +1,4 @@
-//! Batches in: a bounded queue, and one thread that writes everything queued at once (group
-//! commit).
+//! One thread that writes everything queued at once (group commit).
 //!
 //! What happens when the disk refuses:
 //! - The disk is nearly full ([`crate::room`]): values are refused with `NotWritten`. Deletes and
@@ -20,21 +19,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::{error, info, warn};
 
 use super::disk::write_all;
-use super::frame::{FrameBuilder, MAX_BODY, RECORD_OVERHEAD, RawRecord};
+use super::frame::{FRAME_TARGET, FrameBuilder, RawRecord};
+use super::queue::batch_bytes;
 use super::segment::Segment;
-use super::{Fsync, MAX_RECORD_BYTES, Shared};
+use super::{Fsync, Shared};
 use crate::log::{Appended, Batch, PREFETCHED, ProduceError, Record, prefetch_all};
 use crate::model::Payload;
 use crate::room::KEPT_BY_LOG;
 use crate::supervise;
 
-/// A frame takes in more batches until its body has this size.
-pub const FRAME_TARGET: usize = 64 * 1024;
-/// The largest batch: it is one frame.
-const MAX_BATCH_BYTES: usize = MAX_BODY - FRAME_TARGET - 1024;
-/// From this size on a batch is large. Large batches have a bound of their own in the queue, so
-/// that small ones are not refused because of them.
-const LARGE_BATCH: usize = 4 * 1024 * 1024;
 /// A write buffer that grew larger is given back.
 const KEEP_BUFFER: usize = 4 * 1024 * 1024;
 /// With `--fsync always`, small writes go into space that was filled with zeros before. An fsync
@@ -44,152 +37,11 @@ const SMALL_WRITE: usize = 64 * 1024;
 /// When nothing was written for this long, the mark is fsynced too.
 const IDLE: Duration = Duration::from_millis(500);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// How long compaction waits for the writer.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How many bytes may be written, and for how long, before the disk is asked for its room again.
 const TRUSTED: u64 = 1024 * 1024;
 const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
-pub struct Queue {
-    batches: Vec<Batch>,
-    /// Bytes of small batches.
-    bytes: usize,
-    large_bytes: usize,
-    /// The writer has to close its segment, so that compaction can free what is hidden there.
-    close_segment: bool,
-    refusing: Option<Refusing>,
-}
-
-#[derive(Clone)]
-enum Refusing {
-    Closed,
-    Broken(String),
-}
-
-impl Queue {
-    pub fn refusing(&self) -> Option<String> {
-        match &self.refusing {
-            Some(Refusing::Broken(cause)) => Some(cause.clone()),
-            _ => None,
-        }
-    }
-
-    /// Bytes of the batches that share a bound with a batch of this size.
-    fn bytes_beside(&mut self, size: usize) -> &mut usize {
-        if size < LARGE_BATCH {
-            &mut self.bytes
-        } else {
-            &mut self.large_bytes
-        }
-    }
-
-    fn take(&mut self) -> Vec<Batch> {
-        (self.bytes, self.large_bytes) = (0, 0);
-        std::mem::take(&mut self.batches)
-    }
-}
-
 impl Shared {
-    pub(super) fn produce(&self, batch: Batch, epoch: u64) {
-        let size = batch_bytes(&batch);
-        let refusal = self.refusal(&batch, size);
-        let mut queue = self.queue.lock();
-        let refused = match refusal {
-            Some(reason) => Some(ProduceError::NotWritten(reason)),
-            None => self.admit(&mut queue, size, epoch),
-        };
-        let Some(refused) = refused else {
-            queue.batches.push(batch);
-            *queue.bytes_beside(size) += size;
-            let first = queue.batches.len() == 1;
-            drop(queue);
-            if first {
-                self.queue_filled.notify_one();
-            }
-            return;
-        };
-        // A stale batch leaves the epoch alone. Otherwise two batches that overlap would make each
-        // other stale for ever.
-        if !matches!(refused, ProduceError::Stale { .. }) {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
-        }
-        drop(queue);
-        batch.completion.complete(Err(refused));
-    }
-
-    /// Why a batch can never be written.
-    fn refusal(&self, batch: &Batch, size: usize) -> Option<String> {
-        if size > MAX_BATCH_BYTES {
-            return Some(format!(
-                "a group of {size} bytes is larger than the log can hold ({MAX_BATCH_BYTES})"
-            ));
-        }
-        batch.records.iter().find_map(|record| {
-            let (to, size) = (record.to, record.size());
-            if to.database >= self.options.databases || to.partition != 0 {
-                Some(format!(
-                    "the log has no database {}, partition {}",
-                    to.database, to.partition
-                ))
-            } else if size > MAX_RECORD_BYTES {
-                Some(format!(
-                    "a record of {size} bytes is larger than the log can hold ({MAX_RECORD_BYTES})"
-                ))
-            } else if record.payload.is_unreadable() {
-                Some("a value that cannot be read cannot be written".to_owned())
-            } else {
-                None
-            }
-        })
-    }
-
-    fn admit(&self, queue: &mut Queue, size: usize, epoch: u64) -> Option<ProduceError> {
-        // The last batch may go over the bound. Otherwise a large one would hardly ever find room
-        // on a busy log.
-        let full =
-            queue.batches.len() >= self.options.queue_batches || *queue.bytes_beside(size) >= self.options.queue_bytes;
-        match &queue.refusing {
-            Some(Refusing::Closed) => Some(ProduceError::NotWritten("the log is closed".to_owned())),
-            Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
-            None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::Stale { after: None }),
-            None if full => Some(ProduceError::NotWritten("the log's queue is full".to_owned())),
-            None => None,
-        }
-    }
-
-    /// Makes the writer close its segment, and waits for that; but not for long, since the writer
-    /// may be waiting for the disk.
-    pub(super) fn close_segment(&self) {
-        self.stopping.lock().segment_closed = false;
-        self.queue.lock().close_segment = true;
-        self.queue_filled.notify_one();
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        let mut stopping = self.stopping.lock();
-        while !stopping.background && !stopping.writer_done && !std::mem::take(&mut stopping.segment_closed) {
-            if self.stop_or_work.wait_until(&mut stopping, deadline).timed_out() {
-                return;
-            }
-        }
-    }
-
-    pub(super) fn stop_taking_batches(&self) {
-        let mut queue = self.queue.lock();
-        queue.refusing.get_or_insert(Refusing::Closed);
-        self.queue_filled.notify_one();
-    }
-
-    /// Takes out everything that is queued, to be failed. From here on, everything that rests on it
-    /// is stale.
-    fn start_failing(&self, broken: Option<&str>) -> Vec<Batch> {
-        let mut queue = self.queue.lock();
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        if let Some(cause) = broken {
-            queue.refusing = Some(Refusing::Broken(cause.to_owned()));
-        }
-        queue.take()
-    }
-
     /// Called when the log cannot know any more what is on the disk.
     fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
         let cause = format!("{cause}; nothing is written until a restart, which finds out what is on the disk");
@@ -217,11 +69,6 @@ impl Shared {
         };
         synced.map_err(|e| format!("cannot fsync {}: {e}", segment.path.display()))
     }
-}
-
-fn batch_bytes(batch: &Batch) -> usize {
-    let record_bytes = |record: &Record| record.key.len() + record.payload.bytes() + RECORD_OVERHEAD;
-    batch.records.iter().map(record_bytes).sum()
 }
 
 /// Whether the batch makes the log grow for good.
@@ -309,13 +156,13 @@ impl Writer {
         let deadline = mark_dirty.then(|| Instant::now() + IDLE);
         let mut queue = self.shared.queue.lock();
         loop {
-            if std::mem::take(&mut queue.close_segment) && queue.refusing.is_none() {
+            if std::mem::take(&mut queue.close_segment) && !queue.is_over() {
                 return Work::CloseSegment;
             }
             if !queue.batches.is_empty() {
                 return Work::Batches(queue.take());
             }
-            if queue.refusing.is_some() {
+            if queue.is_over() {
                 return Work::Closed;
             }
             match deadline {

@@ -6,8 +6,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::args::{SYNTAX, int, is, parse_int};
-use super::{Args, Data, Fault, Outcome, Reply};
+use crate::command::args::{SYNTAX, int, is, parse_int};
+use crate::command::{Args, Data, Fault, Outcome, Reply};
 
 /// The version that DUMP writes: that of Redis 7.0, so that not only the newest servers read it.
 /// Strings are the same in all versions.

@@ -3,32 +3,35 @@
 //!
 //! Whatever prevents a start is reported in one line: what could not be done, why, and what to do.
 
+mod listen;
+mod open;
+mod signals;
+
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::listen::{addresses, listen, warn_of_strangers};
+use self::open::{Parts, open, owner};
+pub(crate) use self::open::{embedded_options, kafka_config};
+use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
 use crate::command::session::Turns;
-use crate::config::{COMMIT, Config, Reloaded, VERSION};
+use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
-use crate::database::copies::databases_with_copies;
 use crate::database::{Service, Settings, Status, applier, now_ms};
-use crate::datadir::{DataDir, Owner};
-use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
-use crate::log::kafka::{self, KafkaLog, Mapped};
-use crate::log::{Log, LogError, TopicIdentity};
-use crate::store::{self, Checkpoint, Engine, Opened, Options as StoreOptions, Store};
+use crate::datadir::DataDir;
+use crate::log::kafka::KafkaLog;
+use crate::log::{Log, LogError};
+use crate::store::{Checkpoint, Opened, Store};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
@@ -37,8 +40,6 @@ use crate::{grpc, server, supervise, sweep};
 /// Descriptors besides those of clients: files of the log and the store, listeners, Kafka's
 /// connections.
 const OTHER_FILES: u64 = 512;
-/// Wrappers such as timeout(1) send one request as two signals.
-const SAME_REQUEST: Duration = Duration::from_millis(200);
 /// Where stale reads are wanted, a start waits this long for Kafka before it serves what the store
 /// has.
 const BEFORE_STALE: Duration = Duration::from_secs(3);
@@ -98,26 +99,6 @@ fn warn_of_misunderstandings(config: &Config) {
             "{} is data of Redis, which is not read: the keys in it are not here; start redis-server on it and move them over (MIGRATE)",
             path.display()
         );
-    }
-}
-
-/// Warns if there is no password, and says what then protects the data from other machines.
-fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'l TcpListener>) {
-    let is_open = |listener: &TcpListener| {
-        let address = listener.local_addr();
-        address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
-    };
-    if config.requirepass().is_some() || !listeners.any(is_open) {
-        return;
-    }
-    match config.protected_mode() {
-        true => warn!(
-            "listening on other addresses than the loopback without a password: protected mode refuses clients of other machines; set requirepass"
-        ),
-        false => warn!(
-            "listening on other addresses than the loopback without a password and with protected-mode no: everyone who reaches them can read and \
-             change everything; set requirepass"
-        ),
     }
 }
 
@@ -267,112 +248,6 @@ fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(
         reached = kafka.reach(patience);
     }
     reached.map_err(failed)
-}
-
-/// The parts of a node.
-struct Parts {
-    log: Arc<dyn Log>,
-    /// The log, if it is Kafka.
-    kafka: Option<Arc<KafkaLog>>,
-    store: Opened,
-}
-
-/// Opens the store and the log, after making sure that the directory is theirs. If the log is
-/// Kafka, it is not reached yet. Blocking.
-fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
-    directory.check(&owner(config, None))?;
-    let on_kafka = is_on_kafka(config);
-    let failed = |e| format!("open the log: {e}");
-    let (log, kafka): (Arc<dyn Log>, _) = if on_kafka {
-        let kafka = Arc::new(KafkaLog::new(kafka_config(config, directory.node()?)?).map_err(failed)?);
-        (kafka.clone(), Some(kafka))
-    } else {
-        let log = EmbeddedLog::open(&directory.log(), embedded_options(config)).map_err(failed)?;
-        directory.claim(owner(config, log.identity(0)))?;
-        (log, None)
-    };
-    let engine = match &*config.store() {
-        "fjall" => Engine::Fjall,
-        _ => Engine::Sled,
-    };
-    let options = StoreOptions {
-        cache_bytes: config.store_cache(),
-        databases: databases_with_copies(config.databases()),
-        // Others that write to Kafka need tombstones to learn what was flushed. The embedded log
-        // has no others.
-        keeps_hidden: on_kafka,
-    };
-    let store = store::open(engine, &directory.store(), &options).map_err(|e| {
-        let place = directory.store();
-        format!(
-            "open the local store: {e}; see to {} (it holds nothing that the log does not)",
-            place.display()
-        )
-    })?;
-    Ok(Parts { log, kafka, store })
-}
-
-fn is_on_kafka(config: &Config) -> bool {
-    !config.bootstrap_servers().is_empty()
-}
-
-/// The owner of the data directory, as far as the log says.
-fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
-    let id = identity.map(|topic| topic.id).unwrap_or_default();
-    match is_on_kafka(config) {
-        // `cluster/topic id`: a topic that was recreated under its name costs only a rebuild.
-        true => Owner::Kafka {
-            cluster: id.split('/').next().unwrap_or_default().into(),
-            topic: config.topic().to_string(),
-        },
-        // `log id.generation`
-        false => Owner::Embedded {
-            id: id.split('.').next().unwrap_or_default().into(),
-        },
-    }
-}
-
-pub(crate) fn embedded_options(config: &Config) -> EmbeddedOptions {
-    EmbeddedOptions {
-        fsync: match &*config.fsync() {
-            "no" => Fsync::No,
-            "everysec" => Fsync::EverySecond,
-            _ => Fsync::Always,
-        },
-        databases: config.databases(),
-        segment_bytes: config.segment_bytes(),
-        ..EmbeddedOptions::default()
-    }
-}
-
-pub(crate) fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
-    let mapped = config.database_topics().into_iter();
-    Ok(kafka::Config {
-        bootstrap_servers: config.bootstrap_servers().to_string(),
-        topic: config.topic().to_string(),
-        mapped: mapped
-            .map(|(n, m)| {
-                (
-                    n,
-                    Mapped {
-                        topic: m.topic,
-                        read_only: m.read_only,
-                    },
-                )
-            })
-            .collect(),
-        databases: config.databases(),
-        partitions: config.partitions(),
-        replication_factor: config.replication_factor(),
-        properties: config.kafka_properties(),
-        partitioner: config
-            .partitioner()
-            .parse()
-            .map_err(|e| format!("use the partitioner: {e}"))?,
-        write_timeout: config.write_timeout(),
-        startup_timeout: config.startup_timeout(),
-        node,
-    })
 }
 
 /// Assembles what all connections share, and registers what must follow changes of settings.
@@ -569,157 +444,6 @@ async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
             0 => info!("ready for gRPC on port {}", shared.config.grpc_port()),
             port => info!("ready: redis-cli -p {port}"),
         }
-    }
-}
-
-/// Listens on the addresses of `bind`, or on none if the port is 0.
-async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
-    let mut listeners = Vec::new();
-    if port == 0 {
-        return Ok(listeners);
-    }
-    for (host, optional) in config.bind() {
-        let cannot = |cause: io::Error| {
-            let remedy = match cause.kind() {
-                io::ErrorKind::AddrInUse => "stop what listens there, or choose another with --port",
-                io::ErrorKind::PermissionDenied => "ports below 1024 need rights; choose another with --port",
-                _ => "see to --bind",
-            };
-            format!("listen on {host} port {port}: {cause}; {remedy}")
-        };
-        let name = match host.as_str() {
-            "*" => "0.0.0.0",
-            "::*" => "::",
-            name => name,
-        };
-        let found: io::Result<Vec<SocketAddr>> = tokio::net::lookup_host((name, port)).await.map(Iterator::collect);
-        let bound = found.and_then(|addresses| {
-            addresses
-                .into_iter()
-                .map(|address| bind(address, config.tcp_backlog()))
-                .collect()
-        });
-        let bound: io::Result<Vec<TcpListener>> = bound;
-        match bound {
-            Ok(bound) => listeners.extend(bound),
-            // As in Redis: an address with a minus may be missing, but must not be in use.
-            Err(cause) if optional && cause.kind() != io::ErrorKind::AddrInUse => {}
-            Err(cause) => return Err(cannot(cause)),
-        }
-    }
-    match listeners.is_empty() {
-        true => Err(format!(
-            "listen on port {port}: none of the addresses of --bind is on this machine"
-        )),
-        false => Ok(listeners),
-    }
-}
-
-fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    if address.is_ipv6() {
-        SockRef::from(&socket).set_only_v6(true)?;
-    }
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(backlog)
-}
-
-fn addresses(listeners: &[TcpListener], grpc: &[TcpListener]) -> String {
-    let of = |listeners: &[TcpListener], what: &str| -> Vec<String> {
-        let known = listeners.iter().filter_map(|listener| listener.local_addr().ok());
-        known.map(|address| format!("{address}{what}")).collect()
-    };
-    [of(listeners, ""), of(grpc, " (gRPC)")].concat().join(", ")
-}
-
-/// Ignores signals that would end the process and ask nothing of it. SIGHUP is one of them until it
-/// is handled ([`Signals`]). A file that is larger than the process may write (SIGXFSZ) is reported
-/// by the write.
-fn ignore_signals() {
-    for signal in [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2, libc::SIGXFSZ] {
-        // SAFETY: plain system call; nothing of this process handles these signals yet.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-}
-
-/// The signals that ask something of the server.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
-    config: Arc<Config>,
-    logging: Arc<Logging>,
-}
-
-impl Signals {
-    fn new(config: &Arc<Config>, logging: &Arc<Logging>) -> Result<Signals, Problem> {
-        let handler = |kind| signal(kind).map_err(|e| format!("take signals: {e}"));
-        Ok(Signals {
-            interrupt: handler(SignalKind::interrupt())?,
-            terminate: handler(SignalKind::terminate())?,
-            hangup: handler(SignalKind::hangup())?,
-            config: config.clone(),
-            logging: logging.clone(),
-        })
-    }
-
-    /// The number of the next signal that asks the server to stop. SIGHUP is handled here.
-    async fn next(&mut self) -> i32 {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return libc::SIGINT,
-                _ = self.terminate.recv() => return libc::SIGTERM,
-                _ = self.hangup.recv() => self.reload(),
-            }
-        }
-    }
-
-    /// Continues in a new log file, and applies the current contents of the file of settings.
-    fn reload(&self) {
-        self.logging.reopen();
-        let Some(file) = self.config.file() else {
-            return info!("SIGHUP: there is no file of settings to read again");
-        };
-        let file = file.display();
-        match self.config.reload() {
-            Err(reason) => warn!("SIGHUP: nothing of {file} is taken over: {reason}"),
-            Ok(Reloaded { changed, at_next_start }) => {
-                info!("SIGHUP: read {file} again; changed: {}", or_nothing(&changed));
-                if !at_next_start.is_empty() {
-                    warn!(
-                        "settings in {file} that change only at the next start: {}",
-                        at_next_start.join(" ")
-                    );
-                }
-            }
-        }
-    }
-
-    /// The first signal stops the server in good order, the next one at once.
-    async fn watch(mut self, shared: Arc<Shared>) {
-        let number = self.next().await;
-        info!("signal {number}: stopping; another one stops at once");
-        shared.shutdown.ask();
-        let first = Instant::now();
-        loop {
-            let number = self.next().await;
-            if first.elapsed() > SAME_REQUEST {
-                warn!("signal {number}: stopping at once");
-                exit(128 + number);
-            }
-        }
-    }
-}
-
-/// Names for a log line.
-fn or_nothing(names: &[&str]) -> String {
-    match names {
-        [] => "nothing".into(),
-        names => names.join(" "),
     }
 }
 

@@ -1,0 +1,145 @@
+//! INFO's section `Kafka`: the log behind the databases, how far this node has read it, and what
+//! went wrong. Positions, ends and lags are offsets.
+
+use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
+
+use super::{Fields, fields, get, used};
+use crate::command::{Fault, Shared};
+use crate::database::{Partition, Status, now_ms};
+use crate::log::Outage;
+
+/// Most partitions of a database that are listed one by one.
+const MAX_PARTITIONS: usize = 32;
+
+pub(super) fn kafka(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
+    let service = &shared.service;
+    let (status, outage) = (service.status(), service.log.outage());
+    fields!(to,
+        "log_kind": service.log.kind(),
+        "log_description": service.log.describe(),
+        "log_status": match &*status {
+            Status::Loading { .. } => "loading",
+            Status::Serving if outage.is_some() => "outage",
+            Status::Serving => "serving",
+            Status::Stale => "stale",
+            Status::Failed(_) => "failed",
+        },
+    );
+    if let Some(Outage { cause, since }) = &outage {
+        let began = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        fields!(to,
+            "log_outage": cause,
+            "log_outage_since": began.as_secs(),
+            "log_outage_seconds": since.elapsed().unwrap_or_default().as_secs(),
+        );
+    }
+    match &*status {
+        Status::Failed(reason) => fields!(to, "log_failure": reason),
+        Status::Loading {
+            rebuilding: Some(reason),
+            ..
+        } => {
+            fields!(to, "log_rebuilding": reason);
+        }
+        _ => {}
+    }
+    if let Some(cause) = service.log.held_up(None) {
+        fields!(to, "log_held_up": cause);
+    }
+    kafka_counters(shared, to);
+    for database in 0..service.database_count() {
+        kafka_database(shared, database, outage.is_none(), to);
+    }
+    Ok(())
+}
+
+fn kafka_counters(shared: &Shared, to: &mut Fields) {
+    let (service, counters) = (&shared.service, &shared.service.counters);
+    fields!(to,
+        "records_applied": get(&counters.records_applied),
+        "records_skipped": get(&counters.records_skipped),
+        "records_misplaced": get(&counters.records_misplaced),
+        "records_reserved": get(&counters.records_reserved),
+        "flush_tombstones": get(&counters.flushed),
+        "last_applied_time_ms": get(&counters.last_applied_ms),
+        "last_checkpoint_time": get(&counters.last_checkpoint_ms) / 1_000,
+        "last_checkpoint_records": get(&counters.last_checkpoint_records),
+        "rebuilds": get(&counters.rebuilds),
+        "writes_refused": get(&counters.writes_refused),
+        "writes_uncertain": get(&counters.writes_uncertain),
+        "unstored_bytes": used(&service.memory.unstored),
+        "unstored_limit_bytes": get(&service.settings.max_unstored_bytes),
+        "hot_tier_used_bytes": used(&service.memory.used),
+        "hot_tier_limit_bytes": used(&service.memory.limit),
+        "hot_tier_evicted": used(&service.memory.evicted),
+        "store_reads": get(&counters.store_reads),
+        "store_disk_bytes": service.store.disk_bytes(),
+        "store_lacks_room": service.store_lacks_room().unwrap_or_default(),
+    );
+}
+
+/// How far this node has read one database. `is_known`: the log reports its ends.
+fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Fields) {
+    let service = &shared.service;
+    let Some(identity) = service.log.identity(database) else {
+        return;
+    };
+    let partitions = service.database(database).partitions();
+    let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
+    if database > 0 && partitions.iter().all(untouched) {
+        return;
+    }
+    let lag = if is_known { partitions.iter().map(lag).sum() } else { -1 };
+    to.add(
+        format!("kafka_db{database}"),
+        format_args!(
+            "topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}",
+            identity.topic,
+            identity.id,
+            identity.partitions,
+            u8::from(identity.read_only),
+            partitions.iter().map(age).max().unwrap_or(-1),
+        ),
+    );
+    if let Some(reason) = service.log.refuses_writes(database) {
+        to.add(format!("kafka_db{database}_refuses_writes"), reason);
+    }
+    for (number, partition) in partitions.iter().enumerate().take(MAX_PARTITIONS) {
+        to.add(
+            format!("kafka_db{database}_p{number}"),
+            format_args!(
+                "position={},end={},lag={},acknowledged={},as_of_age_ms={}",
+                get(&partition.stored),
+                end(partition),
+                if is_known { self::lag(partition) } else { -1 },
+                get(&partition.acknowledged),
+                age(partition),
+            ),
+        );
+    }
+}
+
+/// The log's end as far as it is known. What this node has of the log is below it.
+fn end(partition: &Partition) -> u64 {
+    let known = [
+        &partition.end,
+        &partition.acknowledged,
+        &partition.applied,
+        &partition.stored,
+    ];
+    known.into_iter().map(get).max().unwrap_or_default()
+}
+
+/// Offsets between this node and the log's known end.
+fn lag(partition: &Partition) -> i64 {
+    end(partition).saturating_sub(get(&partition.stored)) as i64
+}
+
+/// Milliseconds since this node had everything that the log had; -1 if it never had.
+fn age(partition: &Partition) -> i64 {
+    match partition.as_of.load(Ordering::Relaxed) {
+        ..=0 => -1,
+        as_of => (now_ms() as i64 - as_of).max(0),
+    }
+}

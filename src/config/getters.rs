@@ -1,0 +1,351 @@
+//! Typed getters: what the server reads of its settings. Those of hot paths are atomics.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::checks::{self, Mapping, OutputLimits};
+use super::{Config, machine};
+
+/// The settings that are read at every command or connection.
+pub(super) struct Hot {
+    proto_max_bulk_len: AtomicUsize,
+    client_query_buffer_limit: AtomicUsize,
+    output_limits: ArcSwap<OutputLimits>,
+    requirepass: ArcSwap<Option<Arc<str>>>,
+    protected_mode: AtomicBool,
+    maxclients: AtomicUsize,
+    timeout_seconds: AtomicU64,
+    tcp_keepalive: AtomicU64,
+    slowlog_log_slower_than: AtomicI64,
+    slowlog_max_len: AtomicUsize,
+    latency_monitor_threshold: AtomicU64,
+    latency_tracking: AtomicBool,
+    databases: AtomicUsize,
+}
+
+impl Default for Hot {
+    fn default() -> Self {
+        Hot {
+            proto_max_bulk_len: AtomicUsize::default(),
+            client_query_buffer_limit: AtomicUsize::default(),
+            output_limits: ArcSwap::from_pointee(OutputLimits::default()),
+            requirepass: ArcSwap::from_pointee(None),
+            protected_mode: AtomicBool::default(),
+            maxclients: AtomicUsize::default(),
+            timeout_seconds: AtomicU64::default(),
+            tcp_keepalive: AtomicU64::default(),
+            slowlog_log_slower_than: AtomicI64::default(),
+            slowlog_max_len: AtomicUsize::default(),
+            latency_monitor_threshold: AtomicU64::default(),
+            latency_tracking: AtomicBool::default(),
+            databases: AtomicUsize::default(),
+        }
+    }
+}
+
+/// Getters of hot paths.
+impl Config {
+    /// Longest string, bytes.
+    pub fn proto_max_bulk_len(&self) -> usize {
+        self.hot.proto_max_bulk_len.load(Ordering::Relaxed)
+    }
+
+    /// Longest request, bytes.
+    pub fn client_query_buffer_limit(&self) -> usize {
+        self.hot.client_query_buffer_limit.load(Ordering::Relaxed)
+    }
+
+    pub fn output_limits(&self) -> OutputLimits {
+        **self.hot.output_limits.load()
+    }
+
+    /// The password, if there is one. Do not compare with `==`: see [`Config::password_is`].
+    pub fn requirepass(&self) -> Option<Arc<str>> {
+        Option::clone(&self.hot.requirepass.load())
+    }
+
+    /// True if this is the password, or if there is none. Takes the same time wherever the first
+    /// difference is.
+    pub fn password_is(&self, given: &[u8]) -> bool {
+        let Some(password) = self.requirepass() else {
+            return true;
+        };
+        let password = password.as_bytes();
+        let differences = given
+            .iter()
+            .enumerate()
+            .fold(password.len() ^ given.len(), |found, (at, byte)| {
+                found | usize::from(byte ^ password[at % password.len()])
+            });
+        std::hint::black_box(differences) == 0
+    }
+
+    pub fn protected_mode(&self) -> bool {
+        self.hot.protected_mode.load(Ordering::Relaxed)
+    }
+
+    pub fn maxclients(&self) -> usize {
+        self.hot.maxclients.load(Ordering::Relaxed)
+    }
+
+    /// Time after which an idle connection is closed.
+    pub fn timeout(&self) -> Option<Duration> {
+        match self.hot.timeout_seconds.load(Ordering::Relaxed) {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
+        }
+    }
+
+    /// Seconds. 0 is off.
+    pub fn tcp_keepalive(&self) -> u64 {
+        self.hot.tcp_keepalive.load(Ordering::Relaxed)
+    }
+
+    /// Microseconds. Negative is off.
+    pub fn slowlog_log_slower_than(&self) -> i64 {
+        self.hot.slowlog_log_slower_than.load(Ordering::Relaxed)
+    }
+
+    pub fn slowlog_max_len(&self) -> usize {
+        self.hot.slowlog_max_len.load(Ordering::Relaxed)
+    }
+
+    /// Milliseconds. 0 is off.
+    pub fn latency_monitor_threshold(&self) -> u64 {
+        self.hot.latency_monitor_threshold.load(Ordering::Relaxed)
+    }
+
+    pub fn latency_tracking(&self) -> bool {
+        self.hot.latency_tracking.load(Ordering::Relaxed)
+    }
+
+    pub fn databases(&self) -> u16 {
+        self.hot.databases.load(Ordering::Relaxed) as u16
+    }
+}
+
+/// Getters for the start, and for code that acts on a change.
+impl Config {
+    pub fn port(&self) -> u16 {
+        self.number("port") as u16
+    }
+
+    /// Addresses to listen on. True where a missing one is not an error.
+    pub fn bind(&self) -> Vec<(String, bool)> {
+        let value = self.value("bind");
+        let address = |word: &str| match word.strip_prefix('-') {
+            Some(optional) => (optional.to_string(), true),
+            None => (word.to_string(), false),
+        };
+        value.split_ascii_whitespace().map(address).collect()
+    }
+
+    pub fn tcp_backlog(&self) -> u32 {
+        self.number("tcp-backlog").clamp(1, i32::MAX as u64) as u32
+    }
+
+    pub fn grpc_port(&self) -> u16 {
+        self.number("grpc-port") as u16
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        PathBuf::from(&*self.value("dir"))
+    }
+
+    /// Threads that serve connections.
+    pub fn threads(&self) -> usize {
+        match self.number("threads") {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            threads => threads as usize,
+        }
+    }
+
+    /// `eventual`, `session`, `linearizable` or `max-lag`.
+    pub fn read_consistency(&self) -> Arc<str> {
+        self.value("read-consistency")
+    }
+
+    pub fn max_lag(&self) -> Duration {
+        Duration::from_millis(self.number("max-lag-ms"))
+    }
+
+    pub fn active_expire(&self) -> bool {
+        self.is("active-expire", "yes")
+    }
+
+    /// `always`, `everysec` or `no`.
+    pub fn fsync(&self) -> Arc<str> {
+        self.value("fsync")
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.number("segment-bytes")
+    }
+
+    pub fn write_timeout(&self) -> Duration {
+        self.time("write-timeout")
+    }
+
+    pub fn startup_timeout(&self) -> Duration {
+        self.time("startup-timeout")
+    }
+
+    pub fn serve_stale_at_start(&self) -> bool {
+        self.is("serve-stale-at-start", "yes")
+    }
+
+    /// Empty for the embedded log.
+    pub fn bootstrap_servers(&self) -> Arc<str> {
+        self.value("bootstrap-servers")
+    }
+
+    pub fn topic(&self) -> Arc<str> {
+        self.value("topic")
+    }
+
+    /// Databases whose topic has another name.
+    pub fn database_topics(&self) -> BTreeMap<u16, Mapping> {
+        checks::parse_mappings(&self.value("database")).expect("checked when it was set")
+    }
+
+    /// Whether a database's topic is created at its first write.
+    pub fn create_databases(&self) -> bool {
+        self.is("create-databases", "yes")
+    }
+
+    /// Whether this feature of the topic's format may be used in topics that do not use it yet.
+    pub fn may_use(&self, feature: &str) -> bool {
+        let features = self.value("max-features");
+        &*features == checks::ALL_FEATURES || features.split(',').any(|name| name == feature)
+    }
+
+    pub fn partitions(&self) -> u32 {
+        self.number("partitions") as u32
+    }
+
+    /// `None`: the broker's default.
+    pub fn replication_factor(&self) -> Option<u16> {
+        Some(self.number("replication-factor") as u16).filter(|&factor| factor > 0)
+    }
+
+    /// `murmur2` or `crc32`.
+    pub fn partitioner(&self) -> Arc<str> {
+        self.value("partitioner")
+    }
+
+    /// librdkafka properties, secrets included: only for the Kafka clients.
+    pub fn kafka_properties(&self) -> Vec<(String, String)> {
+        checks::parse_properties(&self.value("kafka-property")).expect("checked when it was set")
+    }
+
+    pub fn store(&self) -> Arc<str> {
+        self.value("store")
+    }
+
+    pub fn store_cache(&self) -> u64 {
+        self.number("store-cache")
+    }
+
+    pub fn checkpoint_interval(&self) -> Duration {
+        self.time("checkpoint-interval")
+    }
+
+    /// Bytes that keys and values in memory may take (`maxmemory`).
+    pub fn memory_limit(&self) -> usize {
+        let bytes = match self.number("maxmemory") {
+            0 => machine::memory() / 4,
+            bytes => bytes,
+        };
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that connections may hold in memory together (`maxmemory-clients`).
+    pub fn clients_memory_limit(&self) -> usize {
+        let value = self.value("maxmemory-clients");
+        let percent = value
+            .strip_suffix('%')
+            .and_then(|percent| percent.parse::<usize>().ok());
+        let bytes = match percent {
+            Some(percent) => self.memory_limit() / 100 * percent,
+            None => value.parse().unwrap_or(0),
+        };
+        match bytes {
+            0 => usize::try_from(machine::memory() / 4).unwrap_or(usize::MAX),
+            bytes => bytes,
+        }
+    }
+
+    /// Whether the policy would evict keys by how often they are used.
+    pub fn policy_is_lfu(&self) -> bool {
+        self.value("maxmemory-policy").ends_with("-lfu")
+    }
+
+    pub fn appendonly(&self) -> bool {
+        self.is("appendonly", "yes")
+    }
+
+    pub fn latency_percentiles(&self) -> Vec<f64> {
+        let value = self.value("latency-tracking-info-percentiles");
+        let percentiles = value.split_ascii_whitespace();
+        percentiles
+            .map(|word| word.parse().expect("checked when it was set"))
+            .collect()
+    }
+
+    /// Who may run DEBUG: `no`body, `local` clients, or all: `yes`.
+    pub fn enable_debug_command(&self) -> Arc<str> {
+        self.value("enable-debug-command")
+    }
+
+    pub fn loglevel(&self) -> Arc<str> {
+        self.value("loglevel")
+    }
+
+    pub fn logfile(&self) -> Option<PathBuf> {
+        Some(self.value("logfile"))
+            .filter(|file| !file.is_empty())
+            .map(|file| PathBuf::from(&*file))
+    }
+
+    pub fn log_is_json(&self) -> bool {
+        self.is("log-format", "json")
+    }
+}
+
+impl Config {
+    /// Takes the values of hot paths over.
+    pub(super) fn refresh(&self) {
+        let hot = &self.hot;
+        let size = |name| usize::try_from(self.number(name)).unwrap_or(usize::MAX);
+        let slower_than = self
+            .value("slowlog-log-slower-than")
+            .parse()
+            .expect("checked when it was set");
+        let limits = OutputLimits::parse(&self.value("client-output-buffer-limit")).expect("checked when it was set");
+        let password = self.value("requirepass");
+        hot.proto_max_bulk_len
+            .store(size("proto-max-bulk-len"), Ordering::Relaxed);
+        hot.client_query_buffer_limit
+            .store(size("client-query-buffer-limit"), Ordering::Relaxed);
+        hot.output_limits.store(Arc::new(limits));
+        hot.requirepass
+            .store(Arc::new(Some(password).filter(|p| !p.is_empty())));
+        hot.protected_mode
+            .store(self.is("protected-mode", "yes"), Ordering::Relaxed);
+        hot.maxclients.store(size("maxclients"), Ordering::Relaxed);
+        hot.timeout_seconds.store(self.number("timeout"), Ordering::Relaxed);
+        hot.tcp_keepalive.store(self.number("tcp-keepalive"), Ordering::Relaxed);
+        hot.slowlog_log_slower_than.store(slower_than, Ordering::Relaxed);
+        hot.slowlog_max_len.store(size("slowlog-max-len"), Ordering::Relaxed);
+        hot.latency_monitor_threshold
+            .store(self.number("latency-monitor-threshold"), Ordering::Relaxed);
+        hot.latency_tracking
+            .store(self.is("latency-tracking", "yes"), Ordering::Relaxed);
+        hot.databases.store(size("databases"), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,219 @@
+//! The second pass of a copy: produces the chosen records again, a bounded number of them at a
+//! time.
+
+use std::collections::BTreeMap;
+use std::iter::Peekable;
+use std::sync::Arc;
+use std::vec::IntoIter;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use smallvec::smallvec;
+
+use super::Problem;
+use super::index::Chosen;
+use crate::database::now_ms;
+use crate::log::{Appended, Batch, Completion, Log, LogRecord, ProduceError, Record, TopicPartition};
+use crate::model::{Control, FEATURES_KEY, Features, Payload};
+
+/// Bounds of what is under way to the target at a time.
+const MAX_RECORDS: usize = 20_000;
+const MAX_BYTES: usize = 32 << 20;
+
+/// What became of the records that were chosen.
+#[derive(Default)]
+pub(super) struct Copied {
+    pub(super) keys: u64,
+    pub(super) expired: u64,
+}
+
+/// Produces those records that were chosen.
+pub(super) struct Writer<'t> {
+    target: &'t dyn Log,
+    /// The offsets that have not been read yet.
+    places: BTreeMap<TopicPartition, Peekable<IntoIter<u64>>>,
+    window: Arc<Window>,
+    /// What was named in each database of the target.
+    features: BTreeMap<u16, Features>,
+    copied: Copied,
+}
+
+impl Writer<'_> {
+    pub(super) fn new(target: &dyn Log, chosen: Chosen) -> Writer<'_> {
+        let to_come = |(at, offsets): (_, Vec<u64>)| (at, offsets.into_iter().peekable());
+        Writer {
+            target,
+            places: chosen.places.into_iter().map(to_come).collect(),
+            window: Arc::default(),
+            features: BTreeMap::new(),
+            copied: Copied::default(),
+        }
+    }
+
+    pub(super) fn take(&mut self, record: LogRecord) -> Result<(), Problem> {
+        let Some(offsets) = self.places.get_mut(&record.at) else {
+            return Ok(());
+        };
+        // An offset that is passed over does not exist any more.
+        while offsets.next_if(|offset| *offset < record.offset).is_some() {}
+        if offsets.next_if_eq(&record.offset).is_none() {
+            return Ok(());
+        }
+        let Some(state) = record.payload.state() else {
+            return Ok(());
+        };
+        if state.expire_at.is_some_and(|at| at <= now_ms()) {
+            self.copied.expired += 1;
+            return Ok(());
+        }
+        let database = record.at.database;
+        if self.target.identity(database).is_none() {
+            self.target
+                .create(database)
+                .map_err(|e| format!("copy database {database}: {e}"))?;
+        }
+        if let Some(feature) = state.value.feature() {
+            self.name_feature(database, feature)?;
+        }
+        let to = TopicPartition {
+            database,
+            partition: self.target.partition(database, &record.key),
+        };
+        self.produce(Record {
+            to,
+            key: record.key,
+            payload: record.payload,
+        })?;
+        self.copied.keys += 1;
+        Ok(())
+    }
+
+    /// Names a feature in every partition, before the first record that needs it.
+    fn name_feature(&mut self, database: u16, feature: &str) -> Result<(), Problem> {
+        let features = self.features.entry(database).or_default();
+        if features.has(feature) {
+            return Ok(());
+        }
+        *features = std::mem::take(features).with(feature);
+        let payload = Payload::Control(Control::Features(features.clone()));
+        let partitions = self.target.identity(database).map_or(0, |topic| topic.partitions);
+        (0..partitions).try_for_each(|partition| {
+            self.produce(Record {
+                to: TopicPartition { database, partition },
+                key: Bytes::from_static(FEATURES_KEY),
+                payload: payload.clone(),
+            })
+        })
+    }
+
+    fn produce(&self, record: Record) -> Result<(), Problem> {
+        let bytes = record.size();
+        self.window.enter(bytes)?;
+        let completion = Arc::new(Sent {
+            window: self.window.clone(),
+            bytes,
+        });
+        let batch = Batch {
+            records: smallvec![record],
+            condition: None,
+            completion,
+        };
+        self.target.produce(batch, self.target.epoch());
+        Ok(())
+    }
+
+    /// Waits until everything is acknowledged.
+    pub(super) fn finish(self) -> Result<Copied, Problem> {
+        self.window.wait_until_empty()?;
+        Ok(self.copied)
+    }
+}
+
+/// What was produced and is not acknowledged yet: this bounds the memory of the second pass.
+#[derive(Default)]
+struct Window {
+    state: Mutex<UnderWay>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    records: usize,
+    bytes: usize,
+    failed: Option<ProduceError>,
+}
+
+impl UnderWay {
+    fn check(&self) -> Result<(), Problem> {
+        match &self.failed {
+            Some(error) => Err(format!("write to the new topic: {error}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Window {
+    /// Waits for room. A record larger than the whole window goes alone.
+    fn enter(&self, bytes: usize) -> Result<(), Problem> {
+        let mut state = self.state.lock();
+        while state.records > 0 && (state.records >= MAX_RECORDS || state.bytes + bytes > MAX_BYTES) {
+            self.left.wait(&mut state);
+        }
+        state.check()?;
+        state.records += 1;
+        state.bytes += bytes;
+        Ok(())
+    }
+
+    fn wait_until_empty(&self) -> Result<(), Problem> {
+        let mut state = self.state.lock();
+        while state.records > 0 {
+            self.left.wait(&mut state);
+        }
+        state.check()
+    }
+}
+
+struct Sent {
+    window: Arc<Window>,
+    bytes: usize,
+}
+
+impl Completion for Sent {
+    fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>) {
+        let mut state = self.window.state.lock();
+        state.records -= 1;
+        state.bytes -= self.bytes;
+        if let Err(error) = outcome {
+            state.failed.get_or_insert(error);
+        }
+        self.window.left.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_is_bounded_and_keeps_the_first_error() {
+        let window = Arc::<Window>::default();
+        let sent = |bytes| {
+            window.enter(bytes).expect("there is room");
+            Arc::new(Sent {
+                window: window.clone(),
+                bytes,
+            })
+        };
+        // Larger than the window, and alone in it.
+        let large = sent(MAX_BYTES * 2);
+        let next = std::thread::spawn({
+            let window = window.clone();
+            move || window.enter(1)
+        });
+        large.complete(Err(ProduceError::NotWritten("first".into())));
+        let refused = next.join().expect("does not panic").expect_err("one failed");
+        assert!(refused.contains("first"), "{refused}");
+        assert!(window.wait_until_empty().is_err());
+    }
+}
