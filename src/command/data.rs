@@ -6,7 +6,14 @@ use bytes::Bytes;
 
 use super::{Fault, Transaction};
 use crate::config::Config;
-use crate::model::{Entry, State};
+use crate::model::{Collection, Elements, Entry, Packed, State, Value};
+
+/// A collection that a command changes. The key's expiry stays.
+#[derive(Default)]
+pub struct Whole<E> {
+    pub elements: E,
+    pub expire_at: Option<u64>,
+}
 
 /// One command's view of the data.
 pub struct Data<'d, 't> {
@@ -42,6 +49,44 @@ impl Data<'_, '_> {
     /// As [`Data::get_string`], but counts as a keyspace hit or miss in a command that writes too.
     pub fn read_string(&mut self, key: &[u8]) -> Result<Option<Bytes>, Fault> {
         self.transaction.read_string(self.database, key)
+    }
+
+    /// The collection at a key, as it is kept: for a command that looks at a few elements. The
+    /// error of Redis if the key holds something else.
+    pub fn packed(&mut self, key: &[u8], of: Collection) -> Result<Option<Packed>, Fault> {
+        let entry = self.get(key)?;
+        entry.map(|entry| entry.packed(of).cloned()).transpose()
+    }
+
+    /// The collection at a key, without what has expired; an empty one if the key is missing. The
+    /// error of Redis if the key holds something else.
+    pub fn collection<E: Elements>(&mut self, key: &[u8]) -> Result<Whole<E>, Fault> {
+        let now = self.now();
+        let Some(entry) = self.get(key)? else {
+            return Ok(Whole::default());
+        };
+        let packed = entry.packed(E::OF)?;
+        self.transaction.works(packed.bytes().len())?;
+        let mut elements = E::unpack(packed).map_err(|problem| entry.unreadable(problem))?;
+        elements.forget_expired(now);
+        Ok(Whole {
+            elements,
+            expire_at: entry.meta.expire_at,
+        })
+    }
+
+    /// Gives a key a collection. An empty one deletes the key.
+    pub fn put_collection<E: Elements>(&mut self, key: &[u8], whole: Whole<E>) {
+        match whole.elements.pack() {
+            Some(packed) => self.put(
+                key,
+                State {
+                    value: Value::Packed(packed),
+                    expire_at: whole.expire_at,
+                },
+            ),
+            None => self.delete(key),
+        }
     }
 
     /// Whether there is something under this key.

@@ -4,7 +4,7 @@ mod dump;
 mod expiry;
 mod moving;
 mod object;
-mod scan;
+pub(super) mod scan;
 
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, KeySpec, Outcome, Reads, Reply, Run, flag};

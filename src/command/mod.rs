@@ -29,7 +29,9 @@ pub mod tally;
 
 // Families, each with its rows and its functions.
 pub mod bits;
+mod collections;
 pub mod connection;
+pub mod hashes;
 pub mod highwater;
 pub mod introspection;
 pub mod keys;

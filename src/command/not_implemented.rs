@@ -30,22 +30,6 @@ impl Command {
 
 #[rustfmt::skip]
 pub static COMMANDS: &[Command] = &[
-    row("hash", "hdel", -3, "2.0.0", "Deletes fields."),
-    row("hash", "hexists", 3, "2.0.0", "Tells whether a field exists."),
-    row("hash", "hget", 3, "2.0.0", "Returns a field."),
-    row("hash", "hgetall", 2, "2.0.0", "Returns all fields with their values."),
-    row("hash", "hincrby", 4, "2.0.0", "Adds an integer to a field."),
-    row("hash", "hincrbyfloat", 4, "2.6.0", "Adds a number to a field."),
-    row("hash", "hkeys", 2, "2.0.0", "Returns the names of all fields."),
-    row("hash", "hlen", 2, "2.0.0", "Returns the number of fields."),
-    row("hash", "hmget", -3, "2.0.0", "Returns several fields."),
-    row("hash", "hmset", -4, "2.0.0", "Sets fields; HSET does the same."),
-    row("hash", "hrandfield", -2, "6.2.0", "Returns fields picked at random."),
-    row("hash", "hscan", -3, "2.8.0", "Walks through the fields, a part with each call."),
-    row("hash", "hset", -4, "2.0.0", "Sets fields."),
-    row("hash", "hsetnx", 4, "2.0.0", "Sets a field unless it exists."),
-    row("hash", "hstrlen", 3, "3.2.0", "Returns the length of a field."),
-    row("hash", "hvals", 2, "2.0.0", "Returns the values of all fields."),
     row("list", "blmove", 6, "6.2.0", "Moves an element to another list, waiting for one."),
     row("list", "blmpop", -5, "7.0.0", "Takes elements out of the first list that has some, waiting for them."),
     row("list", "blpop", -3, "2.0.0", "Takes the first element out of a list, waiting for one."),

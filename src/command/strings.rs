@@ -1,7 +1,7 @@
 //! Strings: <https://redis.io/docs/latest/commands/?group=string>.
 
 mod lcs;
-mod long_double;
+pub(super) mod long_double;
 mod options;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity}
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::hot::{PREFETCHED, own};
+use crate::model::Value;
 use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Condition, Expiry, Options, Time, Unit};
@@ -265,7 +266,12 @@ fn mget(data: &mut Data, args: Args) -> Outcome {
             let next = args[1 + index..].iter().copied();
             data.transaction.service().prefetch(data.database, next);
         }
-        let value = Reply::from(data.get_string(key)?);
+        // As in Redis, what is no string is no value here.
+        let value = match data.get(key)?.map(|entry| entry.value) {
+            Some(Value::String(value)) => Reply::Bulk(value),
+            Some(Value::Packed(_)) | None => Reply::Null,
+            Some(Value::Unreadable(_)) => data.get_string(key)?.into(),
+        };
         weight.add(&value);
         if weight.bytes() > MAX_REPLY_MEMORY {
             return Err(Fault::error(format!(
@@ -539,8 +545,12 @@ fn incrbyfloat(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn longest_common_subsequence(data: &mut Data, args: Args) -> Outcome {
-    let a = data.get_string(args[1])?.unwrap_or_default();
-    let b = data.get_string(args[2])?.unwrap_or_default();
+    let mut text = |key| match data.get(key)?.map(|entry| entry.value) {
+        Some(Value::Packed(_)) => Err("ERR The specified keys must contain string values".into()),
+        Some(Value::String(_) | Value::Unreadable(_)) => Ok::<_, Fault>(data.get_string(key)?.unwrap_or_default()),
+        None => Ok(Bytes::new()),
+    };
+    let (a, b) = (text(args[1])?, text(args[2])?);
     let (mut length_only, mut places, mut with_length, mut least) = (false, false, false, 0);
     let mut rest = args[3..].iter();
     while let Some(word) = rest.next() {

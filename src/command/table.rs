@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, highwater, introspection, keys, not_implemented, server, strings,
+    Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, not_implemented, server, strings,
     transactions, wait,
 };
 use crate::striped::Striped;
@@ -15,6 +15,7 @@ use crate::telemetry::histogram::Times;
 pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Strings", strings::COMMANDS),
     ("Bits", bits::COMMANDS),
+    ("Hashes", hashes::COMMANDS),
     ("Keys", keys::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Connection", connection::COMMANDS),

@@ -63,7 +63,8 @@ pub fn command() -> Command {
 
 /// The flags of all settings; `--help` shows those with these names.
 pub(super) fn flags(shown: impl Fn(&str) -> bool) -> impl Iterator<Item = Arg> {
-    let hidden = move |setting: &Setting| setting.group == Group::WithoutEffect || !shown(setting.name);
+    let is_rare = |setting: &Setting| matches!(setting.group, Group::Types | Group::WithoutEffect);
+    let hidden = move |setting: &Setting| is_rare(setting) || !shown(setting.name);
     SETTINGS.iter().map(move |setting| flag(setting).hide(hidden(setting)))
 }
 

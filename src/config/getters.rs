@@ -224,6 +224,18 @@ impl Config {
         &*features == checks::ALL_FEATURES || features.split(',').any(|name| name == feature)
     }
 
+    /// The most elements of a collection that Redis keeps as a listpack, and the most bytes of each;
+    /// `of` as TYPE names it.
+    pub fn listpack_limits(&self, of: &str) -> (usize, usize) {
+        let limit = |what: &str| self.number(&format!("{of}-max-listpack-{what}")) as usize;
+        (limit("entries"), limit("value"))
+    }
+
+    /// The most integers of a set that Redis keeps as an intset.
+    pub fn intset_limit(&self) -> usize {
+        self.number("set-max-intset-entries") as usize
+    }
+
     pub fn partitions(&self) -> u32 {
         self.number("partitions") as u32
     }

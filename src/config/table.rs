@@ -64,6 +64,7 @@ pub enum Group {
     Store,
     Limits,
     Logging,
+    Types,
     WithoutEffect,
 }
 
@@ -76,6 +77,7 @@ impl Group {
             Group::Store => "Store",
             Group::Limits => "Limits",
             Group::Logging => "Logging and statistics",
+            Group::Types => "Data types",
             Group::WithoutEffect => "Without effect",
         }
     }
@@ -566,6 +568,66 @@ const EFFECTIVE: &[Setting] = &[
         default: "50 99 99.9",
         group: Group::Logging,
         summary: "Percentiles that INFO latencystats tells.",
+        ..D
+    },
+    Setting {
+        name: "hash-max-listpack-entries",
+        aliases: &["hash-max-ziplist-entries"],
+        kind: LARGE,
+        default: "512",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a hash of up to so many fields.",
+        ..D
+    },
+    Setting {
+        name: "hash-max-listpack-value",
+        aliases: &["hash-max-ziplist-value"],
+        kind: MEMORY,
+        default: "64",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a hash whose names and values have up to so many bytes.",
+        ..D
+    },
+    Setting {
+        name: "set-max-intset-entries",
+        kind: LARGE,
+        default: "512",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells intset of a set of up to so many integers.",
+        ..D
+    },
+    Setting {
+        name: "set-max-listpack-entries",
+        kind: LARGE,
+        default: "128",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a set of up to so many members.",
+        ..D
+    },
+    Setting {
+        name: "set-max-listpack-value",
+        kind: MEMORY,
+        default: "64",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a set whose members have up to so many bytes.",
+        ..D
+    },
+    Setting {
+        name: "zset-max-listpack-entries",
+        aliases: &["zset-max-ziplist-entries"],
+        kind: LARGE,
+        default: "128",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a sorted set of up to so many members.",
+        ..D
+    },
+    Setting {
+        name: "zset-max-listpack-value",
+        aliases: &["zset-max-ziplist-value"],
+        kind: MEMORY,
+        default: "64",
+        group: Group::Types,
+        summary: "OBJECT ENCODING tells listpack of a sorted set whose members have up to so many bytes.",
         ..D
     },
 ];

@@ -198,18 +198,11 @@ pub const SETTINGS: &[Setting] = &[
     row("replica-serve-stale-data", YES_NO, "yes", REPLICATION).also(&["slave-serve-stale-data"]),
     row("replicaof", Kind::Words, "", REPLICATION).also(&["slaveof"]).immutable().refused(),
     // Encodings of values
-    row("hash-max-listpack-entries", LARGE, "512", ENCODINGS).also(&["hash-max-ziplist-entries"]),
-    row("hash-max-listpack-value", MEMORY, "64", ENCODINGS).also(&["hash-max-ziplist-value"]),
     row("hll-sparse-max-bytes", MEMORY, "3000", ENCODINGS),
     row("list-compress-depth", COUNT, "0", ENCODINGS),
     row("list-max-listpack-size", INT, "-2", ENCODINGS).also(&["list-max-ziplist-size"]),
-    row("set-max-intset-entries", LARGE, "512", ENCODINGS),
-    row("set-max-listpack-entries", LARGE, "128", ENCODINGS),
-    row("set-max-listpack-value", MEMORY, "64", ENCODINGS),
     row("stream-node-max-bytes", MEMORY, "4096", ENCODINGS),
     row("stream-node-max-entries", LARGE, "100", ENCODINGS),
-    row("zset-max-listpack-entries", LARGE, "128", ENCODINGS).also(&["zset-max-ziplist-entries"]),
-    row("zset-max-listpack-value", MEMORY, "64", ENCODINGS).also(&["zset-max-ziplist-value"]),
     // Scripts, messages, tracking
     row("busy-reply-threshold", LARGE, "5000", SCRIPTS).also(&["lua-time-limit"]),
     row("locale-collate", TEXT, "", SCRIPTS),

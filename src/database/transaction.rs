@@ -943,7 +943,8 @@ impl Entry {
         kept.map(|(of, _)| of.name()).map_err(|reason| self.unreadable(reason))
     }
 
-    fn unreadable(&self, reason: &str) -> Fault {
+    /// The error for a record that cannot be read.
+    pub fn unreadable(&self, reason: &str) -> Fault {
         Fault::error(format!(
             "ERR the record of this key (partition {}, offset {}) cannot be read: {reason}",
             self.meta.partition, self.meta.offset

@@ -37,6 +37,8 @@ pub enum Reply {
     Array(Vec<Reply>),
     /// RESP2: a flat array.
     Map(Vec<(Reply, Reply)>),
+    /// An array of arrays of two, as ZRANGE WITHSCORES answers it; RESP2: a flat array.
+    Pairs(Vec<(Reply, Reply)>),
     /// RESP2: an array.
     Set(Vec<Reply>),
     /// Out-of-band data; RESP2: an array.
@@ -89,7 +91,9 @@ impl Reply {
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
                 items.iter().map(Reply::size).sum::<usize>() + 16
             }
-            Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16,
+            Reply::Map(pairs) | Reply::Pairs(pairs) => {
+                pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16
+            }
             _ => 16,
         }
     }
@@ -133,6 +137,16 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
             for (key, value) in pairs {
                 encode(key, version, out);
                 encode(value, version, out);
+            }
+        }
+        Reply::Pairs(pairs) => {
+            write_header(out, b'*', if resp3 { pairs.len() } else { 2 * pairs.len() });
+            for (first, second) in pairs {
+                if resp3 {
+                    write_header(out, b'*', 2);
+                }
+                encode(first, version, out);
+                encode(second, version, out);
             }
         }
         Reply::Set(items) => write_items(out, if resp3 { b'~' } else { b'*' }, items, version),

@@ -18,13 +18,13 @@ const SOON: Duration = Duration::from_secs(60);
 const CONTROL: &[u8] = b"\0highwater:flush";
 
 /// A producer that is not Highwater.
-struct Hostile<'k> {
+pub struct Hostile<'k> {
     producer: BaseProducer,
     topic: &'k str,
 }
 
 impl Hostile<'_> {
-    fn new<'k>(kafka: &Kafka, topic: &'k str) -> Hostile<'k> {
+    pub fn new<'k>(kafka: &Kafka, topic: &'k str) -> Hostile<'k> {
         let mut config = kafka.client_config();
         config.set("message.max.bytes", "16000000").set("linger.ms", "5");
         Hostile {
@@ -33,7 +33,7 @@ impl Hostile<'_> {
         }
     }
 
-    fn send(&self, partition: i32, key: &[u8], value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
+    pub fn send(&self, partition: i32, key: &[u8], value: Option<&[u8]>, headers: &[(&str, &[u8])]) {
         let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
             all.insert(Header {
                 key,
@@ -50,7 +50,7 @@ impl Hostile<'_> {
         }
     }
 
-    fn flush(&self) {
+    pub fn flush(&self) {
         self.producer.flush(SOON).expect("all records are acknowledged");
     }
 }

@@ -9,6 +9,7 @@ mod architecture;
 mod bench;
 mod clients;
 mod clocks;
+mod collections;
 mod consistency;
 mod copy;
 mod deaths;

@@ -49,6 +49,11 @@ mod tables {
     }
 
     #[test]
+    fn hashes() {
+        against_redis("hashes");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -76,6 +81,7 @@ mod tables {
             "connection",
             "strings",
             "bits",
+            "hashes",
             "keys",
             "expiry",
             "transactions",

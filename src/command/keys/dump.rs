@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::command::args::{SYNTAX, int, is, parse_int};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
+use crate::model::Value;
 
 /// The version that DUMP writes: that of Redis 7.0, so that not only the newest servers read it.
 /// Strings are the same in all versions.
@@ -37,7 +38,14 @@ mod length {
 }
 
 pub(super) fn dump(data: &mut Data, args: Args) -> Outcome {
-    let value = data.get_string(args[1])?;
+    let entry = data.get(args[1])?;
+    if let Some(Value::Packed(packed)) = entry.as_ref().map(|entry| &entry.value) {
+        return Err(Fault::error(format!(
+            "ERR the key holds a {}: DUMP supports only strings yet",
+            packed.of().name()
+        )));
+    }
+    let value = entry.map(|entry| entry.string()).transpose()?;
     data.transaction.works(value.as_ref().map_or(0, Bytes::len))?;
     Ok(value.map(|value| serialize(&value)).into())
 }

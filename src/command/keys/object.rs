@@ -1,10 +1,12 @@
 //! OBJECT: how Redis would keep a key's value.
 
+use bytes::Bytes;
+
 use super::expiry::signed;
 use crate::command::args::parse_int;
 use crate::command::key_specs::access;
 use crate::command::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag, help_of};
-use crate::model::Entry;
+use crate::model::{Collection, Elements, Entry, Fields, Members, Packed, Scores, Value};
 
 pub(super) static OBJECT: &[Command] = &[
     Command {
@@ -13,9 +15,9 @@ pub(super) static OBJECT: &[Command] = &[
         flags: flag::READONLY,
         keys: &[KeySpec::at(2, access::RO)],
         since: "2.2.3",
-        summary: "Tells how Redis would keep the value in memory: int, embstr or raw.",
+        summary: "Tells how Redis would keep the value in memory.",
         compatibility: Compatibility::Partial(
-            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here",
+            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here, and a collection that was large once is large for good in Redis",
         ),
         run: Run::Data(object_encoding),
         ..super::ROW
@@ -73,8 +75,45 @@ fn object(data: &mut Data, args: Args) -> Result<Option<Entry>, Fault> {
 fn object_encoding(data: &mut Data, args: Args) -> Outcome {
     match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(entry) => Ok(Reply::bulk(encoding(&entry.string()?))),
+        Some(entry) => Ok(Reply::bulk(match &entry.value {
+            Value::Packed(packed) => encoding_of_collection(data, packed).map_err(|why| entry.unreadable(why))?,
+            Value::String(_) | Value::Unreadable(_) => encoding(&entry.string()?),
+        })),
     }
+}
+
+fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, &'static str> {
+    let (most, longest) = data.config.listpack_limits(packed.of().name());
+    let is_small = |lengths: &[usize]| lengths.len() <= most && lengths.iter().all(|length| *length <= longest);
+    Ok(match packed.of() {
+        Collection::Hash => {
+            let mut fields = Fields::unpack(packed)?;
+            fields.forget_expired(data.now());
+            let lengths = fields.0.iter().map(|(name, field)| name.len().max(field.value.len()));
+            if is_small(&lengths.collect::<Vec<_>>()) {
+                "listpack"
+            } else {
+                "hashtable"
+            }
+        }
+        Collection::Set => {
+            let members = Members::unpack(packed)?.0;
+            let are_integers = || members.iter().all(|member| parse_int(member).is_some());
+            match is_small(&members.iter().map(Bytes::len).collect::<Vec<_>>()) {
+                _ if members.len() <= data.config.intset_limit() && are_integers() => "intset",
+                true => "listpack",
+                false => "hashtable",
+            }
+        }
+        Collection::SortedSet => {
+            let members = Scores::unpack(packed)?.0;
+            if is_small(&members.keys().map(Bytes::len).collect::<Vec<_>>()) {
+                "listpack"
+            } else {
+                "skiplist"
+            }
+        }
+    })
 }
 
 fn encoding(value: &[u8]) -> &'static str {
@@ -93,7 +132,11 @@ fn object_refcount(data: &mut Data, args: Args) -> Outcome {
     match object(data, args)? {
         None => Ok(Reply::Null),
         Some(entry) => {
-            let shared = parse_int(&entry.string()?).is_some_and(|number| SHARED.contains(&number));
+            let number = match &entry.value {
+                Value::Packed(_) => None,
+                Value::String(_) | Value::Unreadable(_) => parse_int(&entry.string()?),
+            };
+            let shared = number.is_some_and(|number| SHARED.contains(&number));
             Ok(Reply::Int(if shared { i64::from(i32::MAX) } else { 1 }))
         }
     }

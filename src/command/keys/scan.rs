@@ -51,7 +51,7 @@ fn check(pattern: &KeyPattern) -> Result<(), Fault> {
 
 /// SCAN's cursor is the upper 53 bits of the hash to continue from. Clients that read it as a
 /// double then read it exactly.
-const CURSOR_SHIFT: u32 = 64 - 53;
+pub const CURSOR_SHIFT: u32 = 64 - 53;
 
 pub(super) fn scan(data: &mut Data, args: Args) -> Outcome {
     let cursor = parse_cursor(args[1]).ok_or("ERR invalid cursor")?;
@@ -59,7 +59,7 @@ pub(super) fn scan(data: &mut Data, args: Args) -> Outcome {
     let database = data.database;
     data.transaction.works(options.work())?;
     let mut found = Vec::new();
-    let (mut left, mut bytes, mut typed) = (options.count, 0, 0);
+    let (mut left, mut bytes) = (options.count, 0);
     let mut next = cursor
         .checked_shl(CURSOR_SHIFT)
         .filter(|hash| hash >> CURSOR_SHIFT == cursor);
@@ -74,25 +74,38 @@ pub(super) fn scan(data: &mut Data, args: Args) -> Outcome {
             if !options.pattern.matches(key) {
                 return;
             }
-            typed += u64::from(options.kind.is_some());
-            if options.kind.is_none_or(|kind| is(kind, "string")) {
-                bytes += key.len() + size_of::<Reply>();
-                found.push(Reply::bulk(key));
-            }
+            bytes += key.len() + size_of::<Reply>();
+            found.push(own(key));
         })?;
         check(&options.pattern)?;
         left = left.saturating_sub(part);
     }
-    // As in Redis, looking at a key's type counts as a read.
-    data.transaction.lookups.hits += typed;
+    if let Some(kind) = options.kind {
+        found = of_type(data, found, kind)?;
+    }
     let cursor = next.map_or(0, |hash| hash >> CURSOR_SHIFT);
-    Ok(Reply::Array(vec![Reply::bulk(cursor.to_string()), Reply::Array(found)]))
+    Ok(Reply::Array(vec![
+        Reply::bulk(cursor.to_string()),
+        Reply::Array(found.into_iter().map(Reply::Bulk).collect()),
+    ]))
+}
+
+/// Those keys that hold a value of this type. As in Redis, looking at a type counts as a read.
+fn of_type(data: &mut Data, keys: Vec<Bytes>, kind: &[u8]) -> Result<Vec<Bytes>, Fault> {
+    let mut of_kind = Vec::new();
+    for key in keys {
+        let found = data.transaction.read(data.database, &key)?;
+        if found.is_some_and(|entry| entry.value.kept().is_ok_and(|(of, _)| is(kind, of.name()))) {
+            of_kind.push(key);
+        }
+    }
+    Ok(of_kind)
 }
 
 struct ScanOptions<'a> {
     pattern: KeyPattern<'a>,
     count: usize,
-    /// Only keys of this type. All keys are strings.
+    /// Only keys of this type.
     kind: Option<&'a [u8]>,
 }
 
@@ -129,7 +142,7 @@ impl<'a> ScanOptions<'a> {
 
 /// Reads a cursor as Redis does, with C's `strtoul`: a sign is allowed, and what follows a NUL is
 /// ignored.
-fn parse_cursor(argument: &[u8]) -> Option<u64> {
+pub fn parse_cursor(argument: &[u8]) -> Option<u64> {
     let text = argument.split(|byte| *byte == 0).next().unwrap_or_default();
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),

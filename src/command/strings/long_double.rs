@@ -35,6 +35,10 @@ impl LongDouble {
         infinite: false,
     };
 
+    pub fn is_finite(&self) -> bool {
+        !self.infinite
+    }
+
     /// Reads what Redis accepts as a number: decimal or hexadecimal, with an optional fraction and
     /// exponent, or infinity. Nothing may stand before or after it. `None` also if the number is
     /// too large, or so small that it would become 0.

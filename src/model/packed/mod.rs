@@ -92,24 +92,9 @@ impl Packed {
         &self.bytes
     }
 
-    /// The fields of a hash, with those that have expired.
-    pub fn fields(&self) -> Result<Fields, Problem> {
-        hash::read(&self.bytes)
-    }
-
     /// The value of one field of a hash, and when it expires. Nothing is copied.
     pub fn field(&self, name: &[u8]) -> Result<Option<Field>, Problem> {
         hash::find(&self.bytes, name)
-    }
-
-    /// The members of a set.
-    pub fn members(&self) -> Result<Members, Problem> {
-        set::read(&self.bytes)
-    }
-
-    /// The members of a sorted set with their scores, in its order.
-    pub fn scores(&self) -> Result<Scores, Problem> {
-        sorted_set::read(&self.bytes)
     }
 
     /// How many elements are there at this time (milliseconds since the epoch).
@@ -128,6 +113,61 @@ impl Packed {
             Collection::Hash => hash::count(Reader::new(&self.bytes), now, 1) != Ok(0),
             Collection::Set | Collection::SortedSet => true,
         }
+    }
+}
+
+/// The elements of a type of collection, taken apart.
+pub trait Elements: Default {
+    const OF: Collection;
+
+    fn unpack(packed: &Packed) -> Result<Self, Problem>;
+
+    /// `None` if there is no element.
+    fn pack(&self) -> Option<Packed>;
+
+    /// Removes the elements that have expired at this time (milliseconds since the epoch).
+    fn forget_expired(&mut self, _now: u64) {}
+}
+
+impl Elements for Fields {
+    const OF: Collection = Collection::Hash;
+
+    fn unpack(packed: &Packed) -> Result<Fields, Problem> {
+        hash::read(&packed.bytes)
+    }
+
+    fn pack(&self) -> Option<Packed> {
+        self.pack()
+    }
+
+    fn forget_expired(&mut self, now: u64) {
+        if self.0.values().any(|field| !field.is_live(now)) {
+            self.0.retain(|_, field| field.is_live(now));
+        }
+    }
+}
+
+impl Elements for Members {
+    const OF: Collection = Collection::Set;
+
+    fn unpack(packed: &Packed) -> Result<Members, Problem> {
+        set::read(&packed.bytes)
+    }
+
+    fn pack(&self) -> Option<Packed> {
+        self.pack()
+    }
+}
+
+impl Elements for Scores {
+    const OF: Collection = Collection::SortedSet;
+
+    fn unpack(packed: &Packed) -> Result<Scores, Problem> {
+        sorted_set::read(&packed.bytes)
+    }
+
+    fn pack(&self) -> Option<Packed> {
+        self.pack()
     }
 }
 

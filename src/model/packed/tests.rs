@@ -33,7 +33,7 @@ proptest! {
         prop_assert_eq!(packed.is_none(), fields.0.is_empty());
         if let Some(packed) = packed {
             prop_assert_eq!(parse(Collection::Hash, packed.bytes()), Ok(Some(packed.clone())));
-            prop_assert_eq!(packed.fields(), Ok(fields.clone()));
+            prop_assert_eq!(Fields::unpack(&packed), Ok(fields.clone()));
             for (name, field) in &fields.0 {
                 prop_assert_eq!(packed.field(name), Ok(Some(field.clone())));
             }
@@ -51,7 +51,7 @@ proptest! {
         let packed = members.pack().expect("it has members");
         prop_assert_eq!(parse(Collection::Set, packed.bytes()), Ok(Some(packed.clone())));
         prop_assert_eq!(packed.len(0), Ok(members.0.len()));
-        prop_assert_eq!(packed.members(), Ok(members));
+        prop_assert_eq!(Members::unpack(&packed), Ok(members));
     }
 
     #[test]
@@ -63,7 +63,7 @@ proptest! {
         let packed = scores.pack().expect("it has members");
         prop_assert_eq!(parse(Collection::SortedSet, packed.bytes()), Ok(Some(packed.clone())));
         prop_assert_eq!(packed.len(0), Ok(scores.0.len()));
-        let read = packed.scores().expect("it was written here");
+        let read = Scores::unpack(&packed).expect("it was written here");
         let order = |scores: &Scores| scores.0.keys().cloned().collect::<Vec<_>>();
         prop_assert_eq!(order(&read), order(&scores));
     }
