@@ -3,7 +3,8 @@
 
 use super::admission::{self, Wants};
 use super::args::{text, wrong_arity};
-use super::session::{Multi, Session, Shared};
+use super::session::{Multi, Session};
+use super::shared::Shared;
 use super::step::Before;
 use super::table::Entry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::exec::Exec;
 use super::key_specs::keys_of;
-use super::session::{Session, Shared};
-use super::step::{Before, Pending, Step, refused};
+use super::session::Session;
+use super::shared::Shared;
+use super::step::{Before, Exec, Pending, Step, refused};
 use super::table::Entry;
 use super::{Args, Data, DataHandler, Outcome, Reply, consistency, flag};
 use crate::database::consistency::Consistency;

@@ -13,8 +13,9 @@ use bytes::Bytes;
 
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
-use super::session::{Multi, Queued, Session, Shared, Watch};
-use super::step::{Step, refused};
+use super::session::{Queued, Session};
+use super::shared::Shared;
+use super::step::{Exec, Step, refused};
 use super::table::Entry;
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
 use crate::database::Place;
@@ -23,16 +24,6 @@ use crate::database::watch::Found;
 use crate::resp::Weight;
 
 type Watched = HashMap<(u16, Bytes), Option<Found>>;
-
-/// What MULTI queued and WATCH found, so that EXEC can be computed again.
-pub struct Exec {
-    pub multi: Multi,
-    watch: Watch,
-    /// The database that was selected at first.
-    database: u16,
-    /// Replies of the commands that are not about data, with their places, once they have run.
-    others: Option<Vec<(usize, Reply)>>,
-}
 
 /// A queued command.
 struct Request<'q> {

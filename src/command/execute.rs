@@ -9,9 +9,11 @@ use bytes::Bytes;
 
 use super::args;
 use super::checks::{admit, before, check_arity, find, is_exec, queued, size, unknown};
+use super::clients::{Client, NO_COMMAND};
 use super::compute::{compute_one, replied, take_turn};
-use super::session::{Client, NO_COMMAND, Queued, Session, Shared};
+use super::session::{Queued, Session};
 use super::settle::{Held, settle_all};
+use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::Entry;
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};

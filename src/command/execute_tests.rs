@@ -2,7 +2,8 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
-use crate::command::session::{Replies, Turns};
+use crate::command::session::Replies;
+use crate::command::shared::Turns;
 use crate::config::Config;
 use crate::database::tests::Fixture;
 use crate::log::ProduceError;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::args::is;
-use super::session::Shared;
+use super::shared::Shared;
 use super::table::{self, Entry};
 use super::{Args, Fault, Outcome, REDIS_VERSION, Reply, Session};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
@@ -164,7 +164,7 @@ fn server(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
 fn clients(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let clients = shared.clients.list();
     let most =
-        |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
+        |bytes: fn(&super::clients::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
     fields!(to,
         // Killed connections are left out: their tasks are about to end.
         "connected_clients": clients.iter().filter(|client| !client.is_killed()).count(),

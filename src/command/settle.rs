@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::checks::{admit, find, takes_long};
 use super::compute::{compute_one, replied, take_turn};
-use super::session::{Session, Shared};
+use super::session::Session;
+use super::shared::Shared;
 use super::step::{Before, Pending, Step, error_reply};
 use super::{Args, Reply, Run, exec};
 use crate::database::Wait;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::consistency::Fresh;
-use super::exec::Exec;
-use super::session::Shared;
+use super::session::{Multi, Watch};
+use super::shared::Shared;
 use super::table::Entry;
 use super::{Fault, Reply, Waiting};
 use crate::database::Wait;
@@ -41,6 +41,16 @@ pub struct Pending {
     pub asked: Option<(&'static Entry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
+}
+
+/// What MULTI queued and WATCH found, so that EXEC can be computed again.
+pub struct Exec {
+    pub multi: Multi,
+    pub(super) watch: Watch,
+    /// The database that was selected at first.
+    pub(super) database: u16,
+    /// Replies of the commands that are not about data, with their places, once they have run.
+    pub(super) others: Option<Vec<(usize, Reply)>>,
 }
 
 /// What must happen before a command can be computed.
