@@ -16,7 +16,7 @@ use super::key_specs::{KeyList, keys_of};
 use super::session::{Queued, Session};
 use super::shared::Shared;
 use super::step::{Exec, Step, refused};
-use super::table::Entry;
+use super::table::CommandEntry;
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
 use crate::database::Place;
 use crate::database::transaction::{Computed, Transaction};
@@ -27,7 +27,7 @@ type Watched = HashMap<(u16, Bytes), Option<Found>>;
 
 /// A queued command.
 struct Request<'q> {
-    command: &'static Entry,
+    command: &'static CommandEntry,
     args: Vec<&'q [u8]>,
     /// The database that is selected by then.
     database: u16,
@@ -234,7 +234,7 @@ fn do_others(
 fn do_other(
     session: &mut Session,
     shared: &Arc<Shared>,
-    command: &Entry,
+    command: &CommandEntry,
     args: Args<'_>,
 ) -> Option<Result<Reply, Fault>> {
     match command.run {

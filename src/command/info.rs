@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::args::is;
 use super::shared::Shared;
-use super::table::{self, Entry};
+use super::table::{self, CommandEntry};
 use super::{Args, Fault, Outcome, REDIS_VERSION, Reply, Session};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Status, now_ms};
@@ -369,7 +369,7 @@ fn modules(_: &Shared, _: &mut Fields) -> Result<(), Fault> {
 }
 
 fn commandstats(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
-    fn line(entry: &Entry, to: &mut Fields) {
+    fn line(entry: &CommandEntry, to: &mut Fields) {
         let stats = &entry.stats;
         let (calls, nanoseconds) = (stats.sum(|s| &s.calls), stats.sum(|s| &s.nanoseconds));
         let (rejected, failed) = (stats.sum(|s| &s.rejected), stats.sum(|s| &s.failed));

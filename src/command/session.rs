@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::clients::Client;
-use super::table::Entry;
+use super::table::CommandEntry;
 use super::tally::Tally;
 use crate::database::Pace;
 use crate::database::consistency::Consistency;
@@ -51,7 +51,7 @@ pub struct Multi {
 
 #[derive(Clone)]
 pub struct Queued {
-    pub command: &'static Entry,
+    pub command: &'static CommandEntry,
     pub args: Vec<Bytes>,
 }
 

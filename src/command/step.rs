@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::consistency::Fresh;
 use super::session::{Multi, Watch};
 use super::shared::Shared;
-use super::table::Entry;
+use super::table::CommandEntry;
 use super::{Fault, Reply, Waiting};
 use crate::database::Wait;
 use crate::database::write::{Outstanding, Write};
@@ -19,7 +19,7 @@ use crate::supervise;
 pub enum Step {
     Reply(Reply),
     /// The reply may be sent when the writes are acknowledged.
-    Pending(Pending),
+    Pending(PendingReply),
     /// Await [`Before::happened`], then execute again.
     Before(Before),
     /// Answers later, by itself.
@@ -27,7 +27,7 @@ pub enum Step {
 }
 
 /// A reply that waits for the log.
-pub struct Pending {
+pub struct PendingReply {
     pub reply: Reply,
     pub write: Option<Arc<Write>>,
     pub depends: SmallVec<[Arc<Write>; 1]>,
@@ -38,7 +38,7 @@ pub struct Pending {
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Exec>>,
     /// The command, and since when its client waits.
-    pub asked: Option<(&'static Entry, Instant)>,
+    pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
 }
@@ -63,7 +63,7 @@ pub enum Before {
     Wait(Wait),
 }
 
-impl Pending {
+impl PendingReply {
     /// All that it waits for is in the log.
     pub(super) fn is_acknowledged(&self) -> bool {
         let mut writes = self.write.iter().chain(&self.depends);

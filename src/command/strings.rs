@@ -13,7 +13,7 @@ use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY
 use crate::database::hot::{PREFETCHED, own};
 use crate::resp::Weight;
 use long_double::LongDouble;
-use options::{Condition, Expiry, Options, Time, Unit};
+use options::{Expiry, SetCondition, SetOptions, Time, Unit};
 
 const WRITE: u32 = flag::WRITE | flag::DENYOOM;
 const FAST_WRITE: u32 = WRITE | flag::FAST;
@@ -284,7 +284,7 @@ fn strlen(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn set(data: &mut Data, args: Args) -> Outcome {
-    let options = Options::of_set(&args[3..])?;
+    let options = SetOptions::of_set(&args[3..])?;
     let key = args[1];
     let given = options
         .expiry
@@ -300,8 +300,8 @@ fn set(data: &mut Data, args: Args) -> Outcome {
         false => None,
     };
     let refused = match options.condition {
-        Some(Condition::Missing) => old.is_some(),
-        Some(Condition::Exists) => old.is_none(),
+        Some(SetCondition::Missing) => old.is_some(),
+        Some(SetCondition::Exists) => old.is_none(),
         None => false,
     };
     let reply = match &old {
@@ -405,7 +405,7 @@ fn getdel(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn getex(data: &mut Data, args: Args) -> Outcome {
-    let options = Options::of_getex(&args[2..])?;
+    let options = SetOptions::of_getex(&args[2..])?;
     let Some(old) = data.read(args[1])? else {
         return Ok(Reply::Null);
     };
