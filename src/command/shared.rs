@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 
 use super::clients::{Client, Clients};
 use crate::config::Config;
@@ -58,8 +59,10 @@ pub struct Paused {
 /// Asks the whole server to stop.
 #[derive(Default)]
 pub struct Shutdown {
+    /// For connections, which look at it after each burst of requests. A look at the token locks a
+    /// mutex (`docs/decisions/dependencies.md`).
     asked: AtomicBool,
-    notify: Notify,
+    token: CancellationToken,
 }
 
 /// A connection's place among [`Clients`]. Dropping it frees the place.
@@ -135,7 +138,7 @@ impl Pause {
 impl Shutdown {
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Release);
-        self.notify.notify_waiters();
+        self.token.cancel();
     }
 
     pub fn is_asked(&self) -> bool {
@@ -143,13 +146,7 @@ impl Shutdown {
     }
 
     pub async fn asked(&self) {
-        loop {
-            let notified = self.notify.notified();
-            if self.is_asked() {
-                return;
-            }
-            notified.await;
-        }
+        self.token.cancelled().await;
     }
 }
 

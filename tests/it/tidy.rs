@@ -33,6 +33,7 @@ const PLAIN: &[&str] = &[
     "docs/topic-format.md",
     "docs/write-errors.md",
     "docs/decisions/allocator.md",
+    "docs/decisions/dependencies.md",
     "docs/decisions/eviction.md",
     "docs/decisions/handlers.md",
     "docs/decisions/mutants.md",
