@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use highwater::log::embedded::{EmbeddedLog, Fsync, Options};
+use highwater::log::embedded::{EmbeddedLog, EmbeddedOptions, Fsync};
 use highwater::log::{Appended, Batch, Completion, Log, Positions, ProduceError, Record, TopicPartition};
 use highwater::model::Payload;
 
@@ -61,9 +61,9 @@ fn batch(key: u64, acks: &Arc<Acks>) -> Batch {
 fn one_at_a_time(dir: &Path, fsync: Fsync, seconds: Duration) {
     let log = EmbeddedLog::open(
         dir,
-        Options {
+        EmbeddedOptions {
             fsync,
-            ..Options::default()
+            ..EmbeddedOptions::default()
         },
     )
     .expect("open");
@@ -98,9 +98,9 @@ fn one_at_a_time(dir: &Path, fsync: Fsync, seconds: Duration) {
 fn many(dir: &Path, fsync: Fsync, seconds: Duration) {
     let log = EmbeddedLog::open(
         dir,
-        Options {
+        EmbeddedOptions {
             fsync,
-            ..Options::default()
+            ..EmbeddedOptions::default()
         },
     )
     .expect("open");
@@ -150,7 +150,7 @@ fn many(dir: &Path, fsync: Fsync, seconds: Duration) {
 
 fn reopen(dir: &Path) {
     let began = Instant::now();
-    let log = EmbeddedLog::open(dir, Options::default()).expect("open");
+    let log = EmbeddedLog::open(dir, EmbeddedOptions::default()).expect("open");
     let opened = began.elapsed();
     let (ends, began) = (log.ends(opened).expect("ends"), Instant::now());
     let (mut follower, mut out, mut count) = (log.follow(&Positions::new()).expect("follow"), Vec::new(), 0);

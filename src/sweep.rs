@@ -73,9 +73,10 @@ struct Look {
     flushed: Vec<Buried>,
 }
 
-/// Flushed keys of one database of the store, and the tombstones for them.
+/// Flushed keys, and the tombstones for them, of one space of the store: a database, or the copies
+/// that are kept beside it ([`crate::database::copies`]).
 struct Buried {
-    stored: u16,
+    space: u16,
     found: usize,
     writes: Vec<Arc<Write>>,
 }
@@ -133,11 +134,11 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
     };
     let count = service.database_count();
     let mut room = FLUSHED;
-    for (stored, pass) in (0u16..).zip(passes.iter_mut()) {
+    for (space, pass) in (0u16..).zip(passes.iter_mut()) {
         if room > 0
             && !service.log.chains()
-            && is_writable(stored % count)
-            && let Some(buried) = pass.go_on(service, stored, room).map_err(text)?
+            && is_writable(space % count)
+            && let Some(buried) = pass.go_on(service, space, room).map_err(text)?
         {
             room -= buried.found.min(room);
             look.flushed.push(buried);
@@ -160,10 +161,10 @@ impl Look {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
-        for Buried { stored, found, writes } in self.flushed {
+        for Buried { space, found, writes } in self.flushed {
             let (buried, failed) = done(&writes).await;
             service.counters.flushed.fetch_add(buried as u64, Ordering::Relaxed);
-            passes[stored as usize].did(buried, failed, found);
+            passes[space as usize].did(buried, failed, found);
         }
         // Keys that were not deleted (because their newest state is another one) must not make this
         // run without a pause.
@@ -203,13 +204,13 @@ impl Pass {
     }
 
     /// Begins the tombstones for the next flushed keys, if it is time for them.
-    fn go_on(&mut self, service: &Arc<Service>, stored: u16, most: usize) -> Result<Option<Buried>, Fault> {
+    fn go_on(&mut self, service: &Arc<Service>, space: u16, most: usize) -> Result<Option<Buried>, Fault> {
         let now = Instant::now();
-        let before = std::mem::replace(&mut self.left, service.flushed_left(stored)?);
+        let before = std::mem::replace(&mut self.left, service.flushed_left(space)?);
         self.others_until = self.others_until.filter(|until| now < *until);
         let is_ours = self.others_until.is_none();
         if self.left > before {
-            let own_flushes = service.own_flushes(stored);
+            let own_flushes = service.own_flushes(space);
             let is_ours = own_flushes > self.own_flushes || is_ours && before > 0;
             let (others_first, others_until) = (some_of(0..OTHERS_FIRST_MS), now + some_of(OTHERS_HAD_TIME_MS));
             *self = Pass {
@@ -224,7 +225,7 @@ impl Pass {
         if self.left == 0 || now < self.rests_until {
             return Ok(None);
         }
-        let (found, next) = service.find_flushed(stored, self.from, self.some.min(most))?;
+        let (found, next) = service.find_flushed(space, self.from, self.some.min(most))?;
         let mut writes = Vec::new();
         for flushed in &found {
             match service.bury(flushed) {
@@ -246,7 +247,7 @@ impl Pass {
                 };
         }
         Ok(Some(Buried {
-            stored,
+            space,
             found: found.len(),
             writes,
         }))

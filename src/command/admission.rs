@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::session::{Client, Shared};
+use super::clients::Client;
+use super::shared::Shared;
 use super::{Command, flag};
 
 /// Delay after a connection's first failed login. It doubles with each further one, up to

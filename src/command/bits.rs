@@ -6,8 +6,8 @@ mod field;
 use std::ops::Range;
 
 use super::args::{SYNTAX, clip, int, is, parse_int};
+use super::data::zero_padded;
 use super::key_specs::access::{self, CHANGES, READS, SETS};
-use super::strings::{current_or_empty, zero_padded};
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 
 const WRITE: u32 = flag::WRITE | flag::DENYOOM;
@@ -137,7 +137,7 @@ fn setbit(data: &mut Data, args: Args) -> Outcome {
         Some(1) => true,
         _ => return Err("ERR bit is not an integer or out of range".into()),
     };
-    let current = current_or_empty(data, key)?;
+    let current = data.current_string_or_empty(key)?;
     let old = bit_at(&current.value, place);
     if old != bit || place / 8 >= current.value.len() {
         data.transaction.works(current.value.len().max(place / 8 + 1))?;

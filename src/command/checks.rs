@@ -3,14 +3,15 @@
 
 use super::admission::{self, Wants};
 use super::args::{text, wrong_arity};
-use super::session::{Multi, Session, Shared};
+use super::session::{Multi, Session};
+use super::shared::Shared;
 use super::step::Before;
-use super::table::Entry;
+use super::table::CommandEntry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};
 use crate::database::transaction::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
 
-pub(super) fn find(args: Args<'_>) -> Result<&'static Entry, Fault> {
+pub(super) fn find(args: Args<'_>) -> Result<&'static CommandEntry, Fault> {
     let there = table::find(args[0]).filter(|command| command.is_there());
     let command = there.ok_or_else(|| unknown(args))?;
     let Some(name) = args.get(1).filter(|_| !command.subcommands.is_empty()) else {
@@ -30,7 +31,7 @@ pub(super) fn is_exec(args: Args<'_>) -> bool {
     table::find(args[0]).is_some_and(|command| matches!(command.run, Run::Exec))
 }
 
-pub(super) fn check_arity(command: &Entry, args: Args<'_>) -> Result<(), Fault> {
+pub(super) fn check_arity(command: &CommandEntry, args: Args<'_>) -> Result<(), Fault> {
     match command.takes(args.len()) {
         true => Ok(()),
         false => Err(wrong_arity(command.name)),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-use super::table::{self, Entry};
+use super::table::{self, CommandEntry};
 use super::{Compatibility, REDIS_VERSION, Run};
 use crate::config::table::{Effect, SETTINGS};
 
@@ -110,7 +110,7 @@ fn counts(text: &mut String) {
 }
 
 fn commands(group: &str, title: &str, text: &mut String) {
-    let mut entries: Vec<&Entry> = table::all().iter().filter(|entry| entry.group == group).collect();
+    let mut entries: Vec<&CommandEntry> = table::all().iter().filter(|entry| entry.group == group).collect();
     entries.sort_by_key(|entry| entry.name);
     let _ = write!(
         text,
@@ -118,13 +118,13 @@ fn commands(group: &str, title: &str, text: &mut String) {
     );
     for entry in entries {
         line(entry, text);
-        let mut subcommands: Vec<&Entry> = entry.subcommands.iter().collect();
+        let mut subcommands: Vec<&CommandEntry> = entry.subcommands.iter().collect();
         subcommands.sort_by_key(|entry| entry.name);
         subcommands.into_iter().for_each(|sub| line(sub, text));
     }
 }
 
-fn line(entry: &Entry, text: &mut String) {
+fn line(entry: &CommandEntry, text: &mut String) {
     let compatibility = match entry.compatibility {
         _ if entry.group == OWN => format!("not in Redis: {}", cell(entry.summary)),
         Compatibility::Full => "full".to_string(),

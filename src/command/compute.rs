@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::exec::Exec;
 use super::key_specs::keys_of;
-use super::session::{Session, Shared};
-use super::step::{Before, Pending, Step, refused};
-use super::table::Entry;
+use super::session::Session;
+use super::shared::Shared;
+use super::step::{Before, Exec, PendingReply, Step, refused};
+use super::table::CommandEntry;
 use super::{Args, Data, DataHandler, Outcome, Reply, consistency, flag};
 use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
@@ -21,7 +21,7 @@ use crate::database::{Pace, Place, Turn, Wait, now_ms};
 pub(super) fn replied(
     session: &mut Session,
     shared: &Shared,
-    command: &'static Entry,
+    command: &'static CommandEntry,
     args: Args<'_>,
     waited: Duration,
     failed: bool,
@@ -53,7 +53,7 @@ pub(super) fn replied(
 }
 
 /// The arguments as SLOWLOG may show them.
-fn without_secrets<'a>(command: &Entry, args: Args<'a>) -> Vec<&'a [u8]> {
+fn without_secrets<'a>(command: &CommandEntry, args: Args<'a>) -> Vec<&'a [u8]> {
     let mut shown = args.to_vec();
     for at in command.secrets.map_or_else(Vec::new, |secrets| secrets(args)) {
         if let Some(argument) = shown.get_mut(at) {
@@ -136,7 +136,7 @@ pub(super) fn compute(
 pub(super) fn compute_one(
     session: &mut Session,
     shared: &Arc<Shared>,
-    command: &'static Entry,
+    command: &'static CommandEntry,
     handler: DataHandler,
     args: Args<'_>,
     database: u16,
@@ -184,7 +184,7 @@ pub(super) fn conclude(
     if write.is_none() && depends.is_empty() {
         return Step::Reply(value);
     }
-    Step::Pending(Pending {
+    Step::Pending(PendingReply {
         reply: value,
         write,
         depends,

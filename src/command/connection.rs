@@ -11,7 +11,8 @@ use bytes::Bytes;
 use self::client::check_name;
 use super::admission::{self, DEFAULT_USER, Wants, admit, login_delay};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
-use super::session::{Replies, Session, Shared};
+use super::session::{Replies, Session};
+use super::shared::Shared;
 use super::{Args, Command, Compatibility, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
 use crate::resp::Version;
 

@@ -5,19 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::key_specs::keys_of;
-use super::session::{Session, Shared};
+use super::session::Session;
+use super::shared::Shared;
 use super::{Args, Command, Fault, Reads, Run, args, flag};
 use crate::database::Service;
 use crate::database::consistency::{Consistency, Scope};
 use crate::database::write::Outstanding;
-
-/// How new the reads of a connection must be.
-pub struct ReadPolicy {
-    /// The mode that HIGHWATER CONSISTENCY set; `None`: the server's own.
-    pub chosen: Option<Consistency>,
-    /// When the requests that are being executed arrived.
-    pub arrived: Instant,
-}
 
 /// What a command has to wait for.
 pub struct Fresh {
@@ -32,15 +25,6 @@ enum Wanted {
     Since(Instant),
     /// Everything older than this.
     Within(Duration),
-}
-
-impl Default for ReadPolicy {
-    fn default() -> Self {
-        ReadPolicy {
-            chosen: None,
-            arrived: Instant::now(),
-        }
-    }
 }
 
 /// The mode of this connection.

@@ -25,6 +25,13 @@ pub struct Data<'d, 't> {
     pub config: &'d Config,
 }
 
+/// A string that a command changes. Its expiry stays.
+#[derive(Default)]
+pub struct CurrentString {
+    pub value: Bytes,
+    pub expire_at: Option<u64>,
+}
+
 impl Data<'_, '_> {
     /// The time that the command sees, milliseconds since the epoch: the same all through EXEC.
     pub fn now(&self) -> u64 {
@@ -89,6 +96,22 @@ impl Data<'_, '_> {
         }
     }
 
+    /// A string that a command changes; `None` if the key is missing.
+    pub fn current_string(&mut self, key: &[u8]) -> Result<Option<CurrentString>, Fault> {
+        let Some(entry) = self.get(key)? else {
+            return Ok(None);
+        };
+        Ok(Some(CurrentString {
+            value: entry.string()?,
+            expire_at: entry.meta.expire_at,
+        }))
+    }
+
+    /// As [`Data::current_string`], but a missing key is an empty string.
+    pub fn current_string_or_empty(&mut self, key: &[u8]) -> Result<CurrentString, Fault> {
+        Ok(self.current_string(key)?.unwrap_or_default())
+    }
+
     /// Whether there is something under this key.
     pub fn exists(&mut self, key: &[u8]) -> Result<bool, Fault> {
         self.transaction.exists(self.database, key)
@@ -108,4 +131,11 @@ impl Data<'_, '_> {
     pub fn delete(&mut self, key: &[u8]) {
         self.transaction.delete(self.database, key);
     }
+}
+
+/// A copy, padded with zero bytes to at least this length.
+pub fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
+    let mut padded = vec![0; value.len().max(length)];
+    padded[..value.len()].copy_from_slice(value);
+    padded
 }

@@ -13,9 +13,10 @@ use bytes::Bytes;
 
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
-use super::session::{Multi, Queued, Session, Shared, Watch};
-use super::step::{Step, refused};
-use super::table::Entry;
+use super::session::{Queued, Session};
+use super::shared::Shared;
+use super::step::{Exec, Step, refused};
+use super::table::CommandEntry;
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
 use crate::database::Place;
 use crate::database::transaction::{Computed, Transaction};
@@ -24,19 +25,9 @@ use crate::resp::Weight;
 
 type Watched = HashMap<(u16, Bytes), Option<Found>>;
 
-/// What MULTI queued and WATCH found, so that EXEC can be computed again.
-pub struct Exec {
-    pub multi: Multi,
-    watch: Watch,
-    /// The database that was selected at first.
-    database: u16,
-    /// Replies of the commands that are not about data, with their places, once they have run.
-    others: Option<Vec<(usize, Reply)>>,
-}
-
 /// A queued command.
 struct Request<'q> {
-    command: &'static Entry,
+    command: &'static CommandEntry,
     args: Vec<&'q [u8]>,
     /// The database that is selected by then.
     database: u16,
@@ -243,7 +234,7 @@ fn do_others(
 fn do_other(
     session: &mut Session,
     shared: &Arc<Shared>,
-    command: &Entry,
+    command: &CommandEntry,
     args: Args<'_>,
 ) -> Option<Result<Reply, Fault>> {
     match command.run {

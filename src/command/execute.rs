@@ -9,11 +9,13 @@ use bytes::Bytes;
 
 use super::args;
 use super::checks::{admit, before, check_arity, find, is_exec, queued, size, unknown};
+use super::clients::{Client, NO_COMMAND};
 use super::compute::{compute_one, replied, take_turn};
-use super::session::{Client, NO_COMMAND, Queued, Session, Shared};
-use super::settle::{Held, settle_all};
+use super::session::{Queued, Session};
+use super::settle::{HeldReply, settle_all};
+use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
-use super::table::Entry;
+use super::table::CommandEntry;
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};
 pub use crate::database::hot::PREFETCHED;
 use crate::database::transaction::SHORT_WORK;
@@ -111,7 +113,7 @@ fn is_http(name: &[u8]) -> bool {
     args::is(name, "post") || args::is(name, "host:")
 }
 
-/// Executes a request to its end, waiting where it must; the reply may still be [`Pending`].
+/// Executes a request to its end, waiting where it must; the reply may still be pending.
 pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, first: Step) -> Step {
     let mut deadline = Instant::now() + shared.service.write_timeout();
     let mut step = first;
@@ -188,7 +190,7 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
     }
     session.tally.settle(shared);
     let unended = || Reply::error("UNCERTAIN the command did not end");
-    let mut held = [Held {
+    let mut held = [HeldReply {
         args: crate::resp::Args::from_slice(args),
         reply: match step {
             Step::Reply(reply) => Ok(reply),
@@ -201,7 +203,7 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
     }];
     settle_all(session, shared, &mut held).await;
     session.tally.settle(shared);
-    let [Held { reply, .. }] = held;
+    let [HeldReply { reply, .. }] = held;
     let reply = reply.unwrap_or_else(|_| unended());
     if let Reply::Error(text) = &reply {
         shared.stats.count_error(text);
@@ -242,7 +244,7 @@ fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault)
     Step::Reply(refuse(session, fault))
 }
 
-fn queue(session: &mut Session, command: &'static Entry, args: Args<'_>) -> Outcome {
+fn queue(session: &mut Session, command: &'static CommandEntry, args: Args<'_>) -> Outcome {
     if command.has(flag::NO_MULTI) || matches!(command.run, Run::Later(_)) {
         return Err("ERR Command not allowed inside a transaction".into());
     }

@@ -2,7 +2,8 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
-use crate::command::session::{Replies, Turns};
+use crate::command::session::Replies;
+use crate::command::shared::Turns;
 use crate::config::Config;
 use crate::database::tests::Fixture;
 use crate::log::ProduceError;
@@ -41,7 +42,7 @@ async fn answers(pipeline: &[&[&[u8]]]) -> (Vec<Reply>, Replies) {
             Step::Before(_) | Step::Later(_) => panic!("it waits"),
         };
         session.replies.next();
-        held.push(Held {
+        held.push(HeldReply {
             args: args.iter().copied().collect(),
             reply,
             is_sent: true,
@@ -240,14 +241,14 @@ async fn what_fails_when_it_is_computed_again_spoils_no_later_transaction() {
     Fixture::show(&one.f.service, "k", "no number", 12, None);
     one.f.log.fail(ProduceError::Stale { after: None });
     let args: [&[u8]; 2] = [b"INCR", b"k"];
-    let mut held = [Held {
+    let mut held = [HeldReply {
         args: args.into_iter().collect(),
         reply: Err(pending),
         is_sent: true,
         version: Version::Resp2,
     }];
     settle_all(&mut one.session, &one.shared, &mut held).await;
-    let [Held { reply: Ok(reply), .. }] = held else {
+    let [HeldReply { reply: Ok(reply), .. }] = held else {
         panic!("it is not settled");
     };
     assert!(reply.is_error(), "{reply:?}");
@@ -276,7 +277,7 @@ async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
     });
     one.f.log.fail(ProduceError::Stale { after: None });
     let args: [&[u8]; 1] = [b"EXEC"];
-    let mut held = [Held {
+    let mut held = [HeldReply {
         args: args.into_iter().collect(),
         reply: Err(pending),
         is_sent: true,
@@ -295,7 +296,7 @@ async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
         }
     };
     tokio::join!(settling, acknowledging);
-    let [Held { reply: Ok(reply), .. }] = held else {
+    let [HeldReply { reply: Ok(reply), .. }] = held else {
         panic!("it is not settled");
     };
     let no_such = Reply::error("ERR DB index is out of range");

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::args::is;
-use super::session::Shared;
-use super::table::{self, Entry};
+use super::shared::Shared;
+use super::table::{self, CommandEntry};
 use super::{Args, Fault, Outcome, REDIS_VERSION, Reply, Session};
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Status, now_ms};
@@ -164,7 +164,7 @@ fn server(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
 fn clients(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let clients = shared.clients.list();
     let most =
-        |bytes: fn(&super::session::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
+        |bytes: fn(&super::clients::Client) -> &AtomicUsize| clients.iter().map(|c| used(bytes(c))).max().unwrap_or(0);
     fields!(to,
         // Killed connections are left out: their tasks are about to end.
         "connected_clients": clients.iter().filter(|client| !client.is_killed()).count(),
@@ -369,7 +369,7 @@ fn modules(_: &Shared, _: &mut Fields) -> Result<(), Fault> {
 }
 
 fn commandstats(_: &Shared, to: &mut Fields) -> Result<(), Fault> {
-    fn line(entry: &Entry, to: &mut Fields) {
+    fn line(entry: &CommandEntry, to: &mut Fields) {
         let stats = &entry.stats;
         let (calls, nanoseconds) = (stats.sum(|s| &s.calls), stats.sum(|s| &s.nanoseconds));
         let (rejected, failed) = (stats.sum(|s| &s.rejected), stats.sum(|s| &s.failed));

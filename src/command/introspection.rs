@@ -10,7 +10,7 @@ use super::args::{SYNTAX, is};
 use super::categories::categories;
 use super::key_specs::{Begin, Find, KeySpec, access, range_of};
 use super::pattern;
-use super::table::{self, Entry, find_there, subcommands_there, there};
+use super::table::{self, CommandEntry, find_there, subcommands_there, there};
 use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
 use docs::document;
 
@@ -117,7 +117,7 @@ fn help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
 }
 
 /// The ten elements of COMMAND INFO.
-fn describe(entry: &'static Entry) -> Reply {
+fn describe(entry: &'static CommandEntry) -> Reply {
     let specs = entry.keys;
     let (first, last, step) = range_of(specs);
     let flags = flag::NAMES.iter().filter(|(flag, _)| entry.has(*flag));
@@ -141,7 +141,7 @@ fn describe(entry: &'static Entry) -> Reply {
 }
 
 /// As in Redis: a set if there are none, an array if there are some.
-fn subcommands(entry: &'static Entry) -> Reply {
+fn subcommands(entry: &'static CommandEntry) -> Reply {
     let described: Vec<Reply> = subcommands_there(entry).map(describe).collect();
     match described.is_empty() {
         true => Reply::Set(described),
@@ -191,7 +191,7 @@ fn access_names(flags: u16) -> Reply {
 }
 
 fn docs(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
-    let entries: Vec<&'static Entry> = match &args[2..] {
+    let entries: Vec<&'static CommandEntry> = match &args[2..] {
         [] => there().collect(),
         names => names.iter().filter_map(|name| find_there(name)).collect(),
     };
@@ -220,7 +220,7 @@ fn list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
     }
 }
 
-fn names(is_meant: impl Fn(&Entry) -> bool) -> Vec<Reply> {
+fn names(is_meant: impl Fn(&CommandEntry) -> bool) -> Vec<Reply> {
     table::names(is_meant).map(Reply::bulk).collect()
 }
 

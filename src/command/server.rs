@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand, wrong_arity};
-use super::session::{Client, Session, Shared};
+use super::clients::Client;
+use super::session::Session;
+use super::shared::Shared;
 use super::{
     Args, Command, Compatibility, Data, Fault, Outcome, REDIS_VERSION, Reads, Reply, Run, Waiting, flag, info,
 };

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::checks::{admit, find, takes_long};
 use super::compute::{compute_one, replied, take_turn};
-use super::session::{Session, Shared};
-use super::step::{Before, Pending, Step, error_reply};
+use super::session::Session;
+use super::shared::Shared;
+use super::step::{Before, PendingReply, Step, error_reply};
 use super::{Args, Reply, Run, exec};
 use crate::database::Wait;
 use crate::log::{Completion, ProduceError};
@@ -21,9 +22,9 @@ const PAUSE_MS: u64 = 2;
 const MAX_PAUSE_MS: u64 = 50;
 
 /// A reply that is held back, its own or an earlier one's write being under way.
-pub struct Held<'a> {
+pub struct HeldReply<'a> {
     pub args: crate::resp::Args<'a>,
-    pub reply: Result<Reply, Pending>,
+    pub reply: Result<Reply, PendingReply>,
     /// CLIENT REPLY lets it be sent.
     pub is_sent: bool,
     pub version: Version,
@@ -33,7 +34,7 @@ pub struct Held<'a> {
 /// fails if a write that it rested on failed, or if another writer came first. Failed commands are
 /// computed again in rounds. Each round begins when nothing is under way, and goes in the order of
 /// the requests. A command that fails again waits for the next round, with all commands behind it.
-pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut [Held<'_>]) {
+pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut [HeldReply<'_>]) {
     let deadline = Instant::now() + shared.service.write_timeout();
     let mut open = !held.is_empty();
     while open {
@@ -69,9 +70,9 @@ async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    pending: Pending,
+    pending: PendingReply,
     deadline: Instant,
-) -> Result<Reply, Pending> {
+) -> Result<Reply, PendingReply> {
     let own = match &pending.write {
         Some(write) => write.finished().await.clone(),
         None => Ok(()),
@@ -121,9 +122,9 @@ async fn compute_again(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    mut pending: Pending,
+    mut pending: PendingReply,
     deadline: Instant,
-) -> Result<Reply, Pending> {
+) -> Result<Reply, PendingReply> {
     let command = match find(request) {
         Ok(command) => command,
         Err(fault) => return Ok(error_reply(fault)),
@@ -153,7 +154,7 @@ async fn compute_again(
         match step {
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {
-                return Err(Pending {
+                return Err(PendingReply {
                     repeated: pending.repeated + 1,
                     asked: pending.asked,
                     ..next

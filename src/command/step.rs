@@ -6,9 +6,9 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::consistency::Fresh;
-use super::exec::Exec;
-use super::session::Shared;
-use super::table::Entry;
+use super::session::{Multi, Watch};
+use super::shared::Shared;
+use super::table::CommandEntry;
 use super::{Fault, Reply, Waiting};
 use crate::database::Wait;
 use crate::database::write::{Outstanding, Write};
@@ -19,7 +19,7 @@ use crate::supervise;
 pub enum Step {
     Reply(Reply),
     /// The reply may be sent when the writes are acknowledged.
-    Pending(Pending),
+    Pending(PendingReply),
     /// Await [`Before::happened`], then execute again.
     Before(Before),
     /// Answers later, by itself.
@@ -27,7 +27,7 @@ pub enum Step {
 }
 
 /// A reply that waits for the log.
-pub struct Pending {
+pub struct PendingReply {
     pub reply: Reply,
     pub write: Option<Arc<Write>>,
     pub depends: SmallVec<[Arc<Write>; 1]>,
@@ -38,9 +38,19 @@ pub struct Pending {
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Exec>>,
     /// The command, and since when its client waits.
-    pub asked: Option<(&'static Entry, Instant)>,
+    pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
+}
+
+/// What MULTI queued and WATCH found, so that EXEC can be computed again.
+pub struct Exec {
+    pub multi: Multi,
+    pub(super) watch: Watch,
+    /// The database that was selected at first.
+    pub(super) database: u16,
+    /// Replies of the commands that are not about data, with their places, once they have run.
+    pub(super) others: Option<Vec<(usize, Reply)>>,
 }
 
 /// What must happen before a command can be computed.
@@ -53,7 +63,7 @@ pub enum Before {
     Wait(Wait),
 }
 
-impl Pending {
+impl PendingReply {
     /// All that it waits for is in the log.
     pub(super) fn is_acknowledged(&self) -> bool {
         let mut writes = self.write.iter().chain(&self.depends);

@@ -7,13 +7,14 @@ mod options;
 use bytes::Bytes;
 
 use super::args::{self, OVERFLOW, STRING_TOO_LONG, SYNTAX, int, is, wrong_arity};
+use super::data::zero_padded;
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::hot::{PREFETCHED, own};
 use crate::model::Value;
 use crate::resp::Weight;
 use long_double::LongDouble;
-use options::{Condition, Expiry, Options, Time, Unit};
+use options::{Expiry, SetCondition, SetOptions, Time, Unit};
 
 const WRITE: u32 = flag::WRITE | flag::DENYOOM;
 const FAST_WRITE: u32 = WRITE | flag::FAST;
@@ -289,7 +290,7 @@ fn strlen(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn set(data: &mut Data, args: Args) -> Outcome {
-    let options = Options::of_set(&args[3..])?;
+    let options = SetOptions::of_set(&args[3..])?;
     let key = args[1];
     let given = options
         .expiry
@@ -305,8 +306,8 @@ fn set(data: &mut Data, args: Args) -> Outcome {
         false => None,
     };
     let refused = match options.condition {
-        Some(Condition::Missing) => old.is_some(),
-        Some(Condition::Exists) => old.is_none(),
+        Some(SetCondition::Missing) => old.is_some(),
+        Some(SetCondition::Exists) => old.is_none(),
         None => false,
     };
     let reply = match &old {
@@ -410,7 +411,7 @@ fn getdel(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn getex(data: &mut Data, args: Args) -> Outcome {
-    let options = Options::of_getex(&args[2..])?;
+    let options = SetOptions::of_getex(&args[2..])?;
     let Some(old) = data.read(args[1])? else {
         return Ok(Reply::Null);
     };
@@ -426,40 +427,9 @@ fn getex(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Bulk(value))
 }
 
-/// A string that a command changes. Its expiry stays.
-pub(super) struct Current {
-    pub value: Bytes,
-    pub expire_at: Option<u64>,
-}
-
-pub(super) fn current(data: &mut Data, key: &[u8]) -> Result<Option<Current>, Fault> {
-    let Some(entry) = data.get(key)? else {
-        return Ok(None);
-    };
-    Ok(Some(Current {
-        value: entry.string()?,
-        expire_at: entry.meta.expire_at,
-    }))
-}
-
-/// As [`current`], but a missing key is an empty string.
-pub(super) fn current_or_empty(data: &mut Data, key: &[u8]) -> Result<Current, Fault> {
-    Ok(current(data, key)?.unwrap_or(Current {
-        value: Bytes::new(),
-        expire_at: None,
-    }))
-}
-
-/// A copy, padded with zero bytes to at least this length.
-pub(super) fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
-    let mut padded = vec![0; value.len().max(length)];
-    padded[..value.len()].copy_from_slice(value);
-    padded
-}
-
 fn append(data: &mut Data, args: Args) -> Outcome {
     let (key, more) = (args[1], args[2]);
-    let old = current_or_empty(data, key)?;
+    let old = data.current_string_or_empty(key)?;
     let length = check_length(data, old.value.len() as u64, more)?;
     data.transaction.works(length)?;
     let mut value = Vec::with_capacity(length);
@@ -472,7 +442,7 @@ fn append(data: &mut Data, args: Args) -> Outcome {
 fn setrange(data: &mut Data, args: Args) -> Outcome {
     let (key, part) = (args[1], args[3]);
     let offset = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR offset is out of range"))?;
-    let old = current_or_empty(data, key)?;
+    let old = data.current_string_or_empty(key)?;
     if part.is_empty() {
         return Ok(Reply::Int(old.value.len() as i64));
     }
@@ -520,7 +490,7 @@ fn decrby(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn add(data: &mut Data, key: &[u8], delta: i64) -> Outcome {
-    let (old, expire_at) = match current(data, key)? {
+    let (old, expire_at) = match data.current_string(key)? {
         Some(current) => (int(&current.value)?, current.expire_at),
         None => (0, None),
     };
@@ -532,7 +502,7 @@ fn add(data: &mut Data, key: &[u8], delta: i64) -> Outcome {
 
 fn incrbyfloat(data: &mut Data, args: Args) -> Outcome {
     let key = args[1];
-    let (old, expire_at) = match current(data, key)? {
+    let (old, expire_at) = match data.current_string(key)? {
         Some(current) => (LongDouble::parse(&current.value), current.expire_at),
         None => (Some(LongDouble::ZERO), None),
     };

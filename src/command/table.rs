@@ -30,22 +30,22 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
 const MAX_NAME: usize = 32;
 
 /// A row at run time: the command with its counters.
-pub struct Entry {
+pub struct CommandEntry {
     pub command: &'static Command,
     pub stats: Striped<CommandStats>,
     /// Its place in [`NAMES`].
     pub number: u32,
-    pub subcommands: Vec<Entry>,
+    pub subcommands: Vec<CommandEntry>,
 }
 
-impl Entry {
+impl CommandEntry {
     /// How long clients waited for it.
     pub fn waits(&self) -> Times {
         Times::of(self.stats.all().map(|stats| &stats.waits))
     }
 }
 
-impl Deref for Entry {
+impl Deref for CommandEntry {
     type Target = Command;
 
     fn deref(&self) -> &Command {
@@ -53,11 +53,11 @@ impl Deref for Entry {
     }
 }
 
-static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
-    fn entry(command: &'static Command, next: &mut u32) -> Entry {
+static ENTRIES: LazyLock<Vec<CommandEntry>> = LazyLock::new(|| {
+    fn entry(command: &'static Command, next: &mut u32) -> CommandEntry {
         let number = *next;
         *next += 1;
-        Entry {
+        CommandEntry {
             command,
             stats: Striped::default(),
             number,
@@ -69,13 +69,13 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     commands.map(|command| entry(command, &mut next)).collect()
 });
 
-static BY_NAME: LazyLock<HashMap<&'static [u8], &'static Entry, rustc_hash::FxBuildHasher>> =
+static BY_NAME: LazyLock<HashMap<&'static [u8], &'static CommandEntry, rustc_hash::FxBuildHasher>> =
     LazyLock::new(|| ENTRIES.iter().map(|entry| (entry.name.as_bytes(), entry)).collect());
 
-/// Names of all commands and subcommands, by [`Entry::number`].
+/// Names of all commands and subcommands, by [`CommandEntry::number`].
 static NAMES: LazyLock<Vec<&'static str>> = LazyLock::new(|| with_subcommands().map(|entry| entry.name).collect());
 
-/// The name of the command or subcommand with this [`Entry::number`].
+/// The name of the command or subcommand with this [`CommandEntry::number`].
 pub fn name_of(number: u32) -> Option<&'static str> {
     NAMES.get(number as usize).copied()
 }
@@ -90,20 +90,20 @@ pub fn reset_stats() {
     }
 }
 
-/// Every command; subcommands are in [`Entry::subcommands`].
-pub fn all() -> &'static [Entry] {
+/// Every command; subcommands are in [`CommandEntry::subcommands`].
+pub fn all() -> &'static [CommandEntry] {
     &ENTRIES
 }
 
 /// Every command, each followed by its subcommands.
-pub fn with_subcommands() -> impl Iterator<Item = &'static Entry> {
+pub fn with_subcommands() -> impl Iterator<Item = &'static CommandEntry> {
     ENTRIES
         .iter()
         .flat_map(|entry| std::iter::once(entry).chain(&entry.subcommands))
 }
 
 /// The command of this name, in any case.
-pub fn find(name: &[u8]) -> Option<&'static Entry> {
+pub fn find(name: &[u8]) -> Option<&'static CommandEntry> {
     let mut lower = [0; MAX_NAME];
     let lower = lower.get_mut(..name.len())?;
     lower.copy_from_slice(name);
@@ -112,13 +112,13 @@ pub fn find(name: &[u8]) -> Option<&'static Entry> {
 }
 
 /// The subcommand of this name (without its container's), in any case.
-pub fn find_subcommand(container: &'static Entry, name: &[u8]) -> Option<&'static Entry> {
+pub fn find_subcommand(container: &'static CommandEntry, name: &[u8]) -> Option<&'static CommandEntry> {
     let mut subcommands = container.subcommands.iter();
     subcommands.find(|command| name.eq_ignore_ascii_case(command.own_name().as_bytes()))
 }
 
 /// An implemented command by its full name (`config|get`), in any case.
-pub fn find_there(name: &[u8]) -> Option<&'static Entry> {
+pub fn find_there(name: &[u8]) -> Option<&'static CommandEntry> {
     let mut parts = name.splitn(2, |byte| *byte == b'|');
     let command = find(parts.next()?)?;
     let found = match parts.next() {
@@ -129,17 +129,17 @@ pub fn find_there(name: &[u8]) -> Option<&'static Entry> {
 }
 
 /// Every command that is implemented.
-pub fn there() -> impl Iterator<Item = &'static Entry> {
+pub fn there() -> impl Iterator<Item = &'static CommandEntry> {
     ENTRIES.iter().filter(|entry| entry.is_there())
 }
 
 /// The subcommands of a container that are implemented.
-pub fn subcommands_there(entry: &'static Entry) -> impl Iterator<Item = &'static Entry> {
+pub fn subcommands_there(entry: &'static CommandEntry) -> impl Iterator<Item = &'static CommandEntry> {
     entry.subcommands.iter().filter(|entry| entry.is_there())
 }
 
 /// Names of the implemented commands and subcommands that are meant.
-pub fn names(is_meant: impl Fn(&Entry) -> bool) -> impl Iterator<Item = &'static str> {
+pub fn names(is_meant: impl Fn(&CommandEntry) -> bool) -> impl Iterator<Item = &'static str> {
     let all = there().flat_map(|entry| std::iter::once(entry).chain(subcommands_there(entry)));
     all.filter(move |entry| is_meant(entry)).map(|entry| entry.name)
 }

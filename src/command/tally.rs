@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::table::Entry;
+use super::table::CommandEntry;
 use crate::database::Lookups;
 
 #[derive(Default)]
 pub struct Tally {
     /// The command that is counted.
-    command: Option<&'static Entry>,
+    command: Option<&'static CommandEntry>,
     calls: u64,
     nanoseconds: u64,
     waited: u64,
@@ -25,7 +25,7 @@ pub struct Tally {
 impl Tally {
     /// Starts timing a command; returns the start time. If the command differs from the one before,
     /// the counts are added to the shared counters first, as this command may report them.
-    pub fn begin(&mut self, shared: &Shared, command: &'static Entry) -> Instant {
+    pub fn begin(&mut self, shared: &Shared, command: &'static CommandEntry) -> Instant {
         if self.command.is_some_and(|counted| !std::ptr::eq(counted, command)) {
             self.settle(shared);
         }
@@ -50,14 +50,14 @@ impl Tally {
     }
 
     /// Counts a command that was computed.
-    pub fn computed(&mut self, shared: &Shared, command: &'static Entry, took: Duration) {
+    pub fn computed(&mut self, shared: &Shared, command: &'static CommandEntry, took: Duration) {
         self.counting(shared, command);
         self.calls += 1;
         self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
     }
 
     /// Counts a command that has its reply. `waited`: how long its client has waited for that.
-    pub fn replied(&mut self, shared: &Shared, command: &'static Entry, waited: Duration, failed: bool) {
+    pub fn replied(&mut self, shared: &Shared, command: &'static CommandEntry, waited: Duration, failed: bool) {
         self.counting(shared, command);
         self.waited += u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX);
         self.failed += u64::from(failed);
@@ -66,7 +66,7 @@ impl Tally {
         }
     }
 
-    fn counting(&mut self, shared: &Shared, command: &'static Entry) {
+    fn counting(&mut self, shared: &Shared, command: &'static CommandEntry) {
         if self.command.is_none_or(|counted| !std::ptr::eq(counted, command)) {
             self.settle(shared);
             self.command = Some(command);

@@ -39,13 +39,13 @@ struct Place {
 
 /// One database: for each key, its newest record in each partition that has one.
 #[derive(Default)]
-struct Keys {
+struct KeyPlaces {
     /// The topic has more than one partition.
     is_spread: bool,
     places: HashMap<Box<[u8]>, SmallVec<[Place; 1]>, RandomState>,
 }
 
-impl Keys {
+impl KeyPlaces {
     fn note(&mut self, key: &[u8], place: Place) {
         match self.places.get_mut(key) {
             Some(places) => match places.iter_mut().find(|known| known.partition == place.partition) {
@@ -69,7 +69,7 @@ impl Keys {
 
 /// The keys of the source.
 pub(super) struct Index {
-    databases: Vec<Keys>,
+    databases: Vec<KeyPlaces>,
     /// The newest flush marker of each partition: it hides every record with a lower offset.
     flushed: BTreeMap<TopicPartition, u64>,
     pub(super) records: u64,
@@ -77,9 +77,9 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new(source: &dyn Log, databases: u16) -> Index {
-        let keys = |database| Keys {
+        let keys = |database| KeyPlaces {
             is_spread: source.identity(database).is_some_and(|topic| topic.partitions > 1),
-            ..Keys::default()
+            ..KeyPlaces::default()
         };
         Index {
             databases: (0..databases).map(keys).collect(),
@@ -248,9 +248,9 @@ mod tests {
     const LARGEST: usize = 1000;
 
     fn index(databases: u16, is_spread: bool) -> Index {
-        let keys = |_| Keys {
+        let keys = |_| KeyPlaces {
             is_spread,
-            ..Keys::default()
+            ..KeyPlaces::default()
         };
         Index {
             databases: (0..databases).map(keys).collect(),

@@ -33,7 +33,7 @@ use self::writer::{Copied, Writer};
 use crate::config::Config;
 use crate::config::copy::CopyOptions;
 use crate::datadir::{DataDir, Owner};
-use crate::log::embedded::{EmbeddedLog, Options as EmbeddedOptions};
+use crate::log::embedded::{EmbeddedLog, EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, LogError, LogRecord, Positions};
 use crate::run::{self, embedded_options, kafka_config};

@@ -27,8 +27,9 @@ use tracing::debug;
 use super::memory::{Memory, Received, Sent};
 use super::status;
 use crate::command::admission::{DEFAULT_USER, Refusal, Wants, admit, login_delay, needs_no_login};
-use crate::command::session::{Client, Connected};
-use crate::command::table::{self, Entry};
+use crate::command::clients::Client;
+use crate::command::shared::Connected;
+use crate::command::table::{self, CommandEntry};
 use crate::command::{Session, Shared};
 use crate::database::now_ms;
 use crate::{server, supervise};
@@ -243,7 +244,7 @@ impl Caller {
 
 /// The command whose rules of admission apply to a method. `None` for the health service, which has
 /// none. Reflection returns what COMMAND returns, so the rules of COMMAND apply.
-fn command_of(path: &str) -> Option<&'static Entry> {
+fn command_of(path: &str) -> Option<&'static CommandEntry> {
     let name: &[u8] = match path {
         "/kvs2.Kvs2/Get" => b"get",
         "/kvs2.Kvs2/Set" => b"set",

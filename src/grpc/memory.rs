@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::StdError;
 
-use crate::command::session::Client;
+use crate::command::clients::Client;
 use crate::command::{MAX_REPLY_MEMORY, Shared};
 
 /// From so many bytes on, a message or a reply is worth summing up what all connections hold.

@@ -168,7 +168,7 @@ impl Span {
 
 /// What the decoder expects at `Decoder::at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Expected {
     /// A request. Its first byte says which form it has.
     Start,
     /// The header of an argument: `$3\r\n`.
@@ -200,7 +200,7 @@ pub struct Decoder {
     at: usize,
     /// How many bytes from `at` on are known not to end the line.
     scanned: usize,
-    state: State,
+    state: Expected,
     #[cfg(test)]
     pub(super) examined: usize,
 }
@@ -224,7 +224,7 @@ impl Decoder {
             done: 0,
             at: 0,
             scanned: 0,
-            state: State::Start,
+            state: Expected::Start,
             #[cfg(test)]
             examined: 0,
         }
@@ -252,7 +252,7 @@ impl Decoder {
                 Ok(Some(_)) if buffer.len() < whole && self.done > 0 => return Next::More,
                 Ok(Some(missing)) => return Next::Missing(missing),
                 Err(error) => {
-                    self.state = State::Failed(error);
+                    self.state = Expected::Failed(error);
                     return Next::Failed(error);
                 }
             }
@@ -319,14 +319,14 @@ impl Decoder {
     #[inline]
     fn step(&mut self, buffer: &mut [u8], limits: &Limits) -> Result<Option<usize>, ProtocolError> {
         match self.state {
-            State::Start => match buffer.get(self.at) {
+            Expected::Start => match buffer.get(self.at) {
                 None => Ok(Some(1)),
                 Some(b'*') => self.count(buffer, limits),
                 Some(_) => self.inline(buffer, limits),
             },
-            State::Header { args_left } => self.header(buffer, limits, args_left),
-            State::Bulk { args_left, len } => Ok(self.bulk(buffer, args_left, len)),
-            State::Failed(error) => Err(error),
+            Expected::Header { args_left } => self.header(buffer, limits, args_left),
+            Expected::Bulk { args_left, len } => Ok(self.bulk(buffer, args_left, len)),
+            Expected::Failed(error) => Err(error),
         }
     }
 
@@ -349,7 +349,7 @@ impl Decoder {
         self.at = next;
         match count {
             0 => self.empty(),
-            args_left => self.state = State::Header { args_left },
+            args_left => self.state = Expected::Header { args_left },
         }
         Ok(None)
     }
@@ -377,7 +377,7 @@ impl Decoder {
             return Err(ProtocolError::RequestTooBig);
         }
         self.at = next;
-        self.state = State::Bulk { args_left, len };
+        self.state = Expected::Bulk { args_left, len };
         Ok(self.bulk(buffer, args_left, len))
     }
 
@@ -390,7 +390,7 @@ impl Decoder {
         }
         self.spans.push(Span::new(self.at, self.at + len));
         self.at = next;
-        self.state = State::Header {
+        self.state = Expected::Header {
             args_left: args_left - 1,
         };
         if args_left == 1 {
@@ -433,7 +433,7 @@ impl Decoder {
     fn complete(&mut self) {
         self.ends.push(self.spans.len());
         self.done = self.at;
-        self.state = State::Start;
+        self.state = Expected::Start;
     }
 
     /// The number after the first byte of the line at `at`. CR ends the line, and one more byte

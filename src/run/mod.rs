@@ -24,7 +24,7 @@ use self::open::{Parts, open, owner};
 pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
-use crate::command::session::Turns;
+use crate::command::shared::Turns;
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::{Service, Settings, Status, applier, now_ms};

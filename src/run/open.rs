@@ -7,7 +7,7 @@ use super::Problem;
 use crate::config::Config;
 use crate::database::copies::databases_with_copies;
 use crate::datadir::{DataDir, Owner};
-use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
+use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, Fsync};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, TopicIdentity};
 use crate::store::{self, Engine, Opened, Options as StoreOptions};

@@ -18,9 +18,9 @@ use tracing::debug;
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
 use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
-use crate::command::session::Connected;
-use crate::command::settle::{Held, settle_all};
-use crate::command::step::{Pending, Step};
+use crate::command::settle::{HeldReply, settle_all};
+use crate::command::shared::Connected;
+use crate::command::step::{PendingReply, Step};
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
@@ -120,7 +120,7 @@ impl Connection {
     /// Executes the decoded requests and puts their replies, in order, into the output.
     #[expect(clippy::too_many_lines, reason = "it is still to be split")]
     async fn answer(&mut self, decoder: &Decoder, input: &[u8]) -> io::Result<()> {
-        let mut held: Vec<Held<'_>> = Vec::new();
+        let mut held: Vec<HeldReply<'_>> = Vec::new();
         let (mut held_bytes, mut writing) = (0, 0);
         let mut slice = None;
         self.session.tally.interrupt();
@@ -168,10 +168,10 @@ impl Connection {
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
-                    if let Err(Pending { write: Some(write), .. }) = &reply {
+                    if let Err(PendingReply { write: Some(write), .. }) = &reply {
                         writing += write.bytes();
                     }
-                    held.push(Held {
+                    held.push(HeldReply {
                         args,
                         reply,
                         is_sent,
@@ -214,9 +214,9 @@ impl Connection {
     }
 
     /// Waits for the writes under way, and puts the replies held back behind them into the output.
-    async fn settle_all(&mut self, held: &mut Vec<Held<'_>>) -> io::Result<()> {
+    async fn settle_all(&mut self, held: &mut Vec<HeldReply<'_>>) -> io::Result<()> {
         settle_all(&mut self.session, &self.shared, held).await;
-        for Held {
+        for HeldReply {
             reply,
             is_sent,
             version,

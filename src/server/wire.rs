@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::command::Shared;
-use crate::command::session::Client;
+use crate::command::clients::Client;
 use crate::config::checks::OutputLimit;
 
 /// Bytes of requests that are read while replies wait to be sent.

@@ -11,11 +11,11 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// One kind of line, written at most once in [`PAUSE`].
 #[derive(Default)]
 pub struct Sparing {
-    state: Mutex<State>,
+    state: Mutex<Suppression>,
 }
 
 #[derive(Default)]
-struct State {
+struct Suppression {
     last: Option<Instant>,
     suppressed: u64,
 }

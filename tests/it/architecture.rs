@@ -1,6 +1,6 @@
 //! The arrows between the modules go one way (see `src/lib.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::support::tree::{files, root};
@@ -86,8 +86,13 @@ fn word(text: &str) -> &str {
 
 /// The modules that a source names as `crate::module`, or in a group as `use crate::{module, …}`.
 fn used(text: &str) -> BTreeSet<&str> {
+    used_of(text, "crate::")
+}
+
+/// The same for what comes after another prefix.
+fn used_of<'t>(text: &'t str, prefix: &str) -> BTreeSet<&'t str> {
     let mut used = BTreeSet::new();
-    for rest in text.split("crate::").skip(1) {
+    for rest in text.split(prefix).skip(1) {
         let Some(group) = rest.strip_prefix('{') else {
             used.insert(word(rest));
             continue;
@@ -151,6 +156,50 @@ fn modules_use_only_what_they_may() {
     let gone = modules.iter().filter(|module| !met.contains(**module));
     wrong.extend(gone.map(|module| format!("{module} is listed here and does not exist")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What each module of `src/command` uses of the others, without its tests. The table names every
+/// family: that is left out.
+fn uses_in_command() -> BTreeMap<String, BTreeSet<String>> {
+    let root = root().join("src/command");
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in files(&["src/command"], ".rs") {
+        let relative = path.strip_prefix(&root).expect("below src/command");
+        let first = relative.iter().next().expect("a name").to_string_lossy();
+        let module = first.trim_end_matches(".rs").to_owned();
+        if module == "mod" || module.ends_with("_tests") {
+            continue;
+        }
+        let text = code(&fs::read_to_string(&path).expect("a source can be read"));
+        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let is_direct = relative.iter().count() == 1;
+        let beside = if is_direct {
+            used_of(text, "super::")
+        } else {
+            BTreeSet::new()
+        };
+        let named = used_of(text, "crate::command::").into_iter().chain(beside);
+        uses.entry(module).or_default().extend(named.map(str::to_owned));
+    }
+    let table = fs::read_to_string(root.join("table.rs")).expect("a source can be read");
+    if let Some(named) = uses.get_mut("table") {
+        named.retain(|module| !table.contains(&format!("{module}::COMMANDS")));
+    }
+    uses
+}
+
+/// A module that uses nothing of the modules that are left is taken away, until none is left.
+#[test]
+fn the_modules_of_command_form_no_circle() {
+    let mut uses = uses_in_command();
+    assert!(uses.len() > 20, "the sources were not found");
+    while let Some(free) = uses.iter().find_map(|(module, used)| {
+        let is_free = used.iter().all(|used| used == module || !uses.contains_key(used));
+        is_free.then(|| module.clone())
+    }) {
+        uses.remove(&free);
+    }
+    assert!(uses.is_empty(), "in a circle, or above one: {:?}", uses.keys());
 }
 
 /// Below a module of the list come only those above it: there is no circle.

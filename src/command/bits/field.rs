@@ -1,8 +1,8 @@
 //! BITFIELD: integers of 1 to 64 bits at any bit of a string, their highest bit first.
 
 use crate::command::args::{SYNTAX, int, is, parse_int};
+use crate::command::data::zero_padded;
 use crate::command::key_specs::access::{CHANGES, READS};
-use crate::command::strings::{current, zero_padded};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 
 use super::{bit_at, check_offset, set_bit_at};
@@ -58,7 +58,7 @@ pub fn bitfield(data: &mut Data, args: Args) -> Outcome {
             operations.iter().map(|operation| operation.get(&value)).collect(),
         ));
     };
-    let old = current(data, key)?;
+    let old = data.current_string(key)?;
     let (bytes, expire_at) = old.map_or_else(Default::default, |old| (old.value, old.expire_at));
     data.transaction.works(bytes.len().max(last / 8 + 1))?;
     // The string grows even for operations that then fail.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::command::args::{SYNTAX, is, parse_int, text};
-use crate::command::session::{Client, ClientDetails};
+use crate::command::clients::{Client, ClientDetails};
 use crate::command::{Args, Fault, Outcome, Reply, Session, Shared, table};
 use crate::database::now_ms;
 

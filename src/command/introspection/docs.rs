@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use crate::command::Reply;
-use crate::command::table::{Entry, subcommands_there};
+use crate::command::table::{CommandEntry, subcommands_there};
 
 /// What `arguments.txt` has under a command's name.
 #[derive(Default)]
@@ -138,7 +138,7 @@ fn describe_all(arguments: &[Argument]) -> Reply {
 }
 
 /// What COMMAND DOCS reports about a command.
-pub fn document(entry: &'static Entry) -> Reply {
+pub fn document(entry: &'static CommandEntry) -> Reply {
     let mut told = vec![
         pair("summary", entry.summary),
         pair("since", entry.since),
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn commands_that_take_arguments_say_which() {
-        let takes_some = |entry: &&Entry| {
+        let takes_some = |entry: &&CommandEntry| {
             let words = 1 + entry.name.matches('|').count() as i32;
             // Redis 7.0 reports no arguments for these.
             let silent = ["quit", "debug", "command|getkeys", "command|getkeysandflags"];

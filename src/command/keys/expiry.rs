@@ -30,7 +30,7 @@ pub(super) fn pexpireat(data: &mut Data, args: Args) -> Outcome {
 
 /// The EXPIRE family. The argument counts from the time `base`.
 fn set_expiry(data: &mut Data, args: Args, name: &str, unit: Unit, base: u64) -> Outcome {
-    let condition = Condition::parse(&args[3..])?;
+    let condition = ExpiryCondition::parse(&args[3..])?;
     let when = expiry_time(int(args[2])?, unit, base)
         .ok_or_else(|| Fault::error(format!("ERR invalid expire time in '{name}' command")))?;
     let Some(entry) = data.get(args[1])? else {
@@ -57,16 +57,16 @@ fn expiry_time(argument: i64, unit: Unit, base: u64) -> Option<i64> {
 
 /// NX, XX, GT and LT of the EXPIRE family.
 #[derive(Default)]
-struct Condition {
+struct ExpiryCondition {
     no_expiry: bool,
     some_expiry: bool,
     later: bool,
     earlier: bool,
 }
 
-impl Condition {
+impl ExpiryCondition {
     fn parse(options: Args) -> Result<Self, Fault> {
-        let mut condition = Condition::default();
+        let mut condition = ExpiryCondition::default();
         for option in options {
             match () {
                 _ if is(option, "nx") => condition.no_expiry = true,
@@ -172,7 +172,7 @@ mod tests {
     fn conditions_compare_with_the_expiry_there_is() {
         let parse = |options: &[&'static str]| {
             let options: Vec<&[u8]> = options.iter().map(|o| o.as_bytes()).collect();
-            Condition::parse(&options)
+            ExpiryCondition::parse(&options)
         };
         for (options, current, when, allowed) in [
             (&[][..], None, 5, true),

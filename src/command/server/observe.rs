@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::command::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand};
 use crate::command::key_specs::access;
-use crate::command::table::{self, Entry};
+use crate::command::table::{self, CommandEntry};
 use crate::command::{
     Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag, help_of,
 };
@@ -286,7 +286,7 @@ fn latency_doctor(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
 
 /// How long clients waited, by command. The name of a container includes its subcommands.
 fn latency_histogram(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
-    let named: Vec<&Entry> = match &args[2..] {
+    let named: Vec<&CommandEntry> = match &args[2..] {
         [] => table::with_subcommands().collect(),
         names => names
             .iter()

@@ -4,15 +4,15 @@ use crate::command::Fault;
 use crate::command::args::{SYNTAX, int, is};
 
 #[derive(Debug, PartialEq)]
-pub struct Options<'a> {
-    pub condition: Option<Condition>,
+pub struct SetOptions<'a> {
+    pub condition: Option<SetCondition>,
     /// Reply with the old value.
     pub get: bool,
     pub expiry: Expiry<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Condition {
+pub enum SetCondition {
     /// NX
     Missing,
     /// XX
@@ -44,7 +44,7 @@ pub enum Unit {
     Milliseconds,
 }
 
-impl<'a> Options<'a> {
+impl<'a> SetOptions<'a> {
     pub fn of_set(words: &[&'a [u8]]) -> Result<Self, Fault> {
         Self::parse(words, true)
     }
@@ -56,7 +56,7 @@ impl<'a> Options<'a> {
     /// If an option comes twice, the last one counts. Options that contradict each other are
     /// refused.
     fn parse(words: &[&'a [u8]], set: bool) -> Result<Self, Fault> {
-        let mut options = Options {
+        let mut options = SetOptions {
             condition: None,
             get: false,
             expiry: Expiry::Unsaid,
@@ -64,8 +64,8 @@ impl<'a> Options<'a> {
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match word {
-                word if set && is(word, "NX") => options.require(Condition::Missing)?,
-                word if set && is(word, "XX") => options.require(Condition::Exists)?,
+                word if set && is(word, "NX") => options.require(SetCondition::Missing)?,
+                word if set && is(word, "XX") => options.require(SetCondition::Exists)?,
                 word if set && is(word, "GET") => options.get = true,
                 word if set && is(word, "KEEPTTL") => options.expire(Expiry::Keep)?,
                 word if !set && is(word, "PERSIST") => options.expire(Expiry::Remove)?,
@@ -79,7 +79,7 @@ impl<'a> Options<'a> {
         Ok(options)
     }
 
-    fn require(&mut self, condition: Condition) -> Result<(), Fault> {
+    fn require(&mut self, condition: SetCondition) -> Result<(), Fault> {
         if self.condition.is_some_and(|other| other != condition) {
             return Err(SYNTAX.into());
         }
@@ -146,7 +146,7 @@ mod tests {
 
     fn set(line: &str) -> Option<String> {
         let words: Vec<&[u8]> = line.split_whitespace().map(str::as_bytes).collect();
-        let options = Options::of_set(&words).ok()?;
+        let options = SetOptions::of_set(&words).ok()?;
         let expiry = match options.expiry {
             Expiry::Given(t) => format!("{:?} {} {}", t.unit, t.from_now, String::from_utf8_lossy(t.number)),
             other => format!("{other:?}"),
@@ -174,7 +174,7 @@ mod tests {
         ] {
             assert_eq!(set(line).as_deref(), expected, "{line}");
         }
-        let getex = |word: &'static str| Options::of_getex(&[word.as_bytes()]).map(|o| o.expiry).ok();
+        let getex = |word: &'static str| SetOptions::of_getex(&[word.as_bytes()]).map(|o| o.expiry).ok();
         assert_eq!(getex("persist"), Some(Expiry::Remove));
         assert_eq!(getex("KEEPTTL"), None);
         assert_eq!(getex("GET"), None);

@@ -64,7 +64,7 @@ enum Naming {
 }
 
 #[derive(Clone, Default)]
-struct State {
+struct DiskState {
     inodes: HashMap<u64, Inode>,
     names: HashMap<PathBuf, u64>,
     synced_names: HashMap<PathBuf, u64>,
@@ -76,7 +76,7 @@ struct State {
 
 #[derive(Clone, Default)]
 pub struct FaultDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
     gate: Arc<Mutex<Option<Gate>>>,
 }
 
@@ -149,7 +149,7 @@ impl FaultDisk {
     }
 
     /// Every change begins here.
-    fn change(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn change(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let mut gate = self.gate.lock();
         let arrived = gate.take_if(|gate| gate.changes_left == 0);
         if let Some(gate) = &mut *gate {
@@ -244,7 +244,7 @@ impl Inode {
     }
 }
 
-impl State {
+impl DiskState {
     /// A file counts as long as it has a name.
     fn used(&self) -> usize {
         self.names.values().map(|inode| self.inodes[inode].data.len()).sum()

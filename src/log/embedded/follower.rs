@@ -76,7 +76,7 @@ impl EmbeddedFollower {
     }
 
     /// Reads what there is, up to the bounds.
-    fn read(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<Read, LogError> {
+    fn read(&mut self, known: Known<'_>, out: &mut Vec<LogRecord>) -> Result<Advance, LogError> {
         let (start, enough) = (self.position(), out.len() + self.poll_records);
         let (mut bytes, mut passed) = (0, 0);
         while out.len() < enough && bytes < POLL_BYTES {
@@ -91,7 +91,7 @@ impl EmbeddedFollower {
             }
         }
         let moved = self.position() > start;
-        Ok(Read { moved, passed })
+        Ok(Advance { moved, passed })
     }
 
     /// Returns false at the end of the log.
@@ -203,7 +203,7 @@ impl EmbeddedFollower {
 }
 
 /// The result of reading.
-struct Read {
+struct Advance {
     /// The position has moved.
     moved: bool,
     /// Records that were known.
@@ -231,7 +231,7 @@ impl Follower for EmbeddedFollower {
         let deadline = Instant::now() + timeout;
         let before = out.len();
         loop {
-            let Read { moved, passed } = self.read(known, out)?;
+            let Advance { moved, passed } = self.read(known, out)?;
             if out.len() > before || passed > 0 {
                 return Ok(passed);
             }

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tracing::{debug, warn};
 
+use self::compaction::CompactionOptions;
 use self::disk::{Disk, LocalDisk};
 use self::follower::EmbeddedFollower;
 use self::lock::DirectoryLock;
@@ -72,7 +73,7 @@ impl Fsync {
 }
 
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct EmbeddedOptions {
     pub fsync: Fsync,
     /// Databases `0..databases` exist.
     pub databases: u16,
@@ -83,10 +84,10 @@ pub struct Options {
     /// reached. The bound of bytes holds for small and for large batches apart.
     pub queue_batches: usize,
     pub queue_bytes: usize,
-    pub compaction: compaction::Options,
+    pub compaction: CompactionOptions,
 }
 
-impl Default for Options {
+impl Default for EmbeddedOptions {
     fn default() -> Self {
         Self {
             fsync: Fsync::Always,
@@ -94,7 +95,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             queue_batches: 200_000,
             queue_bytes: 64 * 1024 * 1024,
-            compaction: compaction::Options::default(),
+            compaction: CompactionOptions::default(),
         }
     }
 }
@@ -123,7 +124,7 @@ const MAX_RECORD_BYTES: usize = 513 * 1024 * 1024;
 struct Shared {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    options: Options,
+    options: EmbeddedOptions,
     queue: Mutex<Queue>,
     queue_filled: Condvar,
     /// Written only under the queue's lock.
@@ -217,7 +218,7 @@ pub struct EmbeddedLog {
 
 impl EmbeddedLog {
     /// Opens the log in `dir` (created if need be), after verifying all of it. Blocking.
-    pub fn open(dir: &Path, mut options: Options) -> Result<Arc<Self>, LogError> {
+    pub fn open(dir: &Path, mut options: EmbeddedOptions) -> Result<Arc<Self>, LogError> {
         LocalDisk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
         let lock = DirectoryLock::take(dir).map_err(|e| LogError::Failed(e.to_string()))?;
         let room = Room::of(dir).ok();
@@ -243,7 +244,7 @@ impl EmbeddedLog {
     fn open_on(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        options: Options,
+        options: EmbeddedOptions,
         lock: Option<DirectoryLock>,
         reserves: Option<Reserves>,
     ) -> Result<Arc<Self>, LogError> {

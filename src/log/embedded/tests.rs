@@ -112,18 +112,18 @@ fn dir() -> &'static Path {
     Path::new("log")
 }
 
-fn options() -> Options {
-    Options {
+fn options() -> EmbeddedOptions {
+    EmbeddedOptions {
         segment_bytes: 4096,
-        compaction: compaction::Options {
+        compaction: CompactionOptions {
             enabled: false,
             ..Default::default()
         },
-        ..Options::default()
+        ..EmbeddedOptions::default()
     }
 }
 
-fn open(disk: &FaultDisk, options: Options) -> Result<Arc<EmbeddedLog>, LogError> {
+fn open(disk: &FaultDisk, options: EmbeddedOptions) -> Result<Arc<EmbeddedLog>, LogError> {
     EmbeddedLog::open_on(Arc::new(disk.clone()), dir(), options, None, None)
 }
 
@@ -166,7 +166,7 @@ fn what_is_written_is_read_again_also_after_a_restart() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("data/log");
     for fsync in [Fsync::Always, Fsync::EverySecond, Fsync::No] {
-        let options = || Options {
+        let options = || EmbeddedOptions {
             fsync,
             segment_bytes: 10_000,
             ..options()
@@ -215,8 +215,8 @@ fn what_is_written_is_read_again_also_after_a_restart() {
         assert_eq!(try_read(&log, &positions).expect("readable"), later);
     }
     let refused = {
-        let _log = EmbeddedLog::open(&path, Options::default()).expect("open");
-        EmbeddedLog::open(&path, Options::default())
+        let _log = EmbeddedLog::open(&path, EmbeddedOptions::default()).expect("open");
+        EmbeddedLog::open(&path, EmbeddedOptions::default())
             .err()
             .expect("a second one is refused")
     };
@@ -228,7 +228,7 @@ fn the_queue_is_bounded_and_a_closed_log_refuses() {
     let disk = FaultDisk::new();
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             queue_batches: 10,
             queue_bytes: 10_000,
             ..options()
@@ -272,9 +272,9 @@ fn followers_see_every_producers_records_in_order_and_nothing_else() {
     const PRODUCERS: usize = 4;
     const EACH: usize = 3000;
     let dir = tempfile::tempdir().expect("temporary directory");
-    let options = Options {
+    let options = EmbeddedOptions {
         segment_bytes: 100_000,
-        ..Options::default()
+        ..EmbeddedOptions::default()
     };
     let log = EmbeddedLog::open(dir.path(), options).expect("open");
     let followers: Vec<_> = (0..2).map(|_| log.follow(&Positions::new()).expect("follow")).collect();
@@ -332,7 +332,7 @@ fn large_values_come_back_whole() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let log = EmbeddedLog::open(
         dir.path(),
-        Options {
+        EmbeddedOptions {
             segment_bytes: 1 << 20,
             ..options()
         },

@@ -198,7 +198,9 @@ impl Writer {
 
     fn append_all(&mut self, batches: Vec<Batch>) {
         let mut written = self.try_append(&batches);
-        if matches!(written, Err(Failure::NoRoom(_))) && !batches.iter().any(has_value) && self.shared.give_up_reserve()
+        if matches!(written, Err(WriteFailure::NoRoom(_)))
+            && !batches.iter().any(has_value)
+            && self.shared.give_up_reserve()
         {
             written = self.try_append(&batches);
         }
@@ -209,7 +211,7 @@ impl Writer {
     }
 
     /// Returns the offset after the batches.
-    fn try_append(&mut self, batches: &[Batch]) -> Result<u64, Failure> {
+    fn try_append(&mut self, batches: &[Batch]) -> Result<u64, WriteFailure> {
         if self.len >= self.shared.options.segment_bytes && self.next > self.active.base {
             self.rotate()?;
         }
@@ -278,13 +280,13 @@ impl Writer {
         offset
     }
 
-    fn write(&mut self) -> Result<(), Failure> {
+    fn write(&mut self) -> Result<(), WriteFailure> {
         if let Err(e) = write_all(&*self.active.file, &self.buffer, self.len) {
             return Err(self.cut_back(&e));
         }
         if self.shared.options.fsync == Fsync::Always {
             self.zeros_ahead();
-            self.shared.sync(&self.active).map_err(Failure::Broken)?;
+            self.shared.sync(&self.active).map_err(WriteFailure::Broken)?;
         }
         Ok(())
     }
@@ -352,8 +354,8 @@ impl Writer {
         match self.rotate() {
             Ok(()) => self.shared.compact_now(),
             // Nobody waits for this; the next batch tries the same and reports the failure.
-            Err(Failure::NoRoom(cause)) => warn!("{cause}"),
-            Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
+            Err(WriteFailure::NoRoom(cause)) => warn!("{cause}"),
+            Err(WriteFailure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
         }
     }
 
@@ -365,28 +367,28 @@ impl Writer {
         };
         match closed {
             Ok(()) => {}
-            Err(Failure::NoRoom(cause)) => self.shared.note_error(&cause),
-            Err(Failure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
+            Err(WriteFailure::NoRoom(cause)) => self.shared.note_error(&cause),
+            Err(WriteFailure::Broken(cause)) => self.shared.break_off(Vec::new(), &cause),
         }
         self.shared.stopping.lock().segment_closed = true;
         self.shared.stop_or_work.notify_all();
     }
 
     /// Closes the active segment and goes on in a new one.
-    fn rotate(&mut self) -> Result<(), Failure> {
+    fn rotate(&mut self) -> Result<(), WriteFailure> {
         let path = self.active.path.display();
         let close = self
             .active
             .file
             .set_len(self.len)
             .and_then(|()| self.active.file.sync_all());
-        close.map_err(|e| Failure::Broken(format!("cannot close {path}: {e}")))?;
+        close.map_err(|e| WriteFailure::Broken(format!("cannot close {path}: {e}")))?;
         self.zeros_until = self.len;
         self.shared.set_durable(self.next);
         let created = Segment::create(&*self.shared.disk, &self.shared.dir, self.next);
         let segment = created.map_err(|e| {
             let dir = self.shared.dir.display();
-            Failure::NoRoom(format!(
+            WriteFailure::NoRoom(format!(
                 "cannot create a segment in {dir}: {e}; writing goes on when that is mended"
             ))
         })?;
@@ -402,7 +404,7 @@ impl Writer {
     }
 
     /// Removes what a failed write left.
-    fn cut_back(&mut self, cause: &std::io::Error) -> Failure {
+    fn cut_back(&mut self, cause: &std::io::Error) -> WriteFailure {
         let path = self.active.path.display();
         self.zeros_until = self.len;
         match self
@@ -411,16 +413,16 @@ impl Writer {
             .set_len(self.len)
             .and_then(|()| self.active.file.sync_all())
         {
-            Ok(()) => Failure::NoRoom(format!(
+            Ok(()) => WriteFailure::NoRoom(format!(
                 "cannot write {path}: {cause}; writing goes on when that is mended"
             )),
-            Err(e) => Failure::Broken(format!("cannot write {path}: {cause}, nor cut it back: {e}")),
+            Err(e) => WriteFailure::Broken(format!("cannot write {path}: {cause}, nor cut it back: {e}")),
         }
     }
 
-    fn give_up(&mut self, batches: Vec<Batch>, failure: Failure) {
+    fn give_up(&mut self, batches: Vec<Batch>, failure: WriteFailure) {
         match failure {
-            Failure::NoRoom(cause) => {
+            WriteFailure::NoRoom(cause) => {
                 self.tell_failure(&cause);
                 // Compaction may make room.
                 self.shared.compact_now();
@@ -430,7 +432,7 @@ impl Writer {
                 fail(batches, &ProduceError::NotWritten(cause.clone()));
                 fail(queued, &ProduceError::NotWritten(cause));
             }
-            Failure::Broken(cause) => self.shared.break_off(batches, &cause),
+            WriteFailure::Broken(cause) => self.shared.break_off(batches, &cause),
         }
     }
 
@@ -492,7 +494,7 @@ impl Drop for Ended {
 }
 
 /// Why a write was given up.
-enum Failure {
+enum WriteFailure {
     /// Nothing of the write is in the log. A later write may succeed.
     NoRoom(String),
     /// It cannot be known what is in the log.

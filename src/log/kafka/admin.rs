@@ -14,7 +14,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::config::Config;
 use super::context::{Context, Health, describe_code, describe_error};
-use super::ffi::Failure;
+use super::ffi::CallError;
 
 pub(super) struct Admin(AdminClient<Context>);
 
@@ -39,7 +39,7 @@ impl FromIterator<(String, String)> for Settings {
 }
 
 impl Admin {
-    pub fn connect(config: &Config, health: &Arc<Health>) -> Result<Admin, Failure> {
+    pub fn connect(config: &Config, health: &Arc<Health>) -> Result<Admin, CallError> {
         config
             .admin()
             .create_with_context(Context::new(health))
@@ -52,7 +52,7 @@ impl Admin {
         &self,
         topics: &[&str],
         timeout: Duration,
-    ) -> Result<Vec<Result<Settings, RDKafkaErrorCode>>, Failure> {
+    ) -> Result<Vec<Result<Settings, RDKafkaErrorCode>>, CallError> {
         if topics.is_empty() {
             return Ok(Vec::new());
         }
@@ -87,7 +87,7 @@ impl Admin {
         replicas: Option<u16>,
         settings: &[(&str, &str)],
         timeout: Duration,
-    ) -> Result<bool, Failure> {
+    ) -> Result<bool, CallError> {
         let replicas = TopicReplication::Fixed(replicas.map_or(-1, i32::from));
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
         let topic = settings
@@ -108,7 +108,7 @@ impl Admin {
     }
 }
 
-fn failure(error: KafkaError) -> Failure {
+fn failure(error: KafkaError) -> CallError {
     let code = match &error {
         KafkaError::AdminOp(code) => *code,
         other => other.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),

@@ -24,7 +24,7 @@ use super::codec::{self, GroupHeader};
 use super::config::{Config, Isolation, LARGEST_RECEIVE_BYTES, RECEIVE_BYTES};
 use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Consumer, Event, RecordEvent};
-use super::topics::{State, Topic, Topics};
+use super::topics::{Topic, TopicState, Topics};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
 
 /// What one poll returns at most.
@@ -349,7 +349,7 @@ impl Reader {
             let then = &followed.topic.identity;
             let now = states
                 .get(usize::from(followed.database))
-                .and_then(State::usable)
+                .and_then(TopicState::usable)
                 .map(|topic| &topic.identity);
             let change = match now {
                 Some(now) if now == then => continue,

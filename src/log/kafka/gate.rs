@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::producer::Held;
+use super::producer::Outgoing;
 use crate::log::TopicPartition;
 
 /// How long records wait for the batch before theirs. After that librdkafka gets them all the same,
@@ -33,11 +33,11 @@ pub(super) struct Bounds {
 
 pub(super) struct Gate {
     bounds: Bounds,
-    state: Mutex<State>,
+    state: Mutex<GateState>,
 }
 
 #[derive(Default)]
-struct State {
+struct GateState {
     partitions: HashMap<TopicPartition, Partition, foldhash::fast::RandomState>,
     records: usize,
     bytes: usize,
@@ -60,15 +60,15 @@ struct Partition {
     under_way: usize,
     /// When librdkafka last got records.
     since: Option<Instant>,
-    waiting: VecDeque<Held>,
+    waiting: VecDeque<Outgoing>,
 }
 
 /// What becomes of a record that enters.
 pub(super) enum Entered {
     /// It goes out now.
-    Passes(Held),
+    Passes(Outgoing),
     Waits,
-    Refused(Held, Refusal),
+    Refused(Outgoing, Refusal),
 }
 
 pub(super) enum Refusal {
@@ -77,7 +77,7 @@ pub(super) enum Refusal {
 }
 
 /// Records of one partition that go out now, in their order.
-pub(super) type Next = Vec<Held>;
+pub(super) type Next = Vec<Outgoing>;
 
 impl Gate {
     pub fn new(bounds: Bounds) -> Gate {
@@ -87,9 +87,9 @@ impl Gate {
         }
     }
 
-    pub fn enter(&self, held: Held) -> Entered {
+    pub fn enter(&self, held: Outgoing) -> Entered {
         let mut state = self.state.lock();
-        let State {
+        let GateState {
             partitions,
             records,
             bytes,
@@ -200,7 +200,7 @@ impl Gate {
     }
 }
 
-impl State {
+impl GateState {
     /// Takes the next batch of a partition out.
     fn next(&mut self, at: TopicPartition, bounds: &Bounds) -> Next {
         let Some(partition) = self.partitions.get_mut(&at) else {
@@ -251,13 +251,13 @@ mod tests {
         partition: 0,
     };
 
-    fn held(at: TopicPartition, key: u32) -> Held {
+    fn held(at: TopicPartition, key: u32) -> Outgoing {
         let record = Record {
             to: at,
             key: Bytes::from(key.to_string()),
             payload: Payload::TOMBSTONE,
         };
-        Held::new(record, Arc::new(Nobody))
+        Outgoing::new(record, Arc::new(Nobody))
     }
 
     fn gate() -> Gate {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn keys(next: &Next) -> Vec<String> {
-        let text = |held: &Held| String::from_utf8_lossy(held.key()).into_owned();
+        let text = |held: &Outgoing| String::from_utf8_lossy(held.key()).into_owned();
         next.iter().map(text).collect()
     }
 

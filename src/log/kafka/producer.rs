@@ -21,7 +21,7 @@ use super::context::{Context, Health, describe_code, describe_error};
 use super::ffi::{self, Polls as _, Status};
 use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
-use super::topics::{State, Topics};
+use super::topics::{TopicState, Topics};
 use crate::log::{Appended, Completion, LogError, ProduceError, Record, TopicPartition};
 use crate::model::{Payload, is_reserved};
 
@@ -76,7 +76,7 @@ impl Lane {
         if let Err(cause) = check(&self.topics, std::slice::from_ref(&record), 0) {
             return completion.complete(Err(ProduceError::NotWritten(cause)));
         }
-        match self.sender.gate.enter(Held::new(record, completion)) {
+        match self.sender.gate.enter(Outgoing::new(record, completion)) {
             Entered::Passes(held) => self.sender.send(vec![held]),
             Entered::Waits => {}
             Entered::Refused(held, why) => {
@@ -187,7 +187,7 @@ impl Drop for Lane {
 impl Sender {
     /// Hands records of one partition over. Records that are not taken are completed with an error.
     fn send(&self, mut batch: Next) {
-        while let Some(at) = batch.first().map(Held::to) {
+        while let Some(at) = batch.first().map(Outgoing::to) {
             let mut refused = Vec::new();
             let current = self.current.read();
             for held in batch {
@@ -220,18 +220,18 @@ impl Sender {
 }
 
 /// A record on its way to the producer.
-pub(super) struct Held {
+pub(super) struct Outgoing {
     record: Record,
     delivery: Box<Delivery>,
 }
 
-impl Held {
-    pub fn new(record: Record, completion: Arc<dyn Completion>) -> Held {
+impl Outgoing {
+    pub fn new(record: Record, completion: Arc<dyn Completion>) -> Outgoing {
         let delivery = Box::new(Delivery {
             to: record.to,
             completion,
         });
-        Held { record, delivery }
+        Outgoing { record, delivery }
     }
 
     #[cfg(test)]
@@ -264,8 +264,8 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
     for record in records {
         let TopicPartition { database, partition } = record.to;
         let topic = match states.get(usize::from(database)) {
-            Some(State::Usable(topic)) => topic,
-            Some(State::Refused(why)) => return Err(why.clone()),
+            Some(TopicState::Usable(topic)) => topic,
+            Some(TopicState::Refused(why)) => return Err(why.clone()),
             _ => return Err(format!("database {database} has no topic yet")),
         };
         let name = &topic.identity.topic;
@@ -296,8 +296,8 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
 
 impl Producer {
     /// Hands a record over; gives the delivery back with the cause if it was not taken.
-    fn send(&self, topic: &CStr, held: Held) -> Result<(), (String, Box<Delivery>)> {
-        let Held { record, delivery } = held;
+    fn send(&self, topic: &CStr, held: Outgoing) -> Result<(), (String, Box<Delivery>)> {
+        let Outgoing { record, delivery } = held;
         let wire = match codec::encode(&record, None) {
             Ok(wire) => wire,
             Err(cause) => return Err((cause, delivery)),

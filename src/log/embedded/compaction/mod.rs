@@ -39,7 +39,7 @@ use crate::room::{KEPT_BY_STORE, KEPT_WHILE_MAKING_ROOM};
 use crate::supervise;
 
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct CompactionOptions {
     pub enabled: bool,
     /// Bound of the map: the number of keys that are compacted in one pass.
     pub max_keys: usize,
@@ -48,7 +48,7 @@ pub struct Options {
     pub keep_deletions: Duration,
 }
 
-impl Default for Options {
+impl Default for CompactionOptions {
     fn default() -> Self {
         Self {
             enabled: true,

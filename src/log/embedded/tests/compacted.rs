@@ -70,17 +70,17 @@ fn a_flush_removes_no_record_with_a_reserved_key() {
     assert_eq!(left, expected);
 }
 
-fn compacting(rng: &mut StdRng) -> Options {
+fn compacting(rng: &mut StdRng) -> EmbeddedOptions {
     let max_keys = if rng.random() { 1000 } else { rng.random_range(1..8) };
-    let compaction = compaction::Options {
+    let compaction = CompactionOptions {
         enabled: false,
         max_keys,
         keep_deletions: Duration::ZERO,
     };
-    Options {
+    EmbeddedOptions {
         segment_bytes: rng.random_range(300..3000),
         compaction,
-        ..Options::default()
+        ..EmbeddedOptions::default()
     }
 }
 
@@ -168,7 +168,7 @@ fn compaction_may_be_interrupted_anywhere() {
     let seed: u64 = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = FaultDisk::new();
-    let mut options = Options {
+    let mut options = EmbeddedOptions {
         segment_bytes: 1500,
         ..compacting(&mut rng)
     };
@@ -213,13 +213,13 @@ fn compaction_may_be_interrupted_anywhere() {
 #[test]
 fn compaction_beside_writers_and_readers() {
     let disk = FaultDisk::new();
-    let compaction = compaction::Options {
+    let compaction = CompactionOptions {
         keep_deletions: Duration::ZERO,
-        ..compaction::Options::default()
+        ..CompactionOptions::default()
     };
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             segment_bytes: 3000,
             compaction,
             fsync: Fsync::No,
@@ -275,14 +275,14 @@ fn overwriting_does_not_grow_the_disk() {
     const LIVE: u64 = 200 * 1000;
     const SEGMENT: u64 = 100_000;
     let disk = FaultDisk::new();
-    let options = Options {
+    let options = EmbeddedOptions {
         segment_bytes: SEGMENT,
-        compaction: compaction::Options::default(),
+        compaction: CompactionOptions::default(),
         ..options()
     };
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             fsync: Fsync::No,
             ..options
         },
@@ -323,12 +323,12 @@ fn keys_of(log: &EmbeddedLog) -> Vec<Bytes> {
 #[test]
 fn deletions_go_when_nobody_needs_them_and_older_positions_are_lost() {
     let disk = FaultDisk::new();
-    let compaction = compaction::Options {
+    let compaction = CompactionOptions {
         enabled: false,
         keep_deletions: Duration::ZERO,
         ..Default::default()
     };
-    let options = Options {
+    let options = EmbeddedOptions {
         compaction,
         ..options()
     };
@@ -388,13 +388,13 @@ fn young_deletions_stay() {
 #[test]
 fn a_flush_frees_the_disk_without_further_writes() {
     let disk = FaultDisk::new();
-    let compaction = compaction::Options {
+    let compaction = CompactionOptions {
         keep_deletions: Duration::ZERO,
         ..Default::default()
     };
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             compaction,
             ..options()
         },
@@ -418,7 +418,7 @@ fn a_reader_may_begin_at_any_moment_of_a_compaction() {
     let seed: u64 = rand::random();
     let mut rng = StdRng::seed_from_u64(seed);
     let disk = FaultDisk::new();
-    let mut options = Options {
+    let mut options = EmbeddedOptions {
         segment_bytes: 1500,
         ..compacting(&mut rng)
     };

@@ -96,8 +96,8 @@ fn on_a_disk_that_is_nearly_full_deletes_beside_values_are_written_or_come_again
 #[test]
 fn deletes_on_a_disk_that_is_nearly_full_make_room_by_themselves() {
     let disk = FaultDisk::new();
-    let with_compaction = Options {
-        compaction: compaction::Options::default(),
+    let with_compaction = EmbeddedOptions {
+        compaction: CompactionOptions::default(),
         ..options()
     };
     let log = open(&disk, with_compaction).expect("open");
@@ -121,14 +121,14 @@ fn deletes_on_a_disk_that_is_nearly_full_make_room_by_themselves() {
 #[test]
 fn a_segment_that_finds_no_room_beside_it_does_not_keep_others_from_being_freed() {
     let disk = FaultDisk::new();
-    let compaction = compaction::Options {
+    let compaction = CompactionOptions {
         enabled: false,
         keep_deletions: Duration::ZERO,
         ..Default::default()
     };
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             compaction,
             ..options()
         },
@@ -218,7 +218,7 @@ fn with_everysec_a_failed_background_fsync_stops_writing() {
     let disk = FaultDisk::new();
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             fsync: Fsync::EverySecond,
             ..options()
         },

@@ -46,7 +46,7 @@ fn run_until_power_fails(seed: u64, fsync: Fsync) {
     let mut disk = FaultDisk::new();
     let known: Known = Arc::default();
     for round in 0..4 {
-        let options = Options { fsync, ..options() };
+        let options = EmbeddedOptions { fsync, ..options() };
         let log = open(&disk, options).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let present = numbers(&read_all(&log));
         for (i, outcome) in known.lock().iter().enumerate() {
@@ -128,7 +128,7 @@ fn stores_are_rebuilt_if_what_readers_saw_may_be_lost() {
         (Fsync::No, true, false),
     ] {
         let disk = FaultDisk::new();
-        let options = || Options { fsync, ..options() };
+        let options = || EmbeddedOptions { fsync, ..options() };
         let log = open(&disk, options()).expect("open");
         written(&log, vec![put(0, "k", b"v")]);
         let identity = log.identity(0);
@@ -159,7 +159,7 @@ fn what_failed_does_not_come_back_after_a_power_failure() {
     let disk = FaultDisk::new();
     let log = open(
         &disk,
-        Options {
+        EmbeddedOptions {
             segment_bytes: 1 << 30,
             ..options()
         },

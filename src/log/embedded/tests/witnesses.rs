@@ -16,7 +16,7 @@ fn active_len(disk: &FaultDisk) -> usize {
 /// safe; nothing else does. The large one is damaged.
 fn damaged_before(len: usize) -> FaultDisk {
     let disk = FaultDisk::new();
-    let large = Options {
+    let large = EmbeddedOptions {
         segment_bytes: 64 << 20,
         ..options()
     };
@@ -65,7 +65,7 @@ fn the_mark_comes_to_the_disk_when_nothing_more_is_written() {
 #[test]
 fn an_fsync_behind_one_that_failed_makes_nothing_safe() {
     let disk = FaultDisk::new();
-    let options = Options {
+    let options = EmbeddedOptions {
         fsync: Fsync::EverySecond,
         ..options()
     };
@@ -92,7 +92,7 @@ fn a_delete_whose_fsync_failed_is_not_tried_again() {
         for_deletes: Reserve::for_deletes(kept_in.path()),
         for_compaction: Reserve::for_compaction(kept_in.path(), 0),
     };
-    let always = Options {
+    let always = EmbeddedOptions {
         fsync: Fsync::Always,
         ..options()
     };

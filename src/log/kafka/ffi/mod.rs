@@ -54,7 +54,7 @@ pub fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Op
 }
 
 /// A failed call: what happened, and librdkafka's words for it.
-pub type Failure = (RDKafkaErrorCode, String);
+pub type CallError = (RDKafkaErrorCode, String);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
@@ -72,7 +72,7 @@ pub fn describe_topics<C: ClientContext>(
     client: &Client<C>,
     names: &[&str],
     timeout: Duration,
-) -> Result<Vec<Result<Described, Failure>>, Failure> {
+) -> Result<Vec<Result<Described, CallError>>, CallError> {
     let mut by_name = ask_for_topics(client, names, timeout)?;
     let missing = || {
         (
@@ -86,9 +86,13 @@ pub fn describe_topics<C: ClientContext>(
         .collect())
 }
 
-type ByName = std::collections::HashMap<String, Result<Described, Failure>>;
+type ByName = std::collections::HashMap<String, Result<Described, CallError>>;
 
-fn ask_for_topics<C: ClientContext>(client: &Client<C>, names: &[&str], timeout: Duration) -> Result<ByName, Failure> {
+fn ask_for_topics<C: ClientContext>(
+    client: &Client<C>,
+    names: &[&str],
+    timeout: Duration,
+) -> Result<ByName, CallError> {
     let bad_name = |_| {
         (
             RDKafkaErrorCode::InvalidTopic,
@@ -127,7 +131,7 @@ fn ask_for_topics<C: ClientContext>(client: &Client<C>, names: &[&str], timeout:
 
 /// # Safety
 /// `event` came from the queue of a DescribeTopics call.
-unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
+unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, CallError> {
     // SAFETY: `event` lives to the end of the function and owns everything that is reached from it:
     // the result, the array of `count` descriptions, their names, ids, errors and partition arrays.
     // Nothing is kept but copies.
@@ -156,7 +160,7 @@ unsafe fn read_descriptions(event: &EventPtr) -> Result<ByName, Failure> {
 
 /// # Safety
 /// `topic` is one of the descriptions of a live event.
-unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Described, Failure> {
+unsafe fn read_description(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Described, CallError> {
     // SAFETY: as in `read_descriptions`. A null error is no error (rd_kafka_error_code takes it
     // so); the leader of a partition without one is null.
     unsafe {
@@ -197,7 +201,7 @@ pub fn stable_offsets<C: ClientContext>(
     client: &Client<C>,
     list: &TopicPartitionList,
     timeout: Duration,
-) -> Result<TopicPartitionList, Failure> {
+) -> Result<TopicPartitionList, CallError> {
     let rk = client.native_ptr();
     let mut asked = list.clone();
     let asked_all = asked.set_all_offsets(Offset::End);
@@ -225,7 +229,7 @@ pub fn stable_offsets<C: ClientContext>(
 
 /// # Safety
 /// `event` came from the queue of a ListOffsets call.
-unsafe fn read_offsets(event: &EventPtr) -> Result<TopicPartitionList, Failure> {
+unsafe fn read_offsets(event: &EventPtr) -> Result<TopicPartitionList, CallError> {
     // SAFETY: `event` lives to the end of the function and owns everything that is reached from it.
     // Nothing is kept but copies.
     unsafe {

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 
-use super::{ASK, Depth, MAX_MESSAGE_BYTES, State, Topics, remaining};
+use super::{ASK, Depth, MAX_MESSAGE_BYTES, TopicState, Topics, remaining};
 use crate::log::LogError;
 use crate::log::kafka::admin::Admin;
 use crate::log::kafka::config::Mapped;
-use crate::log::kafka::ffi::{self, Failure};
+use crate::log::kafka::ffi::{self, CallError};
 
 impl Topics {
     /// Makes sure that the database has a usable topic.
@@ -19,11 +19,11 @@ impl Topics {
             return Err(LogError::Failed(format!("there is no database {database}")));
         };
         let depth = match &self.states.load()[at] {
-            State::Usable(_) => return Ok(()),
-            State::Absent if *read_only => return Err(missing(database, name)),
-            State::Absent => Depth::News,
+            TopicState::Usable(_) => return Ok(()),
+            TopicState::Absent if *read_only => return Err(missing(database, name)),
+            TopicState::Absent => Depth::News,
             // Perhaps it was mended meanwhile.
-            State::Refused(_) => Depth::Thorough,
+            TopicState::Refused(_) => Depth::Thorough,
         };
         if depth == Depth::News && self.create_topic(name, remaining(end))? {
             let partitions = self.config.partitions;
@@ -32,20 +32,20 @@ impl Topics {
         loop {
             let seen = self.refresh(remaining(end), depth);
             match &self.states.load()[at] {
-                State::Usable(_) => return Ok(()),
-                State::Refused(why) => return Err(LogError::Failed(why.clone())),
-                State::Absent if Instant::now() >= end => {
+                TopicState::Usable(_) => return Ok(()),
+                TopicState::Refused(why) => return Err(LogError::Failed(why.clone())),
+                TopicState::Absent if Instant::now() >= end => {
                     let why = seen.err().map_or("it has no leader yet".to_owned(), |(_, text)| text);
                     return Err(cannot_create(name, &why));
                 }
-                State::Absent => self.idle(Duration::from_millis(20)),
+                TopicState::Absent => self.idle(Duration::from_millis(20)),
             }
         }
     }
 
     /// Returns true if the topic was not there.
     fn create_topic(&self, name: &str, timeout: Duration) -> Result<bool, LogError> {
-        let failed = |(_, text): Failure| cannot_create(name, &text);
+        let failed = |(_, text): CallError| cannot_create(name, &text);
         let admin = Admin::connect(&self.config, &self.health).map_err(failed)?;
         let replicas = match self.config.replication_factor {
             Some(factor) => Some(factor),
@@ -85,12 +85,12 @@ impl Topics {
             let database = at as u16;
             let wanted = database == 0 || self.config.mapped.contains_key(&database);
             match state {
-                State::Absent if wanted && self.names[at].read_only => {
+                TopicState::Absent if wanted && self.names[at].read_only => {
                     return Err(missing(database, &self.names[at].topic));
                 }
-                State::Refused(why) if wanted => return Err(LogError::Failed(why.clone())),
-                State::Refused(why) => others.push((database, why)),
-                State::Absent | State::Usable(_) => {}
+                TopicState::Refused(why) if wanted => return Err(LogError::Failed(why.clone())),
+                TopicState::Refused(why) => others.push((database, why)),
+                TopicState::Absent | TopicState::Usable(_) => {}
             }
         }
         if let Some((first, why)) = others.first() {

@@ -19,7 +19,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::config::{Config, LARGEST_RECEIVE_BYTES, Mapped, Sizes};
 use super::context::{Context, Health, Question, Trouble, describe_error};
-use super::ffi::{self, Failure, topic_name};
+use super::ffi::{self, CallError, topic_name};
 use crate::log::{LogError, TopicIdentity};
 
 /// Largest record of a topic that is created here.
@@ -78,18 +78,18 @@ pub(super) enum Depth {
 }
 
 #[derive(Clone)]
-pub(super) enum State {
+pub(super) enum TopicState {
     Absent,
     Usable(Arc<Topic>),
     /// It exists, but cannot be used, for this reason.
     Refused(String),
 }
 
-impl State {
+impl TopicState {
     pub fn usable(&self) -> Option<&Arc<Topic>> {
         match self {
-            State::Usable(topic) => Some(topic),
-            State::Absent | State::Refused(_) => None,
+            TopicState::Usable(topic) => Some(topic),
+            TopicState::Absent | TopicState::Refused(_) => None,
         }
     }
 }
@@ -100,7 +100,7 @@ pub(super) struct Topics {
     names: Vec<Mapped>,
     cluster: String,
     questions: BaseConsumer<Context>,
-    states: ArcSwap<Vec<State>>,
+    states: ArcSwap<Vec<TopicState>>,
     generation: AtomicU64,
     /// Held by the thread that finds out and publishes. Since when each topic is missing.
     missing: Mutex<Vec<Option<Instant>>>,
@@ -120,7 +120,7 @@ impl Topics {
         let mut topics = Topics {
             config: Arc::clone(config),
             health: Arc::clone(health),
-            states: ArcSwap::from_pointee(vec![State::Absent; names.len()]),
+            states: ArcSwap::from_pointee(vec![TopicState::Absent; names.len()]),
             missing: Mutex::new(vec![None; names.len()]),
             names,
             cluster: String::new(),
@@ -153,7 +153,7 @@ impl Topics {
         &self.config.bootstrap_servers
     }
 
-    pub fn states(&self) -> arc_swap::Guard<Arc<Vec<State>>> {
+    pub fn states(&self) -> arc_swap::Guard<Arc<Vec<TopicState>>> {
         self.states.load()
     }
 
@@ -185,7 +185,7 @@ impl Topics {
         let states = self.states.load();
         let writable = states
             .iter()
-            .filter_map(State::usable)
+            .filter_map(TopicState::usable)
             .filter(|topic| !topic.identity.read_only);
         let limits = || writable.clone().map(|topic| topic.max_message_bytes);
         Sizes {
@@ -199,7 +199,7 @@ impl Topics {
         let states = self.states.load();
         let limits = states
             .iter()
-            .filter_map(State::usable)
+            .filter_map(TopicState::usable)
             .map(|topic| topic.max_message_bytes);
         let largest = limits.max().unwrap_or(0).max(MAX_MESSAGE_BYTES);
         largest
@@ -244,7 +244,7 @@ impl Topics {
         }
     }
 
-    fn unreachable(&self, failure: &Failure) -> LogError {
+    fn unreachable(&self, failure: &CallError) -> LogError {
         let servers = &self.config.bootstrap_servers;
         match self.health.last() {
             Some((Trouble::Refused, cause)) => LogError::Failed(format!(
@@ -259,7 +259,7 @@ impl Topics {
         }
     }
 
-    fn note_connection(&self, failure: Option<&Failure>) {
+    fn note_connection(&self, failure: Option<&CallError>) {
         match failure {
             Some((_, text)) => self.health.unanswered(Question::Topics, text.clone()),
             None => self.health.answered(Question::Topics),
@@ -308,7 +308,12 @@ impl Topics {
                 .create_with_context(context)
                 .expect("create a client"),
             missing: Mutex::new(vec![None; found.len()]),
-            states: ArcSwap::from_pointee(found.into_iter().map(|topic| State::Usable(Arc::new(topic))).collect()),
+            states: ArcSwap::from_pointee(
+                found
+                    .into_iter()
+                    .map(|topic| TopicState::Usable(Arc::new(topic)))
+                    .collect(),
+            ),
             generation: AtomicU64::new(1),
             connected: AtomicBool::new(true),
             hurry: AtomicBool::new(false),

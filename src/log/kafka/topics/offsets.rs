@@ -7,7 +7,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{ASK, State, Topic, Topics, remaining};
+use super::{ASK, Topic, TopicState, Topics, remaining};
 use crate::log::kafka::context::{Question, describe_error};
 use crate::log::kafka::ffi;
 use crate::log::{LogError, Positions, TopicPartition};
@@ -74,7 +74,7 @@ impl Topics {
 
     /// Asks where the partitions of all writable topics begin. Returns true if a topic's records
     /// were deleted since the last time it was asked.
-    pub(super) fn find_starts(&self, states: &mut [State]) -> bool {
+    pub(super) fn find_starts(&self, states: &mut [TopicState]) -> bool {
         let found = self
             .ask_for(Offset::Beginning, states, |topic| !topic.identity.read_only)
             .and_then(|asked| self.questions.offsets_for_times(asked, ONE_ANSWER))
@@ -89,7 +89,7 @@ impl Topics {
         };
         let mut changed = false;
         for (database, state) in (0..).zip(states) {
-            let State::Usable(topic) = state else { continue };
+            let TopicState::Usable(topic) = state else { continue };
             let place = |partition| TopicPartition { database, partition };
             let mut starts: Vec<u64> = (0..topic.identity.partitions)
                 .map_while(|partition| found.get(&place(partition)).copied())
@@ -109,11 +109,15 @@ impl Topics {
     fn ask_for(
         &self,
         offset: Offset,
-        states: &[State],
+        states: &[TopicState],
         wanted: impl Fn(&Topic) -> bool,
     ) -> Result<TopicPartitionList, KafkaError> {
         let mut asked = TopicPartitionList::new();
-        for topic in states.iter().filter_map(State::usable).filter(|topic| wanted(topic)) {
+        for topic in states
+            .iter()
+            .filter_map(TopicState::usable)
+            .filter(|topic| wanted(topic))
+        {
             for partition in 0..topic.identity.partitions {
                 asked.add_partition_offset(&topic.identity.topic, partition as i32, offset)?;
             }
@@ -123,9 +127,9 @@ impl Topics {
 
     /// Asks who leads the partitions now. By itself librdkafka goes on asking the broker that it
     /// knows of, even if that broker is lost, until its knowledge is a quarter of an hour old.
-    fn find_leaders(&self, states: &[State], timeout: Duration) {
+    fn find_leaders(&self, states: &[TopicState], timeout: Duration) {
         let end = Instant::now() + timeout;
-        for topic in states.iter().filter_map(State::usable) {
+        for topic in states.iter().filter_map(TopicState::usable) {
             let name = &topic.identity.topic;
             if let Err(error) = self.questions.fetch_metadata(Some(name), remaining(end)) {
                 tracing::debug!(%error, topic = name, "cannot ask who leads a topic");
@@ -135,7 +139,7 @@ impl Topics {
 }
 
 /// What Kafka answered for the partitions of these topics.
-fn read_offsets(states: &[State], list: &TopicPartitionList) -> Result<Positions, String> {
+fn read_offsets(states: &[TopicState], list: &TopicPartitionList) -> Result<Positions, String> {
     let mut positions = Positions::new();
     for element in list.elements() {
         element.error().map_err(|error| describe_error(&error))?;

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::Consumer;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{ASK, Depth, State, Topic, Topics};
+use super::{ASK, Depth, Topic, TopicState, Topics};
 use crate::log::TopicIdentity;
 use crate::log::kafka::admin::{Admin, Settings};
 use crate::log::kafka::config::Mapped;
 use crate::log::kafka::context::describe_code;
-use crate::log::kafka::ffi::{self, Described, Failure};
+use crate::log::kafka::ffi::{self, CallError, Described};
 
 /// Kafka's default, for topics whose settings this node may not see.
 const TOMBSTONES_KEPT_MS: usize = 24 * 60 * 60 * 1000;
@@ -25,7 +25,7 @@ const GONE: Duration = Duration::from_secs(4);
 
 impl Topics {
     /// Looks at all topics with one question, and publishes what changed.
-    pub fn refresh(&self, timeout: Duration, depth: Depth) -> Result<(), Failure> {
+    pub fn refresh(&self, timeout: Duration, depth: Depth) -> Result<(), CallError> {
         let mut missing = self.missing.lock();
         self.hurry.store(false, Ordering::Relaxed);
         let answer = ffi::describe_topics(self.questions.client(), &self.all_names(), timeout.min(ASK));
@@ -49,18 +49,18 @@ impl Topics {
         }
         let gone = |at: &usize| missing[*at].is_some_and(|since| since.elapsed() >= GONE);
         let gone: Vec<usize> = (0..now.len())
-            .filter(|at| gone(at) && !matches!(now[*at], State::Absent))
+            .filter(|at| gone(at) && !matches!(now[*at], TopicState::Absent))
             .collect();
         self.publish(suspects, &gone)
     }
 
     /// True for a topic that was not there, or not the same. (A refused topic is looked at again in
     /// a thorough refresh.)
-    fn is_news(&self, now: &State, described: &Described) -> bool {
+    fn is_news(&self, now: &TopicState, described: &Described) -> bool {
         match now {
-            State::Absent => true,
-            State::Refused(_) => false,
-            State::Usable(topic) => !self.is_same(topic, described),
+            TopicState::Absent => true,
+            TopicState::Refused(_) => false,
+            TopicState::Usable(topic) => !self.is_same(topic, described),
         }
     }
 
@@ -69,7 +69,7 @@ impl Topics {
         topic.identity.id == self.identity(&described.id) && partitions == described.partitions
     }
 
-    fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), Failure> {
+    fn publish(&self, suspects: Vec<(usize, Described)>, gone: &[usize]) -> Result<(), CallError> {
         let names: Vec<&str> = suspects.iter().map(|(at, _)| self.names[*at].topic.as_str()).collect();
         let settings = match names.is_empty() {
             true => Vec::new(),
@@ -85,7 +85,7 @@ impl Topics {
         }
         for at in gone {
             tracing::warn!(topic = self.names[*at].topic, "the topic was deleted");
-            states[*at] = State::Absent;
+            states[*at] = TopicState::Absent;
         }
         changed |= self.find_starts(&mut states);
         if changed {
@@ -99,10 +99,10 @@ impl Topics {
     fn judge(
         &self,
         at: usize,
-        now: &State,
+        now: &TopicState,
         described: &Described,
         settings: Result<Settings, RDKafkaErrorCode>,
-    ) -> Option<State> {
+    ) -> Option<TopicState> {
         let name = &self.names[at].topic;
         let policy = settings
             .as_ref()
@@ -111,37 +111,37 @@ impl Topics {
         let is_compacted = policy.is_none_or(|policy| policy == "compact");
         let (mut new, warnings) = self.verify(at, described, settings);
         let same = now.usable().is_some_and(|topic| self.is_same(topic, described));
-        if let (State::Usable(now), State::Usable(new)) = (now, &mut new) {
+        if let (TopicState::Usable(now), TopicState::Usable(new)) = (now, &mut new) {
             *new = grown(now, new, self.servers());
             if same {
                 Arc::make_mut(new).identity.starts = now.identity.starts.clone();
             }
         }
         match (now, &new) {
-            (State::Usable(now), State::Usable(new)) if now == new => return None,
-            (State::Usable(now), State::Usable(_)) if same && now.unsafe_policy.is_some() => {
+            (TopicState::Usable(now), TopicState::Usable(new)) if now == new => return None,
+            (TopicState::Usable(now), TopicState::Usable(_)) if same && now.unsafe_policy.is_some() => {
                 tracing::info!(topic = name, "the topic is compacted again: writes are taken");
             }
-            (State::Refused(now), State::Refused(new)) if now == new => return None,
+            (TopicState::Refused(now), TopicState::Refused(new)) if now == new => return None,
             // Kafka is going to delete what is in it. What is here is served, and nothing more is
             // acknowledged.
-            (State::Usable(now), State::Refused(why)) if same && !is_compacted => {
+            (TopicState::Usable(now), TopicState::Refused(why)) if same && !is_compacted => {
                 if now.unsafe_policy.as_ref() == Some(why) {
                     return None;
                 }
                 tracing::error!(topic = name, "writes are refused: {why}");
                 let mut topic = now.clone();
                 Arc::make_mut(&mut topic).unsafe_policy = Some(why.clone());
-                return Some(State::Usable(topic));
+                return Some(TopicState::Usable(topic));
             }
             // Its settings cannot be seen any more. What is here and what comes is as good as it
             // was: go on, but log it.
-            (State::Usable(_), State::Refused(why)) if same => {
+            (TopicState::Usable(_), TopicState::Refused(why)) if same => {
                 tracing::error!(topic = name, "{why}");
                 return None;
             }
             // At the start the caller reports it.
-            (_, State::Refused(why)) if self.generation() > 0 => {
+            (_, TopicState::Refused(why)) if self.generation() > 0 => {
                 tracing::warn!(topic = name, "{why}")
             }
             _ if same => {}
@@ -158,7 +158,7 @@ impl Topics {
         at: usize,
         described: &Described,
         settings: Result<Settings, RDKafkaErrorCode>,
-    ) -> (State, Vec<String>) {
+    ) -> (TopicState, Vec<String>) {
         let Mapped { topic: name, read_only } = &self.names[at];
         let mut doubts = Vec::new();
         // Without the right to see them there are no settings, or an error.
@@ -172,13 +172,13 @@ impl Topics {
             denied => {
                 let cause = denied.err().map_or("not allowed".to_owned(), describe_code);
                 let why = format!("cannot read the settings of topic {name}: {cause}; allow DescribeConfigs on it");
-                return (State::Refused(why), doubts);
+                return (TopicState::Refused(why), doubts);
             }
         };
         let policy = settings.text("cleanup.policy").unwrap_or(UNKNOWN);
         if policy != "compact" && !read_only {
             let why = not_compacted(&self.config.bootstrap_servers, name, policy);
-            return (State::Refused(why), doubts);
+            return (TopicState::Refused(why), doubts);
         }
         doubts.extend(warnings(name, policy, described.replicas, *read_only, &settings));
         let identity = TopicIdentity {
@@ -201,18 +201,18 @@ impl Topics {
             grown_to: None,
             unsafe_policy: None,
         };
-        (State::Usable(Arc::new(topic)), doubts)
+        (TopicState::Usable(Arc::new(topic)), doubts)
     }
 
     /// Handles a topic that this node may not even look at, or one with an impossible name.
     fn not_described(&self, at: usize, code: RDKafkaErrorCode, text: &str) {
         let name = &self.names[at].topic;
-        if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], State::Absent) {
+        if code == RDKafkaErrorCode::LeaderNotAvailable || !matches!(self.states.load()[at], TopicState::Absent) {
             tracing::debug!(topic = name, error = ?code, "{text}");
             return;
         }
         let mut states = Vec::clone(&self.states.load());
-        states[at] = State::Refused(format!(
+        states[at] = TopicState::Refused(format!(
             "cannot use topic {name}: {}; allow Describe, Read and Write on it",
             describe_code(code)
         ));

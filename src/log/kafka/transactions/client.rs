@@ -92,12 +92,12 @@ struct Producer {
 /// How a transaction ended.
 pub(super) enum Decided {
     Committed,
-    Aborted(Failure),
+    Aborted(TransactionFailure),
     Unknown(String),
 }
 
 /// Why a transaction failed.
-pub(super) struct Failure {
+pub(super) struct TransactionFailure {
     pub cause: String,
     pub kind: FailureKind,
     /// Where the records are that were acknowledged before the failure.
@@ -114,25 +114,25 @@ pub(super) enum FailureKind {
     Uncertain,
 }
 
-impl Failure {
-    pub fn refused(cause: impl Into<String>) -> Failure {
-        Failure::new(cause.into(), FailureKind::Refused)
+impl TransactionFailure {
+    pub fn refused(cause: impl Into<String>) -> TransactionFailure {
+        TransactionFailure::new(cause.into(), FailureKind::Refused)
     }
 
-    fn new(cause: String, kind: FailureKind) -> Failure {
-        Failure {
+    fn new(cause: String, kind: FailureKind) -> TransactionFailure {
+        TransactionFailure {
             cause,
             kind,
             appended: Vec::new(),
         }
     }
 
-    fn of(code: RDKafkaErrorCode) -> Failure {
+    fn of(code: RDKafkaErrorCode) -> TransactionFailure {
         let kind = match code {
             code if PRODUCER_AT_FAULT.iter().any(|(at_fault, _)| *at_fault == code) => FailureKind::Producer,
             _ => FailureKind::Refused,
         };
-        Failure::new(describe_code(code), kind)
+        TransactionFailure::new(describe_code(code), kind)
     }
 }
 
@@ -168,20 +168,20 @@ struct Context {
 
 impl Context {
     /// Why a record was not sent.
-    fn failure(&self, code: RDKafkaErrorCode) -> Failure {
+    fn failure(&self, code: RDKafkaErrorCode) -> TransactionFailure {
         let purged = matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
         let given_up = self.given_up.lock();
         let Some(why) = given_up.as_deref().filter(|_| purged) else {
-            return Failure::of(code);
+            return TransactionFailure::of(code);
         };
         if why.contains("TOPIC_AUTHORIZATION_FAILED") {
-            return Failure::refused(NO_RIGHT_TO_WRITE);
+            return TransactionFailure::refused(NO_RIGHT_TO_WRITE);
         }
         let kind = match PRODUCER_AT_FAULT.iter().any(|(_, name)| why.contains(name)) {
             true => FailureKind::Producer,
             false => FailureKind::Refused,
         };
-        Failure::new(format!("the transaction failed: {why}"), kind)
+        TransactionFailure::new(format!("the transaction failed: {why}"), kind)
     }
 }
 
@@ -193,7 +193,7 @@ struct Acks {
     open: usize,
     /// Where each record belongs, and its offset and timestamp when it is acknowledged.
     places: Vec<(TopicPartition, Option<(u64, i64)>)>,
-    failed: Option<Failure>,
+    failed: Option<TransactionFailure>,
     /// The log may have some of it.
     sent: bool,
 }
@@ -251,7 +251,7 @@ impl Hears for Context {
                         acks.places[place].1 = Some((offset, timestamp));
                         continue;
                     }
-                    Err(_) => Failure::refused("Kafka has a record, but did not tell its offset"),
+                    Err(_) => TransactionFailure::refused("Kafka has a record, but did not tell its offset"),
                 },
                 Err((code, _)) => self.failure(code),
             };
@@ -506,8 +506,8 @@ impl Client {
     /// Begins a transaction, to be filled by [`Client::add`]. After an error of `begin`, `add` or
     /// [`Client::acknowledged`], nothing of the transaction will ever be committed, unless the
     /// error says so. It is aborted as far as that can be done now.
-    pub fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
-        self.ready(deadline).map_err(Failure::refused)?;
+    pub fn begin(&mut self, deadline: Instant) -> Result<(), TransactionFailure> {
+        self.ready(deadline).map_err(TransactionFailure::refused)?;
         self.or_abort(deadline, Producer::begin)
     }
 
@@ -521,7 +521,7 @@ impl Client {
     }
 
     /// Sends the records of these batches too.
-    pub fn add(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), Failure> {
+    pub fn add(&mut self, batches: &[&Batch], deadline: Instant) -> Result<(), TransactionFailure> {
         let names = self.names.clone();
         let topics = self.topics.clone();
         self.or_abort(deadline, |producer| producer.add(&topics, &names, batches, deadline))
@@ -529,17 +529,17 @@ impl Client {
 
     /// Waits until all added records are acknowledged. Returns their places, in the order in which
     /// they were added.
-    pub fn acknowledged(&mut self, deadline: Instant) -> Result<Vec<Appended>, Failure> {
+    pub fn acknowledged(&mut self, deadline: Instant) -> Result<Vec<Appended>, TransactionFailure> {
         self.or_abort(deadline, |producer| producer.acknowledged(deadline))
     }
 
     fn or_abort<T>(
         &mut self,
         deadline: Instant,
-        step: impl FnOnce(&Producer) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        step: impl FnOnce(&Producer) -> Result<T, TransactionFailure>,
+    ) -> Result<T, TransactionFailure> {
         let Some(producer) = &self.producer else {
-            return Err(Failure::refused("there is no producer"));
+            return Err(TransactionFailure::refused("there is no producer"));
         };
         let acks = producer.inner.context().acks.clone();
         step(producer).map_err(|failure| {
@@ -548,13 +548,13 @@ impl Client {
             let cause = format!("{}{}", failure.cause, self.trouble());
             if aborted || (acks.open == 0 && !acks.sent) {
                 let appended = acks.appended();
-                return Failure {
+                return TransactionFailure {
                     cause,
                     appended,
                     ..failure
                 };
             }
-            Failure::new(format!("{cause}; {ENDED_BY_OTHERS}"), FailureKind::Uncertain)
+            TransactionFailure::new(format!("{cause}; {ENDED_BY_OTHERS}"), FailureKind::Uncertain)
         })
     }
 
@@ -591,7 +591,7 @@ impl Client {
     /// Commits what was sent. If Kafka does not say how the commit ended, that is found out.
     pub fn commit(&mut self, appended: &[Appended], deadline: Instant) -> Decided {
         let Some(producer) = &self.producer else {
-            return Decided::Aborted(Failure::refused("there is no producer"));
+            return Decided::Aborted(TransactionFailure::refused("there is no producer"));
         };
         let failure = loop {
             let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN);
@@ -601,7 +601,7 @@ impl Client {
                     return Decided::Committed;
                 }
                 Err(error) if error.retriable && Instant::now() < deadline => std::thread::sleep(AGAIN),
-                Err(error) => break Failure::of(error.code),
+                Err(error) => break TransactionFailure::of(error.code),
             }
         };
         self.give_up();
@@ -680,13 +680,13 @@ fn refusal(code: RDKafkaErrorCode) -> Option<&'static str> {
 }
 
 impl Producer {
-    fn begin(&self) -> Result<(), Failure> {
+    fn begin(&self) -> Result<(), TransactionFailure> {
         if self.begun.get() {
             return Ok(());
         }
         self.inner
             .begin_transaction()
-            .map_err(|error| Failure::of(error.code))?;
+            .map_err(|error| TransactionFailure::of(error.code))?;
         let context = self.inner.context();
         *context.given_up.lock() = None;
         let mut acks = context.acks.lock();
@@ -698,7 +698,13 @@ impl Producer {
         Ok(())
     }
 
-    fn add(&self, topics: &Topics, names: &[CString], batches: &[&Batch], deadline: Instant) -> Result<(), Failure> {
+    fn add(
+        &self,
+        topics: &Topics,
+        names: &[CString],
+        batches: &[&Batch],
+        deadline: Instant,
+    ) -> Result<(), TransactionFailure> {
         self.begun.set(false);
         let (group, mut place) = {
             let mut acks = self.inner.context().acks.lock();
@@ -729,8 +735,8 @@ impl Producer {
         names: &[CString],
         mut delivery: Box<(u32, usize)>,
         deadline: Instant,
-    ) -> Result<(), Failure> {
-        let wire = codec::encode(record, group).map_err(Failure::refused)?;
+    ) -> Result<(), TransactionFailure> {
+        let wire = codec::encode(record, group).map_err(TransactionFailure::refused)?;
         let topic = &names[usize::from(record.to.database)];
         loop {
             let headers = wire.headers.iter().map(|(name, value)| (*name, value.as_slice()));
@@ -741,18 +747,18 @@ impl Producer {
             delivery = match sent {
                 Ok(()) => return Ok(()),
                 Err((RDKafkaErrorCode::QueueFull, back)) if Instant::now() < deadline => back,
-                Err((code, _)) => return Err(Failure::of(code)),
+                Err((code, _)) => return Err(TransactionFailure::of(code)),
             };
             std::thread::sleep(AGAIN);
         }
     }
 
-    fn acknowledged(&self, deadline: Instant) -> Result<Vec<Appended>, Failure> {
+    fn acknowledged(&self, deadline: Instant) -> Result<Vec<Appended>, TransactionFailure> {
         let context = self.inner.context();
         let mut acks = context.acks.lock();
         while acks.open > 0 && acks.failed.is_none() {
             if context.all_told.wait_until(&mut acks, deadline).timed_out() {
-                return Err(Failure::refused(
+                return Err(TransactionFailure::refused(
                     "no acknowledgement from Kafka within the write timeout",
                 ));
             }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::client::{AGAIN, Client, Decided, Failure, FailureKind, GLANCE};
+use self::client::{AGAIN, Client, Decided, FailureKind, GLANCE, TransactionFailure};
 use self::tail::Tail;
 use super::codec::Stamp;
 use super::config::Config;
@@ -441,7 +441,7 @@ impl Committer {
 
     /// Begins a transaction of the client whose turn it is, or of another one if that is not ready:
     /// Kafka may take long to finish its last transaction.
-    fn begin(&mut self, deadline: Instant) -> Result<(), Failure> {
+    fn begin(&mut self, deadline: Instant) -> Result<(), TransactionFailure> {
         let count = self.clients.len();
         let next = (self.turn + 1) % count;
         let mut patience = AGAIN;
@@ -452,14 +452,14 @@ impl Committer {
                 return self.clients[turn].begin(deadline);
             }
             if self.clients.iter().all(Client::is_refused) || Instant::now() >= deadline {
-                return Err(Failure::refused(self.clients[next].not_usable()));
+                return Err(TransactionFailure::refused(self.clients[next].not_usable()));
             }
             patience = GLANCE;
         }
     }
 
     /// Sends a group in a transaction, and adds the batches that come while the transaction begins.
-    fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), Failure> {
+    fn send(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Result<(), TransactionFailure> {
         self.begin(deadline)?;
         self.clients[self.turn].add(&batches(group), deadline)?;
         if self.alone > 0 {
@@ -481,7 +481,7 @@ impl Committer {
     }
 
     /// What a failure before the commit was asked for means.
-    fn failed(&self, failure: Failure) -> Outcome {
+    fn failed(&self, failure: TransactionFailure) -> Outcome {
         if failure.kind == FailureKind::Uncertain {
             return Outcome::Failed(ProduceError::Uncertain(failure.cause));
         }

@@ -1,0 +1,227 @@
+//! The connections as others see them: what CLIENT LIST shows, what each holds, how they are ended.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::database::now_ms;
+use crate::database::watch::Changed;
+
+/// Instead of a command's number: no command has come yet, or it is unknown.
+pub const NO_COMMAND: u32 = u32::MAX;
+
+/// What other connections may know of a connection (CLIENT LIST), and how they end it.
+pub struct Client {
+    pub id: u64,
+    pub address: Option<SocketAddr>,
+    pub local_address: Option<SocketAddr>,
+    /// The socket's file descriptor, as CLIENT LIST shows it.
+    pub descriptor: i32,
+    pub connected_at: Instant,
+    /// Milliseconds since the epoch of the last command.
+    pub last_command_at: AtomicU64,
+    /// Number of the last command (`table::name_of`), or [`NO_COMMAND`].
+    pub last_command: AtomicU32,
+    pub database: AtomicUsize,
+    pub resp3: AtomicBool,
+    /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
+    pub queued: AtomicUsize,
+    pub watching: AtomicUsize,
+    /// A command waits for the end of CLIENT PAUSE, or is one that blocks (WAIT).
+    pub blocked: AtomicBool,
+    /// The flag that is raised when a watched key changes.
+    pub watch: Mutex<Weak<Changed>>,
+    pub no_evict: AtomicBool,
+    pub no_touch: AtomicBool,
+    /// Failed logins since the last successful one.
+    pub failed_logins: AtomicU32,
+    /// Bytes in the read buffer, and bytes of replies that wait to be sent.
+    pub input_bytes: AtomicUsize,
+    pub output_bytes: AtomicUsize,
+    /// Bytes of queued commands, and of watched keys.
+    pub queued_bytes: AtomicUsize,
+    pub watched_bytes: AtomicUsize,
+    pub details: Mutex<ClientDetails>,
+    killed: AtomicBool,
+    /// Wakes the task that serves the connection.
+    task: Waker,
+}
+
+#[derive(Default, Clone)]
+pub struct ClientDetails {
+    pub name: Bytes,
+    pub library_name: Bytes,
+    pub library_version: Bytes,
+}
+
+impl ClientDetails {
+    fn bytes(&self) -> usize {
+        self.name.len() + self.library_name.len() + self.library_version.len()
+    }
+}
+
+/// All connections, by id.
+#[derive(Default)]
+pub struct Clients {
+    next_id: AtomicU64,
+    connected: Mutex<BTreeMap<u64, Arc<Client>>>,
+}
+
+impl Client {
+    /// Notes the number of the command that has come, and the time (milliseconds since the epoch).
+    pub fn came_with(&self, command: u32, at: u64) {
+        self.last_command.store(command, Ordering::Relaxed);
+        self.last_command_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Whether a watched key has changed.
+    pub fn has_lost_its_watch(&self) -> bool {
+        let flag = self.watch.lock().upgrade();
+        flag.is_some_and(|changed| changed.load(Ordering::SeqCst))
+    }
+
+    /// Asks the connection to end. It ends at its next step.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Wakes the connection's task, which then checks whether the connection is killed and whether
+    /// the server has to stop. A connection that waits does not register for these.
+    pub fn wake(&self) {
+        self.task.wake_by_ref();
+    }
+
+    /// Whether the connection comes from this machine.
+    pub fn is_local(&self) -> bool {
+        self.address
+            .is_some_and(|address| address.ip().to_canonical().is_loopback())
+    }
+
+    /// Bytes that this connection holds.
+    pub fn memory(&self) -> usize {
+        let held = [
+            &self.input_bytes,
+            &self.output_bytes,
+            &self.queued_bytes,
+            &self.watched_bytes,
+        ];
+        let held: usize = held.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        size_of::<Client>() + held + self.details.lock().bytes()
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Waits until the connection is killed.
+    pub async fn killed(&self) {
+        self.killed_or(|| false).await;
+    }
+
+    /// Waits until the connection is killed, or `ended` holds. Only the task that serves the
+    /// connection may await it. The code that makes `ended` true must call [`Client::wake`], as
+    /// [`Client::kill`] does.
+    pub async fn killed_or(&self, ended: impl Fn() -> bool) {
+        poll_fn(|_| match self.is_killed() || ended() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+    }
+}
+
+impl Clients {
+    /// Adds a connection. `task` wakes the task that serves it.
+    pub fn add(
+        &self,
+        task: &Waker,
+        address: Option<SocketAddr>,
+        local_address: Option<SocketAddr>,
+        descriptor: i32,
+    ) -> Arc<Client> {
+        let client = Arc::new(Client {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
+            address,
+            local_address,
+            descriptor,
+            connected_at: Instant::now(),
+            last_command_at: AtomicU64::new(now_ms()),
+            last_command: AtomicU32::new(NO_COMMAND),
+            database: AtomicUsize::new(0),
+            resp3: AtomicBool::new(false),
+            queued: AtomicUsize::new(usize::MAX),
+            watching: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
+            watch: Mutex::default(),
+            no_evict: AtomicBool::new(false),
+            no_touch: AtomicBool::new(false),
+            failed_logins: AtomicU32::new(0),
+            input_bytes: AtomicUsize::new(0),
+            output_bytes: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            watched_bytes: AtomicUsize::new(0),
+            details: Mutex::default(),
+            killed: AtomicBool::new(false),
+            task: task.clone(),
+        });
+        self.connected.lock().insert(client.id, client.clone());
+        client
+    }
+
+    pub fn remove(&self, id: u64) {
+        self.connected.lock().remove(&id);
+    }
+
+    pub fn len(&self) -> usize {
+        self.connected.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that all connections hold.
+    pub fn memory(&self) -> usize {
+        self.connected.lock().values().map(|client| client.memory()).sum()
+    }
+
+    /// Kills the connections that hold most memory, until the others together hold at most `limit`.
+    /// Returns how many were killed.
+    pub fn shrink_to(&self, limit: usize) -> u64 {
+        if self.memory() <= limit {
+            return 0;
+        }
+        let mut clients = self.list();
+        clients.retain(|client| !client.is_killed());
+        let mut held: usize = clients.iter().map(|client| client.memory()).sum();
+        let mut victims: Vec<_> = clients
+            .iter()
+            .filter(|client| !client.no_evict.load(Ordering::Relaxed))
+            .map(|client| (client.memory(), client))
+            .collect();
+        victims.sort_unstable_by_key(|(memory, _)| std::cmp::Reverse(*memory));
+        let mut killed = 0;
+        for (memory, client) in victims {
+            if held <= limit {
+                break;
+            }
+            client.kill();
+            held -= memory.min(held);
+            killed += 1;
+        }
+        killed
+    }
+
+    /// All connections, oldest first.
+    pub fn list(&self) -> Vec<Arc<Client>> {
+        self.connected.lock().values().cloned().collect()
+    }
+}
