@@ -28,7 +28,7 @@ use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, Fsync, Options as EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, LogError, TopicIdentity};
-use crate::store::{self, Checkpoint, Engine, Opened, Options as StoreOptions, Store};
+use crate::store::{self, Checkpoint, EngineKind, Opened, Options as StoreOptions, Store};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
@@ -292,8 +292,8 @@ fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
         (log, None)
     };
     let engine = match &*config.store() {
-        "fjall" => Engine::Fjall,
-        _ => Engine::Sled,
+        "fjall" => EngineKind::Fjall,
+        _ => EngineKind::Sled,
     };
     let options = StoreOptions {
         cache_bytes: config.store_cache(),
