@@ -12,7 +12,7 @@ use highwater::log::kafka::codec;
 use highwater::log::{Record, TopicPartition};
 use highwater::model::{Change, Entry, Meta, Payload, Value};
 use highwater::resp::{self, Decoder, Limits, Version};
-use highwater::store::{self, Engine, Options, key_hash};
+use highwater::store::{self, EngineKind, Options, key_hash};
 
 const KEYS: u64 = 100_000;
 /// Calls in one timed run, so that the clock is no part of the figure.
@@ -116,8 +116,8 @@ fn hot_tier_insert(bencher: Bencher) {
     });
 }
 
-#[divan::bench(args = [Engine::Sled, Engine::Fjall])]
-fn store_get(bencher: Bencher, engine: Engine) {
+#[divan::bench(args = [EngineKind::Sled, EngineKind::Fjall])]
+fn store_get(bencher: Bencher, engine: EngineKind) {
     let directory = tempfile::tempdir().expect("a directory");
     let options = Options {
         cache_bytes: 256 << 20,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use highwater::model::{Change, Entry, Meta, Payload, Value};
-use highwater::store::{self, Checkpoint, Engine, Options, Store, key_hash};
+use highwater::store::{self, Checkpoint, EngineKind, Options, Store, key_hash};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -39,8 +39,8 @@ fn main() {
 fn open(directory: &Path) -> std::sync::Arc<dyn Store> {
     let started = Instant::now();
     let engine = match std::env::var("STORE").as_deref() {
-        Ok("fjall") => Engine::Fjall,
-        _ => Engine::Sled,
+        Ok("fjall") => EngineKind::Fjall,
+        _ => EngineKind::Sled,
     };
     let opened = store::open(
         engine,

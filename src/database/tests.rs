@@ -24,8 +24,7 @@ use crate::log::{
     TopicPartition,
 };
 use crate::model::{Change, Entry, Meta, Payload, Value};
-use crate::store::Options;
-use crate::store::sled_store::SledStore;
+use crate::store::{self, EngineKind, Options};
 
 const HERE: TopicPartition = TopicPartition {
     database: 0,
@@ -294,7 +293,7 @@ impl Fixture {
             databases: super::copies::databases_with_copies(2),
             keeps_hidden: !log.chains,
         };
-        let opened = SledStore::open(directory.path(), &options).expect("the store opens");
+        let opened = store::open(EngineKind::Sled, directory.path(), &options).expect("the store opens");
         let settings = Settings {
             store_delay_ms: AtomicU64::new(delay_ms),
             ..Settings::default()

@@ -10,7 +10,7 @@ use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, Fsync};
 use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, TopicIdentity};
-use crate::store::{self, Engine, Opened, Options as StoreOptions};
+use crate::store::{self, EngineKind, Opened, Options as StoreOptions};
 
 /// The parts of a node.
 pub(super) struct Parts {
@@ -35,8 +35,8 @@ pub(super) fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Pr
         (log, None)
     };
     let engine = match &*config.store() {
-        "fjall" => Engine::Fjall,
-        _ => Engine::Sled,
+        "fjall" => EngineKind::Fjall,
+        _ => EngineKind::Sled,
     };
     let options = StoreOptions {
         cache_bytes: config.store_cache(),

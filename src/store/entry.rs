@@ -1,4 +1,4 @@
-//! How a key and its state are kept in the engine. Pure functions. Decoding validates, so damaged
+//! How a key and its state are kept in an engine. Pure functions. Decoding validates, so damaged
 //! bytes are an error and never a wrong value.
 #![deny(clippy::wildcard_enum_match_arm)]
 
@@ -9,12 +9,6 @@ use smallvec::SmallVec;
 
 use crate::model::{Meta, Type, Value};
 use crate::store::key_hash;
-
-/// Values above this are cut into pieces of this size. sled writes a leaf as one message, and
-/// messages above 128 KiB go from its log to files of their own, which leak disk space. A leaf has
-/// up to 20 values (16, and those of a small neighbour merged into it). That many pieces with their
-/// keys stay below the limit.
-pub(super) const PIECE_BYTES: usize = 6_000;
 
 /// A length above this in the head of an entry is damage.
 const MAX_VALUE_BYTES: u64 = u32::MAX as u64;
@@ -34,7 +28,7 @@ const TYPE_MASK: u8 = 0x70;
 
 pub(super) type KeyBuf = SmallVec<[u8; 64]>;
 
-/// Key in the tree of entries: `hash(key) ‖ key`.
+/// Key in the space of entries: `hash(key) ‖ key`.
 pub(super) fn store_key(key: &[u8]) -> KeyBuf {
     let mut stored = KeyBuf::with_capacity(8 + key.len());
     stored.extend_from_slice(&key_hash(key).to_be_bytes());
@@ -42,7 +36,7 @@ pub(super) fn store_key(key: &[u8]) -> KeyBuf {
     stored
 }
 
-/// The hash and the user's key of a key in the tree of entries.
+/// The hash and the user's key of a key in the space of entries.
 pub(super) fn split_store_key(stored: &[u8]) -> Result<(u64, &[u8]), Damaged> {
     let (hash, key) = stored.split_first_chunk::<8>().ok_or(Damaged("key"))?;
     Ok((u64::from_be_bytes(*hash), key))
@@ -101,18 +95,19 @@ pub(super) enum Body<'a> {
 }
 
 impl Body<'_> {
-    pub fn of(value: &Value) -> Body<'_> {
+    /// How a value is kept where longer ones are cut into pieces of `piece_bytes`.
+    pub fn of(value: &Value, piece_bytes: usize) -> Body<'_> {
         match value.kept() {
-            Ok((of, bytes)) if bytes.len() > PIECE_BYTES => Body::Cut(of, bytes.len()),
+            Ok((of, bytes)) if bytes.len() > piece_bytes => Body::Cut(of, bytes.len()),
             Ok((of, bytes)) => Body::Inline(of, bytes),
             Err(reason) => Body::Unreadable(reason),
         }
     }
 
     /// How many pieces the value was cut into.
-    pub fn pieces(&self) -> u32 {
+    pub fn pieces(&self, piece_bytes: usize) -> u32 {
         match self {
-            Body::Cut(_, length) => u32::try_from(length.div_ceil(PIECE_BYTES)).unwrap_or(u32::MAX),
+            Body::Cut(_, length) => u32::try_from(length.div_ceil(piece_bytes)).unwrap_or(u32::MAX),
             Body::Inline(..) | Body::Unreadable(_) => 0,
         }
     }
@@ -188,7 +183,7 @@ pub(super) fn uncut_value(body: &Body<'_>) -> Option<Value> {
 }
 
 /// LEB128: seven bits a byte, the lowest first.
-pub(super) fn put_varint(mut number: u64, out: &mut Vec<u8>) {
+fn put_varint(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push((number as u8) | 0x80);
         number >>= 7;
@@ -196,7 +191,7 @@ pub(super) fn put_varint(mut number: u64, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-pub(super) fn take_varint(input: &mut &[u8]) -> Option<u64> {
+fn take_varint(input: &mut &[u8]) -> Option<u64> {
     let mut number = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = input.split_first()?;

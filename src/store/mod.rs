@@ -1,30 +1,37 @@
 //! The local store: a disposable view of the log, from which reads are answered.
 //!
-//! One trait, [`Store`]. sled is the default engine ([`sled_store`]), [`fjall_store`] another. The
-//! store knows nothing of the log beyond the numbers it is given (database, partition, offset), and
-//! nothing of RESP. Only the applier (`database::applier`) changes it.
+//! Users of the store know the trait [`Store`]. [`entries`] implements it, once for all engines. An
+//! engine has ordered maps of bytes ([`engine`]): [`sled_engine`] by default, or [`fjall_engine`].
+//! The store knows nothing of the log beyond the numbers it is given (database, partition, offset),
+//! and nothing of RESP. Only the applier (`database::applier`) changes it.
 //!
 //! Keys are kept as `hash(key) ‖ key`, so [`Store::scan`] goes in hash order and a SCAN cursor is a
 //! hash: stateless, and valid across restarts.
 
 pub mod checkpoint;
+mod engine;
+mod entries;
 mod entry;
-pub mod fjall_store;
+mod files;
+mod fjall_engine;
 mod renewing;
-pub mod sled_store;
+mod sled_engine;
 #[cfg(test)]
 mod tests;
 
 use std::any::Any;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::{fs, io};
 
 use bytes::Bytes;
 
 use crate::model::{Change, Entry, Meta};
-use crate::room::{KEPT_BY_STORE, Room};
 use crate::supervise;
+use engine::Engine;
+use files::{io_error, remove_directory};
+use fjall_engine::FjallEngine;
+use sled_engine::SledEngine;
 
 pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
 
@@ -149,7 +156,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// The engine that keeps the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
+pub enum EngineKind {
     Sled,
     Fjall,
 }
@@ -179,72 +186,47 @@ pub struct Opened<S: ?Sized = dyn Store> {
 
 /// Opens the store in `directory`, or an empty one if there is none of this engine that can be
 /// trusted. What another engine kept there is removed.
-pub fn open(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+pub fn open(engine: EngineKind, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
     renewing::Renewing::open(engine, directory, options)
 }
 
-fn open_engine(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
-    let (other, of_other) = match engine {
-        Engine::Sled => ("fjall", &[fjall_store::DIRECTORY][..]),
-        Engine::Fjall => ("sled", &sled_store::FILES[..]),
-    };
+fn open_engine(kind: EngineKind, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+    match kind {
+        EngineKind::Sled => {
+            let replaced = remove_other::<FjallEngine>(directory)?;
+            Ok(entries::open::<SledEngine>(directory, options)?.erased(replaced))
+        }
+        EngineKind::Fjall => {
+            let replaced = remove_other::<SledEngine>(directory)?;
+            Ok(entries::open::<FjallEngine>(directory, options)?.erased(replaced))
+        }
+    }
+}
+
+/// Removes what another engine kept in the directory. Returns why the store is rebuilt then.
+fn remove_other<E: Engine>(directory: &Path) -> Result<Option<String>, StoreError> {
     let mut replaced = None;
-    for name in of_other {
+    for name in E::FILES.iter().chain([&E::NAME]) {
         let path = directory.join(name);
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => remove_directory(&path)?,
             Ok(_) => fs::remove_file(&path).map_err(|cause| io_error("remove", &path, cause))?,
             Err(_) => continue,
         }
-        replaced = Some(format!("it was kept by {other}"));
+        replaced = Some(format!("it was kept by {}", E::NAME));
     }
-    let opened = match engine {
-        Engine::Sled => sled_store::SledStore::open(directory, options)?.erased(),
-        Engine::Fjall => fjall_store::FjallStore::open(directory, options)?,
-    };
-    Ok(Opened {
-        rebuilt: opened.rebuilt.or(replaced),
-        ..opened
-    })
+    Ok(replaced)
 }
 
 impl<S: Store> Opened<S> {
-    /// For callers to which the engine does not matter.
-    pub fn erased(self) -> Opened {
+    /// For callers to which the engine does not matter. `replaced`: what is to be said if the store
+    /// is new.
+    fn erased(self, replaced: Option<String>) -> Opened {
         Opened {
             store: self.store,
             checkpoint: self.checkpoint,
-            rebuilt: self.rebuilt,
+            rebuilt: self.rebuilt.or(replaced),
         }
-    }
-}
-
-/// Whether an error comes from where the process runs, rather than from the contents of the files.
-fn is_environment(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(
-        error.kind(),
-        PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
-    ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
-/// Whether an error says that a file is shorter than it was, or missing.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound)
-}
-
-fn io_error(doing: &'static str, path: &Path, cause: io::Error) -> StoreError {
-    StoreError::Io {
-        doing,
-        path: path.display().to_string(),
-        cause,
-    }
-}
-
-fn remove_directory(directory: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(directory) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory, cause)),
-        _ => Ok(()),
     }
 }
 
@@ -255,34 +237,4 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
         "engine panicked: {}",
         first_line.chars().take(ENOUGH).collect::<String>()
     )
-}
-
-/// An engine writes its data more than once: to its journal, to a new place for a whole page, and
-/// when it tidies up.
-const OFTEN_WRITTEN: u64 = 4;
-
-/// The reason if the directory's disk has no room for changes of so many bytes and for what the
-/// engine has yet to write.
-fn lacks_room(directory: &Path, bytes: u64, unwritten: u64) -> Option<String> {
-    // If the disk does not say how much room it has, a write will fail when it is full.
-    let room = Room::of(directory).ok()?;
-    room.refusal(
-        directory,
-        bytes.saturating_mul(OFTEN_WRITTEN).saturating_add(unwritten),
-        KEPT_BY_STORE,
-    )
-}
-
-/// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as
-/// nothing.
-fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    entries.flatten().map(bytes_of).sum()
 }

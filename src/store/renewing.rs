@@ -16,14 +16,14 @@ use bytes::Bytes;
 
 use crate::supervise;
 
-use super::{Change, Checkpoint, Engine, Entry, Opened, Options, Scanned, Store, StoreError, open_engine};
+use super::{Change, Checkpoint, EngineKind, Entry, Opened, Options, Scanned, Store, StoreError, open_engine};
 
 /// How long calls under way may go on, and then how long the engine may take to close: its threads
 /// may hang after damage.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Renewing {
-    engine: Engine,
+    engine: EngineKind,
     directory: PathBuf,
     options: Options,
     /// `None` while the store is renewed, and after that failed.
@@ -31,7 +31,7 @@ pub(super) struct Renewing {
 }
 
 impl Renewing {
-    pub fn open(engine: Engine, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
+    pub fn open(engine: EngineKind, directory: &Path, options: &Options) -> Result<Opened, StoreError> {
         let opened = open_engine(engine, directory, options)?;
         let store = Renewing {
             engine,

@@ -8,17 +8,21 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{Payload, Value};
 
-pub(super) mod damage;
+mod damage;
+mod engine;
+mod flushes;
 pub(super) mod model;
+mod on_fjall;
+mod on_sled;
 
 /// One test for each engine and each of these functions.
 macro_rules! on_every_engine {
     ($($name:ident),+ $(,)?) => {
         mod sled {
-            $(#[test] fn $name() { super::$name(super::Engine::Sled) })+
+            $(#[test] fn $name() { super::$name(super::EngineKind::Sled) })+
         }
         mod fjall {
-            $(#[test] fn $name() { super::$name(super::Engine::Fjall) })+
+            $(#[test] fn $name() { super::$name(super::EngineKind::Fjall) })+
         }
     };
 }
@@ -34,10 +38,9 @@ on_every_engine!(
     scan_meets_every_key_that_stays_while_others_come_and_go,
     a_value_is_never_mixed_while_it_is_replaced,
     a_clean_stop_keeps_position_and_counts,
-    a_flush_hides_at_once_and_is_swept_away,
-    what_a_flush_has_hidden_stays_until_its_tombstone_where_it_is_to_be_kept,
-    a_scan_does_not_pass_hidden_entries_without_end,
     what_another_engine_kept_is_rebuilt,
+    in_use_by_another_is_an_error_and_no_rebuild,
+    long_keys_with_the_same_beginning_are_kept_apart,
 );
 
 pub(super) fn options() -> Options {
@@ -48,19 +51,11 @@ pub(super) fn options() -> Options {
     }
 }
 
-/// The options for a log whose other readers learn from tombstones what a flush has hidden.
-fn keeping() -> Options {
-    Options {
-        keeps_hidden: true,
-        ..options()
-    }
-}
-
-fn open(engine: Engine, directory: &Path) -> Opened {
+fn open(engine: EngineKind, directory: &Path) -> Opened {
     super::open(engine, directory, &options()).expect("the store opens")
 }
 
-fn fresh(engine: Engine) -> (TempDir, Arc<dyn Store>) {
+fn fresh(engine: EngineKind) -> (TempDir, Arc<dyn Store>) {
     let directory = tempfile::tempdir().unwrap();
     let opened = open(engine, directory.path());
     assert_eq!(opened.rebuilt, None);
@@ -151,7 +146,7 @@ pub(super) fn position(next_offset: u64) -> Checkpoint {
     }
 }
 
-fn put_get_delete_and_the_offset_rule(engine: Engine) {
+fn put_get_delete_and_the_offset_rule(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     assert_eq!(store.get(0, b"a").unwrap(), None);
     let with_expiry = Meta {
@@ -194,7 +189,7 @@ fn put_get_delete_and_the_offset_rule(engine: Engine) {
     assert!(store.get(4, b"").is_err());
 }
 
-fn unreadable_records_keep_their_reason(engine: Engine) {
+fn unreadable_records_keep_their_reason(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     let value = Value::Unreadable(Arc::from("type zset"));
     let entry = Entry { meta: meta(1), value };
@@ -202,7 +197,7 @@ fn unreadable_records_keep_their_reason(engine: Engine) {
     assert_eq!(store.get(0, b"z").unwrap(), Some(entry));
 }
 
-fn expired_keys_come_earliest_first(engine: Engine) {
+fn expired_keys_come_earliest_first(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     let expiring = |offset, at| Meta {
         expire_at: Some(at),
@@ -234,7 +229,7 @@ fn expired_keys_come_earliest_first(engine: Engine) {
     assert_eq!(store.count(0).unwrap(), 0);
 }
 
-fn scan_walks_in_hash_order_page_by_page(engine: Engine) {
+fn scan_walks_in_hash_order_page_by_page(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     let mut keys: Vec<Bytes> = (0..500).map(|number| Bytes::from(format!("key:{number}"))).collect();
     let changes: Vec<Change> = keys
@@ -249,7 +244,7 @@ fn scan_walks_in_hash_order_page_by_page(engine: Engine) {
     }
 }
 
-fn clear_empties_one_database_and_its_position(engine: Engine) {
+fn clear_empties_one_database_and_its_position(engine: EngineKind) {
     let (directory, store) = fresh(engine);
     store.apply(&[put(b"a", b"1", meta(5)), flush(1, 9)]).unwrap();
     store.checkpoint(&position(6)).unwrap();
@@ -280,7 +275,7 @@ fn clear_empties_one_database_and_its_position(engine: Engine) {
     assert_eq!(store.count(0).unwrap(), 2);
 }
 
-fn values_of_every_size_survive(engine: Engine) {
+fn values_of_every_size_survive(engine: EngineKind) {
     let (directory, store) = fresh(engine);
     let sizes = [
         0,
@@ -322,7 +317,7 @@ fn values_of_every_size_survive(engine: Engine) {
     check(&*opened.store);
 }
 
-fn scan_meets_every_key_that_stays_while_others_come_and_go(engine: Engine) {
+fn scan_meets_every_key_that_stays_while_others_come_and_go(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     let stays = |number: u32| Bytes::from(format!("stays {number}"));
     let changes: Vec<Change> = (0..2_000)
@@ -369,7 +364,7 @@ fn scan_meets_every_key_that_stays_while_others_come_and_go(engine: Engine) {
     });
 }
 
-fn a_value_is_never_mixed_while_it_is_replaced(engine: Engine) {
+fn a_value_is_never_mixed_while_it_is_replaced(engine: EngineKind) {
     let (_directory, store) = fresh(engine);
     let value = |offset: u64| vec![offset as u8; 60_000 + (offset % 7) as usize * 5_000];
     store.apply(&[put(b"k", &value(1), meta(1))]).unwrap();
@@ -398,7 +393,7 @@ fn a_value_is_never_mixed_while_it_is_replaced(engine: Engine) {
     });
 }
 
-fn a_clean_stop_keeps_position_and_counts(engine: Engine) {
+fn a_clean_stop_keeps_position_and_counts(engine: EngineKind) {
     let (directory, store) = fresh(engine);
     store
         .apply(&[
@@ -426,121 +421,14 @@ fn a_clean_stop_keeps_position_and_counts(engine: Engine) {
     }
 }
 
-fn a_flush_hides_at_once_and_is_swept_away(engine: Engine) {
-    let (_directory, store) = fresh(engine);
-    let other = Meta {
-        partition: 1,
-        ..meta(50)
-    };
-    let mut changes = vec![put(b"stays", b"s", other)];
-    changes.extend((2..300).map(|offset| {
-        let expire_at = (offset % 2 == 0).then_some(9);
-        put(
-            format!("goes-{offset}").as_bytes(),
-            b"v",
-            Meta {
-                expire_at,
-                ..meta(offset)
-            },
-        )
-    }));
-    store.apply(&changes).unwrap();
-    store.apply(&[flush(0, 300), put(b"new", b"n", meta(301))]).unwrap();
-    for _ in 0..2 {
-        assert_eq!(value_of(&*store, b"goes-2"), None);
-        assert_eq!(value_of(&*store, b"stays").unwrap(), "s");
-        assert_eq!(value_of(&*store, b"new").unwrap(), "n");
-        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
-        assert_eq!(scan_all(&*store, 10).len(), 2);
-        assert_eq!(store.expired(0, 100, 10).unwrap().len(), 0);
-        sweep_to_end(&*store);
-    }
-    store.apply(&[flush(0, 400), flush(1, 400)]).unwrap();
-    assert_eq!((store.count(0).unwrap(), scan_all(&*store, 10).len()), (0, 0));
-    store
-        .apply(&[put(b"again", b"x", meta(401)), put(b"hidden", b"x", meta(399))])
-        .unwrap();
-    sweep_to_end(&*store);
-    assert_eq!(scan_all(&*store, 10), ["again"]);
-}
-
-fn what_a_flush_has_hidden_stays_until_its_tombstone_where_it_is_to_be_kept(engine: Engine) {
-    let directory = tempfile::tempdir().unwrap();
-    let open = || super::open(engine, directory.path(), &keeping()).unwrap();
-    let store = open().store;
-    let expiring = Meta {
-        expire_at: Some(9),
-        ..meta(2)
-    };
-    let other = Meta {
-        partition: 1,
-        ..meta(50)
-    };
-    store
-        .apply(&[
-            put(b"untouched", &[7; 50_000], expiring),
-            put(b"deleted", b"v", meta(3)),
-            put(b"rewritten", b"v", meta(4)),
-            put(b"of another partition", b"v", other),
-            flush(0, 10),
-            delete(b"deleted", 0, 11),
-            put(b"rewritten", b"new", meta(12)),
-        ])
-        .unwrap();
-    let check = |store: &dyn Store, hidden: &[(Bytes, u64)]| {
-        sweep_to_end(store);
-        assert_eq!(scan_all_hidden(store, 1), hidden);
-        assert_eq!(store.count_hidden(0).unwrap(), hidden.len() as u64);
-        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (2, 0));
-        assert_eq!(scan_all(store, 1).len(), 2);
-        assert_eq!(value_of(store, b"untouched"), None);
-        assert_eq!(store.expired(0, 100, 10).unwrap().len(), 0);
-    };
-    check(&*store, &[("untouched".into(), 2)]);
-    store.checkpoint(&position(13)).unwrap();
-    drop(store);
-    let store = open().store;
-    check(&*store, &[("untouched".into(), 2)]);
-    // One is read again; the other is of a partition that has nothing hidden.
-    store
-        .apply(&[put(b"untouched", b"v", meta(5)), delete(b"untouched", 1, 60)])
-        .unwrap();
-    check(&*store, &[("untouched".into(), 5)]);
-    store.apply(&[delete(b"untouched", 0, 13)]).unwrap();
-    check(&*store, &[]);
-    // Nothing is visible any more, and still the hidden entries stay.
-    store.apply(&[flush(0, 20), flush(1, 70)]).unwrap();
-    sweep_to_end(&*store);
-    assert_eq!((store.count(0).unwrap(), store.count_hidden(0).unwrap()), (0, 2));
-    store.clear(0).unwrap();
-    assert_eq!(store.count_hidden(0).unwrap(), 0);
-    assert_eq!(scan_all_hidden(&*store, 10), []);
-}
-
-fn a_scan_does_not_pass_hidden_entries_without_end(engine: Engine) {
-    let directory = tempfile::tempdir().unwrap();
-    let store = super::open(engine, directory.path(), &keeping()).unwrap().store;
-    let many = PASSED as u64 * 3 / 2;
-    let changes: Vec<Change> = (1..=many)
-        .map(|offset| put(format!("k{offset}").as_bytes(), b"v", meta(offset)))
-        .collect();
-    store.apply(&changes).unwrap();
-    store
-        .apply(&[flush(0, many + 1), put(b"new", b"v", meta(many + 2))])
-        .unwrap();
-    let next = store.scan(0, 0, 10, &mut |_| {}).unwrap();
-    assert!(next.is_some(), "all of it was passed at once");
-    assert_eq!(scan_all(&*store, 10), ["new"]);
-}
-
-fn what_another_engine_kept_is_rebuilt(engine: Engine) {
+fn what_another_engine_kept_is_rebuilt(engine: EngineKind) {
     let (directory, store) = fresh(engine);
     store.apply(&[put(b"a", b"1", meta(1))]).unwrap();
     store.checkpoint(&position(2)).unwrap();
     drop(store);
     let other = match engine {
-        Engine::Sled => Engine::Fjall,
-        Engine::Fjall => Engine::Sled,
+        EngineKind::Sled => EngineKind::Fjall,
+        EngineKind::Fjall => EngineKind::Sled,
     };
     for engine in [other, engine] {
         let opened = open(engine, directory.path());
@@ -551,4 +439,46 @@ fn what_another_engine_kept_is_rebuilt(engine: Engine) {
         drop(opened.store);
         assert_eq!(open(engine, directory.path()).rebuilt, None);
     }
+}
+
+fn in_use_by_another_is_an_error_and_no_rebuild(engine: EngineKind) {
+    let (directory, store) = fresh(engine);
+    store.apply(&[put(b"a", b"1", meta(1))]).unwrap();
+    let error = super::open(engine, directory.path(), &options())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("in use by another process"), "{error}");
+    assert_eq!(value_of(&*store, b"a").unwrap(), "1");
+}
+
+fn long_keys_with_the_same_beginning_are_kept_apart(engine: EngineKind) {
+    let (directory, store) = fresh(engine);
+    let key = |end: u8| [&[b'k'; 70_000][..], &[end]].concat();
+    let expiring = |offset| Meta {
+        expire_at: Some(offset),
+        ..meta(offset)
+    };
+    let changes: Vec<Change> = (1..=5)
+        .map(|end| put(&key(end), &[end], expiring(end.into())))
+        .collect();
+    store.apply(&changes).unwrap();
+    store
+        .apply(&[delete(&key(2), 0, 6), put(&key(3), b"new", meta(7))])
+        .unwrap();
+    store.checkpoint(&position(8)).unwrap();
+    let check = |store: &dyn Store| {
+        let values = (1..=5).map(|end| value_of(store, &key(end)));
+        let values: Vec<Option<Vec<u8>>> = values.map(|value| value.map(Into::into)).collect();
+        assert_eq!(
+            values,
+            [Some(vec![1]), None, Some(b"new".to_vec()), Some(vec![4]), Some(vec![5])]
+        );
+        assert_eq!(scan_all(store, 1).len(), 4);
+        assert_eq!(store.expired(0, 4, 10).unwrap(), [key(1), key(4)]);
+        assert_eq!((store.count(0).unwrap(), store.count_expiring(0).unwrap()), (4, 3));
+    };
+    check(&*store);
+    drop(store);
+    check(&*open(engine, directory.path()).store);
 }

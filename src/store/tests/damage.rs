@@ -13,7 +13,7 @@ on_every_engine!(flipped_bits, zeroed_pages, truncated_files, missing_files);
 
 /// A store of some segments, part of it in the snapshot, part of it to be replayed. `clean`, or as
 /// a kill leaves it.
-pub(in crate::store) fn example(engine: Engine, directory: &Path, seed: u64, clean: bool) -> Model {
+pub(in crate::store) fn example(engine: EngineKind, directory: &Path, seed: u64, clean: bool) -> Model {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
     for round in 0..3 {
@@ -52,7 +52,7 @@ pub(in crate::store) struct Outcome {
 
 impl Outcome {
     /// Opens the store. Everything it returns must agree with the model, until it reports damage.
-    pub fn check(&mut self, engine: Engine, directory: &Path, model: &Model, what: &str) {
+    pub fn check(&mut self, engine: EngineKind, directory: &Path, model: &Model, what: &str) {
         let opened = open(engine, directory);
         if opened.rebuilt.is_some() {
             assert_eq!(opened.checkpoint, Checkpoint::default(), "{what}");
@@ -102,7 +102,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 
 /// For every file: damages a copy of the store in one way, and checks it.
 pub(in crate::store) fn damage_every_file(
-    engine: Engine,
+    engine: EngineKind,
     clean: bool,
     places: usize,
     damage: impl Fn(&mut StdRng, &Path, u64),
@@ -158,22 +158,22 @@ fn truncate(rng: &mut StdRng, file: &Path, length: u64) {
     File::options().write(true).open(file).unwrap().set_len(length).unwrap();
 }
 
-fn flipped_bits(engine: Engine) {
+fn flipped_bits(engine: EngineKind) {
     damage_every_file(engine, true, 6, flip_bit);
     damage_every_file(engine, false, 6, flip_bit);
 }
 
-fn zeroed_pages(engine: Engine) {
+fn zeroed_pages(engine: EngineKind) {
     damage_every_file(engine, true, 4, zero_page);
     damage_every_file(engine, false, 4, zero_page);
 }
 
-fn truncated_files(engine: Engine) {
+fn truncated_files(engine: EngineKind) {
     damage_every_file(engine, true, 3, truncate);
     damage_every_file(engine, false, 3, truncate);
 }
 
-fn missing_files(engine: Engine) {
+fn missing_files(engine: EngineKind) {
     damage_every_file(engine, true, 1, |_, file, _| fs::remove_file(file).unwrap());
     damage_every_file(engine, false, 1, |_, file, _| fs::remove_file(file).unwrap());
 }

@@ -1,7 +1,7 @@
 //! Random changes against a plain map, with clean and unclean restarts.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::model::Control;
-use crate::store::checkpoint::PositionFile;
+use crate::store::sled_engine::position::PositionFile;
 
 on_every_engine!(
     behaves_like_a_map_through_restarts,
@@ -222,6 +222,15 @@ fn try_copy(from: &Path, to: &Path) -> io::Result<()> {
 /// Copies the directory of an open store as it is: what a kill would leave. Engines work in the
 /// background; what a kill during that work costs is not tested here.
 pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
+    // sled then writes the shorter length of its data file to the position file.
+    let settle = || {
+        store.sweep(1).unwrap();
+    };
+    copy_while_open(&settle, from, to);
+}
+
+/// `settle` is called before each attempt.
+pub(in crate::store) fn copy_while_open(settle: &dyn Fn(), from: &Path, to: &Path) {
     let stable_parts = || -> (Option<PositionFile>, Vec<u8>) {
         (
             PositionFile::read(&from.join("position")).unwrap(),
@@ -230,8 +239,7 @@ pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
     };
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        // sled then writes the shorter length of its data file to the position file.
-        store.sweep(1).unwrap();
+        settle();
         let before = stable_parts();
         let copied = try_copy(from, to);
         let after = stable_parts();
@@ -245,15 +253,15 @@ pub(in crate::store) fn copy_open(store: &dyn Store, from: &Path, to: &Path) {
     }
 }
 
-fn behaves_like_a_map_through_restarts(engine: Engine) {
+fn behaves_like_a_map_through_restarts(engine: EngineKind) {
     go_through_restarts(engine, false);
 }
 
-fn keeps_what_is_hidden_through_restarts(engine: Engine) {
+fn keeps_what_is_hidden_through_restarts(engine: EngineKind) {
     go_through_restarts(engine, true);
 }
 
-fn go_through_restarts(engine: Engine, keeps_hidden: bool) {
+fn go_through_restarts(engine: EngineKind, keeps_hidden: bool) {
     let options = Options {
         keeps_hidden,
         ..options()
@@ -321,7 +329,7 @@ const CHILD_SEED: &str = "HIGHWATER_TEST_CHILD_SEED";
 
 /// The process that [`survives_kill_9`] kills. Does nothing when run as a test of its own. Reports
 /// how many changes it has applied.
-fn killed_child(engine: Engine) {
+fn killed_child(engine: EngineKind) {
     let (Ok(directory), Ok(seed)) = (std::env::var(CHILD_DIRECTORY), std::env::var(CHILD_SEED)) else {
         return;
     };
@@ -338,10 +346,10 @@ fn killed_child(engine: Engine) {
     }
 }
 
-fn survives_kill_9(engine: Engine) {
+fn survives_kill_9(engine: EngineKind) {
     let child = match engine {
-        Engine::Sled => "store::tests::model::sled::killed_child",
-        Engine::Fjall => "store::tests::model::fjall::killed_child",
+        EngineKind::Sled => "store::tests::model::sled::killed_child",
+        EngineKind::Fjall => "store::tests::model::fjall::killed_child",
     };
     let (mut checkpoints, mut rebuilds) = (0, 0);
     for _ in 0..4 {

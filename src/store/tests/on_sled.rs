@@ -1,11 +1,50 @@
-//! What can happen to sled's files in particular: the right content or a rebuild, never wrong data.
+//! What can happen to sled's files in particular.
+
+use std::fs::File;
 
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::damage::{Outcome, damage_every_file, example};
+use super::model::{Model, copy};
 use super::*;
-use crate::store::tests::damage::{Outcome, damage_every_file, example};
-use crate::store::tests::model::{Model, copy};
+use crate::store::sled_engine::position::PositionFile;
+use crate::store::sled_engine::verify;
+
+fn open(directory: &Path) -> Opened {
+    super::open(EngineKind::Sled, directory)
+}
+
+#[test]
+fn overwriting_large_values_does_not_grow_the_disk() {
+    const SIZE: usize = 200_000;
+    let (directory, store) = fresh(EngineKind::Sled);
+    let live = 100 * SIZE as u64;
+    let mut most = 0;
+    for round in 0..15u64 {
+        for key in 0..100 {
+            let value = vec![rand::random::<u8>(); SIZE];
+            store
+                .apply(&[put(
+                    format!("key {key}").as_bytes(),
+                    &value,
+                    meta(round * 100 + key + 1),
+                )])
+                .unwrap();
+        }
+        store.checkpoint(&position(round)).unwrap();
+        most = most.max(store.disk_bytes());
+    }
+    println!("live {live}, on disk at most {most}, at last {}", store.disk_bytes());
+    // 4 to 7 times, depending on how busy the machine is. With larger pieces it passes 30 within
+    // seconds.
+    assert!(most < live * 10, "{most} bytes for {live}");
+    assert_eq!(
+        fs::read_dir(directory.path().join("sled/blobs")).unwrap().count(),
+        0,
+        "pieces need no blob files"
+    );
+}
 
 fn truncate_to_segment(rng: &mut StdRng, file: &Path, length: u64) {
     let length = rng.random_range(0..=length / (512 << 10)) * (512 << 10);
@@ -14,7 +53,7 @@ fn truncate_to_segment(rng: &mut StdRng, file: &Path, length: u64) {
 
 #[test]
 fn files_cut_at_a_segment() {
-    damage_every_file(Engine::Sled, true, 3, truncate_to_segment);
+    damage_every_file(EngineKind::Sled, true, 3, truncate_to_segment);
 }
 
 /// Damage in what sled does not replay is found when it is read. From then on the store refuses
@@ -43,38 +82,16 @@ fn damage_that_only_a_read_can_meet() {
     }
     fs::write(&data, bytes).unwrap();
     let mut outcome = Outcome::default();
-    outcome.check(Engine::Sled, directory.path(), &model, "every sector");
+    outcome.check(EngineKind::Sled, directory.path(), &model, "every sector");
     assert_eq!((outcome.right, outcome.rebuilt + outcome.met), (0, 1));
-}
-
-/// The same, found while the store is in use: it returns only errors from then on, and the next
-/// start rebuilds it.
-#[test]
-fn a_store_that_met_damage_is_given_up() {
-    let (directory, store) = fresh();
-    store
-        .apply(&[put(b"a", &[1; 50_000], meta(1)), put(b"b", b"2", meta(2))])
-        .unwrap();
-    store.checkpoint(&position(3)).unwrap();
-    let view = store.databases[0].view.load_full();
-    let pieces = &view.trees.as_ref().unwrap().pieces;
-    let (piece, _) = pieces.iter().nth(3).unwrap().unwrap();
-    pieces.remove(piece).unwrap();
-    let error = store.get(0, b"a").unwrap_err().to_string();
-    assert!(error.contains("a piece is missing"), "{error}");
-    assert_eq!(store.get(0, b"b").unwrap_err().to_string(), error);
-    assert!(store.apply(&[]).is_err() && store.checkpoint(&position(9)).is_err());
-    drop(view);
-    drop(store);
-    assert_eq!(open(directory.path()).rebuilt.unwrap(), "its position file is missing");
 }
 
 #[test]
 fn files_of_another_store_or_an_older_time() {
     let directories = tempfile::tempdir().unwrap();
     let (one, other) = (directories.path().join("one"), directories.path().join("other"));
-    example(Engine::Sled, &one, 1, true);
-    example(Engine::Sled, &other, 2, true);
+    example(EngineKind::Sled, &one, 1, true);
+    example(EngineKind::Sled, &other, 2, true);
     fs::copy(other.join("position"), one.join("position")).unwrap();
     let reason = open(&one).rebuilt.unwrap();
     assert!(
@@ -104,7 +121,7 @@ fn files_of_another_store_or_an_older_time() {
 fn a_machine_that_restarted_without_closing_the_store() {
     let directories = tempfile::tempdir().unwrap();
     let directory = directories.path().join("store");
-    example(Engine::Sled, &directory, 3, false);
+    example(EngineKind::Sled, &directory, 3, false);
     let file = PositionFile::read(&directory.join("position")).unwrap().unwrap();
     assert!(!file.closed);
     PositionFile {
@@ -117,13 +134,4 @@ fn a_machine_that_restarted_without_closing_the_store() {
         open(&directory).rebuilt.unwrap(),
         "the machine restarted before the store was closed"
     );
-}
-
-#[test]
-fn in_use_by_another_is_an_error_and_no_rebuild() {
-    let (directory, store) = fresh();
-    store.apply(&[put(b"a", b"1", meta(1))]).unwrap();
-    let error = SledStore::open(directory.path(), &options()).err().unwrap().to_string();
-    assert!(error.contains("in use by another process"), "{error}");
-    assert_eq!(value_of(&*store, b"a").unwrap(), "1");
 }

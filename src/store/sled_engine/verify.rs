@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-pub(super) const SEGMENT: usize = 512 * 1024;
+pub(in crate::store) const SEGMENT: usize = 512 * 1024;
 const SEGMENT_HEADER: usize = 20;
 /// The longest header of a message. Fewer bytes than this at the end of a segment stay unused.
 const MAX_MESSAGE_HEADER: usize = 32;
@@ -44,7 +44,7 @@ pub(super) fn verify(directory: &Path) -> Result<(), String> {
 
 /// Removes snapshots that a crash left half-written (sled would read them). Returns the log
 /// position (LSN) that the newest one reaches, which is in its name.
-pub(super) fn prepare_snapshots(directory: &Path) -> io::Result<i64> {
+pub(in crate::store) fn prepare_snapshots(directory: &Path) -> io::Result<i64> {
     let mut newest = 0;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -144,7 +144,7 @@ impl Check {
     }
 }
 
-pub(super) struct SegmentHeader {
+pub(in crate::store) struct SegmentHeader {
     pub lsn: i64,
     stable_lsn: i64,
 }

@@ -1,0 +1,179 @@
+//! The spaces of a database, and what is visible in them.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::model::{Meta, State};
+use crate::store::engine::{Engine, Failure};
+use crate::store::entry::{self, Body};
+
+/// A consistent view of what is visible. While it is held, its spaces are not dropped.
+pub(super) struct View<E: Engine> {
+    /// `None`: nothing was ever written.
+    pub spaces: Option<Arc<Spaces<E>>>,
+    /// Per partition: entries with a lower offset are hidden.
+    pub flushed_below: Vec<(u32, u64)>,
+}
+
+/// The spaces of one generation of a database.
+pub(super) struct Spaces<E: Engine> {
+    /// Their names in the engine begin with this.
+    prefix: String,
+    pub entries: E::Space,
+    /// `expire_at ‖ hash ‖ key`, no value.
+    pub expiry: E::Space,
+    /// `hash ‖ key ‖ partition ‖ offset ‖ number` → up to [`Engine::PIECE_BYTES`].
+    pub pieces: E::Space,
+}
+
+impl<E: Engine> Default for View<E> {
+    fn default() -> Self {
+        View {
+            spaces: None,
+            flushed_below: Vec::new(),
+        }
+    }
+}
+
+impl<E: Engine> Clone for View<E> {
+    fn clone(&self) -> Self {
+        View {
+            spaces: self.spaces.clone(),
+            flushed_below: self.flushed_below.clone(),
+        }
+    }
+}
+
+impl<E: Engine> View<E> {
+    pub fn hides(&self, meta: &Meta) -> bool {
+        meta.offset < self.flushed_below(meta.partition)
+    }
+
+    pub fn flushed_below(&self, partition: u32) -> u64 {
+        self.flushed_below
+            .iter()
+            .find(|(of, _)| *of == partition)
+            .map_or(0, |(_, offset)| *offset)
+    }
+}
+
+impl<E: Engine> Spaces<E> {
+    pub fn open(engine: &E, batch: &mut E::Batch, database: u16, generation: u64) -> Result<Spaces<E>, Failure> {
+        let prefix = format!("{database}.{generation}.");
+        let mut open = |name| engine.space(batch, &format!("{prefix}{name}"));
+        Ok(Spaces {
+            entries: open("entries")?,
+            expiry: open("expiry")?,
+            pieces: open("pieces")?,
+            prefix,
+        })
+    }
+
+    /// Database and generation of a space with this name. `None` if it belongs to neither.
+    pub fn owner(name: &str) -> Option<(u16, u64)> {
+        let mut parts = name.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }
+
+    /// Removes the spaces from the engine. No view of them may be held. Returns false if there is
+    /// more to do.
+    pub fn drop_from(&self, engine: &E, batch: &mut E::Batch, budget: usize) -> Result<bool, Failure> {
+        for name in ["pieces", "expiry", "entries"] {
+            if !engine.drop_space(batch, &format!("{}{name}", self.prefix), budget)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The bytes of a value that was cut, or `None` if a piece is missing.
+    pub fn join_pieces(
+        &self,
+        engine: &E,
+        store_key: &[u8],
+        meta: &Meta,
+        length: usize,
+    ) -> Result<Option<Bytes>, Failure> {
+        const TRUSTED: usize = 64 << 20;
+        let mut value = BytesMut::with_capacity(length.min(TRUSTED));
+        let [first, last] =
+            [0, u32::MAX].map(|number| entry::piece_key(store_key, meta.partition, meta.offset, number));
+        let pieces = engine.range(&self.pieces, (Bound::Included(&first), Bound::Included(&last)));
+        for (expected_number, found) in (0u32..).zip(pieces) {
+            let (key, piece) = found?;
+            let (_, _, _, number) = entry::split_piece_key(&key)?;
+            if number > expected_number {
+                return Ok(None);
+            }
+            if piece.len() != E::PIECE_BYTES.min(length - value.len()) {
+                return Err(Failure::damaged("piece"));
+            }
+            value.extend_from_slice(&piece);
+        }
+        Ok((value.len() == length).then(|| value.freeze()))
+    }
+
+    /// Writes what comes before an entry: its pieces, and its place in the index.
+    pub fn set_parts(
+        &self,
+        engine: &E,
+        batch: &mut E::Batch,
+        store_key: &[u8],
+        meta: &Meta,
+        state: &State,
+    ) -> Result<(), Failure> {
+        if let (Body::Cut(..), Ok((_, value))) = (Body::of(&state.value, E::PIECE_BYTES), state.value.kept()) {
+            for (number, piece) in (0u32..).zip(value.chunks(E::PIECE_BYTES)) {
+                let key = entry::piece_key(store_key, meta.partition, meta.offset, number);
+                engine.set(batch, &self.pieces, &key, piece)?;
+            }
+        }
+        match meta.expire_at {
+            Some(expire_at) => engine.set(batch, &self.expiry, &entry::expiry_key(expire_at, store_key), &[]),
+            None => Ok(()),
+        }
+    }
+
+    pub fn remove_entry(
+        &self,
+        engine: &E,
+        batch: &mut E::Batch,
+        store_key: &[u8],
+        meta: &Meta,
+        pieces: u32,
+    ) -> Result<(), Failure> {
+        engine.remove(batch, &self.entries, store_key)?;
+        self.remove_expiry(engine, batch, store_key, meta)?;
+        self.remove_pieces(engine, batch, store_key, meta, pieces)
+    }
+
+    pub fn remove_expiry(
+        &self,
+        engine: &E,
+        batch: &mut E::Batch,
+        store_key: &[u8],
+        meta: &Meta,
+    ) -> Result<(), Failure> {
+        match meta.expire_at {
+            Some(expire_at) => engine.remove(batch, &self.expiry, &entry::expiry_key(expire_at, store_key)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn remove_pieces(
+        &self,
+        engine: &E,
+        batch: &mut E::Batch,
+        store_key: &[u8],
+        meta: &Meta,
+        pieces: u32,
+    ) -> Result<(), Failure> {
+        for number in 0..pieces {
+            let key = entry::piece_key(store_key, meta.partition, meta.offset, number);
+            engine.remove(batch, &self.pieces, &key)?;
+        }
+        Ok(())
+    }
+}
