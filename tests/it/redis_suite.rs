@@ -54,6 +54,8 @@ units! {
     // 4 need lists or sets, 1 an encoding that depends on how a value was written.
     string: "unit/type/string", 72, 67;
     incr: "unit/type/incr", 23, 21;
+    // 24 need blocking commands, 8 need sets.
+    zset: "unit/type/zset", 270, 238;
     quit: "unit/quit", 3, 3;
     bitops: "unit/bitops", 45, 0;
     bitfield: "unit/bitfield", 16, 0;

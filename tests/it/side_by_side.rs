@@ -54,6 +54,11 @@ mod tables {
     }
 
     #[test]
+    fn sorted_sets() {
+        against_redis("sorted_sets");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -82,6 +87,7 @@ mod tables {
             "strings",
             "bits",
             "hashes",
+            "sorted_sets",
             "keys",
             "expiry",
             "transactions",
