@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::data::Whole;
 use super::key_specs::access::{self, CHANGES, READS, SETS};
-use super::{Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use super::{Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 use crate::model::Scores;
 
 const FAST_WRITE: u32 = flag::WRITE | flag::DENYOOM | flag::FAST;
@@ -49,6 +49,7 @@ pub static COMMANDS: &[Command] = &[
         since: "1.2.0",
         complexity: WRITES,
         summary: "Adds members or changes their scores.",
+        compatibility: Compatibility::Partial("a score of -0 becomes 0 in large sets, too"),
         run: Run::Data(members::zadd),
         ..ROW
     },

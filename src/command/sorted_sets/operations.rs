@@ -1,13 +1,11 @@
 //! Operations on several sets: unions, intersections and differences. Plain sets are taken as well:
 //! each of their members has the score 1.
 
-use bytes::Bytes;
-
 use super::{reply, store};
 use crate::command::args::{SYNTAX, int, is, parse_int};
 use crate::command::float;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::model::{Collection, Members, Scores, Value};
+use crate::model::{Collection, Entry, Members, Scores, Value};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
@@ -49,16 +47,53 @@ fn number(score: f64) -> f64 {
     if score.is_nan() { 0.0 } else { score }
 }
 
+/// One of the sets. It is taken apart only when its turn comes: the same large set may be named
+/// many times.
 struct Input {
-    set: Scores,
+    /// `None`: the key is missing.
+    entry: Option<Entry>,
+    members: usize,
     weight: f64,
+}
+
+impl Input {
+    fn read(data: &mut Data, key: &[u8]) -> Result<Self, Fault> {
+        let entry = data.read(key)?;
+        let members = entry.as_ref().map(|entry| {
+            let packed = match is_plain(entry) {
+                true => entry.packed(Collection::Set)?,
+                false => entry.packed(Collection::SortedSet)?,
+            };
+            packed.len(data.now()).map_err(|problem| entry.unreadable(problem))
+        });
+        Ok(Input {
+            members: members.transpose()?.unwrap_or(0),
+            entry,
+            weight: 1.0,
+        })
+    }
+
+    fn scores(&self, data: &mut Data) -> Result<Scores, Fault> {
+        match &self.entry {
+            None => Ok(Scores::default()),
+            Some(entry) if is_plain(entry) => {
+                let members: Members = data.elements(entry)?;
+                Ok(Scores(members.0.into_iter().map(|member| (member, 1.0)).collect()))
+            }
+            Some(entry) => data.elements(entry),
+        }
+    }
+}
+
+fn is_plain(entry: &Entry) -> bool {
+    matches!(&entry.value, Value::Packed(packed) if packed.of() == Collection::Set)
 }
 
 struct Request {
     inputs: Vec<Input>,
     aggregate: Aggregate,
     with_scores: bool,
-    /// ZINTERCARD counts no further than this.
+    /// The most that ZINTERCARD counts.
     limit: usize,
 }
 
@@ -79,7 +114,7 @@ impl Request {
         }
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let (keys, options) = args[1..].split_at_checked(count).ok_or(SYNTAX)?;
-        let inputs = keys.iter().map(|key| input(data, key));
+        let inputs = keys.iter().map(|key| Input::read(data, key));
         let mut request = Request {
             inputs: inputs.collect::<Result<_, _>>()?,
             aggregate: Aggregate::Sum,
@@ -128,81 +163,55 @@ impl Request {
     }
 
     /// The result, in the order of a sorted set.
-    fn compute(mut self, operation: Operation) -> Scores {
+    fn compute(mut self, data: &mut Data, operation: Operation) -> Result<Scores, Fault> {
         if operation != Operation::Difference {
             // Redis begins with the smallest set. Sums of doubles depend on the order.
-            self.inputs.sort_by_key(|input| input.set.0.len());
+            self.inputs.sort_by_key(|input| input.members);
         }
-        let mut result = match operation {
-            Operation::Union => self.union(),
-            Operation::Intersection => Scores(self.intersection().collect()),
-            Operation::Difference => self.difference(),
-        };
-        result.sort();
-        result
-    }
-
-    fn union(self) -> Scores {
         let mut result = Scores::default();
-        for Input { set, weight } in self.inputs {
-            for (member, score) in set.0 {
-                let score = number(weight * score);
-                let known = result.0.entry(member);
-                known
-                    .and_modify(|known| *known = self.aggregate.of(*known, score))
-                    .or_insert(score);
+        for (index, input) in self.inputs.iter().enumerate() {
+            let set = input.scores(data)?;
+            match operation {
+                Operation::Union => self.unite(&mut result, set, input.weight),
+                _ if index == 0 => self.unite(&mut result, set, input.weight),
+                Operation::Intersection => result.0.retain(|member, score| {
+                    let other = set.0.get(member).map(|other| input.weight * other);
+                    *score = other.map_or(*score, |other| self.aggregate.of(*score, other));
+                    other.is_some()
+                }),
+                Operation::Difference => result.0.retain(|member, _| !set.0.contains_key(member)),
+            }
+            if result.0.is_empty() && operation != Operation::Union {
+                break;
             }
         }
-        result
+        result.sort();
+        Ok(result)
     }
 
-    /// The members that all sets have; the smallest set is the first one.
-    fn intersection(&self) -> impl Iterator<Item = (Bytes, f64)> {
-        let (first, others) = self.inputs.split_first().expect("there is at least one set");
-        first.set.0.iter().filter_map(move |(member, score)| {
-            let mut result = number(first.weight * score);
-            for other in others {
-                result = self.aggregate.of(result, other.weight * other.set.0.get(member)?);
-            }
-            Some((member.clone(), result))
-        })
-    }
-
-    fn difference(self) -> Scores {
-        let mut inputs = self.inputs.into_iter();
-        let mut first = inputs.next().map_or_else(Scores::default, |input| input.set);
-        for other in inputs {
-            first.0.retain(|member, _| !other.set.0.contains_key(member));
+    /// Adds the members of a set to the result.
+    fn unite(&self, result: &mut Scores, set: Scores, weight: f64) {
+        for (member, score) in set.0 {
+            let score = number(weight * score);
+            let entry = result.0.entry(member);
+            entry
+                .and_modify(|known| *known = self.aggregate.of(*known, score))
+                .or_insert(score);
         }
-        first
     }
-}
-
-/// A sorted set, or a set whose members all have the score 1.
-fn input(data: &mut Data, key: &[u8]) -> Result<Input, Fault> {
-    let set = match data.read(key)? {
-        None => Scores::default(),
-        Some(entry) => match &entry.value {
-            Value::Packed(packed) if packed.of() == Collection::Set => {
-                let members: Members = data.elements(&entry)?;
-                Scores(members.0.into_iter().map(|member| (member, 1.0)).collect())
-            }
-            Value::Packed(_) | Value::String(_) | Value::Unreadable(_) => data.elements(&entry)?,
-        },
-    };
-    Ok(Input { set, weight: 1.0 })
 }
 
 fn show(data: &mut Data, args: Args, command: &str, operation: Operation) -> Outcome {
     let request = Request::parse(data, &args[1..], command, operation, Purpose::Show)?;
     let with_scores = request.with_scores;
-    let result = request.compute(operation);
+    let result = request.compute(data, operation)?;
     Ok(reply(result.0.into_iter(), with_scores))
 }
 
 fn store_result(data: &mut Data, args: Args, command: &str, operation: Operation) -> Outcome {
     let request = Request::parse(data, &args[2..], command, operation, Purpose::Store)?;
-    store(data, args[1], request.compute(operation))
+    let result = request.compute(data, operation)?;
+    store(data, args[1], result)
 }
 
 pub(super) fn zunion(data: &mut Data, args: Args) -> Outcome {
@@ -231,8 +240,8 @@ pub(super) fn zdiffstore(data: &mut Data, args: Args) -> Outcome {
 
 pub(super) fn zintercard(data: &mut Data, args: Args) -> Outcome {
     let operation = Operation::Intersection;
-    let mut request = Request::parse(data, &args[1..], "zintercard", operation, Purpose::Count)?;
-    request.inputs.sort_by_key(|input| input.set.0.len());
-    let count = request.intersection().take(request.limit).count();
-    Ok(Reply::Int(count as i64))
+    let request = Request::parse(data, &args[1..], "zintercard", operation, Purpose::Count)?;
+    let limit = request.limit;
+    let count = request.compute(data, operation)?.0.len();
+    Ok(Reply::Int(count.min(limit) as i64))
 }

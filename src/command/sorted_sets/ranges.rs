@@ -114,28 +114,22 @@ impl<'a> Query<'a> {
     }
 
     /// The members of the range, in the order in which they are wanted.
-    fn select(&self, set: &Scores) -> impl Iterator<Item = (Bytes, f64)> {
-        let mut places = self.bounds.places(set, self.reverse);
-        let length = places.len();
-        let skipped = usize::try_from(self.offset).unwrap_or(length).min(length);
-        let taken = usize::try_from(self.count).unwrap_or(length).min(length - skipped);
-        places = match self.reverse {
-            true => places.end - skipped - taken..places.end - skipped,
-            false => places.start + skipped..places.start + skipped + taken,
-        };
-        let place = move |index: usize| match self.reverse {
-            true => places.end - 1 - index,
-            false => places.start + index,
-        };
-        let members = (0..taken).filter_map(move |index| set.0.get_index(place(index)));
-        members.map(|(member, score)| (member.clone(), *score))
+    fn select(&self, set: &Scores) -> Vec<(Bytes, f64)> {
+        let places = self.bounds.places(set, self.reverse);
+        let members = set.0[places].iter().map(|(member, score)| (member.clone(), *score));
+        let skipped = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let taken = usize::try_from(self.count).unwrap_or(usize::MAX);
+        match self.reverse {
+            true => members.rev().skip(skipped).take(taken).collect(),
+            false => members.skip(skipped).take(taken).collect(),
+        }
     }
 }
 
 fn answer(data: &mut Data, args: Args, form: Form) -> Outcome {
     let query = Query::parse(&args[2..], form)?;
     let set = scores(data, args[1])?;
-    Ok(reply(query.select(&set), query.with_scores))
+    Ok(reply(query.select(&set).into_iter(), query.with_scores))
 }
 
 pub(super) fn zrange(data: &mut Data, args: Args) -> Outcome {
@@ -168,7 +162,7 @@ pub(super) fn zrangestore(data: &mut Data, args: Args) -> Outcome {
         Some(entry) => data.elements(&entry)?,
         None => Scores::default(),
     };
-    let mut selected = Scores(query.select(&set).collect());
+    let mut selected = Scores(query.select(&set).into_iter().collect());
     selected.sort();
     store(data, args[1], selected)
 }
