@@ -52,8 +52,8 @@ impl<'a> Scan<'a> {
         Ok(scan)
     }
 
-    /// The reply: the next cursor, and the elements of this part. `names` are those of all elements,
-    /// and `show` appends an element, given its place among them.
+    /// The reply: the next cursor, and the elements of this part. `names` are those of all
+    /// elements, and `show` appends an element, given its place among them.
     pub fn reply<'e>(
         mut self,
         names: impl ExactSizeIterator<Item = &'e [u8]>,

@@ -43,6 +43,7 @@ pub mod introspection;
 pub mod keys;
 pub mod not_implemented;
 pub mod server;
+pub mod sets;
 pub mod strings;
 pub mod transactions;
 pub mod wait;

@@ -224,8 +224,8 @@ impl Config {
         &*features == checks::ALL_FEATURES || features.split(',').any(|name| name == feature)
     }
 
-    /// The most elements of a collection that Redis keeps as a listpack, and the most bytes of each;
-    /// `of` as TYPE names it.
+    /// The most elements of a collection that Redis keeps as a listpack, and the most bytes of
+    /// each; `of` as TYPE names it.
     pub fn listpack_limits(&self, of: &str) -> (usize, usize) {
         let limit = |what: &str| self.number(&format!("{of}-max-listpack-{what}")) as usize;
         (limit("entries"), limit("value"))

@@ -54,6 +54,11 @@ mod tables {
     }
 
     #[test]
+    fn sets() {
+        against_redis("sets");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -82,6 +87,7 @@ mod tables {
             "strings",
             "bits",
             "hashes",
+            "sets",
             "keys",
             "expiry",
             "transactions",

@@ -84,6 +84,7 @@ const PLAIN: &[&str] = &[
     "src/command/server/settings.rs",
     "src/command/server/users.rs",
     "src/command/session.rs",
+    "src/command/sets.rs",
     "src/command/settle.rs",
     "src/command/shared.rs",
     "src/command/step.rs",
