@@ -30,6 +30,8 @@ use crate::support::client::Client;
 use crate::support::resp::{self, Reply};
 use crate::support::server::{Highwater, RedisServer};
 
+mod random;
+
 mod tables {
     use super::{against_itself, against_redis};
 
