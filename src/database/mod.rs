@@ -21,6 +21,7 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+mod fault;
 mod features;
 pub mod flushed;
 pub mod hot;
@@ -61,9 +62,10 @@ use watch::Watches;
 use write::{Item, Outstanding, Write};
 use write_behind::WriteBehind;
 
+pub use fault::{Fault, Pace, SHORT_WORK, Size, Turn, WRONG_TYPE, Wait};
 pub use stripes::Taken;
 pub use together::Place;
-pub use transaction::{Fault, Lookups, Pace, Size, Transaction, Turn, Wait};
+pub use transaction::{Lookups, Transaction};
 
 /// How long commands that look at the whole store wait until it has what was acknowledged.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
