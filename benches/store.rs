@@ -220,7 +220,7 @@ fn sustained(keys: u64, batch: u64, seconds: u64) {
             resident()
         );
     }
-    let started = Instant::now();
+    let (started, cpu) = (Instant::now(), cpu_time());
     const GETS: u64 = 500_000;
     for number in 0..GETS {
         store
@@ -228,7 +228,11 @@ fn sustained(keys: u64, batch: u64, seconds: u64) {
             .expect("reads")
             .expect("is there");
     }
-    println!("gets: {:.0}/s", GETS as f64 / started.elapsed().as_secs_f64());
+    println!(
+        "gets: {:.0}/s, CPU {:?} each",
+        GETS as f64 / started.elapsed().as_secs_f64(),
+        (cpu_time() - cpu) / GETS as u32
+    );
     let started = Instant::now();
     store.checkpoint(&Checkpoint::default()).expect("checkpoint");
     println!("checkpoint: {:?}", started.elapsed());

@@ -8,7 +8,7 @@ use super::shared::Shared;
 use super::step::Before;
 use super::table::CommandEntry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};
-use crate::database::transaction::SHORT_WORK;
+use crate::database::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
 
 pub(super) fn find(args: Args<'_>) -> Result<&'static CommandEntry, Fault> {

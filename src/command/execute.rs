@@ -17,8 +17,8 @@ use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};
+use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
-use crate::database::transaction::SHORT_WORK;
 use crate::database::{Turn, Wait, now_ms};
 use crate::resp::Request;
 

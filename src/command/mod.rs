@@ -44,6 +44,7 @@ pub mod introspection;
 pub mod keys;
 pub mod not_implemented;
 pub mod server;
+pub mod sets;
 pub mod sorted_sets;
 pub mod strings;
 pub mod transactions;

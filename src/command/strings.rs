@@ -268,11 +268,8 @@ fn mget(data: &mut Data, args: Args) -> Outcome {
             data.transaction.service().prefetch(data.database, next);
         }
         // As in Redis, what is no string is no value here.
-        let value = match data.get(key)?.map(|entry| entry.value) {
-            Some(Value::String(value)) => Reply::Bulk(value),
-            Some(Value::Packed(_)) | None => Reply::Null,
-            Some(Value::Unreadable(_)) => data.get_string(key)?.into(),
-        };
+        let entry = data.get(key)?.filter(|entry| !matches!(entry.value, Value::Packed(_)));
+        let value = Reply::from(entry.map(|entry| entry.string()).transpose()?);
         weight.add(&value);
         if weight.bytes() > MAX_REPLY_MEMORY {
             return Err(Fault::error(format!(
@@ -515,9 +512,11 @@ fn incrbyfloat(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn longest_common_subsequence(data: &mut Data, args: Args) -> Outcome {
-    let mut text = |key| match data.get(key)?.map(|entry| entry.value) {
-        Some(Value::Packed(_)) => Err("ERR The specified keys must contain string values".into()),
-        Some(Value::String(_) | Value::Unreadable(_)) => Ok::<_, Fault>(data.get_string(key)?.unwrap_or_default()),
+    let mut text = |key| match data.get(key)? {
+        Some(entry) if matches!(entry.value, Value::Packed(_)) => {
+            Err("ERR The specified keys must contain string values".into())
+        }
+        Some(entry) => entry.string(),
         None => Ok(Bytes::new()),
     };
     let (a, b) = (text(args[1])?, text(args[2])?);

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, not_implemented, server,
+    Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, not_implemented, server, sets,
     sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
@@ -16,6 +16,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Strings", strings::COMMANDS),
     ("Bits", bits::COMMANDS),
     ("Hashes", hashes::COMMANDS),
+    ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
     ("Keys", keys::COMMANDS),
     ("Transactions", transactions::COMMANDS),

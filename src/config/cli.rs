@@ -63,9 +63,11 @@ pub fn command() -> Command {
 
 /// The flags of all settings; `--help` shows those with these names.
 pub(super) fn flags(shown: impl Fn(&str) -> bool) -> impl Iterator<Item = Arg> {
-    let is_rare = |setting: &Setting| matches!(setting.group, Group::Types | Group::WithoutEffect);
-    let hidden = move |setting: &Setting| is_rare(setting) || !shown(setting.name);
-    SETTINGS.iter().map(move |setting| flag(setting).hide(hidden(setting)))
+    let hidden = move |setting: &Setting| setting.group == Group::WithoutEffect || !shown(setting.name);
+    SETTINGS.iter().map(move |setting| {
+        let is_rare = setting.group == Group::Types;
+        flag(setting).hide(hidden(setting)).hide_short_help(is_rare)
+    })
 }
 
 /// Names the file with the settings.

@@ -423,7 +423,7 @@ impl Applier {
     /// Reads on. Own records that memory has already are passed over.
     fn poll(&mut self, records: &mut Vec<LogRecord>) -> Result<(), ApplyError> {
         let service = &self.service;
-        if self.goal.is_some() || service.summed.must_be_exact() {
+        if self.goal.is_some() || service.digests.must_be_exact() {
             self.exact_from.get_or_insert_with(|| self.follower.positions());
             return Ok(self.follower.poll(records, IDLE)?);
         }

@@ -67,8 +67,8 @@ impl Service {
     /// Empties a database in the store.
     pub(super) fn clear_store(&self, database: u16) -> Result<(), StoreError> {
         self.databases[database as usize].copies.store(false, Ordering::Release);
-        self.store.clear(self.hidden(database))?;
-        self.store.clear(database)
+        self.digests.clear(&*self.store, self.hidden(database))?;
+        self.digests.clear(&*self.store, database)
     }
 
     /// Checks whether the store has copies from before.

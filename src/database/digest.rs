@@ -14,7 +14,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
 use crate::model::{Change, Entry, Payload};
-use crate::store::{Checkpoint, Scanned, Store, StoreError, key_hash};
+use crate::store::{Scanned, Store, StoreError, key_hash};
 use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -44,11 +44,10 @@ pub struct PartitionDigest {
     pub sum: u128,
 }
 
-/// The store, with what is needed to sum it up while it changes.
-pub struct Summed {
-    inner: Arc<dyn Store>,
+/// What is needed to sum the store up while the writer changes it.
+#[derive(Default)]
+pub struct Digests {
     state: Mutex<State>,
-    service: OnceLock<Weak<Service>>,
     /// How many callers want the store to be given every record in its order.
     exact: AtomicUsize,
     /// Held while a digest is made: only one is made at a time.
@@ -77,8 +76,8 @@ struct Making {
     done: Option<Vec<PartitionDigest>>,
 }
 
-/// See [`Summed::exactly`].
-pub(super) struct Exactly<'a>(&'a Summed);
+/// See [`Digests::exactly`].
+pub(super) struct Exactly<'a>(&'a Digests);
 
 impl Drop for Exactly<'_> {
     fn drop(&mut self) {
@@ -87,7 +86,7 @@ impl Drop for Exactly<'_> {
 }
 
 /// Gives up a digest that is not waited for any more.
-struct GiveUp<'a>(&'a Summed);
+struct GiveUp<'a>(&'a Digests);
 
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
@@ -95,23 +94,7 @@ impl Drop for GiveUp<'_> {
     }
 }
 
-impl Summed {
-    pub fn new(inner: Arc<dyn Store>) -> Arc<Summed> {
-        Arc::new(Summed {
-            inner,
-            state: Mutex::default(),
-            service: OnceLock::new(),
-            exact: AtomicUsize::new(0),
-            turn: tokio::sync::Mutex::default(),
-        })
-    }
-
-    /// Sets the service whose positions say how far the store is.
-    pub fn belongs_to(&self, service: &Arc<Service>) {
-        // A second call finds it set.
-        let _ = self.service.set(Arc::downgrade(service));
-    }
-
+impl Digests {
     /// While the result lives, the store is given every record in its order.
     pub(super) fn exactly(&self) -> Exactly<'_> {
         self.exact.fetch_add(1, Ordering::AcqRel);
@@ -144,8 +127,43 @@ impl Summed {
         }
     }
 
+    /// Gives the store these changes, and keeps the sums of what was read correct. The writer alone
+    /// calls it.
+    pub(super) fn apply(
+        &self,
+        store: &dyn Store,
+        databases: &[Database],
+        changes: &[Change],
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        // What came before is complete, if its position has been reported.
+        state.try_finish(databases);
+        let outcome = state.apply_and_sum(store, changes);
+        for change in changes {
+            let at = TopicPartition {
+                database: change.database,
+                partition: change.partition,
+            };
+            let given = state.given.entry(at).or_default();
+            *given = (change.offset + 1).max(*given);
+        }
+        outcome
+    }
+
+    /// Empties a database of the store. A digest of it cannot be made any more.
+    pub(super) fn clear(&self, store: &dyn Store, database: u16) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        state.given.retain(|at, _| at.database != database);
+        state.lacking.retain(|at, _| at.database != database);
+        if let Some(making) = state.making.as_mut().filter(|making| making.database == database) {
+            making.failed = Some("the local store is being rebuilt".into());
+        }
+        store.clear(database)
+    }
+
     /// Reads the whole database into the sums. Blocking.
-    fn read_all(&self) -> Result<(), StoreError> {
+    fn read_all(&self, service: &Service) -> Result<(), StoreError> {
+        let store = &service.store;
         let mut state = self.state.lock();
         loop {
             let Some(making) = state.making.as_mut().filter(|making| making.failed.is_none()) else {
@@ -156,38 +174,30 @@ impl Summed {
             };
             let mut keys = Vec::with_capacity(PART);
             let mut meet = |scanned: Scanned<'_>| keys.push(Bytes::copy_from_slice(scanned.key));
-            making.next = self.inner.scan(making.database, from, PART, &mut meet)?;
+            making.next = store.scan(making.database, from, PART, &mut meet)?;
             for key in &keys {
-                if let Some(entry) = self.inner.get(making.database, key)? {
+                if let Some(entry) = store.get(making.database, key)? {
                     making.count(key, &entry, Sign::Plus);
                 }
             }
             // A batch that waits goes first.
             MutexGuard::bump(&mut state);
-            if self.is_stopping() {
+            if service.is_stopping() {
                 return Ok(());
             }
         }
     }
+}
 
-    fn is_stopping(&self) -> bool {
-        self.service
-            .get()
-            .and_then(Weak::upgrade)
-            .is_none_or(|service| service.is_stopping())
-    }
-
+impl State {
     /// Completes the digest if the store is at a position now.
-    fn try_finish(&self, state: &mut State) {
-        let State { given, making, .. } = state;
+    fn try_finish(&mut self, databases: &[Database]) {
+        let State { given, making, .. } = self;
         let Some(making) = making.as_mut().filter(|m| m.next.is_none() && m.done.is_none()) else {
             return;
         };
-        let Some(service) = self.service.get().and_then(Weak::upgrade) else {
-            return;
-        };
         let mut digests = Vec::new();
-        for (progress, partition) in service.databases[making.database as usize].partitions().iter().zip(0..) {
+        for (progress, partition) in databases[making.database as usize].partitions().iter().zip(0..) {
             let at = TopicPartition {
                 database: making.database,
                 partition,
@@ -203,9 +213,9 @@ impl Summed {
     }
 
     /// Applies a batch, and keeps the sums of what was read correct.
-    fn apply_and_sum(&self, state: &mut State, changes: &[Change]) -> Result<(), StoreError> {
-        let Some(making) = &mut state.making else {
-            return self.inner.apply(changes);
+    fn apply_and_sum(&mut self, store: &dyn Store, changes: &[Change]) -> Result<(), StoreError> {
+        let Some(making) = &mut self.making else {
+            return store.apply(changes);
         };
         let database = making.database;
         let mine = changes.iter().filter(|change| change.database == database);
@@ -222,14 +232,14 @@ impl Summed {
             .collect();
         let mut count = |sign| -> Result<(), StoreError> {
             for key in &changed {
-                if let Some(entry) = self.inner.get(database, key)? {
+                if let Some(entry) = store.get(database, key)? {
                     making.count(key, &entry, sign);
                 }
             }
             Ok(())
         };
         count(Sign::Minus)?;
-        self.inner.apply(changes)?;
+        store.apply(changes)?;
         count(Sign::Plus)
     }
 }
@@ -302,29 +312,32 @@ fn hash(key: &[u8], entry: &Entry) -> u128 {
 }
 
 impl Service {
+    /// Gives the store changes. The thread that writes behind alone calls it.
+    pub(super) fn apply_to_store(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.digests.apply(&*self.store, &self.databases, changes)
+    }
+
     /// The digest of each partition of a database. Other callers that want one wait for it.
     pub async fn digest(self: &Arc<Self>, database: u16) -> Result<Vec<PartitionDigest>, Fault> {
-        let summed = self.summed.clone();
-        let _turn = summed.turn.lock().await;
-        let _give_up = GiveUp(&summed);
-        let _exactly = summed.exactly();
+        let digests = &self.digests;
+        let _turn = digests.turn.lock().await;
+        let _give_up = GiveUp(digests);
+        let _exactly = digests.exactly();
         self.store_caught_up().await?;
-        summed.state.lock().making = Some(Making::new(database));
+        digests.state.lock().making = Some(Making::new(database));
         let made = async {
             loop {
                 let progress = self.progress.notified();
-                let reading = summed.clone();
-                supervise::blocking(&supervise::DIGEST, move || reading.read_all())
+                let reading = self.clone();
+                supervise::blocking(&supervise::DIGEST, move || reading.digests.read_all(&reading))
                     .await
                     .map_err(|e| Fault::error(format!("ERR the digest was not made: {e}")))??;
                 {
-                    let mut state = summed.state.lock();
-                    summed.try_finish(&mut state);
+                    let mut state = digests.state.lock();
+                    state.try_finish(&self.databases);
                     match &state.making {
                         Some(Making { failed: Some(why), .. }) => return Err(Fault::error(format!("STALE {why}"))),
-                        Some(Making {
-                            done: Some(digests), ..
-                        }) => return Ok(digests.clone()),
+                        Some(Making { done: Some(done), .. }) => return Ok(done.clone()),
                         _ if self.is_stopping() => return Err("ERR this node is stopping".into()),
                         _ => {}
                     }
@@ -339,104 +352,12 @@ impl Service {
             tokio::select! {
                 done = &mut made => return done,
                 () = tokio::time::sleep(PATIENCE) => {
-                    let reading = summed.state.lock().making.as_ref().is_some_and(|making| making.next.is_some());
+                    let reading = digests.state.lock().making.as_ref().is_some_and(|making| making.next.is_some());
                     if !reading {
                         return Err("STALE the local store did not come upon a position of the log".into());
                     }
                 }
             }
         }
-    }
-}
-
-impl Store for Summed {
-    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        // What came before is complete, if its position has been reported.
-        self.try_finish(&mut state);
-        let outcome = self.apply_and_sum(&mut state, changes);
-        for change in changes {
-            let at = TopicPartition {
-                database: change.database,
-                partition: change.partition,
-            };
-            let given = state.given.entry(at).or_default();
-            *given = (change.offset + 1).max(*given);
-        }
-        outcome
-    }
-
-    fn clear(&self, database: u16) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        state.given.retain(|at, _| at.database != database);
-        state.lacking.retain(|at, _| at.database != database);
-        if let Some(making) = state.making.as_mut().filter(|making| making.database == database) {
-            making.failed = Some("the local store is being rebuilt".into());
-        }
-        self.inner.clear(database)
-    }
-
-    fn get_up_to(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, StoreError> {
-        self.inner.get_up_to(database, key, most)
-    }
-
-    fn scan(
-        &self,
-        database: u16,
-        from: u64,
-        at_least: usize,
-        visit: &mut dyn FnMut(Scanned<'_>),
-    ) -> Result<Option<u64>, StoreError> {
-        self.inner.scan(database, from, at_least, visit)
-    }
-
-    fn scan_hidden(
-        &self,
-        database: u16,
-        from: u64,
-        at_least: usize,
-        visit: &mut dyn FnMut(Scanned<'_>),
-    ) -> Result<Option<u64>, StoreError> {
-        self.inner.scan_hidden(database, from, at_least, visit)
-    }
-
-    fn count(&self, database: u16) -> Result<u64, StoreError> {
-        self.inner.count(database)
-    }
-
-    fn count_expiring(&self, database: u16) -> Result<u64, StoreError> {
-        self.inner.count_expiring(database)
-    }
-
-    fn count_hidden(&self, database: u16) -> Result<u64, StoreError> {
-        self.inner.count_hidden(database)
-    }
-
-    fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
-        self.inner.expired(database, now, limit)
-    }
-
-    fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        self.inner.checkpoint(checkpoint)
-    }
-
-    fn sweep(&self, budget: usize) -> Result<bool, StoreError> {
-        self.inner.sweep(budget)
-    }
-
-    fn disk_bytes(&self) -> u64 {
-        self.inner.disk_bytes()
-    }
-
-    fn lacks_room(&self, bytes: u64) -> Option<String> {
-        self.inner.lacks_room(bytes)
-    }
-
-    fn damage(&self) -> Option<String> {
-        self.inner.damage()
-    }
-
-    fn renew(&self) -> Result<(), StoreError> {
-        self.inner.renew()
     }
 }

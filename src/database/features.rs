@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::transaction::{Fault, Keys, View, Wait, known};
+use super::fault::{Fault, Wait};
+use super::transaction::{Keys, View, known};
 use super::write::Item;
 use super::{Service, Transaction};
 use crate::database::hot::At;

@@ -17,8 +17,9 @@ use bytes::Bytes;
 
 use super::Service;
 use super::copies::split_copy_name;
+use super::fault::Fault;
 use super::hot::At;
-use super::transaction::{Fault, Keys, View};
+use super::transaction::{Keys, View};
 use super::write::Write;
 use crate::log::TopicPartition;
 use crate::model::is_reserved;

@@ -21,6 +21,7 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+mod fault;
 mod features;
 pub mod flushed;
 pub mod hot;
@@ -61,9 +62,10 @@ use watch::Watches;
 use write::{Item, Outstanding, Write};
 use write_behind::WriteBehind;
 
+pub use fault::{Fault, Pace, SHORT_WORK, Size, Turn, WRONG_TYPE, Wait};
 pub use stripes::Taken;
 pub use together::Place;
-pub use transaction::{Fault, Lookups, Pace, Size, Transaction, Turn, Wait};
+pub use transaction::{Lookups, Transaction};
 
 /// How long commands that look at the whole store wait until it has what was acknowledged.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -165,7 +167,7 @@ pub struct Service {
     pub listeners: visible::Listeners,
     behind: WriteBehind,
     pub reads: consistency::Reads,
-    summed: Arc<digest::Summed>,
+    digests: digest::Digests,
     databases: Box<[Database]>,
     stripes: Stripes,
     groups: Groups,
@@ -352,11 +354,10 @@ fn wrong_by() -> i64 {
 impl Service {
     pub fn new(log: Arc<dyn Log>, store: Arc<dyn Store>, databases: u16, settings: Settings) -> Arc<Self> {
         let memory = Arc::new(Budget::default());
-        let summed = digest::Summed::new(store);
         let service = Service {
             log,
-            store: summed.clone(),
-            summed,
+            store,
+            digests: Default::default(),
             settings,
             counters: Counters::default(),
             databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
@@ -381,9 +382,7 @@ impl Service {
             naming: Default::default(),
         };
         service.notice_databases();
-        let service = Arc::new(service);
-        service.summed.belongs_to(&service);
-        service
+        Arc::new(service)
     }
 
     pub fn database_count(&self) -> u16 {
@@ -786,7 +785,7 @@ impl Service {
     pub async fn store_caught_up(&self) -> Result<(), Fault> {
         // Otherwise a key that is written again and again would never be taken from memory, and
         // would be missing.
-        let _exactly = self.summed.exactly();
+        let _exactly = self.digests.exactly();
         let wanted: Vec<(usize, usize, u64)> = self
             .databases
             .iter()
@@ -802,7 +801,7 @@ impl Service {
         let _hurry = self.behind.hurry();
         let reached = || {
             !self.behind.is_loaded_only()
-                && self.summed.lacks_nothing(&self.databases)
+                && self.digests.lacks_nothing(&self.databases)
                 && wanted
                     .iter()
                     .all(|&(d, p, offset)| self.databases[d].partitions()[p].stored.load(Ordering::Acquire) >= offset)

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
 
+use super::fault::STORE_READ;
 use super::hot::PREFETCHED;
-use super::transaction::STORE_READ;
 use super::{Fault, Seen, Service, Turn, Wait};
 
 /// Bytes of values that are kept for one transaction, besides those that memory holds anyway.

@@ -479,7 +479,7 @@ impl WriteBehind {
                 if !is_reached {
                     is_left = true;
                     if !is_exact {
-                        service.summed.lacks_before(place, at.offset);
+                        service.digests.lacks_before(place, at.offset);
                     }
                 }
                 is_reached
@@ -516,7 +516,7 @@ impl WriteBehind {
                 return Ok(false);
             }
             let (now, later) = rest.split_at(count);
-            service.store.apply(now)?;
+            service.apply_to_store(now)?;
             for change in now {
                 database.hot.stored(&change.key, At::of(change));
             }
@@ -690,7 +690,7 @@ impl Part {
             Part::Flush(change) => {
                 let has_room = service.behind.wait_for_room(service, 0);
                 if has_room {
-                    service.store.apply(std::slice::from_ref(change))?;
+                    service.apply_to_store(std::slice::from_ref(change))?;
                 }
                 return Ok(has_room);
             }
@@ -709,7 +709,7 @@ impl Part {
             let records;
             (records, rest) = rest.split_at(count);
             changes.extend(records.iter().map(|&(_, change)| change.clone()));
-            service.store.apply(&changes)?;
+            service.apply_to_store(&changes)?;
             for change in &changes {
                 // Copies outside of the home partition are not in memory.
                 if let Some(database) = service.databases.get(change.database as usize) {

@@ -71,7 +71,8 @@ pub(super) trait Engine: Sized + Send + Sync + 'static {
 
     fn get(&self, space: &Self::Space, key: &[u8]) -> Result<Option<Self::Bytes>, Failure>;
 
-    /// Keys and values in order. What is written meanwhile may be seen or not.
+    /// Keys and values in order. What is written meanwhile may be seen or not, and so may what a
+    /// batch has not committed.
     fn range(
         &self,
         space: &Self::Space,

@@ -30,6 +30,8 @@ use crate::support::client::Client;
 use crate::support::resp::{self, Reply};
 use crate::support::server::{Highwater, RedisServer};
 
+mod random;
+
 mod tables {
     use super::{against_itself, against_redis};
 
@@ -51,6 +53,11 @@ mod tables {
     #[test]
     fn hashes() {
         against_redis("hashes");
+    }
+
+    #[test]
+    fn sets() {
+        against_redis("sets");
     }
 
     #[test]
@@ -87,6 +94,7 @@ mod tables {
             "strings",
             "bits",
             "hashes",
+            "sets",
             "sorted_sets",
             "keys",
             "expiry",

@@ -414,7 +414,7 @@ fn an_own_record_behind_a_group_that_is_waited_for_comes_into_the_store_with_it(
         applied(round * 3 + 2);
         // From now on records are not left in memory for the writer. It has found meanwhile that it
         // has to wait for this one.
-        let _exactly = f.service.summed.exactly();
+        let _exactly = f.service.digests.exactly();
         next_poll();
         f.log.member("other", "1", round.into());
         applied(round * 3 + 4);

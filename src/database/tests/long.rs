@@ -1,7 +1,7 @@
 //! Transactions that take long: what others may do meanwhile, and how they end.
 
 use super::*;
-use crate::database::transaction::SHORT_WORK;
+use crate::database::SHORT_WORK;
 use crate::database::{Pace, Place, Turn};
 
 const UNLOCKED: Pace = Pace {

@@ -28,6 +28,9 @@ pub(super) struct Spaces<E: Engine> {
     pub pieces: E::Space,
 }
 
+/// What the names of the spaces end with.
+const NAMES: [&str; 3] = ["entries", "expiry", "pieces"];
+
 impl<E: Engine> Default for View<E> {
     fn default() -> Self {
         View {
@@ -62,11 +65,11 @@ impl<E: Engine> View<E> {
 impl<E: Engine> Spaces<E> {
     pub fn open(engine: &E, batch: &mut E::Batch, database: u16, generation: u64) -> Result<Spaces<E>, Failure> {
         let prefix = format!("{database}.{generation}.");
-        let mut open = |name| engine.space(batch, &format!("{prefix}{name}"));
+        let [entries, expiry, pieces] = NAMES.map(|name| engine.space(batch, &format!("{prefix}{name}")));
         Ok(Spaces {
-            entries: open("entries")?,
-            expiry: open("expiry")?,
-            pieces: open("pieces")?,
+            entries: entries?,
+            expiry: expiry?,
+            pieces: pieces?,
             prefix,
         })
     }
@@ -80,7 +83,7 @@ impl<E: Engine> Spaces<E> {
     /// Removes the spaces from the engine. No view of them may be held. Returns false if there is
     /// more to do.
     pub fn drop_from(&self, engine: &E, batch: &mut E::Batch, budget: usize) -> Result<bool, Failure> {
-        for name in ["pieces", "expiry", "entries"] {
+        for name in NAMES {
             if !engine.drop_space(batch, &format!("{}{name}", self.prefix), budget)? {
                 return Ok(false);
             }

@@ -1,0 +1,434 @@
+//! Sets: <https://redis.io/docs/latest/commands/?group=set>.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use super::args::{SYNTAX, is, parse_int};
+use super::collections::{RandomCount, Scan, distinct, nothing_scanned};
+use super::data::Whole;
+use super::key_specs::access::{self, READS, SETS};
+use super::key_specs::{Begin, Find};
+use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use crate::database::hot::own;
+use crate::model::{Collection, Members};
+
+const FAST_READ: u32 = flag::READONLY | flag::FAST;
+
+/// What the rows have in common.
+const ROW: Command = Command {
+    categories: &["set"],
+    group: "set",
+    complexity: "O(N), N being the number of members of the sets.",
+    ..Command::DEFAULT
+};
+
+const READ: &[KeySpec] = &[KeySpec::at(1, READS)];
+const LOOK: &[KeySpec] = &[KeySpec::at(1, access::RO)];
+const READ_ALL: &[KeySpec] = &[KeySpec::from(1, READS)];
+const STORE: &[KeySpec] = &[KeySpec::at(1, SETS), KeySpec::from(2, READS)];
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "sadd",
+        arity: -3,
+        flags: flag::WRITE | flag::DENYOOM | flag::FAST,
+        keys: &[KeySpec::at(1, access::RW | access::INSERT)],
+        summary: "Adds members.",
+        run: Run::Data(sadd),
+        ..ROW
+    },
+    Command {
+        name: "scard",
+        arity: 2,
+        flags: FAST_READ,
+        keys: LOOK,
+        complexity: "O(1)",
+        summary: "Returns the number of members.",
+        run: Run::Data(scard),
+        ..ROW
+    },
+    Command {
+        name: "sdiff",
+        arity: -2,
+        flags: flag::READONLY,
+        keys: READ_ALL,
+        summary: "Returns the members of the first set that no other set has.",
+        run: Run::Data(sdiff),
+        ..ROW
+    },
+    Command {
+        name: "sdiffstore",
+        arity: -3,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: STORE,
+        summary: "Stores the members of the first set that no other set has.",
+        run: Run::Data(sdiffstore),
+        ..ROW
+    },
+    Command {
+        name: "sinter",
+        arity: -2,
+        flags: flag::READONLY,
+        keys: READ_ALL,
+        summary: "Returns the members that all sets have.",
+        run: Run::Data(sinter),
+        ..ROW
+    },
+    Command {
+        name: "sintercard",
+        arity: -3,
+        flags: flag::READONLY | flag::MOVABLEKEYS,
+        keys: &[KeySpec {
+            access: READS,
+            begin: Begin::Index(1),
+            find: Find::Counted,
+        }],
+        since: "7.0.0",
+        summary: "Counts the members that all sets have.",
+        run: Run::Data(sintercard),
+        ..ROW
+    },
+    Command {
+        name: "sinterstore",
+        arity: -3,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE), KeySpec::from(2, READS)],
+        summary: "Stores the members that all sets have.",
+        run: Run::Data(sinterstore),
+        ..ROW
+    },
+    Command {
+        name: "sismember",
+        arity: 3,
+        flags: FAST_READ,
+        keys: LOOK,
+        summary: "Tells whether something is a member.",
+        run: Run::Data(sismember),
+        ..ROW
+    },
+    Command {
+        name: "smembers",
+        arity: 2,
+        flags: flag::READONLY,
+        keys: READ,
+        summary: "Returns all members.",
+        run: Run::Data(smembers),
+        ..ROW
+    },
+    Command {
+        name: "smismember",
+        arity: -3,
+        flags: FAST_READ,
+        keys: READ,
+        since: "6.2.0",
+        summary: "Tells of several whether they are members.",
+        run: Run::Data(smismember),
+        ..ROW
+    },
+    Command {
+        name: "smove",
+        arity: 4,
+        flags: flag::WRITE | flag::FAST,
+        keys: &[
+            KeySpec::at(1, access::RW | access::ACCESS | access::DELETE),
+            KeySpec::at(2, access::RW | access::INSERT),
+        ],
+        summary: "Moves a member to another set.",
+        run: Run::Data(smove),
+        ..ROW
+    },
+    Command {
+        name: "spop",
+        arity: -2,
+        flags: flag::WRITE | flag::FAST,
+        keys: &[KeySpec::at(1, access::RW | access::ACCESS | access::DELETE)],
+        summary: "Takes out members picked at random.",
+        run: Run::Data(spop),
+        ..ROW
+    },
+    Command {
+        name: "srandmember",
+        arity: -2,
+        flags: flag::READONLY,
+        keys: READ,
+        summary: "Returns members picked at random.",
+        run: Run::Data(srandmember),
+        ..ROW
+    },
+    Command {
+        name: "srem",
+        arity: -3,
+        flags: flag::WRITE | flag::FAST,
+        keys: &[KeySpec::at(1, access::RW | access::DELETE)],
+        summary: "Removes members; the key goes with its last member.",
+        run: Run::Data(srem),
+        ..ROW
+    },
+    Command {
+        name: "sscan",
+        arity: -3,
+        flags: flag::READONLY,
+        keys: READ,
+        since: "2.8.0",
+        summary: "Walks through the members, a part with each call.",
+        run: Run::Data(sscan),
+        ..ROW
+    },
+    Command {
+        name: "sunion",
+        arity: -2,
+        flags: flag::READONLY,
+        keys: READ_ALL,
+        summary: "Returns the members that any of the sets has.",
+        run: Run::Data(sunion),
+        ..ROW
+    },
+    Command {
+        name: "sunionstore",
+        arity: -3,
+        flags: flag::WRITE | flag::DENYOOM,
+        keys: STORE,
+        summary: "Stores the members that any of the sets has.",
+        run: Run::Data(sunionstore),
+        ..ROW
+    },
+];
+
+fn members(data: &mut Data, key: &[u8]) -> Result<Members, Fault> {
+    Ok(data.collection(key)?.elements)
+}
+
+fn array(members: impl IntoIterator<Item = Bytes>) -> Reply {
+    Reply::Array(members.into_iter().map(Reply::Bulk).collect())
+}
+
+fn set(members: impl IntoIterator<Item = Bytes>) -> Reply {
+    Reply::Set(members.into_iter().map(Reply::Bulk).collect())
+}
+
+fn sadd(data: &mut Data, args: Args) -> Outcome {
+    let mut whole: Whole<Members> = data.collection(args[1])?;
+    let members = &mut whole.elements.0;
+    let before = members.len();
+    for member in &args[2..] {
+        if !members.contains(*member) {
+            members.insert(own(member));
+        }
+    }
+    let added = members.len() - before;
+    if added > 0 {
+        data.put_collection(args[1], whole);
+    }
+    Ok(Reply::Int(added as i64))
+}
+
+fn srem(data: &mut Data, args: Args) -> Outcome {
+    let mut whole: Whole<Members> = data.collection(args[1])?;
+    let members = &mut whole.elements.0;
+    let before = members.len();
+    // One pass for all of them: removing one by one would move what is behind it each time.
+    match args[2..] {
+        [member] => drop(members.shift_remove(member)),
+        ref removed => {
+            let removed: HashSet<&[u8]> = removed.iter().copied().collect();
+            members.retain(|member| !removed.contains(&member[..]));
+        }
+    }
+    let removed = before - members.len();
+    if removed > 0 {
+        data.put_collection(args[1], whole);
+    }
+    Ok(Reply::Int(removed as i64))
+}
+
+fn smove(data: &mut Data, args: Args) -> Outcome {
+    let [_, from, to, member] = *args else {
+        return Err(SYNTAX.into());
+    };
+    if !data.exists(from)? {
+        return Ok(Reply::Int(0));
+    }
+    let mut source: Whole<Members> = data.collection(from)?;
+    let mut target: Whole<Members> = data.collection(to)?;
+    if from == to {
+        return Ok(Reply::Int(source.elements.0.contains(member).into()));
+    }
+    if !source.elements.0.shift_remove(member) {
+        return Ok(Reply::Int(0));
+    }
+    data.put_collection(from, source);
+    if target.elements.0.insert(own(member)) {
+        data.put_collection(to, target);
+    }
+    Ok(Reply::Int(1))
+}
+
+fn scard(data: &mut Data, args: Args) -> Outcome {
+    let now = data.now();
+    let len = match data.packed(args[1], Collection::Set)? {
+        Some(packed) => packed
+            .len(now)
+            .map_err(|problem| Fault::error(format!("ERR the set cannot be read: {problem}")))?,
+        None => 0,
+    };
+    Ok(Reply::Int(len as i64))
+}
+
+fn sismember(data: &mut Data, args: Args) -> Outcome {
+    let members = members(data, args[1])?;
+    Ok(Reply::Int(members.0.contains(args[2]).into()))
+}
+
+fn smismember(data: &mut Data, args: Args) -> Outcome {
+    let members = members(data, args[1])?.0;
+    let is_member = |member: &&[u8]| Reply::Int(members.contains(*member).into());
+    Ok(Reply::Array(args[2..].iter().map(is_member).collect()))
+}
+
+fn smembers(data: &mut Data, args: Args) -> Outcome {
+    Ok(set(members(data, args[1])?.0))
+}
+
+fn spop(data: &mut Data, args: Args) -> Outcome {
+    let count = match args[2..] {
+        [] => None,
+        [count] => {
+            let count = parse_int(count).and_then(|count| usize::try_from(count).ok());
+            Some(count.ok_or("ERR value is out of range, must be positive")?)
+        }
+        _ => return Err(SYNTAX.into()),
+    };
+    let mut whole: Whole<Members> = data.collection(args[1])?;
+    let members = &mut whole.elements.0;
+    let mut places = distinct(count.unwrap_or(1), members.len());
+    // From behind, so that the places before stay right.
+    places.sort_unstable_by_key(|place| std::cmp::Reverse(*place));
+    let popped: Vec<Bytes> = places
+        .into_iter()
+        .filter_map(|place| members.swap_remove_index(place))
+        .collect();
+    if !popped.is_empty() {
+        data.put_collection(args[1], whole);
+    }
+    Ok(match count {
+        None => popped.into_iter().next().into(),
+        Some(_) => set(popped),
+    })
+}
+
+fn srandmember(data: &mut Data, args: Args) -> Outcome {
+    let count = match args[2..] {
+        [] => None,
+        [count] => Some(RandomCount::parse(count)?),
+        _ => return Err(SYNTAX.into()),
+    };
+    let members = members(data, args[1])?.0;
+    let member = |place: usize| members.get_index(place).cloned();
+    match count {
+        None if members.is_empty() => Ok(Reply::Null),
+        None => Ok(member(rand::random_range(0..members.len())).into()),
+        Some(count) => Ok(array(count.pick(members.len())?.into_iter().filter_map(member))),
+    }
+}
+
+fn sscan(data: &mut Data, args: Args) -> Outcome {
+    let cursor = Scan::cursor(args[2])?;
+    let members = members(data, args[1])?.0;
+    if members.is_empty() {
+        return Ok(nothing_scanned());
+    }
+    let scan = Scan::new(cursor, &args[3..], false)?;
+    scan.reply(members.iter().map(|member| &member[..]), |place, shown| {
+        shown.extend(members.get_index(place).cloned().map(Reply::Bulk));
+    })
+}
+
+/// The sets at these keys, all of which are looked at before any is used.
+fn all(data: &mut Data, keys: &[&[u8]]) -> Result<Vec<Members>, Fault> {
+    keys.iter().map(|key| members(data, key)).collect()
+}
+
+/// The members that all sets have, in the order of the smallest; at most so many.
+fn intersection(mut sets: Vec<Members>, most: usize) -> Members {
+    sets.sort_by_key(|set| set.0.len());
+    let mut sets = sets.into_iter();
+    let smallest = sets.next().unwrap_or_default();
+    let others: Vec<Members> = sets.collect();
+    let in_all = |member: &Bytes| others.iter().all(|other| other.0.contains(member));
+    Members(smallest.0.into_iter().filter(in_all).take(most).collect())
+}
+
+fn union(sets: Vec<Members>) -> Members {
+    Members(sets.into_iter().flat_map(|set| set.0).collect())
+}
+
+fn difference(sets: Vec<Members>) -> Members {
+    let mut sets = sets.into_iter();
+    let first = sets.next().unwrap_or_default();
+    let others: Vec<Members> = sets.collect();
+    let in_none = |member: &Bytes| others.iter().all(|other| !other.0.contains(member));
+    Members(first.0.into_iter().filter(in_none).collect())
+}
+
+/// Stores a result under the first key, whatever that held before.
+fn store(data: &mut Data, args: Args, combine: fn(Vec<Members>) -> Members) -> Outcome {
+    let elements = combine(all(data, &args[2..])?);
+    let len = elements.0.len();
+    // Nothing is written where there was nothing.
+    if len > 0 || data.exists(args[1])? {
+        data.put_collection(
+            args[1],
+            Whole {
+                elements,
+                expire_at: None,
+            },
+        );
+    }
+    Ok(Reply::Int(len as i64))
+}
+
+fn sinter(data: &mut Data, args: Args) -> Outcome {
+    Ok(set(intersection(all(data, &args[1..])?, usize::MAX).0))
+}
+
+fn sinterstore(data: &mut Data, args: Args) -> Outcome {
+    store(data, args, |sets| intersection(sets, usize::MAX))
+}
+
+fn sunion(data: &mut Data, args: Args) -> Outcome {
+    Ok(set(union(all(data, &args[1..])?).0))
+}
+
+fn sunionstore(data: &mut Data, args: Args) -> Outcome {
+    store(data, args, union)
+}
+
+fn sdiff(data: &mut Data, args: Args) -> Outcome {
+    Ok(set(difference(all(data, &args[1..])?).0))
+}
+
+fn sdiffstore(data: &mut Data, args: Args) -> Outcome {
+    store(data, args, difference)
+}
+
+fn sintercard(data: &mut Data, args: Args) -> Outcome {
+    let count = parse_int(args[1]).filter(|count| *count > 0);
+    let count = count.ok_or("ERR numkeys should be greater than 0")?;
+    let keys = usize::try_from(count)
+        .ok()
+        .and_then(|count| args[2..].split_at_checked(count));
+    let (keys, options) = keys.ok_or("ERR Number of keys can't be greater than number of args")?;
+    let mut most = usize::MAX;
+    for option in options.chunks(2) {
+        match option {
+            [word, limit] if is(word, "limit") => {
+                let limit = parse_int(limit).and_then(|limit| usize::try_from(limit).ok());
+                let limit = limit.ok_or("ERR LIMIT can't be negative")?;
+                most = if limit == 0 { usize::MAX } else { limit };
+            }
+            _ => return Err(SYNTAX.into()),
+        }
+    }
+    Ok(Reply::Int(intersection(all(data, keys)?, most).0.len() as i64))
+}

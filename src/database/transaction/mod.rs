@@ -1,0 +1,426 @@
+//! How a command reads and writes. It is a function over a [`Transaction`], computed under its
+//! keys' locks on the newest state. It may be computed again: if a version that it rested on
+//! failed, or if on Kafka another writer came first. Nothing is handed to the log before the
+//! function has returned without a fault. Then all its records go as one batch.
+//!
+//! A function that takes long must not hold up others ([`Pace`]). It is computed away from the
+//! threads that serve connections, and locks nothing meanwhile: it watches the keys that it reads.
+//! When it is done, its keys are locked. If one of them has changed, it is computed again.
+
+mod compute;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use self::compute::Watching;
+pub(super) use self::compute::known;
+pub use self::compute::{Computed, Keys, View};
+use super::Service;
+use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
+use super::flushed::Flushed;
+use super::together::Together;
+use super::write::{Item, Write};
+use crate::log::{Read, TopicPartition};
+use crate::model::{Entry, State};
+use crate::store::Scanned;
+
+/// From this many items on, a transaction finds its own writes by a map instead of a linear search.
+const LINEAR: usize = 8;
+
+/// Number of keys found and not found, among those that count as read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookups {
+    pub hits: u64,
+    pub misses: u64,
+}
+
+/// Bytes that one transaction may write: keys, values and [`RECORD_BYTES`] for each record. A
+/// command of a few bytes can make a value of megabytes.
+const MAX_BYTES: usize = 256 << 20;
+/// What each record counts besides its key and value. On its way to the log and to memory it takes
+/// three times as much.
+const RECORD_BYTES: usize = 256;
+
+pub struct Transaction<'s> {
+    service: &'s Arc<Service>,
+    view: View,
+    /// The time that this transaction sees, milliseconds since the epoch.
+    pub now: u64,
+    items: SmallVec<[Item; 1]>,
+    /// Bytes of their keys and values.
+    bytes: usize,
+    /// Place in `items` of each key, once there are more than [`LINEAR`].
+    places: HashMap<(u16, Bytes), usize>,
+    depends: SmallVec<[Arc<Write>; 1]>,
+    flushed: SmallVec<[u16; 1]>,
+    /// The reads that its outcome rests on, if others write to the log too.
+    reads: Vec<Read>,
+    /// What was read of its keys before it was computed.
+    together: Option<Together<'s>>,
+    pub lookups: Lookups,
+    /// What [`Transaction::get`] finds counts as read: set for commands that only read.
+    pub counts: bool,
+    /// A key was looked at.
+    looked: bool,
+    turn: Turn,
+    /// Bytes that it has gone through.
+    work: usize,
+    /// Keys that it read, if they are not locked.
+    watching: Option<Watching<'s>>,
+}
+
+impl<'s> Transaction<'s> {
+    /// True if it sees writes that are under way.
+    pub fn sees_pending(&self) -> bool {
+        self.view != View::Committed
+    }
+
+    pub fn service(&self) -> &'s Service {
+        self.service
+    }
+
+    /// The key's newest state that is not expired, with this transaction's own writes.
+    pub fn get(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        match self.counts {
+            true => self.read(database, key),
+            false => self.peek(database, key),
+        }
+    }
+
+    /// As [`Transaction::get`]; counts as read whatever the command is.
+    pub fn read(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let entry = self.peek(database, key)?;
+        match entry {
+            Some(_) => self.lookups.hits += 1,
+            None => self.lookups.misses += 1,
+        }
+        Ok(entry)
+    }
+
+    /// As [`Transaction::get`]; never counts as read.
+    pub fn peek(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let now = self.now;
+        let entry = self.get_even_expired(database, key)?;
+        Ok(entry.filter(|entry| entry.is_live(now)))
+    }
+
+    /// As [`Transaction::get`], but an expired key is still seen.
+    pub fn get_even_expired(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.look(database, key, self.is_conditional())
+    }
+
+    /// True if the key exists as far as this node knows. For the reply alone: what is written does
+    /// not rest on it.
+    pub fn seems_to_exist(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
+        let now = self.now;
+        let entry = self.look(database, key, false)?;
+        Ok(entry.is_some_and(|entry| entry.is_live(now)))
+    }
+
+    /// True if what is written rests on what is read, and others may write at the same time.
+    fn is_conditional(&self) -> bool {
+        self.view == View::Update && !self.service.log.chains()
+    }
+
+    /// Notes that data is read: the result counts only if this node serves all the time.
+    pub fn looks(&mut self) {
+        self.looked = true;
+    }
+
+    /// Counts bytes that the transaction goes through. An error if that is more than its thread has
+    /// time for.
+    pub fn works(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.work = self.work.saturating_add(bytes);
+        if self.work > self.turn.work() {
+            let turn = if self.work > LARGE_WORK {
+                Turn::Long
+            } else {
+                Turn::Large
+            };
+            return Err(Fault::Wait(Wait::Turn(turn)));
+        }
+        // A watched key may have changed: then the result is of no use.
+        self.watching.as_ref().map_or(Ok(()), Watching::check)
+    }
+
+    fn look(&mut self, database: u16, key: &[u8], condition: bool) -> Result<Option<Entry>, Fault> {
+        if let Some(place) = self.place(database, key) {
+            return Ok(self.own_entry(place));
+        }
+        if self.flushed.contains(&database) {
+            return Ok(None);
+        }
+        self.looks();
+        self.service.check_features(database)?;
+        if let Some(watching) = &mut self.watching {
+            watching.watch(database, key);
+        }
+        // In this order: what is read is at least as new as what was applied before.
+        let applied = condition.then(|| self.service.applied_at_home(database, key)).flatten();
+        let taken = self.together.as_mut().and_then(|together| together.get(database, key));
+        let seen = match taken {
+            Some(seen) => seen,
+            None => {
+                let pending = self.view != View::Committed;
+                self.service.read_up_to(database, key, pending, self.turn.work())?
+            }
+        };
+        if seen.from_store {
+            self.works(STORE_READ + seen.entry.as_ref().map_or(0, |entry| entry.value.bytes()))?;
+        }
+        if let Some((at, applied)) = applied {
+            let key = Bytes::copy_from_slice(key);
+            self.reads.extend(self.service.reads_of_copies(database, &key));
+            self.reads.push(Read {
+                at,
+                key: Some(key),
+                known: known(at, applied, seen.at),
+            });
+        }
+        if let Some(write) = seen.depends {
+            self.depend_on(write)?;
+        }
+        Ok(seen.entry)
+    }
+
+    /// An error if it writes more than a transaction may. To be called now and then while there is
+    /// more to compute.
+    pub fn check_size(&self) -> Result<(), Fault> {
+        if self.bytes > MAX_BYTES {
+            return Err(Fault::error(format!(
+                "ERR a transaction can write at most {MAX_BYTES} bytes; nothing was written"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Notes that all keys of the database were read, in the store.
+    fn look_at_all(&mut self, database: u16) -> Result<(), Fault> {
+        self.looks();
+        self.service.check_features(database)?;
+        if !self.is_conditional() {
+            return Ok(());
+        }
+        let partitions = self.service.databases[database as usize].partitions().iter();
+        let all = partitions.zip(0..).map(|(progress, partition)| Read {
+            at: TopicPartition { database, partition },
+            key: None,
+            known: progress.stored.load(Ordering::Acquire),
+        });
+        self.reads.extend(all);
+        Ok(())
+    }
+
+    /// The string value of a key.
+    pub fn get_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let entry = self.get(database, key)?;
+        entry.map(|entry| entry.string()).transpose()
+    }
+
+    /// As [`Transaction::get_string`]; counts as read whatever the command is.
+    pub fn read_string(&mut self, database: u16, key: &[u8]) -> Result<Option<Bytes>, Fault> {
+        let entry = self.read(database, key)?;
+        entry.map(|entry| entry.string()).transpose()
+    }
+
+    pub fn exists(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
+        Ok(self.get(database, key)?.is_some())
+    }
+
+    /// True if it writes anything.
+    pub fn writes(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    /// Gives the key a string. `expire_at` is absolute, milliseconds since the epoch.
+    pub fn set(&mut self, database: u16, key: &[u8], value: Bytes, expire_at: Option<u64>) {
+        self.put(database, key, State::string(value, expire_at));
+    }
+
+    /// Gives the key a whole new state.
+    pub fn put(&mut self, database: u16, key: &[u8], state: State) {
+        self.write(database, key, Some(state));
+    }
+
+    pub fn delete(&mut self, database: u16, key: &[u8]) {
+        self.write(database, key, None);
+    }
+
+    /// Writes a tombstone after a record that a flush has hidden, on the condition that nothing
+    /// came after that record. Writes nothing if a later record is known.
+    pub(super) fn bury(&mut self, flushed: &Flushed) -> Result<(), Fault> {
+        let Flushed { at, key, .. } = flushed;
+        if let Some(known) = self.service.known_of_flushed(flushed)? {
+            let key = key.clone();
+            let read = Read {
+                at: *at,
+                key: Some(key.clone()),
+                known,
+            };
+            let item = Item::Tombstone {
+                database: at.database,
+                key,
+                partition: at.partition,
+            };
+            self.add(read, item);
+        }
+        Ok(())
+    }
+
+    /// Writes a record that clients do not see, on this condition.
+    pub(super) fn add(&mut self, read: Read, item: Item) {
+        self.reads.push(read);
+        self.items.push(item);
+    }
+
+    /// Hides everything in the database. Writes of this transaction that come after it stay.
+    pub fn flush(&mut self, database: u16) {
+        self.items
+            .retain(|item| !matches!(item, Item::Key { database: d, .. } if *d == database));
+        self.places.clear();
+        for (place, item) in self.items.iter().enumerate() {
+            if let Item::Key { database, key, .. } = item {
+                self.places.insert((*database, key.clone()), place);
+            }
+        }
+        if !self.flushed.contains(&database) {
+            self.flushed.push(database);
+            self.items.push(Item::Flush { database });
+        }
+    }
+
+    /// Number of keys in the database, including expired ones without a tombstone. It counts what
+    /// is in the store: call [`Service::store_caught_up`] first.
+    pub fn count(&mut self, database: u16) -> Result<u64, Fault> {
+        self.look_at_all(database)?;
+        let flushed = self.flushed.contains(&database);
+        let mut count = if flushed {
+            0
+        } else {
+            self.service.store.count(database)? as i64
+        };
+        for item in &self.items {
+            if let Item::Key {
+                database: d,
+                key,
+                state,
+            } = item
+                && *d == database
+            {
+                let before = !flushed && self.service.read(database, key, true)?.entry.is_some();
+                let after = state.is_some();
+                count += i64::from(after) - i64::from(before);
+            }
+        }
+        Ok(count.max(0) as u64)
+    }
+
+    /// Visits the names of keys that are neither deleted nor expired, in hash order starting at
+    /// `from`. Returns where to continue. No value is read: a key is as the store has it (call
+    /// [`Service::store_caught_up`] first), or as this transaction left it. `at_least` counts keys
+    /// in the store. Keys that this transaction created come with the last part.
+    pub fn scan_keys(
+        &mut self,
+        database: u16,
+        from: u64,
+        at_least: usize,
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> Result<Option<u64>, Fault> {
+        self.look_at_all(database)?;
+        let live = |expire_at: Option<u64>| expire_at.is_none_or(|at| at > self.now);
+        let own = |place| self.own_entry(place).is_some_and(|e| live(e.meta.expire_at));
+        let next = if self.flushed.contains(&database) {
+            None
+        } else {
+            let mut meet = |scanned: Scanned<'_>| {
+                let place = self.place(database, scanned.key);
+                if place.map_or_else(|| live(scanned.meta.expire_at), own) {
+                    visit(scanned.key);
+                }
+            };
+            self.service.store.scan(database, from, at_least, &mut meet)?
+        };
+        if next.is_none() {
+            for key in self.created(database)? {
+                if self.place(database, &key).is_some_and(own) {
+                    visit(&key);
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    /// Keys that this transaction wrote and that are not in the store.
+    fn created(&self, database: u16) -> Result<Vec<Bytes>, Fault> {
+        let mut created = Vec::new();
+        for item in &self.items {
+            if let Item::Key { database: d, key, .. } = item
+                && *d == database
+                && (self.flushed.contains(&database) || self.service.store.get(database, key)?.is_none())
+            {
+                created.push(key.clone());
+            }
+        }
+        Ok(created)
+    }
+
+    /// Notes a write under way that this transaction was computed on.
+    fn depend_on(&mut self, write: Arc<Write>) -> Result<(), Fault> {
+        if write.outcome().is_some() {
+            return Ok(());
+        }
+        if self.is_conditional() && !write.conditional {
+            return Err(Fault::Wait(Wait::Write(write)));
+        }
+        if !self.depends.iter().any(|w| Arc::ptr_eq(w, &write)) {
+            self.depends.push(write);
+        }
+        Ok(())
+    }
+
+    fn place(&self, database: u16, key: &[u8]) -> Option<usize> {
+        if self.items.len() > LINEAR {
+            return self.places.get(&(database, Bytes::copy_from_slice(key))).copied();
+        }
+        self.items
+            .iter()
+            .position(|item| matches!(item, Item::Key { database: d, key: k, .. } if *d == database && k == key))
+    }
+
+    fn own_entry(&self, place: usize) -> Option<Entry> {
+        let state = self.items[place].state()?;
+        Some(Entry::new(state, 0, u64::MAX, self.now as i64))
+    }
+
+    fn write(&mut self, database: u16, key: &[u8], state: Option<State>) {
+        self.bytes += value_bytes(state.as_ref());
+        if let Some(place) = self.place(database, key) {
+            if let Item::Key { state: old, .. } = &mut self.items[place] {
+                self.bytes -= value_bytes(old.as_ref());
+                *old = state;
+            }
+            return;
+        }
+        let key = Bytes::copy_from_slice(key);
+        self.bytes += key.len() + RECORD_BYTES;
+        if self.items.len() == LINEAR {
+            for (place, item) in self.items.iter().enumerate() {
+                if let Item::Key { database, key, .. } = item {
+                    self.places.insert((*database, key.clone()), place);
+                }
+            }
+        }
+        if self.items.len() >= LINEAR {
+            self.places.insert((database, key.clone()), self.items.len());
+        }
+        self.items.push(Item::Key { database, key, state });
+    }
+}
+
+fn value_bytes(state: Option<&State>) -> usize {
+    state.map_or(0, |state| state.value.bytes())
+}
