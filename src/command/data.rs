@@ -68,18 +68,23 @@ impl Data<'_, '_> {
     /// The collection at a key, without what has expired; an empty one if the key is missing. The
     /// error of Redis if the key holds something else.
     pub fn collection<E: Elements>(&mut self, key: &[u8]) -> Result<Whole<E>, Fault> {
-        let now = self.now();
         let Some(entry) = self.get(key)? else {
             return Ok(Whole::default());
         };
+        Ok(Whole {
+            elements: self.elements(&entry)?,
+            expire_at: entry.meta.expire_at,
+        })
+    }
+
+    /// The elements of a collection that was read, without what has expired. The error of Redis if
+    /// it is something else.
+    pub fn elements<E: Elements>(&mut self, entry: &Entry) -> Result<E, Fault> {
         let packed = entry.packed(E::OF)?;
         self.transaction.works(packed.bytes().len())?;
         let mut elements = E::unpack(packed).map_err(|problem| entry.unreadable(problem))?;
-        elements.forget_expired(now);
-        Ok(Whole {
-            elements,
-            expire_at: entry.meta.expire_at,
-        })
+        elements.forget_expired(self.now());
+        Ok(elements)
     }
 
     /// Gives a key a collection. An empty one deletes the key.

@@ -255,6 +255,9 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
     if !command.takes(request.len()) {
         return Err("ERR Invalid number of arguments specified for command".into());
     }
+    if !command.keys.iter().all(|spec| spec.fits(request)) {
+        return Err("ERR Invalid arguments specified for command".into());
+    }
     let of_request = command.access.map(|access| access(request));
     let keys = command.keys.iter().flat_map(|spec| {
         let access = of_request.unwrap_or(spec.access);

@@ -88,27 +88,56 @@ impl KeySpec {
         }
     }
 
+    /// The number of keys is this argument, the keys follow.
+    pub const fn counted(index: usize, access: u16) -> KeySpec {
+        KeySpec {
+            access,
+            begin: Begin::Index(index),
+            find: Find::Counted,
+        }
+    }
+
     /// The keys among the arguments of a request, which may be too few or make no sense.
     pub fn keys<'s, 'a: 's>(&'s self, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
-        let first = match self.begin {
-            Begin::Index(index) => index,
-            Begin::Keyword(word, from) => {
-                let found = request.iter().skip(from).position(|argument| args::is(argument, word));
-                found.map_or(request.len(), |found| from + found + 1)
-            }
-        };
+        let first = self.first(request);
         let (first, behind, step) = match self.find {
             Find::Range { last, step } if last < 0 => (first, request.len().saturating_sub((-1 - last) as usize), step),
             Find::Range { last, step } => (first, first + last as usize + 1, step),
             Find::Counted => {
-                let count = request.get(first).and_then(|count| args::parse_int(count));
-                let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+                let count = count_at(first, request).unwrap_or(0);
                 (first + 1, (first + 1).saturating_add(count), 1)
             }
         };
         let behind = behind.min(request.len());
         request[first.min(behind)..behind].iter().step_by(step).copied()
     }
+
+    /// False if a request says a number of keys that it does not have.
+    pub fn fits(&self, request: &[&[u8]]) -> bool {
+        if self.find != Find::Counted {
+            return true;
+        }
+        let first = self.first(request);
+        let most = request.len().saturating_sub(first + 1);
+        count_at(first, request).is_some_and(|count| (1..=most).contains(&count))
+    }
+
+    /// The argument where the search for keys begins.
+    fn first(&self, request: &[&[u8]]) -> usize {
+        match self.begin {
+            Begin::Index(index) => index,
+            Begin::Keyword(word, from) => {
+                let found = request.iter().skip(from).position(|argument| args::is(argument, word));
+                found.map_or(request.len(), |found| from + found + 1)
+            }
+        }
+    }
+}
+
+/// The number of keys that this argument says.
+fn count_at(index: usize, request: &[&[u8]]) -> Option<usize> {
+    let count = request.get(index).and_then(|count| args::parse_int(count))?;
+    usize::try_from(count).ok()
 }
 
 /// The keys of a request, as its command's specs find them.
@@ -157,11 +186,7 @@ mod tests {
             begin: Begin::Keyword(word, 1),
             find,
         };
-        let counted = KeySpec {
-            access: READS,
-            begin: Begin::Index(2),
-            find: Find::Counted,
-        };
+        let counted = KeySpec::counted(2, READS);
         for (spec, request, keys) in [
             (KeySpec::at(1, READS), "get k", "k"),
             (KeySpec::at(2, READS), "object encoding k", "k"),
@@ -188,6 +213,24 @@ mod tests {
             (behind("keys", Find::Range { last: 0, step: 1 }), "m keys a b", "a"),
         ] {
             assert_eq!(found(spec, request), keys, "{request}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_keys_must_be_right() {
+        for (request, fits) in [
+            ("zunion 2 a b", true),
+            ("zunion 1 a withscores", true),
+            ("zunion 0 a", false),
+            ("zunion 2 a", false),
+            ("zunion -1 a", false),
+            ("zunion x a", false),
+            ("zunion 9223372036854775807 a", false),
+            ("zunion", false),
+        ] {
+            let arguments: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+            assert_eq!(KeySpec::counted(1, READS).fits(&arguments), fits, "{request}");
+            assert!(KeySpec::at(1, READS).fits(&arguments), "{request}");
         }
     }
 

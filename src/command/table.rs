@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, not_implemented, server, sets,
-    strings, transactions, wait,
+    sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -17,6 +17,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Bits", bits::COMMANDS),
     ("Hashes", hashes::COMMANDS),
     ("Sets", sets::COMMANDS),
+    ("Sorted sets", sorted_sets::COMMANDS),
     ("Keys", keys::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Connection", connection::COMMANDS),

@@ -183,6 +183,10 @@ impl Weight {
                 self.bytes += value.len();
             }
             Reply::Array(items) => items.iter().for_each(|item| self.add(item)),
+            Reply::Map(pairs) | Reply::Pairs(pairs) => pairs.iter().for_each(|(first, second)| {
+                self.add(first);
+                self.add(second);
+            }),
             _ => {}
         }
     }

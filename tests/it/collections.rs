@@ -193,6 +193,50 @@ fn what_other_producers_write_is_a_hash_or_an_error_of_its_own() {
 }
 
 #[test]
+fn sets_and_sorted_sets_of_other_producers_are_combined() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("foreign-zset");
+    let node = Highwater::on_kafka(kafka, &topic);
+    let hostile = Hostile::new(kafka, &topic);
+    hostile.send(0, b"set", Some(b"\x92\xa1a\xa1b"), &[("redis-type", b"set")]);
+    // Out of order, with integers.
+    let members = b"\x83\xa1b\x02\xa1a\x02\xa1c\xcb\xbf\xf8\0\0\0\0\0\0";
+    hostile.send(0, b"zset", Some(members), &[("redis-type", b"zset")]);
+    hostile.flush();
+    let mut client = node.client();
+    shows(
+        &mut client,
+        "ZRANGE zset 0 -1 WITHSCORES",
+        "*6\r\n$1\r\nc\r\n$4\r\n-1.5\r\n$1\r\na\r\n$1\r\n2\r\n$1\r\nb\r\n$1\r\n2",
+    );
+    client.check(
+        "ZUNION 2 zset set WEIGHTS 1 5 WITHSCORES",
+        "*6\r\n$1\r\nc\r\n$4\r\n-1.5\r\n$1\r\na\r\n$1\r\n7\r\n$1\r\nb\r\n$1\r\n7",
+    );
+    client.check(
+        "ZINTER 2 set zset AGGREGATE MIN WITHSCORES",
+        "*4\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nb\r\n$1\r\n1",
+    );
+    client.check("ZINTERCARD 2 zset set", ":2");
+    client.check("ZDIFF 2 zset set", "*1\r\n$1\r\nc");
+    client.check("ZDIFFSTORE none 2 set zset", ":0");
+    client.check("ZUNIONSTORE zset 2 zset set", ":3");
+    let record = newest(kafka, &topic, b"zset");
+    assert_eq!(header(&record, "redis-type"), Some(&b"zset"[..]));
+    assert_eq!(
+        record.value.as_deref(),
+        Some(&b"\x83\xa1c\xcb\xbf\xf8\0\0\0\0\0\0\xa1a\xcb\x40\x08\0\0\0\0\0\0\xa1b\xcb\x40\x08\0\0\0\0\0\0"[..])
+    );
+    // Nothing has changed, so nothing is written.
+    client.check("ZADD zset CH 3 a", ":0");
+    client.check("ZDIFFSTORE none 2 set zset", ":0");
+    client.check("ZREM zset none", ":0");
+    assert_eq!(newest(kafka, &topic, b"zset").offset, record.offset);
+    let keys = kafka.records(&topic, "read_committed").into_iter();
+    assert!(keys.filter_map(|record| record.key).all(|key| key != b"none"));
+}
+
+#[test]
 fn a_topic_that_uses_what_a_node_does_not_know_is_not_served() {
     let kafka = kafka::shared();
     let topic = fresh_topic("from-the-future");

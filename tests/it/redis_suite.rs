@@ -59,6 +59,8 @@ units! {
     incr: "unit/type/incr", 23, 21;
     hash: "unit/type/hash", 72, 0;
     set: "unit/type/set", 94, 0;
+    // 24 need blocking commands.
+    zset: "unit/type/zset", 270, 240;
     quit: "unit/quit", 3, 3;
     bitops: "unit/bitops", 45, 0;
     bitfield: "unit/bitfield", 16, 0;

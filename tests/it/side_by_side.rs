@@ -61,6 +61,11 @@ mod tables {
     }
 
     #[test]
+    fn sorted_sets() {
+        against_redis("sorted_sets");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -90,6 +95,7 @@ mod tables {
             "bits",
             "hashes",
             "sets",
+            "sorted_sets",
             "keys",
             "expiry",
             "transactions",

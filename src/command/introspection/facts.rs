@@ -70,6 +70,8 @@ const TIPS: &[(&str, &[&str])] = &[
     ("unlink", &[MULTI_SHARD, SUM]),
     ("wait", &[ALL_SHARDS, LEAST]),
     ("waitaof", &[ALL_SHARDS, LEAST]),
+    ("zrandmember", &[VARIES]),
+    ("zscan", &[VARIES]),
 ];
 
 fn of<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {

@@ -97,6 +97,11 @@ impl Packed {
         hash::find(&self.bytes, name)
     }
 
+    /// The score of one member of a sorted set.
+    pub fn score(&self, member: &[u8]) -> Result<Option<f64>, Problem> {
+        sorted_set::find(&self.bytes, member)
+    }
+
     /// How many elements are there at this time (milliseconds since the epoch).
     pub fn len(&self, now: u64) -> Result<usize, Problem> {
         let mut reader = Reader::new(&self.bytes);

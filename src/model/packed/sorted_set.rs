@@ -36,7 +36,8 @@ impl Scores {
         put_map(self.0.len(), &mut out);
         for (member, score) in &self.0 {
             put_bytes(member, &mut out);
-            put_float(*score, &mut out);
+            // Minus zero becomes zero, as in the small sorted sets of Redis.
+            put_float(*score + 0.0, &mut out);
         }
         Some(Packed::kept(Collection::SortedSet, out.into()))
     }
@@ -54,13 +55,7 @@ pub(super) fn read(bytes: &Bytes) -> Result<Scores, Problem> {
     let mut scores = IndexMap::with_capacity_and_hasher(room(len, &reader), Default::default());
     for _ in 0..len {
         let member = part_of(bytes, reader.bytes()?);
-        let score = match reader.number()? {
-            Number::Unsigned(score) => score as f64,
-            Number::Signed(score) => score as f64,
-            Number::Float(score) if score.is_nan() => return Err("a score is not a number"),
-            Number::Float(score) => score,
-        };
-        scores.insert(member, score);
+        scores.insert(member, score(&mut reader)?);
     }
     at_end(&reader)?;
     let mut scores = Scores(scores);
@@ -68,4 +63,26 @@ pub(super) fn read(bytes: &Bytes) -> Result<Scores, Problem> {
         scores.sort();
     }
     Ok(scores)
+}
+
+fn score(reader: &mut Reader<'_>) -> Result<f64, Problem> {
+    match reader.number()? {
+        Number::Unsigned(score) => Ok(score as f64),
+        Number::Signed(score) => Ok(score as f64),
+        Number::Float(score) if score.is_nan() => Err("a score is not a number"),
+        Number::Float(score) => Ok(score),
+    }
+}
+
+/// One member's score, in a sorted set in which no member stands twice.
+pub(super) fn find(bytes: &Bytes, wanted: &[u8]) -> Result<Option<f64>, Problem> {
+    let mut reader = Reader::new(bytes);
+    for _ in 0..reader.map()? {
+        let is_it = *reader.bytes()? == *wanted;
+        let score = score(&mut reader)?;
+        if is_it {
+            return Ok(Some(score));
+        }
+    }
+    Ok(None)
 }

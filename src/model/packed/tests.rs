@@ -66,6 +66,10 @@ proptest! {
         let read = Scores::unpack(&packed).expect("it was written here");
         let order = |scores: &Scores| scores.0.keys().cloned().collect::<Vec<_>>();
         prop_assert_eq!(order(&read), order(&scores));
+        for (member, score) in &scores.0 {
+            prop_assert_eq!(packed.score(member), Ok(Some(*score)));
+        }
+        prop_assert_eq!(packed.score(b"no such member"), Ok(None));
     }
 
     #[test]
@@ -111,6 +115,8 @@ fn what_other_producers_write_is_read_as_the_contract_says() {
             "83 a162 02 a161 02 a163 cbbff8000000000000",
             "83 a163 cbbff8000000000000 a161 cb4000000000000000 a162 cb4000000000000000",
         ),
+        // {"a": -0.0}
+        (SortedSet, "81 a161 cb8000000000000000", "81 a161 cb0000000000000000"),
         // {"a": 0.5} with a number of 32 bits
         (SortedSet, "81 a161 ca3f000000", "81 a161 cb3fe0000000000000"),
     ] {

@@ -52,7 +52,7 @@ const HASHES: Templates = &[
     "HINCRBYFLOAT K F N.5",
     "HRANDFIELD K 100",
     "HSCAN K 0 COUNT 1000",
-    "HSCAN K 0 MATCH F",
+    "HSCAN K 0 MATCH F COUNT 1000",
 ];
 
 const SETS: Templates = &[
@@ -75,7 +75,49 @@ const SETS: Templates = &[
     "SUNIONSTORE K K K",
     "SDIFFSTORE K K K",
     "SINTERCARD 2 K K LIMIT 2",
-    "SSCAN K 0",
+    "SSCAN K 0 COUNT 1000",
+];
+
+const SORTED_SETS: Templates = &[
+    "ZADD K N F",
+    "ZADD K N F N F N.5 F",
+    "ZADD K NX CH N F",
+    "ZADD K XX GT N F",
+    "ZADD K LT CH N F N F",
+    "ZADD K INCR N F",
+    "ZINCRBY K N.5 F",
+    "ZREM K F F",
+    "ZSCORE K F",
+    "ZMSCORE K F F",
+    "ZCARD K",
+    "ZRANK K F",
+    "ZREVRANK K F",
+    "ZCOUNT K N N",
+    "ZCOUNT K (N +inf",
+    "ZRANGE K N N WITHSCORES",
+    "ZRANGE K N N REV",
+    "ZRANGE K (N N BYSCORE LIMIT 0 2",
+    "ZRANGE K - + BYLEX",
+    "ZRANGEBYSCORE K -inf N WITHSCORES",
+    "ZREVRANGEBYSCORE K N N",
+    "ZREVRANGE K 0 -1 WITHSCORES",
+    "ZREMRANGEBYRANK K N N",
+    "ZREMRANGEBYSCORE K N N",
+    "ZPOPMIN K",
+    "ZPOPMAX K 2",
+    "ZMPOP 2 K K MIN COUNT 2",
+    "ZUNION 2 K K WITHSCORES",
+    "ZINTER 2 K K WITHSCORES",
+    "ZDIFF 2 K K WITHSCORES",
+    "ZUNIONSTORE K 2 K K WEIGHTS N N",
+    "ZINTERSTORE K 2 K K AGGREGATE MAX",
+    "ZDIFFSTORE K 2 K K",
+    "ZRANGESTORE K K 0 1",
+    "ZINTERCARD 2 K K LIMIT 1",
+    "ZSCAN K 0 COUNT 1000",
+    "ZRANDMEMBER K 100",
+    "SADD K F",
+    "SUNION K K",
 ];
 
 /// Commands whose elements come in any order.
@@ -92,6 +134,8 @@ const UNORDERED: &[&str] = &[
     "SUNION",
     "SDIFF",
     "SSCAN",
+    "ZSCAN",
+    "ZRANDMEMBER",
 ];
 
 fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
@@ -101,6 +145,7 @@ fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
         "V" => ["x", "10", "-3", "1.5", "\"\\x00\\xfe\"", "\"\"", "long-long-long-long"][random.random_range(0..7)]
             .to_owned(),
         "N" => random.random_range(-5..6).to_string(),
+        "(N" => format!("({}", random.random_range(-5..6)),
         "N.5" => format!("{}.5", random.random_range(-5..6)),
         other => other.to_owned(),
     };
@@ -162,4 +207,9 @@ fn hashes() {
 #[test]
 fn sets() {
     against_redis(SETS);
+}
+
+#[test]
+fn sorted_sets() {
+    against_redis(SORTED_SETS);
 }
