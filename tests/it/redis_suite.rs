@@ -60,7 +60,7 @@ units! {
     hash: "unit/type/hash", 72, 0;
     set: "unit/type/set", 94, 0;
     // 24 need blocking commands, 2 take minutes on Kafka.
-    zset: "unit/type/zset", 270, 244;
+    zset: "unit/type/zset", 270, 240;
     quit: "unit/quit", 3, 3;
     bitops: "unit/bitops", 45, 0;
     bitfield: "unit/bitfield", 16, 0;
