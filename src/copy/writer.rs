@@ -1,7 +1,7 @@
 //! The second pass of a copy: produces the chosen records again, a bounded number of them at a
 //! time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -33,8 +33,8 @@ pub(super) struct Writer<'t> {
     /// The offsets that have not been read yet.
     places: BTreeMap<TopicPartition, Peekable<IntoIter<u64>>>,
     window: Arc<Window>,
-    /// What was named in each database of the target.
-    features: BTreeMap<u16, Features>,
+    /// Databases of the target in which features were named.
+    named: BTreeSet<u16>,
     copied: Copied,
 }
 
@@ -45,7 +45,7 @@ impl Writer<'_> {
             target,
             places: chosen.places.into_iter().map(to_come).collect(),
             window: Arc::default(),
-            features: BTreeMap::new(),
+            named: BTreeSet::new(),
             copied: Copied::default(),
         }
     }
@@ -72,8 +72,8 @@ impl Writer<'_> {
                 .create(database)
                 .map_err(|e| format!("copy database {database}: {e}"))?;
         }
-        if let Some(feature) = state.value.feature() {
-            self.name_feature(database, feature)?;
+        if state.value.feature().is_some() {
+            self.name_features(database)?;
         }
         let to = TopicPartition {
             database,
@@ -88,14 +88,13 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Names a feature in every partition, before the first record that needs it.
-    fn name_feature(&mut self, database: u16, feature: &str) -> Result<(), Problem> {
-        let features = self.features.entry(database).or_default();
-        if features.has(feature) {
+    /// Names features in every partition, before the first record that needs one. A target that was
+    /// there before may use any of them already, so all are named.
+    fn name_features(&mut self, database: u16) -> Result<(), Problem> {
+        if !self.named.insert(database) {
             return Ok(());
         }
-        *features = std::mem::take(features).with(feature);
-        let payload = Payload::Control(Control::Features(features.clone()));
+        let payload = Payload::Control(Control::Features(Features::known()));
         let partitions = self.target.identity(database).map_or(0, |topic| topic.partitions);
         (0..partitions).try_for_each(|partition| {
             self.produce(Record {

@@ -37,13 +37,13 @@ impl Features {
         Features(names.collect())
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.0.contains(name)
+    /// All that this version knows.
+    pub fn known() -> Features {
+        Features(Collection::ALL.iter().map(|of| of.name().to_owned()).collect())
     }
 
-    /// Adds all names of another set.
-    pub fn add_all(&mut self, more: &Features) {
-        self.0.extend(more.0.iter().cloned());
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
     }
 
     #[must_use]

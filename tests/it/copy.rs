@@ -231,6 +231,41 @@ fn an_embedded_log_is_copied_to_kafka() {
 }
 
 #[test]
+fn collections_are_copied_and_the_new_topic_names_their_types() {
+    const FEATURES: &[u8] = b"\0highwater:features";
+    let kafka = kafka::shared();
+    let (old, new) = (fresh_topic("copy-types"), fresh_topic("copy-types-new"));
+    let source = Highwater::on_kafka(kafka, &old);
+    let mut client = source.client();
+    client.check("HSET h a 1 b 2", ":2");
+    client.check("EXPIRE h 100000", ":1");
+    client.check("SADD s x", ":1");
+    client.check("ZADD z 1.5 m", ":1");
+    client.check("SET text v", "+OK");
+    succeeded(&copy_topic(kafka, &old, &new, &["--to-partitions", "2"]), 4);
+    let records = kafka.records(&new, "read_committed");
+    for partition in 0..2 {
+        let of_partition: Vec<_> = records.iter().filter(|record| record.partition == partition).collect();
+        let place = of_partition
+            .iter()
+            .position(|record| record.key.as_deref() == Some(FEATURES));
+        let before = &of_partition[..place.expect("every partition names them")];
+        assert!(
+            before.iter().all(|record| record.headers.is_empty()),
+            "only strings come before"
+        );
+    }
+    let target = Highwater::on_kafka(kafka, &new);
+    let mut client = target.client();
+    client.check("HGETALL h", "*4\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nb\r\n$1\r\n2");
+    assert!(client.tree("TTL h").integer().is_some_and(|seconds| seconds > 90_000));
+    client.check("SMEMBERS s", "*1\r\n$1\r\nx");
+    client.check("ZSCORE z m", "$3\r\n1.5");
+    client.check("GET text", "$1\r\nv");
+    client.check("HSET h c 3", ":1");
+}
+
+#[test]
 fn a_copy_that_cannot_be_right_is_refused() {
     let kafka = kafka::shared();
     let (missing, topic) = (fresh_topic("copy-missing"), kafka.compacted_topic("copy-itself", 1));
