@@ -13,8 +13,9 @@ use std::time::Duration;
 use crate::support::server::{Highwater, RedisServer};
 use crate::support::{kafka, parts, ports, process, temp};
 
-/// What one unit may take: the longest takes 10 s with redis-server.
-const UNIT: Duration = Duration::from_secs(300);
+/// What one unit may take: the longest takes 10 s with redis-server, and minutes on Kafka, where it
+/// waits for each of its writes.
+const UNIT: Duration = Duration::from_secs(600);
 
 /// Tests that need what no server reached from outside can give, or that take minutes.
 const TAGS: &str = "-slow -needs:debug -needs:repl -needs:save -needs:config-maxmemory";
