@@ -65,6 +65,21 @@ impl Data<'_, '_> {
         entry.map(|entry| entry.packed(of).cloned()).transpose()
     }
 
+    /// How many elements the collection at a key has; 0 if the key is missing. The error of Redis
+    /// if the key holds something else.
+    pub fn collection_len(&mut self, key: &[u8], of: Collection) -> Result<usize, Fault> {
+        let now = self.now();
+        let Some(entry) = self.get(key)? else {
+            return Ok(0);
+        };
+        let packed = entry.packed(of)?;
+        if of == Collection::Hash {
+            // Fields can expire, so a hash is looked through.
+            self.transaction.works(packed.bytes().len())?;
+        }
+        packed.len(now).map_err(|problem| entry.unreadable(problem))
+    }
+
     /// The collection at a key, without what has expired; an empty one if the key is missing. The
     /// error of Redis if the key holds something else.
     pub fn collection<E: Elements>(&mut self, key: &[u8]) -> Result<Whole<E>, Fault> {
@@ -115,6 +130,23 @@ impl Data<'_, '_> {
     /// As [`Data::current_string`], but a missing key is an empty string.
     pub fn current_string_or_empty(&mut self, key: &[u8]) -> Result<CurrentString, Fault> {
         Ok(self.current_string(key)?.unwrap_or_default())
+    }
+
+    /// Stores a result, as SUNIONSTORE does: it replaces what the key held before, an expiry too.
+    /// An empty result deletes the key, if it is there.
+    pub fn store_result<E: Elements>(&mut self, key: &[u8], elements: E) -> Result<(), Fault> {
+        match elements.pack() {
+            Some(packed) => self.put(
+                key,
+                State {
+                    value: Value::Packed(packed),
+                    expire_at: None,
+                },
+            ),
+            None if self.exists(key)? => self.delete(key),
+            None => {}
+        }
+        Ok(())
     }
 
     /// Whether there is something under this key.

@@ -218,12 +218,8 @@ fn hstrlen(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn hlen(data: &mut Data, args: Args) -> Outcome {
-    let now = data.now();
-    let Some(packed) = data.packed(args[1], Collection::Hash)? else {
-        return Ok(Reply::Int(0));
-    };
-    data.transaction.works(packed.bytes().len())?;
-    Ok(Reply::Int(packed.len(now).map_err(damaged)? as i64))
+    let len = data.collection_len(args[1], Collection::Hash)?;
+    Ok(Reply::Int(len as i64))
 }
 
 fn fields(data: &mut Data, key: &[u8]) -> Result<Fields, Fault> {

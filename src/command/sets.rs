@@ -246,10 +246,11 @@ fn smove(data: &mut Data, args: Args) -> Outcome {
     let [_, from, to, member] = *args else {
         return Err(SYNTAX.into());
     };
-    if !data.exists(from)? {
+    let mut source: Whole<Members> = data.collection(from)?;
+    // As in Redis, the other key is not looked at then.
+    if source.elements.0.is_empty() {
         return Ok(Reply::Int(0));
     }
-    let mut source: Whole<Members> = data.collection(from)?;
     let mut target: Whole<Members> = data.collection(to)?;
     if from == to {
         return Ok(Reply::Int(source.elements.0.contains(member).into()));
@@ -265,13 +266,7 @@ fn smove(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn scard(data: &mut Data, args: Args) -> Outcome {
-    let now = data.now();
-    let len = match data.packed(args[1], Collection::Set)? {
-        Some(packed) => packed
-            .len(now)
-            .map_err(|problem| Fault::error(format!("ERR the set cannot be read: {problem}")))?,
-        None => 0,
-    };
+    let len = data.collection_len(args[1], Collection::Set)?;
     Ok(Reply::Int(len as i64))
 }
 
@@ -375,16 +370,7 @@ fn difference(sets: Vec<Members>) -> Members {
 fn store(data: &mut Data, args: Args, combine: fn(Vec<Members>) -> Members) -> Outcome {
     let elements = combine(all(data, &args[2..])?);
     let len = elements.0.len();
-    // Nothing is written where there was nothing.
-    if len > 0 || data.exists(args[1])? {
-        data.put_collection(
-            args[1],
-            Whole {
-                elements,
-                expire_at: None,
-            },
-        );
-    }
+    data.store_result(args[1], elements)?;
     Ok(Reply::Int(len as i64))
 }
 

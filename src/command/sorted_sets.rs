@@ -10,7 +10,6 @@ mod ranges;
 
 use bytes::Bytes;
 
-use super::data::Whole;
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 use crate::model::Scores;
@@ -403,12 +402,7 @@ fn scores(data: &mut Data, key: &[u8]) -> Result<Scores, Fault> {
 /// their number.
 fn store(data: &mut Data, key: &[u8], elements: Scores) -> Outcome {
     let count = elements.0.len();
-    if count > 0 {
-        let expire_at = None;
-        data.put_collection(key, Whole { elements, expire_at });
-    } else if data.exists(key)? {
-        data.delete(key);
-    }
+    data.store_result(key, elements)?;
     Ok(Reply::Int(count as i64))
 }
 

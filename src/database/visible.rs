@@ -45,8 +45,9 @@ pub enum What<'e> {
     Flushed,
 }
 
-/// A change of what readers see. It is told after memory shows it. Events of one key can be told by
-/// two threads at once: who needs the newest state has to read the key.
+/// A change of what readers see. Memory shows it before listeners get the event. Two threads can
+/// tell events of one key at the same time, so a listener that needs the newest state has to read
+/// the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event<'e> {
     pub database: u16,

@@ -165,11 +165,8 @@ fn damaged(problem: &str) -> Fault {
 }
 
 pub(super) fn zcard(data: &mut Data, args: Args) -> Outcome {
-    let now = data.now();
-    let Some(packed) = data.packed(args[1], Collection::SortedSet)? else {
-        return Ok(Reply::Int(0));
-    };
-    Ok(Reply::Int(packed.len(now).map_err(damaged)? as i64))
+    let len = data.collection_len(args[1], Collection::SortedSet)?;
+    Ok(Reply::Int(len as i64))
 }
 
 pub(super) fn zscore(data: &mut Data, args: Args) -> Outcome {
