@@ -24,7 +24,7 @@ pub const HEADER_BYTES: usize = 160;
 
 /// How this version reads records. It grows when a record is taken for something else than before:
 /// a local store that another version filled is then rebuilt.
-pub const READS: u32 = 2;
+pub const READS: u32 = 3;
 
 /// A record to be produced.
 #[derive(Clone, Debug, PartialEq, Eq)]

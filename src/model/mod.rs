@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use features::{FEATURES_KEY, Features, is_known};
-pub use packed::{Collection, Elements, Field, Fields, Members, Packed, Scores, order};
+pub use packed::{Collection, Elements, Field, Fields, Items, Members, Packed, Scores, order};
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -200,6 +200,7 @@ const PLAIN: &[&str] = &[
     "src/model/mod.rs",
     "src/model/msgpack.rs",
     "src/model/packed/hash.rs",
+    "src/model/packed/list.rs",
     "src/model/packed/mod.rs",
     "src/model/packed/set.rs",
     "src/model/packed/sorted_set.rs",

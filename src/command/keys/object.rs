@@ -17,7 +17,7 @@ pub(super) static OBJECT: &[Command] = &[
         since: "2.2.3",
         summary: "Tells how Redis would keep the value in memory.",
         compatibility: Compatibility::Partial(
-            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here, and a collection that was large once is large for good in Redis",
+            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here, and a collection that was large once is large for good in Redis, and a list is always a quicklist, as in Redis 7.0",
         ),
         run: Run::Data(object_encoding),
         ..super::ROW
@@ -83,8 +83,10 @@ fn object_encoding(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, &'static str> {
-    let (most, longest) = data.config.listpack_limits(packed.of().name());
-    let is_small = |lengths: &[usize]| lengths.len() <= most && lengths.iter().all(|length| *length <= longest);
+    let is_small = |lengths: &[usize]| {
+        let (most, longest) = data.config.listpack_limits(packed.of().name());
+        lengths.len() <= most && lengths.iter().all(|length| *length <= longest)
+    };
     Ok(match packed.of() {
         Collection::Hash => {
             let mut fields = Fields::unpack(packed)?;
@@ -113,6 +115,8 @@ fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, 
                 "skiplist"
             }
         }
+        // As in Redis 7.0: however short it is.
+        Collection::List => "quicklist",
     })
 }
 

@@ -1,4 +1,4 @@
-//! Packed collections: a whole hash, set or sorted set in one record, as MessagePack. Any producer
+//! Packed collections: a whole hash, set, sorted set or list in one record, as MessagePack. Any producer
 //! can write one, in any language; `docs/topic-format.md` is the contract.
 //!
 //! Reading is exact, so that all nodes agree on what a record says. What this version writes has
@@ -6,6 +6,7 @@
 //! collection, text as strings, other bytes as bytes, a sorted set in its order.
 
 mod hash;
+mod list;
 mod set;
 mod sorted_set;
 
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use super::msgpack::{Problem, Reader};
 
 pub use hash::{Field, Fields};
+pub use list::Items;
 pub use set::Members;
 pub use sorted_set::{Scores, order};
 
@@ -25,10 +27,16 @@ pub enum Collection {
     Hash,
     Set,
     SortedSet,
+    List,
 }
 
 impl Collection {
-    pub const ALL: [Collection; 3] = [Collection::Hash, Collection::Set, Collection::SortedSet];
+    pub const ALL: [Collection; 4] = [
+        Collection::Hash,
+        Collection::Set,
+        Collection::SortedSet,
+        Collection::List,
+    ];
 
     /// As TYPE answers it, and as the header `redis-type` has it.
     pub fn name(self) -> &'static str {
@@ -36,6 +44,7 @@ impl Collection {
             Collection::Hash => "hash",
             Collection::Set => "set",
             Collection::SortedSet => "zset",
+            Collection::List => "list",
         }
     }
 
@@ -49,6 +58,7 @@ impl Collection {
             Collection::Hash => 1,
             Collection::Set => 2,
             Collection::SortedSet => 3,
+            Collection::List => 4,
         }
     }
 
@@ -71,6 +81,7 @@ impl Packed {
             Collection::Hash => hash::read(bytes)?.pack(),
             Collection::Set => set::read(bytes)?.pack(),
             Collection::SortedSet => sorted_set::read(bytes)?.pack(),
+            Collection::List => list::read(bytes)?.pack(),
         };
         if let Some(packed) = packed.as_mut().filter(|packed| packed.bytes == *bytes) {
             packed.bytes = bytes.clone();
@@ -107,7 +118,7 @@ impl Packed {
         let mut reader = Reader::new(&self.bytes);
         match self.of {
             Collection::Hash => hash::count(reader, now, usize::MAX),
-            Collection::Set => reader.array(),
+            Collection::Set | Collection::List => reader.array(),
             Collection::SortedSet => reader.map(),
         }
     }
@@ -116,7 +127,7 @@ impl Packed {
     pub fn is_live(&self, now: u64) -> bool {
         match self.of {
             Collection::Hash => hash::count(Reader::new(&self.bytes), now, 1) != Ok(0),
-            Collection::Set | Collection::SortedSet => true,
+            Collection::Set | Collection::SortedSet | Collection::List => true,
         }
     }
 }
@@ -169,6 +180,18 @@ impl Elements for Scores {
 
     fn unpack(packed: &Packed) -> Result<Scores, Problem> {
         sorted_set::read(&packed.bytes)
+    }
+
+    fn pack(&self) -> Option<Packed> {
+        self.pack()
+    }
+}
+
+impl Elements for Items {
+    const OF: Collection = Collection::List;
+
+    fn unpack(packed: &Packed) -> Result<Items, Problem> {
+        list::read(&packed.bytes)
     }
 
     fn pack(&self) -> Option<Packed> {

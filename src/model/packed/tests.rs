@@ -73,6 +73,15 @@ proptest! {
     }
 
     #[test]
+    fn a_list_comes_back_as_it_was(items in prop::collection::vec(names(), 1..40)) {
+        let items = Items(items.into_iter().collect());
+        let packed = items.pack().expect("it has items");
+        prop_assert_eq!(parse(Collection::List, packed.bytes()), Ok(Some(packed.clone())));
+        prop_assert_eq!(packed.len(0), Ok(items.0.len()));
+        prop_assert_eq!(Items::unpack(&packed), Ok(items));
+    }
+
+    #[test]
     fn any_bytes_are_read_or_refused_and_what_was_read_is_read_alike(
         bytes in prop::collection::vec(prop_oneof![
             any::<u8>(), 0x80..0x84_u8, 0x90..0x94_u8, 0xa0..0xa3_u8, Just(0xcb),
@@ -90,7 +99,7 @@ proptest! {
 /// What `docs/topic-format.md` shows: what is written, and what it is taken for.
 #[test]
 fn what_other_producers_write_is_read_as_the_contract_says() {
-    use Collection::{Hash, Set, SortedSet};
+    use Collection::{Hash, List, Set, SortedSet};
     for (of, written, kept) in [
         // {"a": "1", "b": "\xff"}, the second value as bytes
         (Hash, "82 a161 a131 a162 c401ff", "82 a161 a131 a162 c401ff"),
@@ -109,6 +118,8 @@ fn what_other_producers_write_is_read_as_the_contract_says() {
         // ["a", "b", "a"]
         (Set, "93 a161 a162 a161", "92 a161 a162"),
         (Set, "92 01 c40131", "91 a131"),
+        // ["b", "a", "b", the byte ff, -1]: in this order, as often as they are there
+        (List, "95 a162 a161 a162 c401ff ff", "95 a162 a161 a162 c401ff a22d31"),
         // {"b": 2, "a": 2, "c": -1.5}
         (
             SortedSet,
@@ -127,8 +138,8 @@ fn what_other_producers_write_is_read_as_the_contract_says() {
 
 #[test]
 fn what_is_empty_is_nothing_and_what_is_broken_says_why() {
-    use Collection::{Hash, Set, SortedSet};
-    for (of, empty) in [(Hash, "80"), (Set, "90"), (SortedSet, "de0000")] {
+    use Collection::{Hash, List, Set, SortedSet};
+    for (of, empty) in [(Hash, "80"), (Set, "90"), (SortedSet, "de0000"), (List, "90")] {
         assert_eq!(parse(of, &hex(empty)), Ok(None));
     }
     for (of, broken, why) in [
@@ -146,6 +157,11 @@ fn what_is_empty_is_nothing_and_what_is_broken_says_why() {
         (Hash, "81 80 a131", "something else"),
         (Set, "81 a161 a131", "no array"),
         (Set, "ddffffffff", "ends too early"),
+        (List, "81 a161 a131", "no array"),
+        (List, "92 a161", "ends too early"),
+        (List, "ddffffffff", "ends too early"),
+        (List, "91 91 a161", "something else"),
+        (List, "91 a161 a162", "follow"),
         (SortedSet, "81 a161 a131", "something else"),
         (SortedSet, "81 a161 cb7ff8000000000000", "not a number"),
         (SortedSet, "92 a161 01", "no map"),
