@@ -1,10 +1,10 @@
-//! What commands on hashes, sets and sorted sets have in common: HSCAN and its like, and picking
-//! elements at random.
+//! What commands on hashes, sets, sorted sets and lists have in common: HSCAN and its like, taking
+//! elements out of the first collection that has some, and picking elements at random.
 
-use super::args::{SYNTAX, int, is};
+use super::args::{SYNTAX, count_of, int, is};
 use super::keys::scan::{CURSOR_SHIFT, parse_cursor};
 use super::pattern::KeyPattern;
-use super::{Fault, MAX_REPLY_MEMORY, Reply};
+use super::{Args, Fault, MAX_REPLY_MEMORY, Reply};
 use crate::store::key_hash;
 
 /// Collections of up to this many elements are answered whole, as Redis answers its small ones.
@@ -96,6 +96,38 @@ impl<'a> Scan<'a> {
 /// The reply of a scan of a key that does not exist.
 pub fn nothing_scanned() -> Reply {
     Reply::Array(vec![Reply::bulk("0"), Reply::Array(Vec::new())])
+}
+
+/// What LMPOP and ZMPOP are asked for: `numkeys key [key ...] END [COUNT count]`.
+pub struct Pops<'a, E> {
+    pub keys: Args<'a>,
+    /// The end of the collection that elements are taken from.
+    pub from: E,
+    pub count: usize,
+}
+
+impl<'a, E> Pops<'a, E> {
+    /// `end`: what a word says about the end.
+    pub fn parse(args: Args<'a>, end: fn(&[u8]) -> Option<E>) -> Result<Self, Fault> {
+        let keys = count_of(args[1], 1, "ERR numkeys should be greater than 0")?;
+        let (keys, options) = args[2..].split_at_checked(keys).ok_or(SYNTAX)?;
+        let [from, options @ ..] = options else {
+            return Err(SYNTAX.into());
+        };
+        let from = end(from).ok_or(SYNTAX)?;
+        let count = match options {
+            [] => 1,
+            [word, count, rest @ ..] if is(word, "count") => {
+                let count = count_of(count, 1, "ERR count should be greater than 0")?;
+                if !rest.is_empty() {
+                    return Err(SYNTAX.into());
+                }
+                count
+            }
+            _ => return Err(SYNTAX.into()),
+        };
+        Ok(Pops { keys, from, count })
+    }
 }
 
 /// How many elements HRANDFIELD, SRANDMEMBER or ZRANDMEMBER are asked for.

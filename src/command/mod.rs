@@ -42,6 +42,7 @@ pub mod hashes;
 pub mod highwater;
 pub mod introspection;
 pub mod keys;
+pub mod lists;
 pub mod not_implemented;
 pub mod server;
 pub mod sets;

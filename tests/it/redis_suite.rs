@@ -59,6 +59,9 @@ units! {
     string: "unit/type/string", 72, 67;
     incr: "unit/type/incr", 23, 21;
     hash: "unit/type/hash", 72, 0;
+    // 95 need blocking commands, 2 DUMP. All tests of unit/type/list-2 are slow ones.
+    list: "unit/type/list", 220, 120;
+    list_3: "unit/type/list-3", 9, 9;
     set: "unit/type/set", 94, 0;
     // 24 need blocking commands, 2 take minutes on Kafka.
     zset: "unit/type/zset", 270, 240;

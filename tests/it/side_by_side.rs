@@ -56,6 +56,11 @@ mod tables {
     }
 
     #[test]
+    fn lists() {
+        against_redis("lists");
+    }
+
+    #[test]
     fn sets() {
         against_redis("sets");
     }
@@ -94,6 +99,7 @@ mod tables {
             "strings",
             "bits",
             "hashes",
+            "lists",
             "sets",
             "sorted_sets",
             "keys",

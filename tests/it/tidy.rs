@@ -74,6 +74,8 @@ const PLAIN: &[&str] = &[
     "src/command/keys/moving.rs",
     "src/command/keys/object.rs",
     "src/command/keys/scan.rs",
+    "src/command/lists.rs",
+    "src/command/lists/ends.rs",
     "src/command/mod.rs",
     "src/command/not_implemented.rs",
     "src/command/pattern.rs",

@@ -78,6 +78,38 @@ const SETS: Templates = &[
     "SSCAN K 0 COUNT 1000",
 ];
 
+const LISTS: Templates = &[
+    "LPUSH K F",
+    "RPUSH K F F F",
+    "RPUSH K F F F",
+    "LPUSHX K V",
+    "RPUSHX K F F",
+    "LPOP K",
+    "RPOP K",
+    "LPOP K N",
+    "RPOP K N",
+    "LLEN K",
+    "LRANGE K N N",
+    "LRANGE K 0 -1",
+    "LINDEX K N",
+    "LSET K N V",
+    "LINSERT K BEFORE F V",
+    "LINSERT K AFTER F F",
+    "LREM K N F",
+    "LTRIM K N N",
+    "LTRIM K N -1",
+    "LPOS K F",
+    "LPOS K F RANK N",
+    "LPOS K F COUNT N MAXLEN 4",
+    "LPOS K F RANK -1 COUNT 0",
+    "LMOVE K K LEFT RIGHT",
+    "LMOVE K K RIGHT RIGHT",
+    "RPOPLPUSH K K",
+    "LMPOP 2 K K LEFT COUNT 2",
+    "LMPOP 3 K K K RIGHT",
+    "SADD K F",
+];
+
 const SORTED_SETS: Templates = &[
     "ZADD K N F",
     "ZADD K N F N F N.5 F",
@@ -216,6 +248,11 @@ fn hashes() {
 #[test]
 fn sets() {
     against_redis(SETS);
+}
+
+#[test]
+fn lists() {
+    against_redis(LISTS);
 }
 
 #[test]
