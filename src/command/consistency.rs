@@ -71,10 +71,11 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
     match command.reads {
         _ if command.has(flag::ALL_KEYS) => Some(Scope::Everything),
         Reads::Store | Reads::OtherDatabases => Some(Scope::Everything),
+        Reads::KeysAndOthersIf(finds_others) if finds_others(args) => Some(Scope::Everything),
         Reads::StoreIf(_) => None,
         Reads::KeysUnless(blind) if blind(args) => None,
         Reads::Keys | Reads::KeysUnless(_) if command.keys.is_empty() => None,
-        Reads::Keys | Reads::KeysUnless(_) => {
+        Reads::Keys | Reads::KeysUnless(_) | Reads::KeysAndOthersIf(_) => {
             Some(service.scope(session.database, keys_of(command.keys, args).into_iter()))
         }
     }

@@ -46,6 +46,7 @@ pub mod lists;
 pub mod not_implemented;
 pub mod server;
 pub mod sets;
+pub mod sort;
 pub mod sorted_sets;
 pub mod strings;
 pub mod transactions;
@@ -122,6 +123,9 @@ pub enum Reads {
     /// Its keys, unless the function says that a request with these arguments writes without
     /// reading.
     KeysUnless(fn(Args<'_>) -> bool),
+    /// Its keys, and others that only its computation finds, if the function says so of a request
+    /// with these arguments.
+    KeysAndOthersIf(fn(Args<'_>) -> bool),
     /// Keys of other databases too.
     OtherDatabases,
     /// The whole store, which must first hold everything that was acknowledged.

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, lists, not_implemented, server,
-    sets, sorted_sets, strings, transactions, wait,
+    sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -20,6 +20,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
     ("Keys", keys::COMMANDS),
+    ("Sorting", sort::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),

@@ -65,6 +65,8 @@ units! {
     set: "unit/type/set", 94, 0;
     // 24 need blocking commands, 2 take minutes on Kafka.
     zset: "unit/type/zset", 270, 240;
+    // 1 needs scripts.
+    sort: "unit/sort", 48, 47;
     quit: "unit/quit", 3, 3;
     bitops: "unit/bitops", 45, 0;
     bitfield: "unit/bitfield", 16, 0;

@@ -71,6 +71,11 @@ mod tables {
     }
 
     #[test]
+    fn sort() {
+        against_redis("sort");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -102,6 +107,7 @@ mod tables {
             "lists",
             "sets",
             "sorted_sets",
+            "sort",
             "keys",
             "expiry",
             "transactions",

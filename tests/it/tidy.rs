@@ -88,6 +88,7 @@ const PLAIN: &[&str] = &[
     "src/command/sets.rs",
     "src/command/settle.rs",
     "src/command/shared.rs",
+    "src/command/sort.rs",
     "src/command/sorted_sets.rs",
     "src/command/sorted_sets/bounds.rs",
     "src/command/sorted_sets/members.rs",

@@ -161,6 +161,41 @@ const SORTED_SETS: Templates = &[
     "SUNION K K",
 ];
 
+/// Not what has no order: members of a set BY nosort, or BY equal texts.
+const SORT: Templates = &[
+    "RPUSH K N N.5 N",
+    "RPUSH K F F",
+    "LPUSH K N N",
+    "LPOP K 2",
+    "SADD K N N N",
+    "SADD K F N",
+    "ZADD K N F N N",
+    "SET w1 N",
+    "SET w-2 N.5",
+    "SET wa N",
+    "SET wb F",
+    "DEL w1 wa wb w-2",
+    "HSET h1 f N",
+    "HSET hc f N.5",
+    "HSET hb f V g N",
+    "HDEL h1 f",
+    "SORT K",
+    "SORT K DESC LIMIT 1 N",
+    "SORT K ALPHA LIMIT N 3",
+    "SORT K ALPHA DESC",
+    "SORT_RO K GET w* GET #",
+    "SORT K BY w*",
+    "SORT K BY w* DESC LIMIT N N",
+    "SORT_RO K BY h*->f",
+    "SORT K BY h*->g DESC GET # GET h*->f GET w*",
+    "SORT K ALPHA GET h*->f LIMIT 0 3",
+    "SORT K STORE K",
+    "SORT K ALPHA GET w* GET # STORE K",
+    "SORT K BY nosort LIMIT N N STORE K",
+    "SORT K BY nosort DESC GET # STORE K",
+    "LRANGE K 0 -1",
+];
+
 /// Commands whose elements come in any order.
 const UNORDERED: &[&str] = &[
     "HGETALL",
@@ -253,6 +288,11 @@ fn sets() {
 #[test]
 fn lists() {
     against_redis(LISTS);
+}
+
+#[test]
+fn sort() {
+    against_redis(SORT);
 }
 
 #[test]
