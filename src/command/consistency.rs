@@ -69,9 +69,8 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
         return queued.then_some(Scope::Everything);
     }
     match command.reads {
-        _ if command.has(flag::ALL_KEYS) => Some(Scope::Everything),
+        _ if command.has(flag::ALL_KEYS) || command.finds_keys(args) => Some(Scope::Everything),
         Reads::Store | Reads::OtherDatabases => Some(Scope::Everything),
-        Reads::KeysAndOthersIf(finds_others) if finds_others(args) => Some(Scope::Everything),
         Reads::StoreIf(_) => None,
         Reads::KeysUnless(blind) if blind(args) => None,
         Reads::Keys | Reads::KeysUnless(_) if command.keys.is_empty() => None,

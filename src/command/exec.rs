@@ -143,7 +143,8 @@ impl Exec {
             false => Vec::new(),
         };
         let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
-        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS));
+        let finds_keys = requests.iter().any(|request| request.command.finds_keys(&request.args));
+        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS), finds_keys);
         let service = &shared.service;
         service.transact_at(session.pace, &owner, locks, view, |transaction| {
             // First the keys, then the flag: a transaction that watches what it reads notices later

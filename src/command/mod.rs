@@ -222,6 +222,11 @@ impl Command {
         }
     }
 
+    /// Whether a request reads keys that it does not declare.
+    pub fn finds_keys(&self, args: Args<'_>) -> bool {
+        matches!(self.reads, Reads::KeysAndOthersIf(finds) if finds(args))
+    }
+
     /// Whether a request reads the whole store. Without arguments: whether it may.
     pub fn looks_at_store(&self, args: Option<Args<'_>>) -> bool {
         match (self.reads, args) {

@@ -25,9 +25,7 @@ const ROW: Command = Command {
     categories: &["set", "sortedset", "list", "dangerous"],
     group: "generic",
     complexity: "O(N+M*log(M)), N elements of which M are answered.",
-    compatibility: Compatibility::Partial(
-        "the keys that BY and GET name are read one after the other, so writes of others may come in between",
-    ),
+    compatibility: Compatibility::Partial("ALPHA compares bytes, whatever the locale"),
     ..Command::DEFAULT
 };
 

@@ -47,6 +47,11 @@ impl Groups {
         self.lock.read()
     }
 
+    #[cfg(test)]
+    pub fn is_held(&self) -> bool {
+        self.lock.try_write().is_none()
+    }
+
     fn shown(&self) -> u64 {
         self.shown.load(Ordering::Acquire)
     }

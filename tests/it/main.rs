@@ -42,6 +42,7 @@ mod self_check;
 mod side_by_side;
 mod signals;
 mod soak;
+mod sort;
 mod starting;
 mod support;
 mod tidy;

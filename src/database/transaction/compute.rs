@@ -38,7 +38,13 @@ pub enum Keys<'k> {
     Unlocked,
     /// Only reads, of these keys, which must be seen as they are at one moment.
     Together(&'k [Place<'k>]),
+    /// Only reads, of keys that only the computation finds. They must be seen as they are at one
+    /// moment.
+    FoundReads,
     Some(&'k [&'k [u8]]),
+    /// As `Some`, but the outcome also rests on keys that only the computation finds. It locks all
+    /// keys, unless it watches what it reads.
+    SomeAndFound(&'k [&'k [u8]]),
     All,
 }
 
@@ -104,27 +110,36 @@ impl Drop for Watching<'_> {
 #[derive(Default)]
 struct Locked<'s> {
     _stripes: Held<'s>,
-    _groups: Option<RwLockReadGuard<'s, ()>>,
+    groups: Option<RwLockReadGuard<'s, ()>>,
 }
 
 impl Keys<'_> {
     fn lock<'s>(&self, service: &'s Service, pace: Pace) -> Result<Locked<'s>, Fault> {
         let stripes = match self {
-            Keys::Unlocked | Keys::Together(_) => Ok(Held::default()),
-            Keys::Some(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
+            Keys::Unlocked | Keys::Together(_) | Keys::FoundReads => Ok(Held::default()),
+            Keys::SomeAndFound(_) if !pace.watches() => service.stripes.lock_all(pace.hold()),
+            Keys::Some(keys) | Keys::SomeAndFound(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
             Keys::All => service.stripes.lock_all(pace.hold()),
         };
         Ok(Locked {
             _stripes: stripes.map_err(|taken| Fault::Wait(Wait::Locked(taken)))?,
-            _groups: matches!(self, Keys::Together(_)).then(|| service.groups.hold()),
+            groups: self.are_of_one_moment().then(|| service.groups.hold()),
         })
+    }
+
+    /// True if no group may become visible while they are read.
+    fn are_of_one_moment(&self) -> bool {
+        match self {
+            Keys::Together(_) | Keys::FoundReads | Keys::SomeAndFound(_) => true,
+            Keys::Unlocked | Keys::Some(_) | Keys::All => false,
+        }
     }
 
     /// Watches the keys, where they are not locked.
     fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
         let of: fn(&Database) -> &Watches = match self {
-            Keys::Some(_) => |database| &database.watches,
-            Keys::Together(_) => |database| &database.snapshots,
+            Keys::Some(_) | Keys::SomeAndFound(_) => |database| &database.watches,
+            Keys::Together(_) | Keys::FoundReads => |database| &database.snapshots,
             Keys::Unlocked | Keys::All => return None,
         };
         Some(Watching {
@@ -172,7 +187,7 @@ impl Service {
             None if pace.watches() => keys.watch(self),
             _ => None,
         };
-        if matches!(keys, Keys::Some(_)) && watching.is_some() && self.is_behind(Size::Large) {
+        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_)) && watching.is_some() && self.is_behind(Size::Large) {
             // Otherwise it would be computed in vain.
             return Err(Fault::Wait(Wait::Room(Size::Large)));
         }
@@ -220,6 +235,8 @@ impl Service {
             self.counters.add(transaction.lookups);
         }
         let value = computed?;
+        // Nothing more is read. What the log acknowledges from here on may become visible.
+        locked.groups = None;
         transaction.check_size()?;
         let Transaction {
             items,

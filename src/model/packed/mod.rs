@@ -1,5 +1,5 @@
-//! Packed collections: a whole hash, set, sorted set or list in one record, as MessagePack. Any producer
-//! can write one, in any language; `docs/topic-format.md` is the contract.
+//! Packed collections: a whole hash, set, sorted set or list in one record, as MessagePack. Any
+//! producer can write one, in any language; `docs/topic-format.md` is the contract.
 //!
 //! Reading is exact, so that all nodes agree on what a record says. What this version writes has
 //! one form ([`Packed::parse`] brings every readable record into it): no name twice, no empty
