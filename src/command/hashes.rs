@@ -1,5 +1,7 @@
 //! Hashes: <https://redis.io/docs/latest/commands/?group=hash>.
 
+pub(super) mod expiry;
+
 use bytes::Bytes;
 
 use super::args::{self, OVERFLOW, SYNTAX, int, is, parse_int, wrong_arity};

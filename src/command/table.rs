@@ -16,6 +16,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Strings", strings::COMMANDS),
     ("Bits", bits::COMMANDS),
     ("Hashes", hashes::COMMANDS),
+    ("Expiry of fields", hashes::expiry::COMMANDS),
     ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
     ("Keys", keys::COMMANDS),

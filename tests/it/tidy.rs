@@ -60,6 +60,7 @@ const PLAIN: &[&str] = &[
     "src/command/execute.rs",
     "src/command/execute_tests.rs",
     "src/command/hashes.rs",
+    "src/command/hashes/expiry.rs",
     "src/command/float.rs",
     "src/command/highwater.rs",
     "src/command/info.rs",

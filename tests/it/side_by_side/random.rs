@@ -5,14 +5,15 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::brief;
+use super::{Oracle, brief};
 use crate::support::resp::Reply;
-use crate::support::server::{Highwater, RedisServer};
+use crate::support::server::Highwater;
 
 const SEQUENCES: usize = 5_000;
 const LENGTH: usize = 20;
 
-/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number.
+/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number, `AT`
+/// a Unix time in seconds, far away, and `PAT` one in milliseconds.
 type Templates = &'static [&'static str];
 
 /// Of any type: so that keys change their types.
@@ -53,6 +54,46 @@ const HASHES: Templates = &[
     "HRANDFIELD K 100",
     "HSCAN K 0 COUNT 1000",
     "HSCAN K 0 MATCH F COUNT 1000",
+];
+
+const HASH_EXPIRY: Templates = &[
+    "HSET K F V F V",
+    "HSET K F N",
+    "HSETNX K F V",
+    "HGETALL K",
+    "HMGET K F F",
+    "HLEN K",
+    "HDEL K F F",
+    "HINCRBY K F N",
+    "HINCRBYFLOAT K F N.5",
+    "HRANDFIELD K 100",
+    "HSCAN K 0 COUNT 1000",
+    "HEXPIREAT K AT FIELDS 1 F",
+    "HEXPIREAT K AT FIELDS 2 F F",
+    "HEXPIREAT K AT NX FIELDS 2 F F",
+    "HPEXPIREAT K PAT FIELDS 3 F F F",
+    "HPEXPIREAT K PAT XX FIELDS 2 F F",
+    "HPEXPIREAT K PAT GT FIELDS 2 F F",
+    "HPEXPIREAT K PAT LT FIELDS 2 F F",
+    "HEXPIRE K 0 FIELDS 1 F",
+    "HPEXPIRE K 0 XX FIELDS 2 F F",
+    "HEXPIRETIME K FIELDS 3 F F F",
+    "HPEXPIRETIME K FIELDS 3 F F F",
+    "HPERSIST K FIELDS 2 F F",
+    "HGETEX K FIELDS 2 F F",
+    "HGETEX K EXAT AT FIELDS 2 F F",
+    "HGETEX K PXAT PAT FIELDS 2 F F",
+    "HGETEX K PERSIST FIELDS 2 F F",
+    "HSETEX K FIELDS 1 F V",
+    "HSETEX K EXAT AT FIELDS 2 F V F V",
+    "HSETEX K FNX PXAT PAT FIELDS 2 F V F V",
+    "HSETEX K FXX PXAT PAT FIELDS 2 F V F V",
+    "HSETEX K FXX KEEPTTL FIELDS 2 F V F V",
+    "HSETEX K KEEPTTL FIELDS 2 F V F V",
+    "HGETDEL K FIELDS 1 F",
+    "HGETDEL K FIELDS 3 F F F",
+    "COPY K K REPLACE",
+    "RENAME K K",
 ];
 
 const SETS: Templates = &[
@@ -156,6 +197,8 @@ fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
         "N" => random.random_range(-5..6).to_string(),
         "(N" => format!("({}", random.random_range(-5..6)),
         "N.5" => format!("{}.5", random.random_range(-5..6)),
+        "AT" => ["1", "1900000000", "2000000000", "33177117420"][random.random_range(0..4)].to_owned(),
+        "PAT" => ["1", "1900000000001", "2000000000000", "33177117420999"][random.random_range(0..4)].to_owned(),
         other => other.to_owned(),
     };
     let words: Vec<String> = template.split(' ').map(|each| word(each, random)).collect();
@@ -173,11 +216,11 @@ fn without_order(reply: Reply) -> Reply {
     }
 }
 
-fn against_redis(templates: Templates) {
+fn against_redis(oracle: Oracle, templates: Templates) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let redis = RedisServer::start(&[]);
+    let redis = oracle.start(&[]);
     let node = Highwater::builder()
         .args(&["--fsync", "no", "--set-max-listpack-entries", "0"])
         .start();
@@ -210,15 +253,20 @@ fn against_redis(templates: Templates) {
 
 #[test]
 fn hashes() {
-    against_redis(HASHES);
+    against_redis(Oracle::Redis7, HASHES);
+}
+
+#[test]
+fn hash_expiry() {
+    against_redis(Oracle::Redis8, HASH_EXPIRY);
 }
 
 #[test]
 fn sets() {
-    against_redis(SETS);
+    against_redis(Oracle::Redis7, SETS);
 }
 
 #[test]
 fn sorted_sets() {
-    against_redis(SORTED_SETS);
+    against_redis(Oracle::Redis7, SORTED_SETS);
 }
