@@ -1,7 +1,7 @@
-//! Deletes in the background what is not shown any more: keys that have expired, and what a flush
-//! has hidden. This frees space, and informs consumers that know nothing of expiry headers and
-//! flush markers. A tombstone is a conditional write: where others write to the log too, it never
-//! comes after a new value.
+//! Deletes in the background what is not shown any more: keys and fields of hashes that have
+//! expired, and what a flush has hidden. This frees space, and informs consumers that know nothing
+//! of expiry and flush markers. A tombstone is a conditional write: where others write to the log
+//! too, it never comes after a new value. So is the record of a hash without its expired fields.
 //!
 //! The nodes of one topic do not communicate about this; the second one finds the work done. So
 //! that they do not all do it at once, each leaves an expired key for a time of its own. What a
@@ -16,16 +16,17 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::database::copies::databases_with_copies;
-use crate::database::transaction::{Keys, View};
 use crate::database::write::Write;
-use crate::database::{Fault, Service, now_ms};
+use crate::database::{Fault, Service, Wait, now_ms};
 use crate::log::ProduceError;
 use crate::supervise;
 
 /// Time between looks at the databases.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Expired keys of one database that are deleted at one look. If there were so many, the next look
-/// follows at once.
+/// The feature that a record of a hash needs.
+const HASH: &str = "hash";
+/// Keys of one database that are deleted, or lose expired fields, at one look. If there were so
+/// many, the next look follows at once.
 const KEYS: usize = 200;
 /// Flushed keys at one look: at most, and at least. The number goes down where less than half of
 /// them came into the log (a slow broker, many conflicts).
@@ -69,7 +70,12 @@ struct Pass {
 struct Look {
     /// There may be more expired keys, to be found once the store has these deletes.
     more_expired: bool,
+    /// Tombstones of keys.
     expired: Vec<Arc<Write>>,
+    /// Hashes without their expired fields.
+    trimmed: Vec<Arc<Write>>,
+    /// A feature that a topic has to name before such a hash is written to it.
+    unnamed: Option<(u16, &'static str)>,
     flushed: Vec<Buried>,
 }
 
@@ -81,8 +87,9 @@ struct Buried {
     writes: Vec<Arc<Write>>,
 }
 
-/// Runs as long as the server does.
-pub async fn run(service: Arc<Service>) {
+/// Runs as long as the server does. `may_use` tells whether a feature of the topic's format may be
+/// used in a topic that does not use it yet.
+pub async fn run(service: Arc<Service>, may_use: impl Fn(&str) -> bool) {
     let mut passes = all_passes(&service);
     let mut failing = false;
     loop {
@@ -90,14 +97,23 @@ pub async fn run(service: Arc<Service>) {
         let (mut more_expired, mut more_flushed) = (false, false);
         if service.is_serving() {
             let looking = service.clone();
+            let trims = may_use(HASH);
             let looked = supervise::blocking(&supervise::SWEEP_LOOK, move || {
-                let look = look(&looking, &mut passes);
+                let look = look(&looking, &mut passes, trims);
                 (look, passes)
             });
-            let look;
+            let mut look;
             (look, passes) = looked
                 .await
                 .unwrap_or_else(|panicked| (Err(panicked), all_passes(&service)));
+            if let Ok(Look {
+                unnamed: Some((database, feature)),
+                ..
+            }) = look
+                && let Err(fault) = service.name_feature(database, feature).await
+            {
+                look = Err(text(fault));
+            }
             if let (Err(reason), false) = (&look, failing) {
                 warn!(reason, "cannot delete expired and flushed keys; trying again");
             }
@@ -120,12 +136,16 @@ fn all_passes(service: &Service) -> Vec<Pass> {
     (0..databases).map(|_| Pass::new(now)).collect()
 }
 
-fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
-    let mut look = Look::default();
-    let text = |fault| match fault {
+fn text(fault: Fault) -> String {
+    match fault {
         Fault::Error(text) => String::from_utf8_lossy(&text).into_owned(),
         Fault::Wait(_) => "the local store is behind".to_owned(),
-    };
+    }
+}
+
+/// `trims`: expired fields are removed too, and not only expired keys, also where others write.
+fn look(service: &Arc<Service>, passes: &mut [Pass], trims: bool) -> Result<Look, String> {
+    let mut look = Look::default();
     let is_writable = |database: u16| {
         let topic = service.log.identity(database);
         topic.is_some_and(|topic| !topic.read_only)
@@ -148,7 +168,7 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
         for database in (0..count).filter(|database| is_writable(*database)) {
             // Flushed keys go first: any number of expired ones can be among them.
             if service.log.chains() || passes[database as usize].left == 0 {
-                delete_expired(service, database, &mut look).map_err(text)?;
+                remove_expired(service, database, trims, &mut look).map_err(text)?;
             }
         }
     }
@@ -160,6 +180,7 @@ impl Look {
     async fn finish(self, service: &Service, passes: &mut [Pass]) -> bool {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
+        let (trimmed, _) = done(&self.trimmed).await;
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
         for Buried { space, found, writes } in self.flushed {
             let (buried, failed) = done(&writes).await;
@@ -168,7 +189,7 @@ impl Look {
         }
         // Keys that were not deleted (because their newest state is another one) must not make this
         // run without a pause.
-        self.more_expired && deleted > 0
+        self.more_expired && deleted + trimmed > 0
     }
 }
 
@@ -268,35 +289,27 @@ impl Pass {
     }
 }
 
-fn delete_expired(service: &Arc<Service>, database: u16, look: &mut Look) -> Result<(), Fault> {
+fn remove_expired(service: &Arc<Service>, database: u16, trims: bool, look: &mut Look) -> Result<(), Fault> {
     let patience = match service.log.chains() {
         true => 0,
         false => rand::random_range(0..=OTHERS_FIRST_MS),
     };
-    let keys = service
-        .store
-        .expired(database, now_ms().saturating_sub(patience), KEYS)?;
+    let until = now_ms().saturating_sub(patience);
+    let keys = match trims || service.log.chains() {
+        true => service.store.due(database, until, KEYS)?,
+        // A hash that cannot be written must not be in the way of keys that have expired.
+        false => service.store.expired(database, until, KEYS)?,
+    };
     look.more_expired |= keys.len() == KEYS;
     for key in &keys {
-        look.expired.extend(delete_if_expired(service, database, key)?);
+        match service.remove_expired(database, key) {
+            Ok(removal) if removal.is_whole => look.expired.extend(removal.write),
+            Ok(removal) => look.trimmed.extend(removal.write),
+            Err(Fault::Wait(Wait::Feature(database, feature))) => look.unnamed = Some((database, feature)),
+            // The key is handled at a later look.
+            Err(Fault::Wait(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
-}
-
-fn delete_if_expired(service: &Arc<Service>, database: u16, key: &[u8]) -> Result<Option<Arc<Write>>, Fault> {
-    // With an owner of its own: it rests on no other write.
-    let computed = service.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
-        let now = transaction.now;
-        let entry = transaction.get_even_expired(database, key)?;
-        if entry.is_some_and(|entry| entry.meta.expire_at.is_some_and(|at| at <= now)) {
-            transaction.delete(database, key);
-        }
-        Ok(())
-    });
-    match computed {
-        Ok(computed) => Ok(computed.write),
-        // The key is handled at a later look.
-        Err(Fault::Wait(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

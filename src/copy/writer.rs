@@ -62,7 +62,8 @@ impl Writer<'_> {
         let Some(state) = record.payload.state() else {
             return Ok(());
         };
-        if state.expire_at.is_some_and(|at| at <= now_ms()) {
+        let now = now_ms();
+        if state.expire_at.is_some_and(|at| at <= now) || !state.value.is_live(now) {
             self.copied.expired += 1;
             return Ok(());
         }

@@ -21,6 +21,7 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+mod expired;
 mod fault;
 mod features;
 pub mod flushed;

@@ -66,6 +66,14 @@ impl Value {
         }
     }
 
+    /// When elements that have expired are to be removed, milliseconds since the epoch.
+    pub fn due(&self) -> Option<u64> {
+        match self {
+            Value::String(_) | Value::Unreadable(_) => None,
+            Value::Packed(packed) => packed.due(),
+        }
+    }
+
     /// True if there is something at this time (milliseconds since the epoch): of a collection, an
     /// element that has not expired.
     pub fn is_live(&self, now: u64) -> bool {

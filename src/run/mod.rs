@@ -318,8 +318,11 @@ fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<Tc
     for listener in grpc {
         supervise::task_of(&mut servers, &supervise::GRPC, grpc::serve(listener, shared.clone()));
     }
-    let service = shared.service.clone();
-    supervise::task_again(&supervise::SWEEP, move || sweep::run(service.clone()));
+    let sweeping = shared.clone();
+    supervise::task_again(&supervise::SWEEP, move || {
+        let shared = sweeping.clone();
+        sweep::run(sweeping.service.clone(), move |feature| shared.config.may_use(feature))
+    });
     let shared = shared.clone();
     supervise::task_again(&supervise::NODE_WATCH, move || watch(shared.clone()));
     servers

@@ -18,6 +18,8 @@ const MAX_VALUE_BYTES: u64 = u32::MAX as u64;
 pub(super) struct Damaged(pub &'static str);
 
 const HAS_EXPIRY: u8 = 0x08;
+/// Something is due at another time than the key's expiry, see [`Head::due`].
+const HAS_DUE: u8 = 0x80;
 const KIND_MASK: u8 = 0x07;
 const KIND_INLINE: u8 = 1;
 const KIND_CUT: u8 = 2;
@@ -42,17 +44,17 @@ pub(super) fn split_store_key(stored: &[u8]) -> Result<(u64, &[u8]), Damaged> {
     Ok((u64::from_be_bytes(*hash), key))
 }
 
-/// Key in the expiry index: `expire_at ‖ hash ‖ key`, so that the earliest comes first.
-pub(super) fn expiry_key(expire_at: u64, store_key: &[u8]) -> KeyBuf {
+/// Key in the expiry index: `due ‖ hash ‖ key`, so that the earliest comes first.
+pub(super) fn expiry_key(due: u64, store_key: &[u8]) -> KeyBuf {
     let mut index = KeyBuf::with_capacity(8 + store_key.len());
-    index.extend_from_slice(&expire_at.to_be_bytes());
+    index.extend_from_slice(&due.to_be_bytes());
     index.extend_from_slice(store_key);
     index
 }
 
 pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
-    let (expire_at, store_key) = index.split_first_chunk::<8>().ok_or(Damaged("expiry index"))?;
-    Ok((u64::from_be_bytes(*expire_at), store_key))
+    let (due, store_key) = index.split_first_chunk::<8>().ok_or(Damaged("expiry index"))?;
+    Ok((u64::from_be_bytes(*due), store_key))
 }
 
 /// What follows the store key in the key of a piece: partition, offset, number of the piece. The
@@ -85,8 +87,24 @@ pub(super) fn split_piece_key(key: &[u8]) -> Result<(&[u8], u32, u64, u32), Dama
     split().ok_or(Damaged("key of a piece"))
 }
 
-/// What an entry holds besides its [`Meta`].
-#[derive(Debug, PartialEq, Eq)]
+/// What an entry says of its key besides the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub meta: Meta,
+    /// When something is to be removed, milliseconds since the epoch: the key, or fields of its
+    /// hash. The expiry index has this time.
+    pub due: Option<u64>,
+}
+
+impl Head {
+    pub fn new(meta: Meta, value: &Value) -> Head {
+        let due = meta.expire_at.into_iter().chain(value.due()).min();
+        Head { meta, due }
+    }
+}
+
+/// What an entry holds besides its [`Head`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body<'a> {
     Inline(Type, &'a [u8]),
     /// The length of what is kept; its bytes are in pieces.
@@ -113,23 +131,22 @@ impl Body<'_> {
     }
 }
 
-pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
+pub(super) fn encode(Head { meta, due }: &Head, body: &Body<'_>, out: &mut Vec<u8>) {
     out.clear();
+    let other_due = due.filter(|_| *due != meta.expire_at);
     let kind = match body {
         Body::Inline(of, _) => KIND_INLINE | of.number() << TYPE_SHIFT,
         Body::Cut(of, _) => KIND_CUT | of.number() << TYPE_SHIFT,
         Body::Unreadable(_) => KIND_UNREADABLE,
     };
-    out.push(if meta.expire_at.is_some() {
-        kind | HAS_EXPIRY
-    } else {
-        kind
-    });
+    let has_expiry = if meta.expire_at.is_some() { HAS_EXPIRY } else { 0 };
+    let has_due = if other_due.is_some() { HAS_DUE } else { 0 };
+    out.push(kind | has_expiry | has_due);
     put_varint(u64::from(meta.partition), out);
     put_varint(meta.offset, out);
     put_varint(zigzag(meta.timestamp), out);
-    if let Some(expire_at) = meta.expire_at {
-        put_varint(expire_at, out);
+    for time in [meta.expire_at, other_due].into_iter().flatten() {
+        put_varint(time, out);
     }
     match body {
         Body::Inline(_, bytes) => out.extend_from_slice(bytes),
@@ -138,15 +155,12 @@ pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn decode(stored: &[u8]) -> Result<(Meta, Body<'_>), Damaged> {
+pub(super) fn decode(stored: &[u8]) -> Result<(Head, Body<'_>), Damaged> {
     try_decode(stored).ok_or(Damaged("entry"))
 }
 
-fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
+fn try_decode(stored: &[u8]) -> Option<(Head, Body<'_>)> {
     let (&flags, mut rest) = stored.split_first()?;
-    if flags & !(KIND_MASK | HAS_EXPIRY | TYPE_MASK) != 0 {
-        return None;
-    }
     let of = Type::of_number((flags & TYPE_MASK) >> TYPE_SHIFT)?;
     let meta = Meta {
         partition: u32::try_from(take_varint(&mut rest)?).ok()?,
@@ -157,6 +171,10 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
         } else {
             None
         },
+    };
+    let due = match flags & HAS_DUE {
+        0 => meta.expire_at,
+        _ => Some(take_varint(&mut rest)?),
     };
     let body = match flags & KIND_MASK {
         KIND_INLINE => Body::Inline(of, rest),
@@ -170,7 +188,7 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
         KIND_UNREADABLE => Body::Unreadable(std::str::from_utf8(rest).ok()?),
         _ => return None,
     };
-    Some((meta, body))
+    Some((Head { meta, due }, body))
 }
 
 /// The value of an entry that is not cut.
@@ -243,8 +261,11 @@ mod tests {
                 Body::Cut(Type::Collection(Collection::Hash), 512 << 20),
                 Body::Unreadable("why"),
             ] {
-                encode(&meta, &body, &mut out);
-                assert_eq!(decode(&out).unwrap(), (meta, body));
+                for due in [expire_at, Some(7)] {
+                    let head = Head { meta, due };
+                    encode(&head, &body, &mut out);
+                    assert_eq!(decode(&out).unwrap(), (head, body));
+                }
             }
         }
     }
@@ -257,7 +278,8 @@ mod tests {
             &[0],
             &[KIND_INLINE],
             &[KIND_INLINE, 0x80],
-            &[0x80, 0, 0, 0],
+            &[0x80, 0, 0, 0, 0],
+            &[KIND_INLINE | HAS_DUE, 0, 0, 0],
             &[0x71, 0, 0, 0],
             &[7, 0, 0, 0],
             &too_long,

@@ -122,6 +122,10 @@ pub trait Store: Send + Sync + 'static {
     /// earliest first.
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
 
+    /// As [`Store::expired`], and also keys of hashes with fields that are to be removed
+    /// ([`Value::due`](crate::model::Value::due)). Nothing but these keys is looked at.
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
+
     /// Makes everything applied so far durable (flush and fsync), then the checkpoint file itself.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError>;
 

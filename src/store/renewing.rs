@@ -126,6 +126,10 @@ impl Store for Renewing {
         self.call("find expired keys", |store| store.expired(database, now, limit))
     }
 
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.call("find what is due", |store| store.due(database, now, limit))
+    }
+
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         self.call("checkpoint", |store| store.checkpoint(checkpoint))
     }

@@ -17,6 +17,7 @@ mod dependencies;
 mod disk_full;
 mod documents;
 mod embedded_node;
+mod field_expiry;
 mod fights;
 mod flushes;
 mod front_doors;

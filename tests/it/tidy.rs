@@ -120,6 +120,7 @@ const PLAIN: &[&str] = &[
     "src/database/consistency.rs",
     "src/database/copies.rs",
     "src/database/digest.rs",
+    "src/database/expired.rs",
     "src/database/fault.rs",
     "src/database/features.rs",
     "src/database/flushed.rs",
@@ -262,6 +263,7 @@ const PLAIN: &[&str] = &[
     "src/telemetry/slowlog.rs",
     "src/telemetry/sparing.rs",
     "tests/it/architecture.rs",
+    "tests/it/field_expiry.rs",
     "tests/it/tidy.rs",
 ];
 /// Written another way in plain English: see CONTRIBUTING.md.

@@ -121,6 +121,29 @@ impl Packed {
     }
 }
 
+impl Packed {
+    /// When elements that have expired are to be removed, milliseconds since the epoch. `None` if
+    /// no element expires.
+    pub fn due(&self) -> Option<u64> {
+        match self.of {
+            Collection::Hash => hash::due(&self.bytes),
+            Collection::Set | Collection::SortedSet => None,
+        }
+    }
+
+    /// The collection without the elements that have expired at this time. `None` if none has
+    /// expired, or all have.
+    pub fn without_expired(&self, now: u64) -> Result<Option<Packed>, Problem> {
+        if self.of != Collection::Hash {
+            return Ok(None);
+        }
+        let mut fields = hash::read(&self.bytes)?;
+        let before = fields.0.len();
+        fields.forget_expired(now);
+        Ok(fields.pack().filter(|_| fields.0.len() < before))
+    }
+}
+
 /// The elements of a type of collection, taken apart.
 pub trait Elements: Default {
     const OF: Collection;

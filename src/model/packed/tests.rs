@@ -42,6 +42,12 @@ proptest! {
             let live = fields.0.values().filter(|field| field.is_live(now)).count();
             prop_assert_eq!(packed.len(now), Ok(live));
             prop_assert_eq!(packed.is_live(now), live > 0);
+            let some_expire = fields.0.values().any(|field| field.expire_at.is_some());
+            prop_assert_eq!(packed.due().is_some(), some_expire);
+            let left = packed.without_expired(now).expect("it was written here");
+            let mut rest = fields.clone();
+            rest.forget_expired(now);
+            prop_assert_eq!(left, rest.pack().filter(|_| live < fields.0.len()));
         }
     }
 
@@ -85,6 +91,25 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn fields_are_due_when_the_first_has_expired_for_a_while_or_all_have() {
+    let due = |fields: &[(&str, usize, Option<u64>)]| {
+        let field = |&(name, bytes, expire_at): &(&str, usize, Option<u64>)| {
+            let value = vec![0x92; bytes].into();
+            (Bytes::copy_from_slice(name.as_bytes()), Field { value, expire_at })
+        };
+        Fields(fields.iter().map(field).collect()).pack().expect("fields").due()
+    };
+    assert_eq!(due(&[("a", 1, None), ("b", 200, None)]), None);
+    assert_eq!(due(&[("a", 1, Some(1_000)), ("b", 1, None)]), Some(1_000));
+    assert_eq!(due(&[("a", 1, Some(3_000)), ("b", 1, Some(2_000))]), Some(2_000));
+    // A hash of 64 KB is written again a second later, unless it is gone before.
+    let slow = due(&[("a", 64_000, Some(1_000)), ("b", 1, None)]);
+    assert_eq!(slow, Some(2_000));
+    assert_eq!(due(&[("a", 64_000, Some(1_000)), ("b", 1, Some(1_500))]), Some(1_500));
+    assert_eq!(due(&[("a", 1, Some(i64::MAX as u64))]), Some(i64::MAX as u64));
 }
 
 /// What `docs/topic-format.md` shows: what is written, and what it is taken for.

@@ -34,10 +34,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::engine::{Engine, Failure};
-use super::entry::{self, Body};
+use super::entry::{self, Body, Head};
 use super::files::{directory_bytes, io_error, is_gone};
 use super::{Change, Checkpoint, Entry, PASSED, Scanned, Store, StoreError, panic_text};
-use crate::model::Value;
+use crate::model::{Meta, Value};
 use spaces::View;
 use writer::Writer;
 
@@ -148,7 +148,7 @@ impl<E: Engine> Entries<E> {
         let Some(stored) = self.engine.get(&spaces.entries, store_key)? else {
             return Ok(Got::Nothing);
         };
-        let (meta, body) = entry::decode(&stored)?;
+        let (Head { meta, .. }, body) = entry::decode(&stored)?;
         if view.hides(&meta) {
             return Ok(Got::Nothing);
         }
@@ -186,7 +186,7 @@ impl<E: Engine> Entries<E> {
                 return Ok(Some(hash));
             }
             last_hash = Some(hash);
-            let (meta, _) = entry::decode(&stored)?;
+            let (Head { meta, .. }, _) = entry::decode(&stored)?;
             if view.hides(&meta) == hidden {
                 visit(Scanned { key, meta });
                 visited += 1;
@@ -195,7 +195,14 @@ impl<E: Engine> Entries<E> {
         Ok(None)
     }
 
-    fn try_expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, Failure> {
+    /// Keys with something that is due, of those that are `wanted`.
+    fn try_due(
+        &self,
+        database: u16,
+        now: u64,
+        limit: usize,
+        wanted: impl Fn(&Meta) -> bool,
+    ) -> Result<Vec<Bytes>, Failure> {
         let view = self.database(database)?.view.load_full();
         let Some(spaces) = &view.spaces else {
             return Ok(Vec::new());
@@ -208,13 +215,13 @@ impl<E: Engine> Entries<E> {
                 break;
             }
             let (index, _) = found?;
-            let (expire_at, store_key) = entry::split_expiry_key(&index)?;
+            let (due, store_key) = entry::split_expiry_key(&index)?;
             // The index can be ahead of the entry or behind it for a moment. The entry decides.
             let Some(stored) = self.engine.get(&spaces.entries, store_key)? else {
                 continue;
             };
-            let (meta, _) = entry::decode(&stored)?;
-            if meta.expire_at == Some(expire_at) && !view.hides(&meta) {
+            let (head, _) = entry::decode(&stored)?;
+            if head.due == Some(due) && !view.hides(&head.meta) && wanted(&head.meta) {
                 keys.push(Bytes::copy_from_slice(entry::split_store_key(store_key)?.1));
             }
         }
@@ -274,7 +281,12 @@ impl<E: Engine> Store for Entries<E> {
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
-        self.call("find expired keys", || self.try_expired(database, now, limit))
+        let has_expired = |meta: &Meta| meta.expire_at.is_some_and(|at| at <= now);
+        self.call("find expired keys", || self.try_due(database, now, limit, has_expired))
+    }
+
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.call("find what is due", || self.try_due(database, now, limit, |_| true))
     }
 
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

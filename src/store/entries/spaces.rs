@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::model::{Meta, State};
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry::{self, Body};
+use crate::store::entry::{self, Body, Head};
 
 /// A consistent view of what is visible. While it is held, its spaces are not dropped.
 pub(super) struct View<E: Engine> {
@@ -22,7 +22,7 @@ pub(super) struct Spaces<E: Engine> {
     /// Their names in the engine begin with this.
     prefix: String,
     pub entries: E::Space,
-    /// `expire_at ‖ hash ‖ key`, no value.
+    /// `due ‖ hash ‖ key`, no value. See [`Head::due`].
     pub expiry: E::Space,
     /// `hash ‖ key ‖ partition ‖ offset ‖ number` → up to [`Engine::PIECE_BYTES`].
     pub pieces: E::Space,
@@ -124,7 +124,7 @@ impl<E: Engine> Spaces<E> {
         engine: &E,
         batch: &mut E::Batch,
         store_key: &[u8],
-        meta: &Meta,
+        Head { meta, due }: &Head,
         state: &State,
     ) -> Result<(), Failure> {
         if let (Body::Cut(..), Ok((_, value))) = (Body::of(&state.value, E::PIECE_BYTES), state.value.kept()) {
@@ -133,8 +133,8 @@ impl<E: Engine> Spaces<E> {
                 engine.set(batch, &self.pieces, &key, piece)?;
             }
         }
-        match meta.expire_at {
-            Some(expire_at) => engine.set(batch, &self.expiry, &entry::expiry_key(expire_at, store_key), &[]),
+        match due {
+            Some(due) => engine.set(batch, &self.expiry, &entry::expiry_key(*due, store_key), &[]),
             None => Ok(()),
         }
     }
@@ -144,12 +144,12 @@ impl<E: Engine> Spaces<E> {
         engine: &E,
         batch: &mut E::Batch,
         store_key: &[u8],
-        meta: &Meta,
+        head: &Head,
         pieces: u32,
     ) -> Result<(), Failure> {
         engine.remove(batch, &self.entries, store_key)?;
-        self.remove_expiry(engine, batch, store_key, meta)?;
-        self.remove_pieces(engine, batch, store_key, meta, pieces)
+        self.remove_expiry(engine, batch, store_key, head)?;
+        self.remove_pieces(engine, batch, store_key, &head.meta, pieces)
     }
 
     pub fn remove_expiry(
@@ -157,10 +157,10 @@ impl<E: Engine> Spaces<E> {
         engine: &E,
         batch: &mut E::Batch,
         store_key: &[u8],
-        meta: &Meta,
+        head: &Head,
     ) -> Result<(), Failure> {
-        match meta.expire_at {
-            Some(expire_at) => engine.remove(batch, &self.expiry, &entry::expiry_key(expire_at, store_key)),
+        match head.due {
+            Some(due) => engine.remove(batch, &self.expiry, &entry::expiry_key(due, store_key)),
             None => Ok(()),
         }
     }

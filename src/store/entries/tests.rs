@@ -98,7 +98,8 @@ fn a_flush_leaves_nothing_over<E: Engine>() {
 /// Every piece and index entry belongs to a visible entry.
 fn assert_swept<E: Engine>(model: &Model, store: &Entries<E>) {
     sweep_to_end(store);
-    let expiring = model.entries.values().filter(|entry| entry.meta.expire_at.is_some());
+    let has_due = |entry: &&Entry| Head::new(entry.meta, &entry.value).due.is_some();
+    let expiring = model.entries.values().filter(has_due);
     let pieces = model.entries.values().map(|entry| match entry.value.kept() {
         Ok((_, bytes)) => pieces_of::<E>(bytes.len()),
         Err(_) => 0,

@@ -7,9 +7,8 @@ use super::Entries;
 use super::meta::Row;
 use super::spaces::{Spaces, View};
 use super::writer::{DatabaseWriter, Writer, old_state};
-use crate::model::Meta;
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry;
+use crate::store::entry::{self, Head};
 
 /// A pass over a database's spaces: entries (counting them, and removing the hidden ones unless
 /// they are kept), then pieces and index entries that belong to no entry.
@@ -133,13 +132,14 @@ impl<E: Engine> Step<'_, E> {
                 Stage::Entries => self.visit_entry(walk.counting, &key, &stored)?,
                 Stage::Pieces => {
                     let (store_key, partition, offset, number) = entry::split_piece_key(&key)?;
-                    let belongs =
-                        |meta: &Meta, pieces| meta.partition == partition && meta.offset == offset && number < pieces;
+                    let belongs = |head: &Head, pieces| {
+                        head.meta.partition == partition && head.meta.offset == offset && number < pieces
+                    };
                     self.remove_orphan(space, &key, store_key, belongs)?;
                 }
                 Stage::Expiry => {
-                    let (expire_at, store_key) = entry::split_expiry_key(&key)?;
-                    self.remove_orphan(space, &key, store_key, |meta, _| meta.expire_at == Some(expire_at))?;
+                    let (due, store_key) = entry::split_expiry_key(&key)?;
+                    self.remove_orphan(space, &key, store_key, |head, _| head.due == Some(due))?;
                 }
             }
             visited += 1;
@@ -152,20 +152,21 @@ impl<E: Engine> Step<'_, E> {
     }
 
     fn visit_entry(&mut self, counting: bool, key: &[u8], stored: &[u8]) -> Result<(), Failure> {
-        let (meta, pieces) = old_state::<E>(stored)?;
-        let is_hidden = self.view.hides(&meta);
+        let (head, pieces) = old_state::<E>(stored)?;
+        let meta = &head.meta;
+        let is_hidden = self.view.hides(meta);
         let goes = is_hidden && !self.keeps_hidden;
         if counting || goes {
             let count = self.of.count_of(meta.partition);
             if counting {
-                count.add(&meta, is_hidden);
+                count.add(meta, is_hidden);
             }
             if goes {
-                count.remove(&meta, is_hidden);
+                count.remove(meta, is_hidden);
             }
         }
         match goes {
-            true => self.spaces.remove_entry(self.engine, self.batch, key, &meta, pieces),
+            true => self.spaces.remove_entry(self.engine, self.batch, key, &head, pieces),
             false => Ok(()),
         }
     }
@@ -176,12 +177,12 @@ impl<E: Engine> Step<'_, E> {
         space: &E::Space,
         key: &[u8],
         store_key: &[u8],
-        belongs: impl Fn(&Meta, u32) -> bool,
+        belongs: impl Fn(&Head, u32) -> bool,
     ) -> Result<(), Failure> {
         let belongs = match self.engine.get(&self.spaces.entries, store_key)? {
             Some(stored) => {
-                let (meta, pieces) = old_state::<E>(&stored)?;
-                belongs(&meta, pieces)
+                let (head, pieces) = old_state::<E>(&stored)?;
+                belongs(&head, pieces)
             }
             None => false,
         };

@@ -18,7 +18,7 @@ use super::walk::Walk;
 use crate::model::{Change, Control, Meta, Payload, State};
 use crate::store::Checkpoint;
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry::{self, Body};
+use crate::store::entry::{self, Body, Head};
 
 pub(super) struct Writer<E: Engine> {
     pub databases: Vec<DatabaseWriter>,
@@ -180,24 +180,25 @@ impl<E: Engine> Writer<E> {
         let Some(spaces) = &view.spaces else {
             return Err(Failure::damaged("view, it has no spaces"));
         };
+        let head = Head::new(meta, &state.value);
         let store_key = entry::store_key(&change.key);
         let body = Body::of(&state.value, E::PIECE_BYTES);
         // Pieces and index come before their entry. So with those it has to be known first whether
         // the record is outdated. Without them `replace` shows it, on sled for half the price: an
         // outdated record comes only when the log is read again after a crash, while no commands
         // are served.
-        let look_first = body.pieces(E::PIECE_BYTES) > 0 || meta.expire_at.is_some();
+        let look_first = body.pieces(E::PIECE_BYTES) > 0 || head.due.is_some();
         let mut found = None;
         if look_first {
             found = engine.get_in(&self.batch, &spaces.entries, &store_key)?;
             if let Some(old) = &found
-                && is_outdated(change, &old_state::<E>(old)?.0)
+                && is_outdated(change, &old_state::<E>(old)?.0.meta)
             {
                 return Ok(());
             }
-            spaces.set_parts(engine, &mut self.batch, &store_key, &meta, state)?;
+            spaces.set_parts(engine, &mut self.batch, &store_key, &head, state)?;
         }
-        entry::encode(&meta, &body, &mut self.encoded);
+        entry::encode(&head, &body, &mut self.encoded);
         if look_first {
             engine.set(&mut self.batch, &spaces.entries, &store_key, &self.encoded)?;
         } else {
@@ -205,15 +206,15 @@ impl<E: Engine> Writer<E> {
         }
         let old = found.as_deref().map(old_state::<E>).transpose()?;
         if let (Some(stored), Some((old, pieces))) = (&found, &old) {
-            if is_outdated(change, old) {
+            if is_outdated(change, &old.meta) {
                 return engine.set(&mut self.batch, &spaces.entries, &store_key, stored);
             }
-            if meta.expire_at != old.expire_at {
+            if head.due != old.due {
                 spaces.remove_expiry(engine, &mut self.batch, &store_key, old)?;
             }
-            spaces.remove_pieces(engine, &mut self.batch, &store_key, old, *pieces)?;
+            spaces.remove_pieces(engine, &mut self.batch, &store_key, &old.meta, *pieces)?;
         }
-        let old = old.as_ref().map(|(old, _)| old);
+        let old = old.as_ref().map(|(old, _)| &old.meta);
         self.database(change.database)?
             .count(view, &store_key, old, Some(&meta));
         Ok(())
@@ -229,12 +230,13 @@ impl<E: Engine> Writer<E> {
         };
         let (old, pieces) = old_state::<E>(&stored)?;
         // A hidden entry waits for the tombstone of its own partition.
-        if is_outdated(change, &old) || view.hides(&old) && old.partition != change.partition {
+        let meta = &old.meta;
+        if is_outdated(change, meta) || view.hides(meta) && meta.partition != change.partition {
             return Ok(());
         }
         spaces.remove_entry(engine, &mut self.batch, &store_key, &old, pieces)?;
         self.database(change.database)?
-            .count(view, &store_key, Some(&old), None);
+            .count(view, &store_key, Some(meta), None);
         Ok(())
     }
 
@@ -349,8 +351,8 @@ fn is_outdated(change: &Change, old: &Meta) -> bool {
     old.partition == change.partition && old.offset >= change.offset
 }
 
-/// Decodes an entry of the store: its meta, and its number of pieces.
-pub(super) fn old_state<E: Engine>(stored: &[u8]) -> Result<(Meta, u32), Failure> {
-    let (meta, body) = entry::decode(stored)?;
-    Ok((meta, body.pieces(E::PIECE_BYTES)))
+/// Decodes an entry of the store: its head, and its number of pieces.
+pub(super) fn old_state<E: Engine>(stored: &[u8]) -> Result<(Head, u32), Failure> {
+    let (head, body) = entry::decode(stored)?;
+    Ok((head, body.pieces(E::PIECE_BYTES)))
 }
