@@ -61,8 +61,9 @@ const DIFFERENCES: &[&str] = &[
      unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
      and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
-    "**Fields of a hash that have expired** are never shown, and are removed in the background. Redis counts them in HLEN until then. The order of the fields does not change when \
-     they get an expiry. HEXPIRE and its kin are compared with Redis 8.0.",
+    "**Fields of a hash that have expired** are never shown, and are removed in the background. Until then Redis counts them in HLEN and in the reply of HDEL, \
+     and shows a hash without any other field to EXISTS, TYPE and RENAME; here such a hash does not exist for them, but counts in DBSIZE, KEYS and SCAN. \
+     Fields stay in the order in which they came. OBJECT ENCODING is listpackex only while a field expires. INFO does not count expired fields.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",

@@ -90,10 +90,11 @@ fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, 
             let mut fields = Fields::unpack(packed)?;
             fields.forget_expired(data.now());
             let lengths = fields.0.iter().map(|(name, field)| name.len().max(field.value.len()));
-            if is_small(&lengths.collect::<Vec<_>>()) {
-                "listpack"
-            } else {
-                "hashtable"
+            let some_expire = fields.0.values().any(|field| field.expire_at.is_some());
+            match is_small(&lengths.collect::<Vec<_>>()) {
+                true if some_expire => "listpackex",
+                true => "listpack",
+                false => "hashtable",
             }
         }
         Collection::Set => {

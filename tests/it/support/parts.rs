@@ -135,6 +135,13 @@ pub fn redis_source() -> PathBuf {
     PART.get_or_init(fetch).join(format!("redis-{REDIS_VERSION}"))
 }
 
+/// The same of Redis 8.0.
+pub fn redis_8_source() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || fetched("redis-source", REDIS_8_VERSION, fetch_redis_8_source);
+    PART.get_or_init(fetch).join(format!("redis-{REDIS_8_VERSION}"))
+}
+
 /// A Python with the packages of `tests/it/clients/python/requirements.txt`.
 pub fn python() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
@@ -257,6 +264,7 @@ pub fn prefetch() {
         drop(program);
     }
     redis_source();
+    redis_8_source();
     cargo_deny();
     python();
     node_modules();
@@ -487,14 +495,24 @@ fn fetch_packages(apt: &Apt, names: &[&str], into: &Path) {
 }
 
 fn fetch_redis_source(into: &Path) {
-    let apt = Apt::of_debian("bookworm");
+    fetch_source(&Apt::of_debian("bookworm"), REDIS_VERSION, into);
+}
+
+fn fetch_redis_8_source(into: &Path) {
+    fetch_source(&Apt::of_debian("trixie"), REDIS_8_VERSION, into);
+}
+
+fn fetch_source(apt: &Apt, version: &str, into: &Path) {
     let mut download = apt.command();
-    download.args(["source", "--download-only", "redis"]).current_dir(into);
+    // Debian's own changes are not needed.
+    download
+        .args(["source", "--download-only", "--tar-only", "redis"])
+        .current_dir(into);
     remedied("Redis's own test suite", DEBIAN_REMEDY, download);
     let mut unpack = Command::new("tar");
     unpack
         .arg("xzf")
-        .arg(format!("redis_{REDIS_VERSION}.orig.tar.gz"))
+        .arg(format!("redis_{version}.orig.tar.gz"))
         .current_dir(into);
     remedied(
         "Redis's own test suite",
