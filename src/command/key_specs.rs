@@ -99,7 +99,11 @@ impl KeySpec {
 
     /// The keys among the arguments of a request, which may be too few or make no sense.
     pub fn keys<'s, 'a: 's>(&'s self, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
-        let first = self.first(request);
+        self.keys_at(self.first(request), request)
+    }
+
+    /// The keys where a search begins at this argument.
+    fn keys_at<'s, 'a: 's>(&'s self, first: usize, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
         let (first, behind, step) = match self.find {
             Find::Range { last, step } if last < 0 => (first, request.len().saturating_sub((-1 - last) as usize), step),
             Find::Range { last, step } => (first, first + last as usize + 1, step),
@@ -140,10 +144,19 @@ fn count_at(index: usize, request: &[&[u8]]) -> Option<usize> {
     usize::try_from(count).ok()
 }
 
-/// The keys of a request, as its command's specs find them.
+/// All keys that a request may use. A word that keys follow may stand in it several times: Redis
+/// reports the keys behind the first one, and GEORADIUS stores at the key behind the last one.
 pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
     let mut keys = KeyList::new();
-    specs.iter().for_each(|spec| keys.extend(spec.keys(request)));
+    for spec in specs {
+        match spec.begin {
+            Begin::Index(_) => keys.extend(spec.keys(request)),
+            Begin::Keyword(word, from) => {
+                let words = (from..request.len()).filter(|at| args::is(request[*at], word));
+                words.for_each(|at| keys.extend(spec.keys_at(at + 1, request)));
+            }
+        }
+    }
     keys
 }
 
@@ -213,6 +226,30 @@ mod tests {
             (behind("keys", Find::Range { last: 0, step: 1 }), "m keys a b", "a"),
         ] {
             assert_eq!(found(spec, request), keys, "{request}");
+        }
+    }
+
+    #[test]
+    fn keys_behind_every_word_are_locked() {
+        let stored = KeySpec {
+            access: SETS,
+            begin: Begin::Keyword("store", 3),
+            find: Find::Range { last: 0, step: 1 },
+        };
+        for (request, reported, all) in [
+            ("g k store a store b", "b", "b"),
+            ("g k 1 store a STORE b x", "a", "a b"),
+            ("g k 1 store store c", "store", "store c"),
+            ("g k 1 store", "", ""),
+        ] {
+            assert_eq!(found(stored, request), reported, "{request}");
+            let request: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+            let keys: Vec<_> = all
+                .split(' ')
+                .filter(|key| !key.is_empty())
+                .map(str::as_bytes)
+                .collect();
+            assert_eq!(keys_of(&[stored], &request)[..], keys[..]);
         }
     }
 

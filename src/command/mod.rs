@@ -38,6 +38,7 @@ pub mod tally;
 pub mod bits;
 mod collections;
 pub mod connection;
+pub mod geo;
 pub mod hashes;
 pub mod highwater;
 pub mod introspection;

@@ -62,6 +62,7 @@ units! {
     set: "unit/type/set", 94, 0;
     // 24 need blocking commands, 2 take minutes on Kafka.
     zset: "unit/type/zset", 270, 240;
+    geo: "unit/geo", 59, 59;
     quit: "unit/quit", 3, 3;
     bitops: "unit/bitops", 45, 0;
     bitfield: "unit/bitfield", 16, 0;

@@ -66,6 +66,11 @@ mod tables {
     }
 
     #[test]
+    fn geo() {
+        against_redis("geo");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -96,6 +101,7 @@ mod tables {
             "hashes",
             "sets",
             "sorted_sets",
+            "geo",
             "keys",
             "expiry",
             "transactions",

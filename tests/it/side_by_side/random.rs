@@ -12,7 +12,9 @@ use crate::support::server::{Highwater, RedisServer};
 const SEQUENCES: usize = 5_000;
 const LENGTH: usize = 20;
 
-/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number.
+/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number. For
+/// places, `P` becomes a longitude and a latitude, `R` a radius and its unit, `B` a width, a height
+/// and their unit.
 type Templates = &'static [&'static str];
 
 /// Of any type: so that keys change their types.
@@ -129,6 +131,41 @@ const SORTED_SETS: Templates = &[
     "SUNION K K",
 ];
 
+const PLACES: Templates = &[
+    "GEOADD K P F",
+    "GEOADD K P F P F P F",
+    "GEOADD K P F P F P F P F",
+    "GEOADD K NX CH P F P F",
+    "GEOADD K XX CH P F P F",
+    "GEOPOS K F F",
+    "GEOHASH K F F",
+    "GEODIST K F F",
+    "GEODIST K F F mi",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R ASC WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R WITHCOORD WITHHASH WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R COUNT 2",
+    "GEOSEARCH K FROMLONLAT P BYBOX B",
+    "GEOSEARCH K FROMLONLAT P BYBOX B DESC WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYBOX B COUNT 3 ANY",
+    "GEOSEARCH K FROMMEMBER F BYRADIUS R",
+    "GEOSEARCH K FROMMEMBER F BYBOX B ASC COUNT 3",
+    "GEOSEARCHSTORE K K FROMLONLAT P BYRADIUS R",
+    "GEOSEARCHSTORE K K FROMMEMBER F BYBOX B STOREDIST",
+    "GEOSEARCHSTORE K K FROMLONLAT P BYBOX B COUNT 2 DESC",
+    "GEORADIUS K P R WITHDIST",
+    "GEORADIUS K P R COUNT 2 ANY ASC",
+    "GEORADIUS K P R STORE K",
+    "GEORADIUS K P R STOREDIST K",
+    "GEORADIUS_RO K P R DESC",
+    "GEORADIUSBYMEMBER K F R WITHCOORD",
+    "GEORADIUSBYMEMBER K F R STORE K",
+    "GEORADIUSBYMEMBER_RO K F R WITHDIST",
+    "ZRANGE K 0 -1 WITHSCORES",
+    "ZADD K N F",
+    "ZREM K F",
+];
+
 /// Commands whose elements come in any order.
 const UNORDERED: &[&str] = &[
     "HGETALL",
@@ -147,6 +184,27 @@ const UNORDERED: &[&str] = &[
     "ZRANDMEMBER",
 ];
 
+/// A longitude and a latitude: anywhere, near the others, or at an edge of the map.
+fn place(random: &mut StdRng) -> String {
+    let (longitude, latitude) = match random.random_range(0..4) {
+        0 => (random.random_range(-180.0..180.0), random.random_range(-85.0..85.0)),
+        1 => (
+            f64::from(random.random_range(-2..3)) * 90.0,
+            [-85.05112878, -66.5, 0.0, 66.5, 80.5, 85.05112878][random.random_range(0..6)],
+        ),
+        _ => (random.random_range(10.0..20.0), random.random_range(35.0..45.0)),
+    };
+    format!("{longitude} {latitude}")
+}
+
+/// From less than a metre to more than the circumference of the Earth, in most units.
+fn length(random: &mut StdRng) -> f64 {
+    match random.random_range(0..8) {
+        0 => 0.0,
+        _ => random.random_range(0.0..18.0_f64).exp2(),
+    }
+}
+
 fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
     let word = |word: &str, random: &mut StdRng| match word {
         "K" => format!("k{sequence}-{}", random.random_range(0..3)),
@@ -156,6 +214,13 @@ fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
         "N" => random.random_range(-5..6).to_string(),
         "(N" => format!("({}", random.random_range(-5..6)),
         "N.5" => format!("{}.5", random.random_range(-5..6)),
+        "P" => place(random),
+        "R" => format!(
+            "{} {}",
+            length(random),
+            ["m", "km", "mi", "ft"][random.random_range(0..4)]
+        ),
+        "B" => format!("{} {} km", length(random), length(random)),
         other => other.to_owned(),
     };
     let words: Vec<String> = template.split(' ').map(|each| word(each, random)).collect();
@@ -221,4 +286,9 @@ fn sets() {
 #[test]
 fn sorted_sets() {
     against_redis(SORTED_SETS);
+}
+
+#[test]
+fn places() {
+    against_redis(PLACES);
 }
