@@ -659,7 +659,12 @@ impl Service {
     /// key by now.
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
         let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
-        !matches!(self.beneath(number, key, 0), Ok(Some(_)) | Err(StoreError::Larger)) || is_now_known()
+        let beneath = match self.beneath(number, key, 0) {
+            // Only the whole entry says whether a flush hides it.
+            Err(StoreError::Larger) => self.beneath(number, key, usize::MAX),
+            beneath => beneath,
+        };
+        !matches!(beneath, Ok(Some(_))) || is_now_known()
     }
 
     /// A record with a reserved key that this version does not understand: it is counted, and the
