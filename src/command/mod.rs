@@ -41,6 +41,7 @@ pub mod connection;
 pub mod geo;
 pub mod hashes;
 pub mod highwater;
+pub mod hyperloglog;
 pub mod introspection;
 pub mod keys;
 pub mod not_implemented;

@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, geo, hashes, highwater, introspection, keys, not_implemented, server,
-    sets, sorted_sets, strings, transactions, wait,
+    Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, not_implemented,
+    server, sets, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -19,6 +19,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
     ("Geo", geo::COMMANDS),
+    ("HyperLogLog", hyperloglog::COMMANDS),
     ("Keys", keys::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Connection", connection::COMMANDS),

@@ -236,6 +236,11 @@ impl Config {
         self.number("set-max-intset-entries") as usize
     }
 
+    /// The most bytes of a HyperLogLog in the sparse form.
+    pub fn hll_sparse_max_bytes(&self) -> usize {
+        self.number("hll-sparse-max-bytes") as usize
+    }
+
     pub fn partitions(&self) -> u32 {
         self.number("partitions") as u32
     }

@@ -589,6 +589,14 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "hll-sparse-max-bytes",
+        kind: MEMORY,
+        default: "3000",
+        group: Group::Types,
+        summary: "A HyperLogLog of more bytes has the dense form.",
+        ..D
+    },
+    Setting {
         name: "set-max-intset-entries",
         kind: LARGE,
         default: "512",

@@ -71,6 +71,11 @@ mod tables {
     }
 
     #[test]
+    fn hyperloglog() {
+        against_redis("hyperloglog");
+    }
+
+    #[test]
     fn keys() {
         against_redis("keys");
     }
@@ -102,6 +107,7 @@ mod tables {
             "sets",
             "sorted_sets",
             "geo",
+            "hyperloglog",
             "keys",
             "expiry",
             "transactions",

@@ -65,6 +65,8 @@ const PLAIN: &[&str] = &[
     "src/command/hashes.rs",
     "src/command/float.rs",
     "src/command/highwater.rs",
+    "src/command/hyperloglog.rs",
+    "src/command/hyperloglog/sketch.rs",
     "src/command/info.rs",
     "src/command/info/log.rs",
     "src/command/introspection.rs",

@@ -14,7 +14,7 @@ const LENGTH: usize = 20;
 
 /// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number. For
 /// places, `P` becomes a longitude and a latitude, `R` a radius and its unit, `B` a width, a height
-/// and their unit.
+/// and their unit. For HyperLogLogs, `E` becomes many elements and `S` a size.
 type Templates = &'static [&'static str];
 
 /// Of any type: so that keys change their types.
@@ -166,6 +166,39 @@ const PLACES: Templates = &[
     "ZREM K F",
 ];
 
+/// PFCOUNT of one key is not among them: Redis then keeps the count in the string.
+const HYPERLOGLOGS: Templates = &[
+    "PFADD K",
+    "PFADD K F",
+    "PFADD K F V N",
+    "PFADD K E",
+    "PFADD K E",
+    "PFCOUNT K K",
+    "PFCOUNT K K K",
+    "PFMERGE K",
+    "PFMERGE K K",
+    "PFMERGE K K K",
+    "PFDEBUG ENCODING K",
+    "PFDEBUG DECODE K",
+    "PFDEBUG TODENSE K",
+    "GET K",
+    "STRLEN K",
+    "CONFIG SET hll-sparse-max-bytes S",
+];
+
+/// Commands of any type that do not break HyperLogLogs: Redis keeps a part of what PFADD did before
+/// it found one broken.
+const HARMLESS: Templates = &[
+    "DEL K",
+    "TYPE K",
+    "SET K V",
+    "GET K",
+    "RENAME K K",
+    "COPY K K REPLACE",
+    "EXPIRE K 1000",
+    "SADD K F",
+];
+
 /// Commands whose elements come in any order.
 const UNORDERED: &[&str] = &[
     "HGETALL",
@@ -205,6 +238,11 @@ fn length(random: &mut StdRng) -> f64 {
     }
 }
 
+fn elements(count: usize, random: &mut StdRng) -> String {
+    let elements = (0..count).map(|_| random.random_range(0..100_000).to_string());
+    elements.collect::<Vec<_>>().join(" ")
+}
+
 fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
     let word = |word: &str, random: &mut StdRng| match word {
         "K" => format!("k{sequence}-{}", random.random_range(0..3)),
@@ -221,6 +259,8 @@ fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
             ["m", "km", "mi", "ft"][random.random_range(0..4)]
         ),
         "B" => format!("{} {} km", length(random), length(random)),
+        "E" => elements(random.random_range(0..100), random),
+        "S" => ["0", "30", "100", "3000"][random.random_range(0..4)].to_owned(),
         other => other.to_owned(),
     };
     let words: Vec<String> = template.split(' ').map(|each| word(each, random)).collect();
@@ -239,6 +279,10 @@ fn without_order(reply: Reply) -> Reply {
 }
 
 fn against_redis(templates: Templates) {
+    beside_redis(templates, GENERAL);
+}
+
+fn beside_redis(templates: Templates, general: Templates) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -250,7 +294,7 @@ fn against_redis(templates: Templates) {
     for sequence in 0..SEQUENCES {
         let lines: Vec<String> = (0..LENGTH)
             .map(|_| {
-                let of = if random.random_bool(0.15) { GENERAL } else { templates };
+                let of = if random.random_bool(0.15) { general } else { templates };
                 fill(of.choose(&mut random).expect("a template"), sequence, &mut random)
             })
             .collect();
@@ -291,4 +335,28 @@ fn sorted_sets() {
 #[test]
 fn places() {
     against_redis(PLACES);
+}
+
+#[test]
+fn hyperloglogs() {
+    beside_redis(HYPERLOGLOGS, HARMLESS);
+}
+
+/// From the first element to the dense form, at the size that is the default.
+#[test]
+fn hyperloglogs_that_grow() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let redis = RedisServer::start(&[]);
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let (mut redis, mut client) = (redis.client(), node.client());
+    for step in 0..80 {
+        let elements = elements(50, &mut random);
+        for line in [format!("PFADD k {elements}"), "GET k".into(), "PFCOUNT k k".into()] {
+            let (expected, got) = (redis.line(&line), client.line(&line));
+            assert!(expected == got, "seed {seed}, step {step}: {line}");
+        }
+    }
+    assert_eq!(client.line("PFDEBUG ENCODING k"), b"+dense\r\n");
 }
