@@ -1,13 +1,15 @@
-//! Deletes in the background what is not shown any more: keys that have expired, and what a flush
-//! has hidden. This frees space, and informs consumers that know nothing of expiry headers and
-//! flush markers. A tombstone is a conditional write: where others write to the log too, it never
-//! comes after a new value.
+//! Deletes in the background what is not shown any more: keys and fields of hashes that have
+//! expired, what a flush has hidden, and what is left of split collections. This frees space, and
+//! informs consumers that know nothing of expiry and flush markers. A tombstone is a conditional
+//! write: where others write to the log too, it never comes after a new value. So is the record of
+//! a hash without its expired fields.
 //!
 //! The nodes of one topic do not communicate about this; the second one finds the work done. So
 //! that they do not all do it at once, each leaves an expired key for a time of its own. What a
 //! flush has hidden can be millions of keys: the node that flushed deletes them. Another node takes
 //! over when their number does not go down, or not in time.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,21 +18,27 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::database::copies::databases_with_copies;
-use crate::database::transaction::{Keys, View};
+use crate::database::orphans::Orphans;
 use crate::database::write::Write;
-use crate::database::{Fault, Service, now_ms};
+use crate::database::{Fault, Service, Wait, now_ms};
 use crate::log::ProduceError;
 use crate::supervise;
 
 /// Time between looks at the databases.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Expired keys of one database that are deleted at one look. If there were so many, the next look
-/// follows at once.
+/// The feature that a record of a hash needs.
+const HASH: &str = "hash";
+/// Keys of one database that are deleted, or lose expired fields, at one look. If there were so
+/// many, the next look follows at once.
 const KEYS: usize = 200;
 /// Flushed keys at one look: at most, and at least. The number goes down where less than half of
 /// them came into the log (a slow broker, many conflicts).
 const FLUSHED: usize = 500;
 const FEWEST: usize = 20;
+/// Orphans of one database that get their tombstones at one look, and the most collections that
+/// they are of.
+const ORPHANS: usize = 2_000;
+const COLLECTIONS: usize = 20;
 /// Where others may write: the longest time, in milliseconds, that a key is left expired, or that a
 /// flush is left to others.
 const OTHERS_FIRST_MS: u64 = 2_000;
@@ -69,9 +77,20 @@ struct Pass {
 struct Look {
     /// There may be more expired keys, to be found once the store has these deletes.
     more_expired: bool,
+    /// Tombstones of keys.
     expired: Vec<Arc<Write>>,
+    /// Hashes without their expired fields.
+    trimmed: Vec<Arc<Write>>,
+    /// A feature that a topic has to name before such a hash is written to it.
+    unnamed: Option<(u16, &'static str)>,
     flushed: Vec<Buried>,
+    /// Groups of tombstones for orphans, with the number of those.
+    orphans: Vec<(usize, Arc<Write>)>,
 }
+
+/// Collections without a head that the store has found, with the time from which on this node
+/// buries them: another one may do it before.
+type Found = HashMap<Orphans, Instant>;
 
 /// Flushed keys, and the tombstones for them, of one space of the store: a database, or the copies
 /// that are kept beside it ([`crate::database::copies`]).
@@ -81,23 +100,34 @@ struct Buried {
     writes: Vec<Arc<Write>>,
 }
 
-/// Runs as long as the server does.
-pub async fn run(service: Arc<Service>) {
+/// Runs as long as the server does. `may_use` tells whether a feature of the topic's format may be
+/// used in a topic that does not use it yet.
+pub async fn run(service: Arc<Service>, may_use: impl Fn(&str) -> bool) {
     let mut passes = all_passes(&service);
+    let mut orphans = Found::new();
     let mut failing = false;
     loop {
         let began = Instant::now();
         let (mut more_expired, mut more_flushed) = (false, false);
         if service.is_serving() {
             let looking = service.clone();
+            let trims = may_use(HASH);
             let looked = supervise::blocking(&supervise::SWEEP_LOOK, move || {
-                let look = look(&looking, &mut passes);
-                (look, passes)
+                let look = look(&looking, &mut passes, &mut orphans, trims);
+                (look, passes, orphans)
             });
-            let look;
-            (look, passes) = looked
+            let mut look;
+            (look, passes, orphans) = looked
                 .await
-                .unwrap_or_else(|panicked| (Err(panicked), all_passes(&service)));
+                .unwrap_or_else(|panicked| (Err(panicked), all_passes(&service), Found::new()));
+            if let Ok(Look {
+                unnamed: Some((database, feature)),
+                ..
+            }) = look
+                && let Err(fault) = service.name_feature(database, feature).await
+            {
+                look = Err(text(fault));
+            }
             if let (Err(reason), false) = (&look, failing) {
                 warn!(reason, "cannot delete expired and flushed keys; trying again");
             }
@@ -120,12 +150,16 @@ fn all_passes(service: &Service) -> Vec<Pass> {
     (0..databases).map(|_| Pass::new(now)).collect()
 }
 
-fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
-    let mut look = Look::default();
-    let text = |fault| match fault {
+fn text(fault: Fault) -> String {
+    match fault {
         Fault::Error(text) => String::from_utf8_lossy(&text).into_owned(),
         Fault::Wait(_) => "the local store is behind".to_owned(),
-    };
+    }
+}
+
+/// `trims`: expired fields are removed too, and not only expired keys, also where others write.
+fn look(service: &Arc<Service>, passes: &mut [Pass], orphans: &mut Found, trims: bool) -> Result<Look, String> {
+    let mut look = Look::default();
     let is_writable = |database: u16| {
         let topic = service.log.identity(database);
         topic.is_some_and(|topic| !topic.read_only)
@@ -144,11 +178,16 @@ fn look(service: &Arc<Service>, passes: &mut [Pass]) -> Result<Look, String> {
             look.flushed.push(buried);
         }
     }
+    if !service.log.chains() {
+        for database in (0..count).filter(|database| is_writable(*database)) {
+            bury_orphans(service, database, orphans, &mut look).map_err(text)?;
+        }
+    }
     if service.settings.active_expire.load(Ordering::Relaxed) {
         for database in (0..count).filter(|database| is_writable(*database)) {
             // Flushed keys go first: any number of expired ones can be among them.
             if service.log.chains() || passes[database as usize].left == 0 {
-                delete_expired(service, database, &mut look).map_err(text)?;
+                remove_expired(service, database, trims, &mut look).map_err(text)?;
             }
         }
     }
@@ -160,7 +199,13 @@ impl Look {
     async fn finish(self, service: &Service, passes: &mut [Pass]) -> bool {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
+        let (trimmed, _) = done(&self.trimmed).await;
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
+        for (buried, write) in self.orphans {
+            if write.finished().await.is_ok() {
+                service.counters.orphans.fetch_add(buried as u64, Ordering::Relaxed);
+            }
+        }
         for Buried { space, found, writes } in self.flushed {
             let (buried, failed) = done(&writes).await;
             service.counters.flushed.fetch_add(buried as u64, Ordering::Relaxed);
@@ -168,7 +213,7 @@ impl Look {
         }
         // Keys that were not deleted (because their newest state is another one) must not make this
         // run without a pause.
-        self.more_expired && deleted > 0
+        self.more_expired && deleted + trimmed > 0
     }
 }
 
@@ -268,35 +313,55 @@ impl Pass {
     }
 }
 
-fn delete_expired(service: &Arc<Service>, database: u16, look: &mut Look) -> Result<(), Fault> {
-    let patience = match service.log.chains() {
-        true => 0,
-        false => rand::random_range(0..=OTHERS_FIRST_MS),
-    };
-    let keys = service
-        .store
-        .expired(database, now_ms().saturating_sub(patience), KEYS)?;
-    look.more_expired |= keys.len() == KEYS;
-    for key in &keys {
-        look.expired.extend(delete_if_expired(service, database, key)?);
+/// Begins the tombstones for orphans, where it is time for them.
+fn bury_orphans(service: &Arc<Service>, database: u16, known: &mut Found, look: &mut Look) -> Result<(), Fault> {
+    let now = Instant::now();
+    let found = service.find_orphans(database, COLLECTIONS)?;
+    known.retain(|orphans, _| orphans.database != database || found.contains(orphans));
+    let mut room = ORPHANS;
+    for orphans in found {
+        let from = known
+            .entry(orphans.clone())
+            .or_insert_with(|| now + some_of(0..OTHERS_FIRST_MS));
+        if now < *from || room == 0 {
+            continue;
+        }
+        match service.bury_orphans(&orphans, room) {
+            Ok((buried, write)) => {
+                room -= buried.min(room);
+                look.orphans.extend(write.map(|write| (buried, write)));
+                // What was done has to reach the store before it is looked at again.
+                *from = now + some_of(AGAIN_MS);
+            }
+            // They are handled at a later look.
+            Err(Fault::Wait(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
 
-fn delete_if_expired(service: &Arc<Service>, database: u16, key: &[u8]) -> Result<Option<Arc<Write>>, Fault> {
-    // With an owner of its own: it rests on no other write.
-    let computed = service.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
-        let now = transaction.now;
-        let entry = transaction.get_even_expired(database, key)?;
-        if entry.is_some_and(|entry| entry.meta.expire_at.is_some_and(|at| at <= now)) {
-            transaction.delete(database, key);
+fn remove_expired(service: &Arc<Service>, database: u16, trims: bool, look: &mut Look) -> Result<(), Fault> {
+    let patience = match service.log.chains() {
+        true => 0,
+        false => rand::random_range(0..=OTHERS_FIRST_MS),
+    };
+    let until = now_ms().saturating_sub(patience);
+    let keys = match trims || service.log.chains() {
+        true => service.store.due(database, until, KEYS)?,
+        // A hash that cannot be written must not be in the way of keys that have expired.
+        false => service.store.expired(database, until, KEYS)?,
+    };
+    look.more_expired |= keys.len() == KEYS;
+    for key in &keys {
+        match service.remove_expired(database, key) {
+            Ok(removal) if removal.is_whole => look.expired.extend(removal.write),
+            Ok(removal) => look.trimmed.extend(removal.write),
+            Err(Fault::Wait(Wait::Feature(database, feature))) => look.unnamed = Some((database, feature)),
+            // The key is handled at a later look.
+            Err(Fault::Wait(_)) => {}
+            Err(error) => return Err(error),
         }
-        Ok(())
-    });
-    match computed {
-        Ok(computed) => Ok(computed.write),
-        // The key is handled at a later look.
-        Err(Fault::Wait(_)) => Ok(None),
-        Err(error) => Err(error),
     }
+    Ok(())
 }

@@ -33,6 +33,12 @@ pub fn int(bytes: &[u8]) -> Result<i64, Fault> {
     parse_int(bytes).ok_or_else(|| NOT_AN_INTEGER.into())
 }
 
+/// A count of at least this; the given error for everything else.
+pub fn count_of(bytes: &[u8], least: usize, error: &'static str) -> Result<usize, Fault> {
+    let count = parse_int(bytes).and_then(|count| usize::try_from(count).ok());
+    count.filter(|count| *count >= least).ok_or_else(|| error.into())
+}
+
 /// An integer of 32 bits.
 pub fn int32(bytes: &[u8]) -> Result<i32, Fault> {
     i32::try_from(int(bytes)?)

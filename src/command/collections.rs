@@ -1,10 +1,12 @@
-//! What commands on hashes, sets and sorted sets have in common: HSCAN and its like, and picking
-//! elements at random.
+//! What commands on hashes, sets, sorted sets and lists have in common: HSCAN and its like, taking
+//! elements out of the first collection that has some, and picking elements at random.
 
-use super::args::{SYNTAX, int, is};
+use super::args::{SYNTAX, count_of, int, is};
 use super::keys::scan::{CURSOR_SHIFT, parse_cursor};
 use super::pattern::KeyPattern;
-use super::{Fault, MAX_REPLY_MEMORY, Reply};
+use super::{Args, Fault, MAX_REPLY_MEMORY, Reply};
+use crate::database::Held;
+use crate::model::Tree;
 use crate::store::key_hash;
 
 /// Collections of up to this many elements are answered whole, as Redis answers its small ones.
@@ -87,15 +89,81 @@ impl<'a> Scan<'a> {
             }
         }
         if self.pattern.is_exhausted() {
-            return Err("ERR it takes too long to compare this pattern with the elements there are".into());
+            return Err(TOO_LONG.into());
         }
         Ok(Reply::Array(vec![Reply::bulk(next.to_string()), Reply::Array(shown)]))
     }
 }
 
+impl Scan<'_> {
+    /// As [`Scan::reply`], for a split collection: only this part of it is looked at. `show`
+    /// appends an element that has not expired at this time.
+    pub fn reply_of_split(
+        mut self,
+        tree: &Tree<Held>,
+        now: u64,
+        mut show: impl FnMut(&Held, &mut Vec<Reply>) -> Result<(), Fault>,
+    ) -> Result<Reply, Fault> {
+        let start = tree.rank(Held::from_hash(self.from));
+        let (mut next, mut last) = (0, None);
+        let mut shown = Vec::new();
+        for (passed, held) in tree.range(start..tree.len()).enumerate() {
+            let cursor = held.hash() >> CURSOR_SHIFT;
+            // All elements of one cursor are in one reply.
+            if passed >= self.count && last != Some(cursor) {
+                next = cursor;
+                break;
+            }
+            last = Some(cursor);
+            if held.is_live(now) && self.pattern.matches(&held.name) {
+                show(held, &mut shown)?;
+            }
+        }
+        if self.pattern.is_exhausted() {
+            return Err(TOO_LONG.into());
+        }
+        Ok(Reply::Array(vec![Reply::bulk(next.to_string()), Reply::Array(shown)]))
+    }
+}
+
+/// The error for a pattern that takes too long.
+const TOO_LONG: &str = "ERR it takes too long to compare this pattern with the elements there are";
+
 /// The reply of a scan of a key that does not exist.
 pub fn nothing_scanned() -> Reply {
     Reply::Array(vec![Reply::bulk("0"), Reply::Array(Vec::new())])
+}
+
+/// What LMPOP and ZMPOP are asked for: `numkeys key [key ...] END [COUNT count]`.
+pub struct Pops<'a, E> {
+    pub keys: Args<'a>,
+    /// The end of the collection that elements are taken from.
+    pub from: E,
+    pub count: usize,
+}
+
+impl<'a, E> Pops<'a, E> {
+    /// `end`: what a word says about the end.
+    pub fn parse(args: Args<'a>, end: fn(&[u8]) -> Option<E>) -> Result<Self, Fault> {
+        let keys = count_of(args[1], 1, "ERR numkeys should be greater than 0")?;
+        let (keys, options) = args[2..].split_at_checked(keys).ok_or(SYNTAX)?;
+        let [from, options @ ..] = options else {
+            return Err(SYNTAX.into());
+        };
+        let from = end(from).ok_or(SYNTAX)?;
+        let count = match options {
+            [] => 1,
+            [word, count, rest @ ..] if is(word, "count") => {
+                let count = count_of(count, 1, "ERR count should be greater than 0")?;
+                if !rest.is_empty() {
+                    return Err(SYNTAX.into());
+                }
+                count
+            }
+            _ => return Err(SYNTAX.into()),
+        };
+        Ok(Pops { keys, from, count })
+    }
 }
 
 /// How many elements HRANDFIELD, SRANDMEMBER or ZRANDMEMBER are asked for.

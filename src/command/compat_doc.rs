@@ -51,7 +51,8 @@ const DIFFERENCES: &[&str] = &[
      nothing but a conflict on an unwatched key was the cause, if keys are watched.",
     "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by at once; other consumers of the topic \
      see those until their tombstones have come, which are written in the background.",
-    "**Every key is a string.** Other types come later; until then no key ever has the wrong type.",
+    "**A hash, a set, a sorted set or a list is one record**, so a write of it sends the whole record, up to the topic's largest one. It is for hundreds of elements. \
+     Streams, HyperLogLogs and places are not there.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `used_memory` of INFO is what `maxmemory` bounds; the resident set, with the store's cache and all else, is `used_memory_rss`.",
     "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \
@@ -61,6 +62,9 @@ const DIFFERENCES: &[&str] = &[
      unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
      and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
+    "**Fields of a hash that have expired** are never shown, and are removed in the background. Until then Redis counts them in HLEN and in the reply of HDEL, \
+     and shows a hash without any other field to EXISTS, TYPE and RENAME; here such a hash does not exist for them, but counts in DBSIZE, KEYS and SCAN. \
+     Fields stay in the order in which they came. OBJECT ENCODING is listpackex only while a field expires. INFO does not count expired fields.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
     "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",

@@ -105,9 +105,17 @@ pub(super) fn fit_together(writes: bool, keys: usize, strict: bool) -> bool {
     !writes && (keys > 1 || strict)
 }
 
-pub(super) fn locks<'k>(keys: &'k [&'k [u8]], places: &'k [Place<'k>], writes: bool, all: bool) -> Locks<'k> {
+pub(super) fn locks<'k>(
+    keys: &'k [&'k [u8]],
+    places: &'k [Place<'k>],
+    writes: bool,
+    all: bool,
+    finds_keys: bool,
+) -> Locks<'k> {
     match (writes, places) {
         _ if all => Locks::All,
+        (true, _) if finds_keys => Locks::SomeAndFound(keys),
+        (false, _) if finds_keys => Locks::FoundReads,
         (true, _) => Locks::Some(keys),
         // Without keys the store is looked at, which takes groups in as they come.
         (false, []) => Locks::Unlocked,
@@ -148,7 +156,8 @@ pub(super) fn compute_one(
     let together = fit_together(writes, keys.len(), strict);
     let places = keys.iter().filter(|_| together).map(|key| (database, *key));
     let places: SmallVec<[Place<'_>; 4]> = places.collect();
-    let locks = locks(&keys, &places, writes, command.has(flag::ALL_KEYS));
+    let (all, finds_keys) = (command.has(flag::ALL_KEYS), command.finds_keys(args));
+    let locks = locks(&keys, &places, writes, all, finds_keys);
     let view = view(session, shared, writes);
     let computed = shared
         .service

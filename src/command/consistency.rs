@@ -69,12 +69,12 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
         return queued.then_some(Scope::Everything);
     }
     match command.reads {
-        _ if command.has(flag::ALL_KEYS) => Some(Scope::Everything),
+        _ if command.has(flag::ALL_KEYS) || command.finds_keys(args) => Some(Scope::Everything),
         Reads::Store | Reads::OtherDatabases => Some(Scope::Everything),
         Reads::StoreIf(_) => None,
         Reads::KeysUnless(blind) if blind(args) => None,
         Reads::Keys | Reads::KeysUnless(_) if command.keys.is_empty() => None,
-        Reads::Keys | Reads::KeysUnless(_) => {
+        Reads::Keys | Reads::KeysUnless(_) | Reads::KeysAndOthersIf(_) => {
             Some(service.scope(session.database, keys_of(command.keys, args).into_iter()))
         }
     }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 
 use super::{Fault, Transaction};
 use crate::config::Config;
-use crate::model::{Collection, Elements, Entry, Packed, State, Value};
+use crate::database::hot::own;
+use crate::database::transaction::unreadable;
+use crate::database::{Form, Held};
+use crate::model::{Collection, Element, Elements, Entry, Field, Packed, State, Tree, Value};
 
 /// A collection that a command changes. The key's expiry stays.
 #[derive(Default)]
@@ -58,26 +61,98 @@ impl Data<'_, '_> {
         self.transaction.read_string(self.database, key)
     }
 
-    /// The collection at a key, as it is kept: for a command that looks at a few elements. The
-    /// error of Redis if the key holds something else.
-    pub fn packed(&mut self, key: &[u8], of: Collection) -> Result<Option<Packed>, Fault> {
-        let entry = self.get(key)?;
-        entry.map(|entry| entry.packed(of).cloned()).transpose()
+    /// One field of the hash at a key, unless it has expired.
+    pub fn field(&mut self, key: &[u8], name: &[u8]) -> Result<Option<Field>, Fault> {
+        match self.transaction.head(self.database, key)? {
+            Some(entry) => self.field_of(key, &entry, name),
+            None => Ok(None),
+        }
+    }
+
+    /// One field of the hash that was read at a key, unless it has expired.
+    pub fn field_of(&mut self, key: &[u8], entry: &Entry, name: &[u8]) -> Result<Option<Field>, Fault> {
+        let now = self.now();
+        let of_packed = |packed: &Packed| Ok(packed.field(name)?.filter(|field| field.is_live(now)));
+        let of_element = |element: Element| Ok(Field::of(&element));
+        self.one(key, entry, name, Collection::Hash, of_packed, of_element)
+    }
+
+    /// The score of one member of the sorted set at a key.
+    pub fn score(&mut self, key: &[u8], member: &[u8]) -> Result<Option<f64>, Fault> {
+        let Some(entry) = self.transaction.head(self.database, key)? else {
+            return Ok(None);
+        };
+        let of_packed = |packed: &Packed| packed.score(member);
+        let of_element = |element: Element| element.score();
+        self.one(key, &entry, member, Collection::SortedSet, of_packed, of_element)
+    }
+
+    /// One element of the collection that was read at a key: found in a packed one, or made of its
+    /// own record. The error of Redis if the key holds something else.
+    fn one<T>(
+        &mut self,
+        key: &[u8],
+        entry: &Entry,
+        name: &[u8],
+        of: Collection,
+        of_packed: impl FnOnce(&Packed) -> Result<Option<T>, &'static str>,
+        of_element: impl FnOnce(Element) -> Result<T, &'static str>,
+    ) -> Result<Option<T>, Fault> {
+        let found = match entry.collection(of)? {
+            Form::Packed(packed) => {
+                self.transaction.works(packed.bytes().len())?;
+                of_packed(packed)
+            }
+            Form::Split(split) => {
+                let element = self.transaction.element(self.database, key, split, name)?;
+                element.map(of_element).transpose()
+            }
+        };
+        found.map_err(|problem| entry.unreadable(problem))
+    }
+
+    /// The elements of a split collection at a key, also those that have expired. `None` if the
+    /// collection is one record, or the key is missing. The error of Redis if the key holds
+    /// something else.
+    pub fn split(&mut self, key: &[u8], of: Collection) -> Result<Option<Tree<Held>>, Fault> {
+        let Some(entry) = self.transaction.head(self.database, key)? else {
+            return Ok(None);
+        };
+        match entry.collection(of)? {
+            Form::Packed(_) => Ok(None),
+            Form::Split(split) => self.transaction.elements(self.database, key, split).map(Some),
+        }
     }
 
     /// How many elements the collection at a key has; 0 if the key is missing. The error of Redis
     /// if the key holds something else.
     pub fn collection_len(&mut self, key: &[u8], of: Collection) -> Result<usize, Fault> {
-        let now = self.now();
-        let Some(entry) = self.get(key)? else {
-            return Ok(0);
-        };
-        let packed = entry.packed(of)?;
-        if of == Collection::Hash {
-            // Fields can expire, so a hash is looked through.
-            self.transaction.works(packed.bytes().len())?;
+        match self.transaction.head(self.database, key)? {
+            Some(entry) => self.len_of(key, &entry, of),
+            None => Ok(0),
         }
-        packed.len(now).map_err(|problem| entry.unreadable(problem))
+    }
+
+    /// How many elements the collection has that was read at a key.
+    pub fn len_of(&mut self, key: &[u8], entry: &Entry, of: Collection) -> Result<usize, Fault> {
+        let now = self.now();
+        match entry.collection(of)? {
+            Form::Packed(packed) => {
+                if of == Collection::Hash {
+                    // Fields can expire, so a hash is looked through.
+                    self.transaction.works(packed.bytes().len())?;
+                }
+                packed.len(now).map_err(|problem| entry.unreadable(problem))
+            }
+            Form::Split(split) => {
+                let all = self.transaction.elements(self.database, key, split)?;
+                if all.least_mark() > now {
+                    return Ok(all.len());
+                }
+                self.transaction.works(all.len() * size_of::<u64>())?;
+                Ok(all.iter().filter(|held| held.is_live(now)).count())
+            }
+        }
     }
 
     /// The collection at a key, without what has expired; an empty one if the key is missing. The
@@ -87,31 +162,45 @@ impl Data<'_, '_> {
             return Ok(Whole::default());
         };
         Ok(Whole {
-            elements: self.elements(&entry)?,
+            elements: self.elements(key, &entry)?,
             expire_at: entry.meta.expire_at,
         })
     }
 
     /// The elements of a collection that was read, without what has expired. The error of Redis if
     /// it is something else.
-    pub fn elements<E: Elements>(&mut self, entry: &Entry) -> Result<E, Fault> {
-        let packed = entry.packed(E::OF)?;
-        self.transaction.works(packed.bytes().len())?;
-        let mut elements = E::unpack(packed).map_err(|problem| entry.unreadable(problem))?;
-        elements.forget_expired(self.now());
-        Ok(elements)
+    pub fn elements<E: Elements>(&mut self, key: &[u8], entry: &Entry) -> Result<E, Fault> {
+        let now = self.now();
+        match entry.collection(E::OF)? {
+            Form::Packed(packed) => {
+                self.transaction.works(packed.bytes().len())?;
+                let mut elements = E::unpack(packed).map_err(|problem| entry.unreadable(problem))?;
+                elements.forget_expired(now);
+                Ok(elements)
+            }
+            Form::Split(split) => {
+                let all = self.transaction.elements(self.database, key, split)?;
+                self.transaction.works(all.len() * size_of::<Held>())?;
+                let mut elements = E::default();
+                for held in all.iter().filter(|held| held.is_live(now)) {
+                    let added = elements.add(own(&held.name), element_of(key, held)?);
+                    added.map_err(|problem| entry.unreadable(problem))?;
+                }
+                elements.all_added();
+                Ok(elements)
+            }
+        }
     }
 
     /// Gives a key a collection. An empty one deletes the key.
     pub fn put_collection<E: Elements>(&mut self, key: &[u8], whole: Whole<E>) {
-        match whole.elements.pack() {
-            Some(packed) => self.put(
-                key,
-                State {
-                    value: Value::Packed(packed),
-                    expire_at: whole.expire_at,
-                },
-            ),
+        self.put_packed(key, whole.elements.pack(), whole.expire_at);
+    }
+
+    /// Gives a key a collection as one record, or deletes the key.
+    pub fn put_packed(&mut self, key: &[u8], packed: Option<Packed>, expire_at: Option<u64>) {
+        match packed.map(Value::Packed) {
+            Some(value) => self.put(key, State { value, expire_at }),
             None => self.delete(key),
         }
     }
@@ -136,13 +225,7 @@ impl Data<'_, '_> {
     /// An empty result deletes the key, if it is there.
     pub fn store_result<E: Elements>(&mut self, key: &[u8], elements: E) -> Result<(), Fault> {
         match elements.pack() {
-            Some(packed) => self.put(
-                key,
-                State {
-                    value: Value::Packed(packed),
-                    expire_at: None,
-                },
-            ),
+            Some(packed) => self.put_packed(key, Some(packed), None),
             None if self.exists(key)? => self.delete(key),
             None => {}
         }
@@ -175,4 +258,12 @@ pub fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
     let mut padded = vec![0; value.len().max(length)];
     padded[..value.len()].copy_from_slice(value);
     padded
+}
+
+/// What an element of the collection at a key holds.
+pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> {
+    match &held.value {
+        Value::Element(element) => Ok(element),
+        other => Err(unreadable(key, other)),
+    }
 }

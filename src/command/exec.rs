@@ -143,7 +143,8 @@ impl Exec {
             false => Vec::new(),
         };
         let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
-        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS));
+        let finds_keys = requests.iter().any(|request| request.command.finds_keys(&request.args));
+        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS), finds_keys);
         let service = &shared.service;
         service.transact_at(session.pace, &owner, locks, view, |transaction| {
             // First the keys, then the flag: a transaction that watches what it reads notices later
@@ -273,10 +274,8 @@ fn places<'q>(watched: &'q Watched, requests: &'q [Request<'q>]) -> Vec<Place<'q
 
 /// Whether a watched key is no longer what WATCH found. The transaction then rests on these keys.
 fn has_changed(transaction: &mut Transaction<'_>, watched: &Watched) -> Result<bool, Fault> {
-    let now = transaction.now;
     for ((database, key), found) in watched {
-        let entry = transaction.get_even_expired(*database, key)?;
-        if *found != Some(Found::of(entry.as_ref(), now)) {
+        if *found != Some(transaction.found(*database, key)?) {
             return Ok(true);
         }
     }

@@ -25,6 +25,16 @@ pub fn parse_exact(argument: &[u8]) -> Option<f64> {
 /// An end of a range of scores. Redis reads it as a C string: spaces may stand in front, a NUL byte
 /// ends it, and nothing is 0. What is too large is infinite.
 pub fn parse_end(argument: &[u8]) -> Option<f64> {
+    parse_c_string_with(argument, parse)
+}
+
+/// What SORT compares as a number. As [`parse_end`], but what is too large or too small for a
+/// double is no number.
+pub fn parse_c_string(argument: &[u8]) -> Option<f64> {
+    parse_c_string_with(argument, parse_exact)
+}
+
+fn parse_c_string_with(argument: &[u8], parse: fn(&[u8]) -> Option<f64>) -> Option<f64> {
     let end = argument.iter().position(|byte| *byte == 0);
     let argument = &argument[..end.unwrap_or(argument.len())];
     if argument.is_empty() {

@@ -1,15 +1,20 @@
 //! Hashes: <https://redis.io/docs/latest/commands/?group=hash>.
 
+mod changing;
+pub(super) mod expiry;
+
 use bytes::Bytes;
 
+use self::changing::{Hash, lasting};
 use super::args::{self, OVERFLOW, SYNTAX, int, is, parse_int, wrong_arity};
 use super::collections::{RandomCount, Scan, nothing_scanned};
-use super::data::Whole;
+use super::data::element_of;
 use super::key_specs::access::{self, CHANGES, READS};
 use super::strings::long_double::LongDouble;
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use crate::database::Held;
 use crate::database::hot::own;
-use crate::model::{Collection, Field, Fields};
+use crate::model::{Collection, Field, Fields, Tree};
 
 const FAST_WRITE: u32 = flag::WRITE | flag::DENYOOM | flag::FAST;
 const FAST_READ: u32 = flag::READONLY | flag::FAST;
@@ -31,7 +36,7 @@ pub static COMMANDS: &[Command] = &[
         arity: -3,
         flags: flag::WRITE | flag::FAST,
         keys: &[KeySpec::at(1, access::RW | access::DELETE)],
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Removes fields; the key goes with its last field.",
         run: Run::Data(hdel),
         ..ROW
@@ -69,7 +74,7 @@ pub static COMMANDS: &[Command] = &[
         arity: 4,
         flags: FAST_WRITE,
         keys: &[KeySpec::at(1, CHANGES)],
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Adds an integer to a field; a missing one counts as 0.",
         run: Run::Data(hincrby),
         ..ROW
@@ -80,7 +85,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_WRITE,
         keys: &[KeySpec::at(1, CHANGES)],
         since: "2.6.0",
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Adds a number, which may have a fraction, to a field; a missing one counts as 0.",
         run: Run::Data(hincrbyfloat),
         ..ROW
@@ -119,7 +124,7 @@ pub static COMMANDS: &[Command] = &[
         arity: -4,
         flags: FAST_WRITE,
         keys: PUT,
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Sets fields; HSET does the same.",
         run: Run::Data(hmset),
         ..ROW
@@ -151,7 +156,7 @@ pub static COMMANDS: &[Command] = &[
         arity: -4,
         flags: FAST_WRITE,
         keys: PUT,
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Sets fields.",
         run: Run::Data(hset),
         ..ROW
@@ -161,7 +166,7 @@ pub static COMMANDS: &[Command] = &[
         arity: 4,
         flags: FAST_WRITE,
         keys: &[KeySpec::at(1, access::RW | access::INSERT)],
-        complexity: "O(N), N being the number of fields of the hash: it is written whole.",
+        complexity: "O(1) for each field; O(N) with N fields while the hash is one record.",
         summary: "Sets a field unless it exists.",
         run: Run::Data(hsetnx),
         ..ROW
@@ -188,20 +193,9 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-/// The error for a hash in memory or in the store that is not what was written.
-fn damaged(problem: &str) -> Fault {
-    Fault::error(format!("ERR the hash cannot be read: {problem}"))
-}
-
 /// One field's value, unless it has expired.
 fn field(data: &mut Data, key: &[u8], name: &[u8]) -> Result<Option<Bytes>, Fault> {
-    let now = data.now();
-    let Some(packed) = data.packed(key, Collection::Hash)? else {
-        return Ok(None);
-    };
-    data.transaction.works(packed.bytes().len())?;
-    let field = packed.field(name).map_err(damaged)?;
-    Ok(field.filter(|field| field.is_live(now)).map(|field| field.value))
+    Ok(data.field(key, name)?.map(|field| field.value))
 }
 
 fn hget(data: &mut Data, args: Args) -> Outcome {
@@ -253,22 +247,13 @@ fn set_fields(data: &mut Data, args: Args, command: &str) -> Result<i64, Fault> 
     let (pairs, []) = args[2..].as_chunks() else {
         return Err(wrong_arity(command));
     };
-    let mut hash: Whole<Fields> = data.collection(args[1])?;
-    let before = hash.elements.0.len();
+    let mut hash = Hash::read(data, args[1])?;
+    let mut new = 0;
     for [name, value] in pairs {
-        put(&mut hash.elements, name, own(value), None);
+        new += i64::from(hash.put(data, name, lasting(own(value)))?);
     }
-    let new = hash.elements.0.len() - before;
-    data.put_collection(args[1], hash);
-    Ok(new as i64)
-}
-
-fn put(fields: &mut Fields, name: &[u8], value: Bytes, expire_at: Option<u64>) {
-    let field = Field { value, expire_at };
-    match fields.0.get_mut(name) {
-        Some(known) => *known = field,
-        None => drop(fields.0.insert(own(name), field)),
-    }
+    hash.write(data)?;
+    Ok(new)
 }
 
 fn hset(data: &mut Data, args: Args) -> Outcome {
@@ -280,37 +265,26 @@ fn hmset(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn hsetnx(data: &mut Data, args: Args) -> Outcome {
-    let mut hash: Whole<Fields> = data.collection(args[1])?;
-    if hash.elements.0.contains_key(args[2]) {
+    let mut hash = Hash::read(data, args[1])?;
+    if hash.get(data, args[2])?.is_some() {
         return Ok(Reply::Int(0));
     }
-    put(&mut hash.elements, args[2], own(args[3]), None);
-    data.put_collection(args[1], hash);
+    hash.put(data, args[2], lasting(own(args[3])))?;
+    hash.write(data)?;
     Ok(Reply::Int(1))
 }
 
 fn hdel(data: &mut Data, args: Args) -> Outcome {
-    let mut hash: Whole<Fields> = data.collection(args[1])?;
-    let before = hash.elements.0.len();
-    // One pass for all of them: removing one by one would move what is behind it each time.
-    match args[2..] {
-        [name] => drop(hash.elements.0.shift_remove(name)),
-        ref names => {
-            let names: std::collections::HashSet<&[u8]> = names.iter().copied().collect();
-            hash.elements.0.retain(|name, _| !names.contains(&name[..]));
-        }
-    }
-    let removed = before - hash.elements.0.len();
-    if removed > 0 {
-        data.put_collection(args[1], hash);
-    }
+    let mut hash = Hash::read(data, args[1])?;
+    let removed = hash.remove(data, &args[2..])?;
+    hash.write(data)?;
     Ok(Reply::Int(removed as i64))
 }
 
 fn hincrby(data: &mut Data, args: Args) -> Outcome {
     let delta = int(args[3])?;
-    let mut hash: Whole<Fields> = data.collection(args[1])?;
-    let (old, expire_at) = match hash.elements.0.get(args[2]) {
+    let mut hash = Hash::read(data, args[1])?;
+    let (old, expire_at) = match hash.get(data, args[2])? {
         Some(field) => (
             parse_int(&field.value).ok_or("ERR hash value is not an integer")?,
             field.expire_at,
@@ -319,8 +293,8 @@ fn hincrby(data: &mut Data, args: Args) -> Outcome {
     };
     let new = old.checked_add(delta).ok_or(OVERFLOW)?;
     let text = own(itoa::Buffer::new().format(new).as_bytes());
-    put(&mut hash.elements, args[2], text, expire_at);
-    data.put_collection(args[1], hash);
+    hash.put(data, args[2], Field { value: text, expire_at })?;
+    hash.write(data)?;
     Ok(Reply::Int(new))
 }
 
@@ -329,8 +303,8 @@ fn hincrbyfloat(data: &mut Data, args: Args) -> Outcome {
     if !delta.is_finite() {
         return Err("ERR value is NaN or Infinity".into());
     }
-    let mut hash: Whole<Fields> = data.collection(args[1])?;
-    let (old, expire_at) = match hash.elements.0.get(args[2]) {
+    let mut hash = Hash::read(data, args[1])?;
+    let (old, expire_at) = match hash.get(data, args[2])? {
         Some(field) => (
             LongDouble::parse(&field.value).ok_or("ERR hash value is not a float")?,
             field.expire_at,
@@ -339,13 +313,34 @@ fn hincrbyfloat(data: &mut Data, args: Args) -> Outcome {
     };
     let new = old.plus(delta).ok_or("ERR increment would produce NaN or Infinity")?;
     let text = Bytes::from(new.to_string());
-    put(&mut hash.elements, args[2], text.clone(), expire_at);
-    data.put_collection(args[1], hash);
+    let value = text.clone();
+    hash.put(data, args[2], Field { value, expire_at })?;
+    hash.write(data)?;
     Ok(Reply::Bulk(text))
+}
+
+/// Fields of a split hash at these places.
+fn fields_at(key: &[u8], tree: &Tree<Held>, places: &[usize]) -> Result<Vec<(Bytes, Bytes)>, Fault> {
+    let held = places.iter().filter_map(|place| tree.nth(*place));
+    held.map(|held| Ok((own(&held.name), element_of(key, held)?.payload())))
+        .collect()
+}
+
+/// A split hash of which no field expires before this time.
+fn lasting_split(data: &mut Data, key: &[u8]) -> Result<Option<Tree<Held>>, Fault> {
+    let now = data.now();
+    let tree = data.split(key, Collection::Hash)?;
+    Ok(tree.filter(|tree| tree.least_mark() > now))
 }
 
 fn hrandfield(data: &mut Data, args: Args) -> Outcome {
     let Some(count) = args.get(2) else {
+        if let Some(tree) = lasting_split(data, args[1])?
+            && !tree.is_empty()
+        {
+            let picked = fields_at(args[1], &tree, &[rand::random_range(0..tree.len())])?;
+            return Ok(picked.into_iter().next().map(|(name, _)| name).into());
+        }
         let fields = fields(data, args[1])?.0;
         let picked = (!fields.is_empty()).then(|| rand::random_range(0..fields.len()));
         let name = picked
@@ -361,6 +356,17 @@ fn hrandfield(data: &mut Data, args: Args) -> Outcome {
     };
     if with_values {
         count.check_for_pairs()?;
+    }
+    if let Some(tree) = lasting_split(data, args[1])? {
+        let picked = fields_at(args[1], &tree, &count.pick(tree.len())?)?.into_iter();
+        return Ok(match with_values {
+            true => Reply::Pairs(
+                picked
+                    .map(|(name, value)| (Reply::Bulk(name), Reply::Bulk(value)))
+                    .collect(),
+            ),
+            false => Reply::Array(picked.map(|(name, _)| Reply::Bulk(name)).collect()),
+        });
     }
     let fields = fields(data, args[1])?.0;
     let places = count.pick(fields.len())?;
@@ -378,6 +384,16 @@ fn hrandfield(data: &mut Data, args: Args) -> Outcome {
 
 fn hscan(data: &mut Data, args: Args) -> Outcome {
     let cursor = Scan::cursor(args[2])?;
+    if let Some(tree) = data.split(args[1], Collection::Hash)? {
+        let scan = Scan::new(cursor, &args[3..], true)?;
+        let no_values = scan.no_values;
+        return scan.reply_of_split(&tree, data.now(), |held, shown| {
+            let value = element_of(args[1], held)?.payload();
+            shown.push(Reply::Bulk(own(&held.name)));
+            shown.extend((!no_values).then(|| Reply::Bulk(value)));
+            Ok(())
+        });
+    }
     let fields = fields(data, args[1])?.0;
     if fields.is_empty() {
         return Ok(nothing_scanned());

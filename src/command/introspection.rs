@@ -163,6 +163,7 @@ fn describe_spec(spec: &KeySpec) -> Reply {
             "keyword",
             vec![(Reply::bulk("keyword"), Reply::bulk(word)), number("startfrom", from)],
         ),
+        Begin::LastStore(_) | Begin::Unknown(_) => typed("unknown", Vec::new()),
     };
     let find = match spec.find {
         Find::Range { last, step } => typed(
@@ -177,12 +178,18 @@ fn describe_spec(spec: &KeySpec) -> Reply {
             "keynum",
             vec![number("keynumidx", 0), number("firstkey", 1), number("keystep", 1)],
         ),
+        Find::Unknown => typed("unknown", Vec::new()),
     };
-    Reply::Map(vec![
+    let mut described = match spec.begin {
+        Begin::LastStore(notes) | Begin::Unknown(notes) => vec![(Reply::bulk("notes"), Reply::bulk(notes))],
+        Begin::Index(_) | Begin::Keyword(..) => Vec::new(),
+    };
+    described.extend([
         (Reply::bulk("flags"), access_names(spec.access)),
         (Reply::bulk("begin_search"), begin),
         (Reply::bulk("find_keys"), find),
-    ])
+    ]);
+    Reply::Map(described)
 }
 
 fn access_names(flags: u16) -> Reply {

@@ -25,6 +25,10 @@ pub enum Begin {
     Index(usize),
     /// Behind this word, looked for from this argument on.
     Keyword(&'static str, usize),
+    /// Behind the last STORE among the options of SORT. Redis says of it only these words.
+    LastStore(&'static str),
+    /// Nowhere among the arguments; these words say which keys it is about.
+    Unknown(&'static str),
 }
 
 /// Which arguments are keys, from where the search begins.
@@ -35,6 +39,8 @@ pub enum Find {
     Range { last: i32, step: usize },
     /// The number of keys stands where the search begins, the keys follow.
     Counted,
+    /// At most the argument where the search begins.
+    Unknown,
 }
 
 /// What a command does with a key. Names and meanings are Redis's.
@@ -99,7 +105,11 @@ impl KeySpec {
 
     /// The keys among the arguments of a request, which may be too few or make no sense.
     pub fn keys<'s, 'a: 's>(&'s self, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
-        let first = self.first(request);
+        self.keys_at(self.first(request), request)
+    }
+
+    /// The keys where a search begins at this argument.
+    fn keys_at<'s, 'a: 's>(&'s self, first: usize, request: &'s [&'a [u8]]) -> impl Iterator<Item = &'a [u8]> + 's {
         let (first, behind, step) = match self.find {
             Find::Range { last, step } if last < 0 => (first, request.len().saturating_sub((-1 - last) as usize), step),
             Find::Range { last, step } => (first, first + last as usize + 1, step),
@@ -107,6 +117,7 @@ impl KeySpec {
                 let count = count_at(first, request).unwrap_or(0);
                 (first + 1, (first + 1).saturating_add(count), 1)
             }
+            Find::Unknown => (first, first.saturating_add(1), 1),
         };
         let behind = behind.min(request.len());
         request[first.min(behind)..behind].iter().step_by(step).copied()
@@ -130,8 +141,24 @@ impl KeySpec {
                 let found = request.iter().skip(from).position(|argument| args::is(argument, word));
                 found.map_or(request.len(), |found| from + found + 1)
             }
+            Begin::LastStore(_) => last_store(request).unwrap_or(request.len()),
+            Begin::Unknown(_) => request.len(),
         }
     }
+}
+
+/// The argument behind the last STORE of SORT. The arguments of other options are passed over.
+fn last_store(request: &[&[u8]]) -> Option<usize> {
+    let (mut at, mut found) = (2, None);
+    while let Some(word) = request.get(at) {
+        let of_option = [("limit", 2), ("get", 1), ("by", 1), ("store", 1)];
+        let known = of_option.into_iter().find(|(name, _)| args::is(word, name));
+        if known == Some(("store", 1)) {
+            found = Some(at + 1);
+        }
+        at += 1 + known.map_or(0, |(_, arguments)| arguments);
+    }
+    found
 }
 
 /// The number of keys that this argument says.
@@ -140,10 +167,19 @@ fn count_at(index: usize, request: &[&[u8]]) -> Option<usize> {
     usize::try_from(count).ok()
 }
 
-/// The keys of a request, as its command's specs find them.
+/// All keys that a request may use. A word that keys follow may stand in it several times: Redis
+/// reports the keys behind the first one, and GEORADIUS stores at the key behind the last one.
 pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
     let mut keys = KeyList::new();
-    specs.iter().for_each(|spec| keys.extend(spec.keys(request)));
+    for spec in specs {
+        match spec.begin {
+            Begin::Index(_) | Begin::LastStore(_) | Begin::Unknown(_) => keys.extend(spec.keys(request)),
+            Begin::Keyword(word, from) => {
+                let words = (from..request.len()).filter(|at| args::is(request[*at], word));
+                words.for_each(|at| keys.extend(spec.keys_at(at + 1, request)));
+            }
+        }
+    }
     keys
 }
 
@@ -187,6 +223,11 @@ mod tests {
             find,
         };
         let counted = KeySpec::counted(2, READS);
+        let unknown = |begin| KeySpec {
+            access: READS,
+            begin,
+            find: Find::Unknown,
+        };
         for (spec, request, keys) in [
             (KeySpec::at(1, READS), "get k", "k"),
             (KeySpec::at(2, READS), "object encoding k", "k"),
@@ -211,8 +252,43 @@ mod tests {
             ),
             (behind("streams", Find::Range { last: -1, step: 1 }), "xread a b", ""),
             (behind("keys", Find::Range { last: 0, step: 1 }), "m keys a b", "a"),
+            (unknown(Begin::LastStore("")), "sort a STORE b", "b"),
+            (unknown(Begin::LastStore("")), "sort a store b desc store c alpha", "c"),
+            (unknown(Begin::LastStore("")), "sort a store store store c", "c"),
+            (
+                unknown(Begin::LastStore("")),
+                "sort a by store get store limit store store",
+                "",
+            ),
+            (unknown(Begin::LastStore("")), "sort a store", ""),
+            (unknown(Begin::LastStore("")), "sort", ""),
+            (unknown(Begin::Unknown("")), "sort a store b", ""),
         ] {
             assert_eq!(found(spec, request), keys, "{request}");
+        }
+    }
+
+    #[test]
+    fn keys_behind_every_word_are_locked() {
+        let stored = KeySpec {
+            access: SETS,
+            begin: Begin::Keyword("store", 3),
+            find: Find::Range { last: 0, step: 1 },
+        };
+        for (request, reported, all) in [
+            ("g k store a store b", "b", "b"),
+            ("g k 1 store a STORE b x", "a", "a b"),
+            ("g k 1 store store c", "store", "store c"),
+            ("g k 1 store", "", ""),
+        ] {
+            assert_eq!(found(stored, request), reported, "{request}");
+            let request: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+            let keys: Vec<_> = all
+                .split(' ')
+                .filter(|key| !key.is_empty())
+                .map(str::as_bytes)
+                .collect();
+            assert_eq!(keys_of(&[stored], &request)[..], keys[..]);
         }
     }
 

@@ -231,29 +231,6 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
-        name: "sort",
-        arity: -2,
-        flags: flag::WRITE | flag::DENYOOM | flag::MOVABLEKEYS,
-        keys: &[KeySpec::at(1, CHANGES)],
-        categories: &["set", "sortedset", "list", "dangerous"],
-        complexity: "O(N+M*log(M)), N elements of which M are answered.",
-        summary: "Sorts the elements of a list or a set, and may store the result.",
-        compatibility: Compatibility::NotYet,
-        ..ROW
-    },
-    Command {
-        name: "sort_ro",
-        arity: -2,
-        flags: flag::READONLY | flag::MOVABLEKEYS,
-        keys: &[KeySpec::at(1, READS)],
-        categories: &["set", "sortedset", "list", "dangerous"],
-        since: "7.0.0",
-        complexity: "O(N+M*log(M)), N elements of which M are answered.",
-        summary: "Sorts the elements of a list or a set.",
-        compatibility: Compatibility::NotYet,
-        ..ROW
-    },
-    Command {
         name: "swapdb",
         arity: 3,
         flags: WRITE | flag::LONG | flag::ALL_KEYS,

@@ -38,13 +38,17 @@ pub mod tally;
 pub mod bits;
 mod collections;
 pub mod connection;
+pub mod geo;
 pub mod hashes;
 pub mod highwater;
+pub mod hyperloglog;
 pub mod introspection;
 pub mod keys;
+pub mod lists;
 pub mod not_implemented;
 pub mod server;
 pub mod sets;
+pub mod sort;
 pub mod sorted_sets;
 pub mod strings;
 pub mod transactions;
@@ -121,6 +125,9 @@ pub enum Reads {
     /// Its keys, unless the function says that a request with these arguments writes without
     /// reading.
     KeysUnless(fn(Args<'_>) -> bool),
+    /// Its keys, and others that only its computation finds, if the function says so of a request
+    /// with these arguments.
+    KeysAndOthersIf(fn(Args<'_>) -> bool),
     /// Keys of other databases too.
     OtherDatabases,
     /// The whole store, which must first hold everything that was acknowledged.
@@ -215,6 +222,11 @@ impl Command {
         } else {
             count >= least
         }
+    }
+
+    /// Whether a request reads keys that it does not declare.
+    pub fn finds_keys(&self, args: Args<'_>) -> bool {
+        matches!(self.reads, Reads::KeysAndOthersIf(finds) if finds(args))
     }
 
     /// Whether a request reads the whole store. Without arguments: whether it may.

@@ -11,7 +11,6 @@ use super::data::zero_padded;
 use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::hot::{PREFETCHED, own};
-use crate::model::Value;
 use crate::resp::Weight;
 use long_double::LongDouble;
 use options::{Expiry, SetCondition, SetOptions, Time, Unit};
@@ -268,7 +267,7 @@ fn mget(data: &mut Data, args: Args) -> Outcome {
             data.transaction.service().prefetch(data.database, next);
         }
         // As in Redis, what is no string is no value here.
-        let entry = data.get(key)?.filter(|entry| !matches!(entry.value, Value::Packed(_)));
+        let entry = data.get(key)?.filter(|entry| entry.value.collection().is_none());
         let value = Reply::from(entry.map(|entry| entry.string()).transpose()?);
         weight.add(&value);
         if weight.bytes() > MAX_REPLY_MEMORY {
@@ -513,7 +512,7 @@ fn incrbyfloat(data: &mut Data, args: Args) -> Outcome {
 
 fn longest_common_subsequence(data: &mut Data, args: Args) -> Outcome {
     let mut text = |key| match data.get(key)? {
-        Some(entry) if matches!(entry.value, Value::Packed(_)) => {
+        Some(entry) if entry.value.collection().is_some() => {
             Err("ERR The specified keys must contain string values".into())
         }
         Some(entry) => entry.string(),

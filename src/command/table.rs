@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, hashes, highwater, introspection, keys, not_implemented, server, sets,
-    sorted_sets, strings, transactions, wait,
+    Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, lists,
+    not_implemented, server, sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -16,9 +16,14 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Strings", strings::COMMANDS),
     ("Bits", bits::COMMANDS),
     ("Hashes", hashes::COMMANDS),
+    ("Expiry of fields", hashes::expiry::COMMANDS),
+    ("Lists", lists::COMMANDS),
     ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
+    ("Geo", geo::COMMANDS),
+    ("HyperLogLog", hyperloglog::COMMANDS),
     ("Keys", keys::COMMANDS),
+    ("Sorting", sort::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use super::key_specs::access;
 use super::{Args, Command, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag};
-use crate::database::watch::Found;
 use crate::database::write::Write;
 use crate::database::{Wait, hot, now_ms};
 
@@ -123,7 +122,7 @@ fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
                 if session.outstanding.count() > 0 {
                     // The write under way may be the connection's own. That it reaches the log is
                     // no change to this connection.
-                    wait_for(service.read(database, key, true)?.depends)?;
+                    wait_for(service.under_way(database, key)?)?;
                 }
                 let watches = &service.database(database).watches;
                 watches.watch(place.1.clone(), &watch.changed);
@@ -132,11 +131,13 @@ fn watch(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
                 let client = &session.client;
                 client.watching.store(watch.keys.len(), Ordering::Relaxed);
                 client.watched_bytes.store(watch.bytes, Ordering::Relaxed);
-                wait_for(service.read(database, key, true)?.depends)?;
+                wait_for(service.under_way(database, key)?)?;
             }
         }
         let seen = service.read(database, key, false)?;
-        watch.keys.insert(place, Some(Found::of(seen.entry.as_ref(), now)));
+        watch
+            .keys
+            .insert(place, Some(service.found(database, key, seen.entry.as_ref(), now)));
     }
     Ok(Reply::Ok)
 }

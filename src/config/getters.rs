@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::checks::{self, Mapping, OutputLimits};
 use super::{Config, machine};
+use crate::model::SPLIT;
 
 /// The settings that are read at every command or connection.
 pub(super) struct Hot {
@@ -26,6 +27,8 @@ pub(super) struct Hot {
     latency_monitor_threshold: AtomicU64,
     latency_tracking: AtomicBool,
     databases: AtomicUsize,
+    max_packed_bytes: AtomicUsize,
+    max_packed_elements: AtomicUsize,
 }
 
 impl Default for Hot {
@@ -44,6 +47,8 @@ impl Default for Hot {
             latency_monitor_threshold: AtomicU64::default(),
             latency_tracking: AtomicBool::default(),
             databases: AtomicUsize::default(),
+            max_packed_bytes: AtomicUsize::default(),
+            max_packed_elements: AtomicUsize::default(),
         }
     }
 }
@@ -122,6 +127,20 @@ impl Config {
 
     pub fn latency_tracking(&self) -> bool {
         self.hot.latency_tracking.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes, and the most elements, of a collection that is one record. What is larger is
+    /// split, if it may be.
+    pub fn packed_limits(&self) -> (usize, usize) {
+        let Hot {
+            max_packed_bytes,
+            max_packed_elements,
+            ..
+        } = &self.hot;
+        (
+            max_packed_bytes.load(Ordering::Relaxed),
+            max_packed_elements.load(Ordering::Relaxed),
+        )
     }
 
     pub fn databases(&self) -> u16 {
@@ -234,6 +253,11 @@ impl Config {
     /// The most integers of a set that Redis keeps as an intset.
     pub fn intset_limit(&self) -> usize {
         self.number("set-max-intset-entries") as usize
+    }
+
+    /// The most bytes of a HyperLogLog in the sparse form.
+    pub fn hll_sparse_max_bytes(&self) -> usize {
+        self.number("hll-sparse-max-bytes") as usize
     }
 
     pub fn partitions(&self) -> u32 {
@@ -359,5 +383,10 @@ impl Config {
         hot.latency_tracking
             .store(self.is("latency-tracking", "yes"), Ordering::Relaxed);
         hot.databases.store(size("databases"), Ordering::Relaxed);
+        let is_split = self.is("split-collections", "yes") && self.may_use(SPLIT);
+        let limit = |name| if is_split { size(name) } else { usize::MAX };
+        hot.max_packed_bytes.store(limit("max-packed-bytes"), Ordering::Relaxed);
+        hot.max_packed_elements
+            .store(limit("max-packed-elements"), Ordering::Relaxed);
     }
 }

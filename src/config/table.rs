@@ -571,6 +571,30 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "split-collections",
+        kind: Kind::YesNo,
+        default: "yes",
+        group: Group::Types,
+        summary: "Give each field of a large hash a record of its own. With no, a collection stays one record, for consumers that know only those; it is then at most as large as a record.",
+        ..D
+    },
+    Setting {
+        name: "max-packed-bytes",
+        kind: MEMORY,
+        default: "4096",
+        group: Group::Types,
+        summary: "A hash of more bytes is split: each field gets a record of its own.",
+        ..D
+    },
+    Setting {
+        name: "max-packed-elements",
+        kind: LARGE,
+        default: "512",
+        group: Group::Types,
+        summary: "A hash of more fields is split: each field gets a record of its own.",
+        ..D
+    },
+    Setting {
         name: "hash-max-listpack-entries",
         aliases: &["hash-max-ziplist-entries"],
         kind: LARGE,
@@ -586,6 +610,14 @@ const EFFECTIVE: &[Setting] = &[
         default: "64",
         group: Group::Types,
         summary: "OBJECT ENCODING tells listpack of a hash whose names and values have up to so many bytes.",
+        ..D
+    },
+    Setting {
+        name: "hll-sparse-max-bytes",
+        kind: MEMORY,
+        default: "3000",
+        group: Group::Types,
+        summary: "A HyperLogLog of more bytes has the dense form.",
         ..D
     },
     Setting {

@@ -198,7 +198,6 @@ pub const SETTINGS: &[Setting] = &[
     row("replica-serve-stale-data", YES_NO, "yes", REPLICATION).also(&["slave-serve-stale-data"]),
     row("replicaof", Kind::Words, "", REPLICATION).also(&["slaveof"]).immutable().refused(),
     // Encodings of values
-    row("hll-sparse-max-bytes", MEMORY, "3000", ENCODINGS),
     row("list-compress-depth", COUNT, "0", ENCODINGS),
     row("list-max-listpack-size", INT, "-2", ENCODINGS).also(&["list-max-ziplist-size"]),
     row("stream-node-max-bytes", MEMORY, "4096", ENCODINGS),

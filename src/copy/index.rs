@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::Problem;
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Log, LogRecord, TopicPartition};
-use crate::model::{Control, Payload};
+use crate::model::{Control, ElementName, Payload, State, Value, Version};
 
 /// So many records that are not copied are logged one by one.
 const NAMED: usize = 20;
@@ -22,6 +22,8 @@ const SHOWN: usize = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Value,
+    /// The head of a split collection.
+    Head(Version),
     /// Too large for the topic that it would be copied to.
     TooLarge,
     Tombstone,
@@ -111,6 +113,10 @@ impl Index {
             Payload::Key(Some(state)) if record.key.len() + state.value.bytes() + HEADER_BYTES > largest => {
                 Found::TooLarge
             }
+            Payload::Key(Some(State {
+                value: Value::Split(split),
+                ..
+            })) => Found::Head(split.version()),
             Payload::Key(Some(_)) => Found::Value,
         };
         let place = Place {
@@ -126,18 +132,28 @@ impl Index {
     pub(super) fn choose(self, home: impl Fn(u16, &[u8]) -> u32) -> Chosen {
         let mut chosen = Chosen::default();
         for (database, keys) in (0..).zip(self.databases) {
-            for (key, places) in keys.places {
-                let at = |place: &Place| TopicPartition {
-                    database,
-                    partition: place.partition,
-                };
-                let is_hidden =
-                    |place: &&Place| self.flushed.get(&at(place)).is_some_and(|flush| place.offset < *flush);
-                let shown = places.iter().filter(|place| !is_hidden(place));
-                chosen.several += u64::from(shown.clone().count() > 1);
-                let home = home(database, &key);
-                if let Some(newest) = shown.max_by_key(|place| rank(place, home)) {
-                    chosen.add(at(newest), newest, &key);
+            let at = |place: &Place| TopicPartition {
+                database,
+                partition: place.partition,
+            };
+            let is_shown = |place: &&Place| self.flushed.get(&at(place)).is_none_or(|flush| place.offset >= *flush);
+            let newest = |key: &[u8], places: &SmallVec<[Place; 1]>| {
+                let home = home(database, key);
+                let shown = places.iter().filter(is_shown);
+                shown.max_by_key(|place| rank(place, home)).copied()
+            };
+            let has_head = |name: ElementName<'_>| {
+                let head = keys.places.get(name.key).and_then(|places| newest(name.key, places));
+                head.is_some_and(|head| head.state == Found::Head(name.version))
+            };
+            for (key, places) in &keys.places {
+                // An element without its head is not shown.
+                if ElementName::parse(key).is_some_and(|name| !has_head(name)) {
+                    continue;
+                }
+                chosen.several += u64::from(places.iter().filter(is_shown).count() > 1);
+                if let Some(newest) = newest(key, places) {
+                    chosen.add(at(&newest), &newest, key);
                 }
             }
         }
@@ -188,7 +204,7 @@ impl Chosen {
     fn add(&mut self, at: TopicPartition, newest: &Place, key: &[u8]) {
         match newest.state {
             Found::Tombstone => {}
-            Found::Value => self.places.entry(at).or_default().push(newest.offset),
+            Found::Value | Found::Head(_) => self.places.entry(at).or_default().push(newest.offset),
             Found::Unreadable => self.unreadable.add(at, newest.offset, key),
             Found::TooLarge => self.too_large.add(at, newest.offset, key),
         }

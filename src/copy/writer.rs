@@ -62,7 +62,8 @@ impl Writer<'_> {
         let Some(state) = record.payload.state() else {
             return Ok(());
         };
-        if state.expire_at.is_some_and(|at| at <= now_ms()) {
+        let now = now_ms();
+        if state.expire_at.is_some_and(|at| at <= now) || !state.value.is_live(now) {
             self.copied.expired += 1;
             return Ok(());
         }
@@ -72,7 +73,7 @@ impl Writer<'_> {
                 .create(database)
                 .map_err(|e| format!("copy database {database}: {e}"))?;
         }
-        if state.value.feature().is_some() {
+        if state.value.features().next().is_some() {
             self.name_features(database)?;
         }
         let to = TopicPartition {

@@ -16,10 +16,9 @@ use super::hot::{At, PREFETCHED};
 use super::visible::{Applied, Shown};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
-use super::{Partition, Service, Status, now_ms, preload};
-use crate::log::record::READS;
+use super::{Partition, Service, Status, now_ms, preload, source};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
-use crate::model::{Change, Control, Payload};
+use crate::model::{Change, Control, ElementName, Payload, Value};
 use crate::store::{Checkpoint, PartitionPosition, StoreError};
 use crate::supervise;
 
@@ -130,42 +129,12 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
     supervise::thread(&supervise::APPLIER, move || applier.run(writer)).map_err(not_started)
 }
 
-/// The source that the store must have for its positions to mean anything.
-pub(super) fn source_of(service: &Service, database: u16) -> Option<String> {
-    let topic = service.log.identity(database)?;
-    let mut source = format!(
-        "{} {} partitions={} reads={READS}",
-        topic.topic, topic.id, topic.partitions
-    );
-    if topic.partitions > 1 {
-        // This function decides the keys' homes.
-        source = format!("{source} {}", topic.partitioner);
-    }
-    if !topic.starts.is_empty() {
-        let starts: Vec<String> = topic.starts.iter().map(u64::to_string).collect();
-        source = format!("{source}{STARTS}{}", starts.join("."));
-    }
-    Some(source)
-}
-
-const STARTS: &str = " starts=";
-
-/// The topic's id, its number of partitions, and where they begin, from a [`source_of`].
-pub fn topic_in(source: &str) -> Option<(&str, u32, Vec<u64>)> {
-    let (source, starts) = source.split_once(STARTS).unwrap_or((source, ""));
-    let mut words = source.split(' ').skip(1);
-    let id = words.next()?;
-    let partitions = words.next()?.strip_prefix("partitions=")?.parse().ok()?;
-    let starts = starts.split('.').filter_map(|start| start.parse().ok()).collect();
-    Some((id, partitions, starts))
-}
-
 /// The checkpoint's positions that fit today's topics. Other databases are cleared and read again.
 fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
     let (mut positions, mut marks) = (Positions::new(), Marks::new());
     for (&database, known) in &checkpoint.databases {
         let source = (database < service.database_count())
-            .then(|| source_of(service, database))
+            .then(|| source::of(service, database))
             .flatten();
         let retention = service.log.tombstone_retention(database);
         let (now, as_of) = (now_ms(), known.partitions.values().map(|p| p.as_of));
@@ -559,11 +528,33 @@ impl Applier {
             return Ok(());
         }
         let database = &self.service.databases[place.database as usize];
+        if let Payload::Key(state) = &change.payload
+            && ElementName::parse(&change.key).is_some()
+        {
+            let value = state.as_ref().map(|state| state.value.clone());
+            return self.apply_element(change, value);
+        }
         if database.partitions().len() > 1 {
             self.apply_spread(change)
         } else {
             self.show(change, None)
         }
+    }
+
+    /// Applies a record of an element. It always goes to the store by the buffer: memory may have
+    /// no more than the store needs.
+    fn apply_element(&mut self, change: Change, value: Option<Value>) -> Result<(), ApplyError> {
+        if self.service.log.partition(change.database, &change.key) != change.partition {
+            // Its collection is elsewhere: no reader would find it.
+            self.service.counters.records_misplaced.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        // While loading no client reads.
+        let insert = self.goal.is_none();
+        let (database, at) = (change.database, At::of(&change));
+        self.service
+            .show_applied_element(database, &change.key, at, value, insert);
+        self.hold(change)
     }
 
     /// Applies a record of a topic with several partitions: the key may have others there.
@@ -617,6 +608,11 @@ impl Applier {
             self.in_memory += 1;
             return Ok(());
         }
+        self.hold(change)
+    }
+
+    /// Keeps a change for the writer.
+    fn hold(&mut self, change: Change) -> Result<(), ApplyError> {
         self.batch.push(change);
         if self.batch.len() >= BATCH {
             self.push(None)?;

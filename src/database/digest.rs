@@ -2,8 +2,9 @@
 //! that are at that position. It shows whether nodes, or a node and its own past, have diverged.
 //!
 //! Per partition it is the sum (modulo 2^128) of a hash over key, value and expiry of each visible
-//! key, so the order does not matter. Expired keys count until their tombstone comes: the sum is a
-//! function of the log alone, not of the time.
+//! key, and of each element of a split collection that has its head. So the order does not matter.
+//! Expired keys count until their tombstone comes: the sum is a function of the log alone, not of
+//! the time.
 //!
 //! The store is read in small parts while the applier goes on. A part and a batch exclude each
 //! other. While a digest is being made, a batch subtracts what it changes in the part that was read
@@ -23,7 +24,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Database, Fault, Service};
 use crate::log::TopicPartition;
-use crate::model::{Change, Entry, Payload};
+use crate::model::{Change, ElementName, Entry, Payload, Value, home_key};
 use crate::store::{Scanned, Store, StoreError, key_hash};
 use crate::supervise;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -176,9 +177,7 @@ impl Digests {
             let mut meet = |scanned: Scanned<'_>| keys.push(Bytes::copy_from_slice(scanned.key));
             making.next = store.scan(making.database, from, PART, &mut meet)?;
             for key in &keys {
-                if let Some(entry) = store.get(making.database, key)? {
-                    making.count(key, &entry, Sign::Plus);
-                }
+                making.count_key(&**store, key, Sign::Plus)?;
             }
             // A batch that waits goes first.
             MutexGuard::bump(&mut state);
@@ -228,12 +227,15 @@ impl State {
                 Payload::Key(_) => Some(&change.key),
                 Payload::Control(_) => None,
             })
-            .filter(|key| making.next.is_none_or(|next| key_hash(key) < next))
+            .filter(|key| making.next.is_none_or(|next| key_hash(home_key(key)) < next))
             .collect();
         let mut count = |sign| -> Result<(), StoreError> {
             for key in &changed {
-                if let Some(entry) = store.get(database, key)? {
-                    making.count(key, &entry, sign);
+                match ElementName::parse(key) {
+                    None => making.count_key(store, key, sign)?,
+                    // It is counted with its head.
+                    Some(name) if changed.contains(&Bytes::copy_from_slice(name.key)) => {}
+                    Some(name) => making.count_element(store, key, name, sign)?,
                 }
             }
             Ok(())
@@ -271,19 +273,57 @@ impl Making {
         }
     }
 
-    fn count(&mut self, key: &[u8], entry: &Entry, sign: Sign) {
+    /// Counts a key as the store has it, with the elements of a split collection.
+    fn count_key(&mut self, store: &dyn Store, key: &[u8], sign: Sign) -> Result<(), StoreError> {
+        let Some(entry) = store.get(self.database, key)? else {
+            return Ok(());
+        };
+        self.add(key, &entry, sign);
         let digest = self.sums.entry(entry.meta.partition).or_default();
-        let hash = hash(key, entry);
         match sign {
-            Sign::Plus => {
-                digest.sum = digest.sum.wrapping_add(hash);
-                digest.keys += 1;
-            }
-            Sign::Minus => {
-                digest.sum = digest.sum.wrapping_sub(hash);
-                digest.keys -= 1;
-            }
+            Sign::Plus => digest.keys += 1,
+            Sign::Minus => digest.keys -= 1,
         }
+        let Value::Split(split) = &entry.value else {
+            return Ok(());
+        };
+        let (database, version) = (self.database, split.version());
+        let mut from = Some(Bytes::new());
+        while let Some(start) = from {
+            let mut meet = |sub_key: &[u8], entry: Entry| {
+                let name = ElementName { key, version, sub_key };
+                self.add(&name.record_key(), &entry, sign);
+            };
+            from = store.elements(database, (key, version), &start, PART, &mut meet)?;
+        }
+        Ok(())
+    }
+
+    /// Counts an element as the store has it. Without its head it does not count.
+    fn count_element(
+        &mut self,
+        store: &dyn Store,
+        record_key: &[u8],
+        name: ElementName<'_>,
+        sign: Sign,
+    ) -> Result<(), StoreError> {
+        let head = store.get(self.database, name.key)?.map(|entry| entry.value);
+        if let Some(Value::Split(split)) = head
+            && split.version() == name.version
+            && let Some(entry) = store.get(self.database, record_key)?
+        {
+            self.add(record_key, &entry, sign);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, record_key: &[u8], entry: &Entry, sign: Sign) {
+        let digest = self.sums.entry(entry.meta.partition).or_default();
+        let hash = hash(record_key, entry);
+        digest.sum = match sign {
+            Sign::Plus => digest.sum.wrapping_add(hash),
+            Sign::Minus => digest.sum.wrapping_sub(hash),
+        };
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::stripes::{Hold, Taken};
 use super::write::Write;
-use crate::model::{Collection, Entry, Packed, State, Value};
+use crate::model::{Collection, Entry, Packed, Split, State, Value};
 use crate::store::StoreError;
 
 /// Bytes that a transaction may go through on a thread that serves connections: about a
@@ -144,26 +144,35 @@ impl From<StoreError> for Fault {
 /// The error of a command on a key that holds something else.
 pub const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 
+/// How a key holds a collection.
+#[derive(Clone, Copy)]
+pub enum Form<'e> {
+    Packed(&'e Packed),
+    Split(&'e Split),
+}
+
 impl Entry {
     /// The string, or an error that says why it is not one.
     pub fn string(&self) -> Result<Bytes, Fault> {
         match &self.value {
             Value::String(value) => Ok(value.clone()),
-            Value::Packed(_) => Err(WRONG_TYPE.into()),
+            Value::Packed(_) | Value::Split(_) | Value::Element(_) => Err(WRONG_TYPE.into()),
             Value::Unreadable(reason) => Err(self.unreadable(reason)),
         }
     }
 
     /// The collection, if it is of this type.
-    pub fn packed(&self, of: Collection) -> Result<&Packed, Fault> {
+    pub fn collection(&self, of: Collection) -> Result<Form<'_>, Fault> {
         match &self.value {
-            Value::Packed(packed) if packed.of() == of => Ok(packed),
-            Value::Packed(_) | Value::String(_) => Err(WRONG_TYPE.into()),
+            Value::Packed(packed) if packed.of() == of => Ok(Form::Packed(packed)),
+            Value::Split(split) if split.of() == of => Ok(Form::Split(split)),
+            Value::Packed(_) | Value::Split(_) | Value::Element(_) | Value::String(_) => Err(WRONG_TYPE.into()),
             Value::Unreadable(reason) => Err(self.unreadable(reason)),
         }
     }
 
-    /// The state, of whatever kind, if it can be written again.
+    /// The state, of whatever kind, if it can be written again under the same key. Elements of a
+    /// split collection do not belong to it.
     pub fn state(self) -> Result<State, Fault> {
         self.type_name()?;
         Ok(self.into_state())

@@ -97,11 +97,13 @@ impl Service {
             return Ok(());
         }
         for item in items {
-            if let Item::Key { database, key, .. } = item
-                && let Some(feature) = item.state().and_then(|state| state.value.feature())
-                && !self.has_feature(*database, self.log.partition(*database, key), feature)
-            {
-                return Err(Fault::Wait(Wait::Feature(*database, feature)));
+            let (Item::Key { database, key, .. }, Some(state)) = (item, item.state()) else {
+                continue;
+            };
+            for feature in state.value.features() {
+                if !self.has_feature(*database, self.log.partition(*database, key), feature) {
+                    return Err(Fault::Wait(Wait::Feature(*database, feature)));
+                }
             }
         }
         Ok(())

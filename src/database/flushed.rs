@@ -22,7 +22,7 @@ use super::hot::At;
 use super::transaction::{Keys, View};
 use super::write::Write;
 use crate::log::TopicPartition;
-use crate::model::is_reserved;
+use crate::model::is_control;
 use crate::store::{Scanned, StoreError};
 
 /// A record that a flush has hidden: the newest of its key in its partition, as far as the store
@@ -71,7 +71,7 @@ impl Service {
             // What is shown of a copy is gone once the copy is gone. The marker itself must stay
             // the newest record of its key.
             if is_home != is_copy
-                && !is_reserved(key)
+                && !is_control(key)
                 && let Some(&stored) = positions.get(partition as usize)
             {
                 found.push(Flushed {

@@ -21,12 +21,16 @@ mod as_of;
 pub mod consistency;
 pub mod copies;
 pub mod digest;
+mod elements;
+mod expired;
 mod fault;
 mod features;
 pub mod flushed;
 pub mod hot;
+pub mod orphans;
 mod own;
 mod preload;
+pub mod source;
 mod stripes;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -49,10 +53,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload};
+use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, home_key};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
+use elements::Elements;
 use features::TopicFeatures;
 use hot::{At, Budget, HotTier, Lookup};
 use own::OwnRecords;
@@ -62,7 +67,8 @@ use watch::Watches;
 use write::{Item, Outstanding, Write};
 use write_behind::WriteBehind;
 
-pub use fault::{Fault, Pace, SHORT_WORK, Size, Turn, WRONG_TYPE, Wait};
+pub use elements::Held;
+pub use fault::{Fault, Form, Pace, SHORT_WORK, Size, Turn, WRONG_TYPE, Wait};
 pub use stripes::Taken;
 pub use together::Place;
 pub use transaction::{Lookups, Transaction};
@@ -129,6 +135,8 @@ pub struct Counters {
     pub expired: AtomicU64,
     /// Tombstones for what flushes have hidden.
     pub flushed: AtomicU64,
+    /// Tombstones for elements without a head.
+    pub orphans: AtomicU64,
     pub records_applied: AtomicU64,
     pub records_skipped: AtomicU64,
     /// Values found outside of their key's home partition.
@@ -138,6 +146,8 @@ pub struct Counters {
     pub rebuilds: AtomicU64,
     pub writes_refused: AtomicU64,
     pub writes_uncertain: AtomicU64,
+    /// Writes that another writer came before: they were computed again.
+    pub writes_conflicted: AtomicU64,
     pub last_applied_ms: AtomicU64,
     /// When the last checkpoint was written (ms since the epoch), and how many records had been
     /// applied by then.
@@ -193,6 +203,7 @@ pub struct Service {
 /// One database: a topic, and what is in memory of it.
 pub struct Database {
     hot: HotTier,
+    elements: Elements,
     pub watches: Watches,
     /// Keys that are being read together. A record that becomes visible meanwhile may be in one
     /// group with others of them.
@@ -241,7 +252,8 @@ pub struct Partition {
 impl Database {
     fn new(budget: Arc<Budget>) -> Self {
         Database {
-            hot: HotTier::new(budget),
+            hot: HotTier::new(budget.clone()),
+            elements: Elements::new(budget),
             watches: Watches::default(),
             snapshots: Watches::default(),
             topic: OnceLock::new(),
@@ -260,6 +272,7 @@ impl Database {
     fn forget(&self) {
         self.watches.flushed(|_| true);
         self.hot.forget_all();
+        self.elements.forget_all();
         self.features.forget();
         for partition in self.partitions() {
             for offset in [
@@ -283,6 +296,12 @@ impl Database {
             [only] => Some(only),
             _ => None,
         }
+    }
+
+    /// The store has everything below this offset.
+    fn stored(&self, partition: u32) -> u64 {
+        let partition = self.partitions().get(partition as usize);
+        partition.map_or(0, |partition| partition.stored.load(Ordering::Acquire))
     }
 
     fn acknowledged(&self, at: At) {
@@ -488,7 +507,7 @@ impl Service {
         self.notice_databases();
         self.look_for_copies().map_err(|error| error.to_string())?;
         for (&database, known) in &checkpoint.databases {
-            if database >= self.database_count() || applier::source_of(self, database).as_ref() != Some(&known.source) {
+            if database >= self.database_count() || source::of(self, database).as_ref() != Some(&known.source) {
                 return Err(format!("the local store was filled from {}", known.source));
             }
             self.databases[database as usize].features.restore(&known.features);
@@ -546,7 +565,7 @@ impl Service {
                 && let Some(identity) = self.log.identity(number as u16)
             {
                 // The first caller sets it, before anything is applied.
-                *database.source.lock() = applier::source_of(self, number as u16);
+                *database.source.lock() = source::of(self, number as u16);
                 database.topic.get_or_init(|| {
                     if identity.partitions == 1 {
                         database.hot.name_unstored();
@@ -568,7 +587,7 @@ impl Service {
     /// Notes the sources of the databases: from here on the log is read as it is now.
     fn note_sources(&self) {
         for (number, database) in (0..).zip(&self.databases) {
-            *database.source.lock() = applier::source_of(self, number);
+            *database.source.lock() = source::of(self, number);
         }
     }
 
@@ -659,7 +678,12 @@ impl Service {
     /// key by now.
     fn is_absent(&self, number: u16, key: &[u8]) -> bool {
         let is_now_known = || !matches!(self.databases[number as usize].hot.get(key, true), Lookup::Absent);
-        !matches!(self.beneath(number, key, 0), Ok(Some(_)) | Err(StoreError::Larger)) || is_now_known()
+        let beneath = match self.beneath(number, key, 0) {
+            // Only the whole entry says whether a flush hides it.
+            Err(StoreError::Larger) => self.beneath(number, key, usize::MAX),
+            beneath => beneath,
+        };
+        !matches!(beneath, Ok(Some(_))) || is_now_known()
     }
 
     /// A record with a reserved key that this version does not understand: it is counted, and the
@@ -689,6 +713,15 @@ impl Service {
             match &item {
                 Item::Key { database, key, state } => {
                     let (database, key, state) = (*database, key.clone(), state.clone());
+                    let home = self.log.partition(database, &key);
+                    add(item, database, home, key, Payload::Key(state));
+                }
+                Item::Element { database, key, element } => {
+                    let (database, key) = (*database, key.clone());
+                    let state = element.clone().map(|element| State {
+                        value: Value::Element(element),
+                        expire_at: None,
+                    });
                     let home = self.log.partition(database, &key);
                     add(item, database, home, key, Payload::Key(state));
                 }
@@ -744,6 +777,15 @@ impl Service {
                     let database = &self.databases[*database as usize];
                     database.hot.pend(key, &write, index);
                     database.watches.changed(key);
+                }
+                Item::Element { .. } if index > 0 && item.is_of_collection(&write.items[index - 1]) => {}
+                Item::Element { database, key, .. } => {
+                    let database = &self.databases[*database as usize];
+                    let alike = write.items[index..].iter();
+                    let alike = alike.take_while(|other| other.is_of_collection(item));
+                    let names = alike.filter_map(|item| Some(&item.name()?.1[..]));
+                    database.elements.pend(names, &write, index);
+                    database.watches.changed(home_key(key));
                 }
                 Item::Flush { database } => {
                     let number = *database;

@@ -983,9 +983,11 @@ fn the_store_is_asked_for_what_memory_lacks_only_once_memory_has_not_all() {
     let store_reads = |f: &Fixture| f.service.counters.store_reads.load(Ordering::Relaxed);
     let key = |n: u32| format!("k{n}");
     f.wait(|f| f.service.is_serving());
-    f.set(&owner, "flushed", "1");
-    f.log.acknowledge();
+    // So long that the store has it in pieces.
+    f.log.foreign("flushed", &"long".repeat(2_000));
+    f.wait(all_stored);
     f.flush();
+    assert_eq!(f.get("flushed"), None);
     for n in 0..100 {
         f.set(&owner, &key(n), "1");
         f.log.acknowledge();

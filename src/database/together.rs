@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::fault::STORE_READ;
 use super::hot::PREFETCHED;
 use super::{Fault, Seen, Service, Turn, Wait};
+use crate::model::{Entry, Value};
 
 /// Bytes of values that are kept for one transaction, besides those that memory holds anyway.
 const MAX_BYTES: usize = if cfg!(test) { 1 << 10 } else { 64 << 20 };
@@ -45,6 +46,16 @@ impl Groups {
     /// While the result lives, no group becomes visible.
     pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
         self.lock.read()
+    }
+
+    #[cfg(test)]
+    pub fn is_held(&self) -> bool {
+        self.lock.try_write().is_none()
+    }
+
+    /// As [`Groups::hold`], for a thread that may hold it already.
+    pub fn hold_again(&self) -> RwLockReadGuard<'_, ()> {
+        self.lock.read_recursive()
     }
 
     fn shown(&self) -> u64 {
@@ -127,7 +138,9 @@ impl Service {
                 if work > turn.work() {
                     return Err(Fault::Wait(Wait::Turn(Turn::Large)));
                 }
-                if bytes > MAX_BYTES {
+                let is_split = |entry: &Entry| matches!(entry.value, Value::Split(_));
+                // Elements are read later: nothing may become visible before.
+                if bytes > MAX_BYTES || seen.entry.as_ref().is_some_and(is_split) {
                     return Ok(None);
                 }
                 all.push(seen);

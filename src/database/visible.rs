@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use super::hot::{At, Lookup};
 use super::write::Write;
 use super::{Database, Seen, Service};
-use crate::model::Entry;
+use crate::model::{Entry, Value, home_key};
 use crate::store::StoreError;
 
 /// A record of a key that becomes visible.
@@ -95,6 +95,7 @@ impl Database {
             let before = partition.flushed.fetch_max(at.offset, Ordering::AcqRel);
             if before < at.offset {
                 self.hot.forget_hidden(at);
+                self.elements.forget_hidden(at);
                 return true;
             }
         }
@@ -147,6 +148,48 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// The log has acknowledged an own record of an element, which is this item of the write.
+    pub(super) fn show_own_element(
+        &self,
+        database: u16,
+        record_key: &[u8],
+        at: At,
+        (write, item): (&Arc<Write>, usize),
+        in_group: bool,
+    ) {
+        let of = &self.databases[database as usize];
+        let value = write.items[item].element_value();
+        let is_new = of
+            .elements
+            .resolve(record_key, write, Some((at, value)), of.stored(at.partition));
+        let key = home_key(record_key);
+        if in_group {
+            of.snapshots.changed(key);
+        }
+        if is_new {
+            self.tell(database, key, true, at, true);
+        }
+    }
+
+    /// The applier has read a record of an element.
+    pub(super) fn show_applied_element(
+        &self,
+        database: u16,
+        record_key: &[u8],
+        at: At,
+        value: Option<Value>,
+        insert: bool,
+    ) {
+        let of = &self.databases[database as usize];
+        let stored = of.stored(at.partition);
+        if of.elements.apply(record_key, at, value, insert, stored) {
+            let key = home_key(record_key);
+            of.snapshots.changed(key);
+            of.watches.changed(key);
+            self.tell(database, key, true, at, false);
+        }
     }
 
     /// A flush marker was acknowledged or read. Raises the flags of watchers whose keys it hides,

@@ -12,7 +12,10 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::model::Entry;
+use super::write::Write;
+use super::{Fault, Service, Transaction};
+use crate::model::{ElementName, Entry, Value};
+use crate::store::StoreError;
 
 /// Raised when a watched key may have changed.
 pub type Changed = AtomicBool;
@@ -25,19 +28,58 @@ pub enum Found {
     Record {
         partition: u32,
         offset: u64,
+        /// Of a split collection: what memory has of its elements, see [`Service::elements_known`].
+        elements: u64,
     },
 }
 
-impl Found {
-    /// For this entry, at that time (milliseconds since the epoch).
-    pub fn of(entry: Option<&Entry>, now: u64) -> Found {
-        match entry.filter(|entry| entry.is_live(now)).map(|entry| &entry.meta) {
-            Some(meta) => Found::Record {
-                partition: meta.partition,
-                offset: meta.offset,
+impl Service {
+    /// For this entry of a key, at that time (milliseconds since the epoch).
+    pub fn found(&self, database: u16, key: &[u8], entry: Option<&Entry>, now: u64) -> Found {
+        match entry.filter(|entry| entry.is_live(now)) {
+            Some(entry) => Found::Record {
+                partition: entry.meta.partition,
+                offset: entry.meta.offset,
+                elements: self.elements_known(database, key, entry),
             },
             None => Found::Absent,
         }
+    }
+
+    /// A write of the key, or of an element of it, that is under way.
+    pub fn under_way(&self, database: u16, key: &[u8]) -> Result<Option<Arc<Write>>, StoreError> {
+        let seen = self.read(database, key, true)?;
+        match seen.entry.map(|entry| entry.value) {
+            Some(Value::Split(split)) if seen.depends.is_none() => {
+                let prefix = ElementName::prefix(key, split.version());
+                Ok(self.databases[database as usize].elements.under_way(&prefix))
+            }
+            _ => Ok(seen.depends),
+        }
+    }
+
+    /// A number that changes with each change of the elements of a split collection, and when
+    /// memory forgets some of them; else 0.
+    fn elements_known(&self, database: u16, key: &[u8], entry: &Entry) -> u64 {
+        match &entry.value {
+            Value::Split(split) => {
+                let prefix = ElementName::prefix(key, split.version());
+                self.databases[database as usize].elements.newest(&prefix)
+            }
+            Value::String(_) | Value::Packed(_) | Value::Element(_) | Value::Unreadable(_) => 0,
+        }
+    }
+}
+
+impl Transaction<'_> {
+    /// What is found of a watched key. What is written rests on the key, and on all its elements.
+    pub fn found(&mut self, database: u16, key: &[u8]) -> Result<Found, Fault> {
+        let now = self.now;
+        let entry = self.get_even_expired(database, key)?;
+        if let Some(Value::Split(split)) = entry.as_ref().map(|entry| &entry.value) {
+            self.rests_on_all(database, &ElementName::prefix(key, split.version()));
+        }
+        Ok(self.service().found(database, key, entry.as_ref(), now))
     }
 }
 

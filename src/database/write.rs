@@ -13,7 +13,7 @@ use super::Service;
 use super::hot::At;
 use super::visible::Shown;
 use crate::log::{Appended, Completion, ProduceError};
-use crate::model::{Entry, Features, State};
+use crate::model::{Element, ElementName, Entry, Features, State, Value};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -23,6 +23,12 @@ pub enum Item {
         key: Bytes,
         /// The key's new state; `None` deletes the key.
         state: Option<State>,
+    },
+    /// An element of a split collection, under its record's key; `None` removes it.
+    Element {
+        database: u16,
+        key: Bytes,
+        element: Option<Element>,
     },
     /// Flush marker of one partition.
     Flush { database: u16 },
@@ -41,17 +47,55 @@ pub enum Item {
 impl Item {
     pub fn database(&self) -> u16 {
         let (Item::Key { database, .. }
+        | Item::Element { database, .. }
         | Item::Flush { database }
         | Item::Tombstone { database, .. }
         | Item::Features { database, .. }) = self;
         *database
     }
 
+    /// The key of its record, if that is a user's or an element's.
+    pub fn name(&self) -> Option<(u16, &Bytes)> {
+        match self {
+            Item::Key { database, key, .. } | Item::Element { database, key, .. } => Some((*database, key)),
+            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+        }
+    }
+
+    /// True if both are elements of the same collection.
+    pub fn is_of_collection(&self, other: &Item) -> bool {
+        let collection = |item: &Item| match item {
+            Item::Element { database, key, .. } => {
+                let name = ElementName::parse(key)?;
+                Some((*database, key.slice(..key.len() - name.sub_key.len())))
+            }
+            Item::Key { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+        };
+        collection(self).is_some_and(|own| collection(other) == Some(own))
+    }
+
     /// The state that it gives its key; `None` if it deletes the key.
     pub fn state(&self) -> Option<&State> {
         match self {
             Item::Key { state, .. } => state.as_ref(),
-            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+            Item::Element { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+        }
+    }
+
+    /// Bytes of the value that it writes.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Item::Key { state, .. } => state.as_ref().map_or(0, |state| state.value.bytes()),
+            Item::Element { element, .. } => element.as_ref().map_or(0, |element| element.bytes().len()),
+            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => 0,
+        }
+    }
+
+    /// The value that it gives its element; `None` if it removes the element.
+    pub fn element_value(&self) -> Option<Value> {
+        match self {
+            Item::Element { element, .. } => element.clone().map(Value::Element),
+            Item::Key { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
         }
     }
 }
@@ -101,8 +145,7 @@ impl Write {
 
     /// Bytes of the values that it writes.
     pub fn bytes(&self) -> usize {
-        let states = self.items.iter().filter_map(Item::state);
-        states.map(|state| state.value.bytes()).sum()
+        self.items.iter().map(Item::value_bytes).sum()
     }
 
     /// Waits for the outcome. The log bounds the time (`--write-timeout`), unless this node fails:
@@ -154,6 +197,12 @@ impl Write {
                         partition.own.acknowledged(place.offset, at.timestamp, key);
                     }
                 }
+                Item::Element { database, key, .. } => {
+                    let in_group = self.items.len() > 1;
+                    self.service
+                        .show_own_element(*database, key, place, (self, index), in_group);
+                    self.service.databases[*database as usize].acknowledged(place);
+                }
                 Item::Flush { database } => {
                     self.service.show_flush(*database, place, true);
                     self.service.databases[*database as usize].acknowledged(place);
@@ -169,8 +218,11 @@ impl Write {
         // A state that was forgotten meanwhile must not come back.
         if self.is_of_the_past() {
             for item in &self.items {
-                if let Item::Key { database, key, .. } = item {
-                    self.service.databases[*database as usize].hot.forget_key(key);
+                let database = &self.service.databases[item.database() as usize];
+                match item {
+                    Item::Key { key, .. } => database.hot.forget_key(key),
+                    Item::Element { .. } => database.elements.forget_all(),
+                    Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => {}
                 }
             }
         }
@@ -195,8 +247,11 @@ impl Write {
 
     fn failed(self: &Arc<Self>) {
         for item in &self.items {
-            if let Item::Key { database, key, .. } = item {
-                self.service.databases[*database as usize].hot.resolve(key, self, None);
+            let database = &self.service.databases[item.database() as usize];
+            match item {
+                Item::Key { key, .. } => drop(database.hot.resolve(key, self, None)),
+                Item::Element { key, .. } => drop(database.elements.resolve(key, self, None, 0)),
+                Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => {}
             }
         }
     }
@@ -210,6 +265,10 @@ impl Completion for Write {
                 Ok(())
             }
             Err(error) => {
+                if matches!(error, ProduceError::Stale { after: Some(_) }) {
+                    let conflicts = &self.service.counters.writes_conflicted;
+                    conflicts.fetch_add(1, Ordering::Relaxed);
+                }
                 // The flag is set before the write disappears from memory, so nothing can miss it.
                 if self.conditional {
                     self.owner.failed.store(true, Ordering::Release);

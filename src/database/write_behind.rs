@@ -28,7 +28,7 @@
 //! when the store has all of them. The writer alone applies to the store, sweeps it and writes
 //! checkpoints. The applier clears the store while the writer rests ([`WriteBehind::begin`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -44,7 +44,7 @@ use super::applier::has_reached;
 use super::hot::At;
 use super::{Database, Service, now_ms};
 use crate::log::{Positions, TopicPartition};
-use crate::model::{Change, Control, Entry, Payload};
+use crate::model::{Change, Control, Entry, Payload, home_key};
 use crate::store::{Checkpoint, DatabaseCheckpoint, PartitionPosition, StoreError, key_hash};
 use crate::supervise;
 
@@ -194,7 +194,9 @@ enum Job {
         loading: bool,
     },
     Checkpoint(Reached),
-    Sweep,
+    Sweep {
+        loading: bool,
+    },
     Stop(Reached),
 }
 
@@ -333,11 +335,7 @@ impl WriteBehind {
 
     /// The newest entry here of a key; `None` if there is no record of it here.
     pub fn newest(&self, database: u16, key: &[u8]) -> Option<Option<Entry>> {
-        let name = Name {
-            hash: key_hash(key),
-            database,
-            key: Bytes::copy_from_slice(key),
-        };
+        let name = Name::new(database, Bytes::copy_from_slice(key));
         let buffer = self.buffer.lock();
         let waiting = buffer.runs.iter().rev().map(|run| &run.shards[name.shard()]);
         let in_flight = buffer.in_flight.iter().rev().filter_map(|part| match &**part {
@@ -346,6 +344,28 @@ impl WriteBehind {
         });
         let newest = waiting.chain(in_flight).find_map(|shard| shard.newest.get(&name))?;
         Some(newest.entry())
+    }
+
+    /// The elements here of a collection, under their records' keys: all those whose newest record
+    /// is here. As with [`WriteBehind::get`], this has to be called before the store is read.
+    pub fn elements(&self, database: u16, prefix: &Bytes) -> HashMap<Bytes, Change> {
+        let mut found = HashMap::new();
+        if !self.is_loaded_only() {
+            return found;
+        }
+        let shard = Name::new(database, prefix.clone()).shard();
+        let buffer = self.buffer.lock();
+        let in_flight = buffer.in_flight.iter().filter_map(|part| match &**part {
+            Part::Shard(shard) => Some(shard),
+            Part::Flush(_) => None,
+        });
+        let waiting = buffer.runs.iter().map(|run| &run.shards[shard]);
+        for (name, change) in in_flight.chain(waiting).flat_map(|shard| &shard.newest) {
+            if name.database == database && name.key.starts_with(prefix) {
+                found.insert(name.key.clone(), change.clone());
+            }
+        }
+        found
     }
 
     /// Starts the thread that writes.
@@ -410,7 +430,9 @@ impl WriteBehind {
             } else if buffer.stopping.is_some() {
                 Job::Stop(buffer.stored.clone())
             } else if upkeep.sweeping && service.store.lacks_room(0).is_none() {
-                Job::Sweep
+                Job::Sweep {
+                    loading: buffer.loading,
+                }
             } else {
                 self.work.wait_for(&mut buffer, wait.min(TICK));
                 continue;
@@ -586,11 +608,7 @@ impl Buffer {
             Payload::Control(Control::Features(_) | Control::Unknown) => return,
         }
         let new = change_bytes(&change);
-        let name = Name {
-            hash: key_hash(&change.key),
-            database: change.database,
-            key: change.key.clone(),
-        };
+        let name = Name::new(change.database, change.key.clone());
         let shard = &mut self.last_run().shards[name.shard()];
         let (more, less) = match shard.newest.entry(name) {
             indexmap::map::Entry::Vacant(vacant) => {
@@ -762,6 +780,15 @@ fn change_bytes(change: &Change) -> usize {
 }
 
 impl Name {
+    /// A record of an element has the hash of its collection's key, as in the store.
+    fn new(database: u16, key: Bytes) -> Name {
+        Name {
+            hash: key_hash(home_key(&key)),
+            database,
+            key,
+        }
+    }
+
     fn shard(&self) -> usize {
         (self.hash >> 58) as usize % SHARDS
     }
@@ -796,7 +823,7 @@ fn run(service: &Service) -> Result<(), StoreError> {
         let is_last = matches!(job, Job::Stop(_));
         supervise::busy(match job {
             Job::Checkpoint(_) | Job::Stop(_) => CHECKPOINT,
-            Job::Write { .. } | Job::Sweep => ENGINE,
+            Job::Write { .. } | Job::Sweep { .. } => ENGINE,
         });
         match upkeep.run(job, service) {
             Err(StoreError::Damaged { .. }) if !is_last && behind.rest() => {}
@@ -824,7 +851,13 @@ impl Upkeep {
                 self.sweeping = true;
             }
             Job::Checkpoint(stored) => self.checkpoint(service, stored)?,
-            Job::Sweep => self.sweeping = service.store.sweep(SWEEP)?,
+            Job::Sweep { loading } => {
+                self.sweeping = service.store.sweep(SWEEP)?;
+                // While loading a head can come after its elements.
+                if !loading {
+                    self.sweeping |= service.sweep_orphans(SWEEP)?;
+                }
+            }
             Job::Stop(stored) => {
                 if behind.buffer.lock().reached != stored {
                     info!(

@@ -88,7 +88,8 @@ pub struct Condition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Read {
     pub at: TopicPartition,
-    /// `None`: all keys of the partition.
+    /// Of the record. `None`: all keys of the partition. The name of an element without a sub-key
+    /// stands for all elements of its collection.
     pub key: Option<Bytes>,
     /// Every record of the key below this offset was known, except those of the batches that the
     /// condition rests on.
@@ -204,7 +205,8 @@ pub trait Log: Send + Sync + 'static {
     /// Creates the database's topic if need be. Blocking.
     fn create(&self, database: u16) -> Result<(), LogError>;
 
-    /// The home partition of a key. Cheap; the database exists.
+    /// The home partition of a record with this key: that of the user's key. Cheap; the database
+    /// exists.
     fn partition(&self, database: u16, key: &[u8]) -> u32;
 
     /// Largest key + value + headers of one record, bytes.

@@ -10,6 +10,8 @@ use crate::model::Payload;
 pub const HEADER_EXPIRE_AT: &str = "redis-expire-at";
 /// Header with the value's type; absent means `string`.
 pub const HEADER_TYPE: &str = "redis-type";
+/// Header of the head of a split collection: its version, as 24 hex digits.
+pub const HEADER_SPLIT: &str = "redis-split";
 /// Header with the atomic group: `<id> <records>`. The id is 32 hex digits; then comes how many
 /// records of the group are in this partition, in ASCII decimal. If the group has records in other
 /// partitions, ` <topic>/<partition>:<records>,…` follows, with each of those.
@@ -20,11 +22,11 @@ pub const HEADER_CONTROL: &str = "redis-control";
 pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
 
 /// Upper estimate of the bytes that a record's headers take.
-pub const HEADER_BYTES: usize = 160;
+pub const HEADER_BYTES: usize = 200;
 
 /// How this version reads records. It grows when a record is taken for something else than before:
 /// a local store that another version filled is then rebuilt.
-pub const READS: u32 = 2;
+pub const READS: u32 = 4;
 
 /// A record to be produced.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,10 +15,13 @@ const NAME: usize = 40;
 /// The most names that are kept of one record.
 const NAMES: usize = 64;
 
+/// Collections with a record for each element, of whatever type.
+pub const SPLIT: &str = "split";
+
 /// A feature that this version knows. One for each type: a node that does not know a type cannot
 /// show its keys.
 pub fn is_known(feature: &str) -> bool {
-    Collection::ALL.iter().any(|of| of.name() == feature)
+    feature == SPLIT || Collection::ALL.iter().any(|of| of.name() == feature)
 }
 
 /// Names of features.
@@ -39,7 +42,8 @@ impl Features {
 
     /// All that this version knows.
     pub fn known() -> Features {
-        Features(Collection::ALL.iter().map(|of| of.name().to_owned()).collect())
+        let types = Collection::ALL.iter().map(|of| of.name());
+        Features(types.chain([SPLIT]).map(str::to_owned).collect())
     }
 
     pub fn has(&self, name: &str) -> bool {

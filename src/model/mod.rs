@@ -12,13 +12,17 @@
 mod features;
 mod msgpack;
 mod packed;
+mod split;
+mod tree;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use features::{FEATURES_KEY, Features, is_known};
-pub use packed::{Collection, Elements, Field, Fields, Members, Packed, Scores, order};
+pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
+pub use packed::{Collection, Elements, Field, Fields, Items, Members, Packed, Scores, order};
+pub use split::{Element, ElementName, Split, Version, home_key, is_control};
+pub use tree::{Item, Tree};
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +30,10 @@ pub enum Value {
     String(Bytes),
     /// A collection that is one record.
     Packed(Packed),
+    /// A collection that has a record for each element: this is its head.
+    Split(Split),
+    /// An element of a split collection. No key of a user holds one.
+    Element(Element),
     /// The record could not be understood, for this reason; commands on the key answer it. It is
     /// only ever read: nobody can write it again.
     Unreadable(Arc<str>),
@@ -37,6 +45,8 @@ impl Value {
         match self {
             Value::String(value) => value.len(),
             Value::Packed(packed) => packed.bytes().len(),
+            Value::Split(split) => split.bytes().len(),
+            Value::Element(element) => element.bytes().len(),
             Value::Unreadable(reason) => reason.len(),
         }
     }
@@ -46,6 +56,8 @@ impl Value {
         match self {
             Value::String(value) => Ok((Type::String, value)),
             Value::Packed(packed) => Ok((Type::Collection(packed.of()), packed.bytes())),
+            Value::Split(split) => Ok((Type::Split(split.of()), split.bytes())),
+            Value::Element(element) => Ok((Type::Element, element.bytes())),
             Value::Unreadable(reason) => Err(reason),
         }
     }
@@ -55,14 +67,42 @@ impl Value {
         match of {
             Type::String => Value::String(bytes),
             Type::Collection(of) => Value::Packed(Packed::kept(of, bytes)),
+            Type::Split(of) => match Split::kept(of, bytes) {
+                Some(split) => Value::Split(split),
+                None => Value::Unreadable("its head is damaged".into()),
+            },
+            Type::Element => match Element::parse(bytes) {
+                Ok(element) => Value::Element(element),
+                Err(problem) => Value::Unreadable(problem.into()),
+            },
         }
     }
 
-    /// The feature of the topic's format that it needs, see [`Features`].
-    pub fn feature(&self) -> Option<&'static str> {
+    /// The type of collection that it is, if it is one.
+    pub fn collection(&self) -> Option<Collection> {
         match self {
-            Value::String(_) | Value::Unreadable(_) => None,
-            Value::Packed(packed) => Some(packed.of().name()),
+            Value::String(_) | Value::Unreadable(_) | Value::Element(_) => None,
+            Value::Packed(packed) => Some(packed.of()),
+            Value::Split(split) => Some(split.of()),
+        }
+    }
+
+    /// The features of the topic's format that it needs, see [`Features`].
+    pub fn features(&self) -> impl Iterator<Item = &'static str> {
+        let (of, split) = match self {
+            Value::String(_) | Value::Unreadable(_) | Value::Element(_) => (None, None),
+            Value::Packed(packed) => (Some(packed.of().name()), None),
+            Value::Split(split) => (Some(split.of().name()), Some(features::SPLIT)),
+        };
+        of.into_iter().chain(split)
+    }
+
+    /// When elements that have expired are to be removed, milliseconds since the epoch.
+    pub fn due(&self) -> Option<u64> {
+        match self {
+            Value::String(_) | Value::Split(_) | Value::Unreadable(_) => None,
+            Value::Packed(packed) => packed.due(),
+            Value::Element(element) => element.expire_at(),
         }
     }
 
@@ -70,17 +110,27 @@ impl Value {
     /// element that has not expired.
     pub fn is_live(&self, now: u64) -> bool {
         match self {
-            Value::String(_) | Value::Unreadable(_) => true,
+            Value::String(_) | Value::Split(_) | Value::Unreadable(_) => true,
             Value::Packed(packed) => packed.is_live(now),
+            Value::Element(element) => element.expire_at().is_none_or(|at| at > now),
         }
     }
 }
+
+/// See [`Type::number`].
+const ELEMENT_NUMBER: u8 = 7;
+const SPLIT_NUMBERS: u8 = 8;
 
 /// A type of value that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     String,
+    /// Packed.
     Collection(Collection),
+    /// The head of a split collection.
+    Split(Collection),
+    /// An element of a split collection.
+    Element,
 }
 
 impl Type {
@@ -88,21 +138,26 @@ impl Type {
     pub fn name(self) -> &'static str {
         match self {
             Type::String => "string",
-            Type::Collection(of) => of.name(),
+            Type::Collection(of) | Type::Split(of) => of.name(),
+            Type::Element => "element",
         }
     }
 
-    /// Its number in the files of this node, below 8. It never changes.
+    /// Its number in the files of this node, below 16. It never changes.
     pub fn number(self) -> u8 {
         match self {
             Type::String => 0,
             Type::Collection(of) => of.number(),
+            Type::Element => ELEMENT_NUMBER,
+            Type::Split(of) => SPLIT_NUMBERS | of.number(),
         }
     }
 
     pub fn of_number(number: u8) -> Option<Type> {
         match number {
             0 => Some(Type::String),
+            ELEMENT_NUMBER => Some(Type::Element),
+            head if head & SPLIT_NUMBERS != 0 => Collection::of_number(head & !SPLIT_NUMBERS).map(Type::Split),
             other => Collection::of_number(other).map(Type::Collection),
         }
     }

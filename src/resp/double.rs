@@ -1,4 +1,4 @@
-//! Doubles as Redis prints them in replies: C's `%.17g`.
+//! Doubles as Redis prints them in replies: C's `%.17g`, and for coordinates `%.17f`.
 
 /// `%.17g`: 17 significant digits without trailing zeros, in scientific form for exponents below -4
 /// or above 16. Infinity is `inf` or `-inf`, not a number is `nan`.
@@ -22,6 +22,11 @@ pub fn format_double(value: f64) -> String {
     }
 }
 
+/// `%.17f` without trailing zeros, for finite numbers.
+pub fn format_decimal(value: f64) -> String {
+    trim_zeros(&format!("{value:.17}")).into()
+}
+
 fn trim_zeros(number: &str) -> &str {
     if number.contains('.') {
         number.trim_end_matches('0').trim_end_matches('.')
@@ -38,9 +43,13 @@ mod tests {
 
     /// What the C library prints, which is what Redis sends.
     fn c_library(value: f64) -> String {
+        printed(c"%.17g", value)
+    }
+
+    fn printed(format: &std::ffi::CStr, value: f64) -> String {
         let mut text = [0u8; 64];
         // SAFETY: the format takes one double and writes at most the given size, NUL included.
-        let len = unsafe { libc::snprintf(text.as_mut_ptr().cast(), text.len(), c"%.17g".as_ptr(), value) };
+        let len = unsafe { libc::snprintf(text.as_mut_ptr().cast(), text.len(), format.as_ptr(), value) };
         String::from_utf8_lossy(&text[..len as usize]).into_owned()
     }
 
@@ -74,6 +83,15 @@ mod tests {
         #[test]
         fn any_double(value in any::<f64>().prop_filter("finite", |value| value.is_finite())) {
             prop_assert_eq!(format_double(value), c_library(value));
+        }
+
+        #[test]
+        fn coordinates(value in -180.0..=180.0, place in 0u32..1 << 26) {
+            // Those of a grid of halves end with a 5 that may have to be rounded.
+            for value in [value, f64::from(place) / f64::from(1 << 18)] {
+                let expected = printed(c"%.17f", value);
+                prop_assert_eq!(format_decimal(value), trim_zeros(&expected));
+            }
         }
 
         #[test]

@@ -14,7 +14,7 @@ mod inline;
 mod reply;
 
 pub use decode::{Args, Decoder, Limits, Next, ProtocolError, Request};
-pub use double::format_double;
+pub use double::{format_decimal, format_double};
 pub use reply::{Encoding, Reply, Version, Weight, encode, write_bulk, write_error, write_int, write_null, write_ok};
 
 /// Property tests are fast here, so they run many cases; `PROPTEST_CASES` sets more. Seeds are

@@ -51,6 +51,11 @@ fn scalars() {
     check(Reply::Double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n");
     check(Reply::Double(f64::NAN), "$3\r\nnan\r\n", ",nan\r\n");
     check(
+        Reply::Decimal(85.05112878),
+        "$19\r\n85.0511287799999991\r\n",
+        ",85.0511287799999991\r\n",
+    );
+    check(
         Reply::BigNumber("-12345678901234567890".into()),
         "$21\r\n-12345678901234567890\r\n",
         "(-12345678901234567890\r\n",

@@ -27,7 +27,7 @@ use crate::command::Shared;
 use crate::command::shared::Turns;
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
-use crate::database::{Service, Settings, Status, applier, now_ms};
+use crate::database::{Service, Settings, Status, applier, now_ms, source};
 use crate::datadir::DataDir;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogError};
@@ -234,7 +234,7 @@ fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(
     if let Err(LogError::Unreachable(cause)) = &reached {
         let databases = checkpoint.databases.iter();
         kafka.remember(databases.filter_map(|(database, known)| {
-            let (id, partitions, starts) = applier::topic_in(&known.source)?;
+            let (id, partitions, starts) = source::topic_in(&known.source)?;
             Some((*database, id, partitions, starts))
         }));
         match service.serve_stale(checkpoint) {
@@ -318,8 +318,11 @@ fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<Tc
     for listener in grpc {
         supervise::task_of(&mut servers, &supervise::GRPC, grpc::serve(listener, shared.clone()));
     }
-    let service = shared.service.clone();
-    supervise::task_again(&supervise::SWEEP, move || sweep::run(service.clone()));
+    let sweeping = shared.clone();
+    supervise::task_again(&supervise::SWEEP, move || {
+        let shared = sweeping.clone();
+        sweep::run(sweeping.service.clone(), move |feature| shared.config.may_use(feature))
+    });
     let shared = shared.clone();
     supervise::task_again(&supervise::NODE_WATCH, move || watch(shared.clone()));
     servers

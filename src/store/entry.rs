@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::model::{Meta, Type, Value};
+use crate::model::{ElementName, Meta, Split, Type, Value, Version};
 use crate::store::key_hash;
 
 /// A length above this in the head of an entry is damage.
@@ -18,10 +18,15 @@ const MAX_VALUE_BYTES: u64 = u32::MAX as u64;
 pub(super) struct Damaged(pub &'static str);
 
 const HAS_EXPIRY: u8 = 0x08;
+/// Something is due at another time than the key's expiry, see [`Head::due`].
+const HAS_DUE: u8 = 0x80;
 const KIND_MASK: u8 = 0x07;
 const KIND_INLINE: u8 = 1;
 const KIND_CUT: u8 = 2;
 const KIND_UNREADABLE: u8 = 3;
+/// The head of a split collection, inline. Of its type's number the highest bit is left out.
+const KIND_HEAD: u8 = 4;
+const HEAD_TYPES: u8 = 8;
 /// The [`Type::number`], in these bits.
 const TYPE_SHIFT: u32 = 4;
 const TYPE_MASK: u8 = 0x70;
@@ -36,23 +41,40 @@ pub(super) fn store_key(key: &[u8]) -> KeyBuf {
     stored
 }
 
+/// Key in the space of elements: the hash of the user's key, then the record's key without what all
+/// of them begin with. `None` if it is no element's. With the name of a collection's elements up to
+/// the version ([`ElementName::prefix`]), it is what their keys begin with.
+pub(super) fn element_key(record_key: &[u8]) -> Option<KeyBuf> {
+    let name = ElementName::parse(record_key)?;
+    let mut stored = KeyBuf::with_capacity(record_key.len());
+    stored.extend_from_slice(&key_hash(name.key).to_be_bytes());
+    stored.extend_from_slice(ElementName::own_part(record_key));
+    Some(stored)
+}
+
+/// The record's key of a key in the space of elements.
+pub(super) fn record_key(element_key: &[u8]) -> Result<Bytes, Damaged> {
+    let rest = element_key.get(8..).ok_or(Damaged("key of an element"))?;
+    ElementName::from_own_part(rest).ok_or(Damaged("key of an element"))
+}
+
 /// The hash and the user's key of a key in the space of entries.
 pub(super) fn split_store_key(stored: &[u8]) -> Result<(u64, &[u8]), Damaged> {
     let (hash, key) = stored.split_first_chunk::<8>().ok_or(Damaged("key"))?;
     Ok((u64::from_be_bytes(*hash), key))
 }
 
-/// Key in the expiry index: `expire_at ‖ hash ‖ key`, so that the earliest comes first.
-pub(super) fn expiry_key(expire_at: u64, store_key: &[u8]) -> KeyBuf {
+/// Key in the expiry index: `due ‖ hash ‖ key`, so that the earliest comes first.
+pub(super) fn expiry_key(due: u64, store_key: &[u8]) -> KeyBuf {
     let mut index = KeyBuf::with_capacity(8 + store_key.len());
-    index.extend_from_slice(&expire_at.to_be_bytes());
+    index.extend_from_slice(&due.to_be_bytes());
     index.extend_from_slice(store_key);
     index
 }
 
 pub(super) fn split_expiry_key(index: &[u8]) -> Result<(u64, &[u8]), Damaged> {
-    let (expire_at, store_key) = index.split_first_chunk::<8>().ok_or(Damaged("expiry index"))?;
-    Ok((u64::from_be_bytes(*expire_at), store_key))
+    let (due, store_key) = index.split_first_chunk::<8>().ok_or(Damaged("expiry index"))?;
+    Ok((u64::from_be_bytes(*due), store_key))
 }
 
 /// What follows the store key in the key of a piece: partition, offset, number of the piece. The
@@ -85,8 +107,24 @@ pub(super) fn split_piece_key(key: &[u8]) -> Result<(&[u8], u32, u64, u32), Dama
     split().ok_or(Damaged("key of a piece"))
 }
 
-/// What an entry holds besides its [`Meta`].
-#[derive(Debug, PartialEq, Eq)]
+/// What an entry says of its key besides the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub meta: Meta,
+    /// When something is to be removed, milliseconds since the epoch: the key, or fields of its
+    /// hash. The expiry index has this time.
+    pub due: Option<u64>,
+}
+
+impl Head {
+    pub fn new(meta: Meta, value: &Value) -> Head {
+        let due = meta.expire_at.into_iter().chain(value.due()).min();
+        Head { meta, due }
+    }
+}
+
+/// What an entry holds besides its [`Head`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body<'a> {
     Inline(Type, &'a [u8]),
     /// The length of what is kept; its bytes are in pieces.
@@ -104,6 +142,14 @@ impl Body<'_> {
         }
     }
 
+    /// The version of a split collection, of which this is the head.
+    pub fn version(&self) -> Option<Version> {
+        match self {
+            Body::Inline(Type::Split(of), bytes) => Some(Split::kept(*of, Bytes::copy_from_slice(bytes))?.version()),
+            Body::Inline(..) | Body::Cut(..) | Body::Unreadable(_) => None,
+        }
+    }
+
     /// How many pieces the value was cut into.
     pub fn pieces(&self, piece_bytes: usize) -> u32 {
         match self {
@@ -113,23 +159,23 @@ impl Body<'_> {
     }
 }
 
-pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
+pub(super) fn encode(Head { meta, due }: &Head, body: &Body<'_>, out: &mut Vec<u8>) {
     out.clear();
+    let other_due = due.filter(|_| *due != meta.expire_at);
     let kind = match body {
+        Body::Inline(of @ Type::Split(_), _) => KIND_HEAD | (of.number() & !HEAD_TYPES) << TYPE_SHIFT,
         Body::Inline(of, _) => KIND_INLINE | of.number() << TYPE_SHIFT,
         Body::Cut(of, _) => KIND_CUT | of.number() << TYPE_SHIFT,
         Body::Unreadable(_) => KIND_UNREADABLE,
     };
-    out.push(if meta.expire_at.is_some() {
-        kind | HAS_EXPIRY
-    } else {
-        kind
-    });
+    let has_expiry = if meta.expire_at.is_some() { HAS_EXPIRY } else { 0 };
+    let has_due = if other_due.is_some() { HAS_DUE } else { 0 };
+    out.push(kind | has_expiry | has_due);
     put_varint(u64::from(meta.partition), out);
     put_varint(meta.offset, out);
     put_varint(zigzag(meta.timestamp), out);
-    if let Some(expire_at) = meta.expire_at {
-        put_varint(expire_at, out);
+    for time in [meta.expire_at, other_due].into_iter().flatten() {
+        put_varint(time, out);
     }
     match body {
         Body::Inline(_, bytes) => out.extend_from_slice(bytes),
@@ -138,16 +184,14 @@ pub(super) fn encode(meta: &Meta, body: &Body<'_>, out: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn decode(stored: &[u8]) -> Result<(Meta, Body<'_>), Damaged> {
+pub(super) fn decode(stored: &[u8]) -> Result<(Head, Body<'_>), Damaged> {
     try_decode(stored).ok_or(Damaged("entry"))
 }
 
-fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
+fn try_decode(stored: &[u8]) -> Option<(Head, Body<'_>)> {
     let (&flags, mut rest) = stored.split_first()?;
-    if flags & !(KIND_MASK | HAS_EXPIRY | TYPE_MASK) != 0 {
-        return None;
-    }
-    let of = Type::of_number((flags & TYPE_MASK) >> TYPE_SHIFT)?;
+    let head = if flags & KIND_MASK == KIND_HEAD { HEAD_TYPES } else { 0 };
+    let of = Type::of_number(head | (flags & TYPE_MASK) >> TYPE_SHIFT)?;
     let meta = Meta {
         partition: u32::try_from(take_varint(&mut rest)?).ok()?,
         offset: take_varint(&mut rest)?,
@@ -158,8 +202,12 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
             None
         },
     };
+    let due = match flags & HAS_DUE {
+        0 => meta.expire_at,
+        _ => Some(take_varint(&mut rest)?),
+    };
     let body = match flags & KIND_MASK {
-        KIND_INLINE => Body::Inline(of, rest),
+        KIND_INLINE | KIND_HEAD => Body::Inline(of, rest),
         KIND_CUT => {
             let length = take_varint(&mut rest)?;
             if length > MAX_VALUE_BYTES || !rest.is_empty() {
@@ -170,7 +218,7 @@ fn try_decode(stored: &[u8]) -> Option<(Meta, Body<'_>)> {
         KIND_UNREADABLE => Body::Unreadable(std::str::from_utf8(rest).ok()?),
         _ => return None,
     };
-    Some((meta, body))
+    Some((Head { meta, due }, body))
 }
 
 /// The value of an entry that is not cut.
@@ -240,11 +288,16 @@ mod tests {
             for body in [
                 Body::Inline(Type::String, b""),
                 Body::Inline(Type::Collection(Collection::SortedSet), b"\0\xff"),
+                Body::Inline(Type::Split(Collection::Hash), b"version more"),
+                Body::Inline(Type::Element, b"\x01\0v"),
                 Body::Cut(Type::Collection(Collection::Hash), 512 << 20),
                 Body::Unreadable("why"),
             ] {
-                encode(&meta, &body, &mut out);
-                assert_eq!(decode(&out).unwrap(), (meta, body));
+                for due in [expire_at, Some(7)] {
+                    let head = Head { meta, due };
+                    encode(&head, &body, &mut out);
+                    assert_eq!(decode(&out).unwrap(), (head, body));
+                }
             }
         }
     }
@@ -257,8 +310,9 @@ mod tests {
             &[0],
             &[KIND_INLINE],
             &[KIND_INLINE, 0x80],
-            &[0x80, 0, 0, 0],
-            &[0x71, 0, 0, 0],
+            &[0x80, 0, 0, 0, 0],
+            &[KIND_INLINE | HAS_DUE, 0, 0, 0],
+            &[0x61, 0, 0, 0],
             &[7, 0, 0, 0],
             &too_long,
         ] {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::model::{Change, Entry, Meta};
+use crate::model::{Change, Entry, Meta, Version};
 use crate::supervise;
 use engine::Engine;
 use files::{io_error, remove_directory};
@@ -90,6 +90,39 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(Scanned<'_>),
     ) -> Result<Option<u64>, StoreError>;
 
+    /// Visits up to `at_most` elements of a split collection, given by the user's key and its
+    /// version, in the order of their sub-keys, from this sub-key on. Returns the sub-key to
+    /// continue from, or `None` at the end. Elements without a head are visited too.
+    fn elements(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        from: &[u8],
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Entry),
+    ) -> Result<Option<Bytes>, StoreError>;
+
+    /// Up to `limit` split collections whose elements are here without their head: the user's key
+    /// and the version. The head has gone, or is on its way.
+    fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError>;
+
+    /// Visits up to `at_most` elements of such a collection, also those that a flush has hidden:
+    /// the sub-key, and the record's place.
+    fn orphaned(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Meta),
+    ) -> Result<(), StoreError>;
+
+    /// Removes up to `budget` elements of such a collection, where nothing else is going to remove
+    /// them (see [`Options::keeps_hidden`]). The collection is no longer listed once it has none.
+    /// If it is not `gone`, its head is on its way to the store: then it is no longer listed once
+    /// the head is here. Returns true if there is more to be done now.
+    fn sweep_orphans(&self, database: u16, of: (&[u8], Version), gone: bool, budget: usize)
+    -> Result<bool, StoreError>;
+
     /// As [`Store::scan`], for entries that a flush has hidden.
     fn scan_hidden(
         &self,
@@ -121,6 +154,11 @@ pub trait Store: Send + Sync + 'static {
     /// Up to `limit` keys whose expiry is at or before `now` (milliseconds since the epoch),
     /// earliest first.
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
+
+    /// As [`Store::expired`], and also keys of hashes with fields that are to be removed
+    /// ([`Value::due`](crate::model::Value::due)), and the record keys of elements that have
+    /// expired. Nothing but these keys is looked at.
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError>;
 
     /// Makes everything applied so far durable (flush and fsync), then the checkpoint file itself.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError>;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
+use crate::model::{Meta, Version};
 use crate::supervise;
 
 use super::{Change, Checkpoint, EngineKind, Entry, Opened, Options, Scanned, Store, StoreError, open_engine};
@@ -106,6 +107,43 @@ impl Store for Renewing {
         self.call("scan", |store| store.scan_hidden(database, from, at_least, visit))
     }
 
+    fn elements(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        from: &[u8],
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Entry),
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call("read elements", |store| {
+            store.elements(database, of, from, at_most, visit)
+        })
+    }
+
+    fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError> {
+        self.call("find orphans", |store| store.orphans(database, limit))
+    }
+
+    fn orphaned(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Meta),
+    ) -> Result<(), StoreError> {
+        self.call("find orphans", |store| store.orphaned(database, of, at_most, visit))
+    }
+
+    fn sweep_orphans(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        gone: bool,
+        budget: usize,
+    ) -> Result<bool, StoreError> {
+        self.call("sweep orphans", |store| store.sweep_orphans(database, of, gone, budget))
+    }
+
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         self.call("apply", |store| store.apply(changes))
     }
@@ -124,6 +162,10 @@ impl Store for Renewing {
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
         self.call("find expired keys", |store| store.expired(database, now, limit))
+    }
+
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.call("find what is due", |store| store.due(database, now, limit))
     }
 
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

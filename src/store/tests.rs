@@ -7,8 +7,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{Payload, Value};
+use model::hash_of;
 
 mod damage;
+mod elements;
 mod engine;
 mod flushes;
 pub(super) mod model;
@@ -32,6 +34,7 @@ on_every_engine!(
     put_get_delete_and_the_offset_rule,
     unreadable_records_keep_their_reason,
     expired_keys_come_earliest_first,
+    fields_that_expire_are_due_beside_keys,
     scan_walks_in_hash_order_page_by_page,
     clear_empties_one_database_and_its_position,
     values_of_every_size_survive,
@@ -195,6 +198,61 @@ fn unreadable_records_keep_their_reason(engine: EngineKind) {
     let entry = Entry { meta: meta(1), value };
     store.apply(&[change(b"z", Some(entry.clone()), 0, 1)]).unwrap();
     assert_eq!(store.get(0, b"z").unwrap(), Some(entry));
+}
+
+fn fields_that_expire_are_due_beside_keys(engine: EngineKind) {
+    let (_directory, store) = fresh(engine);
+    let change_of = |key: &[u8], offset, field, expire_at| {
+        let value = hash_of(Bytes::from_static(b"value"), field);
+        let meta = Meta {
+            expire_at,
+            ..meta(offset)
+        };
+        change(key, Some(Entry { meta, value }), 0, offset)
+    };
+    let expiring = Meta {
+        expire_at: Some(20),
+        ..meta(1)
+    };
+    let changes = [
+        put(b"key", b"", expiring),
+        change_of(b"field", 2, Some(10), None),
+        change_of(b"field first", 3, Some(15), Some(40)),
+        change_of(b"key first", 4, Some(90), Some(30)),
+        change_of(b"neither", 5, None, None),
+        change_of(b"persisted", 6, Some(5), None),
+        change_of(b"persisted", 7, None, None),
+        change_of(b"deleted", 8, Some(5), None),
+        delete(b"deleted", 0, 9),
+        put(b"plain", b"\x92", meta(10)),
+    ];
+    store.apply(&changes).unwrap();
+    assert_eq!(store.due(0, 9, 10).unwrap(), Vec::<Bytes>::new());
+    assert_eq!(store.due(0, 10, 10).unwrap(), ["field"]);
+    assert_eq!(store.due(0, u64::MAX, 2).unwrap(), ["field", "field first"]);
+    assert_eq!(
+        store.due(0, u64::MAX, 10).unwrap(),
+        ["field", "field first", "key", "key first"]
+    );
+    assert_eq!(store.expired(0, 35, 10).unwrap(), ["key", "key first"]);
+    assert_eq!(
+        store.expired(0, u64::MAX, 10).unwrap(),
+        ["field first", "key", "key first"]
+    );
+    assert_eq!(store.count_expiring(0).unwrap(), 3, "keys alone");
+    // A field that expires sooner or later than before.
+    store
+        .apply(&[
+            change_of(b"field", 11, Some(7), None),
+            change_of(b"field first", 12, Some(50), None),
+        ])
+        .unwrap();
+    assert_eq!(
+        store.due(0, u64::MAX, 10).unwrap(),
+        ["field", "key", "key first", "field first"]
+    );
+    store.apply(&[flush(0, 20)]).unwrap();
+    assert_eq!(store.due(0, u64::MAX, 10).unwrap(), Vec::<Bytes>::new());
 }
 
 fn expired_keys_come_earliest_first(engine: EngineKind) {

@@ -1,5 +1,5 @@
-//! Hashes, sets and sorted sets on Kafka: what is in the topic, what other nodes and other producers make
-//! of it, and what nodes do that do not know all of it.
+//! Hashes, sets, sorted sets and lists on Kafka: what is in the topic, what other nodes and other
+//! producers make of it, and what nodes do that do not know all of it.
 
 use std::thread;
 use std::time::Duration;
@@ -234,6 +234,98 @@ fn sets_and_sorted_sets_of_other_producers_are_combined() {
     assert_eq!(newest(kafka, &topic, b"zset").offset, record.offset);
     let keys = kafka.records(&topic, "read_committed").into_iter();
     assert!(keys.filter_map(|record| record.key).all(|key| key != b"none"));
+}
+
+#[test]
+fn a_list_is_one_record_of_any_producer() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("list");
+    let one = Highwater::on_kafka(kafka, &topic);
+    let other = Highwater::on_kafka(kafka, &topic);
+    let mut client = one.client();
+    client.check("RPUSH l b \"\\xff\" b", ":3");
+    client.check("LPUSH l a", ":4");
+    let record = newest(kafka, &topic, b"l");
+    assert_eq!(header(&record, "redis-type"), Some(&b"list"[..]));
+    assert_eq!(record.value.as_deref(), Some(&b"\x94\xa1a\xa1b\xc4\x01\xff\xa1b"[..]));
+    let features = kafka.records(&topic, "read_committed").remove(0);
+    assert_eq!(
+        (features.key.as_deref(), features.value.as_deref()),
+        (Some(FEATURES), Some(&b"list"[..]))
+    );
+    // What changes nothing writes nothing.
+    client.check("LTRIM l 0 -1", "+OK");
+    client.check("LREM l 0 none", ":0");
+    client.check("LINSERT l BEFORE none x", ":-1");
+    assert_eq!(newest(kafka, &topic, b"l").offset, record.offset);
+    let hostile = Hostile::new(kafka, &topic);
+    let list: &[(&str, &[u8])] = &[("redis-type", b"list")];
+    hostile.send(0, b"foreign", Some(b"\x93\xa1x\x05\xa1x"), list);
+    hostile.send(0, b"empty", Some(b"\x90"), list);
+    hostile.send(0, b"huge", Some(b"\xdd\xff\xff\xff\xff"), list);
+    hostile.flush();
+    let mut others = other.client();
+    shows(
+        &mut others,
+        "LRANGE foreign 0 -1",
+        "*3\r\n$1\r\nx\r\n$1\r\n5\r\n$1\r\nx",
+    );
+    shows(&mut others, "LLEN l", ":4");
+    others.check("RPOPLPUSH l foreign", "$1\r\nb");
+    // Written again, the integer is text.
+    eventually("the record of the foreign list", SOON, || {
+        newest(kafka, &topic, b"foreign").value.as_deref() == Some(&b"\x94\xa1b\xa1x\xa15\xa1x"[..])
+    });
+    others.check("EXISTS empty", ":0");
+    let refused = |client: &mut Client| {
+        let reply = text(client, "RPUSH huge x");
+        reply.starts_with("-ERR the record of this key") && reply.contains("it ends too early")
+    };
+    eventually("the broken list is an error", SOON, || refused(&mut others));
+    let digest = others.line("HIGHWATER DIGEST");
+    eventually("the nodes agree", SOON, || client.line("HIGHWATER DIGEST") == digest);
+    let fresh = Highwater::on_kafka(kafka, &topic);
+    let mut client = fresh.client();
+    client.check("LRANGE foreign 0 -1", "*4\r\n$1\r\nb\r\n$1\r\nx\r\n$1\r\n5\r\n$1\r\nx");
+    eventually("the nodes agree", SOON, || client.line("HIGHWATER DIGEST") == digest);
+}
+
+#[test]
+fn two_nodes_that_take_from_one_list_get_every_item_once() {
+    const ITEMS: i64 = 200;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("list-fight");
+    let nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
+    let items: Vec<String> = (0..ITEMS).map(|item| item.to_string()).collect();
+    let all = format!("RPUSH l {}", items.join(" "));
+    nodes[0].client().check(&all, &format!(":{ITEMS}"));
+    shows(&mut nodes[1].client(), "LLEN l", &format!(":{ITEMS}"));
+    let mut taken: Vec<i64> = thread::scope(|scope| {
+        let take = |node: &Highwater| {
+            let mut client = node.client();
+            client.set_deadline(SOON);
+            let mut taken: Vec<i64> = Vec::new();
+            loop {
+                let reply = Reply::parse(&client.line("LPOP l"));
+                match reply.integer() {
+                    Some(item) => taken.push(item),
+                    None if matches!(reply, Reply::Null { .. }) => return taken,
+                    // Too many conflicts: nothing was taken.
+                    None => assert!(
+                        reply.bytes().is_some_and(|text| text.starts_with(b"NOTWRITTEN")),
+                        "{reply:?}"
+                    ),
+                }
+            }
+        };
+        let threads: Vec<_> = nodes.iter().map(|node| scope.spawn(move || take(node))).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("it takes"))
+            .collect()
+    });
+    taken.sort_unstable();
+    assert_eq!(taken, (0..ITEMS).collect::<Vec<_>>());
 }
 
 #[test]

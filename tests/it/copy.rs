@@ -9,6 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
+use crate::hostile_producers::Hostile;
 use crate::support::client::Client;
 use crate::support::foreign::Foreign;
 use crate::support::kafka::{self, Kafka, fresh_topic};
@@ -93,6 +94,29 @@ fn write_of_all_kinds(client: &mut Client, kept: usize) {
     client.check("SELECT 3", "+OK");
     client.check("SET elsewhere 3", "+OK");
     client.check("SELECT 0", "+OK");
+}
+
+#[test]
+fn a_hash_whose_fields_have_all_expired_is_not_copied() {
+    let kafka = kafka::shared();
+    let (old, new) = (kafka.compacted_topic("copy-fields", 1), fresh_topic("copy-fields-new"));
+    let hostile = Hostile::new(kafka, &old);
+    let hash: &[(&str, &[u8])] = &[("redis-type", b"hash")];
+    // Of a millisecond after the epoch.
+    hostile.send(0, b"wholly", Some(b"\x81\xa1a\x92\xa11\x01"), hash);
+    hostile.send(0, b"partly", Some(b"\x82\xa1a\x92\xa11\x01\xa1b\xa12"), hash);
+    hostile.flush();
+    succeeded(&copy_topic(kafka, &old, &new, &[]), 1);
+    let keys: Vec<_> = kafka
+        .records(&new, "read_committed")
+        .into_iter()
+        .map(|record| record.key)
+        .collect();
+    assert!(keys.contains(&Some(b"partly".to_vec())), "{keys:?}");
+    assert!(!keys.contains(&Some(b"wholly".to_vec())), "{keys:?}");
+    Highwater::on_kafka(kafka, &new)
+        .client()
+        .check("HGETALL partly", "*2\r\n$1\r\nb\r\n$1\r\n2");
 }
 
 #[test]

@@ -172,6 +172,7 @@ fn many_keys_and_long_comparisons_hold_up_nobody() {
         assert_eq!(client.line(&format!("SET {key} {}", text(seed))), b"+OK\r\n");
     }
     let names = (0..100_000).map(|n| format!(" key:{n}")).collect::<String>();
+    assert_eq!(client.line(&format!("RPUSH names{names}")), b":100000\r\n");
     let (mset, mget) = (format!("MSET{}", pairs(0)), format!("MGET{names}"));
     for long in [
         long("LCS", &["LCS one other LEN"]),
@@ -180,6 +181,9 @@ fn many_keys_and_long_comparisons_hold_up_nobody() {
         long("SCAN", &["SCAN 0 COUNT 100000 MATCH *9*"; 3]),
         long("MGET", &[&mget, &mget]),
         long("MSET", &[&mset, &mset]),
+        long("SORT", &["SORT names ALPHA DESC LIMIT 0 10"; 3]),
+        long("SORT BY", &["SORT names BY *->none GET * LIMIT 0 10"; 3]),
+        long("SORT STORE", &["SORT names BY * ALPHA GET # GET * STORE sorted"; 2]),
     ] {
         holds_up_nobody(&node, &long);
     }

@@ -4,6 +4,7 @@
 //! The tables are `side_by_side/*.txt`, one per family of commands:
 //! ```text
 //! # a comment
+//! oracle 8.0     first line: the reference is redis-server 8.0 instead of 7.0
 //! == name        a new section: empty databases, new connections
 //! SET k "a\x00"  a command, written as in redis-cli; the replies must be equal
 //! ~ TIME         equal in shape only: types, error code, number or not
@@ -56,6 +57,16 @@ mod tables {
     }
 
     #[test]
+    fn lists() {
+        against_redis("lists");
+    }
+
+    #[test]
+    fn hash_expiry() {
+        against_redis("hash_expiry");
+    }
+
+    #[test]
     fn sets() {
         against_redis("sets");
     }
@@ -63,6 +74,21 @@ mod tables {
     #[test]
     fn sorted_sets() {
         against_redis("sorted_sets");
+    }
+
+    #[test]
+    fn sort() {
+        against_redis("sort");
+    }
+
+    #[test]
+    fn geo() {
+        against_redis("geo");
+    }
+
+    #[test]
+    fn hyperloglog() {
+        against_redis("hyperloglog");
     }
 
     #[test]
@@ -94,8 +120,13 @@ mod tables {
             "strings",
             "bits",
             "hashes",
+            "hash_expiry",
+            "lists",
             "sets",
             "sorted_sets",
+            "sort",
+            "geo",
+            "hyperloglog",
             "keys",
             "expiry",
             "transactions",
@@ -107,8 +138,8 @@ mod tables {
 }
 
 fn against_redis(family: &str) {
-    let steps = read_table(family);
-    let redis = reference();
+    let Table { oracle, steps } = read_table(family);
+    let redis = oracle.start(DEBUGGING);
     // Whether it logs a warning for one of these lines is not the question here.
     let highwater = Highwater::builder().args(DEBUGGING).allow("").start();
     let problems: Vec<String> = [2, 3]
@@ -121,8 +152,8 @@ fn against_redis(family: &str) {
 }
 
 fn against_itself(family: &str) {
-    let steps = read_table(family);
-    let (one, other) = (reference(), reference());
+    let Table { oracle, steps } = read_table(family);
+    let (one, other) = (oracle.start(DEBUGGING), oracle.start(DEBUGGING));
     let problems: Vec<String> = [2, 3]
         .into_iter()
         .flat_map(|protocol| compare(&steps, one.port, other.port, protocol, judge_reference))
@@ -131,10 +162,6 @@ fn against_itself(family: &str) {
 }
 
 const DEBUGGING: &[&str] = &["--enable-debug-command", "yes"];
-
-fn reference() -> RedisServer {
-    RedisServer::start(DEBUGGING)
-}
 
 fn report(family: &str, steps: &[Step], problems: &[String]) {
     let commands = steps
@@ -151,6 +178,27 @@ fn report(family: &str, steps: &[Step], problems: &[String]) {
 }
 
 // ---- the table ----
+
+struct Table {
+    oracle: Oracle,
+    steps: Vec<Step>,
+}
+
+/// Which redis-server is the reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Oracle {
+    Redis7,
+    Redis8,
+}
+
+impl Oracle {
+    fn start(self, args: &[&str]) -> RedisServer {
+        match self {
+            Oracle::Redis7 => RedisServer::start(args),
+            Oracle::Redis8 => RedisServer::start_8(args),
+        }
+    }
+}
 
 #[derive(Debug, PartialEq)]
 struct Step {
@@ -189,10 +237,16 @@ enum Verdict {
     Differs,
 }
 
-fn read_table(family: &str) -> Vec<Step> {
+fn read_table(family: &str) -> Table {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/side_by_side/{family}.txt"));
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
-    parse_table(&text)
+    let (oracle, text) = match text.strip_prefix("oracle 8.0\n") {
+        // An empty line keeps the numbers of the lines right.
+        Some(rest) => (Oracle::Redis8, format!("\n{rest}")),
+        None => (Oracle::Redis7, text),
+    };
+    let steps = parse_table(&text);
+    Table { oracle, steps }
 }
 
 fn parse_table(text: &str) -> Vec<Step> {

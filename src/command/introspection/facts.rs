@@ -1,5 +1,5 @@
-//! Facts that COMMAND reports about Redis 7.2's commands, besides those in their rows: hints for
-//! clients that talk to many nodes
+//! Facts that COMMAND reports about the commands of Redis 7.2 and 8.0, besides those in their rows:
+//! hints for clients that talk to many nodes
 //! (<https://redis.io/docs/latest/develop/reference/command-tips/>).
 
 const ANY_ORDER: &str = "nondeterministic_output_order";
@@ -30,8 +30,10 @@ const TIPS: &[(&str, &[&str])] = &[
     ("function|list", &[ANY_ORDER]),
     ("hgetall", &[ANY_ORDER]),
     ("hkeys", &[ANY_ORDER]),
+    ("hpttl", &[VARIES]),
     ("hrandfield", &[VARIES]),
     ("hscan", &[VARIES]),
+    ("httl", &[VARIES]),
     ("hvals", &[ANY_ORDER]),
     ("info", &[VARIES, ALL_SHARDS, SPECIAL]),
     ("keys", &[ALL_SHARDS, ANY_ORDER]),

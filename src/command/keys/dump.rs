@@ -8,7 +8,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::command::args::{SYNTAX, int, is, parse_int};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::model::Value;
 
 /// The version that DUMP writes: that of Redis 7.0, so that not only the newest servers read it.
 /// Strings are the same in all versions.
@@ -39,10 +38,10 @@ mod length {
 
 pub(super) fn dump(data: &mut Data, args: Args) -> Outcome {
     let entry = data.get(args[1])?;
-    if let Some(Value::Packed(packed)) = entry.as_ref().map(|entry| &entry.value) {
+    if let Some(of) = entry.as_ref().and_then(|entry| entry.value.collection()) {
         return Err(Fault::error(format!(
             "ERR the key holds a {}: DUMP supports only strings yet",
-            packed.of().name()
+            of.name()
         )));
     }
     let value = entry.map(|entry| entry.string()).transpose()?;

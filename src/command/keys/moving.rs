@@ -9,7 +9,7 @@ use crate::command::args::{SYNTAX, int32, is};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::Transaction;
 use crate::database::hot::own;
-use crate::model::State;
+use crate::database::transaction::Taken;
 
 /// The most that SWAPDB copies, both databases together. Each key takes two records of one group.
 const MAX_SWAP_KEYS: usize = 50_000;
@@ -33,7 +33,9 @@ fn rename_key(data: &mut Data, args: Args, replace: bool) -> Result<bool, Fault>
     if from == to || (!replace && data.exists(to)?) {
         return Ok(false);
     }
-    data.put(to, entry.state()?);
+    let database = data.database;
+    let taken = data.transaction.take(database, from, entry)?;
+    data.transaction.give(database, to, taken)?;
     data.delete(from);
     Ok(true)
 }
@@ -69,7 +71,8 @@ pub(super) fn copy(data: &mut Data, args: Args) -> Outcome {
     if !replace && data.transaction.exists(target, to)? {
         return Ok(Reply::Int(0));
     }
-    data.transaction.put(target, to, entry.state()?);
+    let taken = data.transaction.take(database, from, entry)?;
+    data.transaction.give(target, to, taken)?;
     Ok(Reply::Int(1))
 }
 
@@ -85,7 +88,8 @@ pub(super) fn move_key(data: &mut Data, args: Args) -> Outcome {
     if data.transaction.exists(target, key)? {
         return Ok(Reply::Int(0));
     }
-    data.transaction.put(target, key, entry.state()?);
+    let taken = data.transaction.take(database, key, entry)?;
+    data.transaction.give(target, key, taken)?;
     data.delete(key);
     Ok(Reply::Int(1))
 }
@@ -104,15 +108,15 @@ pub(super) fn swapdb(data: &mut Data, args: Args) -> Outcome {
     let of_first = room.take(data.transaction, first)?;
     let of_second = room.take(data.transaction, second)?;
     let names: HashSet<Bytes> = of_first.iter().map(|(key, _)| key.clone()).collect();
-    for (key, state) in of_first {
+    for (key, taken) in of_first {
         data.transaction.delete(first, &key);
-        data.transaction.put(second, &key, state);
+        data.transaction.give(second, &key, taken)?;
     }
-    for (key, state) in of_second {
+    for (key, taken) in of_second {
         if !names.contains(&key) {
             data.transaction.delete(second, &key);
         }
-        data.transaction.put(first, &key, state);
+        data.transaction.give(first, &key, taken)?;
     }
     Ok(Reply::Ok)
 }
@@ -125,7 +129,7 @@ struct SwapRoom {
 
 impl SwapRoom {
     /// Takes all keys of a database, with their states.
-    fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, State)>, Fault> {
+    fn take(&mut self, transaction: &mut Transaction, database: u16) -> Result<Vec<(Bytes, Taken)>, Fault> {
         let mut all = Vec::new();
         let mut from = Some(0);
         while let Some(start) = from {
@@ -135,9 +139,9 @@ impl SwapRoom {
                 let Some(entry) = transaction.get(database, &key)? else {
                     continue;
                 };
-                let state = entry.state()?;
-                let bytes = key.len() + state.value.bytes();
-                match (self.keys.checked_sub(1), self.bytes.checked_sub(bytes)) {
+                let taken = transaction.take(database, &key, entry)?;
+                let bytes = key.len() + taken.bytes();
+                match (self.keys.checked_sub(taken.records()), self.bytes.checked_sub(bytes)) {
                     (Some(keys), Some(bytes)) => (self.keys, self.bytes) = (keys, bytes),
                     _ => {
                         return Err(Fault::error(format!(
@@ -145,7 +149,7 @@ impl SwapRoom {
                         )));
                     }
                 }
-                all.push((key, state));
+                all.push((key, taken));
             }
         }
         Ok(all)

@@ -6,7 +6,7 @@ use super::expiry::signed;
 use crate::command::args::parse_int;
 use crate::command::key_specs::access;
 use crate::command::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag, help_of};
-use crate::model::{Collection, Elements, Entry, Fields, Members, Packed, Scores, Value};
+use crate::model::{Collection, Entry, Fields, Members, Scores};
 
 pub(super) static OBJECT: &[Command] = &[
     Command {
@@ -17,7 +17,7 @@ pub(super) static OBJECT: &[Command] = &[
         since: "2.2.3",
         summary: "Tells how Redis would keep the value in memory.",
         compatibility: Compatibility::Partial(
-            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here, and a collection that was large once is large for good in Redis",
+            "told from the value alone: a short string that APPEND or SETRANGE changed is raw in Redis, embstr or int here, and a collection that was large once is large for good in Redis, and a list is always a quicklist, as in Redis 7.0",
         ),
         run: Run::Data(object_encoding),
         ..super::ROW
@@ -75,29 +75,33 @@ fn object(data: &mut Data, args: Args) -> Result<Option<Entry>, Fault> {
 fn object_encoding(data: &mut Data, args: Args) -> Outcome {
     match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(entry) => Ok(Reply::bulk(match &entry.value {
-            Value::Packed(packed) => encoding_of_collection(data, packed).map_err(|why| entry.unreadable(why))?,
-            Value::String(_) | Value::Unreadable(_) => encoding(&entry.string()?),
+        Some(entry) => Ok(Reply::bulk(match entry.value.collection() {
+            Some(of) => encoding_of_collection(data, args[2], &entry, of)?,
+            None => encoding(&entry.string()?),
         })),
     }
 }
 
-fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, &'static str> {
-    let (most, longest) = data.config.listpack_limits(packed.of().name());
-    let is_small = |lengths: &[usize]| lengths.len() <= most && lengths.iter().all(|length| *length <= longest);
-    Ok(match packed.of() {
+fn encoding_of_collection(data: &mut Data, key: &[u8], entry: &Entry, of: Collection) -> Result<&'static str, Fault> {
+    let config = data.config;
+    let is_small = |lengths: &[usize]| {
+        let (most, longest) = config.listpack_limits(of.name());
+        lengths.len() <= most && lengths.iter().all(|length| *length <= longest)
+    };
+    Ok(match of {
         Collection::Hash => {
-            let mut fields = Fields::unpack(packed)?;
-            fields.forget_expired(data.now());
+            let fields: Fields = data.elements(key, entry)?;
             let lengths = fields.0.iter().map(|(name, field)| name.len().max(field.value.len()));
-            if is_small(&lengths.collect::<Vec<_>>()) {
-                "listpack"
-            } else {
-                "hashtable"
+            let some_expire = fields.0.values().any(|field| field.expire_at.is_some());
+            match is_small(&lengths.collect::<Vec<_>>()) {
+                true if some_expire => "listpackex",
+                true => "listpack",
+                false => "hashtable",
             }
         }
         Collection::Set => {
-            let members = Members::unpack(packed)?.0;
+            let members: Members = data.elements(key, entry)?;
+            let members = members.0;
             let are_integers = || members.iter().all(|member| parse_int(member).is_some());
             match is_small(&members.iter().map(Bytes::len).collect::<Vec<_>>()) {
                 _ if members.len() <= data.config.intset_limit() && are_integers() => "intset",
@@ -106,13 +110,15 @@ fn encoding_of_collection(data: &Data, packed: &Packed) -> Result<&'static str, 
             }
         }
         Collection::SortedSet => {
-            let members = Scores::unpack(packed)?.0;
-            if is_small(&members.keys().map(Bytes::len).collect::<Vec<_>>()) {
+            let members: Scores = data.elements(key, entry)?;
+            if is_small(&members.0.keys().map(Bytes::len).collect::<Vec<_>>()) {
                 "listpack"
             } else {
                 "skiplist"
             }
         }
+        // As in Redis 7.0: however short it is.
+        Collection::List => "quicklist",
     })
 }
 
@@ -132,9 +138,9 @@ fn object_refcount(data: &mut Data, args: Args) -> Outcome {
     match object(data, args)? {
         None => Ok(Reply::Null),
         Some(entry) => {
-            let number = match &entry.value {
-                Value::Packed(_) => None,
-                Value::String(_) | Value::Unreadable(_) => parse_int(&entry.string()?),
+            let number = match entry.value.collection() {
+                Some(_) => None,
+                None => parse_int(&entry.string()?),
             };
             let shared = number.is_some_and(|number| SHARED.contains(&number));
             Ok(Reply::Int(if shared { i64::from(i32::MAX) } else { 1 }))

@@ -109,6 +109,7 @@ fn config_resetstat(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
         &counters.store_reads,
         &counters.writes_refused,
         &counters.writes_uncertain,
+        &counters.writes_conflicted,
     ] {
         counter.store(0, Ordering::Relaxed);
     }

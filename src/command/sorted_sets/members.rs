@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::{reply, scores};
-use crate::command::args::{SYNTAX, is, parse_int, wrong_arity};
-use crate::command::collections::{RandomCount, Scan, nothing_scanned};
+use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::collections::{Pops, RandomCount, Scan, nothing_scanned};
 use crate::command::data::Whole;
 use crate::command::float::float;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
@@ -159,22 +159,13 @@ fn add(data: &mut Data, args: Args, mut options: Add) -> Outcome {
 
 // ---- reading ----
 
-/// The error for a sorted set in memory or in the store that is not what was written.
-fn damaged(problem: &str) -> Fault {
-    Fault::error(format!("ERR the sorted set cannot be read: {problem}"))
-}
-
 pub(super) fn zcard(data: &mut Data, args: Args) -> Outcome {
     let len = data.collection_len(args[1], Collection::SortedSet)?;
     Ok(Reply::Int(len as i64))
 }
 
 pub(super) fn zscore(data: &mut Data, args: Args) -> Outcome {
-    let Some(packed) = data.packed(args[1], Collection::SortedSet)? else {
-        return Ok(Reply::Null);
-    };
-    data.transaction.works(packed.bytes().len())?;
-    let score = packed.score(args[2]).map_err(damaged)?;
+    let score = data.score(args[1], args[2])?;
     Ok(score.map_or(Reply::Null, Reply::Double))
 }
 
@@ -291,11 +282,21 @@ enum From {
     Highest,
 }
 
+impl From {
+    fn of(word: &[u8]) -> Option<From> {
+        match () {
+            () if is(word, "min") => Some(From::Lowest),
+            () if is(word, "max") => Some(From::Highest),
+            () => None,
+        }
+    }
+}
+
 /// Removes up to so many members from one end of a sorted set that has some. They come in the order
 /// in which they are removed.
-fn take(data: &mut Data, key: &[u8], mut set: Whole<Scores>, count: i64, from: From) -> Vec<(Bytes, f64)> {
+fn take(data: &mut Data, key: &[u8], mut set: Whole<Scores>, count: usize, from: From) -> Vec<(Bytes, f64)> {
     let members = &mut set.elements.0;
-    let count = usize::try_from(count).unwrap_or(0).min(members.len());
+    let count = count.min(members.len());
     let taken = match from {
         From::Lowest => members.drain(..count).collect(),
         From::Highest => members.drain(members.len() - count..).rev().collect(),
@@ -304,12 +305,6 @@ fn take(data: &mut Data, key: &[u8], mut set: Whole<Scores>, count: i64, from: F
         data.put_collection(key, set);
     }
     taken
-}
-
-/// A count of at least this; the error of Redis for everything else.
-fn count_of(argument: &[u8], least: i64, error: &'static str) -> Result<i64, Fault> {
-    let count = parse_int(argument).filter(|count| *count >= least);
-    count.ok_or_else(|| error.into())
 }
 
 pub(super) fn zpopmin(data: &mut Data, args: Args) -> Outcome {
@@ -340,35 +335,17 @@ fn pop(data: &mut Data, args: Args, from: From) -> Outcome {
 }
 
 pub(super) fn zmpop(data: &mut Data, args: Args) -> Outcome {
-    let count = count_of(args[1], 1, "ERR numkeys should be greater than 0")?;
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let (keys, options) = args[2..].split_at_checked(count).ok_or(SYNTAX)?;
-    let [from, options @ ..] = options else {
-        return Err(SYNTAX.into());
-    };
-    let from = match () {
-        () if is(from, "min") => From::Lowest,
-        () if is(from, "max") => From::Highest,
-        () => return Err(SYNTAX.into()),
-    };
-    let count = match options {
-        [] => 1,
-        [word, count, rest @ ..] if is(word, "count") => {
-            let count = count_of(count, 1, "ERR count should be greater than 0")?;
-            if !rest.is_empty() {
-                return Err(SYNTAX.into());
-            }
-            count
-        }
-        _ => return Err(SYNTAX.into()),
-    };
-    for key in keys {
+    let pops = Pops::parse(args, From::of)?;
+    for key in pops.keys {
         let set: Whole<Scores> = data.collection(key)?;
         if set.elements.0.is_empty() {
             continue;
         }
         let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
-        let taken = take(data, key, set, count, from).into_iter().map(pair).collect();
+        let taken = take(data, key, set, pops.count, pops.from)
+            .into_iter()
+            .map(pair)
+            .collect();
         return Ok(Reply::Array(vec![Reply::bulk(key), Reply::Array(taken)]));
     }
     Ok(Reply::NullArray)

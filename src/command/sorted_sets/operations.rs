@@ -5,7 +5,9 @@ use super::{reply, store};
 use crate::command::args::{SYNTAX, int, is, parse_int};
 use crate::command::float;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::model::{Collection, Entry, Members, Scores, Value};
+use crate::database::hot::own;
+use crate::model::{Collection, Entry, Members, Scores};
+use bytes::Bytes;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
@@ -50,6 +52,7 @@ fn number(score: f64) -> f64 {
 /// One of the sets. It is taken apart only when its turn comes: the same large set may be named
 /// many times.
 struct Input {
+    key: Bytes,
     /// `None`: the key is missing.
     entry: Option<Entry>,
     members: usize,
@@ -59,14 +62,12 @@ struct Input {
 impl Input {
     fn read(data: &mut Data, key: &[u8]) -> Result<Self, Fault> {
         let entry = data.read(key)?;
-        let members = entry.as_ref().map(|entry| {
-            let packed = match is_plain(entry) {
-                true => entry.packed(Collection::Set)?,
-                false => entry.packed(Collection::SortedSet)?,
-            };
-            packed.len(data.now()).map_err(|problem| entry.unreadable(problem))
+        let members = entry.as_ref().map(|entry| match is_plain(entry) {
+            true => data.len_of(key, entry, Collection::Set),
+            false => data.len_of(key, entry, Collection::SortedSet),
         });
         Ok(Input {
+            key: own(key),
             members: members.transpose()?.unwrap_or(0),
             entry,
             weight: 1.0,
@@ -77,16 +78,16 @@ impl Input {
         match &self.entry {
             None => Ok(Scores::default()),
             Some(entry) if is_plain(entry) => {
-                let members: Members = data.elements(entry)?;
+                let members: Members = data.elements(&self.key, entry)?;
                 Ok(Scores(members.0.into_iter().map(|member| (member, 1.0)).collect()))
             }
-            Some(entry) => data.elements(entry),
+            Some(entry) => data.elements(&self.key, entry),
         }
     }
 }
 
 fn is_plain(entry: &Entry) -> bool {
-    matches!(&entry.value, Value::Packed(packed) if packed.of() == Collection::Set)
+    entry.value.collection() == Some(Collection::Set)
 }
 
 struct Request {

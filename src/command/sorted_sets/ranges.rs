@@ -159,7 +159,7 @@ pub(super) fn zrevrangebyscore(data: &mut Data, args: Args) -> Outcome {
 pub(super) fn zrangestore(data: &mut Data, args: Args) -> Outcome {
     let query = Query::parse(&args[3..], STORED)?;
     let set: Scores = match data.read(args[2])? {
-        Some(entry) => data.elements(&entry)?,
+        Some(entry) => data.elements(args[2], &entry)?,
         None => Scores::default(),
     };
     let mut selected = Scores(query.select(&set).into_iter().collect());

@@ -35,13 +35,21 @@ impl Fixture {
         pace: Pace,
         meanwhile: impl FnOnce(),
     ) -> Result<(Option<Bytes>, Option<Bytes>), Fault> {
-        let computed = self
-            .service
-            .transact_at(pace, &Arc::default(), Keys::Together(keys), View::Committed, |t| {
-                let a = t.get_string(0, b"a")?;
-                meanwhile();
-                Ok((a, t.get_string(0, b"b")?))
-            });
+        self.both(Keys::Together(keys), View::Committed, pace, meanwhile)
+    }
+
+    fn both(
+        &self,
+        keys: Keys<'_>,
+        view: View,
+        pace: Pace,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Option<Bytes>, Option<Bytes>), Fault> {
+        let computed = self.service.transact_at(pace, &Arc::default(), keys, view, |t| {
+            let a = t.get_string(0, b"a")?;
+            meanwhile();
+            Ok((a, t.get_string(0, b"b")?))
+        });
         computed.map(|computed| computed.value)
     }
 
@@ -135,6 +143,35 @@ fn keys_that_are_read_together_for_long_are_of_one_moment() {
     f.log.acknowledge_all();
     for keys in [&few, &all] {
         assert_eq!(f.both_at(keys, LOCKED, || {}).ok(), Some(both("4")));
+    }
+}
+
+#[test]
+fn keys_that_only_the_computation_finds_are_of_one_moment() {
+    let f = Fixture::new(true);
+    f.set_both("1");
+    f.log.acknowledge_all();
+    let (declared, update) = ([&b"to"[..]], View::Update);
+    let shown = f.both(Keys::SomeAndFound(&declared), update, UNLOCKED, || {
+        f.set_both("2");
+    });
+    assert!(matches!(shown, Err(Fault::Wait(Wait::Changed))));
+    f.log.acknowledge_all();
+    let shown = f.both(Keys::SomeAndFound(&declared), update, LOCKED, || {
+        let late = f.copy_at(Pace::default(), "another", "b", || {});
+        assert!(matches!(late, Err(Fault::Wait(Wait::Locked(_)))));
+    });
+    assert_eq!(shown.ok(), Some(both("2")));
+    let shown = f.both(Keys::FoundReads, View::Committed, UNLOCKED, || {
+        f.set_both("3");
+        f.log.acknowledge_all();
+    });
+    assert!(matches!(shown, Err(Fault::Wait(Wait::Changed))));
+    for pace in [Pace::default(), LOCKED] {
+        let shown = f.both(Keys::FoundReads, View::Committed, pace, || {
+            assert!(f.service.groups.is_held(), "no group becomes visible");
+        });
+        assert_eq!(shown.ok(), Some(both("3")));
     }
 }
 

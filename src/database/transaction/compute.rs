@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use smallvec::SmallVec;
 
-use super::{Lookups, Transaction, value_bytes};
+use super::{Lookups, Transaction};
 use crate::database::fault::{Fault, Pace, SHORT_WORK, Size, Turn, Wait};
 use crate::database::hot::At;
 use crate::database::stripes::Held;
@@ -19,7 +19,7 @@ use crate::database::write::{Item, Outstanding, Write};
 use crate::database::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::model::{State, is_reserved};
+use crate::model::is_reserved;
 
 /// Which states a transaction sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,13 @@ pub enum Keys<'k> {
     Unlocked,
     /// Only reads, of these keys, which must be seen as they are at one moment.
     Together(&'k [Place<'k>]),
+    /// Only reads, of keys that only the computation finds. They must be seen as they are at one
+    /// moment.
+    FoundReads,
     Some(&'k [&'k [u8]]),
+    /// As `Some`, but the outcome also rests on keys that only the computation finds. It locks all
+    /// keys, unless it watches what it reads.
+    SomeAndFound(&'k [&'k [u8]]),
     All,
 }
 
@@ -104,27 +110,36 @@ impl Drop for Watching<'_> {
 #[derive(Default)]
 struct Locked<'s> {
     _stripes: Held<'s>,
-    _groups: Option<RwLockReadGuard<'s, ()>>,
+    groups: Option<RwLockReadGuard<'s, ()>>,
 }
 
 impl Keys<'_> {
     fn lock<'s>(&self, service: &'s Service, pace: Pace) -> Result<Locked<'s>, Fault> {
         let stripes = match self {
-            Keys::Unlocked | Keys::Together(_) => Ok(Held::default()),
-            Keys::Some(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
+            Keys::Unlocked | Keys::Together(_) | Keys::FoundReads => Ok(Held::default()),
+            Keys::SomeAndFound(_) if !pace.watches() => service.stripes.lock_all(pace.hold()),
+            Keys::Some(keys) | Keys::SomeAndFound(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
             Keys::All => service.stripes.lock_all(pace.hold()),
         };
         Ok(Locked {
             _stripes: stripes.map_err(|taken| Fault::Wait(Wait::Locked(taken)))?,
-            _groups: matches!(self, Keys::Together(_)).then(|| service.groups.hold()),
+            groups: self.are_of_one_moment().then(|| service.groups.hold()),
         })
+    }
+
+    /// True if no group may become visible while they are read.
+    fn are_of_one_moment(&self) -> bool {
+        match self {
+            Keys::Together(_) | Keys::FoundReads | Keys::SomeAndFound(_) => true,
+            Keys::Unlocked | Keys::Some(_) | Keys::All => false,
+        }
     }
 
     /// Watches the keys, where they are not locked.
     fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
         let of: fn(&Database) -> &Watches = match self {
-            Keys::Some(_) => |database| &database.watches,
-            Keys::Together(_) => |database| &database.snapshots,
+            Keys::Some(_) | Keys::SomeAndFound(_) => |database| &database.watches,
+            Keys::Together(_) | Keys::FoundReads => |database| &database.snapshots,
             Keys::Unlocked | Keys::All => return None,
         };
         Some(Watching {
@@ -172,7 +187,7 @@ impl Service {
             None if pace.watches() => keys.watch(self),
             _ => None,
         };
-        if matches!(keys, Keys::Some(_)) && watching.is_some() && self.is_behind(Size::Large) {
+        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_)) && watching.is_some() && self.is_behind(Size::Large) {
             // Otherwise it would be computed in vain.
             return Err(Fault::Wait(Wait::Room(Size::Large)));
         }
@@ -187,6 +202,7 @@ impl Service {
             items: SmallVec::new(),
             bytes: 0,
             places: HashMap::new(),
+            trees: HashMap::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             reads: Vec::new(),
@@ -220,6 +236,8 @@ impl Service {
             self.counters.add(transaction.lookups);
         }
         let value = computed?;
+        // Nothing more is read. What the log acknowledges from here on may become visible.
+        locked.groups = None;
         transaction.check_size()?;
         let Transaction {
             items,
@@ -296,17 +314,21 @@ impl Service {
         let read: HashSet<(u16, Bytes)> = reads.iter().filter_map(key_of).collect();
         let mut written = Vec::with_capacity(items.len());
         for item in items {
-            let Item::Key { database, key, .. } = item else {
+            let Some((database, key)) = item.name() else {
                 continue;
             };
-            if read.contains(&(*database, key.clone())) {
+            if read.contains(&(database, key.clone())) {
                 continue;
             }
             // As in [`Transaction::look`].
-            let Some((at, applied)) = self.applied_at_home(*database, key) else {
+            let Some((at, applied)) = self.applied_at_home(database, key) else {
                 continue;
             };
-            let (under_way, seen) = self.databases[*database as usize].hot.newest(key);
+            let (under_way, seen) = match item {
+                // A blind write of an element is of a new version: nobody else knows its name.
+                Item::Element { .. } => continue,
+                _ => self.databases[database as usize].hot.newest(key),
+            };
             if let Some(write) = under_way.filter(|write| !write.conditional && write.outcome().is_none()) {
                 return Err(Fault::Wait(Wait::Write(write)));
             }
@@ -349,8 +371,13 @@ impl Service {
                     topic.name
                 )));
             }
-            if let Item::Key { key, state, .. } = item {
-                check_record(key, state.as_ref(), topic.max_record_bytes.load(Ordering::Relaxed))?;
+            if let Item::Key { key, .. } = item
+                && is_reserved(key)
+            {
+                return Err(Fault::error("ERR this key is reserved for the topic's control records"));
+            }
+            if let Some((_, key)) = item.name() {
+                check_size(key, item.value_bytes(), topic.max_record_bytes.load(Ordering::Relaxed))?;
             }
         }
         Ok(())
@@ -365,11 +392,8 @@ pub(in crate::database) fn known(at: TopicPartition, applied: u64, seen: Option<
     newer.map_or(applied, |seen| applied.max(seen.offset + 1))
 }
 
-fn check_record(key: &Bytes, state: Option<&State>, limit: usize) -> Result<(), Fault> {
-    if is_reserved(key) {
-        return Err(Fault::error("ERR this key is reserved for the topic's control records"));
-    }
-    let size = key.len() + HEADER_BYTES + value_bytes(state);
+fn check_size(key: &Bytes, value_bytes: usize, limit: usize) -> Result<(), Fault> {
+    let size = key.len() + HEADER_BYTES + value_bytes;
     if size > limit {
         return Err(Fault::error(format!(
             "ERR the record would have {size} bytes, more than the {limit} that the topic takes (max.message.bytes); nothing was written"

@@ -8,6 +8,7 @@
 //! When it is done, its keys are locked. If one of them has changed, it is computed again.
 
 mod compute;
+mod elements;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +20,15 @@ use smallvec::SmallVec;
 use self::compute::Watching;
 pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
+pub use self::elements::{Taken, unreadable};
 use super::Service;
+use super::elements::Held;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
-use crate::model::{Entry, State};
+use crate::model::{Entry, State, Tree, Value, is_reserved};
 use crate::store::Scanned;
 
 /// From this many items on, a transaction finds its own writes by a map instead of a linear search.
@@ -56,6 +59,9 @@ pub struct Transaction<'s> {
     /// Place in `items` of each key, once there are more than [`LINEAR`].
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
+    /// Split collections that it has read whole, with its own writes; by the beginning of their
+    /// elements' names.
+    trees: HashMap<(u16, Bytes), Tree<Held>>,
     flushed: SmallVec<[u16; 1]>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
@@ -103,6 +109,19 @@ impl<'s> Transaction<'s> {
 
     /// As [`Transaction::get`]; never counts as read.
     pub fn peek(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let entry = self.peek_head(database, key)?;
+        match &entry {
+            // A collection without elements does not exist.
+            Some(Entry {
+                value: Value::Split(split),
+                ..
+            }) if !self.has_elements(database, key, split)? => Ok(None),
+            _ => Ok(entry),
+        }
+    }
+
+    /// As [`Transaction::peek`], but a split collection may have no elements any more.
+    fn peek_head(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
         let now = self.now;
         let entry = self.get_even_expired(database, key)?;
         Ok(entry.filter(|entry| entry.is_live(now)))
@@ -117,8 +136,11 @@ impl<'s> Transaction<'s> {
     /// not rest on it.
     pub fn seems_to_exist(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
         let now = self.now;
-        let entry = self.look(database, key, false)?;
-        Ok(entry.is_some_and(|entry| entry.is_live(now)))
+        let entry = self.look(database, key, false)?.filter(|entry| entry.is_live(now));
+        match entry.map(|entry| entry.value) {
+            Some(Value::Split(split)) => self.seems_to_have_elements(database, key, &split),
+            other => Ok(other.is_some()),
+        }
     }
 
     /// True if what is written rests on what is read, and others may write at the same time.
@@ -151,7 +173,7 @@ impl<'s> Transaction<'s> {
         if let Some(place) = self.place(database, key) {
             return Ok(self.own_entry(place));
         }
-        if self.flushed.contains(&database) {
+        if self.flushed.contains(&database) || is_reserved(key) {
             return Ok(None);
         }
         self.looks();
@@ -280,11 +302,12 @@ impl<'s> Transaction<'s> {
     /// Hides everything in the database. Writes of this transaction that come after it stay.
     pub fn flush(&mut self, database: u16) {
         self.items
-            .retain(|item| !matches!(item, Item::Key { database: d, .. } if *d == database));
+            .retain(|item| item.name().is_none_or(|(of, _)| of != database));
+        self.trees.retain(|(of, _), _| *of != database);
         self.places.clear();
         for (place, item) in self.items.iter().enumerate() {
-            if let Item::Key { database, key, .. } = item {
-                self.places.insert((*database, key.clone()), place);
+            if let Some((database, key)) = item.name() {
+                self.places.insert((database, key.clone()), place);
             }
         }
         if !self.flushed.contains(&database) {
@@ -388,7 +411,7 @@ impl<'s> Transaction<'s> {
         }
         self.items
             .iter()
-            .position(|item| matches!(item, Item::Key { database: d, key: k, .. } if *d == database && k == key))
+            .position(|item| item.name().is_some_and(|(of, name)| of == database && name == key))
     }
 
     fn own_entry(&self, place: usize) -> Option<Entry> {
@@ -397,30 +420,32 @@ impl<'s> Transaction<'s> {
     }
 
     fn write(&mut self, database: u16, key: &[u8], state: Option<State>) {
-        self.bytes += value_bytes(state.as_ref());
+        let key = Bytes::copy_from_slice(key);
+        self.write_item(Item::Key { database, key, state });
+    }
+
+    /// Writes a record in place of the one that it has written under that name, if there is one.
+    fn write_item(&mut self, item: Item) {
+        let Some((database, key)) = item.name() else {
+            return self.items.push(item);
+        };
+        self.bytes += item.value_bytes();
         if let Some(place) = self.place(database, key) {
-            if let Item::Key { state: old, .. } = &mut self.items[place] {
-                self.bytes -= value_bytes(old.as_ref());
-                *old = state;
-            }
+            self.bytes -= self.items[place].value_bytes();
+            self.items[place] = item;
             return;
         }
-        let key = Bytes::copy_from_slice(key);
         self.bytes += key.len() + RECORD_BYTES;
         if self.items.len() == LINEAR {
             for (place, item) in self.items.iter().enumerate() {
-                if let Item::Key { database, key, .. } = item {
-                    self.places.insert((*database, key.clone()), place);
+                if let Some((database, key)) = item.name() {
+                    self.places.insert((database, key.clone()), place);
                 }
             }
         }
         if self.items.len() >= LINEAR {
             self.places.insert((database, key.clone()), self.items.len());
         }
-        self.items.push(Item::Key { database, key, state });
+        self.items.push(item);
     }
-}
-
-fn value_bytes(state: Option<&State>) -> usize {
-    state.map_or(0, |state| state.value.bytes())
 }

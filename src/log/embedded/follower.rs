@@ -14,7 +14,7 @@ use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
-use crate::model::{Payload, State, Value, is_reserved};
+use crate::model::{Payload, State, Value, is_control};
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -174,7 +174,7 @@ impl EmbeddedFollower {
 
     fn record(&self, raw: &RawRecord<'_>, body: &Bytes) -> LogRecord {
         let (key, payload) = match raw.kind {
-            Kind::Value { .. } | Kind::Tombstone if is_reserved(raw.key) => {
+            Kind::Value { .. } | Kind::Tombstone if is_control(raw.key) => {
                 (Bytes::copy_from_slice(raw.key), Payload::UNKNOWN)
             }
             Kind::Value { of, value, expire_at } => {

@@ -10,13 +10,17 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_TYPE};
+use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_SPLIT, HEADER_TYPE};
 use crate::log::{Record, TopicPartition};
-use crate::model::{Collection, Control, FEATURES_KEY, Features, Packed, Payload, State, Type, Value, is_reserved};
+use crate::model::{
+    Collection, Control, Element, ElementName, FEATURES_KEY, Features, Packed, Payload, Split, State, Type, Value,
+    Version, is_reserved,
+};
 
 /// Longest piece of a foreign header that a reason quotes.
 const QUOTED: usize = 40;
 const TYPE_STRING: &[u8] = b"string";
+const TYPE_ELEMENT: &[u8] = b"element";
 const CONTROL_FLUSH: &[u8] = b"flush";
 const CONTROL_FEATURES: &[u8] = b"features";
 
@@ -116,7 +120,16 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
             if of != Type::String {
                 headers.push((HEADER_TYPE, SmallVec::from_slice(of.name().as_bytes())));
             }
-            Some(Cow::Borrowed(value.as_ref()))
+            match &state.value {
+                Value::Split(split) => {
+                    let version = split.version().to_string();
+                    headers.push((HEADER_SPLIT, SmallVec::from_slice(version.as_bytes())));
+                    Some(Cow::Owned(split.metadata().to_vec()))
+                }
+                Value::String(_) | Value::Packed(_) | Value::Element(_) | Value::Unreadable(_) => {
+                    Some(Cow::Borrowed(value.as_ref()))
+                }
+            }
         }
         Payload::Key(None) => None,
         Payload::Control(Control::Flush) => {
@@ -149,11 +162,12 @@ pub fn decode<'h>(
     value: Option<&[u8]>,
     headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>,
 ) -> Decoded {
-    let (mut expire_at, mut kind, mut group, mut control) = (None, None, None, None);
+    let (mut expire_at, mut kind, mut split, mut group, mut control) = (None, None, None, None, None);
     for (name, value) in headers {
         let place = match name {
             _ if name == HEADER_EXPIRE_AT.as_bytes() => &mut expire_at,
             _ if name == HEADER_TYPE.as_bytes() => &mut kind,
+            _ if name == HEADER_SPLIT.as_bytes() => &mut split,
             _ if name == HEADER_GROUP.as_bytes() => &mut group,
             _ if name == HEADER_CONTROL.as_bytes() => &mut control,
             _ => continue,
@@ -166,8 +180,10 @@ pub fn decode<'h>(
         Some(value) if key == FEATURES_KEY && control == Some(CONTROL_FEATURES) => {
             Payload::Control(Control::Features(Features::parse(value)))
         }
+        Some(value) if ElementName::parse(key).is_some() => Payload::Key(Some(element(value, kind))),
+        None if ElementName::parse(key).is_some() => Payload::TOMBSTONE,
         _ if is_reserved(key) => Payload::UNKNOWN,
-        Some(value) => Payload::Key(state(value, expire_at, kind)),
+        Some(value) => Payload::Key(state(value, expire_at, kind, split)),
         None => Payload::TOMBSTONE,
     };
     Decoded {
@@ -177,8 +193,22 @@ pub fn decode<'h>(
     }
 }
 
+/// The state that a record with an element's key gives.
+fn element(value: &[u8], kind: Option<&[u8]>) -> State {
+    match kind {
+        Some(TYPE_ELEMENT) => match Element::parse(Bytes::copy_from_slice(value)) {
+            Ok(element) => State {
+                value: Value::Element(element),
+                expire_at: None,
+            },
+            Err(problem) => State::unreadable(format!("an element of it cannot be read: {problem}")),
+        },
+        kind => unreadable(HEADER_TYPE, kind.unwrap_or_default(), "is not that of an element"),
+    }
+}
+
 /// `None`: an empty collection, which is none.
-fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Option<State> {
+fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>, split: Option<&[u8]>) -> Option<State> {
     let of = match kind.filter(|kind| *kind != TYPE_STRING) {
         None => None,
         Some(kind) => match Collection::of_name(kind) {
@@ -193,6 +223,17 @@ fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>) -> Option<
             return Some(unreadable(HEADER_EXPIRE_AT, text, "is no time in milliseconds"));
         }
     };
+    if let Some(text) = split {
+        return Some(match (of, Version::parse(text)) {
+            (Some(Collection::List), _) => unreadable(HEADER_SPLIT, text, "stands on a list"),
+            (Some(of), Some(version)) => State {
+                value: Value::Split(Split::new(of, version, value)),
+                expire_at,
+            },
+            (Some(_), None) => unreadable(HEADER_SPLIT, text, "is no version"),
+            (None, _) => unreadable(HEADER_SPLIT, text, "stands on a string"),
+        });
+    }
     let value = Bytes::copy_from_slice(value);
     let Some(of) = of else {
         return Some(State::string(value, expire_at));

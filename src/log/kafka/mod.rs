@@ -56,6 +56,7 @@ use self::transactions::TransactionLane;
 use super::{
     Batch, Durability, Follower, Log, LogError, Marks, Outage, Positions, ProduceError, TopicIdentity, TopicPartition,
 };
+use crate::model::home_key;
 use crate::supervise;
 
 /// How often the topics are looked at. A database that another node created may stay unnoticed for
@@ -243,6 +244,7 @@ impl Log for KafkaLog {
     }
 
     fn partition(&self, database: u16, key: &[u8]) -> u32 {
+        let key = home_key(key);
         let Some(live) = self.live.get() else {
             let known = self.remembered.get().and_then(|known| known.get(&database));
             return known.map_or(0, |topic| self.config.partitioner.partition(key, topic.partitions));

@@ -23,7 +23,7 @@ use super::gate::{Entered, Gate, Next, Refusal};
 use super::polled::Polled;
 use super::topics::{TopicState, Topics};
 use crate::log::{Appended, Completion, LogError, ProduceError, Record, TopicPartition};
-use crate::model::{Payload, is_reserved};
+use crate::model::{Payload, is_control};
 
 pub(super) struct Lane {
     config: Arc<Config>,
@@ -284,7 +284,7 @@ pub(super) fn check(topics: &Topics, records: &[Record], header: usize) -> Resul
                 "a record of {size} bytes is larger than the {limit} that topic {name} takes (max.message.bytes)"
             ));
         }
-        if is_reserved(&record.key) && matches!(record.payload, Payload::Key(_)) {
+        if is_control(&record.key) && matches!(record.payload, Payload::Key(_)) {
             return Err("the key of control records cannot be written".into());
         }
         if record.payload.is_unreadable() {

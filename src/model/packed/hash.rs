@@ -4,6 +4,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 
 use super::{Collection, Packed, at_end, part_of, room};
+use crate::model::Element;
 use crate::model::msgpack::{Number, Problem, Reader, put_array, put_bytes, put_map, put_unsigned};
 
 /// A field's value.
@@ -15,6 +16,14 @@ pub struct Field {
 }
 
 impl Field {
+    /// The field that has an own record.
+    pub fn of(element: &Element) -> Field {
+        Field {
+            value: element.payload(),
+            expire_at: element.expire_at(),
+        }
+    }
+
     pub fn is_live(&self, now: u64) -> bool {
         self.expire_at.is_none_or(|at| at > now)
     }
@@ -94,6 +103,38 @@ pub(super) fn find(bytes: &Bytes, wanted: &[u8]) -> Result<Option<Field>, Proble
         }
     }
     Ok(None)
+}
+
+/// While fields expire one after the other, a hash is written again at most once in a millisecond
+/// for each so many bytes that it has: at 64 KB a second.
+const BYTES_A_MILLISECOND: u64 = 64;
+
+/// When fields that have expired are to be removed: a while after the first one has expired, or
+/// when the last one has and with it the whole hash.
+pub(super) fn due(bytes: &[u8]) -> Option<u64> {
+    /// How a value with an expiry begins: an array of two.
+    const PAIR: u8 = 0x92;
+    // Where this byte does not occur, no field expires. The search is much faster than reading.
+    if !bytes.contains(&PAIR) {
+        return None;
+    }
+    // Of what cannot be read nothing is removed. Commands on the key answer why.
+    let (first, last) = first_and_last_expiry(bytes).ok()??;
+    let delay = bytes.len() as u64 / BYTES_A_MILLISECOND;
+    Some(first.saturating_add(delay).min(last))
+}
+
+/// When the first field expires, and when the last one does: never (`u64::MAX`) if one does not
+/// expire. `None` if no field expires.
+fn first_and_last_expiry(bytes: &[u8]) -> Result<Option<(u64, u64)>, Problem> {
+    let mut reader = Reader::new(bytes);
+    let (mut first, mut last) = (u64::MAX, 0);
+    for _ in 0..reader.map()? {
+        reader.bytes()?;
+        let at = value(&mut reader)?.1.unwrap_or(u64::MAX);
+        (first, last) = (first.min(at), last.max(at));
+    }
+    Ok((first < u64::MAX).then_some((first, last)))
 }
 
 /// Counts fields that are there at this time, up to `most`.

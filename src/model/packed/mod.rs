@@ -1,11 +1,12 @@
-//! Packed collections: a whole hash, set or sorted set in one record, as MessagePack. Any producer
-//! can write one, in any language; `docs/topic-format.md` is the contract.
+//! Packed collections: a whole hash, set, sorted set or list in one record, as MessagePack. Any
+//! producer can write one, in any language; `docs/topic-format.md` is the contract.
 //!
 //! Reading is exact, so that all nodes agree on what a record says. What this version writes has
 //! one form ([`Packed::parse`] brings every readable record into it): no name twice, no empty
 //! collection, text as strings, other bytes as bytes, a sorted set in its order.
 
 mod hash;
+mod list;
 mod set;
 mod sorted_set;
 
@@ -13,9 +14,11 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::Element;
 use super::msgpack::{Problem, Reader};
 
 pub use hash::{Field, Fields};
+pub use list::Items;
 pub use set::Members;
 pub use sorted_set::{Scores, order};
 
@@ -25,10 +28,16 @@ pub enum Collection {
     Hash,
     Set,
     SortedSet,
+    List,
 }
 
 impl Collection {
-    pub const ALL: [Collection; 3] = [Collection::Hash, Collection::Set, Collection::SortedSet];
+    pub const ALL: [Collection; 4] = [
+        Collection::Hash,
+        Collection::Set,
+        Collection::SortedSet,
+        Collection::List,
+    ];
 
     /// As TYPE answers it, and as the header `redis-type` has it.
     pub fn name(self) -> &'static str {
@@ -36,6 +45,7 @@ impl Collection {
             Collection::Hash => "hash",
             Collection::Set => "set",
             Collection::SortedSet => "zset",
+            Collection::List => "list",
         }
     }
 
@@ -49,6 +59,7 @@ impl Collection {
             Collection::Hash => 1,
             Collection::Set => 2,
             Collection::SortedSet => 3,
+            Collection::List => 4,
         }
     }
 
@@ -71,6 +82,7 @@ impl Packed {
             Collection::Hash => hash::read(bytes)?.pack(),
             Collection::Set => set::read(bytes)?.pack(),
             Collection::SortedSet => sorted_set::read(bytes)?.pack(),
+            Collection::List => list::read(bytes)?.pack(),
         };
         if let Some(packed) = packed.as_mut().filter(|packed| packed.bytes == *bytes) {
             packed.bytes = bytes.clone();
@@ -107,7 +119,7 @@ impl Packed {
         let mut reader = Reader::new(&self.bytes);
         match self.of {
             Collection::Hash => hash::count(reader, now, usize::MAX),
-            Collection::Set => reader.array(),
+            Collection::Set | Collection::List => reader.array(),
             Collection::SortedSet => reader.map(),
         }
     }
@@ -116,8 +128,31 @@ impl Packed {
     pub fn is_live(&self, now: u64) -> bool {
         match self.of {
             Collection::Hash => hash::count(Reader::new(&self.bytes), now, 1) != Ok(0),
-            Collection::Set | Collection::SortedSet => true,
+            Collection::Set | Collection::SortedSet | Collection::List => true,
         }
+    }
+}
+
+impl Packed {
+    /// When elements that have expired are to be removed, milliseconds since the epoch. `None` if
+    /// no element expires.
+    pub fn due(&self) -> Option<u64> {
+        match self.of {
+            Collection::Hash => hash::due(&self.bytes),
+            Collection::Set | Collection::SortedSet | Collection::List => None,
+        }
+    }
+
+    /// The collection without the elements that have expired at this time. `None` if none has
+    /// expired, or all have.
+    pub fn without_expired(&self, now: u64) -> Result<Option<Packed>, Problem> {
+        if self.of != Collection::Hash {
+            return Ok(None);
+        }
+        let mut fields = hash::read(&self.bytes)?;
+        let before = fields.0.len();
+        fields.forget_expired(now);
+        Ok(fields.pack().filter(|_| fields.0.len() < before))
     }
 }
 
@@ -129,6 +164,12 @@ pub trait Elements: Default {
 
     /// `None` if there is no element.
     fn pack(&self) -> Option<Packed>;
+
+    /// Adds what an element's record of a split collection holds.
+    fn add(&mut self, name: Bytes, element: &Element) -> Result<(), Problem>;
+
+    /// To be called when all were added.
+    fn all_added(&mut self) {}
 
     /// Removes the elements that have expired at this time (milliseconds since the epoch).
     fn forget_expired(&mut self, _now: u64) {}
@@ -145,6 +186,11 @@ impl Elements for Fields {
         self.pack()
     }
 
+    fn add(&mut self, name: Bytes, element: &Element) -> Result<(), Problem> {
+        self.0.insert(name, Field::of(element));
+        Ok(())
+    }
+
     fn forget_expired(&mut self, now: u64) {
         if self.0.values().any(|field| !field.is_live(now)) {
             self.0.retain(|_, field| field.is_live(now));
@@ -159,6 +205,11 @@ impl Elements for Members {
         set::read(&packed.bytes)
     }
 
+    fn add(&mut self, name: Bytes, _: &Element) -> Result<(), Problem> {
+        self.0.insert(name);
+        Ok(())
+    }
+
     fn pack(&self) -> Option<Packed> {
         self.pack()
     }
@@ -169,6 +220,31 @@ impl Elements for Scores {
 
     fn unpack(packed: &Packed) -> Result<Scores, Problem> {
         sorted_set::read(&packed.bytes)
+    }
+
+    fn add(&mut self, name: Bytes, element: &Element) -> Result<(), Problem> {
+        self.0.insert(name, element.score()?);
+        Ok(())
+    }
+
+    fn all_added(&mut self) {
+        self.sort();
+    }
+
+    fn pack(&self) -> Option<Packed> {
+        self.pack()
+    }
+}
+
+impl Elements for Items {
+    const OF: Collection = Collection::List;
+
+    fn unpack(packed: &Packed) -> Result<Items, Problem> {
+        list::read(&packed.bytes)
+    }
+
+    fn add(&mut self, _: Bytes, _: &Element) -> Result<(), Problem> {
+        Err("a list with a record for each item is not known to this version")
     }
 
     fn pack(&self) -> Option<Packed> {

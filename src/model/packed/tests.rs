@@ -42,6 +42,12 @@ proptest! {
             let live = fields.0.values().filter(|field| field.is_live(now)).count();
             prop_assert_eq!(packed.len(now), Ok(live));
             prop_assert_eq!(packed.is_live(now), live > 0);
+            let some_expire = fields.0.values().any(|field| field.expire_at.is_some());
+            prop_assert_eq!(packed.due().is_some(), some_expire);
+            let left = packed.without_expired(now).expect("it was written here");
+            let mut rest = fields.clone();
+            rest.forget_expired(now);
+            prop_assert_eq!(left, rest.pack().filter(|_| live < fields.0.len()));
         }
     }
 
@@ -73,6 +79,15 @@ proptest! {
     }
 
     #[test]
+    fn a_list_comes_back_as_it_was(items in prop::collection::vec(names(), 1..40)) {
+        let items = Items(items.into_iter().collect());
+        let packed = items.pack().expect("it has items");
+        prop_assert_eq!(parse(Collection::List, packed.bytes()), Ok(Some(packed.clone())));
+        prop_assert_eq!(packed.len(0), Ok(items.0.len()));
+        prop_assert_eq!(Items::unpack(&packed), Ok(items));
+    }
+
+    #[test]
     fn any_bytes_are_read_or_refused_and_what_was_read_is_read_alike(
         bytes in prop::collection::vec(prop_oneof![
             any::<u8>(), 0x80..0x84_u8, 0x90..0x94_u8, 0xa0..0xa3_u8, Just(0xcb),
@@ -87,10 +102,29 @@ proptest! {
     }
 }
 
+#[test]
+fn fields_are_due_when_the_first_has_expired_for_a_while_or_all_have() {
+    let due = |fields: &[(&str, usize, Option<u64>)]| {
+        let field = |&(name, bytes, expire_at): &(&str, usize, Option<u64>)| {
+            let value = vec![0x92; bytes].into();
+            (Bytes::copy_from_slice(name.as_bytes()), Field { value, expire_at })
+        };
+        Fields(fields.iter().map(field).collect()).pack().expect("fields").due()
+    };
+    assert_eq!(due(&[("a", 1, None), ("b", 200, None)]), None);
+    assert_eq!(due(&[("a", 1, Some(1_000)), ("b", 1, None)]), Some(1_000));
+    assert_eq!(due(&[("a", 1, Some(3_000)), ("b", 1, Some(2_000))]), Some(2_000));
+    // A hash of 64 KB is written again a second later, unless it is gone before.
+    let slow = due(&[("a", 64_000, Some(1_000)), ("b", 1, None)]);
+    assert_eq!(slow, Some(2_000));
+    assert_eq!(due(&[("a", 64_000, Some(1_000)), ("b", 1, Some(1_500))]), Some(1_500));
+    assert_eq!(due(&[("a", 1, Some(i64::MAX as u64))]), Some(i64::MAX as u64));
+}
+
 /// What `docs/topic-format.md` shows: what is written, and what it is taken for.
 #[test]
 fn what_other_producers_write_is_read_as_the_contract_says() {
-    use Collection::{Hash, Set, SortedSet};
+    use Collection::{Hash, List, Set, SortedSet};
     for (of, written, kept) in [
         // {"a": "1", "b": "\xff"}, the second value as bytes
         (Hash, "82 a161 a131 a162 c401ff", "82 a161 a131 a162 c401ff"),
@@ -109,6 +143,8 @@ fn what_other_producers_write_is_read_as_the_contract_says() {
         // ["a", "b", "a"]
         (Set, "93 a161 a162 a161", "92 a161 a162"),
         (Set, "92 01 c40131", "91 a131"),
+        // ["b", "a", "b", the byte ff, -1]: in this order, as often as they are there
+        (List, "95 a162 a161 a162 c401ff ff", "95 a162 a161 a162 c401ff a22d31"),
         // {"b": 2, "a": 2, "c": -1.5}
         (
             SortedSet,
@@ -127,8 +163,8 @@ fn what_other_producers_write_is_read_as_the_contract_says() {
 
 #[test]
 fn what_is_empty_is_nothing_and_what_is_broken_says_why() {
-    use Collection::{Hash, Set, SortedSet};
-    for (of, empty) in [(Hash, "80"), (Set, "90"), (SortedSet, "de0000")] {
+    use Collection::{Hash, List, Set, SortedSet};
+    for (of, empty) in [(Hash, "80"), (Set, "90"), (SortedSet, "de0000"), (List, "90")] {
         assert_eq!(parse(of, &hex(empty)), Ok(None));
     }
     for (of, broken, why) in [
@@ -146,6 +182,11 @@ fn what_is_empty_is_nothing_and_what_is_broken_says_why() {
         (Hash, "81 80 a131", "something else"),
         (Set, "81 a161 a131", "no array"),
         (Set, "ddffffffff", "ends too early"),
+        (List, "81 a161 a131", "no array"),
+        (List, "92 a161", "ends too early"),
+        (List, "ddffffffff", "ends too early"),
+        (List, "91 91 a161", "something else"),
+        (List, "91 a161 a162", "follow"),
         (SortedSet, "81 a161 a131", "something else"),
         (SortedSet, "81 a161 cb7ff8000000000000", "not a number"),
         (SortedSet, "92 a161 01", "no map"),

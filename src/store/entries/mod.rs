@@ -33,12 +33,12 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::engine::{Engine, Failure};
-use super::entry::{self, Body};
+use super::engine::{EVERYTHING, Engine, Failure};
+use super::entry::{self, Body, Head};
 use super::files::{directory_bytes, io_error, is_gone};
 use super::{Change, Checkpoint, Entry, PASSED, Scanned, Store, StoreError, panic_text};
-use crate::model::Value;
-use spaces::View;
+use crate::model::{ElementName, Meta, Value, Version};
+use spaces::{Spaces, View};
 use writer::Writer;
 
 #[cfg(test)]
@@ -120,12 +120,11 @@ impl<E: Engine> Entries<E> {
     }
 
     fn try_get(&self, database: u16, key: &[u8], most: usize) -> Result<Option<Entry>, Failure> {
-        let store_key = entry::store_key(key);
         let database = self.database(database)?;
         // A cut value can be replaced while its pieces are read. Then they are gone, and the head
         // is read again.
         for _ in 0..2 {
-            match self.get_once(&database.view.load(), &store_key, most)? {
+            match self.get_once(&database.view.load(), key, most)? {
                 Got::Nothing => return Ok(None),
                 Got::Entry(entry) => return Ok(Some(entry)),
                 Got::PieceMissing => {}
@@ -134,21 +133,34 @@ impl<E: Engine> Entries<E> {
         // Either the value changes faster than it is read, or it is damaged. While the writer is
         // halted, a missing piece is damage.
         let _halted = self.writer.lock();
-        match self.get_once(&database.view.load(), &store_key, most)? {
+        match self.get_once(&database.view.load(), key, most)? {
             Got::Nothing => Ok(None),
             Got::Entry(entry) => Ok(Some(entry)),
             Got::PieceMissing => Err(Failure::damaged("value, a piece is missing")),
         }
     }
 
-    fn get_once(&self, view: &View<E>, store_key: &[u8], most: usize) -> Result<Got, Failure> {
+    fn get_once(&self, view: &View<E>, record_key: &[u8], most: usize) -> Result<Got, Failure> {
         let Some(spaces) = &view.spaces else {
             return Ok(Got::Nothing);
         };
-        let Some(stored) = self.engine.get(&spaces.entries, store_key)? else {
-            return Ok(Got::Nothing);
-        };
-        let (meta, body) = entry::decode(&stored)?;
+        let place = spaces.place(record_key);
+        match self.engine.get(place.space, &place.key)? {
+            Some(stored) => self.got(view, spaces, &place.key, &stored, most),
+            None => Ok(Got::Nothing),
+        }
+    }
+
+    /// What is stored under a store key.
+    fn got(
+        &self,
+        view: &View<E>,
+        spaces: &Spaces<E>,
+        store_key: &[u8],
+        stored: &[u8],
+        most: usize,
+    ) -> Result<Got, Failure> {
+        let (Head { meta, .. }, body) = entry::decode(stored)?;
         if view.hides(&meta) {
             return Ok(Got::Nothing);
         }
@@ -160,6 +172,79 @@ impl<E: Engine> Entries<E> {
             uncut => entry::uncut_value(&uncut),
         };
         Ok(value.map_or(Got::PieceMissing, |value| Got::Entry(Entry { meta, value })))
+    }
+
+    fn try_elements(
+        &self,
+        number: u16,
+        (key, version): (&[u8], Version),
+        from: &[u8],
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Entry),
+    ) -> Result<Option<Bytes>, Failure> {
+        let view = self.database(number)?.view.load_full();
+        let (Some(spaces), Some(prefix)) = (&view.spaces, entry::element_key(&ElementName::prefix(key, version)))
+        else {
+            return Ok(None);
+        };
+        let start = [&prefix[..], from].concat();
+        let range = (Bound::Included(&start[..]), Bound::Unbounded);
+        for (visited, found) in self.engine.range(&spaces.elements, range).enumerate() {
+            let (store_key, stored) = found?;
+            let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
+                return Ok(None);
+            };
+            if visited == at_most {
+                return Ok(Some(Bytes::copy_from_slice(sub_key)));
+            }
+            let got = match self.got(&view, spaces, &store_key, &stored, usize::MAX)? {
+                Got::Nothing => None,
+                Got::Entry(entry) => Some(entry),
+                // It is being replaced.
+                Got::PieceMissing => self.try_get(number, &entry::record_key(&store_key)?, usize::MAX)?,
+            };
+            if let Some(entry) = got {
+                visit(sub_key, entry);
+            }
+        }
+        Ok(None)
+    }
+
+    fn try_orphaned(
+        &self,
+        database: u16,
+        (key, version): (&[u8], Version),
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Meta),
+    ) -> Result<(), Failure> {
+        let view = self.database(database)?.view.load_full();
+        let prefix = entry::element_key(&ElementName::prefix(key, version));
+        let (Some(spaces), Some(prefix)) = (&view.spaces, prefix) else {
+            return Ok(());
+        };
+        let range = (Bound::Included(&prefix[..]), Bound::Unbounded);
+        for found in self.engine.range(&spaces.elements, range).take(at_most) {
+            let (store_key, stored) = found?;
+            let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
+                return Ok(());
+            };
+            visit(sub_key, entry::decode(&stored)?.0.meta);
+        }
+        Ok(())
+    }
+
+    fn try_orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, Failure> {
+        let view = self.database(database)?.view.load_full();
+        let Some(spaces) = &view.spaces else {
+            return Ok(Vec::new());
+        };
+        let rows = self.engine.range(&spaces.orphans, EVERYTHING).take(limit);
+        rows.map(|row| {
+            let record_key = entry::record_key(&row?.0)?;
+            let name = ElementName::parse(&record_key).ok_or_else(|| Failure::damaged("orphans"))?;
+            Ok((Bytes::copy_from_slice(name.key), name.version))
+        })
+        .collect()
     }
 
     fn try_scan(
@@ -186,7 +271,7 @@ impl<E: Engine> Entries<E> {
                 return Ok(Some(hash));
             }
             last_hash = Some(hash);
-            let (meta, _) = entry::decode(&stored)?;
+            let (Head { meta, .. }, _) = entry::decode(&stored)?;
             if view.hides(&meta) == hidden {
                 visit(Scanned { key, meta });
                 visited += 1;
@@ -195,7 +280,14 @@ impl<E: Engine> Entries<E> {
         Ok(None)
     }
 
-    fn try_expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, Failure> {
+    /// Keys with something that is due, of those that are `wanted`.
+    fn try_due(
+        &self,
+        database: u16,
+        now: u64,
+        limit: usize,
+        wanted: impl Fn(&Meta) -> bool,
+    ) -> Result<Vec<Bytes>, Failure> {
         let view = self.database(database)?.view.load_full();
         let Some(spaces) = &view.spaces else {
             return Ok(Vec::new());
@@ -208,14 +300,19 @@ impl<E: Engine> Entries<E> {
                 break;
             }
             let (index, _) = found?;
-            let (expire_at, store_key) = entry::split_expiry_key(&index)?;
+            let (due, store_key) = entry::split_expiry_key(&index)?;
             // The index can be ahead of the entry or behind it for a moment. The entry decides.
-            let Some(stored) = self.engine.get(&spaces.entries, store_key)? else {
-                continue;
-            };
-            let (meta, _) = entry::decode(&stored)?;
-            if meta.expire_at == Some(expire_at) && !view.hides(&meta) {
-                keys.push(Bytes::copy_from_slice(entry::split_store_key(store_key)?.1));
+            for space in [&spaces.entries, &spaces.elements] {
+                let Some(stored) = self.engine.get(space, store_key)? else {
+                    continue;
+                };
+                let (head, _) = entry::decode(&stored)?;
+                if head.due == Some(due) && !view.hides(&head.meta) && wanted(&head.meta) {
+                    keys.push(match std::ptr::eq(space, &spaces.elements) {
+                        true => entry::record_key(store_key)?,
+                        false => Bytes::copy_from_slice(entry::split_store_key(store_key)?.1),
+                    });
+                }
             }
         }
         Ok(keys)
@@ -257,6 +354,46 @@ impl<E: Engine> Store for Entries<E> {
         self.call("scan", || self.try_scan(database, true, from, at_least, visit))
     }
 
+    fn elements(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        from: &[u8],
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Entry),
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call("read elements", || {
+            self.try_elements(database, of, from, at_most, visit)
+        })
+    }
+
+    fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError> {
+        self.call("find orphans", || self.try_orphans(database, limit))
+    }
+
+    fn orphaned(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        at_most: usize,
+        visit: &mut dyn FnMut(&[u8], Meta),
+    ) -> Result<(), StoreError> {
+        self.call("find orphans", || self.try_orphaned(database, of, at_most, visit))
+    }
+
+    fn sweep_orphans(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        gone: bool,
+        budget: usize,
+    ) -> Result<bool, StoreError> {
+        self.call("sweep orphans", || {
+            let mut writer = self.writer.lock();
+            writer.sweep_orphans(self, database, of, gone, budget)
+        })
+    }
+
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         self.call("apply", || self.writer.lock().apply(self, changes))
     }
@@ -274,7 +411,12 @@ impl<E: Engine> Store for Entries<E> {
     }
 
     fn expired(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
-        self.call("find expired keys", || self.try_expired(database, now, limit))
+        let has_expired = |meta: &Meta| meta.expire_at.is_some_and(|at| at <= now);
+        self.call("find expired keys", || self.try_due(database, now, limit, has_expired))
+    }
+
+    fn due(&self, database: u16, now: u64, limit: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.call("find what is due", || self.try_due(database, now, limit, |_| true))
     }
 
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

@@ -128,6 +128,7 @@ fn assemble<E: Engine>(directory: &Path, engine: E, meta: E::Space, options: &Op
         keeps_hidden: options.keeps_hidden,
         retired: Vec::new(),
         encoded: Vec::new(),
+        looked_up: None,
     };
     Entries {
         databases: (0..options.databases).map(database).collect(),
@@ -191,7 +192,15 @@ impl<E: Engine> Entries<E> {
 
 /// Reads the ends of the spaces, so that a wholly broken one is noticed now.
 fn probe<E: Engine>(engine: &E, spaces: &Spaces<E>) -> Result<(), Failure> {
-    for space in [&spaces.entries, &spaces.expiry, &spaces.pieces] {
+    let Spaces {
+        entries,
+        expiry,
+        pieces,
+        elements,
+        orphans,
+        ..
+    } = spaces;
+    for space in [entries, expiry, pieces, elements, orphans] {
         engine.range(space, EVERYTHING).next().transpose()?;
         let end = (Bound::Included(&[u8::MAX; 16][..]), Bound::Unbounded);
         engine.range(space, end).next().transpose()?;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::model::{Meta, State};
+use crate::model::{Meta, State, Version};
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry::{self, Body};
+use crate::store::entry::{self, Body, Head, KeyBuf};
 
 /// A consistent view of what is visible. While it is held, its spaces are not dropped.
 pub(super) struct View<E: Engine> {
@@ -22,14 +22,25 @@ pub(super) struct Spaces<E: Engine> {
     /// Their names in the engine begin with this.
     prefix: String,
     pub entries: E::Space,
-    /// `expire_at ‖ hash ‖ key`, no value.
+    /// `due ‖ hash ‖ key`, no value. See [`Head::due`].
     pub expiry: E::Space,
     /// `hash ‖ key ‖ partition ‖ offset ‖ number` → up to [`Engine::PIECE_BYTES`].
     pub pieces: E::Space,
+    /// The elements of split collections; the keys are those of [`entry::element_key`].
+    pub elements: E::Space,
+    /// What the keys of elements begin with that have lost their head, no value.
+    pub orphans: E::Space,
 }
 
 /// What the names of the spaces end with.
-const NAMES: [&str; 3] = ["entries", "expiry", "pieces"];
+const NAMES: [&str; 5] = ["entries", "expiry", "pieces", "elements", "orphans"];
+
+/// Where the entry of a record is kept.
+pub(super) struct Place<'s, E: Engine> {
+    pub space: &'s E::Space,
+    pub key: KeyBuf,
+    pub is_element: bool,
+}
 
 impl<E: Engine> Default for View<E> {
     fn default() -> Self {
@@ -65,13 +76,40 @@ impl<E: Engine> View<E> {
 impl<E: Engine> Spaces<E> {
     pub fn open(engine: &E, batch: &mut E::Batch, database: u16, generation: u64) -> Result<Spaces<E>, Failure> {
         let prefix = format!("{database}.{generation}.");
-        let [entries, expiry, pieces] = NAMES.map(|name| engine.space(batch, &format!("{prefix}{name}")));
+        let [entries, expiry, pieces, elements, orphans] =
+            NAMES.map(|name| engine.space(batch, &format!("{prefix}{name}")));
         Ok(Spaces {
             entries: entries?,
             expiry: expiry?,
             pieces: pieces?,
+            elements: elements?,
+            orphans: orphans?,
             prefix,
         })
+    }
+
+    pub fn place(&self, record_key: &[u8]) -> Place<'_, E> {
+        match entry::element_key(record_key) {
+            Some(key) => Place {
+                space: &self.elements,
+                key,
+                is_element: true,
+            },
+            None => Place {
+                space: &self.entries,
+                key: entry::store_key(record_key),
+                is_element: false,
+            },
+        }
+    }
+
+    /// Whether the head of a split collection has this version, with what the batch has written.
+    pub fn has_head(&self, engine: &E, batch: &E::Batch, key: &[u8], version: Version) -> Result<bool, Failure> {
+        let Some(stored) = engine.get_in(batch, &self.entries, &entry::store_key(key))? else {
+            return Ok(false);
+        };
+        let (_, body) = entry::decode(&stored)?;
+        Ok(body.version() == Some(version))
     }
 
     /// Database and generation of a space with this name. `None` if it belongs to neither.
@@ -124,7 +162,7 @@ impl<E: Engine> Spaces<E> {
         engine: &E,
         batch: &mut E::Batch,
         store_key: &[u8],
-        meta: &Meta,
+        Head { meta, due }: &Head,
         state: &State,
     ) -> Result<(), Failure> {
         if let (Body::Cut(..), Ok((_, value))) = (Body::of(&state.value, E::PIECE_BYTES), state.value.kept()) {
@@ -133,8 +171,8 @@ impl<E: Engine> Spaces<E> {
                 engine.set(batch, &self.pieces, &key, piece)?;
             }
         }
-        match meta.expire_at {
-            Some(expire_at) => engine.set(batch, &self.expiry, &entry::expiry_key(expire_at, store_key), &[]),
+        match due {
+            Some(due) => engine.set(batch, &self.expiry, &entry::expiry_key(*due, store_key), &[]),
             None => Ok(()),
         }
     }
@@ -143,13 +181,14 @@ impl<E: Engine> Spaces<E> {
         &self,
         engine: &E,
         batch: &mut E::Batch,
+        space: &E::Space,
         store_key: &[u8],
-        meta: &Meta,
+        head: &Head,
         pieces: u32,
     ) -> Result<(), Failure> {
-        engine.remove(batch, &self.entries, store_key)?;
-        self.remove_expiry(engine, batch, store_key, meta)?;
-        self.remove_pieces(engine, batch, store_key, meta, pieces)
+        engine.remove(batch, space, store_key)?;
+        self.remove_expiry(engine, batch, store_key, head)?;
+        self.remove_pieces(engine, batch, store_key, &head.meta, pieces)
     }
 
     pub fn remove_expiry(
@@ -157,10 +196,10 @@ impl<E: Engine> Spaces<E> {
         engine: &E,
         batch: &mut E::Batch,
         store_key: &[u8],
-        meta: &Meta,
+        head: &Head,
     ) -> Result<(), Failure> {
-        match meta.expire_at {
-            Some(expire_at) => engine.remove(batch, &self.expiry, &entry::expiry_key(expire_at, store_key)),
+        match head.due {
+            Some(due) => engine.remove(batch, &self.expiry, &entry::expiry_key(due, store_key)),
             None => Ok(()),
         }
     }

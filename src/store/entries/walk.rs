@@ -6,13 +6,14 @@ use std::ops::Bound;
 use super::Entries;
 use super::meta::Row;
 use super::spaces::{Spaces, View};
-use super::writer::{DatabaseWriter, Writer, old_state};
-use crate::model::Meta;
+use super::writer::{DatabaseWriter, Old, Writer};
+use crate::model::{ElementName, Version};
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry;
+use crate::store::entry::{self, Head};
 
 /// A pass over a database's spaces: entries (counting them, and removing the hidden ones unless
-/// they are kept), then pieces and index entries that belong to no entry.
+/// they are kept), then elements (in the same way, and noting those without a head), then pieces
+/// and index entries that belong to no entry.
 pub(super) struct Walk {
     stage: Stage,
     /// Everything up to this key has been visited in this stage.
@@ -24,6 +25,7 @@ pub(super) struct Walk {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Entries,
+    Elements,
     Pieces,
     Expiry,
 }
@@ -47,9 +49,10 @@ impl Walk {
         self.cursor.clear();
         self.counting = false;
         self.stage = match self.stage {
+            Stage::Entries => Stage::Elements,
             // Pieces and index entries come and go with their entry.
-            Stage::Entries if E::ATOMIC => return false,
-            Stage::Entries => Stage::Pieces,
+            Stage::Elements if E::ATOMIC => return false,
+            Stage::Elements => Stage::Pieces,
             Stage::Pieces => Stage::Expiry,
             Stage::Expiry => return false,
         };
@@ -119,6 +122,7 @@ impl<E: Engine> Step<'_, E> {
         let (engine, spaces) = (self.engine, self.spaces);
         let space = match walk.stage {
             Stage::Entries => &spaces.entries,
+            Stage::Elements => &spaces.elements,
             Stage::Pieces => &spaces.pieces,
             Stage::Expiry => &spaces.expiry,
         };
@@ -131,15 +135,17 @@ impl<E: Engine> Step<'_, E> {
             let (key, stored) = found?;
             match walk.stage {
                 Stage::Entries => self.visit_entry(walk.counting, &key, &stored)?,
+                Stage::Elements => self.visit_element(&key, &stored)?,
                 Stage::Pieces => {
                     let (store_key, partition, offset, number) = entry::split_piece_key(&key)?;
-                    let belongs =
-                        |meta: &Meta, pieces| meta.partition == partition && meta.offset == offset && number < pieces;
+                    let belongs = |head: &Head, pieces| {
+                        head.meta.partition == partition && head.meta.offset == offset && number < pieces
+                    };
                     self.remove_orphan(space, &key, store_key, belongs)?;
                 }
                 Stage::Expiry => {
-                    let (expire_at, store_key) = entry::split_expiry_key(&key)?;
-                    self.remove_orphan(space, &key, store_key, |meta, _| meta.expire_at == Some(expire_at))?;
+                    let (due, store_key) = entry::split_expiry_key(&key)?;
+                    self.remove_orphan(space, &key, store_key, |head, _| head.due == Some(due))?;
                 }
             }
             visited += 1;
@@ -152,21 +158,53 @@ impl<E: Engine> Step<'_, E> {
     }
 
     fn visit_entry(&mut self, counting: bool, key: &[u8], stored: &[u8]) -> Result<(), Failure> {
-        let (meta, pieces) = old_state::<E>(stored)?;
-        let is_hidden = self.view.hides(&meta);
+        let Old { head, pieces, version } = Old::of::<E>(stored)?;
+        let meta = &head.meta;
+        let is_hidden = self.view.hides(meta);
         let goes = is_hidden && !self.keeps_hidden;
         if counting || goes {
             let count = self.of.count_of(meta.partition);
             if counting {
-                count.add(&meta, is_hidden);
+                count.add(meta, is_hidden);
             }
             if goes {
-                count.remove(&meta, is_hidden);
+                count.remove(meta, is_hidden);
             }
         }
-        match goes {
-            true => self.spaces.remove_entry(self.engine, self.batch, key, &meta, pieces),
-            false => Ok(()),
+        if !goes {
+            return Ok(());
+        }
+        if let Some(version) = version {
+            let (_, user_key) = entry::split_store_key(key)?;
+            self.note_orphans(user_key, version)?;
+        }
+        let entries = &self.spaces.entries;
+        self.spaces
+            .remove_entry(self.engine, self.batch, entries, key, &head, pieces)
+    }
+
+    /// After a crash the note about orphans can be missing.
+    fn visit_element(&mut self, key: &[u8], stored: &[u8]) -> Result<(), Failure> {
+        let Old { head, pieces, .. } = Old::of::<E>(stored)?;
+        let elements = &self.spaces.elements;
+        if self.view.hides(&head.meta) && !self.keeps_hidden {
+            return self
+                .spaces
+                .remove_entry(self.engine, self.batch, elements, key, &head, pieces);
+        }
+        let record_key = entry::record_key(key)?;
+        match ElementName::parse(&record_key) {
+            Some(name) if !self.spaces.has_head(self.engine, self.batch, name.key, name.version)? => {
+                self.note_orphans(name.key, name.version)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note_orphans(&mut self, key: &[u8], version: Version) -> Result<(), Failure> {
+        match entry::element_key(&ElementName::prefix(key, version)) {
+            Some(prefix) => self.engine.set(self.batch, &self.spaces.orphans, &prefix, &[]),
+            None => Ok(()),
         }
     }
 
@@ -176,18 +214,16 @@ impl<E: Engine> Step<'_, E> {
         space: &E::Space,
         key: &[u8],
         store_key: &[u8],
-        belongs: impl Fn(&Meta, u32) -> bool,
+        belongs: impl Fn(&Head, u32) -> bool,
     ) -> Result<(), Failure> {
-        let belongs = match self.engine.get(&self.spaces.entries, store_key)? {
-            Some(stored) => {
-                let (meta, pieces) = old_state::<E>(&stored)?;
-                belongs(&meta, pieces)
+        for of in [&self.spaces.entries, &self.spaces.elements] {
+            if let Some(stored) = self.engine.get(of, store_key)? {
+                let Old { head, pieces, .. } = Old::of::<E>(&stored)?;
+                if belongs(&head, pieces) {
+                    return Ok(());
+                }
             }
-            None => false,
-        };
-        match belongs {
-            true => Ok(()),
-            false => self.engine.remove(self.batch, space, key),
         }
+        self.engine.remove(self.batch, space, key)
     }
 }

@@ -8,17 +8,20 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
 
 use super::Entries;
 use super::meta::{KeyCount, Row};
 use super::spaces::{Spaces, View};
 use super::walk::Walk;
-use crate::model::{Change, Control, Meta, Payload, State};
+use crate::model::{Change, Control, ElementName, Meta, Payload, State, Version};
 use crate::store::Checkpoint;
 use crate::store::engine::{Engine, Failure};
-use crate::store::entry::{self, Body};
+use crate::store::entry::{self, Body, Head};
 
 pub(super) struct Writer<E: Engine> {
     pub databases: Vec<DatabaseWriter>,
@@ -32,6 +35,8 @@ pub(super) struct Writer<E: Engine> {
     /// Generations to be dropped once no reader holds them.
     pub retired: Vec<Arc<Spaces<E>>>,
     pub encoded: Vec<u8>,
+    /// The collection whose head was last looked up, in this call of [`Writer::apply`].
+    pub looked_up: Option<(u16, Bytes)>,
 }
 
 /// What the writer knows about one database.
@@ -80,6 +85,7 @@ impl<E: Engine> Writer<E> {
             return Ok(());
         }
         self.mark_dirty(store)?;
+        self.looked_up = None;
         // A flush replaces the view.
         let is_flush = |change: &Change| change.payload == Payload::FLUSH;
         let same_view = |a: &Change, b: &Change| a.database == b.database && !is_flush(a) && !is_flush(b);
@@ -180,61 +186,105 @@ impl<E: Engine> Writer<E> {
         let Some(spaces) = &view.spaces else {
             return Err(Failure::damaged("view, it has no spaces"));
         };
-        let store_key = entry::store_key(&change.key);
+        let head = Head::new(meta, &state.value);
+        let place = spaces.place(&change.key);
         let body = Body::of(&state.value, E::PIECE_BYTES);
         // Pieces and index come before their entry. So with those it has to be known first whether
         // the record is outdated. Without them `replace` shows it, on sled for half the price: an
         // outdated record comes only when the log is read again after a crash, while no commands
         // are served.
-        let look_first = body.pieces(E::PIECE_BYTES) > 0 || meta.expire_at.is_some();
+        let look_first = body.pieces(E::PIECE_BYTES) > 0 || head.due.is_some();
         let mut found = None;
         if look_first {
-            found = engine.get_in(&self.batch, &spaces.entries, &store_key)?;
+            found = engine.get_in(&self.batch, place.space, &place.key)?;
             if let Some(old) = &found
-                && is_outdated(change, &old_state::<E>(old)?.0)
+                && is_outdated(change, &Old::of::<E>(old)?.head.meta)
             {
                 return Ok(());
             }
-            spaces.set_parts(engine, &mut self.batch, &store_key, &meta, state)?;
+            spaces.set_parts(engine, &mut self.batch, &place.key, &head, state)?;
         }
-        entry::encode(&meta, &body, &mut self.encoded);
+        entry::encode(&head, &body, &mut self.encoded);
         if look_first {
-            engine.set(&mut self.batch, &spaces.entries, &store_key, &self.encoded)?;
+            engine.set(&mut self.batch, place.space, &place.key, &self.encoded)?;
         } else {
-            found = engine.replace(&mut self.batch, &spaces.entries, &store_key, &self.encoded)?;
+            found = engine.replace(&mut self.batch, place.space, &place.key, &self.encoded)?;
         }
-        let old = found.as_deref().map(old_state::<E>).transpose()?;
-        if let (Some(stored), Some((old, pieces))) = (&found, &old) {
-            if is_outdated(change, old) {
-                return engine.set(&mut self.batch, &spaces.entries, &store_key, stored);
+        let old = found.as_deref().map(Old::of::<E>).transpose()?;
+        if let (Some(stored), Some(old)) = (&found, &old) {
+            if is_outdated(change, &old.head.meta) {
+                return engine.set(&mut self.batch, place.space, &place.key, stored);
             }
-            if meta.expire_at != old.expire_at {
-                spaces.remove_expiry(engine, &mut self.batch, &store_key, old)?;
+            if head.due != old.head.due {
+                spaces.remove_expiry(engine, &mut self.batch, &place.key, &old.head)?;
             }
-            spaces.remove_pieces(engine, &mut self.batch, &store_key, old, *pieces)?;
+            spaces.remove_pieces(engine, &mut self.batch, &place.key, &old.head.meta, old.pieces)?;
+            if old.version != body.version() {
+                self.orphaned(engine, spaces, change, old)?;
+            }
         }
-        let old = old.as_ref().map(|(old, _)| old);
-        self.database(change.database)?
-            .count(view, &store_key, old, Some(&meta));
+        if !place.is_element {
+            let old = old.as_ref().map(|old| &old.head.meta);
+            self.database(change.database)?
+                .count(view, &place.key, old, Some(&meta));
+        } else if old.is_none() {
+            self.note_without_head(engine, spaces, change)?;
+        }
         Ok(())
+    }
+
+    /// Notes the collection of a new element, if the head is not here: it may have gone before it
+    /// came here.
+    fn note_without_head(&mut self, engine: &E, spaces: &Spaces<E>, change: &Change) -> Result<(), Failure> {
+        let Some(name) = ElementName::parse(&change.key) else {
+            return Ok(());
+        };
+        let collection = change.key.slice(..change.key.len() - name.sub_key.len());
+        // Elements of one collection come side by side.
+        if self.looked_up.as_ref() == Some(&(change.database, collection.clone())) {
+            return Ok(());
+        }
+        if !spaces.has_head(engine, &self.batch, name.key, name.version)?
+            && let Some(row) = entry::element_key(&collection)
+        {
+            engine.set(&mut self.batch, &spaces.orphans, &row, &[])?;
+        }
+        self.looked_up = Some((change.database, collection));
+        Ok(())
+    }
+
+    /// Notes that a head is no more: its elements are orphans.
+    fn orphaned(&mut self, engine: &E, spaces: &Spaces<E>, change: &Change, old: &Old) -> Result<(), Failure> {
+        let Some(version) = old.version else {
+            return Ok(());
+        };
+        let prefix = ElementName::prefix(&change.key, version);
+        match entry::element_key(&prefix) {
+            Some(prefix) => engine.set(&mut self.batch, &spaces.orphans, &prefix, &[]),
+            None => Ok(()),
+        }
     }
 
     fn delete(&mut self, engine: &E, change: &Change, view: &View<E>) -> Result<(), Failure> {
         let Some(spaces) = &view.spaces else {
             return Ok(());
         };
-        let store_key = entry::store_key(&change.key);
-        let Some(stored) = engine.get_in(&self.batch, &spaces.entries, &store_key)? else {
+        let place = spaces.place(&change.key);
+        let Some(stored) = engine.get_in(&self.batch, place.space, &place.key)? else {
             return Ok(());
         };
-        let (old, pieces) = old_state::<E>(&stored)?;
+        let old = Old::of::<E>(&stored)?;
         // A hidden entry waits for the tombstone of its own partition.
-        if is_outdated(change, &old) || view.hides(&old) && old.partition != change.partition {
+        let meta = &old.head.meta;
+        if is_outdated(change, meta) || view.hides(meta) && meta.partition != change.partition {
             return Ok(());
         }
-        spaces.remove_entry(engine, &mut self.batch, &store_key, &old, pieces)?;
-        self.database(change.database)?
-            .count(view, &store_key, Some(&old), None);
+        self.orphaned(engine, spaces, change, &old)?;
+        spaces.remove_entry(engine, &mut self.batch, place.space, &place.key, &old.head, old.pieces)?;
+        if !place.is_element {
+            self.database(change.database)?
+                .count(view, &place.key, Some(meta), None);
+        }
         Ok(())
     }
 
@@ -325,6 +375,50 @@ impl<E: Engine> Writer<E> {
             .ok_or(Failure::NoSuchDatabase)
     }
 
+    /// See [`Store::sweep_orphans`](crate::store::Store::sweep_orphans).
+    pub fn sweep_orphans(
+        &mut self,
+        store: &Entries<E>,
+        database: u16,
+        (key, version): (&[u8], Version),
+        gone: bool,
+        budget: usize,
+    ) -> Result<bool, Failure> {
+        let engine = &store.engine;
+        let view = store.database(database)?.view.load_full();
+        let row = entry::element_key(&ElementName::prefix(key, version));
+        let (Some(spaces), Some(row)) = (&view.spaces, row) else {
+            return Ok(false);
+        };
+        let mut is_left = !gone;
+        let mut removed = 0;
+        if spaces.has_head(engine, &self.batch, key, version)? {
+            is_left = false;
+        } else if gone {
+            let range = (Bound::Included(&row[..]), Bound::Unbounded);
+            for found in engine.range(&spaces.elements, range) {
+                let (key, stored) = found?;
+                if !key.starts_with(&row) {
+                    break;
+                }
+                is_left = self.keeps_hidden || removed == budget;
+                if is_left {
+                    break;
+                }
+                self.mark_dirty(store)?;
+                let old = Old::of::<E>(&stored)?;
+                spaces.remove_entry(engine, &mut self.batch, &spaces.elements, &key, &old.head, old.pieces)?;
+                removed += 1;
+            }
+        }
+        if !is_left {
+            self.mark_dirty(store)?;
+            engine.remove(&mut self.batch, &spaces.orphans, &row)?;
+        }
+        self.commit(store)?;
+        Ok(is_left && removed > 0)
+    }
+
     /// One step of background work. Returns whether there is more to do.
     pub fn sweep(&mut self, store: &Entries<E>, budget: usize) -> Result<bool, Failure> {
         if let Some(database) = self.databases.iter().position(|database| database.walk.is_some()) {
@@ -349,8 +443,21 @@ fn is_outdated(change: &Change, old: &Meta) -> bool {
     old.partition == change.partition && old.offset >= change.offset
 }
 
-/// Decodes an entry of the store: its meta, and its number of pieces.
-pub(super) fn old_state<E: Engine>(stored: &[u8]) -> Result<(Meta, u32), Failure> {
-    let (meta, body) = entry::decode(stored)?;
-    Ok((meta, body.pieces(E::PIECE_BYTES)))
+/// What the writer has to know of an entry that it replaces or removes.
+pub(super) struct Old {
+    pub head: Head,
+    pub pieces: u32,
+    /// Of the head of a split collection.
+    pub version: Option<Version>,
+}
+
+impl Old {
+    pub fn of<E: Engine>(stored: &[u8]) -> Result<Old, Failure> {
+        let (head, body) = entry::decode(stored)?;
+        Ok(Old {
+            head,
+            pieces: body.pieces(E::PIECE_BYTES),
+            version: body.version(),
+        })
+    }
 }

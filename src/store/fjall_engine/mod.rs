@@ -139,7 +139,7 @@ fn value_at(stored: &[u8], key: &[u8], value: Option<Bytes>) -> Result<Option<By
 impl Engine for FjallEngine {
     const NAME: &'static str = "fjall";
     const FILES: &'static [&'static str] = &[files::BROKEN];
-    const FORMAT: u64 = 5;
+    const FORMAT: u64 = 6;
     const ATOMIC: bool = true;
     /// Values are not cut.
     const PIECE_BYTES: usize = usize::MAX;

@@ -90,7 +90,7 @@ impl SledEngine {
 impl Engine for SledEngine {
     const NAME: &'static str = "sled";
     const FILES: &'static [&'static str] = &[POSITION];
-    const FORMAT: u64 = 3;
+    const FORMAT: u64 = 4;
     const ATOMIC: bool = false;
     /// sled writes a leaf as one message, and messages above 128 KiB go from its log to files of
     /// their own, which leak disk space. A leaf has up to 20 values (16, and those of a small

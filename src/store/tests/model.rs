@@ -9,7 +9,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::model::Control;
+use crate::model::{Control, Field, Fields};
+use crate::store::entry::Head;
 use crate::store::sled_engine::position::PositionFile;
 
 on_every_engine!(
@@ -61,7 +62,11 @@ impl Model {
                     2..10 => rng.random_range(5_000..8_000),
                     _ => rng.random_range(0..100),
                 };
-                let value = Value::String(Bytes::from(vec![rng.random::<u8>(); length]));
+                let bytes = Bytes::from(vec![rng.random::<u8>(); length]);
+                let value = match rng.random_bool(0.2) {
+                    true => hash_of(bytes, rng.random_bool(0.7).then(|| rng.random_range(0..1000))),
+                    false => Value::String(bytes),
+                };
                 let meta = Meta {
                     partition,
                     offset,
@@ -164,6 +169,9 @@ impl Model {
             .filter(|entry| entry.meta.expire_at.is_some_and(|at| at <= 500))
             .count();
         assert_eq!(store.expired(0, 500, usize::MAX)?.len(), due, "expired");
+        let is_due = |entry: &&Entry| Head::new(entry.meta, &entry.value).due.is_some_and(|at| at <= 500);
+        let due = self.entries.values().filter(is_due).count();
+        assert_eq!(store.due(0, 500, usize::MAX)?.len(), due, "due");
         if let Some(hidden) = &self.hidden {
             assert_eq!(store.count_hidden(0)?, hidden.len() as u64, "count of hidden entries");
             assert_eq!(
@@ -196,6 +204,12 @@ impl Model {
         self.take_in(&change);
         store.apply(&[change]).unwrap();
     }
+}
+
+/// A hash of one field with this value, which may expire.
+pub(in crate::store) fn hash_of(value: Bytes, expire_at: Option<u64>) -> Value {
+    let field = (Bytes::from_static(b"field"), Field { value, expire_at });
+    Value::Packed(Fields([field].into_iter().collect()).pack().expect("a field"))
 }
 
 fn is_hidden_by(flush: &Change, entry: &Entry) -> bool {

@@ -5,14 +5,17 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::brief;
+use super::{Oracle, brief};
 use crate::support::resp::Reply;
-use crate::support::server::{Highwater, RedisServer};
+use crate::support::server::Highwater;
 
 const SEQUENCES: usize = 5_000;
 const LENGTH: usize = 20;
 
-/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number.
+/// Templates of commands. `K` becomes a key, `F` a field or member, `V` a value, `N` a number, `AT`
+/// a Unix time in seconds, far away, and `PAT` one in milliseconds. For places, `P` becomes a
+/// longitude and a latitude, `R` a radius and its unit, `B` a width, a height and their unit. For
+/// HyperLogLogs, `E` becomes many elements and `S` a size.
 type Templates = &'static [&'static str];
 
 /// Of any type: so that keys change their types.
@@ -55,6 +58,46 @@ const HASHES: Templates = &[
     "HSCAN K 0 MATCH F COUNT 1000",
 ];
 
+const HASH_EXPIRY: Templates = &[
+    "HSET K F V F V",
+    "HSET K F N",
+    "HSETNX K F V",
+    "HGETALL K",
+    "HMGET K F F",
+    "HLEN K",
+    "HDEL K F F",
+    "HINCRBY K F N",
+    "HINCRBYFLOAT K F N.5",
+    "HRANDFIELD K 100",
+    "HSCAN K 0 COUNT 1000",
+    "HEXPIREAT K AT FIELDS 1 F",
+    "HEXPIREAT K AT FIELDS 2 F F",
+    "HEXPIREAT K AT NX FIELDS 2 F F",
+    "HPEXPIREAT K PAT FIELDS 3 F F F",
+    "HPEXPIREAT K PAT XX FIELDS 2 F F",
+    "HPEXPIREAT K PAT GT FIELDS 2 F F",
+    "HPEXPIREAT K PAT LT FIELDS 2 F F",
+    "HEXPIRE K 0 FIELDS 1 F",
+    "HPEXPIRE K 0 XX FIELDS 2 F F",
+    "HEXPIRETIME K FIELDS 3 F F F",
+    "HPEXPIRETIME K FIELDS 3 F F F",
+    "HPERSIST K FIELDS 2 F F",
+    "HGETEX K FIELDS 2 F F",
+    "HGETEX K EXAT AT FIELDS 2 F F",
+    "HGETEX K PXAT PAT FIELDS 2 F F",
+    "HGETEX K PERSIST FIELDS 2 F F",
+    "HSETEX K FIELDS 1 F V",
+    "HSETEX K EXAT AT FIELDS 2 F V F V",
+    "HSETEX K FNX PXAT PAT FIELDS 2 F V F V",
+    "HSETEX K FXX PXAT PAT FIELDS 2 F V F V",
+    "HSETEX K FXX KEEPTTL FIELDS 2 F V F V",
+    "HSETEX K KEEPTTL FIELDS 2 F V F V",
+    "HGETDEL K FIELDS 1 F",
+    "HGETDEL K FIELDS 3 F F F",
+    "COPY K K REPLACE",
+    "RENAME K K",
+];
+
 const SETS: Templates = &[
     "SADD K F",
     "SADD K F F F",
@@ -76,6 +119,38 @@ const SETS: Templates = &[
     "SDIFFSTORE K K K",
     "SINTERCARD 2 K K LIMIT 2",
     "SSCAN K 0 COUNT 1000",
+];
+
+const LISTS: Templates = &[
+    "LPUSH K F",
+    "RPUSH K F F F",
+    "RPUSH K F F F",
+    "LPUSHX K V",
+    "RPUSHX K F F",
+    "LPOP K",
+    "RPOP K",
+    "LPOP K N",
+    "RPOP K N",
+    "LLEN K",
+    "LRANGE K N N",
+    "LRANGE K 0 -1",
+    "LINDEX K N",
+    "LSET K N V",
+    "LINSERT K BEFORE F V",
+    "LINSERT K AFTER F F",
+    "LREM K N F",
+    "LTRIM K N N",
+    "LTRIM K N -1",
+    "LPOS K F",
+    "LPOS K F RANK N",
+    "LPOS K F COUNT N MAXLEN 4",
+    "LPOS K F RANK -1 COUNT 0",
+    "LMOVE K K LEFT RIGHT",
+    "LMOVE K K RIGHT RIGHT",
+    "RPOPLPUSH K K",
+    "LMPOP 2 K K LEFT COUNT 2",
+    "LMPOP 3 K K K RIGHT",
+    "SADD K F",
 ];
 
 const SORTED_SETS: Templates = &[
@@ -129,6 +204,109 @@ const SORTED_SETS: Templates = &[
     "SUNION K K",
 ];
 
+/// Not what has no order: members of a set BY nosort, or BY equal texts.
+const SORT: Templates = &[
+    "RPUSH K N N.5 N",
+    "RPUSH K F F",
+    "LPUSH K N N",
+    "LPOP K 2",
+    "SADD K N N N",
+    "SADD K F N",
+    "ZADD K N F N N",
+    "SET w1 N",
+    "SET w-2 N.5",
+    "SET wa N",
+    "SET wb F",
+    "DEL w1 wa wb w-2",
+    "HSET h1 f N",
+    "HSET hc f N.5",
+    "HSET hb f V g N",
+    "HDEL h1 f",
+    "SORT K",
+    "SORT K DESC LIMIT 1 N",
+    "SORT K ALPHA LIMIT N 3",
+    "SORT K ALPHA DESC",
+    "SORT_RO K GET w* GET #",
+    "SORT K BY w*",
+    "SORT K BY w* DESC LIMIT N N",
+    "SORT_RO K BY h*->f",
+    "SORT K BY h*->g DESC GET # GET h*->f GET w*",
+    "SORT K ALPHA GET h*->f LIMIT 0 3",
+    "SORT K STORE K",
+    "SORT K ALPHA GET w* GET # STORE K",
+    "SORT K BY nosort LIMIT N N STORE K",
+    "SORT K BY nosort DESC GET # STORE K",
+    "LRANGE K 0 -1",
+];
+
+const PLACES: Templates = &[
+    "GEOADD K P F",
+    "GEOADD K P F P F P F",
+    "GEOADD K P F P F P F P F",
+    "GEOADD K NX CH P F P F",
+    "GEOADD K XX CH P F P F",
+    "GEOPOS K F F",
+    "GEOHASH K F F",
+    "GEODIST K F F",
+    "GEODIST K F F mi",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R ASC WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R WITHCOORD WITHHASH WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYRADIUS R COUNT 2",
+    "GEOSEARCH K FROMLONLAT P BYBOX B",
+    "GEOSEARCH K FROMLONLAT P BYBOX B DESC WITHDIST",
+    "GEOSEARCH K FROMLONLAT P BYBOX B COUNT 3 ANY",
+    "GEOSEARCH K FROMMEMBER F BYRADIUS R",
+    "GEOSEARCH K FROMMEMBER F BYBOX B ASC COUNT 3",
+    "GEOSEARCHSTORE K K FROMLONLAT P BYRADIUS R",
+    "GEOSEARCHSTORE K K FROMMEMBER F BYBOX B STOREDIST",
+    "GEOSEARCHSTORE K K FROMLONLAT P BYBOX B COUNT 2 DESC",
+    "GEORADIUS K P R WITHDIST",
+    "GEORADIUS K P R COUNT 2 ANY ASC",
+    "GEORADIUS K P R STORE K",
+    "GEORADIUS K P R STOREDIST K",
+    "GEORADIUS_RO K P R DESC",
+    "GEORADIUSBYMEMBER K F R WITHCOORD",
+    "GEORADIUSBYMEMBER K F R STORE K",
+    "GEORADIUSBYMEMBER_RO K F R WITHDIST",
+    "ZRANGE K 0 -1 WITHSCORES",
+    "ZADD K N F",
+    "ZREM K F",
+];
+
+/// PFCOUNT of one key is not among them: Redis then keeps the count in the string.
+const HYPERLOGLOGS: Templates = &[
+    "PFADD K",
+    "PFADD K F",
+    "PFADD K F V N",
+    "PFADD K E",
+    "PFADD K E",
+    "PFCOUNT K K",
+    "PFCOUNT K K K",
+    "PFMERGE K",
+    "PFMERGE K K",
+    "PFMERGE K K K",
+    "PFDEBUG ENCODING K",
+    "PFDEBUG DECODE K",
+    "PFDEBUG TODENSE K",
+    "GET K",
+    "STRLEN K",
+    "CONFIG SET hll-sparse-max-bytes S",
+];
+
+/// Commands of any type that do not break HyperLogLogs: Redis keeps a part of what PFADD did before
+/// it found one broken.
+const HARMLESS: Templates = &[
+    "DEL K",
+    "TYPE K",
+    "SET K V",
+    "GET K",
+    "RENAME K K",
+    "COPY K K REPLACE",
+    "EXPIRE K 1000",
+    "SADD K F",
+];
+
 /// Commands whose elements come in any order.
 const UNORDERED: &[&str] = &[
     "HGETALL",
@@ -147,6 +325,32 @@ const UNORDERED: &[&str] = &[
     "ZRANDMEMBER",
 ];
 
+/// A longitude and a latitude: anywhere, near the others, or at an edge of the map.
+fn place(random: &mut StdRng) -> String {
+    let (longitude, latitude) = match random.random_range(0..4) {
+        0 => (random.random_range(-180.0..180.0), random.random_range(-85.0..85.0)),
+        1 => (
+            f64::from(random.random_range(-2..3)) * 90.0,
+            [-85.05112878, -66.5, 0.0, 66.5, 80.5, 85.05112878][random.random_range(0..6)],
+        ),
+        _ => (random.random_range(10.0..20.0), random.random_range(35.0..45.0)),
+    };
+    format!("{longitude} {latitude}")
+}
+
+/// From less than a metre to more than the circumference of the Earth, in most units.
+fn length(random: &mut StdRng) -> f64 {
+    match random.random_range(0..8) {
+        0 => 0.0,
+        _ => random.random_range(0.0..18.0_f64).exp2(),
+    }
+}
+
+fn elements(count: usize, random: &mut StdRng) -> String {
+    let elements = (0..count).map(|_| random.random_range(0..100_000).to_string());
+    elements.collect::<Vec<_>>().join(" ")
+}
+
 fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
     let word = |word: &str, random: &mut StdRng| match word {
         "K" => format!("k{sequence}-{}", random.random_range(0..3)),
@@ -156,6 +360,17 @@ fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
         "N" => random.random_range(-5..6).to_string(),
         "(N" => format!("({}", random.random_range(-5..6)),
         "N.5" => format!("{}.5", random.random_range(-5..6)),
+        "AT" => ["1", "1900000000", "2000000000", "33177117420"][random.random_range(0..4)].to_owned(),
+        "PAT" => ["1", "1900000000001", "2000000000000", "33177117420999"][random.random_range(0..4)].to_owned(),
+        "P" => place(random),
+        "R" => format!(
+            "{} {}",
+            length(random),
+            ["m", "km", "mi", "ft"][random.random_range(0..4)]
+        ),
+        "B" => format!("{} {} km", length(random), length(random)),
+        "E" => elements(random.random_range(0..100), random),
+        "S" => ["0", "30", "100", "3000"][random.random_range(0..4)].to_owned(),
         other => other.to_owned(),
     };
     let words: Vec<String> = template.split(' ').map(|each| word(each, random)).collect();
@@ -173,19 +388,25 @@ fn without_order(reply: Reply) -> Reply {
     }
 }
 
-fn against_redis(templates: Templates) {
+/// `args`: settings of the node.
+fn against_redis(oracle: Oracle, templates: Templates, args: &[&str]) {
+    beside_redis(oracle, templates, GENERAL, args);
+}
+
+fn beside_redis(oracle: Oracle, templates: Templates, general: Templates, args: &[&str]) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let redis = RedisServer::start(&[]);
+    let redis = oracle.start(&[]);
     let node = Highwater::builder()
         .args(&["--fsync", "no", "--set-max-listpack-entries", "0"])
+        .args(args)
         .start();
     let (mut redis, mut client) = (redis.client(), node.client());
     for sequence in 0..SEQUENCES {
         let lines: Vec<String> = (0..LENGTH)
             .map(|_| {
-                let of = if random.random_bool(0.15) { GENERAL } else { templates };
+                let of = if random.random_bool(0.15) { general } else { templates };
                 fill(of.choose(&mut random).expect("a template"), sequence, &mut random)
             })
             .collect();
@@ -210,15 +431,71 @@ fn against_redis(templates: Templates) {
 
 #[test]
 fn hashes() {
-    against_redis(HASHES);
+    against_redis(Oracle::Redis7, HASHES, &[]);
+}
+
+/// Each hash of more than one field is split.
+#[test]
+fn split_hashes() {
+    against_redis(Oracle::Redis7, HASHES, &["--max-packed-elements", "1"]);
+}
+
+#[test]
+fn hash_expiry() {
+    against_redis(Oracle::Redis8, HASH_EXPIRY, &[]);
+}
+
+/// As for [`split_hashes`].
+#[test]
+fn split_hash_expiry() {
+    against_redis(Oracle::Redis8, HASH_EXPIRY, &["--max-packed-elements", "1"]);
 }
 
 #[test]
 fn sets() {
-    against_redis(SETS);
+    against_redis(Oracle::Redis7, SETS, &[]);
+}
+
+#[test]
+fn lists() {
+    against_redis(Oracle::Redis7, LISTS, &[]);
+}
+
+#[test]
+fn sort() {
+    against_redis(Oracle::Redis7, SORT, &[]);
 }
 
 #[test]
 fn sorted_sets() {
-    against_redis(SORTED_SETS);
+    against_redis(Oracle::Redis7, SORTED_SETS, &[]);
+}
+
+#[test]
+fn places() {
+    against_redis(Oracle::Redis7, PLACES, &[]);
+}
+
+#[test]
+fn hyperloglogs() {
+    beside_redis(Oracle::Redis7, HYPERLOGLOGS, HARMLESS, &[]);
+}
+
+/// From the first element to the dense form, at the size that is the default.
+#[test]
+fn hyperloglogs_that_grow() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let redis = Oracle::Redis7.start(&[]);
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let (mut redis, mut client) = (redis.client(), node.client());
+    for step in 0..80 {
+        let elements = elements(50, &mut random);
+        for line in [format!("PFADD k {elements}"), "GET k".into(), "PFCOUNT k k".into()] {
+            let (expected, got) = (redis.line(&line), client.line(&line));
+            assert!(expected == got, "seed {seed}, step {step}: {line}");
+        }
+    }
+    assert_eq!(client.line("PFDEBUG ENCODING k"), b"+dense\r\n");
 }

@@ -16,6 +16,8 @@ use super::temp;
 pub const KAFKA_VERSION: &str = "4.1.1";
 /// The reference that replies are compared with.
 pub const REDIS_VERSION: &str = "7.0.15";
+/// The reference for commands that came after 7.2.
+pub const REDIS_8_VERSION: &str = "8.0.2";
 
 /// What today's node-redis and go-redis need.
 const NODE_AT_LEAST: (u32, u32) = (20, 0);
@@ -30,7 +32,7 @@ const FETCH: Duration = Duration::from_secs(600);
 const QUICK: Duration = Duration::from_secs(20);
 
 const DEBIAN_REMEDY: &str = "needs apt-get and a way to deb.debian.org (on a system that is not \
-    Debian also the package debian-archive-keyring), or Redis 7.0 and kcat on the PATH";
+    Debian also the package debian-archive-keyring), or Redis of this version and kcat on the PATH";
 
 /// The Debian packages of redis-server, redis-cli, redis-benchmark and kcat, with the libraries
 /// that a minimal or another release lacks.
@@ -55,6 +57,23 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "zlib1g",
 ];
 
+/// The same of Debian 13 for redis-server 8.0, which needs a newer C library than Debian 12 has.
+const DEBIAN_13_PACKAGES: &[&str] = &[
+    "redis-server",
+    "redis-tools",
+    "libatomic1",
+    "libc6",
+    "libcap2",
+    "libgcc-s1",
+    "libjemalloc2",
+    "liblzf1",
+    "libssl3t64",
+    "libstdc++6",
+    "libsystemd0",
+    "libzstd1",
+    "zlib1g",
+];
+
 /// The directory with the jars of Apache Kafka, its tools and a logging backend.
 pub fn kafka_jars() -> PathBuf {
     let pom = pom(&[
@@ -74,8 +93,50 @@ pub fn jedis_jars() -> PathBuf {
     jars("jedis", &pom)
 }
 
+/// The class path of `docs/examples/Hashes.java`, compiled: Java takes seconds for that.
+pub fn example_classes() -> String {
+    static PART: OnceLock<String> = OnceLock::new();
+    let pom = pom(&[
+        ("org.apache.kafka", "kafka-clients", KAFKA_VERSION),
+        ("org.msgpack", "msgpack-core", "0.9.11"),
+        ("org.slf4j", "slf4j-nop", "1.7.36"),
+    ]);
+    let compiled = || {
+        let jars = jars("example-java", &pom).join("*").display().to_string();
+        let source = examples_dir().join("Hashes.java");
+        let classes = fetched("example-classes", &fingerprint(&[&source]), |into| {
+            let mut javac = Command::new("javac");
+            javac
+                .args(["--release", "17", "-cp", &jars, "-d"])
+                .arg(into)
+                .arg(&source);
+            remedied("the classes of Hashes.java", "needs Java 17", javac);
+        });
+        format!("{}:{jars}", classes.display())
+    };
+    PART.get_or_init(compiled).clone()
+}
+
 pub fn redis_server() -> Command {
     debian_program("redis-server", "v=7.0.")
+}
+
+/// redis-server 8.0. The one of Debian 13 is started by the dynamic loader that came with it.
+pub fn redis_8_server() -> Command {
+    static PART: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let part = PART.get_or_init(|| {
+        (!is_installed("redis-server", "v=8.0."))
+            .then(|| fetched("debian", &format!("redis-{REDIS_8_VERSION}"), fetch_redis_8))
+    });
+    let Some(root) = part else {
+        return Command::new("redis-server");
+    };
+    let mut command = Command::new(dynamic_loader(root));
+    command
+        .arg("--library-path")
+        .arg(library_path(root))
+        .arg(root.join("usr/bin/redis-server"));
+    command
 }
 
 pub fn redis_cli() -> Command {
@@ -98,6 +159,13 @@ pub fn redis_source() -> PathBuf {
     PART.get_or_init(fetch).join(format!("redis-{REDIS_VERSION}"))
 }
 
+/// The same of Redis 8.0.
+pub fn redis_8_source() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || fetched("redis-source", REDIS_8_VERSION, fetch_redis_8_source);
+    PART.get_or_init(fetch).join(format!("redis-{REDIS_8_VERSION}"))
+}
+
 /// A Python with the packages of `tests/it/clients/python/requirements.txt`.
 pub fn python() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
@@ -106,6 +174,19 @@ pub fn python() -> PathBuf {
         fetched("python", &fingerprint(&[&pins]), |into| {
             let requirements = format!("-r{}", pins.display());
             install_from_pypi(into, "redis-py and gRPC for Python", &requirements);
+        })
+    });
+    part.join("bin/python")
+}
+
+/// A Python with the packages of `docs/examples/requirements.txt`.
+pub fn example_python() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let pins = examples_dir().join("requirements.txt");
+    let part = PART.get_or_init(|| {
+        fetched("example-python", &fingerprint(&[&pins]), |into| {
+            let requirements = format!("-r{}", pins.display());
+            install_from_pypi(into, "librdkafka and MessagePack for Python", &requirements);
         })
     });
     part.join("bin/python")
@@ -212,16 +293,24 @@ pub fn clients_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients")
 }
 
+/// Where the examples of other producers and consumers live.
+pub fn examples_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples")
+}
+
 /// Fetches every part, so that what follows needs no network.
 pub fn prefetch() {
     kafka_jars();
     jedis_jars();
-    for program in [redis_server(), redis_cli(), redis_benchmark(), kcat()] {
+    example_classes();
+    for program in [redis_server(), redis_8_server(), redis_cli(), redis_benchmark(), kcat()] {
         drop(program);
     }
     redis_source();
+    redis_8_source();
     cargo_deny();
     python();
+    example_python();
     node_modules();
     go_client();
     judge();
@@ -411,15 +500,34 @@ fn library_path(root: &Path) -> String {
     dirs.join(":")
 }
 
+/// The dynamic loader of the C library that was unpacked here: `usr/lib/*/ld-linux-*.so.*`.
+fn dynamic_loader(root: &Path) -> PathBuf {
+    let list = |dir: &Path| {
+        let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
+        entries.flatten().map(|entry| entry.path())
+    };
+    let dirs = list(&root.join("usr/lib")).filter(|path| path.is_dir());
+    let is_loader = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("ld-linux-")
+    };
+    let mut loaders = dirs.flat_map(|dir| list(&dir)).filter(is_loader);
+    loaders.next().expect("the C library comes with its dynamic loader")
+}
+
 fn fetch_debian_programs(into: &Path) {
-    let apt = Apt::of_debian_12();
+    fetch_packages(&Apt::of_debian("bookworm"), DEBIAN_PACKAGES, into);
+}
+
+fn fetch_redis_8(into: &Path) {
+    fetch_packages(&Apt::of_debian("trixie"), DEBIAN_13_PACKAGES, into);
+}
+
+fn fetch_packages(apt: &Apt, names: &[&str], into: &Path) {
     let packages = temp::dir("debian-packages");
     let mut download = apt.command();
-    download
-        .arg("download")
-        .args(DEBIAN_PACKAGES)
-        .current_dir(packages.path());
-    remedied("Redis and kcat", DEBIAN_REMEDY, download);
+    download.arg("download").args(names).current_dir(packages.path());
+    remedied("programs of Debian", DEBIAN_REMEDY, download);
     for entry in fs::read_dir(packages.path())
         .expect("list the downloaded packages")
         .flatten()
@@ -431,14 +539,24 @@ fn fetch_debian_programs(into: &Path) {
 }
 
 fn fetch_redis_source(into: &Path) {
-    let apt = Apt::of_debian_12();
+    fetch_source(&Apt::of_debian("bookworm"), REDIS_VERSION, into);
+}
+
+fn fetch_redis_8_source(into: &Path) {
+    fetch_source(&Apt::of_debian("trixie"), REDIS_8_VERSION, into);
+}
+
+fn fetch_source(apt: &Apt, version: &str, into: &Path) {
     let mut download = apt.command();
-    download.args(["source", "--download-only", "redis"]).current_dir(into);
+    // Debian's own changes are not needed.
+    download
+        .args(["source", "--download-only", "--tar-only", "redis"])
+        .current_dir(into);
     remedied("Redis's own test suite", DEBIAN_REMEDY, download);
     let mut unpack = Command::new("tar");
     unpack
         .arg("xzf")
-        .arg(format!("redis_{REDIS_VERSION}.orig.tar.gz"))
+        .arg(format!("redis_{version}.orig.tar.gz"))
         .current_dir(into);
     remedied(
         "Redis's own test suite",
@@ -454,7 +572,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn of_debian_12() -> Apt {
+    fn of_debian(release: &str) -> Apt {
         let apt = Apt { dir: temp::dir("apt") };
         let dir = apt.dir.path();
         for needed in ["lists/partial", "cache/archives/partial"] {
@@ -465,8 +583,8 @@ impl Apt {
             .iter()
             .map(|kind| {
                 format!(
-                    "{kind} {signed} http://deb.debian.org/debian bookworm main\n\
-                     {kind} {signed} http://deb.debian.org/debian-security bookworm-security main\n"
+                    "{kind} {signed} http://deb.debian.org/debian {release} main\n\
+                     {kind} {signed} http://deb.debian.org/debian-security {release}-security main\n"
                 )
             })
             .collect();

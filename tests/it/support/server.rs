@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -334,8 +334,17 @@ pub struct RedisServer {
 impl RedisServer {
     /// `args` as on its command line: `&["--appendonly", "yes"]`.
     pub fn start(args: &[&str]) -> RedisServer {
+        RedisServer::start_as(parts::redis_server, args)
+    }
+
+    /// Redis 8.0, for commands that came after 7.2.
+    pub fn start_8(args: &[&str]) -> RedisServer {
+        RedisServer::start_as(parts::redis_8_server, args)
+    }
+
+    fn start_as(program: fn() -> Command, args: &[&str]) -> RedisServer {
         for _ in 0..PORTS_TRIED {
-            let mut server = RedisServer::launch(args);
+            let mut server = RedisServer::launch(program(), args);
             match wait_until_ready(&mut server.child, server.port) {
                 Ok(()) => return server,
                 Err(_) if port_was_taken(&process::tail(&server.log, 20)) => {}
@@ -352,12 +361,11 @@ impl RedisServer {
         Client::connect(self.port)
     }
 
-    fn launch(args: &[&str]) -> RedisServer {
+    fn launch(mut command: Command, args: &[&str]) -> RedisServer {
         let temp = temp::dir("redis");
         let port = ports::free();
         let log = temp.path().join("log");
         let output = append(&log);
-        let mut command = parts::redis_server();
         command
             .args([
                 "--port",

@@ -11,7 +11,8 @@ use super::{Stop, check_stop, records};
 use crate::log::embedded::Shared;
 use crate::log::embedded::frame::{Kind, RawRecord};
 use crate::log::embedded::segment::{FrameReader, Segment};
-use crate::model::is_reserved;
+use crate::model::{ElementName, Split, Type, Version, is_control};
+use bytes::Bytes;
 
 /// Which records go.
 pub(super) struct Rule {
@@ -20,6 +21,9 @@ pub(super) struct Rule {
     hasher: RandomState,
     seed: u64,
     newest: HashMap<[u64; 2], u64, FxBuildHasher>,
+    /// Of the keys whose newest record is the head of a split collection: its version. Elements
+    /// before that record go if they are of another version.
+    heads: HashMap<[u64; 2], Version, FxBuildHasher>,
     /// Per database: the newest flush marker among the new records.
     flushed: HashMap<u16, u64>,
     /// The map knows every record from the last pass up to here; records from here on are not
@@ -45,6 +49,7 @@ impl Rule {
             hasher: RandomState::new(),
             seed: rand::random(),
             newest: HashMap::default(),
+            heads: HashMap::default(),
             flushed: HashMap::new(),
             covered: end,
             purge_below: 0,
@@ -74,18 +79,40 @@ impl Rule {
             self.flushed.insert(record.database, record.offset);
             return true;
         }
-        let name = self.name(record);
+        let name = self.name(record.database, record.key);
         if self.newest.len() >= max_keys && !self.newest.contains_key(&name) {
             return false;
         }
         self.newest.insert(name, record.offset);
+        match record.kind {
+            Kind::Value {
+                of: Type::Split(of),
+                value,
+                ..
+            } => {
+                let split = Split::kept(of, Bytes::copy_from_slice(value));
+                self.heads.extend(split.map(|split| (name, split.version())));
+            }
+            _ if self.heads.is_empty() => {}
+            _ => drop(self.heads.remove(&name)),
+        }
         true
     }
 
-    fn name(&self, record: &RawRecord<'_>) -> [u64; 2] {
-        let seed = self.seed ^ u64::from(record.database);
-        let keyed = self.hasher.hash_one((record.database, record.key));
-        [keyed, xxhash_rust::xxh3::xxh3_64_with_seed(record.key, seed)]
+    fn name(&self, database: u16, key: &[u8]) -> [u64; 2] {
+        let seed = self.seed ^ u64::from(database);
+        let keyed = self.hasher.hash_one((database, key));
+        [keyed, xxhash_rust::xxh3::xxh3_64_with_seed(key, seed)]
+    }
+
+    /// True for an element that has lost its head by a later record of the user's key.
+    fn is_orphan(&self, record: &RawRecord<'_>) -> bool {
+        let Some(element) = ElementName::parse(record.key) else {
+            return false;
+        };
+        let name = self.name(record.database, element.key);
+        self.newest.get(&name).is_some_and(|newest| record.offset < *newest)
+            && self.heads.get(&name) != Some(&element.version)
     }
 
     fn judge(&self, record: &RawRecord<'_>) -> Verdict {
@@ -93,7 +120,7 @@ impl Rule {
             return Verdict::Keep;
         }
         let is_flush = record.kind == Kind::Flush;
-        if (is_flush || !is_reserved(record.key))
+        if (is_flush || !is_control(record.key))
             && self
                 .flushed
                 .get(&record.database)
@@ -104,9 +131,12 @@ impl Rule {
         if matches!(record.kind, Kind::Value { .. } | Kind::Tombstone)
             && self
                 .newest
-                .get(&self.name(record))
+                .get(&self.name(record.database, record.key))
                 .is_some_and(|&newest| record.offset < newest)
         {
+            return Verdict::Hidden;
+        }
+        if self.is_orphan(record) {
             return Verdict::Hidden;
         }
         match record.kind {

@@ -24,6 +24,7 @@ use super::super::topics::Topics;
 use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
+use crate::model::ElementName;
 use crate::supervise;
 
 /// How many records a window holds (16 bytes each). A batch that was computed on an older state
@@ -64,10 +65,20 @@ struct Windows {
     ended: Option<String>,
 }
 
+/// Hashes of the names by which a record is read: that of its key; and of an element that of its
+/// collection, for those who read all elements.
+type Hashes = SmallVec<[u64; 2]>;
+
+fn hashes(hasher: &KeyHasher, key: &[u8]) -> Hashes {
+    let collection = ElementName::parse(key).map(|name| &key[..key.len() - name.sub_key.len()]);
+    let names = [Some(key), collection.filter(|collection| *collection != key)];
+    names.into_iter().flatten().map(|name| hasher.hash_one(name)).collect()
+}
+
 /// The newest records of other writers in one partition.
 #[derive(Default)]
 struct Window {
-    /// Offset and hash of the key, in order.
+    /// Offset and hash of the key, in order. An element's record stands here twice, see [`Hashes`].
     records: VecDeque<(u64, u64)>,
     /// Nothing is known of the records below this offset.
     from: u64,
@@ -78,11 +89,14 @@ struct Window {
 }
 
 impl Window {
-    fn push(&mut self, offset: u64, hash: u64) {
+    fn push(&mut self, offset: u64, hashes: Hashes) {
         self.next = offset + 1;
-        if self.decided.remove(&offset) {
-            return;
+        if !self.decided.remove(&offset) {
+            hashes.into_iter().for_each(|hash| self.keep(offset, hash));
         }
+    }
+
+    fn keep(&mut self, offset: u64, hash: u64) {
         if self.records.len() == WINDOW
             && let Some((gone, _)) = self.records.pop_front()
         {
@@ -94,8 +108,11 @@ impl Window {
     fn decide(&mut self, offset: u64) {
         if offset >= self.next {
             self.decided.insert(offset);
-        } else if let Ok(place) = self.records.binary_search_by_key(&offset, |(offset, _)| *offset) {
-            self.records.remove(place);
+        } else {
+            let first = self.records.partition_point(|(other, _)| *other < offset);
+            while self.records.get(first).is_some_and(|(other, _)| *other == offset) {
+                self.records.remove(first);
+            }
         }
     }
 
@@ -406,19 +423,19 @@ impl Shared {
 
     /// Reads until it is stopped or fails; returns why it ended.
     fn read_until_stopped(&self, follower: &mut KafkaFollower) -> String {
-        let mut records: Vec<(TopicPartition, u64, u64)> = Vec::new();
+        let mut records: Vec<(TopicPartition, u64, Hashes)> = Vec::new();
         loop {
             supervise::busy(Duration::ZERO);
             if self.stop.load(Ordering::Acquire) {
                 return "the log's tail is not read any more".to_owned();
             }
-            let mut take = |at, offset, key: &[u8]| records.push((at, offset, self.hasher.hash_one(key)));
+            let mut take = |at, offset, key: &[u8]| records.push((at, offset, hashes(&self.hasher, key)));
             if let Err(error) = follower.poll_keys(&mut take, POLL) {
                 return error.to_string();
             }
             let mut windows = self.windows.lock();
-            for (at, offset, hash) in records.drain(..) {
-                windows.by_partition.entry(at).or_default().push(offset, hash);
+            for (at, offset, hashes) in records.drain(..) {
+                windows.by_partition.entry(at).or_default().push(offset, hashes);
             }
             for (at, next) in follower.positions() {
                 let window = windows.by_partition.entry(at).or_default();
@@ -432,8 +449,11 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::super::tests::{appended, at, batch};
     use super::*;
+    use crate::model::Version;
 
     const SHORT: Duration = Duration::from_millis(10);
 
@@ -448,7 +468,7 @@ mod tests {
             let window = windows.by_partition.entry(at(partition)).or_default();
             (window.from, window.next) = (from, from);
             for (_, offset, key) in records.iter().filter(|(of, ..)| *of == partition) {
-                window.push(*offset, tail.shared.hasher.hash_one(*key));
+                window.push(*offset, hashes(&tail.shared.hasher, key));
             }
             window.next = 20;
         }
@@ -513,6 +533,32 @@ mod tests {
     }
 
     #[test]
+    fn a_read_of_all_elements_conflicts_with_any_of_them() {
+        let version = Version::new(1);
+        let name = |key: &'static [u8], sub_key: &'static [u8]| {
+            let name = ElementName { key, version, sub_key };
+            name.record_key()
+        };
+        let read = |key| {
+            let mut of = batch(&[(0, 5)]);
+            of.condition.as_mut().expect("a condition").reads[0].key = Some(key);
+            of
+        };
+        let (field, other, all) = (name(b"h", b"f"), name(b"h", b"g"), name(b"h", b""));
+        let foreign = |key: &[u8]| tail(&[(0, 7, key)]);
+        for (key, is_conflict) in [(&field, true), (&other, false), (&all, true)] {
+            let found = foreign(&field).seen_conflict(&read(key.clone()));
+            assert_eq!(found.is_some(), is_conflict, "{key:?}");
+        }
+        assert_eq!(foreign(&name(b"i", b"f")).seen_conflict(&read(all.clone())), None);
+        let decided = foreign(&field);
+        decided.decided(&[appended(0, 7)]);
+        for key in [field, all] {
+            assert_eq!(decided.seen_conflict(&read(key)), None, "both names are forgotten");
+        }
+    }
+
+    #[test]
     fn what_was_known_before_the_window_begins_counts_as_old() {
         let of = |from| conflicts(&tail_from([from, 0], &[]), &[batch(&[(0, 5)])], &[appended(0, 9)], None);
         assert_eq!((of(5), of(6), of(15)), (vec![], vec![(0, 6)], vec![(0, 10)]));
@@ -560,7 +606,7 @@ mod tests {
                 .by_partition
                 .get_mut(&at(0))
                 .expect("a window")
-                .push(offset, key);
+                .push(offset, smallvec![key]);
         };
         push(21);
         assert_eq!(tail.seen_conflict(&read), None, "it is read only now");
@@ -594,9 +640,9 @@ mod tests {
     #[test]
     fn a_window_is_bounded_and_knows_where_it_begins() {
         let mut window = Window::default();
-        (0..WINDOW as u64).for_each(|offset| window.push(offset * 2, 1));
+        (0..WINDOW as u64).for_each(|offset| window.push(offset * 2, smallvec![1]));
         assert_eq!((window.records.len(), window.from), (WINDOW, 0));
-        window.push(WINDOW as u64 * 2, 1);
+        window.push(WINDOW as u64 * 2, smallvec![1]);
         assert_eq!((window.records.len(), window.from), (WINDOW, 1));
         assert_eq!(window.between(0, 5).collect::<Vec<_>>(), [(2, 1), (4, 1)]);
         assert_eq!(window.next, WINDOW as u64 * 2 + 1);

@@ -1,0 +1,720 @@
+//! Elements of split collections in memory, in front of the store.
+//!
+//! Memory has some of a collection's elements, or all of them. It has at least those that the store
+//! may not have yet. Acknowledged own records and applied records are merged by offset, so it does
+//! not matter which of the two comes first: a removed element is remembered until the store has the
+//! removal. A reader gets a copy of the tree, which costs nothing, and sees no later change.
+//!
+//! A collection of another version is another collection here. What has lost its head is dropped
+//! when the store finds it, or evicted.
+//!
+//! Reading all elements fills in those that memory lacks, from the store. What becomes visible
+//! meanwhile is merged with them: a fill that had to begin again at each change would never end.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use indexmap::IndexMap;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+
+use super::hot::{At, Budget};
+use super::write::Write;
+use crate::model::{ElementName, Item, Tree, Value};
+use crate::store::key_hash;
+
+const SHARDS: usize = 16;
+/// What an element costs besides its name and value, bytes (measured roughly).
+const OVERHEAD: usize = 160;
+/// A part of a collection is looked through for what the store has by now when it has this many
+/// elements, and when it has doubled since.
+const PART: usize = 1_024;
+/// The most collections that one insert looks at to make room.
+const EVICTION_STEPS: usize = 4;
+
+/// An element in memory.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Of the name. It comes first in the order: comparisons seldom look at the name, and the order
+    /// is that of HSCAN's cursor.
+    hash: u64,
+    pub name: Arc<[u8]>,
+    /// [`Value::Element`], or why it cannot be read.
+    pub value: Value,
+    /// The record that it comes from; of a write under way `u64::MAX`.
+    pub offset: u64,
+}
+
+impl Item for Held {
+    fn order(&self, other: &Held) -> Ordering {
+        (self.hash, &self.name).cmp(&(other.hash, &other.name))
+    }
+
+    /// When it expires.
+    fn mark(&self) -> u64 {
+        self.value.due().unwrap_or(u64::MAX)
+    }
+}
+
+impl Held {
+    pub fn new(name: &[u8], value: Value, offset: u64) -> Held {
+        Held {
+            hash: key_hash(name),
+            name: name.into(),
+            value,
+            offset,
+        }
+    }
+
+    /// The order of items in relation to the one of this name; see [`Tree`].
+    pub fn named(name: &[u8]) -> impl Fn(&Held) -> Ordering {
+        let hash = key_hash(name);
+        move |held| (held.hash, &held.name[..]).cmp(&(hash, name))
+    }
+
+    /// As [`Held::named`], for what is before all names with this hash.
+    pub fn from_hash(hash: u64) -> impl Fn(&Held) -> Ordering {
+        move |held| held.hash.cmp(&hash).then(Ordering::Greater)
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// True if it is there at this time (milliseconds since the epoch).
+    pub fn is_live(&self, now: u64) -> bool {
+        self.value.is_live(now)
+    }
+
+    fn weight(&self) -> usize {
+        OVERHEAD + self.name.len() + self.value.bytes()
+    }
+}
+
+/// Writes under way of one element, oldest first, with the item's place in each.
+type UnderWay = SmallVec<[(Arc<Write>, usize); 1]>;
+
+/// What memory has of one collection.
+#[derive(Default)]
+struct Loaded {
+    /// All elements are here.
+    is_complete: bool,
+    shown: Tree<Held>,
+    /// Removed elements, with the offsets of their tombstones.
+    gone: HashMap<Box<[u8]>, u64>,
+    under_way: HashMap<Box<[u8]>, UnderWay>,
+    /// `shown` with what is under way; `None` while nothing is.
+    ahead: Option<Tree<Held>>,
+    /// Readers that are filling in the rest.
+    fills: u32,
+    /// Of the newest record that was taken in: its partition, and the offset after it.
+    partition: u32,
+    newest: u64,
+    /// Grows when all is forgotten: a fill that began before is of no use.
+    epoch: u64,
+    /// The store had everything below this offset when this was last changed.
+    stored: u64,
+    /// When it is next looked through, see [`PART`].
+    purge_at: usize,
+    /// It was used since the eviction last passed.
+    touched: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// By the part of the elements' record keys that ends with the version.
+    collections: IndexMap<Box<[u8]>, Loaded, foldhash::fast::RandomState>,
+    hand: usize,
+}
+
+/// What memory knows of one element.
+pub(super) enum Known {
+    /// The element, if there is one, and the write under way that it comes from.
+    Here(Option<Held>, Option<Arc<Write>>),
+    /// The store has it, or nobody.
+    Unknown,
+}
+
+/// All elements of a collection.
+pub struct All {
+    pub tree: Tree<Held>,
+    /// The writes under way that it comes from.
+    pub depends: Vec<Arc<Write>>,
+}
+
+/// The elements of the split collections of one database.
+pub(super) struct Elements {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: foldhash::fast::RandomState,
+    budget: Arc<Budget>,
+}
+
+/// While this lives, nothing leaves memory of the collection that is being filled in.
+pub(super) struct Fill<'e> {
+    elements: &'e Elements,
+    prefix: &'e [u8],
+    /// The collection's home.
+    partition: u32,
+    epoch: u64,
+}
+
+impl Drop for Fill<'_> {
+    fn drop(&mut self) {
+        let mut shard = self.elements.shard(self.prefix);
+        if let Some(loaded) = shard.collections.get_mut(self.prefix) {
+            loaded.fills = loaded.fills.saturating_sub(1);
+        }
+    }
+}
+
+/// Whether one of these elements has not expired at this time.
+pub fn has_live(tree: &Tree<Held>, now: u64) -> bool {
+    match tree.least_mark() > now {
+        true => !tree.is_empty(),
+        false => tree.iter().any(|held| held.is_live(now)),
+    }
+}
+
+/// The collection of an element's record, as the shards name it, and the element's name.
+fn split(record_key: &[u8]) -> (&[u8], &[u8]) {
+    let sub_key = ElementName::parse(record_key).map_or(0, |name| name.sub_key.len());
+    record_key.split_at(record_key.len() - sub_key)
+}
+
+impl Elements {
+    pub fn new(budget: Arc<Budget>) -> Elements {
+        Elements {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: Default::default(),
+            budget,
+        }
+    }
+
+    fn shard(&self, prefix: &[u8]) -> MutexGuard<'_, Shard> {
+        self.shards[self.hasher.hash_one(prefix) as usize % SHARDS].lock()
+    }
+
+    /// The newest state of an element. Writes under way count only with `pending`.
+    pub fn get(&self, record_key: &[u8], pending: bool) -> Known {
+        let (prefix, name) = split(record_key);
+        let mut shard = self.shard(prefix);
+        let Some(loaded) = shard.collections.get_mut(prefix) else {
+            return Known::Unknown;
+        };
+        loaded.touched = true;
+        if pending && let Some((write, item)) = loaded.under_way.get(name).and_then(|writes| writes.last()) {
+            let held = write.items[*item].element_value();
+            let held = held.map(|value| Held::new(name, value, u64::MAX));
+            return Known::Here(held, Some(write.clone()));
+        }
+        match loaded.shown.get(Held::named(name)) {
+            Some(held) => Known::Here(Some(held.clone()), None),
+            None if loaded.is_complete || loaded.gone.contains_key(name) => Known::Here(None, None),
+            None => Known::Unknown,
+        }
+    }
+
+    /// All elements of a collection; `None` if memory has not all of them.
+    pub fn all(&self, prefix: &[u8], pending: bool) -> Option<All> {
+        let mut shard = self.shard(prefix);
+        let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.is_complete)?;
+        loaded.touched = true;
+        Some(loaded.all(pending))
+    }
+
+    /// Whether a collection has an element that has not expired at this time; `None` if the store
+    /// has to be asked.
+    pub fn has_live(&self, prefix: &[u8], pending: bool, now: u64) -> Option<bool> {
+        let shard = self.shard(prefix);
+        let loaded = shard.collections.get(prefix)?;
+        let is_complete = loaded.is_complete;
+        let (ahead, shown) = (loaded.ahead.as_ref().filter(|_| pending), loaded.shown.clone());
+        let tree = ahead.cloned().unwrap_or(shown);
+        // Of a part of a collection nothing is made ahead.
+        let mut newest = loaded.under_way.values().filter_map(|writes| writes.last());
+        let is_live = |(write, item): &(Arc<Write>, usize)| {
+            let value = write.items[*item].element_value();
+            value.is_some_and(|value| value.is_live(now))
+        };
+        if pending && !is_complete && newest.any(is_live) {
+            return Some(true);
+        }
+        drop(shard);
+        let has = has_live(&tree, now);
+        (has || is_complete).then_some(has)
+    }
+
+    /// A write of some element that is under way.
+    pub fn under_way(&self, prefix: &[u8]) -> Option<Arc<Write>> {
+        let shard = self.shard(prefix);
+        let mut writes = shard.collections.get(prefix)?.under_way.values();
+        writes.find_map(|writes| Some(writes.last()?.0.clone()))
+    }
+
+    /// The offset after the newest record that memory has of a collection, or 0. It changes with
+    /// each change of the collection.
+    pub fn newest(&self, prefix: &[u8]) -> u64 {
+        self.shard(prefix)
+            .collections
+            .get(prefix)
+            .map_or(0, |loaded| loaded.newest)
+    }
+
+    /// Begins to fill in what memory lacks of a collection. What becomes visible from now on is
+    /// kept.
+    pub fn fill<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
+        let mut shard = self.shard(prefix);
+        let loaded = shard.of(prefix);
+        loaded.fills += 1;
+        Fill {
+            elements: self,
+            prefix,
+            partition,
+            epoch: loaded.epoch,
+        }
+    }
+
+    /// A write of these elements, which are its items from `first` on, was handed to the log. They
+    /// are all of one collection, so that a reader sees all of them or none.
+    pub fn pend<'k>(&self, record_keys: impl Iterator<Item = &'k [u8]>, write: &Arc<Write>, first: usize) {
+        let mut record_keys = record_keys.map(split).peekable();
+        let Some(&(prefix, _)) = record_keys.peek() else {
+            return;
+        };
+        let mut shard = self.shard(prefix);
+        let loaded = shard.of(prefix);
+        for (item, (_, name)) in (first..).zip(record_keys) {
+            let writes = loaded.under_way.entry(name.into()).or_default();
+            writes.push((write.clone(), item));
+            loaded.refresh(name);
+        }
+    }
+
+    /// The write has ended: with its place in the log and the value if it was acknowledged. Returns
+    /// true if that is newer than what was known. `stored`: the store has everything below this
+    /// offset.
+    pub fn resolve(
+        &self,
+        record_key: &[u8],
+        write: &Arc<Write>,
+        acknowledged: Option<(At, Option<Value>)>,
+        stored: u64,
+    ) -> bool {
+        let (prefix, name) = split(record_key);
+        let mut shard = self.shard(prefix);
+        let loaded = shard.of(prefix);
+        loaded.stored = loaded.stored.max(stored);
+        if let Some(writes) = loaded.under_way.get_mut(name) {
+            writes.retain(|(other, _)| !Arc::ptr_eq(other, write));
+            if writes.is_empty() {
+                loaded.under_way.remove(name);
+            }
+        }
+        let is_new = acknowledged.is_some_and(|(at, value)| self.merge(loaded, name, at, value));
+        loaded.refresh(name);
+        self.tidy(&mut shard, prefix);
+        is_new
+    }
+
+    /// The applier has read this record. Without `insert`, only a collection that is here is
+    /// changed. Returns false if the record was known.
+    pub fn apply(&self, record_key: &[u8], at: At, value: Option<Value>, insert: bool, stored: u64) -> bool {
+        let (prefix, name) = split(record_key);
+        let mut shard = self.shard(prefix);
+        if !insert && !shard.collections.contains_key(prefix) {
+            return true;
+        }
+        let loaded = shard.of(prefix);
+        loaded.stored = loaded.stored.max(stored);
+        let is_new = self.merge(loaded, name, at, value);
+        loaded.refresh(name);
+        self.tidy(&mut shard, prefix);
+        is_new
+    }
+
+    /// Keeps a record if it is the newest of its element. What the store has by now is known, be it
+    /// that it is not here any more: a writer can hear of its record late.
+    fn merge(&self, loaded: &mut Loaded, name: &[u8], at: At, value: Option<Value>) -> bool {
+        let is_news = match loaded.known(name) {
+            Some(known) => known < at.offset,
+            None => at.offset >= loaded.stored,
+        };
+        if is_news {
+            self.keep(loaded, name, at, value);
+        }
+        is_news
+    }
+
+    fn keep(&self, loaded: &mut Loaded, name: &[u8], at: At, value: Option<Value>) {
+        let At { partition, offset } = at;
+        loaded.partition = partition;
+        loaded.newest = loaded.newest.max(offset + 1);
+        let old = match value {
+            Some(value) => {
+                loaded.gone.remove(name);
+                let held = Held::new(name, value, offset);
+                self.budget.used.fetch_add(held.weight(), Relaxed);
+                loaded.shown.insert(held)
+            }
+            None => {
+                loaded.gone.insert(name.into(), offset);
+                loaded.shown.remove(Held::named(name))
+            }
+        };
+        self.release(old.iter());
+    }
+
+    fn release<'h>(&self, held: impl Iterator<Item = &'h Held>) {
+        let weight = held.map(Held::weight).sum();
+        self.budget.used.fetch_sub(weight, Relaxed);
+    }
+
+    /// Forgets what need not be here: removals that the store has, and of a part of a collection
+    /// the elements that the store has. Evicts a collection if memory is used up.
+    fn tidy(&self, shard: &mut Shard, prefix: &[u8]) {
+        let Some(loaded) = shard.collections.get_mut(prefix) else {
+            return;
+        };
+        let count = if loaded.is_complete { 0 } else { loaded.shown.len() } + loaded.gone.len();
+        if count >= loaded.purge_at.max(PART) && loaded.fills == 0 {
+            self.forget_stored(loaded);
+            let left = if loaded.is_complete { 0 } else { loaded.shown.len() } + loaded.gone.len();
+            loaded.purge_at = left * 2;
+        }
+        let limit = self.budget.limit.load(Relaxed);
+        for _ in 0..EVICTION_STEPS {
+            if self.budget.used.load(Relaxed) <= limit || shard.collections.is_empty() {
+                return;
+            }
+            self.evict_next(shard);
+        }
+    }
+
+    fn forget_stored(&self, loaded: &mut Loaded) {
+        let stored = loaded.stored;
+        loaded.gone.retain(|_, offset| *offset >= stored);
+        if !loaded.is_complete {
+            let is_stored = |held: &&Held| held.offset < stored;
+            self.release(loaded.shown.iter().filter(is_stored));
+            let left = loaded.shown.iter().filter(|held| !is_stored(held));
+            loaded.shown = left.cloned().collect();
+        }
+    }
+
+    /// Takes from the next collection what the store has.
+    fn evict_next(&self, shard: &mut Shard) {
+        let hand = shard.hand % shard.collections.len();
+        shard.hand = hand + 1;
+        let Some((_, loaded)) = shard.collections.get_index_mut(hand) else {
+            return;
+        };
+        if std::mem::take(&mut loaded.touched) || loaded.fills > 0 || !loaded.under_way.is_empty() {
+            return;
+        }
+        loaded.is_complete = false;
+        self.forget_stored(loaded);
+        self.budget.evicted.fetch_add(1, Relaxed);
+        if loaded.shown.is_empty() && loaded.gone.is_empty() {
+            shard.collections.swap_remove_index(hand);
+        }
+    }
+
+    /// A flush has hidden the states before this place in the log, and so the heads of these
+    /// collections. What is under way stays.
+    pub fn forget_hidden(&self, flush: At) {
+        self.forget_some(|loaded| loaded.partition == flush.partition && loaded.newest <= flush.offset);
+    }
+
+    /// The committed states are those of another topic. What is under way stays.
+    pub fn forget_all(&self) {
+        self.forget_some(|_| true);
+    }
+
+    fn forget_some(&self, goes: impl Fn(&Loaded) -> bool) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.collections.retain(|_, loaded| {
+                let goes = goes(loaded);
+                if goes {
+                    self.release(loaded.shown.iter());
+                    loaded.shown = Tree::default();
+                    loaded.gone.clear();
+                    loaded.is_complete = false;
+                    loaded.ahead = None;
+                    loaded.epoch += 1;
+                }
+                !goes || loaded.fills > 0 || !loaded.under_way.is_empty()
+            });
+        }
+    }
+
+    /// Forgets a collection that has lost its head.
+    pub fn forget(&self, prefix: &[u8]) {
+        let mut shard = self.shard(prefix);
+        let is_free = |loaded: &Loaded| loaded.fills == 0 && loaded.under_way.is_empty();
+        if shard.collections.get(prefix).is_some_and(is_free) {
+            let loaded = shard.collections.swap_remove(prefix);
+            // It can be large.
+            drop(shard);
+            self.release(loaded.iter().flat_map(|loaded| loaded.shown.iter()));
+        }
+    }
+}
+
+impl Fill<'_> {
+    /// Merges what the store had. From now on all elements are in memory, as long as there is room.
+    /// `None`: what was read is of no use, since all was forgotten meanwhile.
+    pub fn complete(self, found: Vec<Held>, pending: bool) -> Option<All> {
+        let elements = self.elements;
+        let mut shard = elements.shard(self.prefix);
+        let loaded = shard.of(self.prefix);
+        if loaded.epoch != self.epoch {
+            return None;
+        }
+        if !loaded.is_complete {
+            for held in found {
+                let at = At {
+                    partition: self.partition,
+                    offset: held.offset,
+                };
+                if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
+                    elements.keep(loaded, &held.name, at, Some(held.value));
+                }
+            }
+            loaded.is_complete = true;
+            loaded.look_ahead();
+        }
+        loaded.touched = true;
+        let all = loaded.all(pending);
+        elements.tidy(&mut shard, self.prefix);
+        drop(shard);
+        Some(all)
+    }
+}
+
+impl Shard {
+    fn of(&mut self, prefix: &[u8]) -> &mut Loaded {
+        if !self.collections.contains_key(prefix) {
+            self.collections.insert(prefix.into(), Loaded::default());
+        }
+        self.collections.get_mut(prefix).expect("it was inserted")
+    }
+}
+
+impl Loaded {
+    fn all(&self, pending: bool) -> All {
+        let ahead = self.ahead.as_ref().filter(|_| pending);
+        let mut depends: Vec<Arc<Write>> = Vec::new();
+        if ahead.is_some() {
+            let writes = self.under_way.values().filter_map(|writes| writes.last());
+            depends.extend(writes.map(|(write, _)| write.clone()));
+        }
+        All {
+            tree: ahead.unwrap_or(&self.shown).clone(),
+            depends,
+        }
+    }
+
+    /// The newest record of an element that is here.
+    fn known(&self, name: &[u8]) -> Option<u64> {
+        let shown = self.shown.get(Held::named(name)).map(|held| held.offset);
+        shown.max(self.gone.get(name).copied())
+    }
+
+    /// The newest state of an element, with what is under way.
+    fn newest_of(&self, name: &[u8]) -> Option<Held> {
+        match self.under_way.get(name).and_then(|writes| writes.last()) {
+            Some((write, item)) => {
+                let value = write.items[*item].element_value()?;
+                Some(Held::new(name, value, u64::MAX))
+            }
+            None => self.shown.get(Held::named(name)).cloned(),
+        }
+    }
+
+    /// Brings one element up to date in what is ahead.
+    fn refresh(&mut self, name: &[u8]) {
+        if self.under_way.is_empty() || !self.is_complete {
+            self.ahead = None;
+            return;
+        }
+        let newest = self.newest_of(name);
+        match (&mut self.ahead, newest) {
+            (Some(ahead), Some(held)) => drop(ahead.insert(held)),
+            (Some(ahead), None) => drop(ahead.remove(Held::named(name))),
+            (None, _) => self.look_ahead(),
+        }
+    }
+
+    /// Makes what is ahead anew.
+    fn look_ahead(&mut self) {
+        self.ahead = (!self.under_way.is_empty()).then(|| {
+            let mut ahead = self.shown.clone();
+            for name in self.under_way.keys() {
+                match self.newest_of(name) {
+                    Some(held) => drop(ahead.insert(held)),
+                    None => drop(ahead.remove(Held::named(name))),
+                }
+            }
+            ahead
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Element, Version};
+
+    const NAMES: u8 = 12;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A record comes into the log: a value, or a removal.
+        Append(u8, Option<u8>),
+        /// Its writer hears of it, in any order.
+        Acknowledge(usize),
+        /// The applier reads the next ones.
+        Apply(usize),
+        /// The store takes in what was applied.
+        Store,
+        Fill,
+        /// The store is read, and the fill ends.
+        Complete,
+        Evict,
+        Check,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..NAMES, prop::option::weighted(0.7, any::<u8>())).prop_map(|(name, value)| Step::Append(name, value)),
+            4 => any::<usize>().prop_map(Step::Acknowledge),
+            4 => (1usize..4).prop_map(Step::Apply),
+            1 => Just(Step::Store),
+            1 => Just(Step::Fill),
+            1 => Just(Step::Complete),
+            1 => Just(Step::Evict),
+            2 => Just(Step::Check),
+        ]
+    }
+
+    fn at(offset: u64) -> At {
+        At { partition: 0, offset }
+    }
+
+    fn value(byte: u8) -> Value {
+        Value::Element(Element::new(&[byte], None))
+    }
+
+    fn byte(held: &Held) -> u8 {
+        let Value::Element(element) = &held.value else {
+            panic!("no element")
+        };
+        element.payload()[0]
+    }
+
+    /// The state after these records.
+    fn state<'r>(records: impl Iterator<Item = &'r (u8, Option<u8>)>) -> BTreeMap<u8, u8> {
+        let mut state = BTreeMap::new();
+        for (name, value) in records {
+            match value {
+                Some(value) => drop(state.insert(*name, *value)),
+                None => drop(state.remove(name)),
+            }
+        }
+        state
+    }
+
+    proptest! {
+        /// Memory and store together show the newest of what was acknowledged or applied.
+        #[test]
+        fn nothing_is_lost_and_nothing_comes_back(steps in prop::collection::vec(step(), 1..150)) {
+            let budget = Arc::new(Budget::default());
+            budget.limit.store(usize::MAX, Relaxed);
+            let elements = Elements::new(budget.clone());
+            let prefix = ElementName::prefix(b"h", Version::new(0));
+            let key = |name: u8| [&prefix[..], &[name]].concat();
+            let mut log: Vec<(u8, Option<u8>)> = Vec::new();
+            let mut acknowledged: Vec<bool> = Vec::new();
+            let (mut applied, mut stored) = (0, 0);
+            let mut fill = None;
+            for step in steps {
+                let show = |offset: usize, stored: usize, log: &[(u8, Option<u8>)]| {
+                    let (name, to) = log[offset];
+                    elements.apply(&key(name), at(offset as u64), to.map(value), true, stored as u64);
+                };
+                match step {
+                    Step::Append(name, to) => {
+                        log.push((name, to));
+                        acknowledged.push(false);
+                    }
+                    Step::Acknowledge(which) if !log.is_empty() => {
+                        let which = which % log.len();
+                        acknowledged[which] = true;
+                        show(which, stored, &log);
+                    }
+                    Step::Apply(count) => {
+                        for _ in 0..count.min(log.len() - applied) {
+                            show(applied, stored, &log);
+                            applied += 1;
+                        }
+                    }
+                    Step::Store => stored = applied,
+                    Step::Fill => fill = Some(elements.fill(&prefix, 0)),
+                    Step::Complete => {
+                        if let Some(fill) = fill.take() {
+                            let mut newest: BTreeMap<u8, (u64, Option<u8>)> = BTreeMap::new();
+                            for (offset, (name, to)) in log[..stored].iter().enumerate() {
+                                newest.insert(*name, (offset as u64, *to));
+                            }
+                            let found = newest.into_iter().filter_map(|(name, (offset, to))| {
+                                Some(Held::new(&[name], value(to?), offset))
+                            });
+                            prop_assert!(fill.complete(found.collect(), false).is_some());
+                        }
+                    }
+                    Step::Evict => {
+                        budget.limit.store(0, Relaxed);
+                        for shard in &elements.shards {
+                            let mut shard = shard.lock();
+                            for _ in 0..2 * shard.collections.len() {
+                                if shard.collections.is_empty() {
+                                    break;
+                                }
+                                elements.evict_next(&mut shard);
+                            }
+                        }
+                        budget.limit.store(usize::MAX, Relaxed);
+                    }
+                    Step::Acknowledge(_) | Step::Check => {
+                        let known = log.iter().enumerate();
+                        let known = known.filter(|(offset, _)| *offset < applied || acknowledged[*offset]);
+                        let expected = state(known.map(|(_, record)| record));
+                        let in_store = state(log[..stored].iter());
+                        for name in 0..NAMES {
+                            let found = match elements.get(&key(name), false) {
+                                Known::Here(held, _) => held.as_ref().map(byte),
+                                Known::Unknown => in_store.get(&name).copied(),
+                            };
+                            prop_assert_eq!(found, expected.get(&name).copied());
+                        }
+                        if let Some(all) = elements.all(&prefix, false) {
+                            let tree: BTreeMap<u8, u8> = all.tree.iter().map(|held| (held.name[0], byte(held))).collect();
+                            prop_assert_eq!(tree, expected);
+                        }
+                    }
+                }
+            }
+            drop(fill);
+            elements.forget_all();
+            prop_assert_eq!(budget.used.load(Relaxed), 0);
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! How a command reads and writes the elements of a split collection. What it read is what its
+//! write rests on: an element, or all of them. So two nodes that write different fields of one hash
+//! do not hinder each other.
+
+use bytes::Bytes;
+
+use super::compute::known;
+use super::{Transaction, View};
+use crate::database::Service;
+use crate::database::elements::{All, Held, Known, has_live};
+use crate::database::fault::{Fault, STORE_READ, Wait};
+use crate::database::hot::At;
+use crate::database::write::{Item, Write};
+use crate::log::Read;
+use crate::model::{Element, ElementName, Entry, Meta, Split, State, Tree, Value, Version};
+use crate::store::StoreError;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Elements that are read from the store at once, and those that are read first where one is
+/// enough.
+const PART: usize = 256;
+const FEW: usize = 8;
+/// The most elements that one command writes anew: what a transaction can end within the write
+/// timeout.
+const MOST_ELEMENTS: usize = 100_000;
+
+/// One element, as it was read.
+struct SeenElement {
+    value: Option<Value>,
+    depends: Option<Arc<Write>>,
+    /// The record that it comes from, if it is known.
+    at: Option<At>,
+    from_store: bool,
+}
+
+fn record_key(key: &[u8], split: &Split, sub_key: &[u8]) -> Bytes {
+    let version = split.version();
+    ElementName { key, version, sub_key }.record_key()
+}
+
+impl Transaction<'_> {
+    /// What a key holds. A split collection may have no elements any more: then it does not exist.
+    /// For commands that look at single elements, and so find that out or need not know it.
+    pub fn head(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        let entry = self.peek_head(database, key)?;
+        if self.counts {
+            match entry {
+                Some(_) => self.lookups.hits += 1,
+                None => self.lookups.misses += 1,
+            }
+        }
+        Ok(entry)
+    }
+
+    /// An element of the split collection that a key holds, unless it has expired.
+    pub fn element(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        sub_key: &[u8],
+    ) -> Result<Option<Element>, Fault> {
+        let value = self.element_value(database, key, split, sub_key)?;
+        match value.filter(|value| value.is_live(self.now)) {
+            None => Ok(None),
+            Some(Value::Element(element)) => Ok(Some(element)),
+            Some(other) => Err(unreadable(key, &other)),
+        }
+    }
+
+    /// True if there is such an element, and it has expired.
+    pub fn has_expired_element(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        sub_key: &[u8],
+    ) -> Result<bool, Fault> {
+        let value = self.element_value(database, key, split, sub_key)?;
+        Ok(value.is_some_and(|value| !value.is_live(self.now)))
+    }
+
+    /// What an element holds, also if it has expired.
+    fn element_value(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        sub_key: &[u8],
+    ) -> Result<Option<Value>, Fault> {
+        let name = record_key(key, split, sub_key);
+        if let Some(place) = self.place(database, &name) {
+            return Ok(self.items[place].element_value());
+        }
+        if let Some(tree) = self.trees.get(&(database, record_key(key, split, b""))) {
+            return Ok(tree.get(Held::named(sub_key)).map(|held| held.value.clone()));
+        }
+        self.looks();
+        // In this order: what is read is at least as new as what was applied before.
+        let applied = self
+            .is_conditional()
+            .then(|| self.service.applied_at_home(database, &name));
+        let seen = self
+            .service
+            .element(database, &name, self.view != View::Committed, self.turn.work())?;
+        if seen.from_store {
+            self.works(STORE_READ + seen.value.as_ref().map_or(0, Value::bytes))?;
+        }
+        if let Some((at, applied)) = applied.flatten() {
+            self.reads.push(Read {
+                at,
+                key: Some(name),
+                known: known(at, applied, seen.at),
+            });
+        }
+        if let Some(write) = seen.depends {
+            self.depend_on(write)?;
+        }
+        if seen.value.is_none() {
+            self.check_head(database, key, split)?;
+        }
+        Ok(seen.value)
+    }
+
+    /// All elements of the split collection that a key holds, also those that have expired.
+    pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        let prefix = record_key(key, split, b"");
+        if let Some(tree) = self.trees.get(&(database, prefix.clone())) {
+            return Ok(tree.clone());
+        }
+        let mut tree = self.all_elements(database, key, split, &prefix)?;
+        for item in &self.items {
+            if let Item::Element { database: of, key, .. } = item
+                && *of == database
+                && let Some(sub_key) = key.strip_prefix(&prefix[..])
+            {
+                put(&mut tree, sub_key, item.element_value());
+            }
+        }
+        self.trees.insert((database, prefix), tree.clone());
+        Ok(tree)
+    }
+
+    /// All elements, without what this transaction has written.
+    fn all_elements(&mut self, database: u16, key: &[u8], split: &Split, prefix: &Bytes) -> Result<Tree<Held>, Fault> {
+        self.looks();
+        self.rests_on_all(database, prefix);
+        let pending = self.view != View::Committed;
+        let service = self.service;
+        let All { tree, depends } =
+            service.elements(database, (key, split.version()), prefix, pending, &mut |bytes| {
+                self.works(bytes)
+            })?;
+        for write in depends {
+            self.depend_on(write)?;
+        }
+        self.check_head(database, key, split)?;
+        Ok(tree)
+    }
+
+    /// Orphans get tombstones: elements that were read after their head has gone may be missing.
+    /// Then all is read again. (What is written rests on the head anyway.)
+    fn check_head(&self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
+        if self.view == View::Update || self.place(database, key).is_some() {
+            return Ok(());
+        }
+        let seen = self.service.read(database, key, self.view != View::Committed)?;
+        match seen.entry.map(|entry| entry.value) {
+            Some(Value::Split(now)) if now.version() == split.version() => Ok(()),
+            _ => Err(Fault::Wait(Wait::Changed)),
+        }
+    }
+
+    pub(in crate::database) fn rests_on_all(&mut self, database: u16, prefix: &Bytes) {
+        if self.is_conditional()
+            && let Some((at, known)) = self.service.applied_at_home(database, prefix)
+        {
+            self.reads.push(Read {
+                at,
+                key: Some(prefix.clone()),
+                known,
+            });
+        }
+    }
+
+    /// True if a split collection has an element that has not expired.
+    pub fn has_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
+        self.rests_on_all(database, &record_key(key, split, b""));
+        self.seems_to_have_elements(database, key, split)
+    }
+
+    /// As [`Transaction::has_elements`], for the reply alone: what is written does not rest on it.
+    pub fn seems_to_have_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
+        let prefix = record_key(key, split, b"");
+        let mut own = self.items.iter().filter(|item| {
+            let name = item.name();
+            name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix) && name.len() >= prefix.len())
+        });
+        let now = self.now;
+        if own.any(|item| item.element_value().is_some_and(|value| value.is_live(now))) {
+            return Ok(true);
+        }
+        let is_changed = self.items.iter().any(|item| {
+            let name = item.name();
+            name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix))
+        });
+        if is_changed {
+            // It has removed some: all others have to be looked at.
+            let tree = self.elements(database, key, split)?;
+            return Ok(has_live(&tree, now));
+        }
+        self.looks();
+        let pending = self.view != View::Committed;
+        let place = (key, split.version());
+        Ok(self.service.has_elements(database, place, &prefix, pending, now)?)
+    }
+
+    /// Writes the tombstone of an orphan whose record is at this place, on the condition that no
+    /// other record came after those that are applied.
+    pub(in crate::database) fn bury_element(&mut self, database: u16, name: &Bytes, meta: &Meta) {
+        let Some((at, applied)) = self.service.applied_at_home(database, name) else {
+            return;
+        };
+        let place = At {
+            partition: meta.partition,
+            offset: meta.offset,
+        };
+        let read = Read {
+            at,
+            key: Some(name.clone()),
+            known: known(at, applied, Some(place)),
+        };
+        let item = Item::Tombstone {
+            database,
+            key: name.clone(),
+            partition: at.partition,
+        };
+        self.add(read, item);
+    }
+
+    /// Gives the split collection an element, or removes one.
+    pub fn put_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8], element: Option<Element>) {
+        let name = record_key(key, split, sub_key);
+        if let Some(tree) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
+            put(tree, sub_key, element.clone().map(Value::Element));
+        }
+        self.write_item(Item::Element {
+            database,
+            key: name,
+            element,
+        });
+    }
+}
+
+/// What a key held, to be written under another name.
+pub struct Taken {
+    state: State,
+    /// Of a split collection.
+    elements: Option<Tree<Held>>,
+}
+
+impl Taken {
+    /// Bytes of the values.
+    pub fn bytes(&self) -> usize {
+        let elements = self.elements.iter().flat_map(|tree| tree.iter());
+        let elements = elements.map(|held| held.name.len() + held.value.bytes());
+        self.state.value.bytes() + elements.sum::<usize>()
+    }
+
+    pub fn records(&self) -> usize {
+        1 + self.elements.as_ref().map_or(0, Tree::len)
+    }
+}
+
+impl Transaction<'_> {
+    /// What a key holds, whole. `entry` was read of it.
+    pub fn take(&mut self, database: u16, key: &[u8], entry: Entry) -> Result<Taken, Fault> {
+        let elements = match &entry.value {
+            Value::Split(split) => {
+                let all = self.elements(database, key, split)?;
+                self.works(all.len() * size_of::<Held>())?;
+                Some(all)
+            }
+            Value::String(_) | Value::Packed(_) | Value::Element(_) | Value::Unreadable(_) => None,
+        };
+        Ok(Taken {
+            state: entry.state()?,
+            elements,
+        })
+    }
+
+    /// Gives a key what another one held. A split collection becomes one of a new version.
+    pub fn give(&mut self, database: u16, key: &[u8], taken: Taken) -> Result<(), Fault> {
+        let Taken { mut state, elements } = taken;
+        let (Value::Split(split), Some(elements)) = (&mut state.value, &elements) else {
+            self.put(database, key, state);
+            return Ok(());
+        };
+        if elements.len() > MOST_ELEMENTS {
+            return Err(Fault::error(format!(
+                "ERR the collection has {} elements, and a command can write at most {MOST_ELEMENTS}; nothing was written",
+                elements.len()
+            )));
+        }
+        let now = self.now;
+        *split = Split::new(split.of(), Version::new(now), &split.metadata());
+        let split = split.clone();
+        // A head comes before its elements.
+        self.put(database, key, state);
+        for held in elements.iter().filter(|held| held.is_live(now)) {
+            let Value::Element(element) = &held.value else {
+                return Err(unreadable(key, &held.value));
+            };
+            self.put_element(database, key, &split, &held.name, Some(element.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn put(tree: &mut Tree<Held>, sub_key: &[u8], value: Option<Value>) {
+    match value {
+        Some(value) => drop(tree.insert(Held::new(sub_key, value, u64::MAX))),
+        None => drop(tree.remove(Held::named(sub_key))),
+    }
+}
+
+/// The error for a collection with this element, which is none.
+pub fn unreadable(key: &[u8], value: &Value) -> Fault {
+    let why = match value {
+        Value::Unreadable(why) => why,
+        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => "it is of another type",
+    };
+    let shown = &key[..key.len().min(100)];
+    Fault::error(format!(
+        "ERR an element of the collection at {} cannot be read: {why}",
+        shown.escape_ascii()
+    ))
+}
+
+impl Service {
+    fn element(&self, number: u16, record_key: &[u8], pending: bool, most: usize) -> Result<SeenElement, StoreError> {
+        let database = &self.databases[number as usize];
+        let partition = self.log.partition(number, record_key);
+        match database.elements.get(record_key, pending) {
+            Known::Here(held, depends) => {
+                let offset = held
+                    .as_ref()
+                    .map(|held| held.offset)
+                    .filter(|offset| *offset < u64::MAX);
+                Ok(SeenElement {
+                    at: offset.map(|offset| At { partition, offset }),
+                    value: held.map(|held| held.value),
+                    depends,
+                    from_store: false,
+                })
+            }
+            Known::Unknown => {
+                self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                let entry = self.beneath(number, record_key, most)?;
+                Ok(SeenElement {
+                    at: entry.as_ref().map(|entry| At {
+                        partition: entry.meta.partition,
+                        offset: entry.meta.offset,
+                    }),
+                    value: entry.map(|entry| entry.value),
+                    depends: None,
+                    from_store: true,
+                })
+            }
+        }
+    }
+
+    /// All elements of a collection, from memory, or from the store into memory. `works` gets the
+    /// bytes that are read, and can stop it.
+    fn elements(
+        &self,
+        number: u16,
+        of: (&[u8], Version),
+        prefix: &Bytes,
+        pending: bool,
+        works: &mut dyn FnMut(usize) -> Result<(), Fault>,
+    ) -> Result<All, Fault> {
+        let database = &self.databases[number as usize];
+        loop {
+            // Several elements can become visible at once.
+            let one_moment = self.groups.hold_again();
+            if let Some(all) = database.elements.all(prefix, pending) {
+                return Ok(all);
+            }
+            drop(one_moment);
+            // In this order: what leaves memory from now on is in the buffer, and what has left the
+            // buffer is in the store.
+            let fill = database.elements.fill(prefix, self.log.partition(number, prefix));
+            let buffered = self.behind.elements(number, prefix);
+            let mut found = Vec::new();
+            let mut from = Some(Bytes::new());
+            while let Some(start) = from {
+                self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                let (mut bytes, before) = (0, found.len());
+                let mut meet = |sub_key: &[u8], entry: Entry| {
+                    bytes += sub_key.len() + entry.value.bytes();
+                    found.push(Held::new(sub_key, entry.value, entry.meta.offset));
+                };
+                from = self.store.elements(number, of, &start, PART, &mut meet)?;
+                works(bytes + STORE_READ + (found.len() - before) * size_of::<Held>())?;
+            }
+            found.retain(|held| {
+                let name = [&prefix[..], &held.name].concat();
+                !buffered.contains_key(&name[..])
+            });
+            for (name, change) in &buffered {
+                if let (Some(sub_key), Some(entry)) = (name.strip_prefix(&prefix[..]), change.entry())
+                    && database.visible(&entry)
+                {
+                    found.push(Held::new(sub_key, entry.value, entry.meta.offset));
+                }
+            }
+            let _one_moment = self.groups.hold_again();
+            if let Some(all) = fill.complete(found, pending) {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// True if a collection has an element that has not expired at this time. It reads no more than
+    /// it has to.
+    fn has_elements(
+        &self,
+        number: u16,
+        of: (&[u8], Version),
+        prefix: &Bytes,
+        pending: bool,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        let database = &self.databases[number as usize];
+        if let Some(has) = database.elements.has_live(prefix, pending, now) {
+            return Ok(has);
+        }
+        for (name, change) in self.behind.elements(number, prefix) {
+            let is_newest = matches!(database.elements.get(&name, pending), Known::Unknown);
+            if is_newest
+                && change
+                    .entry()
+                    .is_some_and(|entry| database.visible(&entry) && entry.is_live(now))
+            {
+                return Ok(true);
+            }
+        }
+        let (mut from, mut some) = (Some(Bytes::new()), FEW);
+        while let Some(start) = from {
+            let mut live = Vec::new();
+            let mut meet = |sub_key: &[u8], entry: Entry| {
+                if entry.is_live(now) {
+                    live.push([&prefix[..], sub_key].concat());
+                }
+            };
+            from = self.store.elements(number, of, &start, some, &mut meet)?;
+            some = PART;
+            for name in live {
+                // A newer state would have been found before, if it were a live one.
+                let is_newest = matches!(database.elements.get(&name, pending), Known::Unknown)
+                    && self.behind.get(number, &name).is_none();
+                if is_newest {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
