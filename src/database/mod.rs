@@ -53,7 +53,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, home_key};
+use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, home_key, is_reserved};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
@@ -613,6 +613,15 @@ impl Service {
     fn read_up_to(&self, database: u16, key: &[u8], pending: bool, most: usize) -> Result<Seen, StoreError> {
         let number = database;
         let database = &self.databases[number as usize];
+        if is_reserved(key) {
+            // The topic's own records, and elements of collections: no key of a user.
+            return Ok(Seen {
+                entry: None,
+                depends: None,
+                at: None,
+                from_store: false,
+            });
+        }
         match database.hot.get(key, pending) {
             Lookup::Committed(at, entry) => Ok(Seen {
                 entry: entry.filter(|e| database.visible(e)),

@@ -22,7 +22,7 @@ pub const HEADER_CONTROL: &str = "redis-control";
 pub const FLUSH_KEY: &[u8; 16] = b"\0highwater:flush";
 
 /// Upper estimate of the bytes that a record's headers take.
-pub const HEADER_BYTES: usize = 200;
+pub const HEADER_BYTES: usize = 160;
 
 /// How this version reads records. It grows when a record is taken for something else than before:
 /// a local store that another version filled is then rebuilt.

@@ -264,6 +264,35 @@ fn a_split_hash_takes_part_in_transactions() {
     client.check("HLEN g", ":9");
     client.check("SWAPDB 0 1", "+OK");
     client.check("HGET h f3", "$5\r\nother");
+    let usage = Reply::parse(&client.line("MEMORY USAGE h")).integer();
+    assert!(usage.is_some_and(|bytes| bytes > 9 * 50), "{usage:?}");
+}
+
+#[test]
+fn a_command_that_would_write_too_many_fields_is_refused() {
+    let node = Highwater::builder().args(SMALL).args(&["--fsync", "no"]).start();
+    let mut client = node.client();
+    client.set_deadline(SOON);
+    let pairs = |fields: std::ops::Range<u32>| -> String { fields.map(|field| format!(" f{field} v")).collect() };
+    // It can be one record.
+    client.check(&format!("HSET h{}", pairs(0..100_001)), ":100001");
+    client.check("HSET h f0 new", ":0");
+    client.check("DEL h", ":1");
+    client.check(&format!("HSET h{}", pairs(0..60_000)), ":60000");
+    let reply = String::from_utf8_lossy(&client.line(&format!("HSET h{}", pairs(0..100_001)))).into_owned();
+    assert!(
+        reply.starts_with("-ERR a transaction can write at most 100000 elements"),
+        "{reply}"
+    );
+    client.check("HSET h f0 new", ":0");
+    client.check(&format!("HSET h{}", pairs(50_000..120_000)), ":60000");
+    client.check("HLEN h", ":120000");
+    let reply = String::from_utf8_lossy(&client.line("COPY h g")).into_owned();
+    assert!(
+        reply.starts_with("-ERR a transaction can write at most 100000 elements"),
+        "{reply}"
+    );
+    client.check("EXISTS g", ":0");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::command::data::Whole;
 use crate::command::{Data, Fault};
 use crate::database::Form;
 use crate::database::hot::own;
+use crate::database::transaction::MOST_ELEMENTS;
 use crate::model::{Collection, Element, Field, Fields, Packed, Split, State, Value, Version};
 
 pub struct Hash<'k> {
@@ -187,6 +188,7 @@ impl Data<'_, '_> {
     /// True if a collection is too large to be one record.
     fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
         let (bytes, most) = self.config.packed_limits();
-        packed.bytes().len() > bytes || elements > most
+        // What one transaction could not write stays one record.
+        (packed.bytes().len() > bytes || elements > most) && elements <= MOST_ELEMENTS
     }
 }

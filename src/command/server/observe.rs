@@ -331,8 +331,9 @@ fn memory_usage(data: &mut Data, args: Args) -> Outcome {
     let Some(entry) = data.transaction.peek(database, args[2])? else {
         return Ok(Reply::Null);
     };
-    let state = entry.state()?;
-    Ok(number((SLOT_OVERHEAD + args[2].len() + state.value.bytes()) as u64))
+    let taken = data.transaction.take(database, args[2], entry)?;
+    let bytes = SLOT_OVERHEAD * taken.records() + args[2].len() + taken.bytes();
+    Ok(number(bytes as u64))
 }
 
 fn memory_doctor(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {

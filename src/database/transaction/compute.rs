@@ -201,6 +201,7 @@ impl Service {
             now: now_ms(),
             items: SmallVec::new(),
             bytes: 0,
+            elements: 0,
             places: HashMap::new(),
             trees: HashMap::new(),
             depends: SmallVec::new(),

@@ -21,9 +21,6 @@ use std::sync::atomic::Ordering;
 /// enough.
 const PART: usize = 256;
 const FEW: usize = 8;
-/// The most elements that one command writes anew: what a transaction can end within the write
-/// timeout.
-const MOST_ELEMENTS: usize = 100_000;
 
 /// One element, as it was read.
 struct SeenElement {
@@ -297,12 +294,6 @@ impl Transaction<'_> {
             self.put(database, key, state);
             return Ok(());
         };
-        if elements.len() > MOST_ELEMENTS {
-            return Err(Fault::error(format!(
-                "ERR the collection has {} elements, and a command can write at most {MOST_ELEMENTS}; nothing was written",
-                elements.len()
-            )));
-        }
         let now = self.now;
         *split = Split::new(split.of(), Version::new(now), &split.metadata());
         let split = split.clone();
@@ -313,6 +304,7 @@ impl Transaction<'_> {
                 return Err(unreadable(key, &held.value));
             };
             self.put_element(database, key, &split, &held.name, Some(element.clone()));
+            self.check_size()?;
         }
         Ok(())
     }

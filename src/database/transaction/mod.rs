@@ -28,7 +28,7 @@ use super::flushed::Flushed;
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
-use crate::model::{Entry, State, Tree, Value, is_reserved};
+use crate::model::{Entry, State, Tree, Value};
 use crate::store::Scanned;
 
 /// From this many items on, a transaction finds its own writes by a map instead of a linear search.
@@ -44,6 +44,9 @@ pub struct Lookups {
 /// Bytes that one transaction may write: keys, values and [`RECORD_BYTES`] for each record. A
 /// command of a few bytes can make a value of megabytes.
 const MAX_BYTES: usize = 256 << 20;
+/// The most elements of split collections that one transaction writes: what Kafka can end within
+/// the write timeout.
+pub const MOST_ELEMENTS: usize = 100_000;
 /// What each record counts besides its key and value. On its way to the log and to memory it takes
 /// three times as much.
 const RECORD_BYTES: usize = 256;
@@ -56,6 +59,8 @@ pub struct Transaction<'s> {
     items: SmallVec<[Item; 1]>,
     /// Bytes of their keys and values.
     bytes: usize,
+    /// How many of them are elements.
+    elements: usize,
     /// Place in `items` of each key, once there are more than [`LINEAR`].
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
@@ -173,7 +178,7 @@ impl<'s> Transaction<'s> {
         if let Some(place) = self.place(database, key) {
             return Ok(self.own_entry(place));
         }
-        if self.flushed.contains(&database) || is_reserved(key) {
+        if self.flushed.contains(&database) {
             return Ok(None);
         }
         self.looks();
@@ -215,6 +220,11 @@ impl<'s> Transaction<'s> {
         if self.bytes > MAX_BYTES {
             return Err(Fault::error(format!(
                 "ERR a transaction can write at most {MAX_BYTES} bytes; nothing was written"
+            )));
+        }
+        if self.elements > MOST_ELEMENTS {
+            return Err(Fault::error(format!(
+                "ERR a transaction can write at most {MOST_ELEMENTS} elements of collections; nothing was written"
             )));
         }
         Ok(())
@@ -436,6 +446,7 @@ impl<'s> Transaction<'s> {
             return;
         }
         self.bytes += key.len() + RECORD_BYTES;
+        self.elements += usize::from(matches!(item, Item::Element { .. }));
         if self.items.len() == LINEAR {
             for (place, item) in self.items.iter().enumerate() {
                 if let Some((database, key)) = item.name() {
