@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Fault, Transaction};
 use crate::config::Config;
 use crate::database::hot::own;
-use crate::database::transaction::unreadable;
+use crate::database::transaction::element_of;
 use crate::database::{Form, Held};
 use crate::model::{Collection, Element, Elements, Entry, Field, Packed, State, Tree, Value};
 
@@ -258,12 +258,4 @@ pub fn zero_padded(value: &[u8], length: usize) -> Vec<u8> {
     let mut padded = vec![0; value.len().max(length)];
     padded[..value.len()].copy_from_slice(value);
     padded
-}
-
-/// What an element of the collection at a key holds.
-pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> {
-    match &held.value {
-        Value::Element(element) => Ok(element),
-        other => Err(unreadable(key, other)),
-    }
 }

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use self::changing::{Hash, lasting};
 use super::args::{self, OVERFLOW, SYNTAX, int, is, parse_int, wrong_arity};
 use super::collections::{RandomCount, Scan, nothing_scanned};
-use super::data::element_of;
 use super::key_specs::access::{self, CHANGES, READS};
 use super::strings::long_double::LongDouble;
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 use crate::database::Held;
 use crate::database::hot::own;
+use crate::database::transaction::element_of;
 use crate::model::{Collection, Field, Fields, Tree};
 
 const FAST_WRITE: u32 = flag::WRITE | flag::DENYOOM | flag::FAST;

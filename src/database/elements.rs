@@ -231,8 +231,7 @@ impl Elements {
         let shard = self.shard(prefix);
         let loaded = shard.collections.get(prefix)?;
         let is_complete = loaded.is_complete;
-        let (ahead, shown) = (loaded.ahead.as_ref().filter(|_| pending), loaded.shown.clone());
-        let tree = ahead.cloned().unwrap_or(shown);
+        let tree = loaded.tree(pending).clone();
         // Of a part of a collection nothing is made ahead.
         let mut newest = loaded.under_way.values().filter_map(|writes| writes.last());
         let is_live = |(write, item): &(Arc<Write>, usize)| {
@@ -378,11 +377,9 @@ impl Elements {
         let Some(loaded) = shard.collections.get_mut(prefix) else {
             return;
         };
-        let count = if loaded.is_complete { 0 } else { loaded.shown.len() } + loaded.gone.len();
-        if count >= loaded.purge_at.max(PART) && loaded.fills == 0 {
+        if loaded.passing() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
             self.forget_stored(loaded);
-            let left = if loaded.is_complete { 0 } else { loaded.shown.len() } + loaded.gone.len();
-            loaded.purge_at = left * 2;
+            loaded.purge_at = loaded.passing() * 2;
         }
         let limit = self.budget.limit.load(Relaxed);
         for _ in 0..EVICTION_STEPS {
@@ -505,17 +502,27 @@ impl Shard {
 }
 
 impl Loaded {
+    /// What is here; with `pending` also what is under way, if all elements are here.
+    fn tree(&self, pending: bool) -> &Tree<Held> {
+        self.ahead.as_ref().filter(|_| pending).unwrap_or(&self.shown)
+    }
+
     fn all(&self, pending: bool) -> All {
-        let ahead = self.ahead.as_ref().filter(|_| pending);
         let mut depends: Vec<Arc<Write>> = Vec::new();
-        if ahead.is_some() {
+        if pending {
             let writes = self.under_way.values().filter_map(|writes| writes.last());
             depends.extend(writes.map(|(write, _)| write.clone()));
         }
         All {
-            tree: ahead.unwrap_or(&self.shown).clone(),
+            tree: self.tree(pending).clone(),
             depends,
         }
+    }
+
+    /// How much is here only until the store has it.
+    fn passing(&self) -> usize {
+        let elements = if self.is_complete { 0 } else { self.shown.len() };
+        elements + self.gone.len()
     }
 
     /// The newest record of an element that is here.
@@ -549,7 +556,7 @@ impl Loaded {
         }
     }
 
-    /// Makes what is ahead anew.
+    /// Makes what is ahead from all that is shown and under way.
     fn look_ahead(&mut self) {
         self.ahead = (!self.under_way.is_empty()).then(|| {
             let mut ahead = self.shown.clone();

@@ -62,8 +62,7 @@ impl Service {
                 return Ok(false);
             }
             transaction.put_element(database, key, &split, sub_key, None);
-            let is_whole = !transaction.seems_to_have_elements(database, key, &split)?
-                && !transaction.has_elements(database, key, &split)?;
+            let is_whole = !transaction.keeps_elements(database, key, &split)?;
             if is_whole {
                 transaction.delete(database, key);
             }

@@ -16,7 +16,7 @@ const FEATURES: &[u8] = b"\0highwater:features";
 /// Log lines that say that a topic is not served.
 const NOT_SERVED: &str = "features of the format that this version does not know";
 
-fn header<'r>(record: &'r SeenRecord, name: &str) -> Option<&'r [u8]> {
+pub fn header<'r>(record: &'r SeenRecord, name: &str) -> Option<&'r [u8]> {
     let mut headers = record.headers.iter();
     headers.find(|(key, _)| key == name).map(|(_, value)| &value[..])
 }
@@ -32,7 +32,7 @@ fn text(client: &mut Client, line: &str) -> String {
     String::from_utf8_lossy(&client.line(line)).into_owned()
 }
 
-fn shows(client: &mut Client, line: &str, reply: &str) {
+pub fn shows(client: &mut Client, line: &str, reply: &str) {
     eventually(line, SOON, || client.line(line) == format!("{reply}\r\n").into_bytes());
 }
 
@@ -93,10 +93,14 @@ fn a_hash_is_one_record_and_every_node_shows_it() {
 
 #[test]
 fn two_nodes_that_change_one_hash_lose_nothing() {
-    const EACH: i64 = 100;
     let kafka = kafka::shared();
     let topic = fresh_topic("hash-fight");
-    let nodes = [Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)];
+    count_in_one_hash(&[Highwater::on_kafka(kafka, &topic), Highwater::on_kafka(kafka, &topic)]);
+}
+
+/// Two nodes count in the hash `h` at the same time, in one field and in one of their own.
+pub fn count_in_one_hash(nodes: &[Highwater; 2]) {
+    const EACH: i64 = 100;
     thread::scope(|scope| {
         for (node, own) in nodes.iter().zip(["a", "b"]) {
             scope.spawn(move || {
@@ -110,7 +114,7 @@ fn two_nodes_that_change_one_hash_lose_nothing() {
             });
         }
     });
-    for node in &nodes {
+    for node in nodes {
         shows(
             &mut node.client(),
             "HMGET h both a b",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
+use crate::collections::{count_in_one_hash, header, shows};
 use crate::hostile_producers::Hostile;
 use crate::support::client::Client;
 use crate::support::eventually;
@@ -19,11 +20,6 @@ const SMALL: &[&str] = &["--max-packed-elements", "4"];
 
 fn node(kafka: &Kafka, topic: &str) -> Highwater {
     Highwater::builder().kafka(kafka, topic).args(SMALL).start()
-}
-
-fn header<'r>(record: &'r SeenRecord, name: &str) -> Option<&'r [u8]> {
-    let mut headers = record.headers.iter();
-    headers.find(|(key, _)| key == name).map(|(_, value)| &value[..])
 }
 
 /// What a topic's records say, key by key.
@@ -46,10 +42,6 @@ fn fields(client: &mut Client, key: &str) -> BTreeMap<String, String> {
         .iter()
         .map(|[field, value]| (field.clone(), value.clone()))
         .collect()
-}
-
-fn shows(client: &mut Client, line: &str, reply: &str) {
-    eventually(line, SOON, || client.line(line) == format!("{reply}\r\n").into_bytes());
 }
 
 fn set_many(client: &mut Client, key: &str, fields: std::ops::Range<u32>, value: &str) {
@@ -171,32 +163,12 @@ fn two_nodes_write_different_fields_of_one_hash_without_a_conflict() {
 
 #[test]
 fn two_nodes_that_count_in_one_split_hash_lose_nothing() {
-    const EACH: i64 = 100;
     let kafka = kafka::shared();
     let topic = fresh_topic("split-fight");
     let nodes = [node(kafka, &topic), node(kafka, &topic)];
     set_many(&mut nodes[0].client(), "h", 0..10, "v");
     shows(&mut nodes[1].client(), "HLEN h", ":10");
-    thread::scope(|scope| {
-        for (node, own) in nodes.iter().zip(["a", "b"]) {
-            scope.spawn(move || {
-                let mut client = node.client();
-                client.set_deadline(SOON);
-                for _ in 0..EACH {
-                    for line in ["HINCRBY h both 1".to_owned(), format!("HINCRBY h {own} 1")] {
-                        eventually(&line, SOON, || Reply::parse(&client.line(&line)).integer().is_some());
-                    }
-                }
-            });
-        }
-    });
-    for node in &nodes {
-        shows(
-            &mut node.client(),
-            "HMGET h both a b",
-            "*3\r\n$3\r\n200\r\n$3\r\n100\r\n$3\r\n100",
-        );
-    }
+    count_in_one_hash(&nodes);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::command::{Data, Fault};
 use crate::database::Form;
 use crate::database::hot::own;
 use crate::database::transaction::MOST_ELEMENTS;
-use crate::model::{Collection, Element, Field, Fields, Packed, Split, State, Value, Version};
+use crate::model::{Collection, Element, Field, Fields, Packed, Split};
 
 pub struct Hash<'k> {
     key: &'k [u8],
@@ -36,7 +36,7 @@ impl<'k> Hash<'k> {
         let whole = match &entry {
             None => Whole::default(),
             Some(entry) => match entry.collection(Collection::Hash)? {
-                Form::Split(split) if data.has_elements(key, split)? => {
+                Form::Split(split) if data.transaction.keeps_elements(data.database, key, split)? => {
                     let form = Held::Split {
                         split: split.clone(),
                         is_less: false,
@@ -143,7 +143,7 @@ impl<'k> Hash<'k> {
                 Ok(())
             }
             Held::Split { split, is_less } => {
-                if is_less && !data.has_elements(self.key, &split)? {
+                if is_less && !data.transaction.keeps_elements(data.database, self.key, &split)? {
                     data.delete(self.key);
                 }
                 Ok(())
@@ -154,17 +154,12 @@ impl<'k> Hash<'k> {
 
 /// Writes a hash with a record for each field, under a new version.
 fn write_split(data: &mut Data, key: &[u8], whole: Whole<Fields>) {
-    let split = Split::new(Collection::Hash, Version::new(data.now()), b"");
-    data.put(
-        key,
-        State {
-            value: Value::Split(split.clone()),
-            expire_at: whole.expire_at,
-        },
-    );
+    let database = data.database;
+    let split = data
+        .transaction
+        .put_split(database, key, Collection::Hash, b"", whole.expire_at);
     for (name, field) in whole.elements.0 {
         let element = Element::new(&field.value, field.expire_at);
-        let database = data.database;
         data.transaction
             .put_element(database, key, &split, &name, Some(element));
     }
@@ -177,14 +172,6 @@ pub fn lasting(value: Bytes) -> Field {
 }
 
 impl Data<'_, '_> {
-    /// True if a split collection has an element that has not expired. What is written rests on it
-    /// only if there is none: so those who write different elements do not hinder each other.
-    fn has_elements(&mut self, key: &[u8], split: &Split) -> Result<bool, Fault> {
-        let (database, transaction) = (self.database, &mut self.transaction);
-        Ok(transaction.seems_to_have_elements(database, key, split)?
-            || transaction.has_elements(database, key, split)?)
-    }
-
     /// True if a collection is too large to be one record.
     fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
         let (bytes, most) = self.config.packed_limits();

@@ -12,7 +12,7 @@ use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
 use crate::log::Read;
-use crate::model::{Element, ElementName, Entry, Meta, Split, State, Tree, Value, Version};
+use crate::model::{Collection, Element, ElementName, Entry, Meta, Split, State, Tree, Value, Version};
 use crate::store::StoreError;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -190,19 +190,16 @@ impl Transaction<'_> {
     /// As [`Transaction::has_elements`], for the reply alone: what is written does not rest on it.
     pub fn seems_to_have_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
         let prefix = record_key(key, split, b"");
-        let mut own = self.items.iter().filter(|item| {
-            let name = item.name();
-            name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix) && name.len() >= prefix.len())
-        });
         let now = self.now;
-        if own.any(|item| item.element_value().is_some_and(|value| value.is_live(now))) {
-            return Ok(true);
-        }
-        let is_changed = self.items.iter().any(|item| {
+        let is_own = |item: &&Item| {
             let name = item.name();
             name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix))
-        });
-        if is_changed {
+        };
+        let is_live = |item: &Item| item.element_value().is_some_and(|value| value.is_live(now));
+        if self.items.iter().filter(is_own).any(is_live) {
+            return Ok(true);
+        }
+        if self.items.iter().any(|item| is_own(&item)) {
             // It has removed some: all others have to be looked at.
             let tree = self.elements(database, key, split)?;
             return Ok(has_live(&tree, now));
@@ -211,6 +208,12 @@ impl Transaction<'_> {
         let pending = self.view != View::Committed;
         let place = (key, split.version());
         Ok(self.service.has_elements(database, place, &prefix, pending, now)?)
+    }
+
+    /// As [`Transaction::has_elements`], but what is written rests on it only if there is none. So
+    /// those who write different elements do not hinder each other.
+    pub fn keeps_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
+        Ok(self.seems_to_have_elements(database, key, split)? || self.has_elements(database, key, split)?)
     }
 
     /// Writes the tombstone of an orphan whose record is at this place, on the condition that no
@@ -289,24 +292,35 @@ impl Transaction<'_> {
 
     /// Gives a key what another one held. A split collection becomes one of a new version.
     pub fn give(&mut self, database: u16, key: &[u8], taken: Taken) -> Result<(), Fault> {
-        let Taken { mut state, elements } = taken;
-        let (Value::Split(split), Some(elements)) = (&mut state.value, &elements) else {
+        let Taken { state, elements } = taken;
+        let (Value::Split(old), Some(elements)) = (&state.value, &elements) else {
             self.put(database, key, state);
             return Ok(());
         };
         let now = self.now;
-        *split = Split::new(split.of(), Version::new(now), &split.metadata());
-        let split = split.clone();
-        // A head comes before its elements.
-        self.put(database, key, state);
+        let split = self.put_split(database, key, old.of(), &old.metadata(), state.expire_at);
         for held in elements.iter().filter(|held| held.is_live(now)) {
-            let Value::Element(element) = &held.value else {
-                return Err(unreadable(key, &held.value));
-            };
-            self.put_element(database, key, &split, &held.name, Some(element.clone()));
+            let element = element_of(key, held)?.clone();
+            self.put_element(database, key, &split, &held.name, Some(element));
             self.check_size()?;
         }
         Ok(())
+    }
+
+    /// Gives a key a split collection of a new version. It has no elements yet: a head comes before
+    /// its elements.
+    pub fn put_split(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        of: Collection,
+        metadata: &[u8],
+        expire_at: Option<u64>,
+    ) -> Split {
+        let split = Split::new(of, Version::new(self.now), metadata);
+        let value = Value::Split(split.clone());
+        self.put(database, key, State { value, expire_at });
+        split
     }
 }
 
@@ -317,8 +331,16 @@ fn put(tree: &mut Tree<Held>, sub_key: &[u8], value: Option<Value>) {
     }
 }
 
+/// What an element of the collection at a key holds.
+pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> {
+    match &held.value {
+        Value::Element(element) => Ok(element),
+        other => Err(unreadable(key, other)),
+    }
+}
+
 /// The error for a collection with this element, which is none.
-pub fn unreadable(key: &[u8], value: &Value) -> Fault {
+fn unreadable(key: &[u8], value: &Value) -> Fault {
     let why = match value {
         Value::Unreadable(why) => why,
         Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => "it is of another type",

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use self::compute::Watching;
 pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
-pub use self::elements::{Taken, unreadable};
+pub use self::elements::{Taken, element_of};
 use super::Service;
 use super::elements::Held;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
