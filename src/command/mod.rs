@@ -14,6 +14,7 @@
 pub mod admission;
 pub mod args;
 pub mod categories;
+mod changing;
 mod checks;
 pub mod clients;
 #[cfg(test)]

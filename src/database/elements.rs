@@ -8,8 +8,10 @@
 //! A collection of another version is another collection here. What has lost its head is dropped
 //! when the store finds it, or evicted.
 //!
-//! Reading all elements fills in those that memory lacks, from the store. What becomes visible
-//! meanwhile is merged with them: a fill that had to begin again at each change would never end.
+//! A collection that this node makes has all its elements in memory from the beginning. Of another
+//! one memory has those that were read or written. Reading all elements fills in those that memory
+//! lacks, from the store. What becomes visible meanwhile is merged with them: a fill that had to
+//! begin again at each change would never end.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -29,8 +31,8 @@ use crate::store::key_hash;
 const SHARDS: usize = 16;
 /// What an element costs besides its name and value, bytes (measured roughly).
 const OVERHEAD: usize = 160;
-/// A part of a collection is looked through for what the store has by now when it has this many
-/// elements, and when it has doubled since.
+/// Removed elements are looked through for those whose removal the store has by now when there are
+/// this many, and when they have doubled since.
 const PART: usize = 1_024;
 /// The most collections that one insert looks at to make room.
 const EVICTION_STEPS: usize = 4;
@@ -106,7 +108,8 @@ struct Loaded {
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64>,
     under_way: HashMap<Box<[u8]>, UnderWay>,
-    /// `shown` with what is under way; `None` while nothing is.
+    /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
+    /// to date until nothing is under way.
     ahead: Option<Tree<Held>>,
     /// Readers that are filling in the rest.
     fills: u32,
@@ -166,6 +169,9 @@ impl Drop for Fill<'_> {
         let mut shard = self.elements.shard(self.prefix);
         if let Some(loaded) = shard.collections.get_mut(self.prefix) {
             loaded.fills = loaded.fills.saturating_sub(1);
+            if loaded.is_unused() {
+                shard.collections.swap_remove(self.prefix);
+            }
         }
     }
 }
@@ -179,7 +185,7 @@ pub fn has_live(tree: &Tree<Held>, now: u64) -> bool {
 }
 
 /// The collection of an element's record, as the shards name it, and the element's name.
-fn split(record_key: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(record_key: &[u8]) -> (&[u8], &[u8]) {
     let sub_key = ElementName::parse(record_key).map_or(0, |name| name.sub_key.len());
     record_key.split_at(record_key.len() - sub_key)
 }
@@ -225,22 +231,32 @@ impl Elements {
         Some(loaded.all(pending))
     }
 
+    /// This node makes a collection, whose version nobody else knows: so far it has no elements.
+    pub fn begin<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
+        let fill = self.fill(prefix, partition);
+        self.shard(prefix).of(prefix).is_complete = true;
+        fill
+    }
+
     /// Whether a collection has an element that has not expired at this time; `None` if the store
     /// has to be asked.
     pub fn has_live(&self, prefix: &[u8], pending: bool, now: u64) -> Option<bool> {
-        let shard = self.shard(prefix);
-        let loaded = shard.collections.get(prefix)?;
+        let mut shard = self.shard(prefix);
+        let loaded = shard.collections.get_mut(prefix)?;
         let is_complete = loaded.is_complete;
-        let tree = loaded.tree(pending).clone();
-        // Of a part of a collection nothing is made ahead.
+        if loaded.shown.least_mark() > now && loaded.shown.len() > loaded.under_way.len() {
+            // At least one of them is not being removed.
+            return Some(true);
+        }
         let mut newest = loaded.under_way.values().filter_map(|writes| writes.last());
         let is_live = |(write, item): &(Arc<Write>, usize)| {
             let value = write.items[*item].element_value();
             value.is_some_and(|value| value.is_live(now))
         };
-        if pending && !is_complete && newest.any(is_live) {
+        if pending && newest.any(is_live) {
             return Some(true);
         }
+        let tree = loaded.tree(pending);
         drop(shard);
         let has = has_live(&tree, now);
         (has || is_complete).then_some(has)
@@ -314,7 +330,10 @@ impl Elements {
         }
         let is_new = acknowledged.is_some_and(|(at, value)| self.merge(loaded, name, at, value));
         loaded.refresh(name);
-        self.tidy(&mut shard, prefix);
+        match loaded.is_unused() {
+            true => drop(shard.collections.swap_remove(prefix)),
+            false => self.tidy(&mut shard, prefix),
+        }
         is_new
     }
 
@@ -371,15 +390,14 @@ impl Elements {
         self.budget.used.fetch_sub(weight, Relaxed);
     }
 
-    /// Forgets what need not be here: removals that the store has, and of a part of a collection
-    /// the elements that the store has. Evicts a collection if memory is used up.
+    /// Forgets removals that the store has. Evicts a collection if memory is used up.
     fn tidy(&self, shard: &mut Shard, prefix: &[u8]) {
         let Some(loaded) = shard.collections.get_mut(prefix) else {
             return;
         };
-        if loaded.passing() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
-            self.forget_stored(loaded);
-            loaded.purge_at = loaded.passing() * 2;
+        if loaded.gone.len() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
+            loaded.forget_gone();
+            loaded.purge_at = loaded.gone.len() * 2;
         }
         let limit = self.budget.limit.load(Relaxed);
         for _ in 0..EVICTION_STEPS {
@@ -390,15 +408,15 @@ impl Elements {
         }
     }
 
+    /// Forgets what the store has.
     fn forget_stored(&self, loaded: &mut Loaded) {
         let stored = loaded.stored;
-        loaded.gone.retain(|_, offset| *offset >= stored);
-        if !loaded.is_complete {
-            let is_stored = |held: &&Held| held.offset < stored;
-            self.release(loaded.shown.iter().filter(is_stored));
-            let left = loaded.shown.iter().filter(|held| !is_stored(held));
-            loaded.shown = left.cloned().collect();
-        }
+        loaded.forget_gone();
+        loaded.is_complete = false;
+        let is_stored = |held: &&Held| held.offset < stored;
+        self.release(loaded.shown.iter().filter(is_stored));
+        let left = loaded.shown.iter().filter(|held| !is_stored(held));
+        loaded.shown = left.cloned().collect();
     }
 
     /// Takes from the next collection what the store has.
@@ -411,10 +429,9 @@ impl Elements {
         if std::mem::take(&mut loaded.touched) || loaded.fills > 0 || !loaded.under_way.is_empty() {
             return;
         }
-        loaded.is_complete = false;
         self.forget_stored(loaded);
         self.budget.evicted.fetch_add(1, Relaxed);
-        if loaded.shown.is_empty() && loaded.gone.is_empty() {
+        if loaded.is_unused() {
             shard.collections.swap_remove_index(hand);
         }
     }
@@ -462,6 +479,27 @@ impl Elements {
 }
 
 impl Fill<'_> {
+    /// Keeps one element that the store had, for the next reader.
+    pub fn keep(self, held: Held) {
+        let elements = self.elements;
+        let mut shard = elements.shard(self.prefix);
+        let loaded = shard.of(self.prefix);
+        if loaded.epoch == self.epoch {
+            self.merge(loaded, held);
+            elements.tidy(&mut shard, self.prefix);
+        }
+    }
+
+    fn merge(&self, loaded: &mut Loaded, held: Held) {
+        let at = At {
+            partition: self.partition,
+            offset: held.offset,
+        };
+        if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
+            self.elements.keep(loaded, &held.name, at, Some(held.value));
+        }
+    }
+
     /// Merges what the store had. From now on all elements are in memory, as long as there is room.
     /// `None`: what was read is of no use, since all was forgotten meanwhile.
     pub fn complete(self, found: Vec<Held>, pending: bool) -> Option<All> {
@@ -473,16 +511,9 @@ impl Fill<'_> {
         }
         if !loaded.is_complete {
             for held in found {
-                let at = At {
-                    partition: self.partition,
-                    offset: held.offset,
-                };
-                if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
-                    elements.keep(loaded, &held.name, at, Some(held.value));
-                }
+                self.merge(loaded, held);
             }
             loaded.is_complete = true;
-            loaded.look_ahead();
         }
         loaded.touched = true;
         let all = loaded.all(pending);
@@ -503,26 +534,36 @@ impl Shard {
 
 impl Loaded {
     /// What is here; with `pending` also what is under way, if all elements are here.
-    fn tree(&self, pending: bool) -> &Tree<Held> {
-        self.ahead.as_ref().filter(|_| pending).unwrap_or(&self.shown)
+    fn tree(&mut self, pending: bool) -> Tree<Held> {
+        if pending && self.is_complete && !self.under_way.is_empty() {
+            if self.ahead.is_none() {
+                self.look_ahead();
+            }
+            return self.ahead.clone().unwrap_or_default();
+        }
+        self.shown.clone()
     }
 
-    fn all(&self, pending: bool) -> All {
+    /// True if nothing of it is here.
+    fn is_unused(&self) -> bool {
+        self.shown.is_empty() && self.gone.is_empty() && self.under_way.is_empty() && self.fills == 0
+    }
+
+    fn all(&mut self, pending: bool) -> All {
         let mut depends: Vec<Arc<Write>> = Vec::new();
         if pending {
             let writes = self.under_way.values().filter_map(|writes| writes.last());
             depends.extend(writes.map(|(write, _)| write.clone()));
         }
         All {
-            tree: self.tree(pending).clone(),
+            tree: self.tree(pending),
             depends,
         }
     }
 
-    /// How much is here only until the store has it.
-    fn passing(&self) -> usize {
-        let elements = if self.is_complete { 0 } else { self.shown.len() };
-        elements + self.gone.len()
+    fn forget_gone(&mut self) {
+        let stored = self.stored;
+        self.gone.retain(|_, offset| *offset >= stored);
     }
 
     /// The newest record of an element that is here.
@@ -548,26 +589,27 @@ impl Loaded {
             self.ahead = None;
             return;
         }
+        if self.ahead.is_none() {
+            return;
+        }
         let newest = self.newest_of(name);
         match (&mut self.ahead, newest) {
             (Some(ahead), Some(held)) => drop(ahead.insert(held)),
             (Some(ahead), None) => drop(ahead.remove(Held::named(name))),
-            (None, _) => self.look_ahead(),
+            (None, _) => {}
         }
     }
 
     /// Makes what is ahead from all that is shown and under way.
     fn look_ahead(&mut self) {
-        self.ahead = (!self.under_way.is_empty()).then(|| {
-            let mut ahead = self.shown.clone();
-            for name in self.under_way.keys() {
-                match self.newest_of(name) {
-                    Some(held) => drop(ahead.insert(held)),
-                    None => drop(ahead.remove(Held::named(name))),
-                }
+        let mut ahead = self.shown.clone();
+        for name in self.under_way.keys() {
+            match self.newest_of(name) {
+                Some(held) => drop(ahead.insert(held)),
+                None => drop(ahead.remove(Held::named(name))),
             }
-            ahead
-        });
+        }
+        self.ahead = Some(ahead);
     }
 }
 

@@ -63,7 +63,7 @@ const PLAIN: &[&str] = &[
     "src/command/geo/cells.rs",
     "src/command/geo/search.rs",
     "src/command/hashes.rs",
-    "src/command/hashes/changing.rs",
+    "src/command/changing.rs",
     "src/command/hashes/expiry.rs",
     "src/command/float.rs",
     "src/command/highwater.rs",

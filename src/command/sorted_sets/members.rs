@@ -165,7 +165,7 @@ pub(super) fn zcard(data: &mut Data, args: Args) -> Outcome {
 }
 
 pub(super) fn zscore(data: &mut Data, args: Args) -> Outcome {
-    let score = data.score(args[1], args[2])?;
+    let score = data.one::<Scores>(args[1], args[2])?;
     Ok(score.map_or(Reply::Null, Reply::Double))
 }
 

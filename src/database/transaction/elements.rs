@@ -4,10 +4,10 @@
 
 use bytes::Bytes;
 
-use super::compute::known;
+use super::compute::known as newest;
 use super::{Transaction, View};
 use crate::database::Service;
-use crate::database::elements::{All, Held, Known, has_live};
+use crate::database::elements::{self, All, Held, Known, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
@@ -29,6 +29,13 @@ struct SeenElement {
     /// The record that it comes from, if it is known.
     at: Option<At>,
     from_store: bool,
+}
+
+/// All elements of a collection, as they were read and with what the transaction has written.
+pub(super) struct SeenAll {
+    tree: Tree<Held>,
+    /// What the outcome rests on once it depends on all of them.
+    rest: Option<Read>,
 }
 
 fn record_key(key: &[u8], split: &Split, sub_key: &[u8]) -> Bytes {
@@ -90,8 +97,22 @@ impl Transaction<'_> {
         if let Some(place) = self.place(database, &name) {
             return Ok(self.items[place].element_value());
         }
-        if let Some(tree) = self.trees.get(&(database, record_key(key, split, b""))) {
-            return Ok(tree.get(Held::named(sub_key)).map(|held| held.value.clone()));
+        if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
+            let held = all.tree.get(Held::named(sub_key));
+            if let Some(Read { at, known, .. }) = all.rest {
+                // An element is at home where its collection is.
+                let place = held.map(|held| At {
+                    partition: at.partition,
+                    offset: held.offset,
+                });
+                let known = newest(at, known, place);
+                self.reads.push(Read {
+                    at,
+                    key: Some(name),
+                    known,
+                });
+            }
+            return Ok(held.map(|held| held.value.clone()));
         }
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
@@ -108,7 +129,7 @@ impl Transaction<'_> {
             self.reads.push(Read {
                 at,
                 key: Some(name),
-                known: known(at, applied, seen.at),
+                known: newest(at, applied, seen.at),
             });
         }
         if let Some(write) = seen.depends {
@@ -122,10 +143,22 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        let tree = self.elements_to_pick(database, key, split)?;
         let prefix = record_key(key, split, b"");
-        if let Some(tree) = self.trees.get(&(database, prefix.clone())) {
-            return Ok(tree.clone());
+        let all = self.trees.get_mut(&(database, prefix));
+        self.reads.extend(all.and_then(|all| all.rest.take()));
+        Ok(tree)
+    }
+
+    /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
+    /// only on those that it reads once more, with [`Transaction::element`].
+    pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        let prefix = record_key(key, split, b"");
+        if let Some(all) = self.trees.get(&(database, prefix.clone())) {
+            return Ok(all.tree.clone());
         }
+        // In this order: what is read is at least as new as what was applied before.
+        let rest = self.rest_on_all(database, &prefix);
         let mut tree = self.all_elements(database, key, split, &prefix)?;
         for item in &self.items {
             if let Item::Element { database: of, key, .. } = item
@@ -135,14 +168,17 @@ impl Transaction<'_> {
                 put(&mut tree, sub_key, item.element_value());
             }
         }
-        self.trees.insert((database, prefix), tree.clone());
+        let all = SeenAll {
+            tree: tree.clone(),
+            rest,
+        };
+        self.trees.insert((database, prefix), all);
         Ok(tree)
     }
 
     /// All elements, without what this transaction has written.
     fn all_elements(&mut self, database: u16, key: &[u8], split: &Split, prefix: &Bytes) -> Result<Tree<Held>, Fault> {
         self.looks();
-        self.rests_on_all(database, prefix);
         let pending = self.view != View::Committed;
         let service = self.service;
         let All { tree, depends } =
@@ -170,15 +206,17 @@ impl Transaction<'_> {
     }
 
     pub(in crate::database) fn rests_on_all(&mut self, database: u16, prefix: &Bytes) {
-        if self.is_conditional()
-            && let Some((at, known)) = self.service.applied_at_home(database, prefix)
-        {
-            self.reads.push(Read {
-                at,
-                key: Some(prefix.clone()),
-                known,
-            });
+        let read = self.rest_on_all(database, prefix);
+        self.reads.extend(read);
+    }
+
+    fn rest_on_all(&self, database: u16, prefix: &Bytes) -> Option<Read> {
+        if !self.is_conditional() {
+            return None;
         }
+        let (at, known) = self.service.applied_at_home(database, prefix)?;
+        let key = Some(prefix.clone());
+        Some(Read { at, key, known })
     }
 
     /// True if a split collection has an element that has not expired.
@@ -229,7 +267,7 @@ impl Transaction<'_> {
         let read = Read {
             at,
             key: Some(name.clone()),
-            known: known(at, applied, Some(place)),
+            known: newest(at, applied, Some(place)),
         };
         let item = Item::Tombstone {
             database,
@@ -242,8 +280,8 @@ impl Transaction<'_> {
     /// Gives the split collection an element, or removes one.
     pub fn put_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8], element: Option<Element>) {
         let name = record_key(key, split, sub_key);
-        if let Some(tree) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
-            put(tree, sub_key, element.clone().map(Value::Element));
+        if let Some(all) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
+            put(&mut all.tree, sub_key, element.clone().map(Value::Element));
         }
         self.write_item(Item::Element {
             database,
@@ -319,6 +357,7 @@ impl Transaction<'_> {
     ) -> Split {
         let split = Split::new(of, Version::new(self.now), metadata);
         let value = Value::Split(split.clone());
+        self.begun.push((database, record_key(key, &split, b"")));
         self.put(database, key, State { value, expire_at });
         split
     }
@@ -345,11 +384,7 @@ fn unreadable(key: &[u8], value: &Value) -> Fault {
         Value::Unreadable(why) => why,
         Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => "it is of another type",
     };
-    let shown = &key[..key.len().min(100)];
-    Fault::error(format!(
-        "ERR an element of the collection at {} cannot be read: {why}",
-        shown.escape_ascii()
-    ))
+    Fault::unreadable_element(key, why)
 }
 
 impl Service {
@@ -371,7 +406,12 @@ impl Service {
             }
             Known::Unknown => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                let (prefix, name) = elements::split(record_key);
+                let fill = database.elements.fill(prefix, partition);
                 let entry = self.beneath(number, record_key, most)?;
+                if let Some(entry) = &entry {
+                    fill.keep(Held::new(name, entry.value.clone(), entry.meta.offset));
+                }
                 Ok(SeenElement {
                     at: entry.as_ref().map(|entry| At {
                         partition: entry.meta.partition,
