@@ -10,6 +10,9 @@ use crate::database::hot::own;
 use crate::database::transaction::MOST_ELEMENTS;
 use crate::model::{Named, Names, Packed, Split};
 
+/// A small collection is split when a write of it has lost so often in a row.
+const LOST: u64 = 2;
+
 pub struct Changing<'k, E> {
     key: &'k [u8],
     /// The key holds something, be it a collection without elements.
@@ -206,11 +209,14 @@ impl Data<'_, '_> {
         Ok(())
     }
 
-    /// True if a collection is too large to be one record.
+    /// True if a collection is too large to be one record, or if other nodes write other elements
+    /// of it: they would hinder each other again and again.
     fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
         let (bytes, most) = self.config.packed_limits();
+        let is_contended = self.transaction.lost >= LOST && elements > 1 && most < usize::MAX;
+        let is_large = packed.bytes().len() > bytes || elements > most;
         // What one transaction could not write stays one record.
-        (packed.bytes().len() > bytes || elements > most) && elements <= MOST_ELEMENTS
+        (is_contended || is_large) && elements <= MOST_ELEMENTS
     }
 
     /// Writes a collection with a record for each element, under a new version.

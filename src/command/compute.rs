@@ -72,13 +72,17 @@ pub(super) async fn take_turn(
 ) -> Step {
     /// Times that it is computed while others may change its keys.
     const UNLOCKED: usize = 2;
+    let lost = session.pace.lost;
     let (mut permit, mut times) = (shared.turns.take(turn).await, 0);
     loop {
         let locked = times == UNLOCKED;
-        session.pace = Pace { turn, locked };
+        session.pace = Pace { turn, locked, lost };
         // Other tasks of this thread go on elsewhere.
         let step = tokio::task::block_in_place(|| compute(session));
-        session.pace = Pace::default();
+        session.pace = Pace {
+            lost,
+            ..Pace::default()
+        };
         match step {
             Step::Before(Before::Wait(Wait::Changed)) if !locked => times += 1,
             Step::Before(Before::Wait(Wait::Turn(longer))) if longer > turn => {

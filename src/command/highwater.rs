@@ -14,9 +14,9 @@ use super::{
 };
 use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
-use crate::database::{Seen, Service, Wait};
+use crate::database::{Seen, Service, WRONG_TYPE, Wait};
 use crate::log::TopicPartition;
-use crate::model::Entry;
+use crate::model::{Collection, Entry, Fields, Members, Named, Scores, Value};
 
 /// Longest WAITFOR, in milliseconds.
 const LONGEST_WAIT: u64 = 3_600_000;
@@ -91,10 +91,10 @@ const SUBCOMMANDS: &[Command] = &[
     },
     Command {
         name: "highwater|where",
-        arity: 3,
+        arity: -3,
         flags: flag::READONLY | flag::FAST,
         keys: &[KeySpec::at(2, READS)],
-        summary: "HIGHWATER WHERE key: the topic, partition and offset of the record that the key's value comes from, its time, expiry and size.",
+        summary: "HIGHWATER WHERE key [element]: the topic, partition and offset of the record that the key's value comes from, or one field or member of it, with its time, expiry and size.",
         run: Run::Data(tell_where),
         ..ROW
     },
@@ -153,6 +153,11 @@ fn error(fault: Fault) -> Reply {
 /// for.
 fn tell_where(data: &mut Data, args: Args) -> Outcome {
     let (database, key) = (data.database, args[2]);
+    let element = match args[3..] {
+        [] => None,
+        [element] => Some(element),
+        _ => return Err(super::args::SYNTAX.into()),
+    };
     data.transaction.looks();
     let service = data.transaction.service();
     if data.transaction.sees_pending()
@@ -161,10 +166,24 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
     {
         return Err(Fault::Wait(Wait::Write(write)));
     }
-    let Seen { entry, .. } = service.read(database, key, false)?;
+    let Seen { mut entry, .. } = service.read(database, key, false)?;
+    if let (Some(of), Some(name)) = (&entry, element) {
+        if data.transaction.sees_pending()
+            && let Value::Split(split) = &of.value
+            && let Some(write) = service.element_under_way(database, key, split)
+            && write.outcome().is_none()
+        {
+            return Err(Fault::Wait(Wait::Write(write)));
+        }
+        entry = record_of_element(service, database, key, of, name)?;
+    }
     let now = data.now();
     let Some(Entry { meta, value }) = entry.filter(|entry| entry.is_live(now)) else {
         return Ok(Reply::Null);
+    };
+    let expire_at = match &value {
+        Value::Element(element) => element.expire_at(),
+        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Unreadable(_) => meta.expire_at,
     };
     let home = service.log.partition(database, key);
     let mut fields = vec![
@@ -173,7 +192,7 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
         field("partition", Reply::Int(meta.partition.into())),
         field("offset", number(meta.offset)),
         field("timestamp", Reply::Int(meta.timestamp)),
-        field("expire-at", meta.expire_at.map_or(Reply::Null, number)),
+        field("expire-at", expire_at.map_or(Reply::Null, number)),
         field("home-partition", Reply::Int(home.into())),
         field("misplaced", Reply::Bool(home != meta.partition)),
     ];
@@ -182,6 +201,31 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
         Err(reason) => field("unreadable", Reply::bulk(reason.as_bytes())),
     });
     Ok(Reply::Map(fields))
+}
+
+/// The record that an element of the collection comes from; the collection's own one if that has
+/// all of them.
+fn record_of_element(
+    service: &Service,
+    database: u16,
+    key: &[u8],
+    of: &Entry,
+    name: &[u8],
+) -> Result<Option<Entry>, Fault> {
+    let packed = match &of.value {
+        Value::Split(split) => return Ok(service.element_record(database, key, split, name)?),
+        Value::Packed(packed) => packed,
+        Value::String(_) | Value::Element(_) => return Err(WRONG_TYPE.into()),
+        Value::Unreadable(reason) => return Err(of.unreadable(reason)),
+    };
+    let is_there = match packed.of() {
+        Collection::Hash => Fields::find(packed, name).map(|found| found.is_some()),
+        Collection::Set => Members::find(packed, name).map(|found| found.is_some()),
+        Collection::SortedSet => Scores::find(packed, name).map(|found| found.is_some()),
+        Collection::List => return Err(WRONG_TYPE.into()),
+    };
+    let is_there = is_there.map_err(|problem| of.unreadable(problem))?;
+    Ok(is_there.then(|| of.clone()))
 }
 
 fn field(name: &'static str, value: Reply) -> (Reply, Reply) {

@@ -144,6 +144,7 @@ async fn compute_again(
             Run::Data(handler) => compute_one(session, shared, command, handler, request, pending.database, true),
             _ => exec::run(session, shared, &mut exec, true),
         };
+        session.pace.lost = pending.repeated + 1;
         let mut step = match turn {
             None => compute(session),
             Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
@@ -151,6 +152,7 @@ async fn compute_again(
         if let Step::Before(Before::Wait(Wait::Turn(turn))) = step {
             step = take_turn(session, shared, turn, compute).await;
         }
+        session.pace.lost = 0;
         match step {
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {

@@ -262,6 +262,12 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
+    /// True if records of the database can vanish from its topic without a later record of their
+    /// key. Cheap.
+    fn loses_records(&self, _database: u16) -> bool {
+        false
+    }
+
     /// Why nothing may be written to a database for now. Cheap.
     fn refuses_writes(&self, _database: u16) -> Option<String> {
         None

@@ -2,6 +2,8 @@
 //! one collection make of it, and what is left of one that is no more.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
@@ -169,6 +171,116 @@ fn two_nodes_that_count_in_one_split_hash_lose_nothing() {
     set_many(&mut nodes[0].client(), "h", 0..10, "v");
     shows(&mut nodes[1].client(), "HLEN h", ":10");
     count_in_one_hash(&nodes);
+}
+
+/// Small hashes are one record, until the nodes that write one hinder each other.
+#[test]
+fn a_small_hash_that_two_nodes_fight_for_is_split() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("split-contended");
+    let nodes = [0, 1].map(|_| Highwater::on_kafka(kafka, &topic));
+    nodes[0].client().check("HSET h a 0 b 0 c 0", ":3");
+    shows(&mut nodes[1].client(), "HLEN h", ":3");
+    assert!(header(&compacted(kafka, &topic)[&b"h"[..]], "redis-split").is_none());
+    let is_split = AtomicBool::new(false);
+    let count = |node: &Highwater, field: &str| {
+        let mut client = node.client();
+        client.set_deadline(SOON);
+        let mut counted = 0;
+        while !is_split.load(Relaxed) {
+            counted += 1;
+            client.check(&format!("HINCRBY h {field} 1"), &format!(":{counted}"));
+        }
+        counted
+    };
+    let counted = thread::scope(|scope| {
+        let counting = [
+            scope.spawn(|| count(&nodes[0], "a")),
+            scope.spawn(|| count(&nodes[1], "b")),
+        ];
+        eventually("the hash is split", SOON, || {
+            header(&compacted(kafka, &topic)[&b"h"[..]], "redis-split").is_some()
+        });
+        is_split.store(true, Relaxed);
+        counting.map(|counting| counting.join().expect("HINCRBY"))
+    });
+    for node in &nodes {
+        let mut client = node.client();
+        for (field, count) in ["a", "b"].into_iter().zip(counted) {
+            let count = count.to_string();
+            shows(
+                &mut client,
+                &format!("HGET h {field}"),
+                &format!("${}\r\n{count}", count.len()),
+            );
+        }
+        client.check("HLEN h", ":3");
+    }
+}
+
+#[test]
+fn where_tells_the_record_that_an_element_comes_from() {
+    let node = Highwater::builder().args(SMALL).start();
+    let mut client = node.client();
+    client.check("HSET h a 1 b 2", ":2");
+    client.check("SADD s a", ":1");
+    client.check("SET string v", "+OK");
+    let place = |client: &mut Client, line: &str| {
+        let tree = client.tree(line);
+        let pairs: Vec<_> = tree.items().to_vec();
+        let (pairs, _) = pairs.as_chunks::<2>();
+        let number = |name: &str| {
+            let pair = pairs.iter().find(|[field, _]| field.bytes() == Some(name.as_bytes()));
+            pair.and_then(|[_, value]| value.integer())
+        };
+        (number("offset"), number("expire-at"))
+    };
+    // A small collection is one record.
+    let whole = place(&mut client, "HIGHWATER WHERE h");
+    assert_eq!(place(&mut client, "HIGHWATER WHERE h a"), whole);
+    for line in ["HIGHWATER WHERE h x", "HIGHWATER WHERE s x", "HIGHWATER WHERE x x"] {
+        client.check(line, "$-1");
+    }
+    assert!(client.line("HIGHWATER WHERE string a").starts_with(b"-WRONGTYPE"));
+    client.check("HIGHWATER WHERE h a b", "-ERR syntax error");
+    client.check("HSET h c 3 d 4 e 5", ":3");
+    let head = place(&mut client, "HIGHWATER WHERE h").0.expect("an offset");
+    let a = place(&mut client, "HIGHWATER WHERE h a").0.expect("an offset");
+    assert!(a > head, "{a} after {head}");
+    client.check("HEXPIREAT h 1900000000 FIELDS 1 a", "*1\r\n:1");
+    let (again, expiry) = place(&mut client, "HIGHWATER WHERE h a");
+    assert!(again.expect("an offset") > a);
+    assert_eq!(expiry, Some(1_900_000_000_000));
+    assert_eq!(place(&mut client, "HIGHWATER WHERE h").0, Some(head));
+    client.check("HDEL h a", ":1");
+    client.check("HIGHWATER WHERE h a", "$-1");
+}
+
+/// Half of a split collection may be gone there, and no record says so.
+#[test]
+fn a_topic_that_deletes_shows_no_split_collections() {
+    let kafka = kafka::shared();
+    let (topic, other) = (fresh_topic("split-own"), fresh_topic("split-deletes"));
+    kafka.create_topic(&other, 1, &[("cleanup.policy", "compact,delete")]);
+    send_elements(kafka, &other);
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--database", &format!("3={other},readonly")])
+        .allow("keys vanish from it without a delete")
+        .start();
+    let mut client = node.client();
+    client.check("SELECT 3", "+OK");
+    shows(&mut client, "GET behind", "$5\r\nright");
+    for line in [
+        "HGET good a",
+        "HGETALL good",
+        "SMEMBERS set",
+        "ZSCORE zset m",
+        "TYPE good",
+    ] {
+        let reply = String::from_utf8_lossy(&client.line(line)).into_owned();
+        assert!(reply.contains("cleanup.policy deletes"), "{line}: {reply}");
+    }
 }
 
 fn members(reply: &[u8]) -> Vec<Vec<u8>> {

@@ -7,10 +7,12 @@ use crate::database::{Pace, Place, Turn};
 const UNLOCKED: Pace = Pace {
     turn: Turn::Long,
     locked: false,
+    lost: 0,
 };
 const LOCKED: Pace = Pace {
     turn: Turn::Long,
     locked: true,
+    lost: 0,
 };
 
 impl Fixture {
@@ -187,7 +189,7 @@ fn what_takes_too_long_for_its_thread_is_refused() {
     };
     let large = Pace {
         turn: Turn::Large,
-        locked: false,
+        ..Pace::default()
     };
     assert!(works(Pace::default(), SHORT_WORK).is_ok());
     let refused = works(Pace::default(), SHORT_WORK + 1);

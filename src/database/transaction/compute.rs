@@ -164,6 +164,7 @@ impl Service {
         let pace = Pace {
             turn: Turn::Long,
             locked: true,
+            lost: 0,
         };
         self.transact_at(pace, owner, keys, view, f)
     }
@@ -204,6 +205,7 @@ impl Service {
             elements: 0,
             places: HashMap::new(),
             trees: HashMap::new(),
+            lost: pace.lost,
             begun: SmallVec::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),

@@ -425,6 +425,42 @@ impl Service {
         }
     }
 
+    /// The record of an element, as far as the log has acknowledged it, with an element of this
+    /// collection. Its time is -1 while this node has not read it.
+    pub fn element_record(
+        &self,
+        number: u16,
+        key: &[u8],
+        split: &Split,
+        sub_key: &[u8],
+    ) -> Result<Option<Entry>, StoreError> {
+        let name = record_key(key, split, sub_key);
+        let known = self.databases[number as usize].elements.get(&name, false);
+        let entry = self.beneath(number, &name, usize::MAX)?;
+        Ok(match known {
+            Known::Unknown => entry,
+            Known::Here(None, _) => None,
+            Known::Here(Some(held), _) => {
+                let is_it = |entry: &Entry| entry.meta.offset == held.offset;
+                let unread = || {
+                    let partition = self.log.partition(number, &name);
+                    let state = State {
+                        expire_at: None,
+                        value: held.value.clone(),
+                    };
+                    Entry::new(&state, partition, held.offset, -1)
+                };
+                Some(entry.filter(is_it).unwrap_or_else(unread))
+            }
+        })
+    }
+
+    /// A write under way of an element of this collection.
+    pub fn element_under_way(&self, number: u16, key: &[u8], split: &Split) -> Option<Arc<Write>> {
+        let prefix = record_key(key, split, b"");
+        self.databases[number as usize].elements.under_way(&prefix)
+    }
+
     /// All elements of a collection, from memory, or from the store into memory. `works` gets the
     /// bytes that are read, and can stop it.
     fn elements(

@@ -66,6 +66,8 @@ pub struct Transaction<'s> {
     /// Split collections that it has read whole, with its own writes; by the beginning of their
     /// elements' names.
     trees: HashMap<(u16, Bytes), elements::SeenAll>,
+    /// How often its write has lost against another writer, before it was computed again.
+    pub lost: u64,
     /// Split collections that it makes, named as above.
     begun: SmallVec<[(u16, Bytes); 1]>,
     flushed: SmallVec<[u16; 1]>,
@@ -212,7 +214,17 @@ impl<'s> Transaction<'s> {
         if let Some(write) = seen.depends {
             self.depend_on(write)?;
         }
-        Ok(seen.entry)
+        let mut entry = seen.entry;
+        if let Some(Entry { value, .. }) = &mut entry
+            && matches!(value, Value::Split(_))
+            && self.service.log.loses_records(database)
+        {
+            *value = Value::Unreadable(
+                "its elements have records of their own, and some may be gone: the topic's cleanup.policy deletes"
+                    .into(),
+            );
+        }
+        Ok(entry)
     }
 
     /// An error if it writes more than a transaction may. To be called now and then while there is

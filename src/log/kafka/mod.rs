@@ -273,6 +273,10 @@ impl Log for KafkaLog {
         Some(self.topic(database)?.tombstone_retention)
     }
 
+    fn loses_records(&self, database: u16) -> bool {
+        self.topic(database).is_some_and(|topic| topic.loses_records)
+    }
+
     fn chains(&self) -> bool {
         false
     }

@@ -460,6 +460,7 @@ mod tests {
             tombstone_retention: Duration::ZERO,
             copies: 1,
             grown_to: None,
+            loses_records: false,
             unsafe_policy: None,
         };
         let topics = Arc::new(Topics::fixed(&config, &health, vec![topic]));

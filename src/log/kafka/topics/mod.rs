@@ -46,6 +46,8 @@ pub(super) struct Topic {
     pub tombstone_retention: Duration,
     /// The least number of brokers that have an acknowledged record.
     pub copies: u32,
+    /// It is read-only, and its cleanup policy is not that of a compacted topic.
+    pub loses_records: bool,
     /// How many partitions the topic has by now, if that grew. Keys have other homes since then, so
     /// only the original partitions are read, and nothing is written.
     pub grown_to: Option<u32>,

@@ -198,6 +198,7 @@ impl Topics {
                 .number("min.insync.replicas")
                 .unwrap_or(1)
                 .clamp(1, described.replicas.max(1)) as u32,
+            loses_records: *read_only && is_lossy(policy),
             grown_to: None,
             unsafe_policy: None,
         };
@@ -245,11 +246,16 @@ fn not_compacted(servers: &str, name: &str, policy: &str) -> String {
     )
 }
 
+/// True if Kafka deletes records by this cleanup policy that are the newest ones of their keys.
+fn is_lossy(policy: &str) -> bool {
+    policy != "compact" && policy != UNKNOWN
+}
+
 /// The settings of a topic that can lose data, for a person to know.
 fn warnings(name: &str, policy: &str, replicas: usize, read_only: bool, settings: &Settings) -> Vec<String> {
     let mut all = Vec::new();
     if read_only {
-        if policy != "compact" && policy != UNKNOWN {
+        if is_lossy(policy) {
             all.push(format!("topic {name} has cleanup.policy={policy}: keys vanish from it without a delete, and stay here until the next rebuild"));
         }
         return all;
