@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::compute::known;
 use super::{Transaction, View};
 use crate::database::Service;
-use crate::database::elements::{All, Held, Known, has_live};
+use crate::database::elements::{All, Held, InOrder, Indexed, Known, Order, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
@@ -21,6 +21,15 @@ use std::sync::atomic::Ordering;
 /// enough.
 const PART: usize = 256;
 const FEW: usize = 8;
+
+/// A collection to be read whole.
+struct Whole<'k> {
+    /// The user's key, and the version.
+    of: (&'k [u8], Version),
+    /// What the names of its elements begin with.
+    prefix: &'k Bytes,
+    order: Option<Order>,
+}
 
 /// One element, as it was read.
 struct SeenElement {
@@ -66,6 +75,27 @@ impl Transaction<'_> {
         }
     }
 
+    /// As [`Transaction::element`], for several elements as they are at one moment.
+    pub fn some_elements(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        sub_keys: &[&[u8]],
+    ) -> Result<Vec<Option<Element>>, Fault> {
+        if sub_keys.len() > FEW {
+            // The lock would be held too long.
+            self.elements(database, key, split)?;
+        }
+        // Several elements can become visible at once.
+        let service = self.service;
+        let _one_moment = service.groups.hold_again();
+        let elements = sub_keys.iter();
+        elements
+            .map(|sub_key| self.element(database, key, split, sub_key))
+            .collect()
+    }
+
     /// True if there is such an element, and it has expired.
     pub fn has_expired_element(
         &mut self,
@@ -91,7 +121,7 @@ impl Transaction<'_> {
             return Ok(self.items[place].element_value());
         }
         if let Some(tree) = self.trees.get(&(database, record_key(key, split, b""))) {
-            return Ok(tree.get(Held::named(sub_key)).map(|held| held.value.clone()));
+            return Ok(tree.by_name().get(Held::named(sub_key)).map(|held| held.value.clone()));
         }
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
@@ -122,38 +152,70 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        Ok(self.indexed(database, key, split, None)?.by_name().clone())
+    }
+
+    /// As [`Transaction::elements`], in this order as well.
+    pub fn elements_in_order(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        order: Order,
+    ) -> Result<Indexed, Fault> {
+        self.indexed(database, key, split, Some(order))
+    }
+
+    fn indexed(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
         let prefix = record_key(key, split, b"");
-        if let Some(tree) = self.trees.get(&(database, prefix.clone())) {
-            return Ok(tree.clone());
+        let mut indexed = match self.trees.get(&(database, prefix.clone())) {
+            Some(indexed) if order.is_none_or(|order| indexed.in_order(order).is_some()) => {
+                return Ok(indexed.clone());
+            }
+            Some(indexed) => indexed.clone(),
+            None => self.all_elements(database, key, split, &prefix, order)?,
+        };
+        if let Some(order) = order.filter(|order| indexed.in_order(*order).is_none()) {
+            self.works(indexed.work())?;
+            indexed.put_in_order(order);
         }
-        let mut tree = self.all_elements(database, key, split, &prefix)?;
+        self.trees.insert((database, prefix), indexed.clone());
+        Ok(indexed)
+    }
+
+    /// All elements, with what this transaction has written.
+    fn all_elements(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        prefix: &Bytes,
+        order: Option<Order>,
+    ) -> Result<Indexed, Fault> {
+        self.looks();
+        self.rests_on_all(database, prefix);
+        let pending = self.view != View::Committed;
+        let service = self.service;
+        let whole = Whole {
+            of: (key, split.version()),
+            prefix,
+            order,
+        };
+        let All { mut elements, depends } =
+            service.elements(database, &whole, pending, &mut |bytes| self.works(bytes))?;
+        for write in depends {
+            self.depend_on(write)?;
+        }
+        self.check_head(database, key, split)?;
         for item in &self.items {
             if let Item::Element { database: of, key, .. } = item
                 && *of == database
                 && let Some(sub_key) = key.strip_prefix(&prefix[..])
             {
-                put(&mut tree, sub_key, item.element_value());
+                put(&mut elements, sub_key, item.element_value());
             }
         }
-        self.trees.insert((database, prefix), tree.clone());
-        Ok(tree)
-    }
-
-    /// All elements, without what this transaction has written.
-    fn all_elements(&mut self, database: u16, key: &[u8], split: &Split, prefix: &Bytes) -> Result<Tree<Held>, Fault> {
-        self.looks();
-        self.rests_on_all(database, prefix);
-        let pending = self.view != View::Committed;
-        let service = self.service;
-        let All { tree, depends } =
-            service.elements(database, (key, split.version()), prefix, pending, &mut |bytes| {
-                self.works(bytes)
-            })?;
-        for write in depends {
-            self.depend_on(write)?;
-        }
-        self.check_head(database, key, split)?;
-        Ok(tree)
+        Ok(elements)
     }
 
     /// Orphans get tombstones: elements that were read after their head has gone may be missing.
@@ -324,10 +386,10 @@ impl Transaction<'_> {
     }
 }
 
-fn put(tree: &mut Tree<Held>, sub_key: &[u8], value: Option<Value>) {
+fn put(elements: &mut Indexed, sub_key: &[u8], value: Option<Value>) {
     match value {
-        Some(value) => drop(tree.insert(Held::new(sub_key, value, u64::MAX))),
-        None => drop(tree.remove(Held::named(sub_key))),
+        Some(value) => drop(elements.insert(Held::new(sub_key, value, u64::MAX))),
+        None => drop(elements.remove(sub_key)),
     }
 }
 
@@ -339,12 +401,22 @@ pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> 
     }
 }
 
+/// The score of a member of the sorted set at a key.
+pub fn score_of(key: &[u8], element: &Element) -> Result<f64, Fault> {
+    element.score().map_err(|problem| unreadable_for(key, problem))
+}
+
 /// The error for a collection with this element, which is none.
 fn unreadable(key: &[u8], value: &Value) -> Fault {
-    let why = match value {
-        Value::Unreadable(why) => why,
-        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => "it is of another type",
-    };
+    match value {
+        Value::Unreadable(why) => unreadable_for(key, why),
+        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => {
+            unreadable_for(key, "it is of another type")
+        }
+    }
+}
+
+fn unreadable_for(key: &[u8], why: &str) -> Fault {
     let shown = &key[..key.len().min(100)];
     Fault::error(format!(
         "ERR an element of the collection at {} cannot be read: {why}",
@@ -386,26 +458,46 @@ impl Service {
     }
 
     /// All elements of a collection, from memory, or from the store into memory. `works` gets the
-    /// bytes that are read, and can stop it.
+    /// bytes that are gone through, and can stop it. They may lack the order, if memory is used up.
     fn elements(
         &self,
         number: u16,
-        of: (&[u8], Version),
-        prefix: &Bytes,
+        whole: &Whole,
         pending: bool,
         works: &mut dyn FnMut(usize) -> Result<(), Fault>,
     ) -> Result<All, Fault> {
+        let Whole { of, prefix, order } = *whole;
         let database = &self.databases[number as usize];
+        let partition = self.log.partition(number, prefix);
+        let mut all = None;
         loop {
             // Several elements can become visible at once.
             let one_moment = self.groups.hold_again();
-            if let Some(all) = database.elements.all(prefix, pending) {
+            match order {
+                None => all = database.elements.all(prefix, pending).or(all),
+                Some(order) => match database.elements.in_order(prefix, order, partition, pending) {
+                    Some(InOrder::Here(all)) => return Ok(all),
+                    Some(InOrder::ToMake(mut making)) => {
+                        drop(one_moment);
+                        works(making.work())?;
+                        making.put_in_order();
+                        let _one_moment = self.groups.hold_again();
+                        if let Some(all) = making.complete(pending) {
+                            return Ok(all);
+                        }
+                        all = None;
+                        continue;
+                    }
+                    None => {}
+                },
+            }
+            if let Some(all) = all {
                 return Ok(all);
             }
             drop(one_moment);
             // In this order: what leaves memory from now on is in the buffer, and what has left the
             // buffer is in the store.
-            let fill = database.elements.fill(prefix, self.log.partition(number, prefix));
+            let fill = database.elements.fill(prefix, partition);
             let buffered = self.behind.elements(number, prefix);
             let mut found = Vec::new();
             let mut from = Some(Bytes::new());
@@ -431,9 +523,7 @@ impl Service {
                 }
             }
             let _one_moment = self.groups.hold_again();
-            if let Some(all) = fill.complete(found, pending) {
-                return Ok(all);
-            }
+            all = fill.complete(found, pending);
         }
     }
 

@@ -20,15 +20,15 @@ use smallvec::SmallVec;
 use self::compute::Watching;
 pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
-pub use self::elements::{Taken, element_of};
+pub use self::elements::{Taken, element_of, score_of};
 use super::Service;
-use super::elements::Held;
+use super::elements::Indexed;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
-use crate::model::{Entry, State, Tree, Value};
+use crate::model::{Entry, State, Value};
 use crate::store::Scanned;
 
 /// From this many items on, a transaction finds its own writes by a map instead of a linear search.
@@ -66,7 +66,7 @@ pub struct Transaction<'s> {
     depends: SmallVec<[Arc<Write>; 1]>,
     /// Split collections that it has read whole, with its own writes; by the beginning of their
     /// elements' names.
-    trees: HashMap<(u16, Bytes), Tree<Held>>,
+    trees: HashMap<(u16, Bytes), Indexed>,
     flushed: SmallVec<[u16; 1]>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
