@@ -46,6 +46,11 @@ impl Data<'_, '_> {
         self.transaction.get(self.database, key)
     }
 
+    /// As [`Data::get`], but a split collection may have no elements any more.
+    pub fn head(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.transaction.head(self.database, key)
+    }
+
     /// As [`Data::get`], but counts as a keyspace hit or miss in a command that writes too.
     pub fn read(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
         self.transaction.read(self.database, key)

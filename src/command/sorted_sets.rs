@@ -11,7 +11,7 @@ mod ranges;
 use bytes::Bytes;
 
 use super::key_specs::access::{self, CHANGES, READS, SETS};
-use super::{Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use super::{Command, Compatibility, Data, KeySpec, Outcome, Reply, Run, flag};
 use crate::model::Scores;
 
 const FAST_WRITE: u32 = flag::WRITE | flag::DENYOOM | flag::FAST;
@@ -393,16 +393,11 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-/// Reads the sorted set at a key: an empty one if the key is missing.
-fn scores(data: &mut Data, key: &[u8]) -> Result<Scores, Fault> {
-    Ok(data.collection(key)?.elements)
-}
-
 /// Gives a key this sorted set, without an expiry. Without members the key is deleted. The reply is
 /// their number.
 fn store(data: &mut Data, key: &[u8], elements: Scores) -> Outcome {
     let count = elements.0.len();
-    data.store_result(key, elements)?;
+    data.store_scores(key, elements)?;
     Ok(Reply::Int(count as i64))
 }
 

@@ -173,7 +173,7 @@ pub fn lasting(value: Bytes) -> Field {
 
 impl Data<'_, '_> {
     /// True if a collection is too large to be one record.
-    fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
+    pub(in crate::command) fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
         let (bytes, most) = self.config.packed_limits();
         // What one transaction could not write stays one record.
         (packed.bytes().len() > bytes || elements > most) && elements <= MOST_ELEMENTS
