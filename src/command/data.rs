@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::database::hot::own;
 use crate::database::transaction::element_of;
 use crate::database::{Form, Held};
-use crate::model::{Collection, Element, Elements, Entry, Field, Packed, State, Tree, Value};
+use crate::model::{Collection, Element, Elements, Entry, Named, Packed, State, Tree, Value};
 
 /// A collection that a command changes. The key's expiry stays.
 #[derive(Default)]
@@ -46,11 +46,6 @@ impl Data<'_, '_> {
         self.transaction.get(self.database, key)
     }
 
-    /// As [`Data::get`], but a split collection may have no elements any more.
-    pub fn head(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
-        self.transaction.head(self.database, key)
-    }
-
     /// As [`Data::get`], but counts as a keyspace hit or miss in a command that writes too.
     pub fn read(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
         self.transaction.read(self.database, key)
@@ -66,54 +61,49 @@ impl Data<'_, '_> {
         self.transaction.read_string(self.database, key)
     }
 
-    /// One field of the hash at a key, unless it has expired.
-    pub fn field(&mut self, key: &[u8], name: &[u8]) -> Result<Option<Field>, Fault> {
+    /// What one element of the collection at a key holds, unless it has expired.
+    pub fn one<E: Named>(&mut self, key: &[u8], name: &[u8]) -> Result<Option<E::Held>, Fault> {
         match self.transaction.head(self.database, key)? {
-            Some(entry) => self.field_of(key, &entry, name),
+            Some(entry) => self.one_of::<E>(key, &entry, name),
             None => Ok(None),
         }
     }
 
-    /// One field of the hash that was read at a key, unless it has expired.
-    pub fn field_of(&mut self, key: &[u8], entry: &Entry, name: &[u8]) -> Result<Option<Field>, Fault> {
-        let now = self.now();
-        let of_packed = |packed: &Packed| Ok(packed.field(name)?.filter(|field| field.is_live(now)));
-        let of_element = |element: Element| Ok(Field::of(&element));
-        self.one(key, entry, name, Collection::Hash, of_packed, of_element)
-    }
-
-    /// The score of one member of the sorted set at a key.
-    pub fn score(&mut self, key: &[u8], member: &[u8]) -> Result<Option<f64>, Fault> {
-        let Some(entry) = self.transaction.head(self.database, key)? else {
-            return Ok(None);
-        };
-        let of_packed = |packed: &Packed| packed.score(member);
-        let of_element = |element: Element| element.score();
-        self.one(key, &entry, member, Collection::SortedSet, of_packed, of_element)
-    }
-
-    /// One element of the collection that was read at a key: found in a packed one, or made of its
-    /// own record. The error of Redis if the key holds something else.
-    fn one<T>(
-        &mut self,
-        key: &[u8],
-        entry: &Entry,
-        name: &[u8],
-        of: Collection,
-        of_packed: impl FnOnce(&Packed) -> Result<Option<T>, &'static str>,
-        of_element: impl FnOnce(Element) -> Result<T, &'static str>,
-    ) -> Result<Option<T>, Fault> {
-        let found = match entry.collection(of)? {
+    /// As [`Data::one`], of the collection that was read at a key: found in a packed one, or read
+    /// from its own record. The error of Redis if the key holds something else.
+    pub fn one_of<E: Named>(&mut self, key: &[u8], entry: &Entry, name: &[u8]) -> Result<Option<E::Held>, Fault> {
+        match entry.collection(E::OF)? {
             Form::Packed(packed) => {
                 self.transaction.works(packed.bytes().len())?;
-                of_packed(packed)
+                let found = E::find(packed, name).map_err(|problem| entry.unreadable(problem))?;
+                let now = self.now();
+                Ok(found.filter(|held| E::is_live(held, now)))
             }
             Form::Split(split) => {
                 let element = self.transaction.element(self.database, key, split, name)?;
-                element.map(of_element).transpose()
+                let held = element.map(|element| E::of(&element)).transpose();
+                held.map_err(|problem| Fault::unreadable_element(key, problem))
             }
+        }
+    }
+
+    /// As [`Data::one`], for several elements. A packed collection is taken apart once.
+    pub fn several<E: Named>(&mut self, key: &[u8], names: &[&[u8]]) -> Result<Vec<Option<E::Held>>, Fault> {
+        let Some(entry) = self.transaction.head(self.database, key)? else {
+            return Ok(vec![None; names.len()]);
         };
-        found.map_err(|problem| entry.unreadable(problem))
+        match entry.collection(E::OF)? {
+            Form::Packed(_) => {
+                let elements: E = self.elements(key, &entry)?;
+                Ok(names.iter().map(|name| elements.get(name)).collect())
+            }
+            Form::Split(split) => {
+                let elements = self.transaction.some_elements(self.database, key, split, names)?;
+                let held = |element: Option<Element>| element.map(|element| E::of(&element)).transpose();
+                let all: Result<_, _> = elements.into_iter().map(held).collect();
+                all.map_err(|problem| Fault::unreadable_element(key, problem))
+            }
+        }
     }
 
     /// The elements of a split collection at a key, also those that have expired. `None` if the
@@ -127,6 +117,13 @@ impl Data<'_, '_> {
             Form::Packed(_) => Ok(None),
             Form::Split(split) => self.transaction.elements(self.database, key, split).map(Some),
         }
+    }
+
+    /// As [`Data::split`], if no element expires by itself before this time.
+    pub fn lasting_split(&mut self, key: &[u8], of: Collection) -> Result<Option<Tree<Held>>, Fault> {
+        let now = self.now();
+        let tree = self.split(key, of)?;
+        Ok(tree.filter(|tree| tree.least_mark() > now))
     }
 
     /// How many elements the collection at a key has; 0 if the key is missing. The error of Redis
@@ -224,17 +221,6 @@ impl Data<'_, '_> {
     /// As [`Data::current_string`], but a missing key is an empty string.
     pub fn current_string_or_empty(&mut self, key: &[u8]) -> Result<CurrentString, Fault> {
         Ok(self.current_string(key)?.unwrap_or_default())
-    }
-
-    /// Stores a result, as SUNIONSTORE does: it replaces what the key held before, an expiry too.
-    /// An empty result deletes the key, if it is there.
-    pub fn store_result<E: Elements>(&mut self, key: &[u8], elements: E) -> Result<(), Fault> {
-        match elements.pack() {
-            Some(packed) => self.put_packed(key, Some(packed), None),
-            None if self.exists(key)? => self.delete(key),
-            None => {}
-        }
-        Ok(())
     }
 
     /// Whether there is something under this key.

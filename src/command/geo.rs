@@ -7,12 +7,13 @@ mod cells;
 mod search;
 
 use super::args::{SYNTAX, is};
+use super::changing::Changing;
 use super::float::float;
 use super::key_specs::access::{self, READS, SETS};
 use super::key_specs::{Begin, Find};
-use super::scored::Scored;
 use super::sorted::Sorted;
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use crate::model::Scores;
 use cells::Point;
 
 const READ: &[KeySpec] = &[KeySpec::at(1, READS)];
@@ -150,10 +151,7 @@ fn places(data: &mut Data, key: &[u8]) -> Result<Option<Sorted>, Fault> {
 
 /// Where members are.
 fn positions(data: &mut Data, key: &[u8], members: &[&[u8]]) -> Result<Vec<Option<Point>>, Fault> {
-    let scores = match data.read(key)? {
-        Some(entry) => data.scores_of(key, &entry, members)?,
-        None => vec![None; members.len()],
-    };
+    let scores = data.several::<Scores>(key, members)?;
     Ok(scores.into_iter().map(|score| score.map(Point::of_score)).collect())
 }
 
@@ -216,7 +214,7 @@ fn geoadd(data: &mut Data, args: Args) -> Outcome {
         .iter()
         .map(|[longitude, latitude, member]| Ok((point(longitude, latitude)?.score(), *member)));
     let given: Vec<(f64, &[u8])> = given.collect::<Result<_, Fault>>()?;
-    let mut places = Scored::read(data, args[1])?;
+    let mut places = Changing::<Scores>::read(data, args[1])?;
     let (mut new, mut changed) = (0, 0);
     for (score, member) in given {
         match places.get(data, member)? {

@@ -1,12 +1,11 @@
 //! Hashes: <https://redis.io/docs/latest/commands/?group=hash>.
 
-mod changing;
 pub(super) mod expiry;
 
 use bytes::Bytes;
 
-use self::changing::{Hash, lasting};
 use super::args::{self, OVERFLOW, SYNTAX, int, is, parse_int, wrong_arity};
+use super::changing::Changing;
 use super::collections::{RandomCount, Scan, nothing_scanned};
 use super::key_specs::access::{self, CHANGES, READS};
 use super::strings::long_double::LongDouble;
@@ -193,9 +192,18 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
+/// A hash that a command changes field by field.
+type Hash<'k> = Changing<'k, Fields>;
+
+/// A field that does not expire by itself.
+fn lasting(value: Bytes) -> Field {
+    let expire_at = None;
+    Field { value, expire_at }
+}
+
 /// One field's value, unless it has expired.
 fn field(data: &mut Data, key: &[u8], name: &[u8]) -> Result<Option<Bytes>, Fault> {
-    Ok(data.field(key, name)?.map(|field| field.value))
+    Ok(data.one::<Fields>(key, name)?.map(|field| field.value))
 }
 
 fn hget(data: &mut Data, args: Args) -> Outcome {
@@ -221,9 +229,9 @@ fn fields(data: &mut Data, key: &[u8]) -> Result<Fields, Fault> {
 }
 
 fn hmget(data: &mut Data, args: Args) -> Outcome {
-    let fields = fields(data, args[1])?;
-    let value = |name: &&[u8]| Reply::from(fields.0.get(*name).map(|field| field.value.clone()));
-    Ok(Reply::Array(args[2..].iter().map(value).collect()))
+    let fields = data.several::<Fields>(args[1], &args[2..])?.into_iter();
+    let value = |field: Option<Field>| Reply::from(field.map(|field| field.value));
+    Ok(Reply::Array(fields.map(value).collect()))
 }
 
 fn hgetall(data: &mut Data, args: Args) -> Outcome {
@@ -250,7 +258,8 @@ fn set_fields(data: &mut Data, args: Args, command: &str) -> Result<i64, Fault> 
     let mut hash = Hash::read(data, args[1])?;
     let mut new = 0;
     for [name, value] in pairs {
-        new += i64::from(hash.put(data, name, lasting(own(value)))?);
+        new += i64::from(hash.get(data, name)?.is_none());
+        hash.put(data, name, lasting(own(value)));
     }
     hash.write(data)?;
     Ok(new)
@@ -269,14 +278,14 @@ fn hsetnx(data: &mut Data, args: Args) -> Outcome {
     if hash.get(data, args[2])?.is_some() {
         return Ok(Reply::Int(0));
     }
-    hash.put(data, args[2], lasting(own(args[3])))?;
+    hash.put(data, args[2], lasting(own(args[3])));
     hash.write(data)?;
     Ok(Reply::Int(1))
 }
 
 fn hdel(data: &mut Data, args: Args) -> Outcome {
     let mut hash = Hash::read(data, args[1])?;
-    let removed = hash.remove(data, &args[2..])?;
+    let removed = hash.remove_all(data, &args[2..])?;
     hash.write(data)?;
     Ok(Reply::Int(removed as i64))
 }
@@ -293,7 +302,7 @@ fn hincrby(data: &mut Data, args: Args) -> Outcome {
     };
     let new = old.checked_add(delta).ok_or(OVERFLOW)?;
     let text = own(itoa::Buffer::new().format(new).as_bytes());
-    hash.put(data, args[2], Field { value: text, expire_at })?;
+    hash.put(data, args[2], Field { value: text, expire_at });
     hash.write(data)?;
     Ok(Reply::Int(new))
 }
@@ -314,7 +323,7 @@ fn hincrbyfloat(data: &mut Data, args: Args) -> Outcome {
     let new = old.plus(delta).ok_or("ERR increment would produce NaN or Infinity")?;
     let text = Bytes::from(new.to_string());
     let value = text.clone();
-    hash.put(data, args[2], Field { value, expire_at })?;
+    hash.put(data, args[2], Field { value, expire_at });
     hash.write(data)?;
     Ok(Reply::Bulk(text))
 }
@@ -326,16 +335,9 @@ fn fields_at(key: &[u8], tree: &Tree<Held>, places: &[usize]) -> Result<Vec<(Byt
         .collect()
 }
 
-/// A split hash of which no field expires before this time.
-fn lasting_split(data: &mut Data, key: &[u8]) -> Result<Option<Tree<Held>>, Fault> {
-    let now = data.now();
-    let tree = data.split(key, Collection::Hash)?;
-    Ok(tree.filter(|tree| tree.least_mark() > now))
-}
-
 fn hrandfield(data: &mut Data, args: Args) -> Outcome {
     let Some(count) = args.get(2) else {
-        if let Some(tree) = lasting_split(data, args[1])?
+        if let Some(tree) = data.lasting_split(args[1], Collection::Hash)?
             && !tree.is_empty()
         {
             let picked = fields_at(args[1], &tree, &[rand::random_range(0..tree.len())])?;
@@ -357,7 +359,7 @@ fn hrandfield(data: &mut Data, args: Args) -> Outcome {
     if with_values {
         count.check_for_pairs()?;
     }
-    if let Some(tree) = lasting_split(data, args[1])? {
+    if let Some(tree) = data.lasting_split(args[1], Collection::Hash)? {
         let picked = fields_at(args[1], &tree, &count.pick(tree.len())?)?.into_iter();
         return Ok(match with_values {
             true => Reply::Pairs(

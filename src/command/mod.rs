@@ -14,6 +14,7 @@
 pub mod admission;
 pub mod args;
 pub mod categories;
+mod changing;
 mod checks;
 pub mod clients;
 #[cfg(test)]
@@ -27,7 +28,6 @@ mod float;
 pub mod info;
 pub mod key_specs;
 pub mod pattern;
-mod scored;
 pub mod session;
 pub mod settle;
 pub mod shared;

@@ -1,15 +1,14 @@
 //! Sets: <https://redis.io/docs/latest/commands/?group=set>.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
 use super::args::{SYNTAX, is, parse_int};
+use super::changing::Changing;
 use super::collections::{RandomCount, Scan, distinct, nothing_scanned};
-use super::data::Whole;
 use super::key_specs::access::{self, READS, SETS};
 use super::key_specs::{Begin, Find};
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use crate::database::Wait;
 use crate::database::hot::own;
 use crate::model::{Collection, Members};
 
@@ -195,6 +194,9 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
+/// A set that a command changes member by member.
+type Set<'k> = Changing<'k, Members>;
+
 fn members(data: &mut Data, key: &[u8]) -> Result<Members, Fault> {
     Ok(data.collection(key)?.elements)
 }
@@ -208,37 +210,22 @@ fn set(members: impl IntoIterator<Item = Bytes>) -> Reply {
 }
 
 fn sadd(data: &mut Data, args: Args) -> Outcome {
-    let mut whole: Whole<Members> = data.collection(args[1])?;
-    let members = &mut whole.elements.0;
-    let before = members.len();
+    let mut set = Set::read(data, args[1])?;
+    let mut added = 0;
     for member in &args[2..] {
-        if !members.contains(*member) {
-            members.insert(own(member));
+        if set.get(data, member)?.is_none() {
+            set.put(data, member, ());
+            added += 1;
         }
     }
-    let added = members.len() - before;
-    if added > 0 {
-        data.put_collection(args[1], whole);
-    }
-    Ok(Reply::Int(added as i64))
+    set.write(data)?;
+    Ok(Reply::Int(added))
 }
 
 fn srem(data: &mut Data, args: Args) -> Outcome {
-    let mut whole: Whole<Members> = data.collection(args[1])?;
-    let members = &mut whole.elements.0;
-    let before = members.len();
-    // One pass for all of them: removing one by one would move what is behind it each time.
-    match args[2..] {
-        [member] => drop(members.shift_remove(member)),
-        ref removed => {
-            let removed: HashSet<&[u8]> = removed.iter().copied().collect();
-            members.retain(|member| !removed.contains(&member[..]));
-        }
-    }
-    let removed = before - members.len();
-    if removed > 0 {
-        data.put_collection(args[1], whole);
-    }
+    let mut set = Set::read(data, args[1])?;
+    let removed = set.remove_all(data, &args[2..])?;
+    set.write(data)?;
     Ok(Reply::Int(removed as i64))
 }
 
@@ -246,21 +233,22 @@ fn smove(data: &mut Data, args: Args) -> Outcome {
     let [_, from, to, member] = *args else {
         return Err(SYNTAX.into());
     };
-    let mut source: Whole<Members> = data.collection(from)?;
+    let mut source = Set::read(data, from)?;
     // As in Redis, the other key is not looked at then.
-    if source.elements.0.is_empty() {
+    if source.is_empty() {
         return Ok(Reply::Int(0));
     }
-    let mut target: Whole<Members> = data.collection(to)?;
+    let mut target = Set::read(data, to)?;
     if from == to {
-        return Ok(Reply::Int(source.elements.0.contains(member).into()));
+        return Ok(Reply::Int(source.get(data, member)?.is_some().into()));
     }
-    if !source.elements.0.shift_remove(member) {
+    if !source.remove(data, member)? {
         return Ok(Reply::Int(0));
     }
-    data.put_collection(from, source);
-    if target.elements.0.insert(own(member)) {
-        data.put_collection(to, target);
+    source.write(data)?;
+    if target.get(data, member)?.is_none() {
+        target.put(data, member, ());
+        target.write(data)?;
     }
     Ok(Reply::Int(1))
 }
@@ -271,14 +259,14 @@ fn scard(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn sismember(data: &mut Data, args: Args) -> Outcome {
-    let members = members(data, args[1])?;
-    Ok(Reply::Int(members.0.contains(args[2]).into()))
+    let found = data.one::<Members>(args[1], args[2])?;
+    Ok(Reply::Int(found.is_some().into()))
 }
 
 fn smismember(data: &mut Data, args: Args) -> Outcome {
-    let members = members(data, args[1])?.0;
-    let is_member = |member: &&[u8]| Reply::Int(members.contains(*member).into());
-    Ok(Reply::Array(args[2..].iter().map(is_member).collect()))
+    let found = data.several::<Members>(args[1], &args[2..])?.into_iter();
+    let is_member = |found: Option<()>| Reply::Int(found.is_some().into());
+    Ok(Reply::Array(found.map(is_member).collect()))
 }
 
 fn smembers(data: &mut Data, args: Args) -> Outcome {
@@ -294,18 +282,14 @@ fn spop(data: &mut Data, args: Args) -> Outcome {
         }
         _ => return Err(SYNTAX.into()),
     };
-    let mut whole: Whole<Members> = data.collection(args[1])?;
-    let members = &mut whole.elements.0;
-    let mut places = distinct(count.unwrap_or(1), members.len());
-    // From behind, so that the places before stay right.
-    places.sort_unstable_by_key(|place| std::cmp::Reverse(*place));
-    let popped: Vec<Bytes> = places
-        .into_iter()
-        .filter_map(|place| members.swap_remove_index(place))
-        .collect();
-    if !popped.is_empty() {
-        data.put_collection(args[1], whole);
+    let mut members = Set::read(data, args[1])?;
+    let popped = members.pick(data, |len| distinct(count.unwrap_or(1), len))?;
+    for member in &popped {
+        if !members.remove(data, member)? {
+            return Err(Fault::Wait(Wait::Changed));
+        }
     }
+    members.write(data)?;
     Ok(match count {
         None => popped.into_iter().next().into(),
         Some(_) => set(popped),
@@ -318,17 +302,40 @@ fn srandmember(data: &mut Data, args: Args) -> Outcome {
         [count] => Some(RandomCount::parse(count)?),
         _ => return Err(SYNTAX.into()),
     };
-    let members = members(data, args[1])?.0;
-    let member = |place: usize| members.get_index(place).cloned();
-    match count {
-        None if members.is_empty() => Ok(Reply::Null),
-        None => Ok(member(rand::random_range(0..members.len())).into()),
-        Some(count) => Ok(array(count.pick(members.len())?.into_iter().filter_map(member))),
-    }
+    let pick = |len: usize| match count {
+        None if len == 0 => Ok(Vec::new()),
+        None => Ok(vec![rand::random_range(0..len)]),
+        Some(count) => count.pick(len),
+    };
+    let picked: Vec<Bytes> = match data.lasting_split(args[1], Collection::Set)? {
+        Some(tree) => {
+            let places = pick(tree.len())?.into_iter();
+            places
+                .filter_map(|place| tree.nth(place))
+                .map(|held| own(&held.name))
+                .collect()
+        }
+        None => {
+            let members = members(data, args[1])?.0;
+            let places = pick(members.len())?.into_iter();
+            places.filter_map(|place| members.get_index(place).cloned()).collect()
+        }
+    };
+    Ok(match count {
+        None => picked.into_iter().next().into(),
+        Some(_) => array(picked),
+    })
 }
 
 fn sscan(data: &mut Data, args: Args) -> Outcome {
     let cursor = Scan::cursor(args[2])?;
+    if let Some(tree) = data.split(args[1], Collection::Set)? {
+        let scan = Scan::new(cursor, &args[3..], false)?;
+        return scan.reply_of_split(&tree, data.now(), |held, shown| {
+            shown.push(Reply::Bulk(own(&held.name)));
+            Ok(())
+        });
+    }
     let members = members(data, args[1])?.0;
     if members.is_empty() {
         return Ok(nothing_scanned());

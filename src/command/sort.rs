@@ -15,7 +15,7 @@ use super::float::parse_c_string;
 use super::key_specs::{Begin, Find, access};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::WRONG_TYPE;
-use crate::model::{Collection, Entry, Items, Members, Scores};
+use crate::model::{Collection, Entry, Fields, Items, Members, Scores};
 use crate::resp::Weight;
 
 /// What the rows have in common.
@@ -211,7 +211,7 @@ impl<'a> Pattern<'a> {
         match (entry.value.collection(), field) {
             (None, None) => entry.string().map(Some),
             (Some(Collection::Hash), Some(field)) => {
-                let found = data.field_of(&key, &entry, field)?;
+                let found = data.one_of::<Fields>(&key, &entry, field)?;
                 Ok(found.map(|found| found.value))
             }
             (None, Some(_)) => entry.type_name().map(|_| None),
@@ -324,7 +324,10 @@ fn run(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
         })
         .collect();
     let len = items.len();
-    data.store_result(target, Items(items))?;
+    match Items(items).pack() {
+        None if !data.exists(target)? => {}
+        packed => data.put_packed(target, packed, None),
+    }
     Ok(Reply::Int(len as i64))
 }
 

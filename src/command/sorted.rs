@@ -9,7 +9,7 @@ use super::{Data, Fault};
 use crate::database::hot::own;
 use crate::database::transaction::{element_of, score_of};
 use crate::database::{Form, Held, Indexed, Order, Ranked};
-use crate::model::{Collection, Element, Entry, Scores, Tree};
+use crate::model::{Collection, Entry, Scores, Tree};
 
 /// What it costs to answer a member of a split set, as bytes to go through.
 const SHOWN: usize = 100;
@@ -161,23 +161,6 @@ impl Data<'_, '_> {
             score_of(key, element_of(key, held)?)?;
         }
         Ok(Sorted::Split(indexed))
-    }
-
-    /// The scores of these members of the sorted set that was read at a key, as they are at one
-    /// moment.
-    pub fn scores_of(&mut self, key: &[u8], entry: &Entry, members: &[&[u8]]) -> Result<Vec<Option<f64>>, Fault> {
-        match entry.collection(Collection::SortedSet)? {
-            Form::Packed(_) => {
-                let scores: Scores = self.elements(key, entry)?;
-                Ok(members.iter().map(|member| scores.0.get(*member).copied()).collect())
-            }
-            Form::Split(split) => {
-                let elements = self.transaction.some_elements(self.database, key, split, members)?;
-                let elements = elements.into_iter();
-                let score = |element: Option<Element>| element.map(|element| score_of(key, &element)).transpose();
-                elements.map(score).collect()
-            }
-        }
     }
 
     /// Removes the members at some places of the sorted set at a key, and returns them, or returns

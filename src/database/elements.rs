@@ -8,8 +8,10 @@
 //! A collection of another version is another collection here. What has lost its head is dropped
 //! when the store finds it, or evicted.
 //!
-//! Reading all elements fills in those that memory lacks, from the store. What becomes visible
-//! meanwhile is merged with them: a fill that had to begin again at each change would never end.
+//! A collection that this node makes has all its elements in memory from the beginning. Of another
+//! one memory has those that were read or written. Reading all elements fills in those that memory
+//! lacks, from the store. What becomes visible meanwhile is merged with them: a fill that had to
+//! begin again at each change would never end.
 //!
 //! A collection that has all its elements here can have them in the order of its type, too, from
 //! the first command on that asks for it ([`Indexed`]).
@@ -32,14 +34,14 @@ use super::write::Write;
 use crate::model::{ElementName, Item, Tree, Value};
 use crate::store::key_hash;
 
-pub(super) use self::filling::InOrder;
+pub(super) use self::filling::{Fill, InOrder};
 pub use self::indexed::{Indexed, Order, Ranked};
 
 const SHARDS: usize = 16;
 /// What an element costs besides its name and value, bytes (measured roughly).
 const OVERHEAD: usize = 160;
-/// A part of a collection is looked through for what the store has by now when it has this many
-/// elements, and when it has doubled since.
+/// Removed elements are looked through for those whose removal the store has by now when there are
+/// this many, and when they have doubled since.
 const PART: usize = 1_024;
 /// The most collections that one insert looks at to make room.
 const EVICTION_STEPS: usize = 4;
@@ -115,7 +117,8 @@ struct Loaded {
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64>,
     under_way: HashMap<Box<[u8]>, UnderWay>,
-    /// `shown` with what is under way; `None` while nothing is.
+    /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
+    /// to date until nothing is under way.
     ahead: Option<Indexed>,
     /// Readers that are filling in the rest, or putting all in order.
     fills: u32,
@@ -173,7 +176,7 @@ pub fn has_live(tree: &Tree<Held>, now: u64) -> bool {
 }
 
 /// The collection of an element's record, as the shards name it, and the element's name.
-fn split(record_key: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(record_key: &[u8]) -> (&[u8], &[u8]) {
     let sub_key = ElementName::parse(record_key).map_or(0, |name| name.sub_key.len());
     record_key.split_at(record_key.len() - sub_key)
 }
@@ -219,24 +222,35 @@ impl Elements {
         Some(loaded.all(pending))
     }
 
+    /// This node makes a collection, whose version nobody else knows: so far it has no elements.
+    pub fn begin<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
+        let fill = self.fill(prefix, partition);
+        self.shard(prefix).of(prefix).is_complete = true;
+        fill
+    }
+
     /// Whether a collection has an element that has not expired at this time; `None` if the store
     /// has to be asked.
     pub fn has_live(&self, prefix: &[u8], pending: bool, now: u64) -> Option<bool> {
-        let shard = self.shard(prefix);
-        let loaded = shard.collections.get(prefix)?;
+        let mut shard = self.shard(prefix);
+        let loaded = shard.collections.get_mut(prefix)?;
         let is_complete = loaded.is_complete;
-        let tree = loaded.tree(pending).by_name().clone();
-        // Of a part of a collection nothing is made ahead.
+        let shown = loaded.shown.by_name();
+        if shown.least_mark() > now && shown.len() > loaded.under_way.len() {
+            // At least one of them is not being removed.
+            return Some(true);
+        }
         let mut newest = loaded.under_way.values().filter_map(|writes| writes.last());
         let is_live = |(write, item): &(Arc<Write>, usize)| {
             let value = write.items[*item].element_value();
             value.is_some_and(|value| value.is_live(now))
         };
-        if pending && !is_complete && newest.any(is_live) {
+        if pending && newest.any(is_live) {
             return Some(true);
         }
+        let elements = loaded.elements(pending);
         drop(shard);
-        let has = has_live(&tree, now);
+        let has = has_live(elements.by_name(), now);
         (has || is_complete).then_some(has)
     }
 
@@ -294,7 +308,10 @@ impl Elements {
         }
         let is_new = acknowledged.is_some_and(|(at, value)| self.merge(loaded, name, at, value));
         loaded.refresh(name);
-        self.tidy(&mut shard, prefix);
+        match loaded.is_unused() {
+            true => drop(shard.collections.swap_remove(prefix)),
+            false => self.tidy(&mut shard, prefix),
+        }
         is_new
     }
 
@@ -354,15 +371,14 @@ impl Elements {
         self.budget.used.fetch_sub(weight, Relaxed);
     }
 
-    /// Forgets what need not be here: removals that the store has, and of a part of a collection
-    /// the elements that the store has. Evicts a collection if memory is used up.
+    /// Forgets removals that the store has. Evicts a collection if memory is used up.
     fn tidy(&self, shard: &mut Shard, prefix: &[u8]) {
         let Some(loaded) = shard.collections.get_mut(prefix) else {
             return;
         };
-        if loaded.passing() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
-            self.forget_stored(loaded);
-            loaded.purge_at = loaded.passing() * 2;
+        if loaded.gone.len() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
+            loaded.forget_gone();
+            loaded.purge_at = loaded.gone.len() * 2;
         }
         let limit = self.budget.limit.load(Relaxed);
         for _ in 0..EVICTION_STEPS {
@@ -373,18 +389,18 @@ impl Elements {
         }
     }
 
+    /// Forgets what the store has.
     fn forget_stored(&self, loaded: &mut Loaded) {
         let stored = loaded.stored;
-        loaded.gone.retain(|_, offset| *offset >= stored);
-        if !loaded.is_complete {
-            self.release(loaded.shown.weight_of_order());
-            loaded.shown.forget_order();
-            let is_stored = |held: &&Held| held.offset < stored;
-            let all = loaded.shown.by_name();
-            self.release(all.iter().filter(is_stored).map(Held::weight).sum());
-            let left = all.iter().filter(|held| !is_stored(held));
-            loaded.shown = left.cloned().collect();
-        }
+        loaded.forget_gone();
+        loaded.is_complete = false;
+        self.release(loaded.shown.weight_of_order());
+        let is_stored = |held: &&Held| held.offset < stored;
+        let all = loaded.shown.by_name();
+        self.release(all.iter().filter(is_stored).map(Held::weight).sum());
+        let left = all.iter().filter(|held| !is_stored(held));
+        // They have no order any more.
+        loaded.shown = left.cloned().collect();
     }
 
     /// Takes from the next collection what the store has.
@@ -397,10 +413,9 @@ impl Elements {
         if std::mem::take(&mut loaded.touched) || loaded.fills > 0 || !loaded.under_way.is_empty() {
             return;
         }
-        loaded.is_complete = false;
         self.forget_stored(loaded);
         self.budget.evicted.fetch_add(1, Relaxed);
-        if loaded.shown.by_name().is_empty() && loaded.gone.is_empty() {
+        if loaded.is_unused() {
             shard.collections.swap_remove_index(hand);
         }
     }
@@ -458,30 +473,36 @@ impl Shard {
 
 impl Loaded {
     /// What is here; with `pending` also what is under way, if all elements are here.
-    fn tree(&self, pending: bool) -> &Indexed {
-        self.ahead.as_ref().filter(|_| pending).unwrap_or(&self.shown)
+    fn elements(&mut self, pending: bool) -> Indexed {
+        if pending && self.is_complete && !self.under_way.is_empty() {
+            if self.ahead.is_none() {
+                self.look_ahead();
+            }
+            return self.ahead.clone().unwrap_or_default();
+        }
+        self.shown.clone()
     }
 
-    fn all(&self, pending: bool) -> All {
+    /// True if nothing of it is here.
+    fn is_unused(&self) -> bool {
+        self.shown.by_name().is_empty() && self.gone.is_empty() && self.under_way.is_empty() && self.fills == 0
+    }
+
+    fn all(&mut self, pending: bool) -> All {
         let mut depends: Vec<Arc<Write>> = Vec::new();
         if pending {
             let writes = self.under_way.values().filter_map(|writes| writes.last());
             depends.extend(writes.map(|(write, _)| write.clone()));
         }
         All {
-            elements: self.tree(pending).clone(),
+            elements: self.elements(pending),
             depends,
         }
     }
 
-    /// How much is here only until the store has it.
-    fn passing(&self) -> usize {
-        let elements = if self.is_complete {
-            0
-        } else {
-            self.shown.by_name().len()
-        };
-        elements + self.gone.len()
+    fn forget_gone(&mut self) {
+        let stored = self.stored;
+        self.gone.retain(|_, offset| *offset >= stored);
     }
 
     /// The newest record of an element that is here.
@@ -507,26 +528,27 @@ impl Loaded {
             self.ahead = None;
             return;
         }
+        if self.ahead.is_none() {
+            return;
+        }
         let newest = self.newest_of(name);
         match (&mut self.ahead, newest) {
             (Some(ahead), Some(held)) => drop(ahead.insert(held)),
             (Some(ahead), None) => drop(ahead.remove(name)),
-            (None, _) => self.look_ahead(),
+            (None, _) => {}
         }
     }
 
     /// Makes what is ahead from all that is shown and under way.
     fn look_ahead(&mut self) {
-        self.ahead = (!self.under_way.is_empty()).then(|| {
-            let mut ahead = self.shown.clone();
-            for name in self.under_way.keys() {
-                match self.newest_of(name) {
-                    Some(held) => drop(ahead.insert(held)),
-                    None => drop(ahead.remove(name)),
-                }
+        let mut ahead = self.shown.clone();
+        for name in self.under_way.keys() {
+            match self.newest_of(name) {
+                Some(held) => drop(ahead.insert(held)),
+                None => drop(ahead.remove(name)),
             }
-            ahead
-        });
+        }
+        self.ahead = Some(ahead);
     }
 }
 

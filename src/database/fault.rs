@@ -114,6 +114,15 @@ impl Fault {
     pub fn error(text: impl Into<Bytes>) -> Self {
         Fault::Error(text.into())
     }
+
+    /// The error for an element's record, of the collection at this key, that cannot be read.
+    pub fn unreadable_element(key: &[u8], reason: &str) -> Self {
+        let shown = &key[..key.len().min(100)];
+        Fault::error(format!(
+            "ERR an element of the collection at {} cannot be read: {reason}",
+            shown.escape_ascii()
+        ))
+    }
 }
 
 impl From<&'static str> for Fault {

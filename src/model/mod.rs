@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
-pub use packed::{Collection, Elements, Field, Fields, Items, Members, Packed, Scores, order};
+pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Split, Version, home_key, is_control};
 pub use tree::{Item, Tree};
 

@@ -1,5 +1,5 @@
-//! Hashes with a record for each field: what is in the topic, what two nodes that write one hash
-//! make of it, and what is left of a hash that is no more.
+//! Hashes and sets with a record for each element: what is in the topic, what two nodes that write
+//! one collection make of it, and what is left of one that is no more.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -15,7 +15,7 @@ use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(60);
 pub const ELEMENT: &[u8] = b"\0highwater:e";
-/// Hashes of more than four fields are split.
+/// Collections of more than four elements are split.
 pub const SMALL: &[&str] = &["--max-packed-elements", "4"];
 
 pub fn node(kafka: &Kafka, topic: &str) -> Highwater {
@@ -169,6 +169,116 @@ fn two_nodes_that_count_in_one_split_hash_lose_nothing() {
     set_many(&mut nodes[0].client(), "h", 0..10, "v");
     shows(&mut nodes[1].client(), "HLEN h", ":10");
     count_in_one_hash(&nodes);
+}
+
+fn members(reply: &[u8]) -> Vec<Vec<u8>> {
+    let reply = Reply::parse(reply);
+    let member = |item: &Reply| item.bytes().expect("a member").to_vec();
+    reply.items().iter().map(member).collect()
+}
+
+#[test]
+fn a_large_set_has_a_record_for_each_member() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("split-set");
+    let mut one = node(kafka, &topic);
+    let other = node(kafka, &topic);
+    let mut client = one.client();
+    client.check("SADD s a b c d e f", ":6");
+    let records = compacted(kafka, &topic);
+    assert_eq!(header(&records[&b"s"[..]], "redis-type"), Some(&b"set"[..]));
+    let elements: Vec<_> = records.iter().filter(|(key, _)| is_element(key)).collect();
+    assert_eq!(elements.len(), 6);
+    assert!(
+        elements
+            .iter()
+            .all(|(_, record)| record.value.as_deref() == Some(b"\x01\x00"))
+    );
+    let before = kafka.records(&topic, "read_committed").len();
+    client.check("SADD s a g", ":1");
+    client.check("SREM s b x", ":1");
+    let popped = members(&client.line("SPOP s 2"));
+    assert_eq!(popped.len(), 2);
+    let records = kafka.records(&topic, "read_committed");
+    assert_eq!(records.len(), before + 4);
+    assert!(
+        records[before..]
+            .iter()
+            .all(|record| is_element(record.key.as_deref().expect("a key")))
+    );
+    client.check("SCARD s", ":4");
+    // A result that is large is split, a small one is not.
+    client.check("SADD t a b c d e f", ":6");
+    client.check(
+        "SUNIONSTORE union s t",
+        &format!(":{}", 6 + u32::from(!popped.contains(&b"g".to_vec()))),
+    );
+    client.check("SINTERSTORE few t empty", ":0");
+    client.check("SADD few a", ":1");
+    client.check("SMOVE t few f", ":1");
+    let records = compacted(kafka, &topic);
+    assert!(header(&records[&b"union"[..]], "redis-split").is_some());
+    assert!(header(&records[&b"few"[..]], "redis-split").is_none());
+    shows(&mut other.client(), "SMISMEMBER t e f", "*2\r\n:1\r\n:0");
+    shows(&mut other.client(), "SCARD few", ":2");
+    let digest = client.line("HIGHWATER DIGEST");
+    let mut others = other.client();
+    eventually("the nodes agree", SOON, || others.line("HIGHWATER DIGEST") == digest);
+    assert!(one.terminate().success());
+    one.restart();
+    let fresh = node(kafka, &topic);
+    for node in [&one, &fresh] {
+        let mut client = node.client();
+        client.check("SISMEMBER s b", ":0");
+        client.check("SCARD s", ":4");
+        client.check("TYPE s", "+set");
+        eventually("the nodes agree", SOON, || client.line("HIGHWATER DIGEST") == digest);
+    }
+    // The set goes with its last member, and its head with it.
+    assert_eq!(members(&fresh.client().line("SPOP s 100")).len(), 4);
+    fresh.client().check("EXISTS s", ":0");
+    assert_eq!(compacted(kafka, &topic)[&b"s"[..]].value, None);
+}
+
+/// One node adds members while the other takes members out: each comes out once.
+#[test]
+fn a_node_adds_to_a_split_set_and_another_takes_from_it() {
+    const ADDED: usize = 400;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("split-pop");
+    let nodes = [node(kafka, &topic), node(kafka, &topic)];
+    // These are never all taken out, so the set stays.
+    let first: Vec<String> = (0..2 * ADDED).map(|number| format!("f{number}")).collect();
+    nodes[0]
+        .client()
+        .check(&format!("SADD s {}", first.join(" ")), &format!(":{}", 2 * ADDED));
+    shows(&mut nodes[1].client(), "SCARD s", &format!(":{}", 2 * ADDED));
+    let conflicts = |node: &Highwater| node.client().info("writes_conflicted");
+    let before = conflicts(&nodes[0]);
+    let popped = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = nodes[0].client();
+            client.set_deadline(SOON);
+            for number in 0..ADDED {
+                client.check(&format!("SADD s a{number}"), ":1");
+            }
+        });
+        let popping = scope.spawn(|| {
+            let mut client = nodes[1].client();
+            client.set_deadline(SOON);
+            (0..ADDED / 4)
+                .flat_map(|_| members(&client.line("SPOP s 4")))
+                .collect::<Vec<_>>()
+        });
+        popping.join().expect("SPOP")
+    });
+    assert_eq!(popped.len(), ADDED);
+    shows(&mut nodes[0].client(), "SCARD s", &format!(":{}", 2 * ADDED));
+    shows(&mut nodes[1].client(), "SCARD s", &format!(":{}", 2 * ADDED));
+    assert_eq!(conflicts(&nodes[0]), before, "nobody hindered the one that adds");
+    let left = members(&nodes[0].client().line("SMEMBERS s"));
+    let all: std::collections::BTreeSet<_> = popped.into_iter().chain(left).collect();
+    assert_eq!(all.len(), 3 * ADDED);
 }
 
 #[test]
@@ -385,7 +495,8 @@ fn elements_of_other_producers_affect_their_own_collection() {
     check_elements(&mut node.client());
     check_elements(&mut fresh.client());
     client.check("SADD set n", ":1");
-    client.check("SMEMBERS set", "*2\r\n$1\r\nm\r\n$1\r\nn");
+    client.check("SMISMEMBER set m n", "*2\r\n:1\r\n:1");
+    client.check("SCARD set", ":2");
     client.check("HSET empty a 1", ":1");
     client.check("HSET good a 2 c 3", ":1");
     client.check("DEL bad version", ":2");

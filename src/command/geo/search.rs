@@ -367,6 +367,6 @@ fn store(data: &mut Data, target: Target, found: &[Found], unit: f64) -> Outcome
     let members = found.iter().map(|found| (found.member.clone(), score(found)));
     let mut result = Scores(members.collect());
     result.sort();
-    data.store_scores(target.key, result)?;
+    data.store_result(target.key, result)?;
     Ok(Reply::Int(found.len() as i64))
 }

@@ -3,8 +3,7 @@
 //!
 //! A field's expiry is a part of its hash's record, or of its own.
 
-use super::ROW;
-use super::changing::{Hash, lasting};
+use super::{Hash, ROW, lasting};
 use crate::command::args::{int, is, parse_int, wrong_arity};
 use crate::command::key_specs::access::{self, CHANGES, READS};
 use crate::command::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
@@ -263,12 +262,12 @@ fn set_expiry(data: &mut Data, args: Args, command: &str, form: Form) -> Outcome
             None => NO_FIELD,
             Some(field) if !condition.allows(field.expire_at, at) => NOT_MET,
             Some(_) if at <= now => {
-                hash.remove(data, &[name])?;
+                hash.remove(data, name)?;
                 REMOVED
             }
             Some(field) => {
                 let expire_at = Some(at);
-                hash.put(data, name, Field { expire_at, ..field })?;
+                hash.put(data, name, Field { expire_at, ..field });
                 SET
             }
         };
@@ -319,7 +318,7 @@ fn hpersist(data: &mut Data, args: Args) -> Outcome {
             None => -2,
             Some(Field { expire_at: None, .. }) => -1,
             Some(field) => {
-                hash.put(data, name, lasting(field.value))?;
+                hash.put(data, name, lasting(field.value));
                 1
             }
         }));
@@ -347,12 +346,12 @@ fn values(data: &mut Data, mut hash: Hash, names: Args, change: Change) -> Outco
         let value = field.value.clone();
         match change {
             Change::None => {}
-            Change::Remove => drop(hash.remove(data, &[name])?),
+            Change::Remove => drop(hash.remove(data, name)?),
             Change::Persist if field.expire_at.is_none() => {}
-            Change::Persist => drop(hash.put(data, name, lasting(field.value))?),
+            Change::Persist => hash.put(data, name, lasting(field.value)),
             Change::Expire(at) => {
                 let expire_at = Some(at);
-                hash.put(data, name, Field { expire_at, ..field })?;
+                hash.put(data, name, Field { expire_at, ..field });
             }
         }
         replies.push(Reply::Bulk(value));
@@ -478,10 +477,10 @@ fn hsetex(data: &mut Data, args: Args) -> Outcome {
             Expiry::At(at) => Some(at),
         };
         if expire_at.is_some_and(|at| at <= now) {
-            hash.remove(data, &[name])?;
+            hash.remove(data, name)?;
         } else {
             let value = own(value);
-            hash.put(data, name, Field { value, expire_at })?;
+            hash.put(data, name, Field { value, expire_at });
         }
     }
     hash.write(data)?;

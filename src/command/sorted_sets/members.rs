@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::reply;
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::changing::Changing;
 use crate::command::collections::{Pops, RandomCount, Scan, nothing_scanned};
 use crate::command::float::float;
-use crate::command::scored::Scored;
 use crate::command::sorted::Sorted;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::hot::own;
@@ -75,7 +75,7 @@ impl Add {
     }
 
     /// Gives a member a score.
-    fn put(&self, data: &mut Data, set: &mut Scored, member: &[u8], given: f64) -> Result<Added, Fault> {
+    fn put(&self, data: &mut Data, set: &mut Changing<Scores>, member: &[u8], given: f64) -> Result<Added, Fault> {
         let Some(old) = set.get(data, member)? else {
             if self.only_known {
                 return Ok(Added::Nothing);
@@ -132,7 +132,7 @@ fn add(data: &mut Data, args: Args, mut options: Add) -> Outcome {
     // All scores are read before the key is.
     let pairs = pairs.iter().map(|[score, member]| Ok((float(score)?, *member)));
     let pairs: Vec<(f64, &[u8])> = pairs.collect::<Result<_, Fault>>()?;
-    let mut set = Scored::read(data, args[1])?;
+    let mut set = Changing::<Scores>::read(data, args[1])?;
     let (mut new, mut changed, mut last) = (0, 0, Reply::Null);
     for (given, member) in pairs {
         let score = match options.put(data, &mut set, member, given)? {
@@ -165,16 +165,12 @@ pub(super) fn zcard(data: &mut Data, args: Args) -> Outcome {
 }
 
 pub(super) fn zscore(data: &mut Data, args: Args) -> Outcome {
-    let score = data.score(args[1], args[2])?;
+    let score = data.one::<Scores>(args[1], args[2])?;
     Ok(score.map_or(Reply::Null, Reply::Double))
 }
 
 pub(super) fn zmscore(data: &mut Data, args: Args) -> Outcome {
-    let members = &args[2..];
-    let scores = match data.head(args[1])? {
-        Some(entry) => data.scores_of(args[1], &entry, members)?,
-        None => vec![None; members.len()],
-    };
+    let scores = data.several::<Scores>(args[1], &args[2..])?;
     let score = |score: Option<f64>| score.map_or(Reply::Null, Reply::Double);
     Ok(Reply::Array(scores.into_iter().map(score).collect()))
 }
@@ -273,8 +269,8 @@ fn scanned(score: f64, is_small: bool) -> String {
 // ---- removing ----
 
 pub(super) fn zrem(data: &mut Data, args: Args) -> Outcome {
-    let mut set = Scored::read(data, args[1])?;
-    let removed = set.remove(data, &args[2..])?;
+    let mut set = Changing::<Scores>::read(data, args[1])?;
+    let removed = set.remove_all(data, &args[2..])?;
     set.write(data)?;
     Ok(Reply::Int(removed as i64))
 }

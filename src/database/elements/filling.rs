@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{All, Elements, Held, Indexed, Order};
+use super::{All, Elements, Held, Indexed, Loaded, Order};
 use crate::database::hot::At;
 
 /// While this lives, nothing leaves memory of the collection that is being filled in.
@@ -22,6 +22,9 @@ impl Drop for Fill<'_> {
         let mut shard = self.elements.shard(self.prefix);
         if let Some(loaded) = shard.collections.get_mut(self.prefix) {
             loaded.fills = loaded.fills.saturating_sub(1);
+            if loaded.is_unused() {
+                shard.collections.swap_remove(self.prefix);
+            }
         }
     }
 }
@@ -99,6 +102,27 @@ impl Elements {
 }
 
 impl Fill<'_> {
+    /// Keeps one element that the store had, for the next reader.
+    pub fn keep(self, held: Held) {
+        let elements = self.elements;
+        let mut shard = elements.shard(self.prefix);
+        let loaded = shard.of(self.prefix);
+        if loaded.epoch == self.epoch {
+            self.merge(loaded, held);
+            elements.tidy(&mut shard, self.prefix);
+        }
+    }
+
+    fn merge(&self, loaded: &mut Loaded, held: Held) {
+        let at = At {
+            partition: self.partition,
+            offset: held.offset,
+        };
+        if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
+            self.elements.keep(loaded, &held.name, at, Some(held.value));
+        }
+    }
+
     /// Merges what the store had. From now on all elements are in memory, as long as there is room.
     /// `None`: what was read is of no use, since all was forgotten meanwhile.
     pub fn complete(self, found: Vec<Held>, pending: bool) -> Option<All> {
@@ -110,16 +134,9 @@ impl Fill<'_> {
         }
         if !loaded.is_complete {
             for held in found {
-                let at = At {
-                    partition: self.partition,
-                    offset: held.offset,
-                };
-                if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
-                    elements.keep(loaded, &held.name, at, Some(held.value));
-                }
+                self.merge(loaded, held);
             }
             loaded.is_complete = true;
-            loaded.look_ahead();
         }
         loaded.touched = true;
         let all = loaded.all(pending);
@@ -161,7 +178,8 @@ impl Making<'_> {
             loaded.changed = changed;
             let weight = loaded.shown.weight_of_order();
             elements.budget.used.fetch_add(weight, Relaxed);
-            loaded.look_ahead();
+            // It is made again, in order.
+            loaded.ahead = None;
         }
         loaded.touched = true;
         let all = loaded.all(pending);

@@ -124,10 +124,6 @@ impl Indexed {
         self.ordered = Some((order, ordered));
     }
 
-    pub(super) fn forget_order(&mut self) {
-        self.ordered = None;
-    }
-
     /// Puts an element in its place. Returns the one that it replaces.
     pub fn insert(&mut self, held: Held) -> Option<Held> {
         let ranked = self.ordered.as_ref().map(|(order, _)| order.of(&held));

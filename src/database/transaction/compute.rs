@@ -204,6 +204,7 @@ impl Service {
             elements: 0,
             places: HashMap::new(),
             trees: HashMap::new(),
+            begun: SmallVec::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             reads: Vec::new(),
@@ -246,6 +247,7 @@ impl Service {
             reads,
             lookups,
             bytes,
+            begun,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -255,6 +257,12 @@ impl Service {
             self.admit(&items, bytes)?;
             self.features_for(&items)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
+            let begun = begun.iter().map(|(database, prefix)| {
+                let partition = self.log.partition(*database, prefix);
+                let elements = &self.databases[*database as usize].elements;
+                elements.begin(prefix, partition)
+            });
+            let _begun: SmallVec<[_; 1]> = begun.collect();
             Some(self.commit(items, owner, epoch, condition))
         };
         drop(locked);

@@ -4,10 +4,10 @@
 
 use bytes::Bytes;
 
-use super::compute::known;
+use super::compute::known as newest;
 use super::{Transaction, View};
 use crate::database::Service;
-use crate::database::elements::{All, Held, InOrder, Indexed, Known, Order, has_live};
+use crate::database::elements::{self, All, Held, InOrder, Indexed, Known, Order, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
@@ -21,6 +21,8 @@ use std::sync::atomic::Ordering;
 /// enough.
 const PART: usize = 256;
 const FEW: usize = 8;
+/// The most elements that are read one by one while nothing else may become visible.
+const MOST_AT_ONCE: usize = 64;
 
 /// A collection to be read whole.
 struct Whole<'k> {
@@ -38,6 +40,13 @@ struct SeenElement {
     /// The record that it comes from, if it is known.
     at: Option<At>,
     from_store: bool,
+}
+
+/// All elements of a collection, as they were read and with what the transaction has written.
+pub(super) struct SeenAll {
+    elements: Indexed,
+    /// What the outcome rests on once it depends on all of them.
+    rest: Option<Read>,
 }
 
 fn record_key(key: &[u8], split: &Split, sub_key: &[u8]) -> Bytes {
@@ -83,8 +92,7 @@ impl Transaction<'_> {
         split: &Split,
         sub_keys: &[&[u8]],
     ) -> Result<Vec<Option<Element>>, Fault> {
-        if sub_keys.len() > FEW {
-            // The lock would be held too long.
+        if sub_keys.len() > MOST_AT_ONCE {
             self.elements(database, key, split)?;
         }
         // Several elements can become visible at once.
@@ -120,8 +128,22 @@ impl Transaction<'_> {
         if let Some(place) = self.place(database, &name) {
             return Ok(self.items[place].element_value());
         }
-        if let Some(tree) = self.trees.get(&(database, record_key(key, split, b""))) {
-            return Ok(tree.by_name().get(Held::named(sub_key)).map(|held| held.value.clone()));
+        if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
+            let held = all.elements.by_name().get(Held::named(sub_key));
+            if let Some(Read { at, known, .. }) = all.rest {
+                // An element is at home where its collection is.
+                let place = held.map(|held| At {
+                    partition: at.partition,
+                    offset: held.offset,
+                });
+                let known = newest(at, known, place);
+                self.reads.push(Read {
+                    at,
+                    key: Some(name),
+                    known,
+                });
+            }
+            return Ok(held.map(|held| held.value.clone()));
         }
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
@@ -138,7 +160,7 @@ impl Transaction<'_> {
             self.reads.push(Read {
                 at,
                 key: Some(name),
-                known: known(at, applied, seen.at),
+                known: newest(at, applied, seen.at),
             });
         }
         if let Some(write) = seen.depends {
@@ -152,7 +174,7 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
-        Ok(self.indexed(database, key, split, None)?.by_name().clone())
+        Ok(self.all_of(database, key, split, None)?.by_name().clone())
     }
 
     /// As [`Transaction::elements`], in this order as well.
@@ -163,37 +185,55 @@ impl Transaction<'_> {
         split: &Split,
         order: Order,
     ) -> Result<Indexed, Fault> {
-        self.indexed(database, key, split, Some(order))
+        self.all_of(database, key, split, Some(order))
     }
 
-    fn indexed(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
+    fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
+        let all = self.see_all(database, key, split, order)?;
+        let (elements, rest) = (all.elements.clone(), all.rest.take());
+        self.reads.extend(rest);
+        Ok(elements)
+    }
+
+    /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
+    /// only on those that it reads once more, with [`Transaction::element`].
+    pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        let all = self.see_all(database, key, split, None)?;
+        Ok(all.elements.by_name().clone())
+    }
+
+    fn see_all(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        order: Option<Order>,
+    ) -> Result<&mut SeenAll, Fault> {
         let prefix = record_key(key, split, b"");
-        let mut indexed = match self.trees.get(&(database, prefix.clone())) {
-            Some(indexed) if order.is_none_or(|order| indexed.in_order(order).is_some()) => {
-                return Ok(indexed.clone());
-            }
-            Some(indexed) => indexed.clone(),
-            None => self.all_elements(database, key, split, &prefix, order)?,
+        let place = (database, prefix.clone());
+        let mut all = match self.trees.remove(&place) {
+            Some(all) => all,
+            None => self.read_all(database, key, split, &prefix, order)?,
         };
-        if let Some(order) = order.filter(|order| indexed.in_order(*order).is_none()) {
-            self.works(indexed.work())?;
-            indexed.put_in_order(order);
+        if let Some(order) = order.filter(|order| all.elements.in_order(*order).is_none()) {
+            self.works(all.elements.work())?;
+            all.elements.put_in_order(order);
         }
-        self.trees.insert((database, prefix), indexed.clone());
-        Ok(indexed)
+        Ok(self.trees.entry(place).or_insert(all))
     }
 
-    /// All elements, with what this transaction has written.
-    fn all_elements(
+    /// All elements, with what this transaction has written. They may lack the order.
+    fn read_all(
         &mut self,
         database: u16,
         key: &[u8],
         split: &Split,
         prefix: &Bytes,
         order: Option<Order>,
-    ) -> Result<Indexed, Fault> {
+    ) -> Result<SeenAll, Fault> {
+        // In this order: what is read is at least as new as what was applied before.
+        let rest = self.rest_on_all(database, prefix);
         self.looks();
-        self.rests_on_all(database, prefix);
         let pending = self.view != View::Committed;
         let service = self.service;
         let whole = Whole {
@@ -215,7 +255,7 @@ impl Transaction<'_> {
                 put(&mut elements, sub_key, item.element_value());
             }
         }
-        Ok(elements)
+        Ok(SeenAll { elements, rest })
     }
 
     /// Orphans get tombstones: elements that were read after their head has gone may be missing.
@@ -232,15 +272,17 @@ impl Transaction<'_> {
     }
 
     pub(in crate::database) fn rests_on_all(&mut self, database: u16, prefix: &Bytes) {
-        if self.is_conditional()
-            && let Some((at, known)) = self.service.applied_at_home(database, prefix)
-        {
-            self.reads.push(Read {
-                at,
-                key: Some(prefix.clone()),
-                known,
-            });
+        let read = self.rest_on_all(database, prefix);
+        self.reads.extend(read);
+    }
+
+    fn rest_on_all(&self, database: u16, prefix: &Bytes) -> Option<Read> {
+        if !self.is_conditional() {
+            return None;
         }
+        let (at, known) = self.service.applied_at_home(database, prefix)?;
+        let key = Some(prefix.clone());
+        Some(Read { at, key, known })
     }
 
     /// True if a split collection has an element that has not expired.
@@ -291,7 +333,7 @@ impl Transaction<'_> {
         let read = Read {
             at,
             key: Some(name.clone()),
-            known: known(at, applied, Some(place)),
+            known: newest(at, applied, Some(place)),
         };
         let item = Item::Tombstone {
             database,
@@ -304,8 +346,8 @@ impl Transaction<'_> {
     /// Gives the split collection an element, or removes one.
     pub fn put_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8], element: Option<Element>) {
         let name = record_key(key, split, sub_key);
-        if let Some(tree) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
-            put(tree, sub_key, element.clone().map(Value::Element));
+        if let Some(all) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
+            put(&mut all.elements, sub_key, element.clone().map(Value::Element));
         }
         self.write_item(Item::Element {
             database,
@@ -381,6 +423,7 @@ impl Transaction<'_> {
     ) -> Split {
         let split = Split::new(of, Version::new(self.now), metadata);
         let value = Value::Split(split.clone());
+        self.begun.push((database, record_key(key, &split, b"")));
         self.put(database, key, State { value, expire_at });
         split
     }
@@ -403,25 +446,17 @@ pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> 
 
 /// The score of a member of the sorted set at a key.
 pub fn score_of(key: &[u8], element: &Element) -> Result<f64, Fault> {
-    element.score().map_err(|problem| unreadable_for(key, problem))
+    let score = element.score();
+    score.map_err(|problem| Fault::unreadable_element(key, problem))
 }
 
 /// The error for a collection with this element, which is none.
 fn unreadable(key: &[u8], value: &Value) -> Fault {
-    match value {
-        Value::Unreadable(why) => unreadable_for(key, why),
-        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => {
-            unreadable_for(key, "it is of another type")
-        }
-    }
-}
-
-fn unreadable_for(key: &[u8], why: &str) -> Fault {
-    let shown = &key[..key.len().min(100)];
-    Fault::error(format!(
-        "ERR an element of the collection at {} cannot be read: {why}",
-        shown.escape_ascii()
-    ))
+    let why = match value {
+        Value::Unreadable(why) => why,
+        Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Element(_) => "it is of another type",
+    };
+    Fault::unreadable_element(key, why)
 }
 
 impl Service {
@@ -443,7 +478,12 @@ impl Service {
             }
             Known::Unknown => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+                let (prefix, name) = elements::split(record_key);
+                let fill = database.elements.fill(prefix, partition);
                 let entry = self.beneath(number, record_key, most)?;
+                if let Some(entry) = &entry {
+                    fill.keep(Held::new(name, entry.value.clone(), entry.meta.offset));
+                }
                 Ok(SeenElement {
                     at: entry.as_ref().map(|entry| At {
                         partition: entry.meta.partition,
@@ -469,29 +509,30 @@ impl Service {
         let Whole { of, prefix, order } = *whole;
         let database = &self.databases[number as usize];
         let partition = self.log.partition(number, prefix);
-        let mut all = None;
+        let mut filled = None;
         loop {
             // Several elements can become visible at once.
             let one_moment = self.groups.hold_again();
-            match order {
-                None => all = database.elements.all(prefix, pending).or(all),
+            let all = match order {
+                None => database.elements.all(prefix, pending),
                 Some(order) => match database.elements.in_order(prefix, order, partition, pending) {
-                    Some(InOrder::Here(all)) => return Ok(all),
+                    Some(InOrder::Here(all)) => Some(all),
                     Some(InOrder::ToMake(mut making)) => {
                         drop(one_moment);
                         works(making.work())?;
                         making.put_in_order();
                         let _one_moment = self.groups.hold_again();
-                        if let Some(all) = making.complete(pending) {
-                            return Ok(all);
+                        match making.complete(pending) {
+                            Some(all) => return Ok(all),
+                            // All was forgotten meanwhile.
+                            None => filled = None,
                         }
-                        all = None;
                         continue;
                     }
-                    None => {}
+                    None => None,
                 },
-            }
-            if let Some(all) = all {
+            };
+            if let Some(all) = all.or(filled) {
                 return Ok(all);
             }
             drop(one_moment);
@@ -523,7 +564,7 @@ impl Service {
                 }
             }
             let _one_moment = self.groups.hold_again();
-            all = fill.complete(found, pending);
+            filled = fill.complete(found, pending);
         }
     }
 

@@ -22,7 +22,6 @@ pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
 pub use self::elements::{Taken, element_of, score_of};
 use super::Service;
-use super::elements::Indexed;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
 use super::together::Together;
@@ -66,7 +65,9 @@ pub struct Transaction<'s> {
     depends: SmallVec<[Arc<Write>; 1]>,
     /// Split collections that it has read whole, with its own writes; by the beginning of their
     /// elements' names.
-    trees: HashMap<(u16, Bytes), Indexed>,
+    trees: HashMap<(u16, Bytes), elements::SeenAll>,
+    /// Split collections that it makes, named as above.
+    begun: SmallVec<[(u16, Bytes); 1]>,
     flushed: SmallVec<[u16; 1]>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,

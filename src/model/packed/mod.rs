@@ -11,6 +11,7 @@ mod set;
 mod sorted_set;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use bytes::Bytes;
 
@@ -175,6 +176,49 @@ pub trait Elements: Default {
     fn forget_expired(&mut self, _now: u64) {}
 }
 
+/// A type of collection whose elements have names: all but lists. In the split form each element is
+/// a record of its own.
+pub trait Named: Elements {
+    /// What an element holds besides its name.
+    type Held: Clone;
+
+    /// One element of a packed collection, which is not taken apart.
+    fn find(packed: &Packed, name: &[u8]) -> Result<Option<Self::Held>, Problem>;
+
+    /// True if the element is there at this time (milliseconds since the epoch).
+    fn is_live(_held: &Self::Held, _now: u64) -> bool {
+        true
+    }
+
+    /// What an element's record says.
+    fn of(element: &Element) -> Result<Self::Held, Problem>;
+
+    /// The element's record.
+    fn element(held: &Self::Held) -> Element;
+
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn get(&self, name: &[u8]) -> Option<Self::Held>;
+
+    /// Adds an element, or replaces what it holds. [`Elements::all_added`] is to be called later.
+    fn put(&mut self, name: &[u8], held: Self::Held);
+
+    /// Removes elements, in one pass. The others keep their order.
+    fn remove(&mut self, names: &Names);
+
+    /// The name at a place, counted from 0.
+    fn name_at(&self, place: usize) -> Option<&Bytes>;
+
+    fn into_elements(self) -> impl Iterator<Item = (Bytes, Self::Held)>;
+}
+
+/// Names of elements.
+pub type Names = HashSet<Bytes, foldhash::fast::RandomState>;
+
 impl Elements for Fields {
     const OF: Collection = Collection::Hash;
 
@@ -187,7 +231,7 @@ impl Elements for Fields {
     }
 
     fn add(&mut self, name: Bytes, element: &Element) -> Result<(), Problem> {
-        self.0.insert(name, Field::of(element));
+        self.0.insert(name, Fields::of(element)?);
         Ok(())
     }
 
@@ -195,6 +239,55 @@ impl Elements for Fields {
         if self.0.values().any(|field| !field.is_live(now)) {
             self.0.retain(|_, field| field.is_live(now));
         }
+    }
+}
+
+impl Named for Fields {
+    type Held = Field;
+
+    fn find(packed: &Packed, name: &[u8]) -> Result<Option<Field>, Problem> {
+        packed.field(name)
+    }
+
+    fn is_live(field: &Field, now: u64) -> bool {
+        field.is_live(now)
+    }
+
+    fn of(element: &Element) -> Result<Field, Problem> {
+        Ok(Field::of(element))
+    }
+
+    fn element(field: &Field) -> Element {
+        Element::new(&field.value, field.expire_at)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, name: &[u8]) -> Option<Field> {
+        self.0.get(name).cloned()
+    }
+
+    fn put(&mut self, name: &[u8], field: Field) {
+        match self.0.get_mut(name) {
+            Some(known) => *known = field,
+            None => drop(self.0.insert(Bytes::copy_from_slice(name), field)),
+        }
+    }
+
+    fn remove(&mut self, names: &Names) {
+        if !names.is_empty() {
+            self.0.retain(|name, _| !names.contains(name));
+        }
+    }
+
+    fn name_at(&self, place: usize) -> Option<&Bytes> {
+        self.0.get_index(place).map(|(name, _)| name)
+    }
+
+    fn into_elements(self) -> impl Iterator<Item = (Bytes, Field)> {
+        self.0.into_iter()
     }
 }
 
@@ -212,6 +305,50 @@ impl Elements for Members {
 
     fn pack(&self) -> Option<Packed> {
         self.pack()
+    }
+}
+
+impl Named for Members {
+    type Held = ();
+
+    fn find(packed: &Packed, name: &[u8]) -> Result<Option<()>, Problem> {
+        Ok(set::contains(&packed.bytes, name)?.then_some(()))
+    }
+
+    fn of(_: &Element) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn element((): &()) -> Element {
+        Element::new(b"", None)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, name: &[u8]) -> Option<()> {
+        self.0.contains(name).then_some(())
+    }
+
+    fn put(&mut self, name: &[u8], (): ()) {
+        if !self.0.contains(name) {
+            self.0.insert(Bytes::copy_from_slice(name));
+        }
+    }
+
+    fn remove(&mut self, names: &Names) {
+        if !names.is_empty() {
+            self.0.retain(|name| !names.contains(name));
+        }
+    }
+
+    fn name_at(&self, place: usize) -> Option<&Bytes> {
+        self.0.get_index(place)
+    }
+
+    fn into_elements(self) -> impl Iterator<Item = (Bytes, ())> {
+        self.0.into_iter().map(|name| (name, ()))
     }
 }
 
@@ -233,6 +370,52 @@ impl Elements for Scores {
 
     fn pack(&self) -> Option<Packed> {
         self.pack()
+    }
+}
+
+impl Named for Scores {
+    type Held = f64;
+
+    fn find(packed: &Packed, member: &[u8]) -> Result<Option<f64>, Problem> {
+        packed.score(member)
+    }
+
+    fn of(element: &Element) -> Result<f64, Problem> {
+        element.score()
+    }
+
+    fn element(score: &f64) -> Element {
+        // Minus zero becomes zero, as in a packed one.
+        Element::new(&(score + 0.0).to_be_bytes(), None)
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, member: &[u8]) -> Option<f64> {
+        self.0.get(member).copied()
+    }
+
+    fn put(&mut self, member: &[u8], score: f64) {
+        match self.0.get_mut(member) {
+            Some(known) => *known = score,
+            None => drop(self.0.insert(Bytes::copy_from_slice(member), score)),
+        }
+    }
+
+    fn remove(&mut self, names: &Names) {
+        if !names.is_empty() {
+            self.0.retain(|member, _| !names.contains(member));
+        }
+    }
+
+    fn name_at(&self, place: usize) -> Option<&Bytes> {
+        self.0.get_index(place).map(|(name, _)| name)
+    }
+
+    fn into_elements(self) -> impl Iterator<Item = (Bytes, f64)> {
+        self.0.into_iter()
     }
 }
 

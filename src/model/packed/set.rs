@@ -34,3 +34,14 @@ pub(super) fn read(bytes: &Bytes) -> Result<Members, Problem> {
     at_end(&reader)?;
     Ok(Members(members))
 }
+
+/// Whether this is a member.
+pub(super) fn contains(bytes: &Bytes, wanted: &[u8]) -> Result<bool, Problem> {
+    let mut reader = Reader::new(bytes);
+    for _ in 0..reader.array()? {
+        if *reader.bytes()? == *wanted {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,7 +1,6 @@
 //! A sorted set: a map from member to score.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -24,20 +23,6 @@ impl Scores {
     pub fn sort(&mut self) {
         self.0
             .sort_unstable_by(|a, a_score, b, b_score| order((a, *a_score), (b, *b_score)));
-    }
-
-    /// Removes members. Returns how many were there.
-    pub fn remove_all(&mut self, members: &[&[u8]]) -> usize {
-        let before = self.0.len();
-        // One pass for all of them: removing one by one would move what is behind it each time.
-        match members {
-            [member] => drop(self.0.shift_remove(*member)),
-            members => {
-                let members: HashSet<&[u8]> = members.iter().copied().collect();
-                self.0.retain(|member, _| !members.contains(&member[..]));
-            }
-        }
-        before - self.0.len()
     }
 
     /// `None` if there is no member. They are in their order already, see [`Scores::sort`].

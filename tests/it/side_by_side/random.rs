@@ -456,6 +456,12 @@ fn sets() {
     against_redis(Oracle::Redis7, SETS, &[]);
 }
 
+/// As for [`split_hashes`].
+#[test]
+fn split_sets() {
+    against_redis(Oracle::Redis7, SETS, &["--max-packed-elements", "1"]);
+}
+
 #[test]
 fn lists() {
     against_redis(Oracle::Redis7, LISTS, &[]);
