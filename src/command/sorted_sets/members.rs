@@ -236,12 +236,15 @@ pub(super) fn zscan(data: &mut Data, args: Args) -> Outcome {
             return Ok(nothing_scanned());
         }
         let is_small = tree.len() <= most && tree.iter().all(|held| held.name.len() <= longest);
-        let scan = Scan::new(cursor, &args[3..], false)?;
-        return scan.reply_of_split(&tree, data.now(), |held, shown| {
-            let score = score_of(args[1], element_of(args[1], held)?)?;
-            shown.extend([Reply::Bulk(own(&held.name)), Reply::bulk(scanned(score, is_small))]);
-            Ok(())
-        });
+        // A set that is small in Redis is answered whole and in its order, as below.
+        if !is_small {
+            let scan = Scan::new(cursor, &args[3..], false)?;
+            return scan.reply_of_split(&tree, data.now(), |held, shown| {
+                let score = score_of(args[1], element_of(args[1], held)?)?;
+                shown.extend([Reply::Bulk(own(&held.name)), Reply::bulk(scanned(score, false))]);
+                Ok(())
+            });
+        }
     }
     let set = data.collection::<Scores>(args[1])?.elements.0;
     if set.is_empty() {
