@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::database::hot::own;
 use crate::database::transaction::element_of;
 use crate::database::{Form, Held};
-use crate::model::{Collection, Elements, Entry, Named, Packed, State, Tree, Value};
+use crate::model::{Collection, Element, Elements, Entry, Named, Packed, State, Tree, Value};
 
 /// A collection that a command changes. The key's expiry stays.
 #[derive(Default)]
@@ -97,7 +97,12 @@ impl Data<'_, '_> {
                 let elements: E = self.elements(key, &entry)?;
                 Ok(names.iter().map(|name| elements.get(name)).collect())
             }
-            Form::Split(_) => names.iter().map(|name| self.one_of::<E>(key, &entry, name)).collect(),
+            Form::Split(split) => {
+                let elements = self.transaction.some_elements(self.database, key, split, names)?;
+                let held = |element: Option<Element>| element.map(|element| E::of(&element)).transpose();
+                let all: Result<_, _> = elements.into_iter().map(held).collect();
+                all.map_err(|problem| Fault::unreadable_element(key, problem))
+            }
         }
     }
 

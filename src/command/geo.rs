@@ -7,12 +7,12 @@ mod cells;
 mod search;
 
 use super::args::{SYNTAX, is};
-use super::data::Whole;
+use super::changing::Changing;
 use super::float::float;
 use super::key_specs::access::{self, READS, SETS};
 use super::key_specs::{Begin, Find};
+use super::sorted::Sorted;
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
-use crate::database::hot::own;
 use crate::model::Scores;
 use cells::Point;
 
@@ -144,14 +144,15 @@ pub static COMMANDS: &[Command] = &[
 ];
 
 /// Reads the places at a key; `None` if the key is missing.
-fn places(data: &mut Data, key: &[u8]) -> Result<Option<Scores>, Fault> {
+fn places(data: &mut Data, key: &[u8]) -> Result<Option<Sorted>, Fault> {
     let entry = data.read(key)?;
-    entry.map(|entry| data.elements(key, &entry)).transpose()
+    entry.map(|entry| data.sorted_of(key, &entry)).transpose()
 }
 
-/// Where a member is.
-fn position(places: &Scores, member: &[u8]) -> Option<Point> {
-    places.0.get(member).map(|score| Point::of_score(*score))
+/// Where members are.
+fn positions(data: &mut Data, key: &[u8], members: &[&[u8]]) -> Result<Vec<Option<Point>>, Fault> {
+    let scores = data.several::<Scores>(key, members)?;
+    Ok(scores.into_iter().map(|score| score.map(Point::of_score)).collect())
 }
 
 /// Reads a longitude and a latitude.
@@ -213,26 +214,23 @@ fn geoadd(data: &mut Data, args: Args) -> Outcome {
         .iter()
         .map(|[longitude, latitude, member]| Ok((point(longitude, latitude)?.score(), *member)));
     let given: Vec<(f64, &[u8])> = given.collect::<Result<_, Fault>>()?;
-    let mut places: Whole<Scores> = data.collection(args[1])?;
+    let mut places = Changing::<Scores>::read(data, args[1])?;
     let (mut new, mut changed) = (0, 0);
     for (score, member) in given {
-        match places.elements.0.get_mut(member) {
+        match places.get(data, member)? {
             None if only_known => {}
             None => {
-                places.elements.0.insert(own(member), score);
+                places.put(data, member, score);
                 new += 1;
             }
-            Some(known) if only_new || *known == score => {}
-            Some(known) => {
-                *known = score;
+            Some(known) if only_new || known == score => {}
+            Some(_) => {
+                places.put(data, member, score);
                 changed += 1;
             }
         }
     }
-    if new + changed > 0 {
-        places.elements.sort();
-        data.put_collection(args[1], places);
-    }
+    places.write(data)?;
     Ok(Reply::Int(if counts_changes { new + changed } else { new }))
 }
 
@@ -242,23 +240,22 @@ fn geodist(data: &mut Data, args: Args) -> Outcome {
         [word] => unit(word)?,
         _ => return Err(SYNTAX.into()),
     };
-    let places = places(data, args[1])?.unwrap_or_default();
-    let (one, other) = (position(&places, args[2]), position(&places, args[3]));
-    let distance = one.zip(other).map(|(one, other)| one.distance(other) / unit);
+    let positions = positions(data, args[1], &args[2..4])?;
+    let distance = match positions[..] {
+        [Some(one), Some(other)] => Some(one.distance(other) / unit),
+        _ => None,
+    };
     Ok(distance.map_or(Reply::Null, distance_reply))
 }
 
 fn geohash(data: &mut Data, args: Args) -> Outcome {
-    let places = places(data, args[1])?.unwrap_or_default();
-    let geohash = |member: &&[u8]| {
-        let point = position(&places, member);
-        point.map_or(Reply::Null, |point| Reply::bulk(point.geohash()))
-    };
-    Ok(Reply::Array(args[2..].iter().map(geohash).collect()))
+    let positions = positions(data, args[1], &args[2..])?.into_iter();
+    let geohash = |point: Option<Point>| point.map_or(Reply::Null, |point| Reply::bulk(point.geohash()));
+    Ok(Reply::Array(positions.map(geohash).collect()))
 }
 
 fn geopos(data: &mut Data, args: Args) -> Outcome {
-    let places = places(data, args[1])?.unwrap_or_default();
-    let point = |member: &&[u8]| position(&places, member).map_or(Reply::NullArray, point_reply);
-    Ok(Reply::Array(args[2..].iter().map(point).collect()))
+    let positions = positions(data, args[1], &args[2..])?.into_iter();
+    let point = |point: Option<Point>| point.map_or(Reply::NullArray, point_reply);
+    Ok(Reply::Array(positions.map(point).collect()))
 }

@@ -31,6 +31,7 @@ pub mod pattern;
 pub mod session;
 pub mod settle;
 pub mod shared;
+mod sorted;
 pub mod step;
 pub mod table;
 pub mod tally;

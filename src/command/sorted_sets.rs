@@ -1,7 +1,8 @@
 //! Sorted sets: <https://redis.io/docs/latest/commands/?group=sorted-set>.
 //!
-//! A sorted set is one record: its members in their order, by score and then by name. A command
-//! takes it apart, and a command that changes it sorts it and writes it whole.
+//! A small sorted set is one record: its members in their order, by score and then by name. A
+//! command takes it apart, and a command that changes it sorts it and writes it whole. A large one
+//! has a record for each member, and memory keeps it in its order ([`super::sorted`]).
 
 mod bounds;
 mod members;
@@ -11,7 +12,7 @@ mod ranges;
 use bytes::Bytes;
 
 use super::key_specs::access::{self, CHANGES, READS, SETS};
-use super::{Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
+use super::{Command, Compatibility, Data, KeySpec, Outcome, Reply, Run, flag};
 use crate::model::Scores;
 
 const FAST_WRITE: u32 = flag::WRITE | flag::DENYOOM | flag::FAST;
@@ -29,7 +30,10 @@ const COUNTED: &[KeySpec] = &[KeySpec::counted(1, READS)];
 const STORE_COUNTED: &[KeySpec] = &[KeySpec::at(1, SETS), KeySpec::counted(2, READS)];
 
 const READS_ALL: &str = "O(N), N being the number of members.";
-const WRITES: &str = "O(N), N being the number of members of the sorted set: it is written whole.";
+const READS_SOME: &str = "O(1) for each member; O(N) with N members while the set is one record.";
+const FINDS: &str = "O(log N); O(N) with N members while the set is one record.";
+const PAGES: &str = "O(log N) and O(1) for each member answered; O(N) with N members while the set is one record.";
+const WRITES: &str = "O(log N) for each member; O(N) with N members while the set is one record.";
 const COMBINES: &str = "O(N log N), N being the number of members of all sets.";
 
 /// What the rows have in common.
@@ -68,7 +72,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_READ,
         keys: READ,
         since: "2.0.0",
-        complexity: READS_ALL,
+        complexity: FINDS,
         summary: "Counts members by score.",
         run: Run::Data(ranges::zcount),
         ..ROW
@@ -145,7 +149,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_READ,
         keys: READ,
         since: "2.8.9",
-        complexity: READS_ALL,
+        complexity: FINDS,
         summary: "Counts members by name.",
         run: Run::Data(ranges::zlexcount),
         ..ROW
@@ -167,7 +171,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_READ,
         keys: READ,
         since: "6.2.0",
-        complexity: READS_ALL,
+        complexity: READS_SOME,
         summary: "Returns the scores of several members.",
         run: Run::Data(members::zmscore),
         ..ROW
@@ -200,7 +204,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "6.2.0",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns members picked at random.",
         run: Run::Data(members::zrandmember),
         ..ROW
@@ -211,7 +215,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "1.2.0",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members: by rank, score or name.",
         run: Run::Data(ranges::zrange),
         ..ROW
@@ -222,7 +226,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "2.8.9",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members by name.",
         run: Run::Data(ranges::zrangebylex),
         ..ROW
@@ -233,7 +237,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "1.0.5",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members by score.",
         run: Run::Data(ranges::zrangebyscore),
         ..ROW
@@ -244,7 +248,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::WRITE | flag::DENYOOM,
         keys: &[KeySpec::at(1, SETS), KeySpec::at(2, READS)],
         since: "6.2.0",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Stores a range of members: by rank, score or name.",
         run: Run::Data(ranges::zrangestore),
         ..ROW
@@ -255,7 +259,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_READ,
         keys: READ,
         since: "2.0.0",
-        complexity: READS_ALL,
+        complexity: FINDS,
         summary: "Returns the rank of a member, counted from the lowest score.",
         run: Run::Data(members::zrank),
         ..ROW
@@ -310,7 +314,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "1.2.0",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members by rank, the highest score first.",
         run: Run::Data(ranges::zrevrange),
         ..ROW
@@ -321,7 +325,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "2.8.9",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members by name, the last name first.",
         run: Run::Data(ranges::zrevrangebylex),
         ..ROW
@@ -332,7 +336,7 @@ pub static COMMANDS: &[Command] = &[
         flags: flag::READONLY,
         keys: READ,
         since: "2.2.0",
-        complexity: READS_ALL,
+        complexity: PAGES,
         summary: "Returns a range of members by score, the highest score first.",
         run: Run::Data(ranges::zrevrangebyscore),
         ..ROW
@@ -343,7 +347,7 @@ pub static COMMANDS: &[Command] = &[
         flags: FAST_READ,
         keys: READ,
         since: "2.0.0",
-        complexity: READS_ALL,
+        complexity: FINDS,
         summary: "Returns the rank of a member, counted from the highest score.",
         run: Run::Data(members::zrevrank),
         ..ROW
@@ -392,11 +396,6 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
 ];
-
-/// Reads the sorted set at a key: an empty one if the key is missing.
-fn scores(data: &mut Data, key: &[u8]) -> Result<Scores, Fault> {
-    Ok(data.collection(key)?.elements)
-}
 
 /// Gives a key this sorted set, without an expiry. Without members the key is deleted. The reply is
 /// their number.

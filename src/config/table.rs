@@ -575,7 +575,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::YesNo,
         default: "yes",
         group: Group::Types,
-        summary: "Give each field of a large hash a record of its own. With no, a collection stays one record, for consumers that know only those; it is then at most as large as a record.",
+        summary: "Give each element of a large hash, set or sorted set a record of its own. With no, a collection stays one record, for consumers that know only those; it is then at most as large as a record.",
         ..D
     },
     Setting {
@@ -583,7 +583,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: MEMORY,
         default: "4096",
         group: Group::Types,
-        summary: "A hash of more bytes is split: each field gets a record of its own.",
+        summary: "A hash, set or sorted set of more bytes is split: each element gets a record of its own.",
         ..D
     },
     Setting {
@@ -591,7 +591,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: LARGE,
         default: "512",
         group: Group::Types,
-        summary: "A hash of more fields is split: each field gets a record of its own.",
+        summary: "A hash, set or sorted set of more elements is split: each of them gets a record of its own.",
         ..D
     },
     Setting {

@@ -12,9 +12,15 @@
 //! one memory has those that were read or written. Reading all elements fills in those that memory
 //! lacks, from the store. What becomes visible meanwhile is merged with them: a fill that had to
 //! begin again at each change would never end.
+//!
+//! A collection that has all its elements here can have them in the order of its type, too, from
+//! the first command on that asks for it ([`Indexed`]).
+
+mod filling;
+mod indexed;
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,6 +33,9 @@ use super::hot::{At, Budget};
 use super::write::Write;
 use crate::model::{ElementName, Item, Tree, Value};
 use crate::store::key_hash;
+
+pub(super) use self::filling::{Fill, InOrder};
+pub use self::indexed::{Indexed, Order, Ranked};
 
 const SHARDS: usize = 16;
 /// What an element costs besides its name and value, bytes (measured roughly).
@@ -104,15 +113,18 @@ type UnderWay = SmallVec<[(Arc<Write>, usize); 1]>;
 struct Loaded {
     /// All elements are here.
     is_complete: bool,
-    shown: Tree<Held>,
+    shown: Indexed,
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64>,
     under_way: HashMap<Box<[u8]>, UnderWay>,
     /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
     /// to date until nothing is under way.
-    ahead: Option<Tree<Held>>,
-    /// Readers that are filling in the rest.
+    ahead: Option<Indexed>,
+    /// Readers that are filling in the rest, or putting all in order.
     fills: u32,
+    /// Readers that are putting all in order, and what has changed since the first of them began.
+    makers: u32,
+    changed: HashSet<Box<[u8]>>,
     /// Of the newest record that was taken in: its partition, and the offset after it.
     partition: u32,
     newest: u64,
@@ -143,7 +155,7 @@ pub(super) enum Known {
 
 /// All elements of a collection.
 pub struct All {
-    pub tree: Tree<Held>,
+    pub elements: Indexed,
     /// The writes under way that it comes from.
     pub depends: Vec<Arc<Write>>,
 }
@@ -153,27 +165,6 @@ pub(super) struct Elements {
     shards: Box<[Mutex<Shard>]>,
     hasher: foldhash::fast::RandomState,
     budget: Arc<Budget>,
-}
-
-/// While this lives, nothing leaves memory of the collection that is being filled in.
-pub(super) struct Fill<'e> {
-    elements: &'e Elements,
-    prefix: &'e [u8],
-    /// The collection's home.
-    partition: u32,
-    epoch: u64,
-}
-
-impl Drop for Fill<'_> {
-    fn drop(&mut self) {
-        let mut shard = self.elements.shard(self.prefix);
-        if let Some(loaded) = shard.collections.get_mut(self.prefix) {
-            loaded.fills = loaded.fills.saturating_sub(1);
-            if loaded.is_unused() {
-                shard.collections.swap_remove(self.prefix);
-            }
-        }
-    }
 }
 
 /// Whether one of these elements has not expired at this time.
@@ -216,7 +207,7 @@ impl Elements {
             let held = held.map(|value| Held::new(name, value, u64::MAX));
             return Known::Here(held, Some(write.clone()));
         }
-        match loaded.shown.get(Held::named(name)) {
+        match loaded.shown.by_name().get(Held::named(name)) {
             Some(held) => Known::Here(Some(held.clone()), None),
             None if loaded.is_complete || loaded.gone.contains_key(name) => Known::Here(None, None),
             None => Known::Unknown,
@@ -244,7 +235,8 @@ impl Elements {
         let mut shard = self.shard(prefix);
         let loaded = shard.collections.get_mut(prefix)?;
         let is_complete = loaded.is_complete;
-        if loaded.shown.least_mark() > now && loaded.shown.len() > loaded.under_way.len() {
+        let shown = loaded.shown.by_name();
+        if shown.least_mark() > now && shown.len() > loaded.under_way.len() {
             // At least one of them is not being removed.
             return Some(true);
         }
@@ -256,9 +248,9 @@ impl Elements {
         if pending && newest.any(is_live) {
             return Some(true);
         }
-        let tree = loaded.tree(pending);
+        let elements = loaded.elements(pending);
         drop(shard);
-        let has = has_live(&tree, now);
+        let has = has_live(elements.by_name(), now);
         (has || is_complete).then_some(has)
     }
 
@@ -276,20 +268,6 @@ impl Elements {
             .collections
             .get(prefix)
             .map_or(0, |loaded| loaded.newest)
-    }
-
-    /// Begins to fill in what memory lacks of a collection. What becomes visible from now on is
-    /// kept.
-    pub fn fill<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
-        let mut shard = self.shard(prefix);
-        let loaded = shard.of(prefix);
-        loaded.fills += 1;
-        Fill {
-            elements: self,
-            prefix,
-            partition,
-            epoch: loaded.epoch,
-        }
     }
 
     /// A write of these elements, which are its items from `first` on, was handed to the log. They
@@ -370,23 +348,26 @@ impl Elements {
         let At { partition, offset } = at;
         loaded.partition = partition;
         loaded.newest = loaded.newest.max(offset + 1);
+        if loaded.makers > 0 {
+            loaded.changed.insert(name.into());
+        }
+        let place = loaded.shown.weight_of_place();
         let old = match value {
             Some(value) => {
                 loaded.gone.remove(name);
                 let held = Held::new(name, value, offset);
-                self.budget.used.fetch_add(held.weight(), Relaxed);
+                self.budget.used.fetch_add(held.weight() + place, Relaxed);
                 loaded.shown.insert(held)
             }
             None => {
                 loaded.gone.insert(name.into(), offset);
-                loaded.shown.remove(Held::named(name))
+                loaded.shown.remove(name)
             }
         };
-        self.release(old.iter());
+        self.release(old.map_or(0, |old| old.weight() + place));
     }
 
-    fn release<'h>(&self, held: impl Iterator<Item = &'h Held>) {
-        let weight = held.map(Held::weight).sum();
+    fn release(&self, weight: usize) {
         self.budget.used.fetch_sub(weight, Relaxed);
     }
 
@@ -413,9 +394,12 @@ impl Elements {
         let stored = loaded.stored;
         loaded.forget_gone();
         loaded.is_complete = false;
+        self.release(loaded.shown.weight_of_order());
         let is_stored = |held: &&Held| held.offset < stored;
-        self.release(loaded.shown.iter().filter(is_stored));
-        let left = loaded.shown.iter().filter(|held| !is_stored(held));
+        let all = loaded.shown.by_name();
+        self.release(all.iter().filter(is_stored).map(Held::weight).sum());
+        let left = all.iter().filter(|held| !is_stored(held));
+        // They have no order any more.
         loaded.shown = left.cloned().collect();
     }
 
@@ -453,8 +437,8 @@ impl Elements {
             shard.collections.retain(|_, loaded| {
                 let goes = goes(loaded);
                 if goes {
-                    self.release(loaded.shown.iter());
-                    loaded.shown = Tree::default();
+                    self.release(loaded.shown.weight());
+                    loaded.shown = Indexed::default();
                     loaded.gone.clear();
                     loaded.is_complete = false;
                     loaded.ahead = None;
@@ -473,53 +457,8 @@ impl Elements {
             let loaded = shard.collections.swap_remove(prefix);
             // It can be large.
             drop(shard);
-            self.release(loaded.iter().flat_map(|loaded| loaded.shown.iter()));
+            self.release(loaded.map_or(0, |loaded| loaded.shown.weight()));
         }
-    }
-}
-
-impl Fill<'_> {
-    /// Keeps one element that the store had, for the next reader.
-    pub fn keep(self, held: Held) {
-        let elements = self.elements;
-        let mut shard = elements.shard(self.prefix);
-        let loaded = shard.of(self.prefix);
-        if loaded.epoch == self.epoch {
-            self.merge(loaded, held);
-            elements.tidy(&mut shard, self.prefix);
-        }
-    }
-
-    fn merge(&self, loaded: &mut Loaded, held: Held) {
-        let at = At {
-            partition: self.partition,
-            offset: held.offset,
-        };
-        if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
-            self.elements.keep(loaded, &held.name, at, Some(held.value));
-        }
-    }
-
-    /// Merges what the store had. From now on all elements are in memory, as long as there is room.
-    /// `None`: what was read is of no use, since all was forgotten meanwhile.
-    pub fn complete(self, found: Vec<Held>, pending: bool) -> Option<All> {
-        let elements = self.elements;
-        let mut shard = elements.shard(self.prefix);
-        let loaded = shard.of(self.prefix);
-        if loaded.epoch != self.epoch {
-            return None;
-        }
-        if !loaded.is_complete {
-            for held in found {
-                self.merge(loaded, held);
-            }
-            loaded.is_complete = true;
-        }
-        loaded.touched = true;
-        let all = loaded.all(pending);
-        elements.tidy(&mut shard, self.prefix);
-        drop(shard);
-        Some(all)
     }
 }
 
@@ -534,7 +473,7 @@ impl Shard {
 
 impl Loaded {
     /// What is here; with `pending` also what is under way, if all elements are here.
-    fn tree(&mut self, pending: bool) -> Tree<Held> {
+    fn elements(&mut self, pending: bool) -> Indexed {
         if pending && self.is_complete && !self.under_way.is_empty() {
             if self.ahead.is_none() {
                 self.look_ahead();
@@ -546,7 +485,7 @@ impl Loaded {
 
     /// True if nothing of it is here.
     fn is_unused(&self) -> bool {
-        self.shown.is_empty() && self.gone.is_empty() && self.under_way.is_empty() && self.fills == 0
+        self.shown.by_name().is_empty() && self.gone.is_empty() && self.under_way.is_empty() && self.fills == 0
     }
 
     fn all(&mut self, pending: bool) -> All {
@@ -556,7 +495,7 @@ impl Loaded {
             depends.extend(writes.map(|(write, _)| write.clone()));
         }
         All {
-            tree: self.tree(pending),
+            elements: self.elements(pending),
             depends,
         }
     }
@@ -568,7 +507,7 @@ impl Loaded {
 
     /// The newest record of an element that is here.
     fn known(&self, name: &[u8]) -> Option<u64> {
-        let shown = self.shown.get(Held::named(name)).map(|held| held.offset);
+        let shown = self.shown.by_name().get(Held::named(name)).map(|held| held.offset);
         shown.max(self.gone.get(name).copied())
     }
 
@@ -579,7 +518,7 @@ impl Loaded {
                 let value = write.items[*item].element_value()?;
                 Some(Held::new(name, value, u64::MAX))
             }
-            None => self.shown.get(Held::named(name)).cloned(),
+            None => self.shown.by_name().get(Held::named(name)).cloned(),
         }
     }
 
@@ -595,7 +534,7 @@ impl Loaded {
         let newest = self.newest_of(name);
         match (&mut self.ahead, newest) {
             (Some(ahead), Some(held)) => drop(ahead.insert(held)),
-            (Some(ahead), None) => drop(ahead.remove(Held::named(name))),
+            (Some(ahead), None) => drop(ahead.remove(name)),
             (None, _) => {}
         }
     }
@@ -606,7 +545,7 @@ impl Loaded {
         for name in self.under_way.keys() {
             match self.newest_of(name) {
                 Some(held) => drop(ahead.insert(held)),
-                None => drop(ahead.remove(Held::named(name))),
+                None => drop(ahead.remove(name)),
             }
         }
         self.ahead = Some(ahead);
@@ -615,10 +554,11 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
+    use super::filling::Making;
     use super::*;
     use crate::model::{Element, Version};
 
@@ -637,6 +577,10 @@ mod tests {
         Fill,
         /// The store is read, and the fill ends.
         Complete,
+        /// A reader begins to put all in order.
+        Order,
+        /// It is done.
+        Ordered,
         Evict,
         Check,
     }
@@ -649,6 +593,8 @@ mod tests {
             1 => Just(Step::Store),
             1 => Just(Step::Fill),
             1 => Just(Step::Complete),
+            1 => Just(Step::Order),
+            1 => Just(Step::Ordered),
             1 => Just(Step::Evict),
             2 => Just(Step::Check),
         ]
@@ -659,14 +605,14 @@ mod tests {
     }
 
     fn value(byte: u8) -> Value {
-        Value::Element(Element::new(&[byte], None))
+        Value::Element(Element::new(&f64::from(byte).to_be_bytes(), None))
     }
 
     fn byte(held: &Held) -> u8 {
         let Value::Element(element) = &held.value else {
             panic!("no element")
         };
-        element.payload()[0]
+        element.score().expect("a score") as u8
     }
 
     /// The state after these records.
@@ -694,6 +640,7 @@ mod tests {
             let mut acknowledged: Vec<bool> = Vec::new();
             let (mut applied, mut stored) = (0, 0);
             let mut fill = None;
+            let mut making: Option<Making> = None;
             for step in steps {
                 let show = |offset: usize, stored: usize, log: &[(u8, Option<u8>)]| {
                     let (name, to) = log[offset];
@@ -729,6 +676,18 @@ mod tests {
                             prop_assert!(fill.complete(found.collect(), false).is_some());
                         }
                     }
+                    Step::Order => {
+                        if let Some(InOrder::ToMake(begun)) = elements.in_order(&prefix, Order::Score, 0, false) {
+                            making = Some(begun);
+                        }
+                    }
+                    Step::Ordered => {
+                        if let Some(mut making) = making.take() {
+                            making.put_in_order();
+                            let all = making.complete(false).expect("nothing was forgotten");
+                            prop_assert!(all.elements.in_order(Order::Score).is_some());
+                        }
+                    }
                     Step::Evict => {
                         budget.limit.store(0, Relaxed);
                         for shard in &elements.shards {
@@ -755,13 +714,20 @@ mod tests {
                             prop_assert_eq!(found, expected.get(&name).copied());
                         }
                         if let Some(all) = elements.all(&prefix, false) {
-                            let tree: BTreeMap<u8, u8> = all.tree.iter().map(|held| (held.name[0], byte(held))).collect();
-                            prop_assert_eq!(tree, expected);
+                            let all = all.elements;
+                            let tree = all.by_name().iter().map(|held| (held.name[0], byte(held)));
+                            prop_assert_eq!(tree.collect::<BTreeMap<u8, u8>>(), expected.clone());
+                            if let Some(ordered) = all.in_order(Order::Score) {
+                                let ordered = ordered.iter().map(|ranked| (ranked.score as u8, ranked.name[0]));
+                                let expected = expected.iter().map(|(name, score)| (*score, *name));
+                                let expected: BTreeSet<(u8, u8)> = expected.collect();
+                                prop_assert!(ordered.eq(expected));
+                            }
                         }
                     }
                 }
             }
-            drop(fill);
+            drop((fill, making));
             elements.forget_all();
             prop_assert_eq!(budget.used.load(Relaxed), 0);
         }

@@ -67,7 +67,7 @@ use watch::Watches;
 use write::{Item, Outstanding, Write};
 use write_behind::WriteBehind;
 
-pub use elements::Held;
+pub use elements::{Held, Indexed, Order, Ranked};
 pub use fault::{Fault, Form, Pace, SHORT_WORK, Size, Turn, WRONG_TYPE, Wait};
 pub use stripes::Taken;
 pub use together::Place;

@@ -253,7 +253,8 @@ impl Element {
             .map_err(|_| "a score has another length than 8 bytes")?;
         match f64::from_be_bytes(bytes) {
             score if score.is_nan() => Err("a score is not a number"),
-            score => Ok(score),
+            // Minus zero is zero, as in packed sorted sets.
+            score => Ok(score + 0.0),
         }
     }
 

@@ -46,6 +46,7 @@ mod signals;
 mod soak;
 mod sort;
 mod split;
+mod split_sorted_sets;
 mod starting;
 mod support;
 mod tidy;

@@ -34,7 +34,7 @@ use crate::support::server::{Highwater, RedisServer};
 mod random;
 
 mod tables {
-    use super::{against_itself, against_redis};
+    use super::{against_itself, against_redis, against_redis_with};
 
     #[test]
     fn connection() {
@@ -76,6 +76,12 @@ mod tables {
         against_redis("sorted_sets");
     }
 
+    /// Each sorted set of more than one member is split.
+    #[test]
+    fn split_sorted_sets() {
+        against_redis_with("sorted_sets", &["--max-packed-elements", "1"]);
+    }
+
     #[test]
     fn sort() {
         against_redis("sort");
@@ -84,6 +90,12 @@ mod tables {
     #[test]
     fn geo() {
         against_redis("geo");
+    }
+
+    /// As for [`split_sorted_sets`].
+    #[test]
+    fn split_geo() {
+        against_redis_with("geo", &["--max-packed-elements", "1"]);
     }
 
     #[test]
@@ -138,10 +150,15 @@ mod tables {
 }
 
 fn against_redis(family: &str) {
+    against_redis_with(family, &[]);
+}
+
+/// `args`: settings of the node.
+fn against_redis_with(family: &str, args: &[&str]) {
     let Table { oracle, steps } = read_table(family);
     let redis = oracle.start(DEBUGGING);
     // Whether it logs a warning for one of these lines is not the question here.
-    let highwater = Highwater::builder().args(DEBUGGING).allow("").start();
+    let highwater = Highwater::builder().args(DEBUGGING).args(args).allow("").start();
     let problems: Vec<String> = [2, 3]
         .into_iter()
         .flat_map(|protocol| compare(&steps, redis.port, highwater.port, protocol, judge))

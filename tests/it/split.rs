@@ -16,22 +16,22 @@ use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const SOON: Duration = Duration::from_secs(60);
-const ELEMENT: &[u8] = b"\0highwater:e";
+pub const ELEMENT: &[u8] = b"\0highwater:e";
 /// Collections of more than four elements are split.
-const SMALL: &[&str] = &["--max-packed-elements", "4"];
+pub const SMALL: &[&str] = &["--max-packed-elements", "4"];
 
-fn node(kafka: &Kafka, topic: &str) -> Highwater {
+pub fn node(kafka: &Kafka, topic: &str) -> Highwater {
     Highwater::builder().kafka(kafka, topic).args(SMALL).start()
 }
 
 /// What a topic's records say, key by key.
-fn compacted(kafka: &Kafka, topic: &str) -> BTreeMap<Vec<u8>, SeenRecord> {
+pub fn compacted(kafka: &Kafka, topic: &str) -> BTreeMap<Vec<u8>, SeenRecord> {
     let records = kafka.records(topic, "read_committed").into_iter();
     let by_key = records.map(|record| (record.key.clone().unwrap_or_default(), record));
     by_key.collect()
 }
 
-fn is_element(key: &[u8]) -> bool {
+pub fn is_element(key: &[u8]) -> bool {
     key.starts_with(ELEMENT)
 }
 

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::cells::{Point, Shape};
-use super::{distance_reply, places, point, point_reply, position, unit};
+use super::{distance_reply, places, point, point_reply, unit};
 use crate::command::args::{SYNTAX, int, is, text};
 use crate::command::float::parse_exact;
+use crate::command::sorted::Sorted;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
+use crate::database::hot::own;
 use crate::model::Scores;
 
 /// What comparing one member with the shape costs, as bytes to go through.
@@ -131,7 +133,7 @@ struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    fn parse(args: Args<'a>, form: Form, places: Option<&Scores>) -> Result<Self, Fault> {
+    fn parse(args: Args<'a>, form: Form, places: Option<&Sorted>) -> Result<Self, Fault> {
         let mut request = Request::default();
         let mut options = match form {
             Form::AroundPoint { .. } => {
@@ -204,7 +206,7 @@ impl<'a> Request<'a> {
         &mut self,
         options: &'o [&'a [u8]],
         form: Form,
-        places: Option<&Scores>,
+        places: Option<&Sorted>,
     ) -> Result<&'o [&'a [u8]], Fault> {
         let [word, behind @ ..] = options else {
             return Err(SYNTAX.into());
@@ -268,43 +270,36 @@ impl<'a> Request<'a> {
 }
 
 /// The position of a member that a search is around.
-fn member(places: Option<&Scores>, name: &[u8]) -> Result<Centre, Fault> {
+fn member(places: Option<&Sorted>, name: &[u8]) -> Result<Centre, Fault> {
     let Some(places) = places else {
         return Ok(Centre::Member(None));
     };
-    let position = position(places, name).ok_or("ERR could not decode requested zset member")?;
-    Ok(Centre::Member(Some(position)))
+    let score = places.score(name).ok_or("ERR could not decode requested zset member")?;
+    Ok(Centre::Member(Some(Point::of_score(score))))
 }
 
 /// A member that is inside the shape.
-struct Found<'p> {
-    member: &'p Bytes,
+struct Found {
+    member: Bytes,
     score: f64,
     /// Metres from the centre.
     distance: f64,
 }
 
 /// The members inside the shape, in the order of the cells that they are in.
-fn find<'p>(
-    data: &mut Data,
-    places: &'p Scores,
-    centre: Point,
-    shape: Shape,
-    most: usize,
-) -> Result<Vec<Found<'p>>, Fault> {
+fn find(data: &mut Data, places: &Sorted, centre: Point, shape: Shape, most: usize) -> Result<Vec<Found>, Fault> {
     let mut found = Vec::new();
     for range in shape.scores(centre) {
-        let first = places.0.partition_point(|_, score| *score < range.start);
-        let end = places.0.partition_point(|_, score| *score < range.end);
-        let inside = places.0.get_range(first..end).into_iter().flatten();
-        data.transaction.works(COMPARED * end.saturating_sub(first))?;
-        for (member, &score) in inside {
+        let first = places.partition_point(|_, score| score < range.start);
+        let end = places.partition_point(|_, score| score < range.end).max(first);
+        data.transaction.works(COMPARED * (end - first))?;
+        for (member, score) in places.iter(first..end) {
             if found.len() >= most {
                 return Ok(found);
             }
             let distance = shape.distance_inside(centre, Point::of_score(score));
             found.extend(distance.map(|distance| Found {
-                member,
+                member: own(member),
                 score,
                 distance,
             }));
@@ -317,9 +312,8 @@ fn search(data: &mut Data, args: Args, form: Form) -> Outcome {
     let source = if form == Form::Store { args[2] } else { args[1] };
     let places = places(data, source)?;
     let request = Request::parse(args, form, places.as_ref())?;
-    let places = places.unwrap_or_default();
-    let (found, unit) = match (request.centre, request.area) {
-        (Some(Centre::Point(centre) | Centre::Member(Some(centre))), Some(Area { shape, unit })) => {
+    let (found, unit) = match (places, request.centre, request.area) {
+        (Some(places), Some(Centre::Point(centre) | Centre::Member(Some(centre))), Some(Area { shape, unit })) => {
             (request.find(data, &places, centre, shape)?, unit)
         }
         // There is no key.
@@ -336,13 +330,7 @@ fn search(data: &mut Data, args: Args, form: Form) -> Outcome {
 impl Request<'_> {
     /// The members that are asked for, in their order. Those at the same distance keep the order in
     /// which they were found; Redis may exchange them if COUNT leaves members out.
-    fn find<'p>(
-        &self,
-        data: &mut Data,
-        places: &'p Scores,
-        centre: Point,
-        shape: Shape,
-    ) -> Result<Vec<Found<'p>>, Fault> {
+    fn find(&self, data: &mut Data, places: &Sorted, centre: Point, shape: Shape) -> Result<Vec<Found>, Fault> {
         let most = self.count.unwrap_or(usize::MAX);
         let at_once = if self.any { most } else { usize::MAX };
         let mut found = find(data, places, centre, shape, at_once)?;

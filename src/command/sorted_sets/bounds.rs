@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
-
 use crate::command::Fault;
 use crate::command::args::int;
 use crate::command::float;
-use crate::model::Scores;
+use crate::command::sorted::Sorted;
 
 /// What the ends of a range are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +59,8 @@ impl<'a> Bounds<'a> {
     }
 
     /// The places of the members. `reverse`: ranks count from the highest member.
-    pub fn places(&self, set: &Scores, reverse: bool) -> Range<usize> {
-        let len = set.0.len();
+    pub fn places(&self, set: &Sorted, reverse: bool) -> Range<usize> {
+        let len = set.len();
         match *self {
             Bounds::Ranks(first, last) => {
                 let places = ranks(first, last, len);
@@ -79,12 +77,12 @@ impl<'a> Bounds<'a> {
 
 /// The places of the members that the lower end is below and the upper end above.
 fn between(
-    set: &Scores,
+    set: &Sorted,
     min_is_below: impl Fn(&[u8], f64) -> bool,
     max_is_above: impl Fn(&[u8], f64) -> bool,
 ) -> Range<usize> {
-    let start = set.0.partition_point(|name: &Bytes, score| !min_is_below(name, *score));
-    let end = set.0.partition_point(|name: &Bytes, score| max_is_above(name, *score));
+    let start = set.partition_point(|name, score| !min_is_below(name, score));
+    let end = set.partition_point(|name, score| max_is_above(name, score));
     start..end.max(start)
 }
 
@@ -153,21 +151,22 @@ impl<'a> NameEnd<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
 
-    fn set(members: &[(&'static str, f64)]) -> Scores {
+    use super::*;
+    use crate::model::Scores;
+
+    fn set(members: &[(&'static str, f64)]) -> Sorted {
         let members = members.iter().map(|(name, score)| (Bytes::from(*name), *score));
         let mut set = Scores(members.collect());
         set.sort();
-        set
+        Sorted::Packed(set)
     }
 
-    fn names(set: &Scores, by: By, min: &str, max: &str, reverse: bool) -> Option<String> {
+    fn names(set: &Sorted, by: By, min: &str, max: &str, reverse: bool) -> Option<String> {
         let bounds = Bounds::parse(by, min.as_bytes(), max.as_bytes()).ok()?;
-        let members = set.0.keys().enumerate();
-        let places = bounds.places(set, reverse);
-        let found = members.filter(|(place, _)| places.contains(place));
-        Some(found.map(|(_, name)| String::from_utf8_lossy(name)).collect())
+        let found = set.iter(bounds.places(set, reverse));
+        Some(found.map(|(name, _)| String::from_utf8_lossy(name)).collect())
     }
 
     #[test]
@@ -199,7 +198,7 @@ mod tests {
         }
         assert_eq!(names(&set, By::Rank, "x", "1", false), None);
         assert_eq!(
-            names(&Scores::default(), By::Rank, "0", "-1", true).as_deref(),
+            names(&Sorted::Packed(Scores::default()), By::Rank, "0", "-1", true).as_deref(),
             Some("")
         );
     }

@@ -1,18 +1,21 @@
 //! Commands on single members: scores, ranks, removal, the lowest and the highest, scans.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
-use super::{reply, scores};
+use super::reply;
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::changing::Changing;
 use crate::command::collections::{Pops, RandomCount, Scan, nothing_scanned};
-use crate::command::data::Whole;
 use crate::command::float::float;
+use crate::command::sorted::Sorted;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::hot::own;
+use crate::database::transaction::{element_of, score_of};
 use crate::model::{Collection, Scores};
 use crate::resp::format_double;
+
+/// What it costs to pick a member by its place, as bytes to go through.
+const PICKED: usize = 200;
 
 // ---- adding ----
 
@@ -71,29 +74,29 @@ impl Add {
         Ok(())
     }
 
-    /// Gives a member a score. The set is not in its order after that.
-    fn put(&self, set: &mut Scores, member: &[u8], given: f64) -> Result<Added, Fault> {
-        let Some(old) = set.0.get_mut(member) else {
+    /// Gives a member a score.
+    fn put(&self, data: &mut Data, set: &mut Changing<Scores>, member: &[u8], given: f64) -> Result<Added, Fault> {
+        let Some(old) = set.get(data, member)? else {
             if self.only_known {
                 return Ok(Added::Nothing);
             }
-            set.0.insert(own(member), given);
+            set.put(data, member, given);
             return Ok(Added::New(given));
         };
         if self.only_new {
             return Ok(Added::Nothing);
         }
-        let new = if self.adds_to_score { *old + given } else { given };
+        let new = if self.adds_to_score { old + given } else { given };
         if new.is_nan() {
             return Err("ERR resulting score is not a number (NaN)".into());
         }
-        if (self.only_less && new >= *old) || (self.only_greater && new <= *old) {
+        if (self.only_less && new >= old) || (self.only_greater && new <= old) {
             return Ok(Added::Nothing);
         }
-        if new == *old {
+        if new == old {
             return Ok(Added::Same(new));
         }
-        *old = new;
+        set.put(data, member, new);
         Ok(Added::Changed(new))
     }
 }
@@ -129,10 +132,10 @@ fn add(data: &mut Data, args: Args, mut options: Add) -> Outcome {
     // All scores are read before the key is.
     let pairs = pairs.iter().map(|[score, member]| Ok((float(score)?, *member)));
     let pairs: Vec<(f64, &[u8])> = pairs.collect::<Result<_, Fault>>()?;
-    let mut set: Whole<Scores> = data.collection(args[1])?;
+    let mut set = Changing::<Scores>::read(data, args[1])?;
     let (mut new, mut changed, mut last) = (0, 0, Reply::Null);
     for (given, member) in pairs {
-        let score = match options.put(&mut set.elements, member, given)? {
+        let score = match options.put(data, &mut set, member, given)? {
             Added::Nothing => continue,
             Added::Same(score) => score,
             Added::New(score) => {
@@ -146,10 +149,7 @@ fn add(data: &mut Data, args: Args, mut options: Add) -> Outcome {
         };
         last = Reply::Double(score);
     }
-    if new + changed > 0 {
-        set.elements.sort();
-        data.put_collection(args[1], set);
-    }
+    set.write(data)?;
     Ok(match options.adds_to_score {
         true => last,
         false if options.counts_changes => Reply::Int(new + changed),
@@ -170,9 +170,9 @@ pub(super) fn zscore(data: &mut Data, args: Args) -> Outcome {
 }
 
 pub(super) fn zmscore(data: &mut Data, args: Args) -> Outcome {
-    let set = scores(data, args[1])?;
-    let score = |member: &&[u8]| set.0.get(*member).map_or(Reply::Null, |score| Reply::Double(*score));
-    Ok(Reply::Array(args[2..].iter().map(score).collect()))
+    let scores = data.several::<Scores>(args[1], &args[2..])?;
+    let score = |score: Option<f64>| score.map_or(Reply::Null, Reply::Double);
+    Ok(Reply::Array(scores.into_iter().map(score).collect()))
 }
 
 pub(super) fn zrank(data: &mut Data, args: Args) -> Outcome {
@@ -190,14 +190,14 @@ fn rank(data: &mut Data, args: Args, command: &str, counted: fn(usize, usize) ->
         [_] => return Err(SYNTAX.into()),
         _ => return Err(wrong_arity(command)),
     };
-    let set = scores(data, args[1])?;
-    Ok(match (set.0.get_full(args[2]), with_score) {
+    let set = data.sorted(args[1])?;
+    Ok(match (set.place(args[2]), with_score) {
         (None, false) => Reply::Null,
         (None, true) => Reply::NullArray,
-        (Some((place, _, score)), _) => {
-            let rank = Reply::Int(counted(place, set.0.len()) as i64);
+        (Some((place, score)), _) => {
+            let rank = Reply::Int(counted(place, set.len()) as i64);
             match with_score {
-                true => Reply::Array(vec![rank, Reply::Double(*score)]),
+                true => Reply::Array(vec![rank, Reply::Double(score)]),
                 false => rank,
             }
         }
@@ -206,10 +206,10 @@ fn rank(data: &mut Data, args: Args, command: &str, counted: fn(usize, usize) ->
 
 pub(super) fn zrandmember(data: &mut Data, args: Args) -> Outcome {
     let Some(count) = args.get(2) else {
-        let set = scores(data, args[1])?.0;
+        let set = data.sorted(args[1])?;
         let picked = (!set.is_empty()).then(|| rand::random_range(0..set.len()));
-        let member = picked.and_then(|place| set.get_index(place));
-        return Ok(member.map(|(member, _)| member.clone()).into());
+        let member = picked.and_then(|place| set.at(place));
+        return Ok(member.map(|(member, _)| member).into());
     };
     let count = RandomCount::parse(count)?;
     let with_scores = match args[3..] {
@@ -220,24 +220,37 @@ pub(super) fn zrandmember(data: &mut Data, args: Args) -> Outcome {
     if with_scores {
         count.check_for_pairs()?;
     }
-    let set = scores(data, args[1])?.0;
-    let places = count.pick(set.len())?.into_iter();
+    let set = data.sorted(args[1])?;
+    let places = count.pick(set.len())?;
+    data.transaction.works(PICKED * places.len())?;
     // When all are wanted, Redis begins with the highest one.
-    let members = places.filter_map(|place| set.get_index(set.len() - 1 - place));
-    Ok(reply(
-        members.map(|(member, score)| (member.clone(), *score)),
-        with_scores,
-    ))
+    let members = places.into_iter().filter_map(|place| set.at(set.len() - 1 - place));
+    Ok(reply(members, with_scores))
 }
 
 pub(super) fn zscan(data: &mut Data, args: Args) -> Outcome {
     let cursor = Scan::cursor(args[2])?;
-    let set = scores(data, args[1])?.0;
+    let (most, longest) = data.config.listpack_limits(Collection::SortedSet.name());
+    if let Some(tree) = data.split(args[1], Collection::SortedSet)? {
+        if tree.is_empty() {
+            return Ok(nothing_scanned());
+        }
+        let is_small = tree.len() <= most && tree.iter().all(|held| held.name.len() <= longest);
+        // A set that is small in Redis is answered whole and in its order, as below.
+        if !is_small {
+            let scan = Scan::new(cursor, &args[3..], false)?;
+            return scan.reply_of_split(&tree, data.now(), |held, shown| {
+                let score = score_of(args[1], element_of(args[1], held)?)?;
+                shown.extend([Reply::Bulk(own(&held.name)), Reply::bulk(scanned(score, false))]);
+                Ok(())
+            });
+        }
+    }
+    let set = data.collection::<Scores>(args[1])?.elements.0;
     if set.is_empty() {
         return Ok(nothing_scanned());
     }
     let scan = Scan::new(cursor, &args[3..], false)?;
-    let (most, longest) = data.config.listpack_limits(Collection::SortedSet.name());
     let is_small = set.len() <= most && set.keys().all(|member| member.len() <= longest);
     scan.reply(set.keys().map(|member| &member[..]), |place, shown| {
         if let Some((member, score)) = set.get_index(place) {
@@ -259,20 +272,9 @@ fn scanned(score: f64, is_small: bool) -> String {
 // ---- removing ----
 
 pub(super) fn zrem(data: &mut Data, args: Args) -> Outcome {
-    let mut set: Whole<Scores> = data.collection(args[1])?;
-    let before = set.elements.0.len();
-    // One pass for all of them: removing one by one would move what is behind it each time.
-    match args[2..] {
-        [member] => drop(set.elements.0.shift_remove(member)),
-        ref members => {
-            let members: HashSet<&[u8]> = members.iter().copied().collect();
-            set.elements.0.retain(|member, _| !members.contains(&member[..]));
-        }
-    }
-    let removed = before - set.elements.0.len();
-    if removed > 0 {
-        data.put_collection(args[1], set);
-    }
+    let mut set = Changing::<Scores>::read(data, args[1])?;
+    let removed = set.remove_all(data, &args[2..])?;
+    set.write(data)?;
     Ok(Reply::Int(removed as i64))
 }
 
@@ -292,19 +294,14 @@ impl From {
     }
 }
 
-/// Removes up to so many members from one end of a sorted set that has some. They come in the order
-/// in which they are removed.
-fn take(data: &mut Data, key: &[u8], mut set: Whole<Scores>, count: usize, from: From) -> Vec<(Bytes, f64)> {
-    let members = &mut set.elements.0;
-    let count = count.min(members.len());
-    let taken = match from {
-        From::Lowest => members.drain(..count).collect(),
-        From::Highest => members.drain(members.len() - count..).rev().collect(),
+/// Removes up to so many members from one end of a sorted set. They come in the order in which they
+/// are removed.
+fn take(data: &mut Data, key: &[u8], count: usize, from: From) -> Result<Vec<(Bytes, f64)>, Fault> {
+    let places = |set: &Sorted| match from {
+        From::Lowest => 0..count.min(set.len()),
+        From::Highest => set.len().saturating_sub(count)..set.len(),
     };
-    if count > 0 {
-        data.put_collection(key, set);
-    }
-    taken
+    data.take_members(key, places, matches!(from, From::Highest))
 }
 
 pub(super) fn zpopmin(data: &mut Data, args: Args) -> Outcome {
@@ -321,8 +318,7 @@ fn pop(data: &mut Data, args: Args, from: From) -> Outcome {
         [count] => Some(count_of(count, 0, "ERR value is out of range, must be positive")?),
         _ => return Err(SYNTAX.into()),
     };
-    let set = data.collection(args[1])?;
-    let taken = take(data, args[1], set, count.unwrap_or(1), from).into_iter();
+    let taken = take(data, args[1], count.unwrap_or(1), from)?.into_iter();
     Ok(match count {
         Some(_) => reply(taken, true),
         // One member is no list of pairs, whatever the protocol is.
@@ -337,15 +333,12 @@ fn pop(data: &mut Data, args: Args, from: From) -> Outcome {
 pub(super) fn zmpop(data: &mut Data, args: Args) -> Outcome {
     let pops = Pops::parse(args, From::of)?;
     for key in pops.keys {
-        let set: Whole<Scores> = data.collection(key)?;
-        if set.elements.0.is_empty() {
+        let taken = take(data, key, pops.count, pops.from)?;
+        if taken.is_empty() {
             continue;
         }
         let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
-        let taken = take(data, key, set, pops.count, pops.from)
-            .into_iter()
-            .map(pair)
-            .collect();
+        let taken = taken.into_iter().map(pair).collect();
         return Ok(Reply::Array(vec![Reply::bulk(key), Reply::Array(taken)]));
     }
     Ok(Reply::NullArray)

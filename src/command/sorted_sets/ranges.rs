@@ -4,9 +4,9 @@
 use bytes::Bytes;
 
 use super::bounds::{Bounds, By};
-use super::{reply, scores, store};
+use super::{reply, store};
 use crate::command::args::{SYNTAX, int, is};
-use crate::command::data::Whole;
+use crate::command::sorted::Sorted;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::model::Scores;
 
@@ -114,22 +114,23 @@ impl<'a> Query<'a> {
     }
 
     /// The members of the range, in the order in which they are wanted.
-    fn select(&self, set: &Scores) -> Vec<(Bytes, f64)> {
+    fn select(&self, data: &mut Data, set: &Sorted) -> Result<Vec<(Bytes, f64)>, Fault> {
         let places = self.bounds.places(set, self.reverse);
-        let members = set.0[places].iter().map(|(member, score)| (member.clone(), *score));
-        let skipped = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let skipped = usize::try_from(self.offset).unwrap_or(usize::MAX).min(places.len());
         let taken = usize::try_from(self.count).unwrap_or(usize::MAX);
-        match self.reverse {
-            true => members.rev().skip(skipped).take(taken).collect(),
-            false => members.skip(skipped).take(taken).collect(),
-        }
+        let taken = taken.min(places.len() - skipped);
+        let start = match self.reverse {
+            true => places.end - skipped - taken,
+            false => places.start + skipped,
+        };
+        set.members(data, start..start + taken, self.reverse)
     }
 }
 
 fn answer(data: &mut Data, args: Args, form: Form) -> Outcome {
     let query = Query::parse(&args[2..], form)?;
-    let set = scores(data, args[1])?;
-    Ok(reply(query.select(&set).into_iter(), query.with_scores))
+    let set = data.sorted(args[1])?;
+    Ok(reply(query.select(data, &set)?.into_iter(), query.with_scores))
 }
 
 pub(super) fn zrange(data: &mut Data, args: Args) -> Outcome {
@@ -158,18 +159,21 @@ pub(super) fn zrevrangebyscore(data: &mut Data, args: Args) -> Outcome {
 
 pub(super) fn zrangestore(data: &mut Data, args: Args) -> Outcome {
     let query = Query::parse(&args[3..], STORED)?;
-    let set: Scores = match data.read(args[2])? {
-        Some(entry) => data.elements(args[2], &entry)?,
-        None => Scores::default(),
+    let selected = match data.read(args[2])? {
+        Some(entry) => {
+            let set = data.sorted_of(args[2], &entry)?;
+            query.select(data, &set)?
+        }
+        None => Vec::new(),
     };
-    let mut selected = Scores(query.select(&set).into_iter().collect());
+    let mut selected = Scores(selected.into_iter().collect());
     selected.sort();
     store(data, args[1], selected)
 }
 
 fn count(data: &mut Data, args: Args, by: By) -> Outcome {
     let bounds = Bounds::parse(by, args[2], args[3])?;
-    let set = scores(data, args[1])?;
+    let set = data.sorted(args[1])?;
     Ok(Reply::Int(bounds.places(&set, false).len() as i64))
 }
 
@@ -183,14 +187,8 @@ pub(super) fn zlexcount(data: &mut Data, args: Args) -> Outcome {
 
 fn remove(data: &mut Data, args: Args, by: By) -> Outcome {
     let bounds = Bounds::parse(by, args[2], args[3])?;
-    let mut set: Whole<Scores> = data.collection(args[1])?;
-    let places = bounds.places(&set.elements, false);
-    let removed = places.len();
-    if removed > 0 {
-        set.elements.0.drain(places);
-        data.put_collection(args[1], set);
-    }
-    Ok(Reply::Int(removed as i64))
+    let removed = data.take_members(args[1], |set| bounds.places(set, false), false)?;
+    Ok(Reply::Int(removed.len() as i64))
 }
 
 pub(super) fn zremrangebylex(data: &mut Data, args: Args) -> Outcome {

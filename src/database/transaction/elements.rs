@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::compute::known as newest;
 use super::{Transaction, View};
 use crate::database::Service;
-use crate::database::elements::{self, All, Held, Known, has_live};
+use crate::database::elements::{self, All, Held, InOrder, Indexed, Known, Order, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
@@ -21,6 +21,17 @@ use std::sync::atomic::Ordering;
 /// enough.
 const PART: usize = 256;
 const FEW: usize = 8;
+/// The most elements that are read one by one while nothing else may become visible.
+const MOST_AT_ONCE: usize = 64;
+
+/// A collection to be read whole.
+struct Whole<'k> {
+    /// The user's key, and the version.
+    of: (&'k [u8], Version),
+    /// What the names of its elements begin with.
+    prefix: &'k Bytes,
+    order: Option<Order>,
+}
 
 /// One element, as it was read.
 struct SeenElement {
@@ -33,7 +44,7 @@ struct SeenElement {
 
 /// All elements of a collection, as they were read and with what the transaction has written.
 pub(super) struct SeenAll {
-    tree: Tree<Held>,
+    elements: Indexed,
     /// What the outcome rests on once it depends on all of them.
     rest: Option<Read>,
 }
@@ -73,6 +84,26 @@ impl Transaction<'_> {
         }
     }
 
+    /// As [`Transaction::element`], for several elements as they are at one moment.
+    pub fn some_elements(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        sub_keys: &[&[u8]],
+    ) -> Result<Vec<Option<Element>>, Fault> {
+        if sub_keys.len() > MOST_AT_ONCE {
+            self.elements(database, key, split)?;
+        }
+        // Several elements can become visible at once.
+        let service = self.service;
+        let _one_moment = service.groups.hold_again();
+        let elements = sub_keys.iter();
+        elements
+            .map(|sub_key| self.element(database, key, split, sub_key))
+            .collect()
+    }
+
     /// True if there is such an element, and it has expired.
     pub fn has_expired_element(
         &mut self,
@@ -98,7 +129,7 @@ impl Transaction<'_> {
             return Ok(self.items[place].element_value());
         }
         if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
-            let held = all.tree.get(Held::named(sub_key));
+            let held = all.elements.by_name().get(Held::named(sub_key));
             if let Some(Read { at, known, .. }) = all.rest {
                 // An element is at home where its collection is.
                 let place = held.map(|held| At {
@@ -143,53 +174,88 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
-        let tree = self.elements_to_pick(database, key, split)?;
-        let prefix = record_key(key, split, b"");
-        let all = self.trees.get_mut(&(database, prefix));
-        self.reads.extend(all.and_then(|all| all.rest.take()));
-        Ok(tree)
+        Ok(self.all_of(database, key, split, None)?.by_name().clone())
+    }
+
+    /// As [`Transaction::elements`], in this order as well.
+    pub fn elements_in_order(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        order: Order,
+    ) -> Result<Indexed, Fault> {
+        self.all_of(database, key, split, Some(order))
+    }
+
+    fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
+        let all = self.see_all(database, key, split, order)?;
+        let (elements, rest) = (all.elements.clone(), all.rest.take());
+        self.reads.extend(rest);
+        Ok(elements)
     }
 
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
     /// only on those that it reads once more, with [`Transaction::element`].
     pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
+        let all = self.see_all(database, key, split, None)?;
+        Ok(all.elements.by_name().clone())
+    }
+
+    fn see_all(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        order: Option<Order>,
+    ) -> Result<&mut SeenAll, Fault> {
         let prefix = record_key(key, split, b"");
-        if let Some(all) = self.trees.get(&(database, prefix.clone())) {
-            return Ok(all.tree.clone());
+        let place = (database, prefix.clone());
+        let mut all = match self.trees.remove(&place) {
+            Some(all) => all,
+            None => self.read_all(database, key, split, &prefix, order)?,
+        };
+        if let Some(order) = order.filter(|order| all.elements.in_order(*order).is_none()) {
+            self.works(all.elements.work())?;
+            all.elements.put_in_order(order);
         }
+        Ok(self.trees.entry(place).or_insert(all))
+    }
+
+    /// All elements, with what this transaction has written. They may lack the order.
+    fn read_all(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        prefix: &Bytes,
+        order: Option<Order>,
+    ) -> Result<SeenAll, Fault> {
         // In this order: what is read is at least as new as what was applied before.
-        let rest = self.rest_on_all(database, &prefix);
-        let mut tree = self.all_elements(database, key, split, &prefix)?;
+        let rest = self.rest_on_all(database, prefix);
+        self.looks();
+        let pending = self.view != View::Committed;
+        let service = self.service;
+        let whole = Whole {
+            of: (key, split.version()),
+            prefix,
+            order,
+        };
+        let All { mut elements, depends } =
+            service.elements(database, &whole, pending, &mut |bytes| self.works(bytes))?;
+        for write in depends {
+            self.depend_on(write)?;
+        }
+        self.check_head(database, key, split)?;
         for item in &self.items {
             if let Item::Element { database: of, key, .. } = item
                 && *of == database
                 && let Some(sub_key) = key.strip_prefix(&prefix[..])
             {
-                put(&mut tree, sub_key, item.element_value());
+                put(&mut elements, sub_key, item.element_value());
             }
         }
-        let all = SeenAll {
-            tree: tree.clone(),
-            rest,
-        };
-        self.trees.insert((database, prefix), all);
-        Ok(tree)
-    }
-
-    /// All elements, without what this transaction has written.
-    fn all_elements(&mut self, database: u16, key: &[u8], split: &Split, prefix: &Bytes) -> Result<Tree<Held>, Fault> {
-        self.looks();
-        let pending = self.view != View::Committed;
-        let service = self.service;
-        let All { tree, depends } =
-            service.elements(database, (key, split.version()), prefix, pending, &mut |bytes| {
-                self.works(bytes)
-            })?;
-        for write in depends {
-            self.depend_on(write)?;
-        }
-        self.check_head(database, key, split)?;
-        Ok(tree)
+        Ok(SeenAll { elements, rest })
     }
 
     /// Orphans get tombstones: elements that were read after their head has gone may be missing.
@@ -281,7 +347,7 @@ impl Transaction<'_> {
     pub fn put_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8], element: Option<Element>) {
         let name = record_key(key, split, sub_key);
         if let Some(all) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
-            put(&mut all.tree, sub_key, element.clone().map(Value::Element));
+            put(&mut all.elements, sub_key, element.clone().map(Value::Element));
         }
         self.write_item(Item::Element {
             database,
@@ -363,10 +429,10 @@ impl Transaction<'_> {
     }
 }
 
-fn put(tree: &mut Tree<Held>, sub_key: &[u8], value: Option<Value>) {
+fn put(elements: &mut Indexed, sub_key: &[u8], value: Option<Value>) {
     match value {
-        Some(value) => drop(tree.insert(Held::new(sub_key, value, u64::MAX))),
-        None => drop(tree.remove(Held::named(sub_key))),
+        Some(value) => drop(elements.insert(Held::new(sub_key, value, u64::MAX))),
+        None => drop(elements.remove(sub_key)),
     }
 }
 
@@ -376,6 +442,12 @@ pub fn element_of<'h>(key: &[u8], held: &'h Held) -> Result<&'h Element, Fault> 
         Value::Element(element) => Ok(element),
         other => Err(unreadable(key, other)),
     }
+}
+
+/// The score of a member of the sorted set at a key.
+pub fn score_of(key: &[u8], element: &Element) -> Result<f64, Fault> {
+    let score = element.score();
+    score.map_err(|problem| Fault::unreadable_element(key, problem))
 }
 
 /// The error for a collection with this element, which is none.
@@ -462,26 +534,47 @@ impl Service {
     }
 
     /// All elements of a collection, from memory, or from the store into memory. `works` gets the
-    /// bytes that are read, and can stop it.
+    /// bytes that are gone through, and can stop it. They may lack the order, if memory is used up.
     fn elements(
         &self,
         number: u16,
-        of: (&[u8], Version),
-        prefix: &Bytes,
+        whole: &Whole,
         pending: bool,
         works: &mut dyn FnMut(usize) -> Result<(), Fault>,
     ) -> Result<All, Fault> {
+        let Whole { of, prefix, order } = *whole;
         let database = &self.databases[number as usize];
+        let partition = self.log.partition(number, prefix);
+        let mut filled = None;
         loop {
             // Several elements can become visible at once.
             let one_moment = self.groups.hold_again();
-            if let Some(all) = database.elements.all(prefix, pending) {
+            let all = match order {
+                None => database.elements.all(prefix, pending),
+                Some(order) => match database.elements.in_order(prefix, order, partition, pending) {
+                    Some(InOrder::Here(all)) => Some(all),
+                    Some(InOrder::ToMake(mut making)) => {
+                        drop(one_moment);
+                        works(making.work())?;
+                        making.put_in_order();
+                        let _one_moment = self.groups.hold_again();
+                        match making.complete(pending) {
+                            Some(all) => return Ok(all),
+                            // All was forgotten meanwhile.
+                            None => filled = None,
+                        }
+                        continue;
+                    }
+                    None => None,
+                },
+            };
+            if let Some(all) = all.or(filled) {
                 return Ok(all);
             }
             drop(one_moment);
             // In this order: what leaves memory from now on is in the buffer, and what has left the
             // buffer is in the store.
-            let fill = database.elements.fill(prefix, self.log.partition(number, prefix));
+            let fill = database.elements.fill(prefix, partition);
             let buffered = self.behind.elements(number, prefix);
             let mut found = Vec::new();
             let mut from = Some(Bytes::new());
@@ -507,9 +600,7 @@ impl Service {
                 }
             }
             let _one_moment = self.groups.hold_again();
-            if let Some(all) = fill.complete(found, pending) {
-                return Ok(all);
-            }
+            filled = fill.complete(found, pending);
         }
     }
 

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use self::compute::Watching;
 pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
-pub use self::elements::{Taken, element_of};
+pub use self::elements::{Taken, element_of, score_of};
 use super::Service;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;

@@ -477,6 +477,18 @@ fn sorted_sets() {
     against_redis(Oracle::Redis7, SORTED_SETS, &[]);
 }
 
+/// As for [`split_hashes`].
+#[test]
+fn split_sorted_sets() {
+    against_redis(Oracle::Redis7, SORTED_SETS, &["--max-packed-elements", "1"]);
+}
+
+/// As for [`split_hashes`].
+#[test]
+fn split_places() {
+    against_redis(Oracle::Redis7, PLACES, &["--max-packed-elements", "1"]);
+}
+
 #[test]
 fn places() {
     against_redis(Oracle::Redis7, PLACES, &[]);
