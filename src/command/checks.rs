@@ -10,6 +10,7 @@ use super::table::CommandEntry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};
 use crate::database::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
+use crate::resp::Version;
 
 pub(super) fn find(args: Args<'_>) -> Result<&'static CommandEntry, Fault> {
     let there = table::find(args[0]).filter(|command| command.is_there());
@@ -36,6 +37,18 @@ pub(super) fn check_arity(command: &CommandEntry, args: Args<'_>) -> Result<(), 
         true => Ok(()),
         false => Err(wrong_arity(command.name)),
     }
+}
+
+/// In RESP2 a client cannot tell a message from a reply. So while it listens, few commands are
+/// allowed.
+pub(super) fn check_mode(session: &Session, command: &Command) -> Result<(), Fault> {
+    if session.listening.is_none() || session.version == Version::Resp3 || command.has(flag::WHILE_LISTENING) {
+        return Ok(());
+    }
+    Err(Fault::error(format!(
+        "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
+        command.name
+    )))
 }
 
 /// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.

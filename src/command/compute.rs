@@ -190,7 +190,8 @@ pub(super) fn conclude(
     if !again {
         session.tally.looked_up(lookups);
     }
-    if write.is_none() && depends.is_empty() {
+    let publishes = exec.as_ref().is_some_and(|exec| exec.publishes());
+    if write.is_none() && depends.is_empty() && !publishes {
         return Step::Reply(value);
     }
     Step::Pending(PendingReply {

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{Client, Clients};
+use super::hub::PubSub;
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
 use crate::telemetry::Stats;
@@ -22,6 +23,7 @@ pub struct Shared {
     pub service: Arc<Service>,
     pub config: Arc<Config>,
     pub clients: Clients,
+    pub pubsub: PubSub,
     pub stats: Stats,
     pub pause: Pause,
     pub turns: Turns,

@@ -69,6 +69,15 @@ impl PendingReply {
         let mut writes = self.write.iter().chain(&self.depends);
         writes.all(|write| matches!(write.outcome(), Some(Ok(()))))
     }
+
+    /// The reply, now that all is in the log. A transaction sends its messages.
+    pub(super) fn finish(self, shared: &Arc<Shared>) -> Reply {
+        let mut reply = self.reply;
+        if let (Reply::Array(replies), Some(exec)) = (&mut reply, &self.exec) {
+            exec.publish(shared, replies);
+        }
+        reply
+    }
 }
 
 impl Before {

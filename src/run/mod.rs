@@ -24,6 +24,7 @@ use self::open::{Parts, open, owner};
 pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
+use crate::command::publish::close_overdue;
 use crate::command::shared::Turns;
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
@@ -289,6 +290,7 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         service,
         config,
         clients: Default::default(),
+        pubsub: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(turns),
         pause: Default::default(),
@@ -370,6 +372,7 @@ async fn watch(shared: Arc<Shared>) {
         let used = shared.service.memory.used.load(Ordering::Relaxed) as u64;
         shared.stats.peak_memory.fetch_max(used, Ordering::Relaxed);
         bound_clients(&shared);
+        close_overdue(&shared);
     }
 }
 

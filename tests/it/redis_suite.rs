@@ -74,6 +74,8 @@ units! {
     expire: "unit/expire", 56, 0;
     scan: "unit/scan", 17, 0;
     multi: "unit/multi", 35, 0;
+    // 13 need keyspace notifications. The tests of unit/pubsubshard are not for an external server.
+    pubsub: "unit/pubsub", 30, 16;
     other: "unit/other", 12, 0;
     introspection: "unit/introspection", 27, 0;
 }

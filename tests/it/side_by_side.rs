@@ -107,6 +107,11 @@ mod tables {
     }
 
     #[test]
+    fn pubsub() {
+        against_redis("pubsub");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -130,6 +135,7 @@ mod tables {
             "keys",
             "expiry",
             "transactions",
+            "pubsub",
             "server",
         ] {
             against_itself(family);
