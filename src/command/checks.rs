@@ -3,6 +3,7 @@
 
 use super::admission::{self, Wants};
 use super::args::{text, wrong_arity};
+use super::broadcasts::Need;
 use super::session::{Multi, Session};
 use super::shared::Shared;
 use super::step::Before;
@@ -156,6 +157,9 @@ pub(super) fn before(
             return Some(Before::Unpaused);
         }
     }
+    if let Some(need) = needs_messages(shared, command, queued(session, command)) {
+        return Some(Before::Messages(need));
+    }
     if !prepared
         && shared.service.is_serving()
         && let Some(before) = before_reading(session, shared, command, args)
@@ -164,6 +168,16 @@ pub(super) fn before(
     }
     let turn = takes_long(command, queued(session, command), args)?;
     (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
+}
+
+/// What the topic of messages is not ready for, though this command, or one that EXEC runs, needs it.
+fn needs_messages(shared: &Shared, command: &Command, queued: Option<&Multi>) -> Option<Need> {
+    shared.pubsub.topic.as_ref()?;
+    let any = |is: fn(&Command) -> bool| is(command) || queued.is_some_and(|m| m.queued.iter().any(|q| is(q.command)));
+    let sends = any(|command| matches!(command.run, Run::Publish { .. })).then_some(Need::Send);
+    let hears = any(|command| command.has(flag::LISTENS)).then_some(Need::Hear);
+    let mut needs = sends.into_iter().chain(hears);
+    needs.find(|need| shared.pubsub.lacks(*need))
 }
 
 /// The turn for commands that look at very many things, or have very large arguments. Others find

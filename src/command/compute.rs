@@ -200,6 +200,7 @@ pub(super) fn conclude(
         depends,
         barrier,
         database,
+        sent: None,
         exec,
         asked: None,
         repeated: 0,

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use indexmap::IndexMap;
@@ -20,27 +20,11 @@ use super::pattern::KeyPattern;
 use super::pushes::{Added, Kind};
 use crate::config::checks::OutputLimit;
 use crate::resp::{write_bulk, write_length};
-use crate::telemetry::sparing::Sparing;
 
 /// Most bytes that the names of one connection's channels and patterns may take.
 const MAX_NAMES: usize = 256 << 20;
 /// What a channel takes besides its name.
 const OVERHEAD: usize = 128;
-
-/// What connections need to publish and to listen.
-#[derive(Default)]
-pub struct PubSub {
-    pub hub: Arc<Hub>,
-    pub counters: Counters,
-    /// Log lines about patterns that took too long.
-    pub patterns_told: Sparing,
-}
-
-#[derive(Default)]
-pub struct Counters {
-    /// Times that a pattern took too long to match, so that its connections did not get a message.
-    pub patterns_given_up: AtomicU64,
-}
 
 /// Connections, by their ids.
 type Listeners = Vec<Arc<Client>>;
@@ -319,6 +303,10 @@ impl Listening {
 
     pub fn count(&self, kind: Kind) -> usize {
         self.own[kind as usize].len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.own.iter().all(BTreeSet::is_empty)
     }
 
     fn note(&self, kind: Kind) {

@@ -13,6 +13,7 @@
 
 pub mod admission;
 pub mod args;
+pub mod broadcasts;
 pub mod categories;
 mod checks;
 pub mod clients;
@@ -293,6 +294,8 @@ pub mod flag {
     pub const DEBUG: u32 = 1 << 28;
     /// Ours: allowed on a RESP2 connection that listens to channels.
     pub const WHILE_LISTENING: u32 = 1 << 30;
+    /// Ours: begins to listen to channels.
+    pub const LISTENS: u32 = 1 << 31;
 
     /// Names as COMMAND INFO reports them. Redis hides `MAY_REPLICATE`.
     pub const NAMES: &[(u32, &str)] = &[

@@ -11,7 +11,8 @@ use super::pushes::Kind;
 use super::{Args, Command, Compatibility, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag, help_of};
 use crate::command::key_specs::access::NOT_KEY;
 
-const LISTENS: u32 = flag::PUBSUB | flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::WHILE_LISTENING;
+const STOPS: u32 = flag::PUBSUB | flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::WHILE_LISTENING;
+const LISTENS: u32 = STOPS | flag::LISTENS;
 const PUBLISHES: u32 = flag::PUBSUB | flag::LOADING | flag::STALE | flag::FAST | flag::MAY_REPLICATE;
 const TELLS: u32 = flag::PUBSUB | flag::LOADING | flag::STALE;
 const PER_NODE: Compatibility = Compatibility::Partial("counts who listens on this node");
@@ -59,7 +60,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "punsubscribe",
         arity: -1,
-        flags: LISTENS,
+        flags: STOPS,
         since: "2.0.0",
         complexity: "O(N log M), N being the number of patterns and M those that the client listens to.",
         summary: "Stops listening by pattern.",
@@ -102,7 +103,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "sunsubscribe",
         arity: -1,
-        flags: LISTENS,
+        flags: STOPS,
         keys: &[KeySpec::from(1, NOT_KEY)],
         since: "7.0.0",
         complexity: "O(N log M), N being the number of channels and M those that the client listens to.",
@@ -113,7 +114,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "unsubscribe",
         arity: -1,
-        flags: LISTENS,
+        flags: STOPS,
         since: "2.0.0",
         complexity: "O(N log M), N being the number of channels and M those that the client listens to.",
         summary: "Stops listening to channels.",
@@ -240,6 +241,7 @@ fn listen(session: &mut Session, shared: &Arc<Shared>, args: Args, kind: Kind) -
             Err(_) => Reply::error(TOO_MANY),
         });
     }
+    session.listening.take_if(|listening| listening.is_empty());
     Ok(Reply::Several(replies))
 }
 
@@ -270,7 +272,7 @@ fn stop(session: &mut Session, args: Args, kind: Kind) -> Reply {
         let count = told(listening.as_deref(), kind);
         replies.push(Reply::Push(vec![Reply::bulk(word), Reply::Null, count]));
     }
-    session.listening = listening.filter(|listening| Kind::ALL.iter().any(|kind| listening.count(*kind) > 0));
+    session.listening = listening.filter(|listening| !listening.is_empty());
     Reply::Several(replies)
 }
 

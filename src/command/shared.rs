@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use super::broadcasts::PubSub;
 use super::clients::{Client, Clients};
-use super::hub::PubSub;
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
 use crate::telemetry::Stats;

@@ -49,6 +49,8 @@ pub struct Stats {
     pub peak_memory: AtomicU64,
     /// Log lines about clients above those limits.
     pub above_limits: Sparing,
+    /// Log lines about patterns of channels that took too long to match.
+    pub patterns_given_up: Sparing,
     /// Log lines about connections that could not be accepted.
     pub not_accepted: Sparing,
     pub slowlog: Slowlog,
