@@ -170,7 +170,8 @@ pub(super) fn before(
     (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
 }
 
-/// What the topic of messages is not ready for, though this command, or one that EXEC runs, needs it.
+/// What the topic of messages is not ready for, though this command, or one that EXEC runs, needs
+/// it.
 fn needs_messages(shared: &Shared, command: &Command, queued: Option<&Multi>) -> Option<Need> {
     shared.pubsub.topic.as_ref()?;
     let any = |is: fn(&Command) -> bool| is(command) || queued.is_some_and(|m| m.queued.iter().any(|q| is(q.command)));

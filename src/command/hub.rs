@@ -219,7 +219,7 @@ impl Delivered {
 fn matching<'n>(patterns: &'n [Bytes], channel: &[u8]) -> (Vec<&'n Bytes>, usize) {
     let mut given_up = 0;
     let matches = |name: &&Bytes| {
-        let mut pattern = KeyPattern::of_part(name);
+        let mut pattern = KeyPattern::of_channel(name);
         let matches = pattern.matches(channel);
         given_up += usize::from(pattern.is_exhausted());
         matches

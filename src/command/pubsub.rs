@@ -298,21 +298,22 @@ fn shardchannels(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 }
 
 fn list(shared: &Shared, args: Args, shard: bool) -> Outcome {
-    let pattern = match args[2..] {
-        [] => b"*",
-        [pattern] => pattern,
+    let mut channels = shared.pubsub.hub.channels(shard);
+    match args[2..] {
+        [] => {}
+        [pattern] => {
+            let mut pattern = KeyPattern::of_channel(pattern);
+            channels.retain(|name| pattern.matches(name));
+            if pattern.is_exhausted() {
+                return Err("ERR the pattern takes too long to match".into());
+            }
+        }
         _ => {
             return Err(Fault::error(format!(
                 "ERR unknown subcommand or wrong number of arguments for '{}'. Try PUBSUB HELP.",
                 super::args::text(&args[1][..args[1].len().min(128)])
             )));
         }
-    };
-    let mut channels = shared.pubsub.hub.channels(shard);
-    let mut pattern = KeyPattern::new(pattern);
-    channels.retain(|name| pattern.matches(name));
-    if pattern.is_exhausted() {
-        return Err("ERR the pattern takes too long to match".into());
     }
     Ok(Reply::Array(channels.into_iter().map(Reply::Bulk).collect()))
 }

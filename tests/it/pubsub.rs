@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::hostile_clients::may_open_files;
 use crate::support::client::Client;
 use crate::support::foreign::Foreign;
 use crate::support::kafka::{self, Kafka, fresh_topic};
@@ -92,6 +93,7 @@ fn a_subscriber_above_the_soft_limit_is_closed_though_nobody_publishes_more() {
 
 #[test]
 fn a_thousand_subscribers_and_ten_thousand_channels() {
+    assert!(may_open_files(1_500), "too few files may be open");
     let node = Highwater::embedded();
     let mut all: Vec<Client> = (0..1_000).map(|_| listening(&node, "c")).collect();
     let mut many = node.client();
@@ -282,4 +284,58 @@ fn a_message_of_a_transaction_that_is_not_executed_is_not_sent() {
     client.check("SPUBLISH c nobody", "+QUEUED");
     client.check("EXEC", "*2\r\n:1\r\n:0");
     hears(&mut subscriber, "c", "alone");
+}
+
+/// A RESP3 connection reads and writes while others publish: its replies come whole and in order,
+/// and so do the messages between them.
+#[test]
+fn messages_come_between_replies() {
+    const MESSAGES: usize = 300;
+    let topic = fresh_topic("pubsub");
+    let node = Highwater::on_kafka(kafka::shared(), &topic);
+    let mut client = node.client();
+    client.line("HELLO 3");
+    client.check("SUBSCRIBE c", ">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1");
+    let (mut heard, mut replies, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let mut publisher = node.client();
+        scope.spawn(move || {
+            let lines: Vec<String> = (0..MESSAGES).map(|n| format!("PUBLISH c {n}")).collect();
+            for some in lines.chunks(10) {
+                publisher.pipeline(&some.iter().map(String::as_str).collect::<Vec<_>>());
+            }
+        });
+        let mut round = 0;
+        while heard.len() < MESSAGES {
+            let lines = [
+                format!("SET k {round}"),
+                "GET k".into(),
+                format!("INCRBY n {round}"),
+                "PUBLISH nobody x".into(),
+            ];
+            let all: Vec<u8> = lines.iter().flat_map(|line| resp::command_line(line)).collect();
+            client.write(&all);
+            let value = round.to_string();
+            expected.push(b"+OK\r\n".to_vec());
+            expected.push(format!("${}\r\n{value}\r\n", value.len()).into_bytes());
+            expected.push(format!(":{}\r\n", (0..=round).sum::<usize>()).into_bytes());
+            expected.push(b":0\r\n".to_vec());
+            while replies.len() < expected.len() {
+                let reply = client.reply();
+                let to = if reply.starts_with(b">") {
+                    &mut heard
+                } else {
+                    &mut replies
+                };
+                to.push(reply);
+            }
+            round += 1;
+            assert!(round < 5_000, "messages are missing: {} came", heard.len());
+        }
+    });
+    assert_eq!(replies, expected);
+    let sent: Vec<Vec<u8>> = (0..MESSAGES)
+        .map(|n| message("c", &n.to_string()).replacen('*', ">", 1).into())
+        .collect();
+    assert_eq!(heard, sent);
 }

@@ -75,7 +75,7 @@ units! {
     scan: "unit/scan", 17, 0;
     multi: "unit/multi", 35, 0;
     // 13 need keyspace notifications. The tests of unit/pubsubshard are not for an external server.
-    pubsub: "unit/pubsub", 30, 16;
+    pubsub: "unit/pubsub", 29, 16;
     other: "unit/other", 12, 0;
     introspection: "unit/introspection", 27, 0;
 }

@@ -2,9 +2,9 @@
 //! from the moment when somebody first listens.
 //!
 //! While the topic does not exist, nobody has published: the reader looks for it several times a
-//! second, and then reads it from its start. Otherwise it begins at the end. Later it loses messages
-//! only if Kafka loses them (their retention is over), or if the topic is deleted and created again.
-//! That is a gap, which is reported.
+//! second, and then reads it from its start. Otherwise it begins at the end. Later it loses
+//! messages only if Kafka loses them (their retention is over), or if the topic is deleted and
+//! created again. That is a gap, which is reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +30,9 @@ const POLL: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(250);
 /// How often it is checked whether the topic is still the same.
 const CHECK: Duration = Duration::from_secs(2);
+/// How long the topic has to be missing before it counts as deleted: a broker that has just started
+/// may not know all topics yet.
+const GONE: Duration = Duration::from_secs(4);
 /// How long one question to the cluster may take.
 const ASK: Duration = Duration::from_secs(2);
 /// How long a message is held back until this node has what its publisher had.
@@ -88,6 +91,7 @@ impl Reader {
             followed: None,
             was_absent: false,
             checked: Instant::now(),
+            missing: None,
             lost: None,
         };
         let stopped = Arc::clone(&stop);
@@ -144,6 +148,8 @@ struct Reading {
     was_absent: bool,
     /// When the topic was last looked at.
     checked: Instant,
+    /// Since when it is missing.
+    missing: Option<Instant>,
     /// Why messages were lost.
     lost: Option<String>,
 }
@@ -195,6 +201,7 @@ impl Reading {
             .assign(&list)
             .map_err(|error| describe_error(&error))?;
         self.followed = Some(found);
+        (self.was_absent, self.missing) = (false, None);
         self.checked = Instant::now();
         Ok(())
     }
@@ -284,6 +291,10 @@ impl Reading {
         let Some(followed) = &self.followed else {
             return;
         };
+        self.missing = match found {
+            Some(_) => None,
+            None => self.missing.or_else(|| Some(Instant::now())),
+        };
         self.lost = match found {
             Some(found) if found.id == followed.id && found.partitions == followed.partitions => return,
             Some(found) if found.id == followed.id => Some(format!(
@@ -291,6 +302,7 @@ impl Reading {
                 self.topic.name, found.partitions
             )),
             Some(_) => Some(format!("topic {} was deleted and created again", self.topic.name)),
+            None if self.missing.is_some_and(|since| since.elapsed() < GONE) => return,
             None => Some(format!("topic {} was deleted", self.topic.name)),
         };
     }
