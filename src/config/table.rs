@@ -244,7 +244,8 @@ const EFFECTIVE: &[Setting] = &[
         name: "pubsub",
         kind: Kind::Choice(&["topic", "node"]),
         default: "topic",
-        change: Change::Immutable,
+        change: Change::AtStart,
+        group: Group::Kafka,
         summary: "How far messages of PUBLISH go. topic: to all nodes, by the topic NAME.pubsub; node: to subscribers of this node only, as always without Kafka.",
         ..D
     },
