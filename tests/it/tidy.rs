@@ -289,6 +289,7 @@ const PLAIN: &[&str] = &[
     "src/telemetry/sparing.rs",
     "tests/it/architecture.rs",
     "tests/it/examples.rs",
+    "tests/it/pubsub.rs",
     "tests/it/sort.rs",
     "tests/it/split.rs",
     "tests/it/field_expiry.rs",
