@@ -83,6 +83,10 @@ roles! {
     TRANSACTIONS_TAIL = "transactions-tail", StartsAgain;
     /// Ends a transaction that another transactional id left unfinished.
     TRANSACTION_END = "transaction-end", CostsOne;
+    /// Reads messages between nodes.
+    PUBSUB_READER = "pubsub-reader", NodeFails;
+    /// Finds or creates the topic of messages between nodes.
+    PUBSUB_TOPIC = "pubsub-topic", CostsOne;
     /// Waits for the end of a producer.
     PRODUCER_END = "producer-end", CostsOne;
 

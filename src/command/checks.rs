@@ -3,6 +3,7 @@
 
 use super::admission::{self, Wants};
 use super::args::{text, wrong_arity};
+use super::broadcasts::Need;
 use super::session::{Multi, Session};
 use super::shared::Shared;
 use super::step::Before;
@@ -10,6 +11,7 @@ use super::table::CommandEntry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};
 use crate::database::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
+use crate::resp::Version;
 
 pub(super) fn find(args: Args<'_>) -> Result<&'static CommandEntry, Fault> {
     let there = table::find(args[0]).filter(|command| command.is_there());
@@ -36,6 +38,18 @@ pub(super) fn check_arity(command: &CommandEntry, args: Args<'_>) -> Result<(), 
         true => Ok(()),
         false => Err(wrong_arity(command.name)),
     }
+}
+
+/// In RESP2 a client cannot tell a message from a reply. So while it listens, few commands are
+/// allowed.
+pub(super) fn check_mode(session: &Session, command: &Command) -> Result<(), Fault> {
+    if session.listening.is_none() || session.version == Version::Resp3 || command.has(flag::WHILE_LISTENING) {
+        return Ok(());
+    }
+    Err(Fault::error(format!(
+        "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
+        command.name
+    )))
 }
 
 /// Redis's text, with its limits on what is echoed: it prints C strings, which end at a NUL.
@@ -143,6 +157,9 @@ pub(super) fn before(
             return Some(Before::Unpaused);
         }
     }
+    if let Some(need) = needs_messages(shared, command, queued(session, command)) {
+        return Some(Before::Messages(need));
+    }
     if !prepared
         && shared.service.is_serving()
         && let Some(before) = before_reading(session, shared, command, args)
@@ -151,6 +168,17 @@ pub(super) fn before(
     }
     let turn = takes_long(command, queued(session, command), args)?;
     (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
+}
+
+/// What the topic of messages is not ready for, though this command, or one that EXEC runs, needs
+/// it.
+fn needs_messages(shared: &Shared, command: &Command, queued: Option<&Multi>) -> Option<Need> {
+    shared.pubsub.topic.as_ref()?;
+    let any = |is: fn(&Command) -> bool| is(command) || queued.is_some_and(|m| m.queued.iter().any(|q| is(q.command)));
+    let sends = any(|command| matches!(command.run, Run::Publish { .. })).then_some(Need::Send);
+    let hears = any(|command| command.has(flag::LISTENS)).then_some(Need::Hear);
+    let mut needs = sends.into_iter().chain(hears);
+    needs.find(|need| shared.pubsub.lacks(*need))
 }
 
 /// The turn for commands that look at very many things, or have very large arguments. Others find

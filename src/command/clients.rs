@@ -11,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::pushes::Pushes;
 use crate::database::now_ms;
 use crate::database::watch::Changed;
 
@@ -48,6 +49,8 @@ pub struct Client {
     /// Bytes of queued commands, and of watched keys.
     pub queued_bytes: AtomicUsize,
     pub watched_bytes: AtomicUsize,
+    /// What waits to be pushed to it.
+    pub pushes: Pushes,
     pub details: Mutex<ClientDetails>,
     killed: AtomicBool,
     /// Wakes the task that serves the connection.
@@ -114,7 +117,8 @@ impl Client {
             &self.watched_bytes,
         ];
         let held: usize = held.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
-        size_of::<Client>() + held + self.details.lock().bytes()
+        let pushed = self.pushes.bytes() + self.pushes.names.load(Ordering::Relaxed);
+        size_of::<Client>() + held + pushed + self.details.lock().bytes()
     }
 
     pub fn is_killed(&self) -> bool {
@@ -168,6 +172,7 @@ impl Clients {
             output_bytes: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),
             watched_bytes: AtomicUsize::new(0),
+            pushes: Pushes::default(),
             details: Mutex::default(),
             killed: AtomicBool::new(false),
             task: task.clone(),

@@ -194,7 +194,8 @@ pub(super) fn conclude(
     if !again {
         session.tally.looked_up(lookups);
     }
-    if write.is_none() && depends.is_empty() {
+    let publishes = exec.as_ref().is_some_and(|exec| exec.publishes());
+    if write.is_none() && depends.is_empty() && !publishes {
         return Step::Reply(value);
     }
     Step::Pending(PendingReply {
@@ -203,6 +204,7 @@ pub(super) fn conclude(
         depends,
         barrier,
         database,
+        sent: None,
         exec,
         asked: None,
         repeated: 0,

@@ -70,7 +70,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "ping",
         arity: -1,
-        flags: flag::FAST,
+        flags: flag::FAST | flag::WHILE_LISTENING,
         categories: &["connection"],
         group: "connection",
         since: "1.0.0",
@@ -87,7 +87,8 @@ pub static COMMANDS: &[Command] = &[
             | flag::FAST
             | flag::NO_AUTH
             | flag::ALLOW_BUSY
-            | flag::IN_MULTI,
+            | flag::IN_MULTI
+            | flag::WHILE_LISTENING,
         categories: &["connection"],
         group: "connection",
         since: "1.0.0",
@@ -104,7 +105,8 @@ pub static COMMANDS: &[Command] = &[
             | flag::FAST
             | flag::NO_AUTH
             | flag::ALLOW_BUSY
-            | flag::IN_MULTI,
+            | flag::IN_MULTI
+            | flag::WHILE_LISTENING,
         categories: &["connection"],
         group: "connection",
         since: "6.2.0",
@@ -125,8 +127,13 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-fn ping(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
+fn ping(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
+    let listens = session.listening.is_some() && session.version == Version::Resp2;
     match args.len() {
+        1 | 2 if listens => {
+            let payload = args.get(1).copied().unwrap_or_default();
+            Ok(Reply::Array(vec![Reply::bulk("pong"), Reply::bulk(payload)]))
+        }
         1 => Ok(Reply::simple("PONG")),
         2 => Ok(Reply::bulk(args[1])),
         _ => Err(wrong_arity("ping")),
@@ -165,6 +172,7 @@ fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
         ..Replies::default()
     };
     session.reads.chosen = None;
+    session.listening = None;
     session.authenticated = authenticated;
     set_version(session, Version::Resp2);
     session.select(0);
@@ -175,6 +183,8 @@ fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
 }
 
 fn set_version(session: &mut Session, version: Version) {
+    // Those before were pushed to a client of the version before.
+    session.pushes_first = true;
     session.version = version;
     session.client.resp3.store(version == Version::Resp3, Ordering::Relaxed);
 }

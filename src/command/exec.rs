@@ -72,7 +72,8 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
     let requests = taken.requests(shared);
     // When it is computed again, no later command may have been computed. That can happen where
     // others write too.
-    let barrier = !shared.service.log.chains() || requests.iter().any(|r| r.command.has(flag::BARRIER));
+    let barrier =
+        !shared.service.log.chains() || taken.publishes() || requests.iter().any(|r| r.command.has(flag::BARRIER));
     let mut times = Vec::with_capacity(requests.len());
     let computed = match taken.compute(session, shared, &requests, &mut times) {
         Ok(computed) => computed,
@@ -212,6 +213,7 @@ fn do_others(
     let mut weight = Weight::default();
     of_data.iter().for_each(|reply| weight.add(reply));
     let mut done = Vec::new();
+    session.in_exec = true;
     for (place, request) in requests.iter().enumerate() {
         let started = session.tally.begin(shared, request.command);
         let reply = match do_other(session, shared, request.command, &request.args) {
@@ -228,10 +230,11 @@ fn do_others(
         let fits = weight.bytes() <= MAX_REPLY_MEMORY;
         done.push((place, if fits { reply } else { Reply::error(too_much()) }));
     }
+    session.in_exec = false;
     done
 }
 
-/// `None` if it is about data.
+/// `None` if it is about data, or done later.
 fn do_other(
     session: &mut Session,
     shared: &Arc<Shared>,
@@ -242,6 +245,8 @@ fn do_other(
         Run::Data(_) => None,
         Run::Session(handler) => Some(handler(session, shared, args)),
         Run::Select => Some(connection::select(session, shared, args)),
+        // Done when the log has the transaction.
+        Run::Publish { .. } => None,
         // MULTI does not queue these.
         Run::Later(_) | Run::Exec | Run::Container | Run::NotYet => {
             Some(Err("ERR Command not allowed inside a transaction".into()))

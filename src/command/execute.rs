@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::args;
-use super::checks::{admit, before, check_arity, find, is_exec, queued, size, unknown};
+use super::checks::{admit, before, check_arity, check_mode, find, is_exec, queued, size, unknown};
 use super::clients::{Client, NO_COMMAND};
 use super::compute::{compute_one, replied, take_turn};
 use super::session::{Queued, Session};
@@ -16,7 +16,7 @@ use super::settle::{HeldReply, settle_all};
 use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
-use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag};
+use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag, publish};
 use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
 use crate::database::{Turn, Wait, now_ms};
@@ -64,6 +64,11 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
     }
+    if let Err(fault) = check_mode(session, command) {
+        session.client.came_with(command.number, now_ms());
+        command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
+        return reject(session, args, fault);
+    }
     let started = session.tally.begin(shared, command);
     let since_start = started.saturating_duration_since(shared.started).as_millis() as u64;
     session
@@ -86,6 +91,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
             Ok(waiting) => Step::Later(waiting),
             Err(fault) => refused(fault),
         },
+        Run::Publish { shard } => publish::begin(session, shared, args, shard),
         Run::Exec => exec::begin(session, shared),
         Run::Container | Run::NotYet => refused(unknown(args)),
     };

@@ -15,6 +15,7 @@ fn shared(f: &Fixture) -> Arc<Shared> {
         service: f.service.clone(),
         config: Arc::new(Config::default()),
         clients: Default::default(),
+        pubsub: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(1),
         pause: Default::default(),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::args::is;
+use super::pushes::Kind;
 use super::shared::Shared;
 use super::table::{self, CommandEntry};
 use super::{Args, Fault, Outcome, REDIS_VERSION, Reply, Session};
@@ -282,6 +283,7 @@ fn persistence(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
 }
 
 fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
+    let hub = &shared.pubsub.hub;
     let (stats, counters, rates) = (&shared.stats, &shared.service.counters, shared.stats.rates());
     let unexpected = get(&counters.writes_refused) + get(&counters.writes_uncertain);
     fields!(to,
@@ -311,9 +313,9 @@ fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "current_eviction_exceeded_time": 0,
         "keyspace_hits": counters.lookups.sum(|l| &l.hits),
         "keyspace_misses": counters.lookups.sum(|l| &l.misses),
-        "pubsub_channels": 0,
-        "pubsub_patterns": 0,
-        "pubsubshard_channels": 0,
+        "pubsub_channels": hub.count(Kind::Channel),
+        "pubsub_patterns": hub.count(Kind::Pattern),
+        "pubsubshard_channels": hub.count(Kind::Shard),
         "latest_fork_usec": 0,
         "total_forks": 0,
         "migrate_cached_sockets": 0,

@@ -256,7 +256,8 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
             .ok_or(NO_SUCH)?,
         _ => command,
     };
-    if command.keys.is_empty() {
+    let is_key = |spec: &&KeySpec| spec.access & access::NOT_KEY == 0;
+    if !command.keys.iter().any(|spec| is_key(&spec)) {
         return Err("ERR The command has no key arguments".into());
     }
     if !command.takes(request.len()) {
@@ -266,7 +267,7 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
         return Err("ERR Invalid arguments specified for command".into());
     }
     let of_request = command.access.map(|access| access(request));
-    let keys = command.keys.iter().flat_map(|spec| {
+    let keys = command.keys.iter().filter(is_key).flat_map(|spec| {
         let access = of_request.unwrap_or(spec.access);
         spec.keys(request).map(move |key| (key, access))
     });

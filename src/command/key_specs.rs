@@ -56,6 +56,8 @@ pub mod access {
     pub const DELETE: u16 = 1 << 7;
     /// Other arguments say what is done.
     pub const VARIABLE_FLAGS: u16 = 1 << 8;
+    /// It is no key, but is routed like one in a cluster: a channel of the shard.
+    pub const NOT_KEY: u16 = 1 << 9;
 
     pub const READS: u16 = RO | ACCESS;
     pub const CHANGES: u16 = RW | ACCESS | UPDATE;
@@ -71,6 +73,7 @@ pub mod access {
         (INSERT, "insert"),
         (DELETE, "delete"),
         (VARIABLE_FLAGS, "variable_flags"),
+        (NOT_KEY, "not_key"),
     ];
 }
 
@@ -171,7 +174,7 @@ fn count_at(index: usize, request: &[&[u8]]) -> Option<usize> {
 /// reports the keys behind the first one, and GEORADIUS stores at the key behind the last one.
 pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
     let mut keys = KeyList::new();
-    for spec in specs {
+    for spec in specs.iter().filter(|spec| spec.access & access::NOT_KEY == 0) {
         match spec.begin {
             Begin::Index(_) | Begin::LastStore(_) | Begin::Unknown(_) => keys.extend(spec.keys(request)),
             Begin::Keyword(word, from) => {

@@ -13,6 +13,7 @@
 
 pub mod admission;
 pub mod args;
+pub mod broadcasts;
 pub mod categories;
 mod changing;
 mod checks;
@@ -25,9 +26,12 @@ mod data;
 mod exec;
 pub mod execute;
 mod float;
+pub mod hub;
 pub mod info;
 pub mod key_specs;
 pub mod pattern;
+pub mod publish;
+pub mod pushes;
 pub mod session;
 pub mod settle;
 pub mod shared;
@@ -48,6 +52,7 @@ pub mod introspection;
 pub mod keys;
 pub mod lists;
 pub mod not_implemented;
+pub mod pubsub;
 pub mod server;
 pub mod sets;
 pub mod sort;
@@ -102,6 +107,8 @@ pub enum Run {
     Select,
     /// Answers later. This connection waits, others do not. Not allowed inside MULTI.
     Later(WaitingHandler),
+    /// PUBLISH and SPUBLISH. In EXEC it is done when the log has the transaction.
+    Publish { shard: bool },
     /// EXEC: runs the queued commands in one transaction (see [`exec`]).
     Exec,
     /// Only its subcommands are run.
@@ -287,8 +294,12 @@ pub mod flag {
     pub const LONG: u32 = 1 << 27;
     /// Ours: allowed only where `enable-debug-command` says so.
     pub const DEBUG: u32 = 1 << 28;
+    /// Ours: allowed on a RESP2 connection that listens to channels.
+    pub const WHILE_LISTENING: u32 = 1 << 30;
+    /// Ours: begins to listen to channels.
+    pub const LISTENS: u32 = 1 << 31;
 
-    /// Names as COMMAND INFO reports them.
+    /// Names as COMMAND INFO reports them. Redis hides `MAY_REPLICATE`.
     pub const NAMES: &[(u32, &str)] = &[
         (WRITE, "write"),
         (READONLY, "readonly"),
@@ -304,7 +315,6 @@ pub mod flag {
         (ASKING, "asking"),
         (FAST, "fast"),
         (NO_AUTH, "no_auth"),
-        (MAY_REPLICATE, "may_replicate"),
         (NO_ASYNC_LOADING, "no_async_loading"),
         (NO_MULTI, "no_multi"),
         (MOVABLEKEYS, "movablekeys"),

@@ -53,15 +53,6 @@ pub static COMMANDS: &[Command] = &[
     row("stream", "xrevrange", -4, "5.0.0", "Returns a range of entries, last first."),
     row("stream", "xsetid", -3, "5.0.0", "Sets the last id."),
     row("stream", "xtrim", -4, "5.0.0", "Removes the oldest entries."),
-    row("pubsub", "psubscribe", -2, "2.0.0", "Listens to channels by pattern."),
-    row("pubsub", "publish", 3, "2.0.0", "Sends a message to a channel."),
-    row("pubsub", "pubsub", -2, "2.8.0", "Commands that tell of channels.").with(PUBSUB),
-    row("pubsub", "punsubscribe", -1, "2.0.0", "Stops listening by pattern."),
-    row("pubsub", "spublish", 3, "7.0.0", "Sends a message to a channel of a shard."),
-    row("pubsub", "ssubscribe", -2, "7.0.0", "Listens to channels of a shard."),
-    row("pubsub", "subscribe", -2, "2.0.0", "Listens to channels."),
-    row("pubsub", "sunsubscribe", -1, "7.0.0", "Stops listening to channels of a shard."),
-    row("pubsub", "unsubscribe", -1, "2.0.0", "Stops listening to channels."),
     row("scripting", "eval", -3, "2.6.0", "Runs a script."),
     row("scripting", "eval_ro", -3, "7.0.0", "Runs a script that only reads."),
     row("scripting", "evalsha", -3, "2.6.0", "Runs a known script."),
@@ -101,16 +92,6 @@ const XINFO: &[Command] = &[
     row("stream", "xinfo|groups", 3, "5.0.0", "Tells of a stream's groups."),
     row("stream", "xinfo|help", 2, "5.0.0", "Lists the subcommands."),
     row("stream", "xinfo|stream", -3, "5.0.0", "Tells of a stream."),
-];
-
-#[rustfmt::skip]
-const PUBSUB: &[Command] = &[
-    row("pubsub", "pubsub|channels", -2, "2.8.0", "Lists channels that somebody listens to."),
-    row("pubsub", "pubsub|help", 2, "6.2.0", "Lists the subcommands."),
-    row("pubsub", "pubsub|numpat", 2, "2.8.0", "Counts the patterns."),
-    row("pubsub", "pubsub|numsub", -2, "2.8.0", "Counts who listens to channels."),
-    row("pubsub", "pubsub|shardchannels", -2, "7.0.0", "Lists channels of the shard."),
-    row("pubsub", "pubsub|shardnumsub", -2, "7.0.0", "Counts who listens to channels of the shard."),
 ];
 
 #[rustfmt::skip]

@@ -47,6 +47,14 @@ impl<'p> KeyPattern<'p> {
         }
     }
 
+    /// For one channel. No pattern but the empty one matches the empty channel.
+    pub fn of_channel(pattern: &'p [u8]) -> Self {
+        KeyPattern {
+            every: false,
+            ..KeyPattern::of_part(pattern)
+        }
+    }
+
     pub fn every() -> Self {
         KeyPattern::new(b"*")
     }
@@ -216,6 +224,8 @@ mod tests {
     fn a_star_alone_means_every_key() {
         assert!(KeyPattern::every().matches(b"") && KeyPattern::new(b"*").matches(b"k"));
         assert!(!KeyPattern::new(b"**").matches(b""));
+        let mut of_channel = KeyPattern::of_channel(b"*");
+        assert!(!of_channel.matches(b"") && of_channel.matches(b"c"));
     }
 
     #[test]

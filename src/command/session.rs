@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::clients::Client;
+use super::hub::Listening;
 use super::table::CommandEntry;
 use super::tally::Tally;
 use crate::database::Pace;
@@ -26,6 +27,15 @@ pub struct Session {
     pub multi: Option<Multi>,
     pub watch: Option<Watch>,
     pub replies: Replies,
+    /// What the connection listens to, if anything.
+    pub listening: Option<Box<Listening>>,
+    /// Whether pushes reach the client at all.
+    pub takes_pushes: bool,
+    /// Set by a command that ends pushes or changes their form: those that wait go out before its
+    /// reply.
+    pub pushes_first: bool,
+    /// A command that EXEC runs is under way.
+    pub in_exec: bool,
     pub reads: ReadPolicy,
     pub tally: Tally,
     /// How the command under way is computed.
@@ -116,6 +126,10 @@ impl Session {
             multi: None,
             watch: None,
             replies: Replies::default(),
+            listening: None,
+            takes_pushes: false,
+            pushes_first: false,
+            in_exec: false,
             reads: ReadPolicy::default(),
             tally: Tally::default(),
             pace: Pace::default(),

@@ -44,7 +44,7 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
         let mut now = Instant::now();
         for held in held.iter_mut() {
             let (asked, settled) = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
-                Err(pending) if pending.is_acknowledged() => (pending.asked, Ok(pending.reply)),
+                Err(pending) if pending.is_acknowledged() => (pending.asked, Ok(pending.finish(shared).await)),
                 Err(pending) => {
                     let asked = pending.asked;
                     let settled = settle(session, shared, &held.args, pending, deadline).await;
@@ -86,7 +86,7 @@ async fn settle(
         stale |= write.finished().await.is_err();
     }
     if !stale {
-        return Ok(pending.reply);
+        return Ok(pending.finish(shared).await);
     }
     if pending.write.as_ref().is_some_and(|write| !write.has_failed()) {
         // Cannot be: what rests on a failed write does not reach the log.

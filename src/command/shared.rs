@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use super::broadcasts::PubSub;
 use super::clients::{Client, Clients};
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
@@ -22,6 +23,7 @@ pub struct Shared {
     pub service: Arc<Service>,
     pub config: Arc<Config>,
     pub clients: Clients,
+    pub pubsub: PubSub,
     pub stats: Stats,
     pub pause: Pause,
     pub turns: Turns,

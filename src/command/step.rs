@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
+use super::broadcasts::{Need, Ticket};
 use super::consistency::Fresh;
 use super::session::{Multi, Watch};
 use super::shared::Shared;
@@ -35,6 +36,8 @@ pub struct PendingReply {
     pub barrier: bool,
     /// The connection's database when the command was computed.
     pub database: u16,
+    /// The message that was sent: the topic must have it.
+    pub sent: Option<Arc<Ticket>>,
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Exec>>,
     /// The command, and since when its client waits.
@@ -60,6 +63,8 @@ pub enum Before {
     /// This node new enough, as the read consistency in force asks.
     Fresh(Fresh),
     Unpaused,
+    /// The topic of messages ready for this.
+    Messages(Need),
     Wait(Wait),
 }
 
@@ -68,6 +73,33 @@ impl PendingReply {
     pub(super) fn is_acknowledged(&self) -> bool {
         let mut writes = self.write.iter().chain(&self.depends);
         writes.all(|write| matches!(write.outcome(), Some(Ok(()))))
+    }
+
+    /// The reply of PUBLISH, which rests on no write.
+    pub(super) fn of_message(ticket: Arc<Ticket>, database: u16) -> PendingReply {
+        PendingReply {
+            reply: Reply::None,
+            write: None,
+            depends: SmallVec::new(),
+            barrier: false,
+            database,
+            sent: Some(ticket),
+            exec: None,
+            asked: None,
+            repeated: 0,
+        }
+    }
+
+    /// The reply, now that all is in the log. A transaction sends its messages.
+    pub(super) async fn finish(self, shared: &Arc<Shared>) -> Reply {
+        let mut reply = self.reply;
+        if let Some(ticket) = self.sent {
+            reply = ticket.reply(shared.service.write_timeout()).await;
+        }
+        if let (Reply::Array(replies), Some(exec)) = (&mut reply, &self.exec) {
+            exec.publish(shared, replies).await;
+        }
+        reply
     }
 }
 
@@ -90,6 +122,7 @@ impl Before {
                 service.store_caught_up().await
             }
             Before::Fresh(fresh) => fresh.reached(owner, service).await,
+            Before::Messages(need) => shared.pubsub.provide(need, service.write_timeout()).await,
             Before::Unpaused => {
                 shared.pause.ended().await;
                 Ok(())

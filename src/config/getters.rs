@@ -189,6 +189,11 @@ impl Config {
         self.value("read-consistency")
     }
 
+    /// Whether messages go to all nodes.
+    pub fn pubsub_by_topic(&self) -> bool {
+        self.is("pubsub", "topic")
+    }
+
     pub fn max_lag(&self) -> Duration {
         Duration::from_millis(self.number("max-lag-ms"))
     }

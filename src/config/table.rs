@@ -241,6 +241,15 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "pubsub",
+        kind: Kind::Choice(&["topic", "node"]),
+        default: "topic",
+        change: Change::AtStart,
+        group: Group::Kafka,
+        summary: "How far messages of PUBLISH go. topic: to all nodes, by the topic NAME.pubsub; node: to subscribers of this node only, as always without Kafka.",
+        ..D
+    },
+    Setting {
         name: "active-expire",
         kind: Kind::YesNo,
         default: "yes",

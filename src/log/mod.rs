@@ -7,6 +7,7 @@
 //! partition, a *position* is the next offset to read. Offsets have gaps (compaction, Kafka's own
 //! control records).
 
+pub mod broadcast;
 pub mod embedded;
 pub mod kafka;
 pub mod record;

@@ -15,7 +15,9 @@ mod reply;
 
 pub use decode::{Args, Decoder, Limits, Next, ProtocolError, Request};
 pub use double::{format_decimal, format_double};
-pub use reply::{Encoding, Reply, Version, Weight, encode, write_bulk, write_error, write_int, write_null, write_ok};
+pub use reply::{
+    Encoding, Reply, Version, Weight, encode, write_bulk, write_error, write_int, write_length, write_null, write_ok,
+};
 
 /// Property tests are fast here, so they run many cases; `PROPTEST_CASES` sets more. Seeds are
 /// printed, not kept in files.

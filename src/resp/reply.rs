@@ -276,6 +276,14 @@ pub fn write_bulk(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
+/// The number of items of an array or a push, without the byte that says which of them it is.
+#[inline]
+pub fn write_length(out: &mut BytesMut, items: usize) {
+    let mut digits = itoa::Buffer::new();
+    out.put_slice(digits.format(items).as_bytes());
+    out.put_slice(b"\r\n");
+}
+
 /// `text` starts with the error's code. CR and LF at its ends are dropped; elsewhere they become
 /// spaces, as in Redis.
 pub fn write_error(out: &mut BytesMut, text: &[u8]) {

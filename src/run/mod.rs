@@ -24,11 +24,14 @@ use self::open::{Parts, open, owner};
 pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
+use crate::command::broadcasts::PubSub;
+use crate::command::publish::{Receiving, close_overdue};
 use crate::command::shared::Turns;
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::{Service, Settings, Status, applier, now_ms, source};
 use crate::datadir::DataDir;
+use crate::log::broadcast::Broadcast;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogError};
 use crate::store::{Checkpoint, Opened, Store};
@@ -161,7 +164,11 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
         checkpoint,
         rebuilt,
     } = store;
-    let shared = share(config, log, store);
+    let topic = kafka
+        .as_ref()
+        .filter(|_| config.pubsub_by_topic())
+        .map(|kafka| kafka.broadcasts());
+    let shared = share(config, log, store, topic);
     info!(
         "{}; data directory {}; {} MB of memory for keys and values",
         shared.service.log.describe(),
@@ -251,7 +258,12 @@ fn reach(shared: &Shared, kafka: &KafkaLog, checkpoint: &Checkpoint) -> Result<(
 }
 
 /// Assembles what all connections share, and registers what must follow changes of settings.
-fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<Shared> {
+fn share(
+    config: Arc<Config>,
+    log: Arc<dyn Log>,
+    store: Arc<dyn Store>,
+    topic: Option<Arc<dyn Broadcast>>,
+) -> Arc<Shared> {
     let service = Service::new(log, store, config.databases(), Settings::default());
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let to = service.clone();
@@ -285,10 +297,15 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         });
     }
     let turns = (config.threads() / 2).max(1);
-    Arc::new(Shared {
+    let pubsub = PubSub {
+        topic,
+        ..PubSub::default()
+    };
+    let shared = Arc::new(Shared {
         service,
         config,
         clients: Default::default(),
+        pubsub,
         stats: Stats::default(),
         turns: Turns::new(turns),
         pause: Default::default(),
@@ -296,7 +313,9 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         started: Instant::now(),
         started_at: now_ms(),
         run_id: format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>()),
-    })
+    });
+    shared.pubsub.receiver.get_or_init(|| Arc::new(Receiving::new(&shared)));
+    shared
 }
 
 /// How much may be acknowledged but not in the store yet. The more it is, the more often a key is
@@ -370,6 +389,7 @@ async fn watch(shared: Arc<Shared>) {
         let used = shared.service.memory.used.load(Ordering::Relaxed) as u64;
         shared.stats.peak_memory.fetch_max(used, Ordering::Relaxed);
         bound_clients(&shared);
+        close_overdue(&shared);
     }
 }
 
@@ -410,8 +430,11 @@ async fn servers_ended(mut servers: Servers, shared: &Shared) -> Result<(), Prob
 /// Called when no connection is open any more: ends the log, then the applier with a last
 /// checkpoint.
 async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<Option<()>>>) -> Result<(), Problem> {
-    let service = shared.service.clone();
+    let (service, topic) = (shared.service.clone(), shared.pubsub.topic.clone());
     let stopped = supervise::blocking(&supervise::STOP, move || {
+        if let Some(topic) = topic {
+            topic.close();
+        }
         service.log.close(service.write_timeout());
         service.stop();
         // If it panicked, it has reported that.

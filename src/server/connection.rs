@@ -39,9 +39,10 @@ const MAX_HELD: usize = 1 << 20;
 const MAX_WRITING: usize = 16 << 20;
 
 struct Connection {
+    /// Dropped before the socket: who sees the connection end knows that it listens no more.
+    session: Session,
     wire: Wire,
     shared: Arc<Shared>,
-    session: Session,
     decoder: Decoder,
 }
 
@@ -57,6 +58,7 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
         shared: shared.clone(),
         decoder: Decoder::new(),
     };
+    connection.session.takes_pushes = true;
     if let Err(error) = connection.serve().await {
         debug!(client = client.id, %error, "connection ended");
     }
@@ -82,6 +84,7 @@ impl Connection {
             if self.session.close || self.session.client.is_killed() || self.shared.shutdown.is_asked() {
                 return self.wire.finish().await;
             }
+            self.wire.take_pushes();
             self.wire.flush().await?;
             if matches!(next, Next::More) || self.wire.has_news() {
                 // A giant pipeline takes turns with other connections.
@@ -143,8 +146,13 @@ impl Connection {
                 self.settle_all(&mut held).await?;
                 self.wire.flush().await?;
                 self.session.tally.interrupt();
-                step = execute_waiting(&mut self.session, &self.shared, &args, step).await;
+                let waiting = execute_waiting(&mut self.session, &self.shared, &args, step);
+                step = self.wire.during(waiting).await?;
                 self.session.tally.interrupt();
+            }
+            if std::mem::take(&mut self.session.pushes_first) {
+                self.settle_all(&mut held).await?;
+                self.wire.take_all_pushes();
             }
             if let Some(delay) = self.session.delay.take() {
                 self.settle_all(&mut held).await?;
@@ -164,7 +172,10 @@ impl Connection {
                 Step::Before(_) | Step::Later(_) => continue,
             };
             match reply {
-                Ok(reply) if held.is_empty() => self.put(&reply, is_sent, version).await?,
+                Ok(reply) if held.is_empty() => {
+                    self.put(&reply, is_sent, version).await?;
+                    self.wire.take_pushes();
+                }
                 reply => {
                     let barrier = reply.as_ref().is_err_and(|pending| pending.barrier);
                     held_bytes += reply.as_ref().map_or_else(|p| p.reply.size(), Reply::size);
@@ -234,7 +245,9 @@ impl Connection {
         if let Reply::Error(text) = reply {
             self.shared.stats.count_error(text);
         }
-        if !is_sent {
+        // CLIENT REPLY silences replies, not pushes.
+        let is_push = matches!(reply, Reply::Push(_) | Reply::Several(_));
+        if !is_sent && !is_push {
             return Ok(());
         }
         let size = reply.size();

@@ -7,9 +7,11 @@
 //! them. Where `client-output-buffer-limit` bounds the waiting replies, commands are computed up to
 //! that bound. Above it the connection is closed, as Redis does.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -20,6 +22,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use crate::command::Shared;
 use crate::command::clients::Client;
 use crate::config::checks::OutputLimit;
+use crate::resp::Version;
 
 /// Bytes of requests that are read while replies wait to be sent.
 const READ_AHEAD: usize = 64 << 20;
@@ -27,6 +30,8 @@ const READ_AHEAD: usize = 64 << 20;
 const LEAST_ROOM: usize = 16 << 10;
 /// Capacity of the buffers for reading and for writing that an idle connection keeps.
 const KEPT: usize = 64 << 10;
+/// Once so many bytes wait in the output, further pushes wait in their queue.
+const PUSHED: usize = 64 << 10;
 
 pub struct Wire {
     reader: OwnedReadHalf,
@@ -72,7 +77,11 @@ impl Wire {
     /// Takes what was read, for the caller to work on. The limits that are set now are in force
     /// until the next call.
     pub fn take(&mut self) -> BytesMut {
-        self.limit = self.shared.config.output_limits().normal;
+        let limits = self.shared.config.output_limits();
+        self.limit = match self.client.pushes.listens() {
+            true => limits.pubsub,
+            false => limits.normal,
+        };
         self.taken = self.input.len();
         self.news = false;
         self.client.input_bytes.store(self.taken, Ordering::Relaxed);
@@ -105,6 +114,7 @@ impl Wire {
         self.client.input_bytes.store(before, Ordering::Relaxed);
         while self.input.len() == before && !self.ended {
             self.check_soft_limit()?;
+            self.take_pushes();
             if !self.exchange(true, true).await? {
                 return Ok(false);
             }
@@ -170,16 +180,48 @@ impl Wire {
     /// Drops the replies that wait: none of them is sent.
     fn above_limit(&mut self) -> io::Error {
         self.output = BytesMut::new();
-        let stats = &self.shared.stats;
-        stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
-        stats.above_limits.warn(|suppressed| {
-            tracing::warn!(
-                client = self.client.id,
-                suppressed,
-                "closing a client that is above client-output-buffer-limit"
-            );
-        });
+        self.shared.stats.above_output_limit(self.client.id);
         io::Error::other("above client-output-buffer-limit")
+    }
+
+    /// Puts pushes into the output, as far as it has room. No reply may be held back that was
+    /// computed before.
+    #[inline]
+    pub fn take_pushes(&mut self) {
+        if !self.client.pushes.is_empty() {
+            self.put_pushes(PUSHED);
+        }
+    }
+
+    /// Puts all pushes that wait into the output.
+    #[cold]
+    pub fn take_all_pushes(&mut self) {
+        self.put_pushes(usize::MAX);
+    }
+
+    #[cold]
+    fn put_pushes(&mut self, enough: usize) {
+        let version = match self.client.resp3.load(Ordering::Relaxed) {
+            true => Version::Resp3,
+            false => Version::Resp2,
+        };
+        self.client.pushes.take(&mut self.output, enough, version);
+    }
+
+    /// Waits for what a command does, and sends pushes meanwhile. The reply of every command before
+    /// it is in the output.
+    pub async fn during<T>(&mut self, doing: impl Future<Output = T>) -> io::Result<T> {
+        let mut doing = std::pin::pin!(doing);
+        loop {
+            self.take_pushes();
+            self.send()?;
+            tokio::select! {
+                biased;
+                done = &mut doing => return Ok(done),
+                sent = self.writer.write(&self.output), if !self.output.is_empty() => self.sent(sent?),
+                () = pushed(&self.client), if self.output.len() < PUSHED => {}
+            }
+        }
     }
 
     /// Sends what can be sent at once.
@@ -235,6 +277,7 @@ impl Wire {
             }
             read = self.reader.read_buf(&mut self.input), if may_read => read?,
             () = ended => return Ok(false),
+            () = pushed(&self.client), if idle && self.output.len() < PUSHED => return Ok(true),
         };
         self.ended = read == 0;
         self.news |= read > 0;
@@ -256,11 +299,23 @@ impl Wire {
         let soft = self
             .above_soft
             .map(|since| Duration::from_secs(self.limit.soft_seconds).saturating_sub(since.elapsed()));
-        match (self.shared.config.timeout(), soft) {
+        // As in Redis, a client that listens may be idle for as long as it likes.
+        let idle = self.shared.config.timeout().filter(|_| !self.client.pushes.listens());
+        match (idle, soft) {
             (Some(idle), Some(soft)) => Some(idle.min(soft)),
             (idle, soft) => idle.or(soft),
         }
     }
+}
+
+/// Waits until something is to be pushed to the client.
+async fn pushed(client: &Client) {
+    poll_fn(|_| match client.pushes.is_empty() {
+        false => Poll::Ready(()),
+        // Who pushes wakes the task.
+        true => Poll::Pending,
+    })
+    .await;
 }
 
 /// The same bytes, without the capacity that a large request before them needed.

@@ -49,6 +49,8 @@ pub struct Stats {
     pub peak_memory: AtomicU64,
     /// Log lines about clients above those limits.
     pub above_limits: Sparing,
+    /// Log lines about patterns of channels that took too long to match.
+    pub patterns_given_up: Sparing,
     /// Log lines about connections that could not be accepted.
     pub not_accepted: Sparing,
     pub slowlog: Slowlog,
@@ -84,6 +86,18 @@ struct Sampler {
 }
 
 impl Stats {
+    /// Counts a client that is closed for `client-output-buffer-limit`.
+    pub fn above_output_limit(&self, client: u64) {
+        self.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+        self.above_limits.warn(|suppressed| {
+            tracing::warn!(
+                client,
+                suppressed,
+                "closing a client that is above client-output-buffer-limit"
+            );
+        });
+    }
+
     /// Counts an error reply (without the leading `-`) by its first word.
     pub fn count_error(&self, text: &[u8]) {
         self.error_replies.fetch_add(1, Ordering::Relaxed);

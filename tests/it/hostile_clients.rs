@@ -619,7 +619,7 @@ fn thousands_of_connections_are_served() {
 }
 
 /// Raises this process's limit if it has to.
-fn may_open_files(wanted: u64) -> bool {
+pub fn may_open_files(wanted: u64) -> bool {
     // SAFETY: plain data that the calls fill or read.
     unsafe {
         let mut limit: libc::rlimit = std::mem::zeroed();

@@ -38,6 +38,7 @@ mod late_requests;
 mod linearizability;
 mod long_commands;
 mod observing;
+mod pubsub;
 mod redis_suite;
 mod replies;
 mod self_check;

@@ -74,6 +74,9 @@ units! {
     expire: "unit/expire", 56, 0;
     scan: "unit/scan", 17, 0;
     multi: "unit/multi", 35, 0;
+    // 13 need keyspace notifications, 2 do not wait for UNSUBSCRIBE. The tests of unit/pubsubshard
+    // are not for an external server.
+    pubsub: "unit/pubsub", 29, 14;
     other: "unit/other", 12, 0;
     introspection: "unit/introspection", 27, 0;
 }

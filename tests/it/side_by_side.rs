@@ -119,6 +119,11 @@ mod tables {
     }
 
     #[test]
+    fn pubsub() {
+        against_redis("pubsub");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -142,6 +147,7 @@ mod tables {
             "keys",
             "expiry",
             "transactions",
+            "pubsub",
             "server",
         ] {
             against_itself(family);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::command::args::{SYNTAX, is, parse_int, text};
 use crate::command::clients::{Client, ClientDetails};
+use crate::command::pushes::Kind;
 use crate::command::{Args, Fault, Outcome, Reply, Session, Shared, table};
 use crate::database::now_ms;
 
@@ -17,10 +18,10 @@ pub(super) fn client_info(session: &mut Session, _: &Arc<Shared>, _: Args) -> Ou
 
 pub(super) fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let mut ids = None;
-    let mut normal = true;
+    let mut wanted = None;
     match &args[2..] {
         [] => {}
-        [option, kind] if is(option, "type") => normal = is_normal(kind)?,
+        [option, kind] if is(option, "type") => wanted = Some(client_type(kind)?),
         [option, list @ ..] if is(option, "id") && !list.is_empty() => {
             let parsed: Option<Vec<i64>> = list.iter().map(|id| parse_int(id)).collect();
             ids = Some(parsed.ok_or("ERR Invalid client ID")?);
@@ -29,7 +30,9 @@ pub(super) fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> 
     }
     let mut lines = String::new();
     for client in shared.clients.list() {
-        if normal && ids.as_ref().is_none_or(|ids| ids.contains(&(client.id as i64))) {
+        if wanted.is_none_or(|wanted| wanted.is(&client))
+            && ids.as_ref().is_none_or(|ids| ids.contains(&(client.id as i64)))
+        {
             lines.push_str(&describe(&client));
             lines.push('\n');
         }
@@ -37,12 +40,30 @@ pub(super) fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> 
     Ok(Reply::verbatim(lines))
 }
 
-/// Whether the type of client is `normal`, as all connections are: there are no replicas and, so
-/// far, no subscribers.
-fn is_normal(kind: &[u8]) -> Result<bool, Fault> {
+/// A type of clients, as CLIENT LIST and CLIENT KILL name it.
+#[derive(Clone, Copy)]
+enum ClientType {
+    Normal,
+    PubSub,
+    /// A master or a replica: there are none.
+    Replica,
+}
+
+impl ClientType {
+    fn is(self, client: &Client) -> bool {
+        match self {
+            ClientType::Normal => !client.pushes.listens(),
+            ClientType::PubSub => client.pushes.listens(),
+            ClientType::Replica => false,
+        }
+    }
+}
+
+fn client_type(kind: &[u8]) -> Result<ClientType, Fault> {
     match () {
-        () if is(kind, "normal") => Ok(true),
-        () if ["master", "slave", "replica", "pubsub"].iter().any(|k| is(kind, k)) => Ok(false),
+        () if is(kind, "normal") => Ok(ClientType::Normal),
+        () if is(kind, "pubsub") => Ok(ClientType::PubSub),
+        () if ["master", "slave", "replica"].iter().any(|k| is(kind, k)) => Ok(ClientType::Replica),
         () => Err(Fault::error(format!("ERR Unknown client type '{}'", text(kind)))),
     }
 }
@@ -61,6 +82,7 @@ fn describe(client: &Client) -> String {
     let output = client.output_bytes.load(Ordering::Relaxed);
     let mut flags = String::new();
     for (set, letter) in [
+        (client.pushes.listens(), 'P'),
         (queued != usize::MAX, 'x'),
         (client.blocked.load(Ordering::Relaxed), 'b'),
         (client.has_lost_its_watch(), 'd'),
@@ -76,8 +98,8 @@ fn describe(client: &Client) -> String {
         flags.push('N');
     }
     format!(
-        "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi={} qbuf={} \
-         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll=0 omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
+        "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={} qbuf={} \
+         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
          resp={} lib-name={} lib-ver={}",
         client.id,
         address(client.address),
@@ -88,11 +110,15 @@ fn describe(client: &Client) -> String {
         now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed)) / 1000,
         flags,
         client.database.load(Ordering::Relaxed),
+        client.pushes.listens_to(Kind::Channel),
+        client.pushes.listens_to(Kind::Pattern),
+        client.pushes.listens_to(Kind::Shard),
         if queued == usize::MAX { -1 } else { queued as i64 },
         input,
         client.queued_bytes.load(Ordering::Relaxed),
         output,
-        output,
+        client.pushes.len(),
+        output + client.pushes.bytes(),
         client.memory(),
         last_command,
         if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
@@ -107,7 +133,7 @@ struct Victims<'a> {
     id: Option<i64>,
     address: Option<&'a [u8]>,
     local_address: Option<&'a [u8]>,
-    none: bool,
+    kind: Option<ClientType>,
     spare_caller: bool,
 }
 
@@ -136,7 +162,7 @@ pub(super) fn client_kill(session: &mut Session, shared: &Arc<Shared>, args: Arg
                 Some(id) if id > 0 => victims.id = Some(id),
                 _ => return Err("ERR client-id should be greater than 0".into()),
             },
-            () if is(option, "type") => victims.none |= !is_normal(value)?,
+            () if is(option, "type") => victims.kind = Some(client_type(value)?),
             () if is(option, "addr") => victims.address = Some(value),
             () if is(option, "laddr") => victims.local_address = Some(value),
             () if is(option, "user") => {
@@ -160,7 +186,7 @@ fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
     let mut killed = 0;
     for client in shared.clients.list() {
         let own = client.id == session.client.id;
-        if victims.none
+        if victims.kind.is_some_and(|kind| !kind.is(&client))
             || (own && victims.spare_caller)
             || victims.id.is_some_and(|id| id != client.id as i64)
             || !same(victims.address, client.address)

@@ -79,6 +79,23 @@ fn kafka_counters(shared: &Shared, to: &mut Fields) {
         "store_disk_bytes": service.store.disk_bytes(),
         "store_lacks_room": service.store_lacks_room().unwrap_or_default(),
     );
+    pubsub_counters(shared, to);
+}
+
+/// Messages between nodes.
+fn pubsub_counters(shared: &Shared, to: &mut Fields) {
+    let pubsub = &shared.pubsub;
+    let Some(topic) = &pubsub.topic else {
+        return;
+    };
+    fields!(to,
+        "pubsub_received": get(&topic.counters().received),
+        "pubsub_skipped": get(&topic.counters().skipped),
+        "pubsub_early": get(&pubsub.counters.early),
+        "pubsub_gaps": get(&topic.counters().gaps),
+        "pubsub_closed": get(&pubsub.counters.closed),
+        "pubsub_patterns_given_up": get(&pubsub.counters.patterns_given_up),
+    );
 }
 
 /// How far this node has read one database. `is_known`: the log reports its ends.

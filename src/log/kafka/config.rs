@@ -132,6 +132,11 @@ impl Config {
         (0..self.databases).map(topic).collect()
     }
 
+    /// The topic of messages between nodes.
+    pub(super) fn messages_topic(&self) -> String {
+        format!("{}.pubsub", self.topic)
+    }
+
     /// What is wrong, for a person to mend.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.databases == 0 {
@@ -146,6 +151,11 @@ impl Config {
         let mut taken = BTreeMap::new();
         for (database, Mapped { topic, .. }) in self.topics().into_iter().enumerate() {
             check_topic_name(&topic)?;
+            if topic == self.messages_topic() {
+                return Err(format!(
+                    "database {database} cannot be topic {topic}: it carries messages (PUBLISH)"
+                ));
+            }
             if let Some(other) = taken.insert(topic.clone(), database) {
                 return Err(format!("databases {other} and {database} are both the topic {topic}"));
             }

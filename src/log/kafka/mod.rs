@@ -10,6 +10,7 @@
 //! - `transactions`: the way of a write with a condition or of several records;
 //! - `follower`: the way back;
 //! - `open_transactions`: what holds up the way back;
+//! - `broadcast`: messages between nodes, which are no data;
 //! - `codec`: the record's form in Kafka (`docs/topic-format.md`);
 //! - `partitioner`: the home of a key;
 //! - `polled`: a producer and its thread;
@@ -22,6 +23,7 @@
 //! few seconds and replaces a broken producer.
 
 mod admin;
+mod broadcast;
 pub mod codec;
 mod config;
 mod context;
@@ -47,12 +49,14 @@ use config::Isolation;
 pub use config::{Config, Mapped};
 pub use partitioner::Partitioner;
 
+use self::broadcast::Broadcasts;
 use self::context::{Health, Question};
 use self::follower::KafkaFollower;
 use self::open_transactions::OpenTransactions;
 use self::producer::Lane;
 use self::topics::{Depth, Topic, Topics};
 use self::transactions::TransactionLane;
+use super::broadcast::Broadcast;
 use super::{
     Batch, Durability, Follower, Log, LogError, Marks, Outage, Positions, ProduceError, TopicIdentity, TopicPartition,
 };
@@ -178,6 +182,11 @@ impl KafkaLog {
 
     fn topic(&self, database: u16) -> Option<Arc<Topic>> {
         self.live.get()?.topics.topic(database)
+    }
+
+    /// Messages between the nodes of this log.
+    pub fn broadcasts(&self) -> Arc<dyn Broadcast> {
+        Arc::new(Broadcasts::new(&self.config, &self.health))
     }
 
     /// Whether the cluster answered when it was last asked.

@@ -355,6 +355,10 @@ pub(super) struct Delivery {
 type Place = (u64, i64);
 
 impl Delivery {
+    pub fn new(to: TopicPartition, completion: Arc<dyn Completion>) -> Delivery {
+        Delivery { to, completion }
+    }
+
     pub fn to(&self) -> TopicPartition {
         self.to
     }

@@ -1,0 +1,181 @@
+//! PUBLISH: from the request to the connections that listen, on this node and on others.
+//!
+//! A message is sent only after every earlier write of its connection has ended, and inside MULTI
+//! only when the log has the transaction. It carries the position of its node, and another node
+//! delivers it when it has got that far. So who hears of a write can read it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tracing::warn;
+
+use super::broadcasts::{Counters, Ticket};
+use super::hub::Message;
+use super::session::{Queued, Session};
+use super::shared::Shared;
+use super::step::{Before, Exec, PendingReply, Step};
+use super::{Args, Reply, Run};
+use crate::database::Wait;
+use crate::log::broadcast::{Broadcasted, Receiver};
+
+/// Adds the message to the queues of all that listen to it here. Returns how many these are.
+pub fn deliver(shared: &Shared, message: &Message<'_>) -> usize {
+    let limit = shared.config.output_limits().pubsub;
+    let delivered = shared.pubsub.hub.deliver(message, &limit);
+    for client in &delivered.above_limit {
+        shared.stats.above_output_limit(client.id);
+        client.kill();
+    }
+    if delivered.given_up > 0 {
+        Counters::add(&shared.pubsub.counters.patterns_given_up, delivered.given_up);
+        shared.stats.patterns_given_up.warn(|suppressed| {
+            warn!(
+                suppressed,
+                "a pattern of PSUBSCRIBE takes too long to match; its connections miss messages"
+            );
+        });
+    }
+    delivered.receivers
+}
+
+/// Closes connections that have been above the soft limit for too long.
+pub fn close_overdue(shared: &Shared) {
+    let limit = shared.config.output_limits().pubsub;
+    if limit.soft == 0 {
+        return;
+    }
+    for client in shared.clients.list() {
+        let output = client.output_bytes.load(Ordering::Relaxed);
+        if client.pushes.is_overdue(output, &limit) {
+            shared.stats.above_output_limit(client.id);
+            client.kill();
+        }
+    }
+}
+
+/// What became of a message at first.
+enum Sent {
+    Here(usize),
+    /// The topic has been given it.
+    Away(Arc<Ticket>),
+}
+
+/// Publishes as a request asks.
+pub(super) fn begin(session: &Session, shared: &Arc<Shared>, args: Args<'_>, shard: bool) -> Step {
+    if session.outstanding.count() > 0 {
+        return Step::Before(Before::Wait(Wait::Own));
+    }
+    match publish(shared, args[1], args[2], shard) {
+        Sent::Here(receivers) => Step::Reply(Reply::Int(receivers as i64)),
+        Sent::Away(ticket) => Step::Pending(PendingReply::of_message(ticket, session.database)),
+    }
+}
+
+fn publish(shared: &Shared, channel: &[u8], payload: &[u8], shard: bool) -> Sent {
+    let message = Message {
+        channel,
+        payload,
+        shard,
+    };
+    let Some(topic) = &shared.pubsub.topic else {
+        return Sent::Here(deliver(shared, &message));
+    };
+    let ticket = Ticket::new(shared.pubsub.hub.receivers(&message));
+    let message = Broadcasted {
+        channel: Bytes::copy_from_slice(channel),
+        payload: Bytes::copy_from_slice(payload),
+        shard,
+        position: shared.service.token(),
+    };
+    topic.send(&message, ticket.clone());
+    Sent::Away(ticket)
+}
+
+impl Exec {
+    /// Whether a message is to be sent when the transaction is in the log.
+    pub(super) fn publishes(&self) -> bool {
+        let mut queued = self.multi.queued.iter();
+        queued.any(|queued| matches!(queued.command.run, Run::Publish { .. }))
+    }
+
+    /// Sends the messages of a transaction that is in the log, and puts their replies in their
+    /// places.
+    pub(super) async fn publish(&self, shared: &Shared, replies: &mut [Reply]) {
+        let mut away = Vec::new();
+        for (place, Queued { command, args }) in self.multi.queued.iter().enumerate() {
+            let (Run::Publish { shard }, [_, channel, payload]) = (command.run, &args[..]) else {
+                continue;
+            };
+            match publish(shared, channel, payload, shard) {
+                Sent::Here(receivers) => replies[place] = Reply::Int(receivers as i64),
+                Sent::Away(ticket) => away.push((place, ticket)),
+            }
+        }
+        for (place, ticket) in away {
+            replies[place] = ticket.reply(shared.service.write_timeout()).await;
+        }
+    }
+}
+
+/// Delivers here what the topic brings.
+pub struct Receiving {
+    shared: Weak<Shared>,
+    runtime: Handle,
+    /// The message before came too early. While this node is behind, the next one is not waited
+    /// for.
+    is_behind: AtomicBool,
+}
+
+impl Receiving {
+    /// Must be called on the runtime.
+    pub fn new(shared: &Arc<Shared>) -> Receiving {
+        Receiving {
+            shared: Arc::downgrade(shared),
+            runtime: Handle::current(),
+            is_behind: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Receiver for Receiving {
+    fn receive(&self, message: Broadcasted, patience: Duration) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        if !message.position.is_empty() {
+            let is_behind = self.is_behind.load(Ordering::Relaxed);
+            let patience = if is_behind { Duration::ZERO } else { patience };
+            let reached = self.runtime.block_on(shared.service.reach(&message.position, patience));
+            if reached.is_err() {
+                Counters::add(&shared.pubsub.counters.early, 1);
+            }
+            self.is_behind.store(reached.is_err(), Ordering::Relaxed);
+        }
+        let message = Message {
+            channel: &message.channel,
+            payload: &message.payload,
+            shard: message.shard,
+        };
+        deliver(&shared, &message);
+    }
+
+    fn gap(&self, cause: &str) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        let listeners = shared
+            .clients
+            .list()
+            .into_iter()
+            .filter(|client| client.pushes.listens());
+        let closed = listeners.map(|client| client.kill()).count();
+        Counters::add(&shared.pubsub.counters.closed, closed);
+        warn!(
+            cause,
+            closed, "messages may be lost: closing the connections that listen to channels"
+        );
+    }
+}
