@@ -62,13 +62,8 @@ pub static COMMANDS: &[Command] = &[
     row("pubsub", "subscribe", -2, "2.0.0", "Listens to channels."),
     row("pubsub", "sunsubscribe", -1, "7.0.0", "Stops listening to channels of a shard."),
     row("pubsub", "unsubscribe", -1, "2.0.0", "Stops listening to channels."),
-    row("scripting", "eval", -3, "2.6.0", "Runs a script."),
-    row("scripting", "eval_ro", -3, "7.0.0", "Runs a script that only reads."),
-    row("scripting", "evalsha", -3, "2.6.0", "Runs a known script."),
-    row("scripting", "evalsha_ro", -3, "7.0.0", "Runs a known script that only reads."),
     row("scripting", "fcall", -3, "7.0.0", "Calls a function."),
     row("scripting", "fcall_ro", -3, "7.0.0", "Calls a function that only reads."),
-    row("scripting", "script", -2, "2.6.0", "Commands about scripts.").with(SCRIPT),
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),
@@ -111,16 +106,6 @@ const PUBSUB: &[Command] = &[
     row("pubsub", "pubsub|numsub", -2, "2.8.0", "Counts who listens to channels."),
     row("pubsub", "pubsub|shardchannels", -2, "7.0.0", "Lists channels of the shard."),
     row("pubsub", "pubsub|shardnumsub", -2, "7.0.0", "Counts who listens to channels of the shard."),
-];
-
-#[rustfmt::skip]
-const SCRIPT: &[Command] = &[
-    row("scripting", "script|debug", 3, "3.2.0", "Turns debugging on or off."),
-    row("scripting", "script|exists", -3, "2.6.0", "Tells which scripts are known."),
-    row("scripting", "script|flush", -2, "2.6.0", "Forgets all scripts."),
-    row("scripting", "script|help", 2, "5.0.0", "Lists the subcommands."),
-    row("scripting", "script|kill", 2, "2.6.0", "Ends the script that is running."),
-    row("scripting", "script|load", 3, "2.6.0", "Makes a script known."),
 ];
 
 #[rustfmt::skip]

@@ -291,6 +291,7 @@ fn share(config: Arc<Config>, log: Arc<dyn Log>, store: Arc<dyn Store>) -> Arc<S
         clients: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(turns),
+        scripts: crate::script::Engine::new(crate::command::REDIS_VERSION),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),

@@ -40,6 +40,7 @@ mod long_commands;
 mod observing;
 mod redis_suite;
 mod replies;
+mod scripts;
 mod self_check;
 mod side_by_side;
 mod signals;

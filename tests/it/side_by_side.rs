@@ -107,6 +107,11 @@ mod tables {
     }
 
     #[test]
+    fn scripts() {
+        against_redis("scripts");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -130,6 +135,7 @@ mod tables {
             "keys",
             "expiry",
             "transactions",
+            "scripts",
             "server",
         ] {
             against_itself(family);
