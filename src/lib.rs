@@ -2,9 +2,9 @@
 //!
 //! Reading order, which is the order in which a request meets the modules: [`server`] accepts
 //! connections, [`resp`] decodes requests and encodes replies, [`command`] is the table of
-//! commands, [`database`] reads and writes, [`log`] is where the data lives, [`store`] is the local
-//! view of it. [`config`] has every setting once, [`telemetry`] has logs and counters, and [`run`]
-//! assembles everything.
+//! commands, [`script`] runs Lua, [`database`] reads and writes, [`log`] is where the data lives,
+//! [`store`] is the local view of it. [`config`] has every setting once, [`telemetry`] has logs and
+//! counters, and [`run`] assembles everything.
 //!
 //! Arrows go one way: `server → resp, command → database → store, log → model`. `resp` knows
 //! neither Kafka nor sled. `store` and `log` know nothing of each other or of RESP.
@@ -33,6 +33,7 @@ pub mod probe;
 pub mod resp;
 pub mod room;
 pub mod run;
+pub mod script;
 pub mod server;
 pub mod store;
 pub mod striped;

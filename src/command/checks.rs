@@ -148,7 +148,7 @@ pub(super) fn before(
     prepared: bool,
 ) -> Option<Before> {
     if let Some(paused) = shared.pause.current() {
-        let writes = |c: &Command| c.has(flag::WRITE | flag::MAY_REPLICATE);
+        let writes = |c: &Command| c.may_write() || c.has(flag::MAY_REPLICATE);
         let in_exec = queued(session, command).is_some_and(|m| m.queued.iter().any(|q| writes(q.command)));
         if (!paused.writes_only && !command.has(flag::ADMIN) && !command.has(flag::IN_MULTI))
             || writes(command)
@@ -209,7 +209,9 @@ pub(super) fn size(args: Args<'_>) -> usize {
 fn before_reading(session: &Session, shared: &Shared, command: &Command, args: Args<'_>) -> Option<Before> {
     let in_exec = |multi: &Multi| multi.queued.iter().any(|queued| queued.command.looks_at_store(None));
     let whole_store = command.looks_at_store(Some(args)) || queued(session, command).is_some_and(in_exec);
-    match consistency::needed(session, shared, command, args, whole_store) {
+    // Whether a script reads the store is known when it has run.
+    let may_read_store = whole_store || command.is_script();
+    match consistency::needed(session, shared, command, args, may_read_store) {
         Some(fresh) => Some(Before::Fresh(fresh)),
         None => whole_store.then_some(Before::WholeStore),
     }

@@ -74,7 +74,7 @@ fn scope(session: &Session, service: &Service, command: &Command, args: Args<'_>
         Reads::StoreIf(_) => None,
         Reads::KeysUnless(blind) if blind(args) => None,
         Reads::Keys | Reads::KeysUnless(_) if command.keys.is_empty() => None,
-        Reads::Keys | Reads::KeysUnless(_) | Reads::KeysAndOthersIf(_) => {
+        Reads::Keys | Reads::KeysUnless(_) | Reads::KeysAndOthersIf(_) | Reads::Script => {
             Some(service.scope(session.database, keys_of(command.keys, args).into_iter()))
         }
     }

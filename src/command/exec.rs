@@ -17,10 +17,12 @@ use super::session::{Queued, Session};
 use super::shared::Shared;
 use super::step::{Exec, Step, refused};
 use super::table::CommandEntry;
+use super::undeclared::{Undeclared, Used, UsedMore};
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
 use crate::database::Place;
-use crate::database::transaction::{Computed, Transaction};
+use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
 use crate::database::watch::Found;
+use crate::database::write::Outstanding;
 use crate::resp::Weight;
 
 type Watched = HashMap<(u16, Bytes), Option<Found>>;
@@ -134,9 +136,11 @@ impl Exec {
         requests: &[Request<'_>],
         times: &mut Vec<Duration>,
     ) -> Result<Computed<Option<Vec<Reply>>>, Fault> {
-        let (watched, changed) = (&self.watch.keys, &self.watch.changed);
+        let watched = &self.watch.keys;
         let has = |flag| requests.iter().any(|request| request.command.has(flag));
-        let writes = has(flag::WRITE);
+        let writes = requests.iter().any(|request| request.command.may_write());
+        let is_script = |request: &Request<'_>| request.command.is_script();
+        let has_scripts = requests.iter().any(is_script);
         let mut keys: KeyList<'_> = requests.iter().flat_map(Request::keys).collect();
         keys.extend(watched.keys().map(|(_, key)| &key[..]));
         let places = match fit_together(writes, keys.len(), true) {
@@ -145,9 +149,40 @@ impl Exec {
         };
         let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
         let finds_keys = requests.iter().any(|request| request.command.finds_keys(&request.args));
-        let locks = locks(&keys, &places, writes, has(flag::ALL_KEYS), finds_keys);
-        let service = &shared.service;
-        service.transact_at(session.pace, &owner, locks, view, |transaction| {
+        let others_find = requests.iter().any(|r| !is_script(r) && r.command.finds_keys(&r.args));
+        let all = has(flag::ALL_KEYS) || (has_scripts && writes && others_find);
+        let mut undeclared = Undeclared::default();
+        loop {
+            let keys: KeyList<'_> = keys.iter().copied().chain(undeclared.found()).collect();
+            let locks = match has_scripts && writes && !all {
+                true => undeclared.locks(&keys),
+                false => locks(&keys, &places, writes, all, finds_keys),
+            };
+            // Before EXEC, the whole store was waited for.
+            let mut used = undeclared.run(&keys, writes && !all, true);
+            let computed = self.transact(session, shared, requests, &owner, (locks, view), (&mut used, times));
+            let used = UsedMore::from(used);
+            drop(keys);
+            // A script that was stopped is not run again.
+            if !undeclared.learn(used) || matches!(computed, Err(Fault::Error(_))) {
+                return computed;
+            }
+        }
+    }
+
+    /// Computes it once. `used`: what the scripts in it may use.
+    fn transact(
+        &self,
+        session: &mut Session,
+        shared: &Arc<Shared>,
+        requests: &[Request<'_>],
+        owner: &Arc<Outstanding>,
+        (locks, view): (Locks<'_>, View),
+        (used, times): (&mut Used<'_>, &mut Vec<Duration>),
+    ) -> Result<Computed<Option<Vec<Reply>>>, Fault> {
+        let (watched, changed) = (&self.watch.keys, &self.watch.changed);
+        let (service, pace) = (&shared.service, session.pace);
+        service.transact_at(pace, owner, locks, view, |transaction| {
             // First the keys, then the flag: a transaction that watches what it reads notices later
             // changes.
             if has_changed(transaction, watched)? || changed.load(Ordering::SeqCst) {
@@ -157,7 +192,7 @@ impl Exec {
             times.clear();
             for request in requests {
                 let started = session.tally.begin(shared, request.command);
-                let reply = request.reply(shared, transaction)?;
+                let reply = request.reply(session, shared, transaction, used)?;
                 times.push(session.tally.done(started));
                 weight.add(&reply);
                 if weight.bytes() > MAX_REPLY_MEMORY {
@@ -165,6 +200,7 @@ impl Exec {
                 }
                 replies.push(reply);
             }
+            used.check()?;
             // The log checks a transaction that writes. Without writes, the keys may have changed
             // since the first look.
             if !transaction.writes() && has_changed(transaction, watched)? {
@@ -181,9 +217,18 @@ impl<'q> Request<'q> {
     }
 
     /// Its reply if it is about data, else [`Reply::None`].
-    fn reply(&self, shared: &Shared, transaction: &mut Transaction<'_>) -> Result<Reply, Fault> {
-        let Run::Data(handler) = self.command.run else {
-            return Ok(Reply::None);
+    fn reply(
+        &self,
+        session: &mut Session,
+        shared: &Arc<Shared>,
+        transaction: &mut Transaction<'_>,
+        used: &mut Used<'_>,
+    ) -> Result<Reply, Fault> {
+        let handler = match self.command.run {
+            Run::Data(handler) => handler,
+            // If a script is stopped, nothing of the whole is written.
+            Run::Script(handler) => return handler(session, shared, transaction, used, self.database, &self.args),
+            _ => return Ok(Reply::None),
         };
         transaction.counts = !self.command.has(flag::WRITE);
         let reply = match compute(handler, shared, self.database, transaction, &self.args) {
@@ -242,7 +287,7 @@ fn do_other(
     args: Args<'_>,
 ) -> Option<Result<Reply, Fault>> {
     match command.run {
-        Run::Data(_) => None,
+        Run::Data(_) | Run::Script(_) => None,
         Run::Session(handler) => Some(handler(session, shared, args)),
         Run::Select => Some(connection::select(session, shared, args)),
         // Done when the log has the transaction.

@@ -16,6 +16,7 @@ use super::settle::{HeldReply, settle_all};
 use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
+use super::undeclared::{self, compute_script};
 use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag, publish};
 use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
@@ -85,6 +86,10 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     }
     let mut step = match command.run {
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
+        Run::Script(handler) => {
+            let request = undeclared::Request::new(command, handler, args, session.database);
+            compute_script(session, shared, &request, false, prepared)
+        }
         Run::Session(handler) => handler(session, shared, args).map_or_else(refused, Step::Reply),
         Run::Select => connection::select(session, shared, args).map_or_else(refused, Step::Reply),
         Run::Later(handler) => match handler(session, shared, args) {

@@ -18,6 +18,7 @@ fn shared(f: &Fixture) -> Arc<Shared> {
         pubsub: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(1),
+        scripts: crate::script::Engine::new("7.2.0"),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),

@@ -187,6 +187,8 @@ fn memory(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let peak = shared.stats.peak_memory.fetch_max(data, Ordering::Relaxed).max(data);
     let total = machine::memory();
     let limit: u64 = setting(shared, "maxmemory").parse().unwrap_or(0);
+    let (scripts, texts) = shared.scripts.scripts.size();
+    let (texts, lua) = (texts as u64, shared.scripts.memory() as u64);
     let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
     fields!(to,
         "used_memory": data,
@@ -202,13 +204,13 @@ fn memory(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "used_memory_dataset_perc": "100.00%",
         "total_system_memory": total,
         "total_system_memory_human": humane(total),
-        "used_memory_lua": 0,
-        "used_memory_lua_human": "0B",
-        "number_of_cached_scripts": 0,
+        "used_memory_lua": lua,
+        "used_memory_lua_human": humane(lua),
+        "number_of_cached_scripts": scripts,
         "number_of_functions": 0,
         "number_of_libraries": 0,
-        "used_memory_scripts": 0,
-        "used_memory_scripts_human": "0B",
+        "used_memory_scripts": texts,
+        "used_memory_scripts_human": humane(texts),
         "maxmemory": limit,
         "maxmemory_human": humane(limit),
         "maxmemory_policy": setting(shared, "maxmemory-policy"),

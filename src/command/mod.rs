@@ -39,6 +39,7 @@ mod sorted;
 pub mod step;
 pub mod table;
 pub mod tally;
+pub mod undeclared;
 
 // Families, each with its rows and its functions.
 pub mod bits;
@@ -53,6 +54,7 @@ pub mod keys;
 pub mod lists;
 pub mod not_implemented;
 pub mod pubsub;
+pub mod scripts;
 pub mod server;
 pub mod sets;
 pub mod sort;
@@ -90,6 +92,10 @@ pub type Outcome = Result<Reply, Fault>;
 pub type DataHandler = fn(&mut Data<'_, '_>, Args<'_>) -> Outcome;
 /// Acts on the connection, or reports on the server.
 pub type SessionHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Outcome;
+/// Runs a script, which calls commands on the transaction and on the connection. Computed again as
+/// a data handler is.
+pub type ScriptHandler =
+    fn(&mut Session, &Arc<Shared>, &mut Transaction<'_>, &mut undeclared::Used<'_>, u16, Args<'_>) -> Outcome;
 pub type Waiting = Pin<Box<dyn Future<Output = Reply> + Send>>;
 /// Starts something that takes time; not allowed inside MULTI.
 pub type WaitingHandler = fn(&mut Session, &Arc<Shared>, Args<'_>) -> Result<Waiting, Fault>;
@@ -105,6 +111,9 @@ pub enum Run {
     /// SELECT: done as [`Run::Session`]. In EXEC, later commands about data use the database that
     /// it selects.
     Select,
+    /// A script: computed as [`Run::Data`], with keys that only the computation finds (see
+    /// [`undeclared`]).
+    Script(ScriptHandler),
     /// Answers later. This connection waits, others do not. Not allowed inside MULTI.
     Later(WaitingHandler),
     /// PUBLISH and SPUBLISH. In EXEC it is done when the log has the transaction.
@@ -139,6 +148,8 @@ pub enum Reads {
     KeysAndOthersIf(fn(Args<'_>) -> bool),
     /// Keys of other databases too.
     OtherDatabases,
+    /// A script reads its keys, and what else it likes.
+    Script,
     /// The whole store, which must first hold everything that was acknowledged.
     Store,
     /// The whole store, if the function says that a request with these arguments reads it.
@@ -233,15 +244,28 @@ impl Command {
         }
     }
 
+    /// Whether a request may write. Of a script, only the flag says so that it reads.
+    pub fn may_write(&self) -> bool {
+        self.has(flag::WRITE) || (self.is_script() && !self.has(flag::READONLY))
+    }
+
+    pub fn is_script(&self) -> bool {
+        matches!(self.run, Run::Script(_))
+    }
+
     /// Whether a request reads keys that it does not declare.
     pub fn finds_keys(&self, args: Args<'_>) -> bool {
-        matches!(self.reads, Reads::KeysAndOthersIf(finds) if finds(args))
+        match self.reads {
+            Reads::KeysAndOthersIf(finds) => finds(args),
+            Reads::Script => true,
+            _ => false,
+        }
     }
 
     /// Whether a request reads the whole store. Without arguments: whether it may.
     pub fn looks_at_store(&self, args: Option<Args<'_>>) -> bool {
         match (self.reads, args) {
-            (Reads::Store, _) | (Reads::StoreIf(_), None) => true,
+            (Reads::Store, _) | (Reads::StoreIf(_) | Reads::Script, None) => true,
             (Reads::StoreIf(looks), Some(args)) => looks(args),
             _ => false,
         }
@@ -283,6 +307,7 @@ pub mod flag {
     pub const ALLOW_BUSY: u32 = 1 << 16;
     pub const MOVABLEKEYS: u32 = 1 << 17;
     pub const NO_MULTI: u32 = 1 << 18;
+    pub const NO_MANDATORY_KEYS: u32 = 1 << 19;
 
     /// Ours: runs at once between MULTI and EXEC instead of being queued.
     pub const IN_MULTI: u32 = 1 << 24;
@@ -317,6 +342,7 @@ pub mod flag {
         (NO_AUTH, "no_auth"),
         (NO_ASYNC_LOADING, "no_async_loading"),
         (NO_MULTI, "no_multi"),
+        (NO_MANDATORY_KEYS, "no_mandatory_keys"),
         (MOVABLEKEYS, "movablekeys"),
         (ALLOW_BUSY, "allow_busy"),
     ];

@@ -53,13 +53,8 @@ pub static COMMANDS: &[Command] = &[
     row("stream", "xrevrange", -4, "5.0.0", "Returns a range of entries, last first."),
     row("stream", "xsetid", -3, "5.0.0", "Sets the last id."),
     row("stream", "xtrim", -4, "5.0.0", "Removes the oldest entries."),
-    row("scripting", "eval", -3, "2.6.0", "Runs a script."),
-    row("scripting", "eval_ro", -3, "7.0.0", "Runs a script that only reads."),
-    row("scripting", "evalsha", -3, "2.6.0", "Runs a known script."),
-    row("scripting", "evalsha_ro", -3, "7.0.0", "Runs a known script that only reads."),
     row("scripting", "fcall", -3, "7.0.0", "Calls a function."),
     row("scripting", "fcall_ro", -3, "7.0.0", "Calls a function that only reads."),
-    row("scripting", "script", -2, "2.6.0", "Commands about scripts.").with(SCRIPT),
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),
@@ -92,16 +87,6 @@ const XINFO: &[Command] = &[
     row("stream", "xinfo|groups", 3, "5.0.0", "Tells of a stream's groups."),
     row("stream", "xinfo|help", 2, "5.0.0", "Lists the subcommands."),
     row("stream", "xinfo|stream", -3, "5.0.0", "Tells of a stream."),
-];
-
-#[rustfmt::skip]
-const SCRIPT: &[Command] = &[
-    row("scripting", "script|debug", 3, "3.2.0", "Turns debugging on or off."),
-    row("scripting", "script|exists", -3, "2.6.0", "Tells which scripts are known."),
-    row("scripting", "script|flush", -2, "2.6.0", "Forgets all scripts."),
-    row("scripting", "script|help", 2, "5.0.0", "Lists the subcommands."),
-    row("scripting", "script|kill", 2, "2.6.0", "Ends the script that is running."),
-    row("scripting", "script|load", 3, "2.6.0", "Makes a script known."),
 ];
 
 #[rustfmt::skip]

@@ -10,6 +10,7 @@ use super::compute::{compute_one, replied, take_turn};
 use super::session::Session;
 use super::shared::Shared;
 use super::step::{Before, PendingReply, Step, error_reply};
+use super::undeclared::{self, compute_script};
 use super::{Args, Reply, Run, exec};
 use crate::database::Wait;
 use crate::log::{Completion, ProduceError};
@@ -131,6 +132,7 @@ async fn compute_again(
     };
     let mut exec = pending.exec.take();
     let whole_store = command.looks_at_store(Some(request)) || exec.is_some();
+    let mut store_is_whole = whole_store;
     loop {
         let queued = exec.as_ref().map(|exec| &exec.multi);
         if let Err(fault) = admit(session, shared, command, queued) {
@@ -142,6 +144,10 @@ async fn compute_again(
         }
         let mut compute = |session: &mut Session| match command.run {
             Run::Data(handler) => compute_one(session, shared, command, handler, request, pending.database, true),
+            Run::Script(handler) => {
+                let request = undeclared::Request::new(command, handler, request, pending.database);
+                compute_script(session, shared, &request, true, store_is_whole)
+            }
             _ => exec::run(session, shared, &mut exec, true),
         };
         session.pace.lost = pending.repeated + 1;
@@ -167,6 +173,7 @@ async fn compute_again(
                 return Err(pending);
             }
             Step::Before(before) if Instant::now() < deadline => {
+                store_is_whole |= matches!(before, Before::WholeStore);
                 if let Err(fault) = before.happened(&session.outstanding, shared).await {
                     return Ok(error_reply(fault));
                 }

@@ -16,6 +16,7 @@ use super::broadcasts::PubSub;
 use super::clients::{Client, Clients};
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
+use crate::script::Engine;
 use crate::telemetry::Stats;
 
 /// What all connections share.
@@ -27,6 +28,7 @@ pub struct Shared {
     pub stats: Stats,
     pub pause: Pause,
     pub turns: Turns,
+    pub scripts: Engine,
     pub shutdown: Shutdown,
     pub started: Instant,
     /// Milliseconds since the epoch.

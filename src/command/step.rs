@@ -16,6 +16,9 @@ use crate::database::write::{Outstanding, Write};
 use crate::log::LogError;
 use crate::supervise;
 
+/// The reply to a command whose keys a long script has locked.
+const BUSY: &str = "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+
 /// What became of a request.
 pub enum Step {
     Reply(Reply),
@@ -137,8 +140,15 @@ impl Before {
             }
             Before::Wait(Wait::Room(size)) => service.room(size).await,
             Before::Wait(Wait::Locked(taken)) => {
-                service.unlocked(taken).await;
-                Ok(())
+                let patience = shared.config.busy_reply_threshold();
+                loop {
+                    if tokio::time::timeout(patience, service.unlocked(taken)).await.is_ok() {
+                        return Ok(());
+                    }
+                    if shared.scripts.is_busy(patience) {
+                        return Err(Fault::error(BUSY));
+                    }
+                }
             }
             // The command is executed again, and finds out. Turns are taken by `take_turn`.
             Before::Wait(Wait::Loading | Wait::Changed | Wait::Turn(_)) => Ok(()),

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, lists,
-    not_implemented, pubsub, server, sets, sort, sorted_sets, strings, transactions, wait,
+    not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -26,6 +26,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Sorting", sort::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Pub/sub", pubsub::COMMANDS),
+    ("Scripts", scripts::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
     ("Introspection", introspection::COMMANDS),

@@ -260,6 +260,11 @@ impl Config {
         self.number("set-max-intset-entries") as usize
     }
 
+    /// How long a script may run before SCRIPT KILL may stop it, and how long others wait for it.
+    pub fn busy_reply_threshold(&self) -> Duration {
+        Duration::from_millis(self.number("busy-reply-threshold").max(1))
+    }
+
     /// The most bytes of a HyperLogLog in the sparse form.
     pub fn hll_sparse_max_bytes(&self) -> usize {
         self.number("hll-sparse-max-bytes") as usize

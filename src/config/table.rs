@@ -622,6 +622,15 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "busy-reply-threshold",
+        aliases: &["lua-time-limit"],
+        kind: LARGE,
+        default: "5000",
+        group: Group::Types,
+        summary: "Milliseconds after which SCRIPT KILL may stop a script, and commands that wait for its keys get an error.",
+        ..D
+    },
+    Setting {
         name: "hll-sparse-max-bytes",
         kind: MEMORY,
         default: "3000",

@@ -203,7 +203,6 @@ pub const SETTINGS: &[Setting] = &[
     row("stream-node-max-bytes", MEMORY, "4096", ENCODINGS),
     row("stream-node-max-entries", LARGE, "100", ENCODINGS),
     // Scripts, messages, tracking
-    row("busy-reply-threshold", LARGE, "5000", SCRIPTS).also(&["lua-time-limit"]),
     row("locale-collate", TEXT, "", SCRIPTS),
     row("enable-module-command", MODES, "no", MODULES).immutable(),
     row("enable-protected-configs", MODES, "no", "dir and dbfilename cannot change while the server runs").immutable(),

@@ -308,6 +308,7 @@ fn share(
         pubsub,
         stats: Stats::default(),
         turns: Turns::new(turns),
+        scripts: crate::script::Engine::new(crate::command::REDIS_VERSION),
         pause: Default::default(),
         shutdown: Default::default(),
         started: Instant::now(),

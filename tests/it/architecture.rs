@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sweep", &["database", "log", "supervise"]),
     // How clients are served.
     ("resp", &[]),
+    ("script", &["resp"]),
     ("config", &["model"]),
     ("telemetry", &["config", "striped", "supervise"]),
     (
@@ -29,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "model",
             "database",
             "resp",
+            "script",
             "config",
             "telemetry",
             "log",
@@ -51,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "files",
             "grpc",
             "log",
+            "script",
             "server",
             "store",
             "supervise",

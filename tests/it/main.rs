@@ -41,6 +41,7 @@ mod observing;
 mod pubsub;
 mod redis_suite;
 mod replies;
+mod scripts;
 mod self_check;
 mod side_by_side;
 mod signals;

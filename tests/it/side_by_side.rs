@@ -124,6 +124,11 @@ mod tables {
     }
 
     #[test]
+    fn scripts() {
+        against_redis("scripts");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -148,6 +153,7 @@ mod tables {
             "expiry",
             "transactions",
             "pubsub",
+            "scripts",
             "server",
         ] {
             against_itself(family);

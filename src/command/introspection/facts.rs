@@ -10,6 +10,8 @@ const MULTI_SHARD: &str = "request_policy:multi_shard";
 const SUM: &str = "response_policy:agg_sum";
 const LEAST: &str = "response_policy:agg_min";
 const ALL_SUCCEED: &str = "response_policy:all_succeeded";
+const ALL_TRUE: &str = "response_policy:agg_logical_and";
+const ONE_SUCCEEDED: &str = "response_policy:one_succeeded";
 const SPECIAL: &str = "response_policy:special";
 
 const TIPS: &[(&str, &[&str])] = &[
@@ -56,6 +58,10 @@ const TIPS: &[(&str, &[&str])] = &[
     ("pttl", &[VARIES]),
     ("randomkey", &[ALL_SHARDS, VARIES]),
     ("scan", &[VARIES, "request_policy:special"]),
+    ("script|exists", &[ALL_SHARDS, ALL_TRUE]),
+    ("script|flush", &[ALL_NODES, ALL_SUCCEED]),
+    ("script|kill", &[ALL_SHARDS, ONE_SUCCEEDED]),
+    ("script|load", &[ALL_NODES, ALL_SUCCEED]),
     ("sdiff", &[ANY_ORDER]),
     ("sinter", &[ANY_ORDER]),
     ("slowlog|get", &[ALL_NODES, VARIES]),

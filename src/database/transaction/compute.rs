@@ -45,6 +45,8 @@ pub enum Keys<'k> {
     /// As `Some`, but the outcome also rests on keys that only the computation finds. It locks all
     /// keys, unless it watches what it reads.
     SomeAndFound(&'k [&'k [u8]]),
+    /// As `Some`, and all that is read must be seen as it is at one moment.
+    AtOnce(&'k [&'k [u8]]),
     All,
 }
 
@@ -118,18 +120,22 @@ impl Keys<'_> {
         let stripes = match self {
             Keys::Unlocked | Keys::Together(_) | Keys::FoundReads => Ok(Held::default()),
             Keys::SomeAndFound(_) if !pace.watches() => service.stripes.lock_all(pace.hold()),
-            Keys::Some(keys) | Keys::SomeAndFound(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
+            Keys::Some(keys) | Keys::SomeAndFound(keys) | Keys::AtOnce(keys) => {
+                service.stripes.lock(keys.iter().copied(), pace.hold())
+            }
             Keys::All => service.stripes.lock_all(pace.hold()),
         };
         Ok(Locked {
             _stripes: stripes.map_err(|taken| Fault::Wait(Wait::Locked(taken)))?,
-            groups: self.are_of_one_moment().then(|| service.groups.hold()),
+            groups: self.are_of_one_moment(pace).then(|| service.groups.hold()),
         })
     }
 
     /// True if no group may become visible while they are read.
-    fn are_of_one_moment(&self) -> bool {
+    fn are_of_one_moment(&self, pace: Pace) -> bool {
         match self {
+            // It may take as long as it likes.
+            Keys::AtOnce(_) => !pace.is_long() || pace.watches(),
             Keys::Together(_) | Keys::FoundReads | Keys::SomeAndFound(_) => true,
             Keys::Unlocked | Keys::Some(_) | Keys::All => false,
         }
@@ -138,7 +144,7 @@ impl Keys<'_> {
     /// Watches the keys, where they are not locked.
     fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
         let of: fn(&Database) -> &Watches = match self {
-            Keys::Some(_) | Keys::SomeAndFound(_) => |database| &database.watches,
+            Keys::Some(_) | Keys::SomeAndFound(_) | Keys::AtOnce(_) => |database| &database.watches,
             Keys::Together(_) | Keys::FoundReads => |database| &database.snapshots,
             Keys::Unlocked | Keys::All => return None,
         };
@@ -188,7 +194,10 @@ impl Service {
             None if pace.watches() => keys.watch(self),
             _ => None,
         };
-        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_)) && watching.is_some() && self.is_behind(Size::Large) {
+        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_) | Keys::AtOnce(_))
+            && watching.is_some()
+            && self.is_behind(Size::Large)
+        {
             // Otherwise it would be computed in vain.
             return Err(Fault::Wait(Wait::Room(Size::Large)));
         }

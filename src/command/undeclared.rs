@@ -1,0 +1,217 @@
+//! Scripts may use keys that they do not declare. The first run locks the declared keys and notes
+//! which others the script uses. Nothing of that run is written, and the next run locks those too.
+//! A script that uses other keys each time is computed with all keys locked in the end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::compute::{conclude, view};
+use super::key_specs::{KeyList, keys_of};
+use super::session::Session;
+use super::shared::Shared;
+use super::step::{Before, Step, refused};
+use super::table::CommandEntry;
+use super::{Args, Fault, ScriptHandler};
+use crate::database::Wait;
+use crate::database::transaction::Keys as Locks;
+
+/// Runs that may use further keys. The one after them locks all keys.
+const MISSES: usize = 3;
+/// So many locked keys are looked through one by one.
+const FEW: usize = 8;
+
+/// The keys that one run may use, and those that it used besides.
+pub struct Used<'k> {
+    locked: Locked<'k>,
+    found: Vec<Bytes>,
+    /// It used all keys.
+    all: bool,
+    /// It reads the whole store, which has not yet taken in what was acknowledged.
+    wants_store: bool,
+    store_is_whole: bool,
+}
+
+enum Locked<'k> {
+    Few(&'k [&'k [u8]]),
+    Many(HashSet<&'k [u8]>),
+    All,
+}
+
+impl Used<'_> {
+    /// The script uses a key.
+    pub fn key(&mut self, key: &[u8]) {
+        let known = match &self.locked {
+            Locked::Few(keys) => keys.contains(&key),
+            Locked::Many(keys) => keys.contains(key),
+            Locked::All => true,
+        };
+        if !known && !self.found.iter().any(|found| found == key) {
+            self.found.push(Bytes::copy_from_slice(key));
+        }
+    }
+
+    /// The script uses keys that only the command itself finds.
+    pub fn all_keys(&mut self) {
+        self.all |= !matches!(self.locked, Locked::All);
+    }
+
+    /// The script reads the whole store. False if it has to wait for that.
+    pub fn whole_store(&mut self) -> bool {
+        self.wants_store |= !self.store_is_whole;
+        self.store_is_whole
+    }
+
+    /// An error if the run was in vain.
+    pub fn check(&self) -> Result<(), Fault> {
+        match self.all || self.wants_store || !self.found.is_empty() {
+            true => Err(Fault::Wait(Wait::Changed)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What the runs of a computation used that was not declared.
+#[derive(Default)]
+pub struct Undeclared {
+    found: Vec<Bytes>,
+    all: bool,
+    misses: usize,
+    pub wants_store: bool,
+}
+
+impl Undeclared {
+    /// What the next run locks, besides its declared keys.
+    pub fn found(&self) -> impl Iterator<Item = &[u8]> {
+        self.found.iter().map(|key| &key[..])
+    }
+
+    /// How a run that may write locks these keys, which are the declared and the found ones.
+    pub fn locks<'k>(&self, keys: &'k [&'k [u8]]) -> Locks<'k> {
+        match self.locks_all() {
+            true => Locks::All,
+            false => Locks::AtOnce(keys),
+        }
+    }
+
+    fn locks_all(&self) -> bool {
+        self.all || self.misses >= MISSES
+    }
+
+    /// The next run. `keys`: as for [`Undeclared::locks`]. What only reads locks nothing.
+    pub fn run<'k>(&self, keys: &'k [&'k [u8]], writes: bool, store_is_whole: bool) -> Used<'k> {
+        Used {
+            locked: match () {
+                () if !writes || self.locks_all() => Locked::All,
+                () if keys.len() <= FEW => Locked::Few(keys),
+                () => Locked::Many(keys.iter().copied().collect()),
+            },
+            found: Vec::new(),
+            all: false,
+            wants_store: false,
+            store_is_whole,
+        }
+    }
+
+    /// A run is over. True if it is worth another one at once.
+    pub fn learn(&mut self, used: UsedMore) -> bool {
+        let UsedMore {
+            found,
+            all,
+            wants_store,
+        } = used;
+        let more = all || !found.is_empty();
+        self.misses += usize::from(more);
+        self.all |= all;
+        self.found.extend(found);
+        self.wants_store = wants_store;
+        more && !wants_store
+    }
+}
+
+/// What a run used that was not locked.
+pub struct UsedMore {
+    found: Vec<Bytes>,
+    all: bool,
+    wants_store: bool,
+}
+
+impl From<Used<'_>> for UsedMore {
+    fn from(used: Used<'_>) -> Self {
+        UsedMore {
+            found: used.found,
+            all: used.all,
+            wants_store: used.wants_store,
+        }
+    }
+}
+
+/// A script, and where it runs.
+pub struct Request<'r> {
+    pub command: &'static CommandEntry,
+    pub handler: ScriptHandler,
+    pub args: Args<'r>,
+    pub database: u16,
+}
+
+impl<'r> Request<'r> {
+    pub fn new(command: &'static CommandEntry, handler: ScriptHandler, args: Args<'r>, database: u16) -> Self {
+        Request {
+            command,
+            handler,
+            args,
+            database,
+        }
+    }
+}
+
+/// Computes a single script in a transaction of its own. `again`: it has been computed before.
+/// `store_is_whole`: the store has taken in what was acknowledged.
+pub(super) fn compute_script(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    request: &Request<'_>,
+    again: bool,
+    store_is_whole: bool,
+) -> Step {
+    let Request {
+        command,
+        handler,
+        args,
+        database,
+    } = *request;
+    let declared = keys_of(command.keys, args);
+    let writes = command.may_write();
+    let owner = session.outstanding.clone();
+    let mut undeclared = Undeclared::default();
+    loop {
+        let keys: KeyList<'_> = declared.iter().copied().chain(undeclared.found()).collect();
+        let locks = match writes {
+            true => undeclared.locks(&keys),
+            false => Locks::FoundReads,
+        };
+        let view = view(session, shared, writes);
+        let mut used = undeclared.run(&keys, writes, store_is_whole);
+        let (service, pace) = (&shared.service, session.pace);
+        let computed = service.transact_at(pace, &owner, locks, view, |transaction| {
+            let reply = handler(session, shared, transaction, &mut used, database, args)?;
+            used.check()?;
+            Ok(reply)
+        });
+        let used = UsedMore::from(used);
+        drop(keys);
+        // A script that was stopped is not run again.
+        let is_over = matches!(computed, Err(Fault::Error(_)));
+        if undeclared.learn(used) && !is_over {
+            continue;
+        }
+        if undeclared.wants_store && !is_over {
+            return Step::Before(Before::WholeStore);
+        }
+        return match computed {
+            Err(fault) => refused(fault),
+            Ok(computed) => conclude(session, computed, database, writes, again, None),
+        };
+    }
+}
