@@ -38,7 +38,7 @@ pub static COMMANDS: &[Command] = &[
         complexity: "Depends on the subcommand.",
         summary: "Commands about connections.",
         compatibility: Compatibility::Partial(
-            "CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK are not there yet",
+            "CACHING, GETREDIR, TRACKING and TRACKINGINFO are not there yet",
         ),
         run: Run::Container,
         subcommands: client::CLIENT,

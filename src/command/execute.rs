@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::args;
+use super::blocked::{self, Blocked};
 use super::checks::{admit, before, check_arity, find, is_exec, queued, size, unknown};
-use super::clients::{Client, NO_COMMAND};
+use super::clients::NO_COMMAND;
 use super::compute::{compute_one, replied, take_turn};
 use super::session::{Queued, Session};
 use super::settle::{HeldReply, settle_all};
@@ -78,7 +79,9 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     if let Some(before) = before(session, shared, command, args, prepared) {
         return Step::Before(before);
     }
+    let blocking = command.blocks.filter(|_| session.may_block);
     let mut step = match command.run {
+        Run::Data(_) if blocking.is_some() => blocked::begin(session, shared, command, args),
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
         Run::Session(handler) => handler(session, shared, args).map_or_else(refused, Step::Reply),
         Run::Select => connection::select(session, shared, args).map_or_else(refused, Step::Reply),
@@ -102,7 +105,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
             session.tally.computed(shared, command, took);
             pending.asked = Some((command, since));
         }
-        Step::Before(_) | Step::Later(_) => {}
+        Step::Before(_) | Step::Later(_) | Step::Blocks(_) => {}
     }
     step
 }
@@ -158,7 +161,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                 let started = Instant::now();
                 let command = find(args);
                 let blocks = command.as_ref().is_ok_and(|command| command.has(flag::BLOCKING));
-                let blocked = blocks.then(|| Blocked::new(session));
+                let blocked = blocks.then(|| Blocked::until_unblocked(session));
                 let reply = waiting.await;
                 drop(blocked);
                 if let Ok(command) = command {
@@ -195,8 +198,8 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
         reply: match step {
             Step::Reply(reply) => Ok(reply),
             Step::Pending(pending) => Err(pending),
-            // `execute_waiting` leaves neither.
-            Step::Before(_) | Step::Later(_) => Ok(unended()),
+            // `execute_waiting` leaves neither, and only a session that may block has the third.
+            Step::Before(_) | Step::Later(_) | Step::Blocks(_) => Ok(unended()),
         },
         is_sent: true,
         version: session.version,
@@ -209,22 +212,6 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
         shared.stats.count_error(text);
     }
     reply
-}
-
-/// While it is there, CLIENT LIST shows the client as blocked.
-struct Blocked(Arc<Client>);
-
-impl Blocked {
-    fn new(session: &Session) -> Self {
-        session.client.blocked.store(true, Ordering::Relaxed);
-        Blocked(session.client.clone())
-    }
-}
-
-impl Drop for Blocked {
-    fn drop(&mut self) {
-        self.0.blocked.store(false, Ordering::Relaxed);
-    }
 }
 
 /// What the command waits for did not come in time. EXEC's transaction ends with that; nothing of

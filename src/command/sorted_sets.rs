@@ -3,6 +3,7 @@
 //! A sorted set is one record: its members in their order, by score and then by name. A command
 //! takes it apart, and a command that changes it sorts it and writes it whole.
 
+pub mod blocking;
 mod bounds;
 mod members;
 mod operations;

@@ -7,13 +7,18 @@
 //! them. Where `client-output-buffer-limit` bounds the waiting replies, commands are computed up to
 //! that bound. Above it the connection is closed, as Redis does.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -23,6 +28,10 @@ use crate::config::checks::OutputLimit;
 
 /// Bytes of requests that are read while replies wait to be sent.
 const READ_AHEAD: usize = 64 << 20;
+/// Bytes of requests that are read while a command waits for elements.
+const READ_BEHIND_BLOCKED: usize = 1 << 20;
+/// Once those are read, how often it is looked whether the client is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Least room for the next read.
 const LEAST_ROOM: usize = 16 << 10;
 /// Capacity of the buffers for reading and for writing that an idle connection keeps.
@@ -110,6 +119,36 @@ impl Wire {
             }
         }
         Ok(self.input.len() > before)
+    }
+
+    /// Waits until the client has gone: its side of the connection is closed. Meanwhile it reads
+    /// ahead. Each poll looks at the socket itself, as what the socket has may not be known yet.
+    pub async fn gone(&mut self) {
+        while !self.ended {
+            if self.taken + self.input.len() >= READ_BEHIND_BLOCKED {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let ready = self.reader.ready(Interest::READABLE).await;
+                self.ended = ready.is_ok_and(|ready| ready.is_read_closed());
+                continue;
+            }
+            self.input.reserve(LEAST_ROOM);
+            let socket = SockRef::from(self.writer.as_ref());
+            let mut reading = pin!(self.reader.read_buf(&mut self.input));
+            let read = poll_fn(|context| match is_closed(&socket) {
+                true => Poll::Ready(Ok(0)),
+                false => reading.as_mut().poll(context),
+            });
+            match read.await {
+                Ok(0) | Err(_) => self.ended = true,
+                Ok(read) => {
+                    self.news = true;
+                    let traffic = self.shared.stats.traffic.own();
+                    traffic.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
+                    let waiting = self.taken + self.input.len();
+                    self.client.input_bytes.store(waiting, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     /// Sends what waits, except for what the limits allow to wait while the connection goes on.
@@ -260,6 +299,14 @@ impl Wire {
             (Some(idle), Some(soft)) => Some(idle.min(soft)),
             (idle, soft) => idle.or(soft),
         }
+    }
+}
+
+/// Whether the other side has closed the connection, and nothing is left to read.
+fn is_closed(socket: &SockRef<'_>) -> bool {
+    match socket.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(read) => read == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
     }
 }
 

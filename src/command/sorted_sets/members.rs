@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{reply, scores};
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::blocking::Look;
 use crate::command::collections::{Pops, RandomCount, Scan, nothing_scanned};
 use crate::command::data::Whole;
 use crate::command::float::float;
@@ -277,13 +278,13 @@ pub(super) fn zrem(data: &mut Data, args: Args) -> Outcome {
 }
 
 #[derive(Clone, Copy)]
-enum From {
+pub(super) enum From {
     Lowest,
     Highest,
 }
 
 impl From {
-    fn of(word: &[u8]) -> Option<From> {
+    pub(super) fn of(word: &[u8]) -> Option<From> {
         match () {
             () if is(word, "min") => Some(From::Lowest),
             () if is(word, "max") => Some(From::Highest),
@@ -334,19 +335,23 @@ fn pop(data: &mut Data, args: Args, from: From) -> Outcome {
     })
 }
 
+/// As [`take`]; nothing if the sorted set is missing.
+pub(super) fn take_some(data: &mut Data, key: &[u8], count: usize, from: From) -> Result<Vec<(Bytes, f64)>, Fault> {
+    let set: Whole<Scores> = data.collection(key)?;
+    Ok(take(data, key, set, count, from))
+}
+
 pub(super) fn zmpop(data: &mut Data, args: Args) -> Outcome {
-    let pops = Pops::parse(args, From::of)?;
-    for key in pops.keys {
-        let set: Whole<Scores> = data.collection(key)?;
-        if set.elements.0.is_empty() {
-            continue;
-        }
-        let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
-        let taken = take(data, key, set, pops.count, pops.from)
-            .into_iter()
-            .map(pair)
-            .collect();
-        return Ok(Reply::Array(vec![Reply::bulk(key), Reply::Array(taken)]));
-    }
-    Ok(Reply::NullArray)
+    let taken = pop_first(data, &Pops::parse(args, From::of)?, &Look::default())?;
+    Ok(taken.unwrap_or(Reply::NullArray))
+}
+
+/// What ZMPOP and BZMPOP do; `None` if there are no members.
+pub(super) fn pop_first(data: &mut Data, pops: &Pops<From>, look: &Look) -> Result<Option<Reply>, Fault> {
+    let taken = look.first(pops.keys, |key| take_some(data, key, pops.count, pops.from))?;
+    let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
+    Ok(taken.map(|(key, taken)| {
+        let pairs = taken.into_iter().map(pair).collect();
+        Reply::Array(vec![Reply::bulk(key), Reply::Array(pairs)])
+    }))
 }
