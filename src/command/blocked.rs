@@ -112,33 +112,33 @@ fn take(
     })
 }
 
-/// Waits until there is a reply. `None`: the connection is to be closed instead. Nothing else of
-/// the connection may be under way.
+/// Waits for what was found at once to be in the log, and returns the reply. `None`: nothing was
+/// found, or another writer came first. Nothing else of the connection may be under way.
+pub async fn found_at_once(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    args: Args<'_>,
+    blocks: &mut Blocks,
+) -> Option<Reply> {
+    let taken = blocks.taken.take()?;
+    let mut waiter = Waiter::new(session, shared, args, blocks.deadline)?;
+    let reply = waiter.settled(taken).await?;
+    Some(waiter.answered(reply))
+}
+
+/// Waits until there is a reply. `None`: the connection is to be closed instead. Comes after
+/// [`found_at_once`].
 pub async fn serve(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, blocks: Blocks) -> Option<Reply> {
-    let command = find(args).ok()?;
-    let mut waiter = Waiter {
-        command,
-        blocking: command.blocks?,
-        args,
-        session,
-        shared,
-        deadline: blocks.deadline,
-        lost: 0,
-        took: Duration::ZERO,
-    };
+    let mut waiter = Waiter::new(session, shared, args, blocks.deadline)?;
     let blocked = Blocked::until_unblocked(waiter.session);
-    let reply = match waiter.wait(blocks.taken).await {
+    let reply = match waiter.wait().await {
         Ok(reply) => reply,
         Err(Ended::Late | Ended::Unblocked(Unblocked::TimedOut)) => Reply::NullArray,
         Err(Ended::Unblocked(Unblocked::WithError)) => unblocked(),
         Err(Ended::Closed) => return None,
     };
     drop(blocked);
-    // The time of waiting says nothing.
-    let took = waiter.took;
-    session.tally.computed(shared, command, took);
-    replied(session, shared, command, args, took, reply.is_error(), false);
-    Some(reply)
+    Some(waiter.answered(reply))
 }
 
 /// The reply of a command that CLIENT UNBLOCK ended with an error.
@@ -160,24 +160,45 @@ struct Waiter<'w> {
     took: Duration,
 }
 
-impl Waiter<'_> {
-    async fn wait(&mut self, mut taken: Option<PendingReply>) -> Result<Reply, Ended> {
+impl<'w> Waiter<'w> {
+    /// `None` if the request is none that waits.
+    fn new(
+        session: &'w mut Session,
+        shared: &'w Arc<Shared>,
+        args: Args<'w>,
+        deadline: Option<Instant>,
+    ) -> Option<Self> {
+        let command = find(args).ok()?;
+        Some(Waiter {
+            command,
+            blocking: command.blocks?,
+            args,
+            session,
+            shared,
+            deadline,
+            lost: 0,
+            took: Duration::ZERO,
+        })
+    }
+
+    /// Counts the command, which has its reply. The time that it waited for elements says nothing.
+    fn answered(self, reply: Reply) -> Reply {
+        let (shared, command, took) = (self.shared, self.command, self.took);
+        self.session.tally.computed(shared, command, took);
+        replied(self.session, shared, command, self.args, took, reply.is_error(), false);
+        reply
+    }
+
+    async fn wait(&mut self) -> Result<Reply, Ended> {
         let keys = match (self.blocking.asks)(self.args) {
             Ok(asked) => asked.keys,
             Err(fault) => return Ok(error_reply(fault)),
         };
-        let (mut ticket, mut has_waited) = (None, false);
-        let mut rests_on = Vec::new();
+        let shared = self.shared;
+        let service = &shared.service;
+        let ticket = Ticket::new(service, self.blocking.of, self.session.database, keys);
+        let (mut rests_on, mut has_waited) = (Vec::new(), false);
         loop {
-            if let Some(taken) = taken.take() {
-                if let Some(reply) = self.settled(taken).await {
-                    return Ok(reply);
-                }
-                ticket.as_ref().inspect(|ticket: &&Ticket| ticket.try_again());
-            }
-            let service = &self.shared.service;
-            let ticket =
-                ticket.get_or_insert_with(|| Ticket::new(service, self.blocking.of, self.session.database, keys));
             if let Some(why) = service.failure() {
                 return Ok(Reply::error(format!("ERR this node {why}")));
             }
@@ -195,9 +216,12 @@ impl Waiter<'_> {
             };
             match self.turn(&Look { has_waited, ready }).await? {
                 Err(fault) => return Ok(error_reply(fault)),
-                Ok(Found::Taken(found)) => {
-                    found.write.iter().for_each(|write| ticket.took(write));
-                    taken = Some(found);
+                Ok(Found::Taken(taken)) => {
+                    taken.write.iter().for_each(|write| ticket.took(write));
+                    if let Some(reply) = self.settled(taken).await {
+                        return Ok(reply);
+                    }
+                    ticket.try_again();
                 }
                 Ok(Found::Nothing(writes)) => {
                     ticket.found_nothing(!writes.is_empty());
@@ -278,7 +302,7 @@ impl Waiter<'_> {
             None => Ok(()),
         };
         let reply = match own {
-            Ok(()) => return Some(taken.reply),
+            Ok(()) => Some(taken.reply),
             Err(ProduceError::Stale { after }) => {
                 self.lost += 1;
                 if let Some((at, position)) = after {

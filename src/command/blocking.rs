@@ -38,8 +38,7 @@ pub struct Asked<'a> {
 /// How the keys are looked at.
 #[derive(Default)]
 pub struct Look {
-    /// The command has waited. A key that holds something else is no error then: it may be replaced
-    /// by a collection.
+    /// The command has waited. A key that holds something else is no error then.
     pub has_waited: bool,
     /// The key that has changed first; it comes before the others.
     pub ready: Option<Bytes>,
@@ -58,6 +57,12 @@ impl Blocking {
 }
 
 impl Look {
+    /// Whether a key with this error counts as one without elements: it may be replaced by a
+    /// collection.
+    pub fn passes_over(&self, fault: &Fault) -> bool {
+        self.has_waited && fault.is_about_value()
+    }
+
     /// Takes elements from the first of these keys that has some. `take` returns an empty list if a
     /// key has none.
     pub fn first<'k, T>(
@@ -72,7 +77,7 @@ impl Look {
             match take(key) {
                 Ok(taken) if taken.is_empty() => {}
                 Ok(taken) => return Ok(Some((key, taken))),
-                Err(Fault::Error(_)) if self.has_waited => {}
+                Err(fault) if self.passes_over(&fault) => {}
                 Err(fault) => return Err(fault),
             }
         }

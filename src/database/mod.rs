@@ -501,6 +501,8 @@ impl Service {
         self.status.store(Arc::new(status));
         if changes {
             self.era.fetch_add(1, Ordering::AcqRel);
+        }
+        if changes || self.failure().is_some() {
             self.waiters.all_changed();
         }
         self.progress.notify_waiters();

@@ -13,7 +13,7 @@
 //! The order is that in which the clients came. A client whose write has lost against another
 //! writer goes before those behind it, which wait until it has tried again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -51,8 +51,10 @@ struct Client {
     state: State,
     /// A key has changed since its turn began.
     again: bool,
-    /// The key that has changed first.
+    /// The key that has changed first since its turn began.
     ready: Option<Bytes>,
+    /// The key that it looks at first in this turn.
+    looks_at: Option<Bytes>,
     /// It found nothing on writes under way. If one of them fails there may be something.
     unsure: bool,
     turn: Arc<Notify>,
@@ -104,7 +106,7 @@ impl Waiters {
         }
     }
 
-    /// Every key may have changed.
+    /// Every key may have changed, or the node has failed: then nobody waits any longer.
     pub(super) fn all_changed(&self) {
         if self.count.load(Ordering::SeqCst) == 0 {
             return;
@@ -114,6 +116,7 @@ impl Waiters {
             let keys: Vec<Bytes> = by_key.keys().cloned().collect();
             (*at, keys)
         };
+        queues.clients.values().for_each(|client| client.turn.notify_one());
         let all: Vec<_> = queues.by_type.iter().map(keys_of).collect();
         for ((of, database), keys) in all {
             for key in keys {
@@ -210,14 +213,17 @@ impl Ticket {
         let mut queues = waiters.queues.lock();
         let number = queues.next;
         queues.next += 1;
-        let keys: BTreeSet<&[u8]> = keys.iter().copied().collect();
+        // A key may be named several times.
+        let mut named = HashSet::new();
+        let keys = keys.iter().filter(|key| named.insert(**key));
         let client = Client {
             of,
             database,
-            keys: keys.into_iter().map(Bytes::copy_from_slice).collect(),
+            keys: keys.map(|key| Bytes::copy_from_slice(key)).collect(),
             state: State::Due,
             again: false,
             ready: None,
+            looks_at: None,
             unsure: false,
             turn: turn.clone(),
         };
@@ -242,7 +248,8 @@ impl Ticket {
         }
         let client = queues.clients.get_mut(&self.number)?;
         client.again = false;
-        Some(client.ready.take())
+        client.looks_at = client.ready.take();
+        Some(client.looks_at.clone())
     }
 
     /// Waits until it may have a turn.
@@ -292,7 +299,12 @@ impl Ticket {
             return;
         };
         let (of, database, keys) = (client.of, client.database, client.keys.clone());
-        keys.iter().for_each(|key| queues.changed(of, database, key));
+        // Those behind it look at the key first that it has looked at first.
+        let first = client.looks_at.clone();
+        first
+            .iter()
+            .chain(&keys)
+            .for_each(|key| queues.changed(of, database, key));
     }
 }
 

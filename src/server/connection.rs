@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
-use crate::command::blocked::serve;
+use crate::command::blocked::{found_at_once, serve};
 use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
 use crate::command::settle::{HeldReply, settle_all};
 use crate::command::shared::Connected;
@@ -209,7 +209,11 @@ impl Connection {
 
     /// Waits for elements. `None`: the connection ends instead, as it is asked to, or as the client
     /// has gone.
-    async fn block(&mut self, args: &[&[u8]], blocks: Blocks) -> io::Result<Option<Reply>> {
+    async fn block(&mut self, args: &[&[u8]], mut blocks: Blocks) -> io::Result<Option<Reply>> {
+        if let Some(reply) = found_at_once(&mut self.session, &self.shared, args, &mut blocks).await {
+            self.session.tally.interrupt();
+            return Ok(Some(reply));
+        }
         self.wire.flush().await?;
         self.session.tally.interrupt();
         let reply = tokio::select! {

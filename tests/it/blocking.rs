@@ -3,6 +3,8 @@
 //! `side_by_side/blocking.txt`.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -108,6 +110,18 @@ fn a_client_that_has_gone_takes_nothing() {
 }
 
 #[test]
+fn what_is_there_is_answered_also_to_a_client_that_sends_no_more() {
+    let node = Highwater::embedded();
+    node.client().check("RPUSH l a", ":1");
+    let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("connect");
+    stream.write_all(b"BLPOP l 0\r\n").expect("send");
+    stream.shutdown(Shutdown::Write).expect("send no more");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("a reply");
+    assert_eq!(reply, "*2\r\n$1\r\nl\r\n$1\r\na\r\n");
+}
+
+#[test]
 fn much_sent_behind_a_command_that_waits_is_executed_after_it() {
     let node = Highwater::embedded();
     let mut client = block(&node, "BLPOP l 0");
@@ -142,7 +156,10 @@ fn a_node_that_stops_waits_for_nobody_that_waits() {
     let mut client = block(&node, "BLPOP l 0");
     let asked = Instant::now();
     assert!(node.terminate().success());
-    assert!(asked.elapsed() < Duration::from_secs(8), "it waits for a client that waits");
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "it waits for a client that waits"
+    );
     assert!(client.is_closed());
 }
 

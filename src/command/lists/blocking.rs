@@ -87,9 +87,9 @@ static BRPOP: Blocking = Blocking {
 static BLMPOP: Blocking = Blocking {
     of: Collection::List,
     asks: |args| {
-        // The rest is that of LMPOP.
-        let timeout = timeout(args[1])?;
+        // Behind the timeout stands what LMPOP takes, and its errors come first.
         let keys = Pops::parse(&args[1..], End::of)?.keys;
+        let timeout = timeout(args[1])?;
         Ok(Asked { keys, timeout })
     },
     take: |data, args, look| pop_first(data, &Pops::parse(&args[1..], End::of)?, look),

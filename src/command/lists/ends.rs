@@ -164,7 +164,7 @@ pub(super) fn shift(
     look: &Look,
 ) -> Result<Option<Reply>, Fault> {
     let mut list: Whole<Items> = match data.collection(source) {
-        Err(Fault::Error(_)) if look.has_waited => return Ok(None),
+        Err(fault) if look.passes_over(&fault) => return Ok(None),
         list => list?,
     };
     let Some(item) = from.pop(&mut list.elements.0) else {

@@ -68,9 +68,9 @@ static BZPOPMAX: Blocking = Blocking {
 static BZMPOP: Blocking = Blocking {
     of: Collection::SortedSet,
     asks: |args| {
-        // The rest is that of ZMPOP.
-        let timeout = timeout(args[1])?;
+        // Behind the timeout stands what ZMPOP takes, and its errors come first.
         let keys = Pops::parse(&args[1..], From::of)?.keys;
+        let timeout = timeout(args[1])?;
         Ok(Asked { keys, timeout })
     },
     take: |data, args, look| pop_first(data, &Pops::parse(&args[1..], From::of)?, look),
