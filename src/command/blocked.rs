@@ -4,7 +4,7 @@
 //! its command is computed again: it takes elements, or waits on. A write that loses against
 //! another writer brings it back to its place in the queues. Only its own timeout bounds the wait.
 //!
-//! A client that has gone must take nothing. So whoever awaits [`serve`] has to look at the socket
+//! A client that has gone must take nothing. So the caller of [`serve`] has to look at the socket
 //! each time before it polls the future. What is handed to the log after that is taken, also if the
 //! client goes meanwhile, as in Redis.
 
