@@ -26,11 +26,9 @@ use crate::command::Shared;
 use crate::command::clients::Client;
 use crate::config::checks::OutputLimit;
 
-/// Bytes of requests that are read while replies wait to be sent.
+/// Bytes of requests that are read while replies wait to be sent, or a command for elements.
 const READ_AHEAD: usize = 64 << 20;
-/// Bytes of requests that are read while a command waits for elements.
-const READ_BEHIND_BLOCKED: usize = 1 << 20;
-/// Once those are read, how often it is looked whether the client is still there.
+/// Once so many are read, how often it is looked whether the client is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Least room for the next read.
 const LEAST_ROOM: usize = 16 << 10;
@@ -125,7 +123,7 @@ impl Wire {
     /// ahead. Each poll looks at the socket itself, as what the socket has may not be known yet.
     pub async fn gone(&mut self) {
         while !self.ended {
-            if self.taken + self.input.len() >= READ_BEHIND_BLOCKED {
+            if self.taken + self.input.len() >= READ_AHEAD {
                 tokio::time::sleep(LOOK_EVERY).await;
                 let ready = self.reader.ready(Interest::READABLE).await;
                 self.ended = ready.is_ok_and(|ready| ready.is_read_closed());

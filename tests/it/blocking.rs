@@ -125,7 +125,6 @@ fn what_is_there_is_answered_also_to_a_client_that_sends_no_more() {
 fn much_sent_behind_a_command_that_waits_is_executed_after_it() {
     let node = Highwater::embedded();
     let mut client = block(&node, "BLPOP l 0");
-    // More than is read while it waits: the rest stays with the system.
     let value = "v".repeat(100_000);
     let sent = 40;
     for number in 0..sent {
@@ -139,7 +138,7 @@ fn much_sent_behind_a_command_that_waits_is_executed_after_it() {
         answers(&mut client, "+OK");
     }
     other.check("DBSIZE", &format!(":{sent}"));
-    // A client is missed even if it has sent more than is read.
+    // A client is missed, however much it has sent.
     let mut gone = block(&node, "BLPOP l 0");
     for _ in 0..15 {
         gone.write(&resp::command_line(&format!("SET k {value}")));
