@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -17,6 +17,20 @@ use crate::database::watch::Changed;
 
 /// Instead of a command's number: no command has come yet, or it is unknown.
 pub const NO_COMMAND: u32 = u32::MAX;
+
+/// States of [`Client::unblock`].
+const NOT_BLOCKED: u8 = 0;
+const BLOCKED: u8 = 1;
+const TIMED_OUT: u8 = 2;
+const WITH_ERROR: u8 = 3;
+
+/// How CLIENT UNBLOCK ends a command that blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unblocked {
+    /// As if its timeout had passed.
+    TimedOut,
+    WithError,
+}
 
 /// What other connections may know of a connection (CLIENT LIST), and how they end it.
 pub struct Client {
@@ -35,8 +49,10 @@ pub struct Client {
     /// Commands queued since MULTI; `usize::MAX` when there is no MULTI.
     pub queued: AtomicUsize,
     pub watching: AtomicUsize,
-    /// A command waits for the end of CLIENT PAUSE, or is one that blocks (WAIT).
+    /// A command waits for the end of CLIENT PAUSE, or is one that blocks (BLPOP, WAIT).
     pub blocked: AtomicBool,
+    /// How CLIENT UNBLOCK may end, or has ended, the command that blocks.
+    unblock: AtomicU8,
     /// The flag that is raised when a watched key changes.
     pub watch: Mutex<Weak<Changed>>,
     pub no_evict: AtomicBool,
@@ -102,6 +118,37 @@ impl Client {
         self.task.wake_by_ref();
     }
 
+    /// Ends the command that blocks, from another connection. False if none does.
+    pub fn unblock(&self, how: Unblocked) -> bool {
+        let to = match how {
+            Unblocked::TimedOut => TIMED_OUT,
+            Unblocked::WithError => WITH_ERROR,
+        };
+        let state = &self.unblock;
+        let ends = state
+            .compare_exchange(BLOCKED, to, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok();
+        if ends {
+            self.wake();
+        }
+        ends
+    }
+
+    /// A command begins, or ends, to block in a way that CLIENT UNBLOCK can end.
+    pub(super) fn may_be_unblocked(&self, may: bool) {
+        let state = if may { BLOCKED } else { NOT_BLOCKED };
+        self.unblock.store(state, Ordering::SeqCst);
+    }
+
+    /// How the command that blocks was ended by another connection.
+    pub(super) fn unblocked(&self) -> Option<Unblocked> {
+        match self.unblock.load(Ordering::SeqCst) {
+            TIMED_OUT => Some(Unblocked::TimedOut),
+            WITH_ERROR => Some(Unblocked::WithError),
+            _ => None,
+        }
+    }
+
     /// Whether the connection comes from this machine.
     pub fn is_local(&self) -> bool {
         self.address
@@ -164,6 +211,7 @@ impl Clients {
             queued: AtomicUsize::new(usize::MAX),
             watching: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
+            unblock: AtomicU8::new(NOT_BLOCKED),
             watch: Mutex::default(),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
@@ -183,6 +231,10 @@ impl Clients {
 
     pub fn remove(&self, id: u64) {
         self.connected.lock().remove(&id);
+    }
+
+    pub fn get(&self, id: u64) -> Option<Arc<Client>> {
+        self.connected.lock().get(&id).cloned()
     }
 
     pub fn len(&self) -> usize {

@@ -145,8 +145,11 @@ pub struct Pops<'a, E> {
 impl<'a, E> Pops<'a, E> {
     /// `end`: what a word says about the end.
     pub fn parse(args: Args<'a>, end: fn(&[u8]) -> Option<E>) -> Result<Self, Fault> {
-        let keys = count_of(args[1], 1, "ERR numkeys should be greater than 0")?;
-        let (keys, options) = args[2..].split_at_checked(keys).ok_or(SYNTAX)?;
+        let [_, count, rest @ ..] = args else {
+            return Err(SYNTAX.into());
+        };
+        let keys = count_of(count, 1, "ERR numkeys should be greater than 0")?;
+        let (keys, options) = rest.split_at_checked(keys).ok_or(SYNTAX)?;
         let [from, options @ ..] = options else {
             return Err(SYNTAX.into());
         };

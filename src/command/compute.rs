@@ -11,7 +11,7 @@ use super::session::Session;
 use super::shared::Shared;
 use super::step::{Before, Exec, PendingReply, Step, refused};
 use super::table::CommandEntry;
-use super::{Args, Data, DataHandler, Outcome, Reply, consistency, flag};
+use super::{Args, Data, DataHandler, Fault, Outcome, Reply, consistency, flag};
 use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
 use crate::database::{Pace, Place, Turn, Wait, now_ms};
@@ -154,6 +154,24 @@ pub(super) fn compute_one(
     database: u16,
     again: bool,
 ) -> Step {
+    let computed = transact(session, shared, command, args, database, |transaction| {
+        compute(handler, shared, database, transaction, args)
+    });
+    match computed {
+        Err(fault) => refused(fault),
+        Ok(computed) => conclude(session, computed, database, command.has(flag::BARRIER), again, None),
+    }
+}
+
+/// Computes a function over a command's data, with the locks and the view that the command needs.
+pub(super) fn transact<T>(
+    session: &Session,
+    shared: &Arc<Shared>,
+    command: &CommandEntry,
+    args: Args<'_>,
+    database: u16,
+    f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+) -> Result<Computed<T>, Fault> {
     let keys = keys_of(command.keys, args);
     let writes = command.has(flag::WRITE);
     let strict = consistency::mode(session, shared) == Consistency::Linearizable;
@@ -163,16 +181,11 @@ pub(super) fn compute_one(
     let (all, finds_keys) = (command.has(flag::ALL_KEYS), command.finds_keys(args));
     let locks = locks(&keys, &places, writes, all, finds_keys);
     let view = view(session, shared, writes);
-    let computed = shared
-        .service
-        .transact_at(session.pace, &session.outstanding, locks, view, |transaction| {
-            transaction.counts = !writes;
-            compute(handler, shared, database, transaction, args)
-        });
-    match computed {
-        Err(fault) => refused(fault),
-        Ok(computed) => conclude(session, computed, database, command.has(flag::BARRIER), again, None),
-    }
+    let service = &shared.service;
+    service.transact_at(session.pace, &session.outstanding, locks, view, |transaction| {
+        transaction.counts = !writes;
+        f(transaction)
+    })
 }
 
 /// The next step of a computed command: its reply is sent, or held back until the log has the

@@ -37,9 +37,7 @@ pub static COMMANDS: &[Command] = &[
         since: "2.4.0",
         complexity: "Depends on the subcommand.",
         summary: "Commands about connections.",
-        compatibility: Compatibility::Partial(
-            "CACHING, GETREDIR, TRACKING, TRACKINGINFO and UNBLOCK are not there yet",
-        ),
+        compatibility: Compatibility::Partial("CACHING, GETREDIR, TRACKING and TRACKINGINFO are not there yet"),
         run: Run::Container,
         subcommands: client::CLIENT,
         ..Command::DEFAULT

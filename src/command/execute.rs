@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::args;
+use super::blocked::{self, Blocked};
 use super::checks::{admit, before, check_arity, check_mode, find, is_exec, queued, size, unknown};
-use super::clients::{Client, NO_COMMAND};
+use super::clients::NO_COMMAND;
 use super::compute::{compute_one, replied, take_turn};
 use super::session::{Queued, Session};
 use super::settle::{HeldReply, settle_all};
@@ -58,14 +59,10 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
             return reject(session, args, fault);
         }
     };
-    if let Err(fault) =
-        check_arity(command, args).and_then(|()| admit(session, shared, command, queued(session, command)))
-    {
-        session.client.came_with(command.number, now_ms());
-        command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
-        return reject(session, args, fault);
-    }
-    if let Err(fault) = check_mode(session, command) {
+    let admitted = check_arity(command, args)
+        .and_then(|()| admit(session, shared, command, queued(session, command)))
+        .and_then(|()| check_mode(session, command));
+    if let Err(fault) = admitted {
         session.client.came_with(command.number, now_ms());
         command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
         return reject(session, args, fault);
@@ -84,7 +81,36 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     if let Some(before) = before(session, shared, command, args, prepared) {
         return Step::Before(before);
     }
-    let mut step = match command.run {
+    let mut step = run(session, shared, command, args, prepared);
+    let since = session.waits_since.unwrap_or(started);
+    match &mut step {
+        Step::Reply(reply) => {
+            let took = session.tally.done(started);
+            session.tally.computed(shared, command, took);
+            let waited = took + started.saturating_duration_since(since);
+            replied(session, shared, command, args, waited, reply.is_error(), false);
+        }
+        Step::Pending(pending) => {
+            let took = session.tally.done(started);
+            session.tally.computed(shared, command, took);
+            pending.asked = Some((command, since));
+        }
+        Step::Before(_) | Step::Later(_) | Step::Blocks(_) => {}
+    }
+    step
+}
+
+/// Runs a command that may run now.
+fn run(
+    session: &mut Session,
+    shared: &Arc<Shared>,
+    command: &'static CommandEntry,
+    args: Args<'_>,
+    prepared: bool,
+) -> Step {
+    let blocking = command.blocks.filter(|_| session.may_block);
+    match command.run {
+        Run::Data(_) if blocking.is_some() => blocked::begin(session, shared, command, args),
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
         Run::Script(handler) => {
             let request = undeclared::Request::new(command, handler, args, session.database);
@@ -99,23 +125,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Run::Publish { shard } => publish::begin(session, shared, args, shard),
         Run::Exec => exec::begin(session, shared),
         Run::Container | Run::NotYet => refused(unknown(args)),
-    };
-    let since = session.waits_since.unwrap_or(started);
-    match &mut step {
-        Step::Reply(reply) => {
-            let took = session.tally.done(started);
-            session.tally.computed(shared, command, took);
-            let waited = took + started.saturating_duration_since(since);
-            replied(session, shared, command, args, waited, reply.is_error(), false);
-        }
-        Step::Pending(pending) => {
-            let took = session.tally.done(started);
-            session.tally.computed(shared, command, took);
-            pending.asked = Some((command, since));
-        }
-        Step::Before(_) | Step::Later(_) => {}
     }
-    step
 }
 
 /// A web page can make a browser send HTTP to a server on the same machine, where each line would
@@ -169,7 +179,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                 let started = Instant::now();
                 let command = find(args);
                 let blocks = command.as_ref().is_ok_and(|command| command.has(flag::BLOCKING));
-                let blocked = blocks.then(|| Blocked::new(session));
+                let blocked = blocks.then(|| Blocked::until_unblocked(session));
                 let reply = waiting.await;
                 drop(blocked);
                 if let Ok(command) = command {
@@ -206,8 +216,8 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
         reply: match step {
             Step::Reply(reply) => Ok(reply),
             Step::Pending(pending) => Err(pending),
-            // `execute_waiting` leaves neither.
-            Step::Before(_) | Step::Later(_) => Ok(unended()),
+            // `execute_waiting` leaves neither, and only a session that may block has the third.
+            Step::Before(_) | Step::Later(_) | Step::Blocks(_) => Ok(unended()),
         },
         is_sent: true,
         version: session.version,
@@ -220,22 +230,6 @@ pub async fn execute_alone(session: &mut Session, shared: &Arc<Shared>, args: Ar
         shared.stats.count_error(text);
     }
     reply
-}
-
-/// While it is there, CLIENT LIST shows the client as blocked.
-struct Blocked(Arc<Client>);
-
-impl Blocked {
-    fn new(session: &Session) -> Self {
-        session.client.blocked.store(true, Ordering::Relaxed);
-        Blocked(session.client.clone())
-    }
-}
-
-impl Drop for Blocked {
-    fn drop(&mut self) {
-        self.0.blocked.store(false, Ordering::Relaxed);
-    }
 }
 
 /// What the command waits for did not come in time. EXEC's transaction ends with that; nothing of

@@ -41,7 +41,7 @@ async fn answers(pipeline: &[&[&[u8]]]) -> (Vec<Reply>, Replies) {
         let reply = match execute(&mut session, &shared, args, false) {
             Step::Reply(reply) => Ok(reply),
             Step::Pending(pending) => Err(pending),
-            Step::Before(_) | Step::Later(_) => panic!("it waits"),
+            Step::Before(_) | Step::Later(_) | Step::Blocks(_) => panic!("it waits"),
         };
         session.replies.next();
         held.push(HeldReply {
@@ -142,7 +142,7 @@ impl One {
         match self.send(request) {
             Step::Reply(reply) => reply,
             Step::Pending(_) => panic!("{request} writes"),
-            Step::Before(_) | Step::Later(_) => panic!("{request} waits"),
+            Step::Before(_) | Step::Later(_) | Step::Blocks(_) => panic!("{request} waits"),
         }
     }
 }

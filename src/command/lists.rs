@@ -1,6 +1,8 @@
 //! Lists: <https://redis.io/docs/latest/commands/?group=list>. What works on the ends of a list is
-//! in [`ends`]; this file has the rows, and what works on items by their place or their value.
+//! in [`ends`], what waits for items in [`blocking`]; this file has the other rows, and what works
+//! on items by their place or their value.
 
+pub mod blocking;
 mod ends;
 
 use std::collections::VecDeque;

@@ -13,6 +13,8 @@
 
 pub mod admission;
 pub mod args;
+pub mod blocked;
+pub mod blocking;
 pub mod broadcasts;
 pub mod categories;
 mod changing;
@@ -71,6 +73,7 @@ use std::sync::atomic::AtomicU64;
 pub use crate::database::{Fault, Transaction};
 pub use crate::resp::Reply;
 use crate::telemetry::histogram::Histogram;
+pub use blocking::Blocking;
 pub use data::Data;
 pub use key_specs::KeySpec;
 pub use session::Session;
@@ -181,6 +184,9 @@ pub struct Command {
     pub summary: &'static str,
     pub compatibility: Compatibility,
     pub run: Run,
+    /// How it waits for elements if there are none, where its client can wait. [`Command::run`] is
+    /// what it does where that is impossible, as in EXEC.
+    pub blocks: Option<&'static Blocking>,
     pub subcommands: &'static [Command],
 }
 
@@ -217,6 +223,7 @@ impl Command {
         summary: "",
         compatibility: Compatibility::Full,
         run: Run::NotYet,
+        blocks: None,
         subcommands: &[],
     };
 

@@ -30,14 +30,6 @@ impl Command {
 
 #[rustfmt::skip]
 pub static COMMANDS: &[Command] = &[
-    row("list", "blmove", 6, "6.2.0", "Moves an element to another list, waiting for one."),
-    row("list", "blmpop", -5, "7.0.0", "Takes elements out of the first list that has some, waiting for them."),
-    row("list", "blpop", -3, "2.0.0", "Takes the first element out of a list, waiting for one."),
-    row("list", "brpop", -3, "2.0.0", "Takes the last element out of a list, waiting for one."),
-    row("list", "brpoplpush", 4, "2.2.0", "Moves the last element to the front of another list, waiting for one."),
-    row("sorted-set", "bzmpop", -5, "7.0.0", "Takes members out of the first set that has some, waiting for them."),
-    row("sorted-set", "bzpopmax", -3, "5.0.0", "Takes out the highest member, waiting for one."),
-    row("sorted-set", "bzpopmin", -3, "5.0.0", "Takes out the lowest member, waiting for one."),
     row("stream", "xack", -4, "5.0.0", "Confirms that entries were handled."),
     row("stream", "xadd", -5, "5.0.0", "Adds an entry."),
     row("stream", "xautoclaim", -6, "6.2.0", "Takes over entries that others left unconfirmed."),

@@ -44,6 +44,8 @@ pub struct Session {
     pub delay: Option<Duration>,
     /// When the command under way began to wait for something.
     pub waits_since: Option<Instant>,
+    /// A command may wait for elements, however long.
+    pub may_block: bool,
     /// Set by QUIT and the like: close after this reply.
     pub close: bool,
 }
@@ -135,6 +137,7 @@ impl Session {
             pace: Pace::default(),
             delay: None,
             waits_since: None,
+            may_block: false,
             close: false,
         }
     }

@@ -178,7 +178,7 @@ async fn compute_again(
                     return Ok(error_reply(fault));
                 }
             }
-            Step::Before(_) | Step::Later(_) => {
+            Step::Before(_) | Step::Later(_) | Step::Blocks(_) => {
                 return Ok(Reply::error("NOTWRITTEN the command could not be computed"));
             }
         }

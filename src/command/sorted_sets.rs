@@ -4,6 +4,7 @@
 //! command takes it apart, and a command that changes it sorts it and writes it whole. A large one
 //! has a record for each member, and memory keeps it in its order ([`super::sorted`]).
 
+pub mod blocking;
 mod bounds;
 mod members;
 mod operations;

@@ -28,6 +28,8 @@ pub enum Step {
     Before(Before),
     /// Answers later, by itself.
     Later(Waiting),
+    /// Waits for elements: await [`serve`](super::blocked::serve).
+    Blocks(Blocks),
 }
 
 /// A reply that waits for the log.
@@ -47,6 +49,14 @@ pub struct PendingReply {
     pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
+}
+
+/// A command that waits for elements.
+pub struct Blocks {
+    /// When its timeout is over.
+    pub(super) deadline: Option<Instant>,
+    /// It has found elements at once. Its write is under way.
+    pub(super) taken: Option<PendingReply>,
 }
 
 /// What MULTI queued and WATCH found, so that EXEC can be computed again.

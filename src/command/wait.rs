@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{int, parse_int};
+use super::blocked::unblocked;
+use super::clients::Unblocked;
 use super::{Args, Command, Compatibility, Fault, Reply, Run, Session, Shared, Waiting, flag};
 
 const ROW: Command = Command {
@@ -86,8 +88,11 @@ fn answer(session: &Session, shared: &Arc<Shared>, time: Duration, too_few: bool
         if too_few {
             tokio::select! {
                 () = tokio::time::sleep(time) => {}
-                () = client.killed() => {}
+                () = client.killed_or(|| client.unblocked().is_some()) => {}
                 () = shared.shutdown.asked() => {}
+            }
+            if client.unblocked() == Some(Unblocked::WithError) {
+                return unblocked();
             }
         }
         reply

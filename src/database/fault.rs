@@ -125,6 +125,14 @@ impl Fault {
             shown.escape_ascii()
         ))
     }
+
+    /// True if it is an error about what a key holds: something else, or what cannot be read.
+    pub fn is_about_value(&self) -> bool {
+        match self {
+            Fault::Error(text) => text == WRONG_TYPE || text.starts_with(UNREADABLE.as_bytes()),
+            Fault::Wait(_) => false,
+        }
+    }
 }
 
 impl From<&'static str> for Fault {
@@ -154,6 +162,8 @@ impl From<StoreError> for Fault {
 
 /// The error of a command on a key that holds something else.
 pub const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+/// The beginning of the error for a record that cannot be read.
+const UNREADABLE: &str = "ERR the record of this key";
 
 /// How a key holds a collection.
 #[derive(Clone, Copy)]
@@ -198,7 +208,7 @@ impl Entry {
     /// The error for a record that cannot be read.
     pub fn unreadable(&self, reason: &str) -> Fault {
         Fault::error(format!(
-            "ERR the record of this key (partition {}, offset {}) cannot be read: {reason}",
+            "{UNREADABLE} (partition {}, offset {}) cannot be read: {reason}",
             self.meta.partition, self.meta.offset
         ))
     }

@@ -7,8 +7,8 @@
 //! complete yet; [`own`]: records that it can pass over; [`as_of`]: deletes that it may have
 //! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several
 //! partitions), [`flushed`], [`features`] (of the topics' format), [`stripes`] (locks of keys),
-//! [`watch`], [`together`] (several keys at once), [`consistency`] (how new a read is),
-//! [`digest`].
+//! [`watch`], [`waiters`] (clients that wait for elements), [`together`] (several keys at once),
+//! [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.
@@ -37,6 +37,7 @@ pub(crate) mod tests;
 mod together;
 pub mod transaction;
 pub mod visible;
+pub mod waiters;
 mod waiting;
 pub mod watch;
 pub mod write;
@@ -175,6 +176,8 @@ pub struct Service {
     pub memory: Arc<Budget>,
     /// Hear every change of what readers see.
     pub listeners: visible::Listeners,
+    /// Clients that wait for elements.
+    pub waiters: waiters::Waiters,
     behind: WriteBehind,
     pub reads: consistency::Reads,
     digests: digest::Digests,
@@ -382,6 +385,7 @@ impl Service {
             databases: (0..databases).map(|_| Database::new(memory.clone())).collect(),
             memory,
             listeners: Default::default(),
+            waiters: Default::default(),
             behind: WriteBehind::default(),
             reads: Default::default(),
             stripes: Stripes::default(),
@@ -497,6 +501,9 @@ impl Service {
         self.status.store(Arc::new(status));
         if changes {
             self.era.fetch_add(1, Ordering::AcqRel);
+        }
+        if changes || self.failure().is_some() {
+            self.waiters.all_changed();
         }
         self.progress.notify_waiters();
     }
@@ -786,6 +793,9 @@ impl Service {
                     let database = &self.databases[*database as usize];
                     database.hot.pend(key, &write, index);
                     database.watches.changed(key);
+                    if item.state().is_some() {
+                        self.waiters.changed(item.database(), key);
+                    }
                 }
                 Item::Element { .. } if index > 0 && item.is_of_collection(&write.items[index - 1]) => {}
                 Item::Element { database, key, .. } => {
@@ -795,6 +805,7 @@ impl Service {
                     let names = alike.filter_map(|item| Some(&item.name()?.1[..]));
                     database.elements.pend(names, &write, index);
                     database.watches.changed(home_key(key));
+                    self.waiters.changed(item.database(), home_key(key));
                 }
                 Item::Flush { database } => {
                     let number = *database;

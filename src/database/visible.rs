@@ -212,6 +212,10 @@ impl Service {
     }
 
     fn tell(&self, database: u16, key: &[u8], is_there: bool, at: At, own: bool) {
+        if is_there && !own {
+            // For own records they were asked when the write was handed over.
+            self.waiters.changed(database, key);
+        }
         let what = match is_there {
             true => What::Written(key),
             false => What::Deleted(key),

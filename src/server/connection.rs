@@ -17,10 +17,11 @@ use tracing::debug;
 
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
+use crate::command::blocked::{found_at_once, serve};
 use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
 use crate::command::settle::{HeldReply, settle_all};
 use crate::command::shared::Connected;
-use crate::command::step::{PendingReply, Step};
+use crate::command::step::{Blocks, PendingReply, Step};
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
 
@@ -59,6 +60,7 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
         decoder: Decoder::new(),
     };
     connection.session.takes_pushes = true;
+    connection.session.may_block = true;
     if let Err(error) = connection.serve().await {
         debug!(client = client.id, %error, "connection ended");
     }
@@ -154,6 +156,13 @@ impl Connection {
                 self.settle_all(&mut held).await?;
                 self.wire.take_all_pushes();
             }
+            if let Step::Blocks(blocks) = step {
+                self.settle_all(&mut held).await?;
+                step = match self.block(&args, blocks).await? {
+                    Some(reply) => Step::Reply(reply),
+                    None => break,
+                };
+            }
             if let Some(delay) = self.session.delay.take() {
                 self.settle_all(&mut held).await?;
                 self.wire.flush().await?;
@@ -168,8 +177,8 @@ impl Connection {
             let reply = match step {
                 Step::Reply(reply) => Ok(reply),
                 Step::Pending(pending) => Err(pending),
-                // `execute_waiting` returns neither of these.
-                Step::Before(_) | Step::Later(_) => continue,
+                // None of these is left.
+                Step::Before(_) | Step::Later(_) | Step::Blocks(_) => continue,
             };
             match reply {
                 Ok(reply) if held.is_empty() => {
@@ -207,6 +216,26 @@ impl Connection {
             self.session.replies.next();
         }
         self.settle_all(&mut held).await
+    }
+
+    /// Waits for elements. `None`: the connection ends instead, as it is asked to, or as the client
+    /// has gone.
+    async fn block(&mut self, args: &[&[u8]], mut blocks: Blocks) -> io::Result<Option<Reply>> {
+        if let Some(reply) = found_at_once(&mut self.session, &self.shared, args, &mut blocks).await {
+            self.session.tally.interrupt();
+            return Ok(Some(reply));
+        }
+        self.wire.flush().await?;
+        self.session.tally.interrupt();
+        let reply = tokio::select! {
+            // Each time, the socket is looked at first.
+            biased;
+            () = self.wire.gone() => None,
+            reply = serve(&mut self.session, &self.shared, args, blocks) => reply,
+        };
+        self.session.tally.interrupt();
+        self.session.close |= reply.is_none();
+        Ok(reply)
     }
 
     /// Yields when the connection's slice of time is over. The slice began with the first command

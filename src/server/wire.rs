@@ -9,13 +9,16 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -24,8 +27,10 @@ use crate::command::clients::Client;
 use crate::config::checks::OutputLimit;
 use crate::resp::Version;
 
-/// Bytes of requests that are read while replies wait to be sent.
+/// Bytes of requests that are read while replies wait to be sent, or a command for elements.
 const READ_AHEAD: usize = 64 << 20;
+/// Once so many are read, how often it is looked whether the client is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Least room for the next read.
 const LEAST_ROOM: usize = 16 << 10;
 /// Capacity of the buffers for reading and for writing that an idle connection keeps.
@@ -120,6 +125,48 @@ impl Wire {
             }
         }
         Ok(self.input.len() > before)
+    }
+
+    /// Waits until the client has gone: its side of the connection is closed. Meanwhile it reads
+    /// ahead, and sends pushes. Each poll looks at the socket itself, as what the socket has may not be known yet.
+    pub async fn gone(&mut self) {
+        while !self.ended {
+            self.take_pushes();
+            if self.send().is_err() {
+                self.ended = true;
+                break;
+            }
+            if self.taken + self.input.len() >= READ_AHEAD {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let ready = self.reader.ready(Interest::READABLE).await;
+                self.ended = ready.is_ok_and(|ready| ready.is_read_closed());
+                continue;
+            }
+            self.input.reserve(LEAST_ROOM);
+            let socket = SockRef::from(self.writer.as_ref());
+            let mut reading = pin!(self.reader.read_buf(&mut self.input));
+            let read = poll_fn(|context| match is_closed(&socket) {
+                true => Poll::Ready(Ok(0)),
+                false => reading.as_mut().poll(context),
+            });
+            let read = tokio::select! {
+                // The socket is looked at first.
+                biased;
+                read = read => read,
+                _ = self.writer.writable(), if !self.output.is_empty() => continue,
+                () = pushed(&self.client), if self.output.len() < PUSHED => continue,
+            };
+            match read {
+                Ok(0) | Err(_) => self.ended = true,
+                Ok(read) => {
+                    self.news = true;
+                    let traffic = self.shared.stats.traffic.own();
+                    traffic.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
+                    let waiting = self.taken + self.input.len();
+                    self.client.input_bytes.store(waiting, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     /// Sends what waits, except for what the limits allow to wait while the connection goes on.
@@ -316,6 +363,14 @@ async fn pushed(client: &Client) {
         true => Poll::Pending,
     })
     .await;
+}
+
+/// Whether the other side has closed the connection, and nothing is left to read.
+fn is_closed(socket: &SockRef<'_>) -> bool {
+    match socket.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(read) => read == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+    }
 }
 
 /// The same bytes, without the capacity that a large request before them needed.

@@ -7,6 +7,7 @@
 
 mod architecture;
 mod bench;
+mod blocking;
 mod clients;
 mod clocks;
 mod collections;

@@ -62,6 +62,11 @@ mod tables {
     }
 
     #[test]
+    fn blocking() {
+        against_redis("blocking");
+    }
+
+    #[test]
     fn hash_expiry() {
         against_redis("hash_expiry");
     }
@@ -144,6 +149,7 @@ mod tables {
             "hashes",
             "hash_expiry",
             "lists",
+            "blocking",
             "sets",
             "sorted_sets",
             "sort",

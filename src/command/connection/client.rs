@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::listing;
-use crate::command::args::{SYNTAX, is, parse_int, text, unknown_subcommand, wrong_arity};
+use crate::command::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand, wrong_arity};
+use crate::command::clients::Unblocked;
 use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
 use crate::database::now_ms;
 
@@ -216,13 +217,12 @@ pub(super) const CLIENT: &[Command] = &[
     Command {
         name: "client|unblock",
         arity: -3,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::LOADING | flag::STALE,
         categories: &["connection"],
         group: "connection",
         since: "5.0.0",
         summary: "Ends another connection's blocking command.",
-        compatibility: Compatibility::NotYet,
-        run: Run::NotYet,
+        run: Run::Session(client_unblock),
         ..Command::DEFAULT
     },
 ];
@@ -298,6 +298,19 @@ fn client_pause(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 fn client_unpause(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     shared.pause.unpause();
     Ok(Reply::Ok)
+}
+
+fn client_unblock(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
+    let how = match &args[3..] {
+        [] => Unblocked::TimedOut,
+        [reason] if is(reason, "timeout") => Unblocked::TimedOut,
+        [reason] if is(reason, "error") => Unblocked::WithError,
+        [_] => return Err("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR".into()),
+        _ => return Err(unknown_subcommand("client", args[1])),
+    };
+    let id = u64::try_from(int(args[2])?).ok();
+    let client = id.and_then(|id| shared.clients.get(id));
+    Ok(Reply::Int(i64::from(client.is_some_and(|client| client.unblock(how)))))
 }
 
 /// OFF and SKIP have no reply themselves.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::array;
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::blocking::Look;
 use crate::command::collections::Pops;
 use crate::command::data::Whole;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
@@ -13,13 +14,13 @@ use crate::database::hot::own;
 use crate::model::Items;
 
 #[derive(Clone, Copy)]
-enum End {
+pub(super) enum End {
     Left,
     Right,
 }
 
 impl End {
-    fn of(word: &[u8]) -> Option<End> {
+    pub(super) fn of(word: &[u8]) -> Option<End> {
         match () {
             () if is(word, "left") => Some(End::Left),
             () if is(word, "right") => Some(End::Right),
@@ -119,36 +120,55 @@ fn pop(data: &mut Data, args: Args, command: &str, from: End) -> Outcome {
     })
 }
 
+/// As [`take`]; nothing if the list is missing.
+pub(super) fn take_some(data: &mut Data, key: &[u8], count: usize, from: End) -> Result<Vec<Bytes>, Fault> {
+    let list: Whole<Items> = data.collection(key)?;
+    Ok(take(data, key, list, count, from))
+}
+
 pub(super) fn lmpop(data: &mut Data, args: Args) -> Outcome {
-    let pops = Pops::parse(args, End::of)?;
-    for key in pops.keys {
-        let list: Whole<Items> = data.collection(key)?;
-        if list.elements.0.is_empty() {
-            continue;
-        }
-        let taken = take(data, key, list, pops.count, pops.from);
-        return Ok(Reply::Array(vec![Reply::bulk(key), array(taken)]));
-    }
-    Ok(Reply::NullArray)
+    let taken = pop_first(data, &Pops::parse(args, End::of)?, &Look::default())?;
+    Ok(taken.unwrap_or(Reply::NullArray))
+}
+
+/// What LMPOP and BLMPOP do; `None` if there are no items.
+pub(super) fn pop_first(data: &mut Data, pops: &Pops<End>, look: &Look) -> Result<Option<Reply>, Fault> {
+    let taken = look.first(pops.keys, |key| take_some(data, key, pops.count, pops.from))?;
+    Ok(taken.map(|(key, taken)| Reply::Array(vec![Reply::bulk(key), array(taken)])))
 }
 
 // ---- moving ----
 
 pub(super) fn lmove(data: &mut Data, args: Args) -> Outcome {
+    let (from, to) = ends_of(args)?;
+    let moved = shift(data, (args[1], from), (args[2], to), &Look::default())?;
+    Ok(moved.unwrap_or(Reply::Null))
+}
+
+/// The ends that LMOVE and BLMOVE take from and push to.
+pub(super) fn ends_of(args: Args) -> Result<(End, End), Fault> {
     let end = |word| End::of(word).ok_or_else(|| Fault::from(SYNTAX));
-    let (from, to) = (end(args[3])?, end(args[4])?);
-    shift(data, (args[1], from), (args[2], to))
+    Ok((end(args[3])?, end(args[4])?))
 }
 
 pub(super) fn rpoplpush(data: &mut Data, args: Args) -> Outcome {
-    shift(data, (args[1], End::Right), (args[2], End::Left))
+    let moved = shift(data, (args[1], End::Right), (args[2], End::Left), &Look::default())?;
+    Ok(moved.unwrap_or(Reply::Null))
 }
 
-/// Moves one item between two ends, which may be of one list.
-fn shift(data: &mut Data, (source, from): (&[u8], End), (target, to): (&[u8], End)) -> Outcome {
-    let mut list: Whole<Items> = data.collection(source)?;
+/// Moves one item between two ends, which may be of one list. `None` if there is no item.
+pub(super) fn shift(
+    data: &mut Data,
+    (source, from): (&[u8], End),
+    (target, to): (&[u8], End),
+    look: &Look,
+) -> Result<Option<Reply>, Fault> {
+    let mut list: Whole<Items> = match data.collection(source) {
+        Err(fault) if look.passes_over(&fault) => return Ok(None),
+        list => list?,
+    };
     let Some(item) = from.pop(&mut list.elements.0) else {
-        return Ok(Reply::Null);
+        return Ok(None);
     };
     if source == target {
         to.push(&mut list.elements.0, item.clone());
@@ -158,5 +178,5 @@ fn shift(data: &mut Data, (source, from): (&[u8], End), (target, to): (&[u8], En
         data.put_collection(target, other);
     }
     data.put_collection(source, list);
-    Ok(Reply::Bulk(item))
+    Ok(Some(Reply::Bulk(item)))
 }

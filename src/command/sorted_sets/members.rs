@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::reply;
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
+use crate::command::blocking::Look;
 use crate::command::changing::Changing;
 use crate::command::collections::{Pops, RandomCount, Scan, nothing_scanned};
 use crate::command::float::float;
@@ -279,13 +280,13 @@ pub(super) fn zrem(data: &mut Data, args: Args) -> Outcome {
 }
 
 #[derive(Clone, Copy)]
-enum From {
+pub(super) enum From {
     Lowest,
     Highest,
 }
 
 impl From {
-    fn of(word: &[u8]) -> Option<From> {
+    pub(super) fn of(word: &[u8]) -> Option<From> {
         match () {
             () if is(word, "min") => Some(From::Lowest),
             () if is(word, "max") => Some(From::Highest),
@@ -296,7 +297,7 @@ impl From {
 
 /// Removes up to so many members from one end of a sorted set. They come in the order in which they
 /// are removed.
-fn take(data: &mut Data, key: &[u8], count: usize, from: From) -> Result<Vec<(Bytes, f64)>, Fault> {
+pub(super) fn take(data: &mut Data, key: &[u8], count: usize, from: From) -> Result<Vec<(Bytes, f64)>, Fault> {
     let places = |set: &Sorted| match from {
         From::Lowest => 0..count.min(set.len()),
         From::Highest => set.len().saturating_sub(count)..set.len(),
@@ -331,15 +332,16 @@ fn pop(data: &mut Data, args: Args, from: From) -> Outcome {
 }
 
 pub(super) fn zmpop(data: &mut Data, args: Args) -> Outcome {
-    let pops = Pops::parse(args, From::of)?;
-    for key in pops.keys {
-        let taken = take(data, key, pops.count, pops.from)?;
-        if taken.is_empty() {
-            continue;
-        }
-        let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
-        let taken = taken.into_iter().map(pair).collect();
-        return Ok(Reply::Array(vec![Reply::bulk(key), Reply::Array(taken)]));
-    }
-    Ok(Reply::NullArray)
+    let taken = pop_first(data, &Pops::parse(args, From::of)?, &Look::default())?;
+    Ok(taken.unwrap_or(Reply::NullArray))
+}
+
+/// What ZMPOP and BZMPOP do; `None` if there are no members.
+pub(super) fn pop_first(data: &mut Data, pops: &Pops<From>, look: &Look) -> Result<Option<Reply>, Fault> {
+    let taken = look.first(pops.keys, |key| take(data, key, pops.count, pops.from))?;
+    let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
+    Ok(taken.map(|(key, taken)| {
+        let pairs = taken.into_iter().map(pair).collect();
+        Reply::Array(vec![Reply::bulk(key), Reply::Array(pairs)])
+    }))
 }

@@ -24,7 +24,7 @@ pub use set::Members;
 pub use sorted_set::{Scores, order};
 
 /// A type of collection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Collection {
     Hash,
     Set,
