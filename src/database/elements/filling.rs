@@ -1,6 +1,6 @@
-//! Collections that come into memory: what memory lacks is read from the store, and all elements are
-//! put in an order. Both take a while. No lock is held meanwhile, and what becomes visible in that
-//! time is merged at the end.
+//! Collections that come into memory: what memory lacks is read from the store, and all elements
+//! are put in an order. Both take a while. No lock is held meanwhile, and what becomes visible in
+//! that time is merged at the end.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
