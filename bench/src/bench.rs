@@ -67,7 +67,7 @@ pub struct Bench {
     pub row: &'static str,
     pub round: u32,
     fleet: BTreeMap<Kind, Server>,
-    filled: BTreeSet<(Kind, Range, usize)>,
+    filled: BTreeSet<(Kind, Range, usize, Work)>,
     /// The broker has had work.
     warm: bool,
     raw: File,
@@ -105,9 +105,13 @@ impl Bench {
 
     /// Makes sure that the shared server has these keys.
     pub fn fill(&mut self, kind: Kind, range: Range, value_bytes: usize) -> Result<()> {
+        self.fill_by(kind, range, value_bytes, Work::Set)
+    }
+
+    fn fill_by(&mut self, kind: Kind, range: Range, value_bytes: usize, by: Work) -> Result<()> {
         let port = self.server(kind)?.port;
-        if self.filled.insert((kind, range, value_bytes)) {
-            fill(port, range, value_bytes).with_context(|| format!("fill {}", kind.name()))?;
+        if self.filled.insert((kind, range, value_bytes, by)) {
+            fill_by(port, range, value_bytes, by).with_context(|| format!("fill {}", kind.name()))?;
             self.settle(&[]);
         }
         Ok(())
@@ -166,8 +170,8 @@ impl Bench {
     /// Measures a shared server.
     pub fn measure(&mut self, kind: Kind, case: &Case) -> Result<Figures> {
         self.warm_up(kind)?;
-        if case.work != Work::Incr {
-            self.fill(kind, case.range, case.value_bytes)?;
+        if let Some(by) = case.work.fill() {
+            self.fill_by(kind, case.range, case.value_bytes, by)?;
         }
         self.server(kind)?;
         let broker = self.site.broker_pid().filter(|_| kind == Kind::OnKafka);
@@ -188,7 +192,7 @@ impl Bench {
         let before = cpu()?;
         let outcome = load.run()?;
         // What a server leaves for later is part of what a write costs.
-        if !matches!(case.work, Work::Get | Work::Mget) {
+        if case.work.writes() {
             self.settle(&[server]);
         }
         let after = cpu()?;
@@ -240,9 +244,13 @@ pub fn latencies(outcome: &Outcome) -> Figures {
 
 /// Sets every key of the range once.
 pub fn fill(port: u16, range: Range, value_bytes: usize) -> Result<()> {
+    fill_by(port, range, value_bytes, Work::Set)
+}
+
+fn fill_by(port: u16, range: Range, value_bytes: usize, work: Work) -> Result<()> {
     let case = Case {
         label: String::new(),
-        work: Work::Set,
+        work,
         // So that what is under way stays small with large values.
         pipeline: (256 * 1024 / value_bytes).clamp(1, 64),
         clients: 16,

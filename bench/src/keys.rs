@@ -56,6 +56,11 @@ impl Keys {
         self.range.first + number
     }
 
+    /// Any number of twelve digits.
+    pub fn any(&mut self) -> u64 {
+        self.random.below(1_000_000_000_000)
+    }
+
     /// A number below 100, for mixing commands.
     pub fn percent(&mut self) -> u64 {
         self.random.below(100)

@@ -18,7 +18,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::keys::{Keys, Range, Spread};
-use crate::wire::{self, MGET_KEYS, Reply, Requests};
+use crate::wire::{self, MGET_KEYS, Reply, Requests, SMALL_FIELDS, ZRANGE_MEMBERS};
 
 /// A server that answers nothing for so long is broken.
 const STALL: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ const READ: usize = 256 << 10;
 /// than the request does. The wait is part of the latencies, which count from when a request was due.
 const TICK: Duration = Duration::from_micros(100);
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
     Get,
     Set,
@@ -37,6 +37,41 @@ pub enum Work {
     Incr,
     /// Of a hundred commands so many GETs, the rest SETs.
     Mixed(u64),
+    /// A hash of ten fields for each key: sets all of them.
+    FillSmall,
+    HsetSmall,
+    HgetSmall,
+    Hgetall,
+    /// One large hash, with a field for each key.
+    Hset,
+    Hget,
+    /// One set. The members are new ones.
+    Sadd,
+    /// One sorted set, with a member for each key. Its score changes.
+    Zadd,
+    /// A hundred members of it.
+    Zrange,
+}
+
+impl Work {
+    /// What fills a server for it.
+    pub fn fill(self) -> Option<Work> {
+        match self {
+            Work::Get | Work::Set | Work::Mget | Work::Mixed(_) => Some(Work::Set),
+            Work::Incr => None,
+            Work::FillSmall | Work::HsetSmall | Work::HgetSmall | Work::Hgetall => Some(Work::FillSmall),
+            Work::Hset | Work::Hget => Some(Work::Hset),
+            Work::Sadd => Some(Work::Sadd),
+            Work::Zadd | Work::Zrange => Some(Work::Zadd),
+        }
+    }
+
+    pub fn writes(self) -> bool {
+        !matches!(
+            self,
+            Work::Get | Work::Mget | Work::HgetSmall | Work::Hgetall | Work::Hget | Work::Zrange
+        )
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -285,6 +320,18 @@ impl Load {
                 keys[1..].fill_with(|| self.keys.next());
                 self.requests.mget(keys, &mut connection.out);
             }
+            Work::FillSmall => self.requests.fill_small(key, &mut connection.out),
+            Work::HsetSmall => self.requests.hset_small(key, &mut connection.out),
+            Work::HgetSmall => self.requests.hget_small(key, &mut connection.out),
+            Work::Hgetall => self.requests.hgetall(key, &mut connection.out),
+            Work::Hset => self.requests.hset(key, &mut connection.out),
+            Work::Hget => self.requests.hget(key, &mut connection.out),
+            Work::Sadd => self.requests.sadd(self.keys.any(), &mut connection.out),
+            Work::Zadd => self.requests.zadd(self.keys.any(), key, &mut connection.out),
+            Work::Zrange => {
+                let last = (self.plan.range.count.saturating_sub(ZRANGE_MEMBERS as u64)).max(1);
+                self.requests.zrange(key % last, &mut connection.out);
+            }
             Work::Mixed(reads) => {
                 read = self.keys.percent() < reads;
                 match read {
@@ -373,6 +420,10 @@ fn check(plan: &Plan, asked: &Asked, reply: &Reply) -> Result<()> {
         (Work::Set, Reply::Status(status)) => *status == b"OK",
         (Work::Mixed(_), Reply::Status(status)) => !asked.read && *status == b"OK",
         (Work::Incr, Reply::Int(number)) => *number > 0,
+        (Work::FillSmall | Work::HsetSmall | Work::Hset | Work::Sadd | Work::Zadd, Reply::Int(number)) => *number >= 0,
+        (Work::HgetSmall | Work::Hget, Reply::Bulk(bytes)) => value(bytes),
+        (Work::Hgetall, Reply::Bulks(Some((count, _)))) => *count == 2 * SMALL_FIELDS,
+        (Work::Zrange, Reply::Bulks(Some((count, _)))) => *count as u64 == plan.range.count.min(ZRANGE_MEMBERS as u64),
         (Work::Mget, Reply::Bulks(Some((count, first)))) => *count == MGET_KEYS && value(first),
         _ => false,
     };

@@ -271,6 +271,106 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "hget-small",
+        title: "HGET of small hashes",
+        about: "A hash of ten fields for each key; one record each.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::HgetSmall, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "hgetall",
+        title: "HGETALL of ten fields",
+        about: "A hash of ten fields for each key; one record each.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::Hgetall, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "hset-small",
+        title: "HSET of small hashes, acknowledged when durable",
+        about: "One of ten fields; the record has all of them.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::HsetSmall, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "hget",
+        title: "HGET of one large hash",
+        about: "A field for each key, all in memory.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::Hget, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "hset",
+        title: "HSET of one large hash, acknowledged when durable",
+        about: "A field for each key; one record each.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Hset, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "sadd",
+        title: "SADD to one large set, acknowledged when durable",
+        about: "New members; one record each.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Sadd, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "zadd",
+        title: "ZADD to one large sorted set, acknowledged when durable",
+        about: "A member for each key, whose score changes; one record each.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Zadd, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "zrange",
+        title: "ZRANGE of 100 of one large sorted set",
+        about: "A member for each key; the figures count commands.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::Zrange, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
         name: "latency",
         title: "One SET on Kafka over a bare produce",
         about: "One client, one SET at a time, beside a librdkafka producer that waits for each acknowledgement (examples/bare_produce.rs).",

@@ -10,6 +10,10 @@ pub const SMALLEST_VALUE: usize = 16;
 pub const FOREIGN_VALUE: &[u8] = b"redis-bench";
 /// Keys of one MGET.
 pub const MGET_KEYS: usize = 10;
+/// Fields of a small hash.
+pub const SMALL_FIELDS: usize = 10;
+/// Members that ZRANGE asks for.
+pub const ZRANGE_MEMBERS: usize = 100;
 
 /// Appends requests; holds what the values are filled with.
 pub struct Requests {
@@ -56,6 +60,89 @@ impl Requests {
             out.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// Collections. A small hash is named `hsh:` and its digits. A large collection has a field or member for each key.
+impl Requests {
+    pub fn fill_small(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*22\r\n$4\r\nHSET\r\n$16\r\nhsh:");
+        push_digits(key, out);
+        for field in 0..SMALL_FIELDS {
+            push_field(field as u64, out);
+            self.push_value(key, out);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn hset_small(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*4\r\n$4\r\nHSET\r\n$16\r\nhsh:");
+        push_digits(key, out);
+        push_field(key, out);
+        self.push_value(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn hget_small(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*3\r\n$4\r\nHGET\r\n$16\r\nhsh:");
+        push_digits(key, out);
+        push_field(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn hgetall(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*2\r\n$7\r\nHGETALL\r\n$16\r\nhsh:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn hset(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*4\r\n$4\r\nHSET\r\n$5\r\nlarge\r\n$16\r\nkey:");
+        push_digits(key, out);
+        self.push_value(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn hget(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*3\r\n$4\r\nHGET\r\n$5\r\nlarge\r\n$16\r\nkey:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn sadd(&self, member: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*3\r\n$4\r\nSADD\r\n$3\r\nset\r\n$16\r\nkey:");
+        push_digits(member, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn zadd(&self, score: u64, member: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*4\r\n$4\r\nZADD\r\n$4\r\nzset\r\n$12\r\n");
+        push_digits(score, out);
+        out.extend_from_slice(b"\r\n$16\r\nkey:");
+        push_digits(member, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    pub fn zrange(&self, first: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"*4\r\n$6\r\nZRANGE\r\n$4\r\nzset\r\n");
+        for place in [first, first + ZRANGE_MEMBERS as u64 - 1] {
+            // Redis takes no zeros before a place.
+            let place = place.to_string();
+            out.extend_from_slice(format!("${}\r\n{place}\r\n", place.len()).as_bytes());
+        }
+    }
+
+    fn push_value(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.value_header);
+        push_digits(key, out);
+        out.extend_from_slice(&self.filler);
+    }
+}
+
+/// One of the ten fields of a small hash.
+fn push_field(number: u64, out: &mut Vec<u8>) {
+    let digit = b'0' + (number % SMALL_FIELDS as u64) as u8;
+    out.extend_from_slice(b"\r\n$6\r\nfield");
+    out.push(digit);
 }
 
 /// Printable bytes that do not compress to nothing.
