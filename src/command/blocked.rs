@@ -106,6 +106,7 @@ fn take(
             barrier: false,
             database,
             sent: None,
+            messages: computed.messages,
             exec: None,
             asked: None,
             repeated: 0,

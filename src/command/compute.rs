@@ -203,21 +203,24 @@ pub(super) fn conclude(
         write,
         depends,
         lookups,
+        messages,
     } = computed;
     if !again {
         session.tally.looked_up(lookups);
     }
     let publishes = exec.as_ref().is_some_and(|exec| exec.publishes());
-    if write.is_none() && depends.is_empty() && !publishes {
+    if write.is_none() && depends.is_empty() && !publishes && messages.is_empty() {
         return Step::Reply(value);
     }
     Step::Pending(PendingReply {
         reply: value,
         write,
         depends,
-        barrier,
+        // What comes later may not be seen before the messages.
+        barrier: barrier || !messages.is_empty(),
         database,
         sent: None,
+        messages,
         exec,
         asked: None,
         repeated: 0,

@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::step::{Before, Exec, PendingReply, Step};
 use super::{Args, Reply, Run};
 use crate::database::Wait;
+use crate::database::transaction::Posted;
 use crate::log::broadcast::{Broadcasted, Receiver};
 
 /// Adds the message to the queues of all that listen to it here. Returns how many these are.
@@ -92,6 +93,39 @@ fn publish(shared: &Shared, channel: &[u8], payload: &[u8], shard: bool) -> Sent
     };
     topic.send(&message, ticket.clone());
     Sent::Away(ticket)
+}
+
+impl PendingReply {
+    /// Sends the messages of scripts, in their order. The error says what became of one that may be
+    /// lost.
+    pub(super) async fn send_messages(&self, shared: &Shared) -> Result<(), Reply> {
+        let mut away = Vec::new();
+        for message in &self.messages {
+            if let Sent::Away(ticket) = publish(shared, &message.channel, &message.payload, message.shard) {
+                away.push(ticket);
+            }
+        }
+        for ticket in away {
+            if let error @ Reply::Error(_) = ticket.reply(shared.service.write_timeout()).await {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What PUBLISH answers in a script: how many listen on this node.
+pub(super) fn receivers(shared: &Shared, message: &Posted) -> usize {
+    let Posted {
+        shard,
+        channel,
+        payload,
+    } = message;
+    shared.pubsub.hub.receivers(&Message {
+        channel,
+        payload,
+        shard: *shard,
+    })
 }
 
 impl Exec {

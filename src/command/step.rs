@@ -12,6 +12,7 @@ use super::shared::Shared;
 use super::table::CommandEntry;
 use super::{Fault, Reply, Waiting};
 use crate::database::Wait;
+use crate::database::transaction::Posted;
 use crate::database::write::{Outstanding, Write};
 use crate::log::LogError;
 use crate::supervise;
@@ -43,6 +44,8 @@ pub struct PendingReply {
     pub database: u16,
     /// The message that was sent: the topic must have it.
     pub sent: Option<Arc<Ticket>>,
+    /// Messages of scripts, to be sent now.
+    pub messages: Vec<Posted>,
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Exec>>,
     /// The command, and since when its client waits.
@@ -97,14 +100,19 @@ impl PendingReply {
             barrier: false,
             database,
             sent: Some(ticket),
+            messages: Vec::new(),
             exec: None,
             asked: None,
             repeated: 0,
         }
     }
 
-    /// The reply, now that all is in the log. A transaction sends its messages.
+    /// The reply, now that all is in the log. Scripts and transactions send their messages. If one
+    /// of a script cannot be sent, that error is the reply.
     pub(super) async fn finish(self, shared: &Arc<Shared>) -> Reply {
+        if let Err(error) = self.send_messages(shared).await {
+            return error;
+        }
         let mut reply = self.reply;
         if let Some(ticket) = self.sent {
             reply = ticket.reply(shared.service.write_timeout()).await;
@@ -144,6 +152,7 @@ impl Before {
                 let _ = write.finished().await;
                 Ok(())
             }
+            Before::Wait(Wait::Messages) => shared.pubsub.provide(Need::Send, service.write_timeout()).await,
             Before::Wait(Wait::Own) => {
                 owner.none(service).await;
                 Ok(())

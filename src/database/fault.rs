@@ -41,6 +41,8 @@ pub enum Wait {
     CreateDatabase(u16),
     /// The database's topic must name this feature of the format.
     Feature(u16, &'static str),
+    /// The topic of messages must be ready to take one.
+    Messages,
     /// The store must take in what was acknowledged: too much is in memory only.
     Room(Size),
     /// This node is not serving, or was not serving all the time. The command may have read a store

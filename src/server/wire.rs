@@ -128,7 +128,8 @@ impl Wire {
     }
 
     /// Waits until the client has gone: its side of the connection is closed. Meanwhile it reads
-    /// ahead, and sends pushes. Each poll looks at the socket itself, as what the socket has may not be known yet.
+    /// ahead, and sends pushes. Each poll looks at the socket itself, as what the socket has may
+    /// not be known yet.
     pub async fn gone(&mut self) {
         while !self.ended {
             self.take_pushes();

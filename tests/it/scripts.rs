@@ -261,3 +261,47 @@ fn a_lock_that_scripts_release_has_one_holder() {
     println!("held {held} times");
     assert!(held > 1);
 }
+
+// ---- messages ----
+
+/// A message goes out when the log has what its script writes: who hears it can read that.
+#[test]
+fn a_script_sends_its_messages_when_its_writes_are_in_the_log() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("script-publish");
+    let nodes = [(); 2].map(|()| Highwater::on_kafka(kafka, &topic));
+    let (mut writer, mut reader, mut listener) = (client(&nodes[0]), client(&nodes[1]), client(&nodes[1]));
+    listener.check("SUBSCRIBE news", "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1");
+    let script = "redis.call('set', KEYS[1], ARGV[1]) \
+                  redis.call('publish', 'news', ARGV[1]) \
+                  return redis.call('publish', 'news', 'again')";
+    for number in 10..40 {
+        assert_eq!(eval(&mut writer, script, &format!("1 k {number}")), ":0");
+        for text in [number.to_string(), "again".to_owned()] {
+            let message = format!("*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n${}\r\n{text}\r\n", text.len());
+            assert_eq!(String::from_utf8_lossy(&listener.reply()), message);
+            reader.check("GET k", &format!("$2\r\n{number}"));
+        }
+    }
+    // On the listener's own node it is counted. In a transaction it is sent as well.
+    reader.check("MULTI", "+OK");
+    assert_eq!(eval(&mut reader, script, "1 k last"), "+QUEUED");
+    reader.check("EXEC", "*1\r\n:1");
+    assert!(listener.reply().ends_with(b"last\r\n"));
+}
+
+/// Nothing is sent of a script whose transaction is not executed.
+#[test]
+fn a_script_that_is_not_executed_sends_nothing() {
+    let node = Highwater::embedded();
+    let (mut one, mut other, mut listener) = (client(&node), client(&node), client(&node));
+    listener.check("SUBSCRIBE news", "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1");
+    let publish = "return redis.call('publish', 'news', ARGV[1])";
+    one.check("WATCH k", "+OK");
+    one.check("MULTI", "+OK");
+    assert_eq!(eval(&mut one, publish, "0 lost"), "+QUEUED");
+    other.check("SET k changed", "+OK");
+    one.check("EXEC", "*-1");
+    assert_eq!(eval(&mut one, publish, "0 sent"), ":1");
+    assert!(listener.reply().ends_with(b"sent\r\n"));
+}

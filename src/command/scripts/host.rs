@@ -6,16 +6,24 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::command::broadcasts::Need;
 use crate::command::checks::find;
 use crate::command::compute::compute;
 use crate::command::key_specs::keys_of;
 use crate::command::table::{self, CommandEntry};
 use crate::command::undeclared::Used;
-use crate::command::{Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag};
+use crate::command::{Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, publish};
+use crate::database::Wait;
+use crate::database::transaction::Posted;
 use crate::script::{Host, Level};
 
 /// Most errors of commands that are remembered until the script ends.
 const MOST_ERRORS: usize = 1_000;
+
+/// Most messages of one transaction.
+const MOST_MESSAGES: usize = 10_000;
+/// What a message costs besides its bytes, as bytes to go through.
+const MESSAGE: usize = 1 << 10;
 
 const UNKNOWN: &str = "ERR Unknown Redis command called from script";
 const ARITY: &str = "ERR Wrong number of args calling Redis command from script";
@@ -72,7 +80,10 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
 
     /// An error if a script may not call a command.
     fn check(&self, command: &Command, args: Args<'_>) -> Result<(), &'static str> {
-        let can_run = matches!(command.run, Run::Data(_) | Run::Session(_) | Run::Select);
+        let can_run = matches!(
+            command.run,
+            Run::Data(_) | Run::Session(_) | Run::Select | Run::Publish { .. }
+        );
         match () {
             () if !command.takes(args.len()) => Err(ARITY),
             () if command.has(flag::NOSCRIPT) || !can_run => Err(NOT_ALLOWED),
@@ -106,10 +117,33 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
                 self.database = connection::selected(self.shared, args)?;
                 Ok(Reply::Ok)
             }
+            Run::Publish { shard } => self.publish(args, shard),
             Run::Session(_) if command.name == "time" => Ok(self.time()),
             Run::Session(handler) => handler(self.session, self.shared, args),
             _ => Err(NOT_ALLOWED.into()),
         }
+    }
+
+    /// The message is sent when the log has what the script writes.
+    fn publish(&mut self, args: Args<'_>, shard: bool) -> Result<Reply, Fault> {
+        if self.shared.pubsub.lacks(Need::Send) {
+            return Err(Fault::Wait(Wait::Messages));
+        }
+        let [channel, payload] = [args[1], args[2]].map(Bytes::copy_from_slice);
+        self.transaction.works(channel.len() + payload.len() + MESSAGE)?;
+        let message = Posted {
+            shard,
+            channel,
+            payload,
+        };
+        let receivers = publish::receivers(self.shared, &message);
+        self.transaction.messages.push(message);
+        if self.transaction.messages.len() > MOST_MESSAGES {
+            return Err(Fault::error(format!(
+                "ERR a script publishes at most {MOST_MESSAGES} messages"
+            )));
+        }
+        Ok(Reply::Int(receivers as i64))
     }
 
     /// TIME: the same all through the script.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use smallvec::SmallVec;
 
-use super::{Lookups, Transaction};
+use super::{Lookups, Posted, Transaction};
 use crate::database::fault::{Fault, Pace, SHORT_WORK, Size, Turn, Wait};
 use crate::database::hot::At;
 use crate::database::stripes::Held;
@@ -58,6 +58,8 @@ pub struct Computed<T> {
     /// Writes of others, or earlier writes of this connection, that it was computed on.
     pub depends: SmallVec<[Arc<Write>; 1]>,
     pub lookups: Lookups,
+    /// Messages to be sent when the log has the write.
+    pub messages: Vec<Posted>,
 }
 
 impl<T> Computed<T> {
@@ -68,6 +70,7 @@ impl<T> Computed<T> {
             write: self.write,
             depends: self.depends,
             lookups: self.lookups,
+            messages: self.messages,
         }
     }
 }
@@ -218,6 +221,7 @@ impl Service {
             begun: SmallVec::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
+            messages: Vec::new(),
             reads: Vec::new(),
             together,
             lookups: Lookups::default(),
@@ -259,6 +263,7 @@ impl Service {
             lookups,
             bytes,
             begun,
+            messages,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -282,6 +287,7 @@ impl Service {
             write,
             depends,
             lookups,
+            messages,
         })
     }
 

@@ -71,6 +71,8 @@ pub struct Transaction<'s> {
     /// Split collections that it makes, named as above.
     begun: SmallVec<[(u16, Bytes); 1]>,
     flushed: SmallVec<[u16; 1]>,
+    /// Messages to be sent when the log has what it writes.
+    pub messages: Vec<Posted>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// What was read of its keys before it was computed.
@@ -85,6 +87,14 @@ pub struct Transaction<'s> {
     work: usize,
     /// Keys that it read, if they are not locked.
     watching: Option<Watching<'s>>,
+}
+
+/// A message that a script publishes.
+pub struct Posted {
+    /// By SPUBLISH.
+    pub shard: bool,
+    pub channel: Bytes,
+    pub payload: Bytes,
 }
 
 impl<'s> Transaction<'s> {
