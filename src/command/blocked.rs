@@ -33,6 +33,9 @@ use crate::log::ProduceError;
 const PAUSE: Duration = Duration::from_millis(2);
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
+/// Most keys that a client waits for: a change of one looks at all of them.
+const MOST_KEYS: usize = 10_000;
+
 /// What a look at the keys has found.
 enum Found {
     /// Elements. The reply waits for the log.
@@ -64,6 +67,11 @@ pub(super) fn begin(
         Ok(asked) => asked,
         Err(fault) => return refused(fault),
     };
+    if asked.keys.len() > MOST_KEYS {
+        return refused(Fault::error(format!(
+            "ERR a command that waits takes at most {MOST_KEYS} keys"
+        )));
+    }
     let deadline = asked.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let waiters = &shared.service.waiters;
     if waiters.any_wait(blocking.of, session.database, asked.keys) {
@@ -110,6 +118,7 @@ fn take(
             exec: None,
             asked: None,
             repeated: 0,
+            lost: 0,
         }),
     })
 }
@@ -185,6 +194,7 @@ impl<'w> Waiter<'w> {
 
     /// Counts the command, which has its reply. The time that it waited for elements says nothing.
     fn answered(self, reply: Reply) -> Reply {
+        self.session.client.has_taken.store(false, Ordering::Relaxed);
         let (shared, command, took) = (self.shared, self.command, self.took);
         self.session.tally.computed(shared, command, took);
         replied(self.session, shared, command, self.args, took, reply.is_error(), false);
@@ -297,6 +307,7 @@ impl<'w> Waiter<'w> {
     async fn settled(&mut self, taken: PendingReply) -> Option<Reply> {
         let started = Instant::now();
         let (outstanding, service) = (&self.session.outstanding, &self.shared.service);
+        self.session.client.has_taken.store(true, Ordering::Relaxed);
         outstanding.none(service).await;
         outstanding.settling();
         let own = match &taken.write {
@@ -319,6 +330,9 @@ impl<'w> Waiter<'w> {
             }
             Err(error) => Some(failed(self.shared, &error)),
         };
+        if reply.is_none() {
+            self.session.client.has_taken.store(false, Ordering::Relaxed);
+        }
         self.took += started.elapsed();
         reply
     }

@@ -174,7 +174,8 @@ impl<'k, E: Named> Changing<'k, E> {
                 whole.elements.remove(&gone);
                 // What did not exist before is not deleted.
                 if self.exists || !whole.elements.is_empty() {
-                    data.put_named(self.key, whole);
+                    let is_contended = data.transaction.lost >= LOST;
+                    data.put_named(self.key, whole, is_contended);
                 }
                 Ok(())
             }
@@ -189,12 +190,14 @@ impl<'k, E: Named> Changing<'k, E> {
 }
 
 impl Data<'_, '_> {
-    /// Gives a key a collection: one record, or a record for each element if it is large. An empty
-    /// one deletes the key.
-    pub fn put_named<E: Named>(&mut self, key: &[u8], mut whole: Whole<E>) {
+    /// Gives a key a collection: one record, or a record for each element if it is large or
+    /// contended. An empty one deletes the key.
+    fn put_named<E: Named>(&mut self, key: &[u8], mut whole: Whole<E>, is_contended: bool) {
         whole.elements.all_added();
         match whole.elements.pack() {
-            Some(packed) if self.is_to_split(&packed, whole.elements.len()) => self.put_split(key, whole),
+            Some(packed) if self.is_to_split(&packed, whole.elements.len(), is_contended) => {
+                self.put_split(key, whole);
+            }
             packed => self.put_packed(key, packed, whole.expire_at),
         }
     }
@@ -204,16 +207,16 @@ impl Data<'_, '_> {
     pub fn store_result<E: Named>(&mut self, key: &[u8], elements: E) -> Result<(), Fault> {
         if !elements.is_empty() || self.exists(key)? {
             let expire_at = None;
-            self.put_named(key, Whole { elements, expire_at });
+            self.put_named(key, Whole { elements, expire_at }, false);
         }
         Ok(())
     }
 
     /// True if a collection is too large to be one record, or if other nodes write other elements
     /// of it: they would hinder each other again and again.
-    fn is_to_split(&self, packed: &Packed, elements: usize) -> bool {
+    fn is_to_split(&self, packed: &Packed, elements: usize, is_contended: bool) -> bool {
         let (bytes, most) = self.config.packed_limits();
-        let is_contended = self.transaction.lost >= LOST && elements > 1 && most < usize::MAX;
+        let is_contended = is_contended && elements > 1 && most < usize::MAX;
         let is_large = packed.bytes().len() > bytes || elements > most;
         // What one transaction could not write stays one record.
         (is_contended || is_large) && elements <= MOST_ELEMENTS

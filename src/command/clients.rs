@@ -51,6 +51,9 @@ pub struct Client {
     pub watching: AtomicUsize,
     /// A command waits for the end of CLIENT PAUSE, or is one that blocks (BLPOP, WAIT).
     pub blocked: AtomicBool,
+    /// The command that blocks has taken elements, and its reply waits for the log: pushes come
+    /// after it.
+    pub has_taken: AtomicBool,
     /// How CLIENT UNBLOCK may end, or has ended, the command that blocks.
     unblock: AtomicU8,
     /// The flag that is raised when a watched key changes.
@@ -211,6 +214,7 @@ impl Clients {
             queued: AtomicUsize::new(usize::MAX),
             watching: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
+            has_taken: AtomicBool::new(false),
             unblock: AtomicU8::new(NOT_BLOCKED),
             watch: Mutex::default(),
             no_evict: AtomicBool::new(false),

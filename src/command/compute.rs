@@ -224,5 +224,6 @@ pub(super) fn conclude(
         exec,
         asked: None,
         repeated: 0,
+        lost: 0,
     })
 }

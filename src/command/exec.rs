@@ -204,6 +204,7 @@ impl Exec {
             // The log checks a transaction that writes. Without writes, the keys may have changed
             // since the first look.
             if !transaction.writes() && has_changed(transaction, watched)? {
+                transaction.messages.clear();
                 return Ok(None);
             }
             Ok(Some(replies))

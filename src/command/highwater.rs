@@ -14,7 +14,7 @@ use super::{
 };
 use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
-use crate::database::{Seen, Service, WRONG_TYPE, Wait};
+use crate::database::{Service, WRONG_TYPE, Wait};
 use crate::log::TopicPartition;
 use crate::model::{Collection, Entry, Fields, Members, Named, Scores, Value};
 
@@ -41,7 +41,7 @@ const SUBCOMMANDS: &[Command] = &[
     Command {
         name: "highwater|consistency",
         arity: -2,
-        flags: flag::LOADING | flag::STALE | flag::FAST,
+        flags: flag::LOADING | flag::STALE | flag::FAST | flag::NOSCRIPT,
         summary: "HIGHWATER CONSISTENCY [EVENTUAL | SESSION | LINEARIZABLE | MAXLAG milliseconds | DEFAULT]: what reads of this connection may miss; without a word, tells it.",
         run: Run::Session(choose_consistency),
         ..ROW
@@ -166,7 +166,9 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
     {
         return Err(Fault::Wait(Wait::Write(write)));
     }
-    let Seen { mut entry, .. } = service.read(database, key, false)?;
+    let now = data.now();
+    let mut entry = service.read(database, key, false)?.entry;
+    entry = entry.filter(|entry| entry.is_live(now));
     if let (Some(of), Some(name)) = (&entry, element) {
         if data.transaction.sees_pending()
             && let Value::Split(split) = &of.value
@@ -175,9 +177,8 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
         {
             return Err(Fault::Wait(Wait::Write(write)));
         }
-        entry = record_of_element(service, database, key, of, name)?;
+        entry = record_of_element(service, (database, key), of, name, now)?;
     }
-    let now = data.now();
     let Some(Entry { meta, value }) = entry.filter(|entry| entry.is_live(now)) else {
         return Ok(Reply::Null);
     };
@@ -207,10 +208,10 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
 /// all of them.
 fn record_of_element(
     service: &Service,
-    database: u16,
-    key: &[u8],
+    (database, key): (u16, &[u8]),
     of: &Entry,
     name: &[u8],
+    now: u64,
 ) -> Result<Option<Entry>, Fault> {
     let packed = match &of.value {
         Value::Split(split) => return Ok(service.element_record(database, key, split, name)?),
@@ -219,7 +220,7 @@ fn record_of_element(
         Value::Unreadable(reason) => return Err(of.unreadable(reason)),
     };
     let is_there = match packed.of() {
-        Collection::Hash => Fields::find(packed, name).map(|found| found.is_some()),
+        Collection::Hash => Fields::find(packed, name).map(|found| found.is_some_and(|field| field.is_live(now))),
         Collection::Set => Members::find(packed, name).map(|found| found.is_some()),
         Collection::SortedSet => Scores::find(packed, name).map(|found| found.is_some()),
         Collection::List => return Err(WRONG_TYPE.into()),

@@ -22,6 +22,10 @@ use crate::database::Wait;
 use crate::database::transaction::Posted;
 use crate::log::broadcast::{Broadcasted, Receiver};
 
+/// How long a message is held back while this node is behind: long enough for a node that has
+/// caught up again.
+const CATCHES_UP: Duration = Duration::from_millis(50);
+
 /// Adds the message to the queues of all that listen to it here. Returns how many these are.
 pub fn deliver(shared: &Shared, message: &Message<'_>) -> usize {
     let limit = shared.config.output_limits().pubsub;
@@ -66,7 +70,7 @@ enum Sent {
 
 /// Publishes as a request asks.
 pub(super) fn begin(session: &Session, shared: &Arc<Shared>, args: Args<'_>, shard: bool) -> Step {
-    if session.outstanding.count() > 0 {
+    if session.outstanding.count() > 0 || session.outstanding.is_unsettled() {
         return Step::Before(Before::Wait(Wait::Own));
     }
     match publish(shared, args[1], args[2], shard) {
@@ -96,8 +100,13 @@ fn publish(shared: &Shared, channel: &[u8], payload: &[u8], shard: bool) -> Sent
 }
 
 impl PendingReply {
+    /// Whether a message is still to be sent.
+    pub(super) fn publishes(&self) -> bool {
+        !self.messages.is_empty() || self.exec.as_ref().is_some_and(|exec| exec.publishes())
+    }
+
     /// Sends the messages of scripts, in their order. The error says what became of one that may be
-    /// lost.
+    /// lost: never that nothing was written, if something was.
     pub(super) async fn send_messages(&self, shared: &Shared) -> Result<(), Reply> {
         let mut away = Vec::new();
         for message in &self.messages {
@@ -106,8 +115,17 @@ impl PendingReply {
             }
         }
         for ticket in away {
-            if let error @ Reply::Error(_) = ticket.reply(shared.service.write_timeout()).await {
-                return Err(error);
+            if let Reply::Error(error) = ticket.reply(shared.service.write_timeout()).await {
+                return Err(match &self.write {
+                    None => Reply::Error(error),
+                    Some(_) => Reply::error(
+                        [
+                            b"UNCERTAIN what the script wrote is in the log, but a message may be lost: ",
+                            &error[..],
+                        ]
+                        .concat(),
+                    ),
+                });
             }
         }
         Ok(())
@@ -158,8 +176,8 @@ impl Exec {
 pub struct Receiving {
     shared: Weak<Shared>,
     runtime: Handle,
-    /// The message before came too early. While this node is behind, the next one is not waited
-    /// for.
+    /// The message before came too early. While this node is behind, the next one is waited for
+    /// less.
     is_behind: AtomicBool,
 }
 
@@ -181,7 +199,7 @@ impl Receiver for Receiving {
         };
         if !message.position.is_empty() {
             let is_behind = self.is_behind.load(Ordering::Relaxed);
-            let patience = if is_behind { Duration::ZERO } else { patience };
+            let patience = if is_behind { CATCHES_UP } else { patience };
             let reached = self.runtime.block_on(shared.service.reach(&message.position, patience));
             if reached.is_err() {
                 Counters::add(&shared.pubsub.counters.early, 1);

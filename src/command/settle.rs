@@ -45,6 +45,8 @@ pub async fn settle_all(session: &mut Session, shared: &Arc<Shared>, held: &mut 
         let mut now = Instant::now();
         for held in held.iter_mut() {
             let (asked, settled) = match std::mem::replace(&mut held.reply, Ok(Reply::None)) {
+                // A message is sent after the earlier writes of its connection have ended.
+                Err(pending) if open && pending.publishes() => (None, Err(pending)),
                 Err(pending) if pending.is_acknowledged() => (pending.asked, Ok(pending.finish(shared).await)),
                 Err(pending) => {
                     let asked = pending.asked;
@@ -71,7 +73,7 @@ async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    pending: PendingReply,
+    mut pending: PendingReply,
     deadline: Instant,
 ) -> Result<Reply, PendingReply> {
     let own = match &pending.write {
@@ -95,6 +97,7 @@ async fn settle(
     }
     const LOST: &str = "NOTWRITTEN gave up after the write timeout: other writers kept changing these keys";
     if let Some((at, position)) = after {
+        pending.lost += 1;
         let left = deadline.saturating_duration_since(Instant::now());
         if tokio::time::timeout(left, shared.service.applied_to(at, position))
             .await
@@ -150,7 +153,7 @@ async fn compute_again(
             }
             _ => exec::run(session, shared, &mut exec, true),
         };
-        session.pace.lost = pending.repeated + 1;
+        session.pace.lost = pending.lost;
         let mut step = match turn {
             None => compute(session),
             Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
@@ -164,6 +167,7 @@ async fn compute_again(
             Step::Pending(next) => {
                 return Err(PendingReply {
                     repeated: pending.repeated + 1,
+                    lost: pending.lost,
                     asked: pending.asked,
                     ..next
                 });

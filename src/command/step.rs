@@ -52,6 +52,8 @@ pub struct PendingReply {
     pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
+    /// Times that its own write lost against another writer.
+    pub lost: u64,
 }
 
 /// A command that waits for elements.
@@ -104,15 +106,14 @@ impl PendingReply {
             exec: None,
             asked: None,
             repeated: 0,
+            lost: 0,
         }
     }
 
     /// The reply, now that all is in the log. Scripts and transactions send their messages. If one
     /// of a script cannot be sent, that error is the reply.
     pub(super) async fn finish(self, shared: &Arc<Shared>) -> Reply {
-        if let Err(error) = self.send_messages(shared).await {
-            return error;
-        }
+        let sent = self.send_messages(shared).await;
         let mut reply = self.reply;
         if let Some(ticket) = self.sent {
             reply = ticket.reply(shared.service.write_timeout()).await;
@@ -120,18 +121,24 @@ impl PendingReply {
         if let (Reply::Array(replies), Some(exec)) = (&mut reply, &self.exec) {
             exec.publish(shared, replies).await;
         }
-        reply
+        sent.err().unwrap_or(reply)
     }
 }
 
 impl Before {
     /// Waits for it, or until this node has failed; an error is the command's reply.
     pub async fn happened(self, owner: &Outstanding, shared: &Arc<Shared>) -> Result<(), Fault> {
+        // Commands that need the topic of messages are admitted while the node loads, and would be
+        // again when it has failed.
+        let is_for_messages = matches!(self, Before::Messages(_) | Before::Wait(Wait::Messages));
         tokio::select! {
             biased;
             happened = self.happens(owner, shared) => happened,
             // The command is executed again, and answers why.
-            () = shared.service.failed() => Ok(()),
+            () = shared.service.failed() => match shared.service.failure() {
+                Some(why) if is_for_messages => Err(Fault::error(format!("ERR this node {why}"))),
+                _ => Ok(()),
+            },
         }
     }
 

@@ -19,13 +19,15 @@ use crate::database::transaction::Keys as Locks;
 
 /// Runs that may use further keys. The one after them locks all keys.
 const MISSES: usize = 3;
+/// A run that uses more further keys is in vain: the next one locks all keys.
+const MOST_FOUND: usize = 4_096;
 /// So many locked keys are looked through one by one.
 const FEW: usize = 8;
 
 /// The keys that one run may use, and those that it used besides.
 pub struct Used<'k> {
     locked: Locked<'k>,
-    found: Vec<Bytes>,
+    found: HashSet<Bytes>,
     /// It used all keys.
     all: bool,
     /// It reads the whole store, which has not yet taken in what was acknowledged.
@@ -47,14 +49,20 @@ impl Used<'_> {
             Locked::Many(keys) => keys.contains(key),
             Locked::All => true,
         };
-        if !known && !self.found.iter().any(|found| found == key) {
-            self.found.push(Bytes::copy_from_slice(key));
+        if !known && !self.found.contains(key) {
+            self.found.insert(Bytes::copy_from_slice(key));
+            self.all |= self.found.len() > MOST_FOUND;
         }
     }
 
     /// The script uses keys that only the command itself finds.
     pub fn all_keys(&mut self) {
         self.all |= !matches!(self.locked, Locked::All);
+    }
+
+    /// Whether the run is worth going on with: the next one will lock all keys anyway.
+    pub fn is_in_vain(&self) -> bool {
+        self.all
     }
 
     /// The script reads the whole store. False if it has to wait for that.
@@ -107,7 +115,7 @@ impl Undeclared {
                 () if keys.len() <= FEW => Locked::Few(keys),
                 () => Locked::Many(keys.iter().copied().collect()),
             },
-            found: Vec::new(),
+            found: HashSet::new(),
             all: false,
             wants_store: false,
             store_is_whole,
@@ -140,7 +148,7 @@ pub struct UsedMore {
 impl From<Used<'_>> for UsedMore {
     fn from(used: Used<'_>) -> Self {
         UsedMore {
-            found: used.found,
+            found: used.found.into_iter().collect(),
             all: used.all,
             wants_store: used.wants_store,
         }

@@ -223,8 +223,8 @@ impl Elements {
     }
 
     /// This node makes a collection, whose version nobody else knows: so far it has no elements.
-    pub fn begin<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
-        let fill = self.fill(prefix, partition);
+    pub fn begin<'e>(&'e self, prefix: &'e [u8], stored: At) -> Fill<'e> {
+        let fill = self.fill(prefix, stored);
         self.shard(prefix).of(prefix).is_complete = true;
         fill
     }
@@ -310,7 +310,7 @@ impl Elements {
         loaded.refresh(name);
         match loaded.is_unused() {
             true => drop(shard.collections.swap_remove(prefix)),
-            false => self.tidy(&mut shard, prefix),
+            false => self.tidy(&mut shard, prefix, stored),
         }
         is_new
     }
@@ -327,7 +327,7 @@ impl Elements {
         loaded.stored = loaded.stored.max(stored);
         let is_new = self.merge(loaded, name, at, value);
         loaded.refresh(name);
-        self.tidy(&mut shard, prefix);
+        self.tidy(&mut shard, prefix, stored);
         is_new
     }
 
@@ -339,6 +339,8 @@ impl Elements {
             None => at.offset >= loaded.stored,
         };
         if is_news {
+            // What comes from the store is no change.
+            loaded.newest = loaded.newest.max(at.offset + 1);
             self.keep(loaded, name, at, value);
         }
         is_news
@@ -347,7 +349,6 @@ impl Elements {
     fn keep(&self, loaded: &mut Loaded, name: &[u8], at: At, value: Option<Value>) {
         let At { partition, offset } = at;
         loaded.partition = partition;
-        loaded.newest = loaded.newest.max(offset + 1);
         if loaded.makers > 0 {
             loaded.changed.insert(name.into());
         }
@@ -371,11 +372,13 @@ impl Elements {
         self.budget.used.fetch_sub(weight, Relaxed);
     }
 
-    /// Forgets removals that the store has. Evicts a collection if memory is used up.
-    fn tidy(&self, shard: &mut Shard, prefix: &[u8]) {
+    /// Forgets removals that the store has. Evicts a collection if memory is used up. `stored`: the
+    /// store has everything below this offset of the collection's partition.
+    fn tidy(&self, shard: &mut Shard, prefix: &[u8], stored: u64) {
         let Some(loaded) = shard.collections.get_mut(prefix) else {
             return;
         };
+        let partition = loaded.partition;
         if loaded.gone.len() >= loaded.purge_at.max(PART) && loaded.fills == 0 {
             loaded.forget_gone();
             loaded.purge_at = loaded.gone.len() * 2;
@@ -385,7 +388,13 @@ impl Elements {
             if self.budget.used.load(Relaxed) <= limit || shard.collections.is_empty() {
                 return;
             }
-            self.evict_next(shard);
+            self.evict_next(
+                shard,
+                At {
+                    partition,
+                    offset: stored,
+                },
+            );
         }
     }
 
@@ -393,6 +402,9 @@ impl Elements {
     fn forget_stored(&self, loaded: &mut Loaded) {
         let stored = loaded.stored;
         loaded.forget_gone();
+        if loaded.shown.by_name().iter().all(|held| held.offset >= stored) {
+            return;
+        }
         loaded.is_complete = false;
         self.release(loaded.shown.weight_of_order());
         let is_stored = |held: &&Held| held.offset < stored;
@@ -403,8 +415,9 @@ impl Elements {
         loaded.shown = left.cloned().collect();
     }
 
-    /// Takes from the next collection what the store has.
-    fn evict_next(&self, shard: &mut Shard) {
+    /// Takes from the next collection what the store has: of one partition everything before
+    /// `stored`, else what was known when the collection was last changed.
+    fn evict_next(&self, shard: &mut Shard, stored: At) {
         let hand = shard.hand % shard.collections.len();
         shard.hand = hand + 1;
         let Some((_, loaded)) = shard.collections.get_index_mut(hand) else {
@@ -412,6 +425,9 @@ impl Elements {
         };
         if std::mem::take(&mut loaded.touched) || loaded.fills > 0 || !loaded.under_way.is_empty() {
             return;
+        }
+        if loaded.partition == stored.partition {
+            loaded.stored = loaded.stored.max(stored.offset);
         }
         self.forget_stored(loaded);
         self.budget.evicted.fetch_add(1, Relaxed);
@@ -663,7 +679,7 @@ mod tests {
                         }
                     }
                     Step::Store => stored = applied,
-                    Step::Fill => fill = Some(elements.fill(&prefix, 0)),
+                    Step::Fill => fill = Some(elements.fill(&prefix, at(stored as u64))),
                     Step::Complete => {
                         if let Some(fill) = fill.take() {
                             let mut newest: BTreeMap<u8, (u64, Option<u8>)> = BTreeMap::new();
@@ -677,7 +693,7 @@ mod tests {
                         }
                     }
                     Step::Order => {
-                        if let Some(InOrder::ToMake(begun)) = elements.in_order(&prefix, Order::Score, 0, false) {
+                        if let Some(InOrder::ToMake(begun)) = elements.in_order(&prefix, Order::Score, at(stored as u64), false) {
                             making = Some(begun);
                         }
                     }
@@ -696,7 +712,7 @@ mod tests {
                                 if shard.collections.is_empty() {
                                     break;
                                 }
-                                elements.evict_next(&mut shard);
+                                elements.evict_next(&mut shard, at(stored as u64));
                             }
                         }
                         budget.limit.store(usize::MAX, Relaxed);

@@ -138,7 +138,9 @@ impl Queues {
         };
         let first = queue.waiting.first().into_iter().chain(queue.due.first()).min();
         if let Some(&number) = first {
-            self.set(number, State::Due);
+            if !matches!(self.clients.get(&number), Some(Client { state: State::Due, .. })) {
+                self.set(number, State::Due);
+            }
             if let Some(client) = self.clients.get_mut(&number) {
                 client.again = true;
                 client.ready.get_or_insert_with(|| Bytes::copy_from_slice(key));

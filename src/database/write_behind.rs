@@ -88,14 +88,17 @@ pub(super) struct Reached {
 
 /// The name of a key in all databases. Hashed once.
 struct Name {
+    /// As in the store: a record of an element has the hash of its collection's key.
     hash: u64,
+    /// Of the record's own key: elements of one collection must not have one hash in a table.
+    own: u64,
     database: u16,
     key: Bytes,
 }
 
 impl PartialEq for Name {
     fn eq(&self, other: &Name) -> bool {
-        self.hash == other.hash && self.database == other.database && self.key == other.key
+        self.own == other.own && self.database == other.database && self.key == other.key
     }
 }
 
@@ -103,7 +106,7 @@ impl Eq for Name {}
 
 impl Hash for Name {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u64(self.own);
     }
 }
 
@@ -780,10 +783,11 @@ fn change_bytes(change: &Change) -> usize {
 }
 
 impl Name {
-    /// A record of an element has the hash of its collection's key, as in the store.
     fn new(database: u16, key: Bytes) -> Name {
+        let (home, own) = (home_key(&key), key_hash(&key));
         Name {
-            hash: key_hash(home_key(&key)),
+            hash: if home.len() == key.len() { own } else { key_hash(home) },
+            own,
             database,
             key,
         }

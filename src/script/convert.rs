@@ -139,6 +139,7 @@ impl Result {
             return Ok(Reply::Error(self.bytes(&error)));
         }
         if let Value::String(status) = field("ok")? {
+            self.takes(status.as_bytes().len());
             return Ok(Reply::simple(status.to_string_lossy()));
         }
         match field("double")? {
@@ -168,6 +169,7 @@ impl Result {
             return Ok(Reply::Set(items));
         }
         if let Value::String(digits) = field("big_number")? {
+            self.takes(digits.as_bytes().len());
             return Ok(Reply::BigNumber(digits.to_string_lossy().into()));
         }
         if let Value::Table(verbatim) = field("verbatim_string")?

@@ -292,6 +292,8 @@ local function clean()
 end
 
 local function run(script, keys, arguments)
+  -- A script that was stopped may not have been cleaned up after.
+  clean()
   globals.KEYS, globals.ARGV = keys, arguments
   local ok, result = xpcall(script, failed)
   globals.KEYS, globals.ARGV = nil, nil

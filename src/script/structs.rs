@@ -208,9 +208,9 @@ fn unpack(lua: &Lua, args: &[Value]) -> Answer {
     let (layout, data) = (text(lua, args, 0, "unpack")?, text(lua, args, 1, "unpack")?);
     let first = integer(lua, args, 2, 1, "unpack")?;
     let (layout, data) = (layout.as_bytes(), data.as_bytes());
-    let mut at = match usize::try_from(first - 1) {
-        Ok(at) => at,
-        Err(_) => return Err(bad("unpack", 2, "offset must be 1 or greater")),
+    let mut at = match first.checked_sub(1).map(usize::try_from) {
+        Some(Ok(at)) => at,
+        _ => return Err(bad("unpack", 2, "offset must be 1 or greater")),
     };
     let mut format = format("unpack", &layout);
     let mut values: Vec<Value> = Vec::new();

@@ -143,6 +143,7 @@ impl Connection {
             }
             let args = request.args();
             let replies_sent = self.session.replies.are_sent();
+            let version_before = self.session.version;
             let mut step = execute(&mut self.session, &self.shared, &args, false);
             if matches!(step, Step::Before(_) | Step::Later(_)) {
                 self.settle_all(&mut held).await?;
@@ -154,7 +155,8 @@ impl Connection {
             }
             if std::mem::take(&mut self.session.pushes_first) {
                 self.settle_all(&mut held).await?;
-                self.wire.take_all_pushes();
+                // The command may have changed the protocol. They come before it.
+                self.wire.take_all_pushes(version_before);
             }
             if let Step::Blocks(blocks) = step {
                 self.settle_all(&mut held).await?;

@@ -132,7 +132,10 @@ impl Wire {
     /// not be known yet.
     pub async fn gone(&mut self) {
         while !self.ended {
-            self.take_pushes();
+            let takes_pushes = !self.client.has_taken.load(Ordering::Relaxed);
+            if takes_pushes {
+                self.take_pushes();
+            }
             if self.send().is_err() {
                 self.ended = true;
                 break;
@@ -155,7 +158,7 @@ impl Wire {
                 biased;
                 read = read => read,
                 _ = self.writer.writable(), if !self.output.is_empty() => continue,
-                () = pushed(&self.client), if self.output.len() < PUSHED => continue,
+                () = pushed(&self.client), if takes_pushes && self.output.len() < PUSHED => continue,
             };
             match read {
                 Ok(0) | Err(_) => self.ended = true,
@@ -237,22 +240,22 @@ impl Wire {
     #[inline]
     pub fn take_pushes(&mut self) {
         if !self.client.pushes.is_empty() {
-            self.put_pushes(PUSHED);
+            let version = match self.client.resp3.load(Ordering::Relaxed) {
+                true => Version::Resp3,
+                false => Version::Resp2,
+            };
+            self.put_pushes(PUSHED, version);
         }
     }
 
     /// Puts all pushes that wait into the output.
     #[cold]
-    pub fn take_all_pushes(&mut self) {
-        self.put_pushes(usize::MAX);
+    pub fn take_all_pushes(&mut self, version: Version) {
+        self.put_pushes(usize::MAX, version);
     }
 
     #[cold]
-    fn put_pushes(&mut self, enough: usize) {
-        let version = match self.client.resp3.load(Ordering::Relaxed) {
-            true => Version::Resp3,
-            false => Version::Resp2,
-        };
+    fn put_pushes(&mut self, enough: usize, version: Version) {
         self.client.pushes.take(&mut self.output, enough, version);
     }
 

@@ -336,6 +336,22 @@ fn twenty_clients_of_three_nodes_take_each_item_once() {
 }
 
 #[test]
+fn a_client_waits_for_so_many_keys_and_no_more() {
+    let node = Highwater::embedded();
+    let mut client = node.client();
+    let keys: Vec<String> = (0..10_001).map(|key| format!("k{key}")).collect();
+    client.check(
+        &format!("BLPOP {} 1", keys.join(" ")),
+        "-ERR a command that waits takes at most 10000 keys",
+    );
+    client.check("RPUSH k9999 v", ":1");
+    client.check(
+        &format!("BLPOP {} 1", keys[..10_000].join(" ")),
+        "*2\r\n$5\r\nk9999\r\n$1\r\nv",
+    );
+}
+
+#[test]
 fn no_item_comes_twice_when_a_node_is_killed() {
     const ITEMS: usize = 300;
     let kafka = kafka::shared();

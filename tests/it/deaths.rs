@@ -28,6 +28,7 @@ const OF_KAFKA: &[&Role] = &[
     &supervise::TRANSACTIONS_TAIL,
     &supervise::CREATE_DATABASE,
     &supervise::LOG_ENDS,
+    &supervise::PUBSUB_READER,
 ];
 /// Looked at on both logs; all others on the embedded one.
 const OF_EITHER: &[&Role] = &[&supervise::APPLIER, &supervise::STORE_WRITER, &supervise::CONNECTION];
@@ -44,6 +45,7 @@ const RARE: &[&Role] = &[
     &supervise::STORE_CLOSER,
     &supervise::TRANSACTION_END,
     &supervise::PRODUCER_END,
+    &supervise::PUBSUB_TOPIC,
     &supervise::ENDING,
 ];
 
@@ -145,6 +147,8 @@ fn load(port: u16, grpc: u16, over: &AtomicBool) -> Option<String> {
     let value = "v".repeat(2_000);
     let mut client = None;
     let mut reached = Instant::now();
+    // Of its own, so that no message comes between its replies.
+    let channel: u64 = rand::random();
     for n in 0.. {
         if over.load(Ordering::Relaxed) || reached.elapsed() > SOON {
             break;
@@ -160,6 +164,9 @@ fn load(port: u16, grpc: u16, over: &AtomicBool) -> Option<String> {
             format!("SELECT {}", 1 + n % 3),
             "SET k v".to_owned(),
             "SELECT 0".to_owned(),
+            format!("SUBSCRIBE {channel}"),
+            format!("UNSUBSCRIBE {channel}"),
+            format!("PUBLISH {channel} m"),
             if n % 20 == 0 { "HIGHWATER DIGEST" } else { "PING" }.to_owned(),
             if n % 10 == 0 { "FLUSHDB" } else { "PING" }.to_owned(),
         ];

@@ -103,7 +103,7 @@ fn on_kafka(unit: &str, redis_passes: usize, at_least: usize) {
 mod scripting {
     #[test]
     fn embedded() {
-        super::on_embedded(super::SCRIPTING, 106, 90);
+        super::on_embedded(super::SCRIPTING, 106, 88);
     }
 }
 

@@ -133,6 +133,19 @@ fn a_script_gets_no_more_memory_than_it_may_have() {
         "0",
     );
     assert_eq!(reply, "-ERR the reply of a script may have at most 268435456 bytes");
+    let reply = eval(
+        &mut client,
+        "local s, t = {ok = string.rep('x', 1e6)}, {} for i = 1, 1e5 do t[i] = s end return t",
+        "0",
+    );
+    assert_eq!(reply, "-ERR the reply of a script may have at most 268435456 bytes");
+    let reply = eval(
+        &mut client,
+        "local s = string.rep('x', 1e6) while true do \
+         local r = redis.pcall('publish', 'c', s) if type(r) == 'table' then return r.err end end",
+        "0",
+    );
+    assert!(reply.contains("a script publishes at most"), "{reply}");
     let deep = eval(&mut client, "local function f() return 1 + f() end return f()", "0");
     assert!(deep.contains("stack overflow"), "{deep}");
     let nested = "local j = string.rep('[', 1000) .. string.rep(']', 1000) return #cjson.encode(cjson.decode(j))";
@@ -141,7 +154,7 @@ fn a_script_gets_no_more_memory_than_it_may_have() {
 
 #[test]
 fn nothing_of_a_script_stays_for_the_next_one() {
-    let node = Highwater::embedded();
+    let node = Highwater::builder().args(&["--busy-reply-threshold", "20"]).start();
     let mut client = client(&node);
     for script in [
         "table.insert(_G, 1) return 1",
@@ -153,6 +166,23 @@ fn nothing_of_a_script_stays_for_the_next_one() {
     ] {
         assert_eq!(eval(&mut client, script, "0"), ":1", "{script}");
     }
+    // Also if it was stopped in the midst.
+    thread::scope(|scope| {
+        let stopped = scope.spawn(|| {
+            let mut client = self::client(&node);
+            eval(
+                &mut client,
+                "for i = 1, 1000 do table.insert(redis, 'left') end while true do end",
+                "0",
+            )
+        });
+        let mut other = self::client(&node);
+        eventually("the script to be killed", PATIENCE, || {
+            other.line("SCRIPT KILL");
+            thread::sleep(Duration::from_millis(20));
+            stopped.is_finished()
+        });
+    });
     let seen = "return {tostring(rawget(_G, 1)), tostring(rawget(redis, 1)), type(redis.call), \
                 cjson.encode({{1}}), tostring(KEYS.left), string.rep('a', 2)}";
     let seen = eval(&mut client, seen, "0");
@@ -304,4 +334,19 @@ fn a_script_that_is_not_executed_sends_nothing() {
     one.check("EXEC", "*-1");
     assert_eq!(eval(&mut one, publish, "0 sent"), ":1");
     assert!(listener.reply().ends_with(b"sent\r\n"));
+}
+
+/// The topic of messages takes no record of this size. What the script wrote is in the log, so the
+/// reply does not say that nothing was written.
+#[test]
+fn a_script_whose_message_is_refused_does_not_say_that_it_wrote_nothing() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("script-message");
+    let node = Highwater::on_kafka(kafka, &topic);
+    let mut client = client(&node);
+    let script = "redis.call('incr', KEYS[1]) \
+                  return redis.call('publish', 'news', string.rep('x', 17 * 1024 * 1024))";
+    let reply = eval(&mut client, script, "1 n");
+    assert!(reply.starts_with("-UNCERTAIN what the script wrote"), "{reply}");
+    client.check("GET n", "$1\r\n1");
 }

@@ -393,6 +393,67 @@ fn a_node_adds_to_a_split_set_and_another_takes_from_it() {
     assert_eq!(all.len(), 3 * ADDED);
 }
 
+/// Two nodes remove different members. The set keeps some, so nobody rests on all of them.
+#[test]
+fn two_nodes_remove_different_members_without_a_conflict() {
+    const EACH: u32 = 200;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("split-remove");
+    let nodes = [node(kafka, &topic), node(kafka, &topic)];
+    let all: Vec<String> = (0..3 * EACH).map(|number| format!("m{number}")).collect();
+    nodes[0]
+        .client()
+        .check(&format!("SADD s {}", all.join(" ")), &format!(":{}", 3 * EACH));
+    shows(&mut nodes[1].client(), "SCARD s", &format!(":{}", 3 * EACH));
+    let conflicts = |node: &Highwater| node.client().info("writes_conflicted");
+    let before: Vec<_> = nodes.iter().map(conflicts).collect();
+    thread::scope(|scope| {
+        for (node, first) in nodes.iter().zip([0, EACH]) {
+            scope.spawn(move || {
+                let mut client = node.client();
+                client.set_deadline(SOON);
+                for number in first..first + EACH {
+                    client.check(&format!("SREM s m{number}"), ":1");
+                }
+            });
+        }
+    });
+    for node in &nodes {
+        shows(&mut node.client(), "SCARD s", &format!(":{EACH}"));
+    }
+    assert_eq!(
+        nodes.iter().map(conflicts).collect::<Vec<_>>(),
+        before,
+        "nobody hindered the other"
+    );
+}
+
+/// What was read from the store one by one leaves memory again, and is no change for WATCH.
+#[test]
+fn elements_that_are_read_from_the_store_stay_within_memory() {
+    const FIELDS: u32 = 4_000;
+    let args = &["--maxmemory", "512kb", "--fsync", "no"];
+    let mut node = Highwater::builder().args(args).start();
+    set_many(&mut node.client(), "h", 0..FIELDS, &"v".repeat(200));
+    assert!(node.terminate().success());
+    node.restart();
+    let mut client = node.client();
+    client.check("WATCH h", "+OK");
+    client.check("MULTI", "+OK");
+    client.check("HEXISTS h f1", "+QUEUED");
+    client.check("EXEC", "*1\r\n:1");
+    let lines: Vec<String> = (0..FIELDS).map(|field| format!("HSTRLEN h f{field}")).collect();
+    for _ in 0..2 {
+        for part in lines.chunks(100) {
+            let part: Vec<&str> = part.iter().map(String::as_str).collect();
+            let lengths = client.pipeline(&part);
+            assert!(lengths.iter().all(|length| length.starts_with(b":20")));
+        }
+    }
+    let used: u64 = client.info("used_memory").expect("a number").parse().expect("a number");
+    assert!(used < 1 << 20, "{used} bytes of memory");
+}
+
 #[test]
 fn nothing_of_an_older_version_shows_and_orphans_get_tombstones() {
     let kafka = kafka::shared();

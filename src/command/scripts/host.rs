@@ -22,6 +22,8 @@ const MOST_ERRORS: usize = 1_000;
 
 /// Most messages of one transaction.
 const MOST_MESSAGES: usize = 10_000;
+/// Most bytes of them together.
+const MOST_MESSAGE_BYTES: usize = 64 << 20;
 /// What a message costs besides its bytes, as bytes to go through.
 const MESSAGE: usize = 1 << 10;
 
@@ -102,7 +104,7 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
                 .into_iter()
                 .for_each(|key| self.used.key(key));
         }
-        !command.looks_at_store(Some(args)) || self.used.whole_store()
+        !self.used.is_in_vain() && (!command.looks_at_store(Some(args)) || self.used.whole_store())
     }
 
     fn run(&mut self, command: &'static CommandEntry, args: Args<'_>) -> Result<Reply, Fault> {
@@ -129,8 +131,15 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         if self.shared.pubsub.lacks(Need::Send) {
             return Err(Fault::Wait(Wait::Messages));
         }
-        let [channel, payload] = [args[1], args[2]].map(Bytes::copy_from_slice);
+        let [channel, payload] = [args[1], args[2]];
         self.transaction.works(channel.len() + payload.len() + MESSAGE)?;
+        self.transaction.message_bytes += channel.len() + payload.len();
+        if self.transaction.messages.len() >= MOST_MESSAGES || self.transaction.message_bytes > MOST_MESSAGE_BYTES {
+            return Err(Fault::error(format!(
+                "ERR a script publishes at most {MOST_MESSAGES} messages of {MOST_MESSAGE_BYTES} bytes together"
+            )));
+        }
+        let [channel, payload] = [channel, payload].map(Bytes::copy_from_slice);
         let message = Posted {
             shard,
             channel,
@@ -138,11 +147,6 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         };
         let receivers = publish::receivers(self.shared, &message);
         self.transaction.messages.push(message);
-        if self.transaction.messages.len() > MOST_MESSAGES {
-            return Err(Fault::error(format!(
-                "ERR a script publishes at most {MOST_MESSAGES} messages"
-            )));
-        }
         Ok(Reply::Int(receivers as i64))
     }
 

@@ -12,8 +12,8 @@ use crate::database::hot::At;
 pub struct Fill<'e> {
     elements: &'e Elements,
     prefix: &'e [u8],
-    /// The collection's home.
-    partition: u32,
+    /// The store had everything before this place when it began.
+    stored: At,
     epoch: u64,
 }
 
@@ -22,8 +22,10 @@ impl Drop for Fill<'_> {
         let mut shard = self.elements.shard(self.prefix);
         if let Some(loaded) = shard.collections.get_mut(self.prefix) {
             loaded.fills = loaded.fills.saturating_sub(1);
-            if loaded.is_unused() {
-                shard.collections.swap_remove(self.prefix);
+            match loaded.is_unused() {
+                true => drop(shard.collections.swap_remove(self.prefix)),
+                // What was kept may be more than there is room for.
+                false => self.elements.tidy(&mut shard, self.prefix, self.stored.offset),
             }
         }
     }
@@ -58,27 +60,22 @@ impl Drop for Making<'_> {
 
 impl Elements {
     /// Begins to fill in what memory lacks of a collection. What becomes visible from now on is
-    /// kept.
-    pub fn fill<'e>(&'e self, prefix: &'e [u8], partition: u32) -> Fill<'e> {
+    /// kept. `stored`: the store has everything before this place in the collection's partition.
+    pub fn fill<'e>(&'e self, prefix: &'e [u8], stored: At) -> Fill<'e> {
         let mut shard = self.shard(prefix);
         let loaded = shard.of(prefix);
+        loaded.partition = stored.partition;
         loaded.fills += 1;
         Fill {
             elements: self,
             prefix,
-            partition,
+            stored,
             epoch: loaded.epoch,
         }
     }
 
     /// As [`Elements::all`], in an order. To put them in order takes a while, and no lock is held.
-    pub fn in_order<'e>(
-        &'e self,
-        prefix: &'e [u8],
-        order: Order,
-        partition: u32,
-        pending: bool,
-    ) -> Option<InOrder<'e>> {
+    pub fn in_order<'e>(&'e self, prefix: &'e [u8], order: Order, stored: At, pending: bool) -> Option<InOrder<'e>> {
         let mut shard = self.shard(prefix);
         let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.is_complete)?;
         loaded.touched = true;
@@ -92,7 +89,7 @@ impl Elements {
             fill: Fill {
                 elements: self,
                 prefix,
-                partition,
+                stored,
                 epoch,
             },
             order,
@@ -104,18 +101,17 @@ impl Elements {
 impl Fill<'_> {
     /// Keeps one element that the store had, for the next reader.
     pub fn keep(self, held: Held) {
-        let elements = self.elements;
-        let mut shard = elements.shard(self.prefix);
+        let mut shard = self.elements.shard(self.prefix);
         let loaded = shard.of(self.prefix);
         if loaded.epoch == self.epoch {
+            loaded.stored = loaded.stored.max(self.stored.offset);
             self.merge(loaded, held);
-            elements.tidy(&mut shard, self.prefix);
         }
     }
 
     fn merge(&self, loaded: &mut Loaded, held: Held) {
         let at = At {
-            partition: self.partition,
+            partition: self.stored.partition,
             offset: held.offset,
         };
         if loaded.known(&held.name).is_none_or(|known| known < at.offset) {
@@ -139,10 +135,8 @@ impl Fill<'_> {
             loaded.is_complete = true;
         }
         loaded.touched = true;
-        let all = loaded.all(pending);
-        elements.tidy(&mut shard, self.prefix);
-        drop(shard);
-        Some(all)
+        loaded.stored = loaded.stored.max(self.stored.offset);
+        Some(loaded.all(pending))
     }
 }
 
@@ -182,9 +176,6 @@ impl Making<'_> {
             loaded.ahead = None;
         }
         loaded.touched = true;
-        let all = loaded.all(pending);
-        elements.tidy(&mut shard, prefix);
-        drop(shard);
-        Some(all)
+        Some(loaded.all(pending))
     }
 }

@@ -222,6 +222,7 @@ impl Service {
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             messages: Vec::new(),
+            message_bytes: 0,
             reads: Vec::new(),
             together,
             lookups: Lookups::default(),
@@ -274,9 +275,8 @@ impl Service {
             self.features_for(&items)?;
             let condition = self.condition(owner, &items, reads, &depends)?;
             let begun = begun.iter().map(|(database, prefix)| {
-                let partition = self.log.partition(*database, prefix);
-                let elements = &self.databases[*database as usize].elements;
-                elements.begin(prefix, partition)
+                let stored = self.stored_at_home(*database, prefix);
+                self.databases[*database as usize].elements.begin(prefix, stored)
             });
             let _begun: SmallVec<[_; 1]> = begun.collect();
             Some(self.commit(items, owner, epoch, condition))
@@ -377,6 +377,13 @@ impl Service {
         let partition = self.log.partition(database, key);
         let applied = partitions.get(partition as usize)?.applied.load(Ordering::Acquire);
         Some((TopicPartition { database, partition }, applied))
+    }
+
+    /// The store has everything before this place in the key's home.
+    pub(super) fn stored_at_home(&self, database: u16, key: &[u8]) -> At {
+        let partition = self.log.partition(database, key);
+        let offset = self.databases[database as usize].stored(partition);
+        At { partition, offset }
     }
 
     /// Checks everything that must hold before records are handed to the log.

@@ -95,8 +95,13 @@ impl Transaction<'_> {
         if sub_keys.len() > MOST_AT_ONCE {
             self.elements(database, key, split)?;
         }
-        // Several elements can become visible at once.
         let service = self.service;
+        let (pending, most) = (self.view != View::Committed, self.turn.work());
+        for sub_key in sub_keys {
+            // From here on memory has it. It is not read from the store while others wait.
+            service.element(database, &record_key(key, split, sub_key), pending, most)?;
+        }
+        // Several elements can become visible at once.
         let _one_moment = service.groups.hold_again();
         let elements = sub_keys.iter();
         elements
@@ -132,7 +137,7 @@ impl Transaction<'_> {
             let held = all.elements.by_name().get(Held::named(sub_key));
             if let Some(Read { at, known, .. }) = all.rest {
                 // An element is at home where its collection is.
-                let place = held.map(|held| At {
+                let place = held.filter(|held| held.offset < u64::MAX).map(|held| At {
                     partition: at.partition,
                     offset: held.offset,
                 });
@@ -150,9 +155,15 @@ impl Transaction<'_> {
         let applied = self
             .is_conditional()
             .then(|| self.service.applied_at_home(database, &name));
-        let seen = self
-            .service
-            .element(database, &name, self.view != View::Committed, self.turn.work())?;
+        let service = self.service;
+        let (pending, most) = (self.view != View::Committed, self.turn.work());
+        let mut seen = service.element(database, &name, pending, most)?;
+        // A head and its elements become visible one after the other. What is missing is looked for
+        // once more when that is over.
+        let one_moment = seen.value.is_none().then(|| service.groups.hold_again());
+        if one_moment.is_some() {
+            seen = service.element(database, &name, pending, most)?;
+        }
         if seen.from_store {
             self.works(STORE_READ + seen.value.as_ref().map_or(0, Value::bytes))?;
         }
@@ -169,6 +180,7 @@ impl Transaction<'_> {
         if seen.value.is_none() {
             self.check_head(database, key, split)?;
         }
+        drop(one_moment);
         Ok(seen.value)
     }
 
@@ -287,7 +299,12 @@ impl Transaction<'_> {
 
     /// True if a split collection has an element that has not expired.
     pub fn has_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
-        self.rests_on_all(database, &record_key(key, split, b""));
+        let prefix = record_key(key, split, b"");
+        match self.trees.get_mut(&(database, prefix.clone())) {
+            // They were read earlier, so that is what it rests on.
+            Some(all) => self.reads.extend(all.rest.take()),
+            None => self.rests_on_all(database, &prefix),
+        }
         self.seems_to_have_elements(database, key, split)
     }
 
@@ -295,6 +312,10 @@ impl Transaction<'_> {
     pub fn seems_to_have_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
         let prefix = record_key(key, split, b"");
         let now = self.now;
+        if let Some(all) = self.trees.get(&(database, prefix.clone())) {
+            // With what is written here.
+            return Ok(has_live(all.elements.by_name(), now));
+        }
         let is_own = |item: &&Item| {
             let name = item.name();
             name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix))
@@ -305,13 +326,18 @@ impl Transaction<'_> {
         }
         if self.items.iter().any(|item| is_own(&item)) {
             // It has removed some: all others have to be looked at.
-            let tree = self.elements(database, key, split)?;
+            let tree = self.elements_to_pick(database, key, split)?;
             return Ok(has_live(&tree, now));
         }
         self.looks();
         let pending = self.view != View::Committed;
-        let place = (key, split.version());
-        Ok(self.service.has_elements(database, place, &prefix, pending, now)?)
+        let (service, place) = (self.service, (key, split.version()));
+        if service.has_elements(database, place, &prefix, pending, now)? {
+            return Ok(true);
+        }
+        // As for one element that is missing.
+        let _one_moment = service.groups.hold_again();
+        Ok(service.has_elements(database, place, &prefix, pending, now)?)
     }
 
     /// As [`Transaction::has_elements`], but what is written rests on it only if there is none. So
@@ -479,7 +505,7 @@ impl Service {
             Known::Unknown => {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 let (prefix, name) = elements::split(record_key);
-                let fill = database.elements.fill(prefix, partition);
+                let fill = database.elements.fill(prefix, self.stored_at_home(number, record_key));
                 let entry = self.beneath(number, record_key, most)?;
                 if let Some(entry) = &entry {
                     fill.keep(Held::new(name, entry.value.clone(), entry.meta.offset));
@@ -544,29 +570,33 @@ impl Service {
     ) -> Result<All, Fault> {
         let Whole { of, prefix, order } = *whole;
         let database = &self.databases[number as usize];
-        let partition = self.log.partition(number, prefix);
         let mut filled = None;
         loop {
             // Several elements can become visible at once.
             let one_moment = self.groups.hold_again();
             let all = match order {
                 None => database.elements.all(prefix, pending),
-                Some(order) => match database.elements.in_order(prefix, order, partition, pending) {
-                    Some(InOrder::Here(all)) => Some(all),
-                    Some(InOrder::ToMake(mut making)) => {
-                        drop(one_moment);
-                        works(making.work())?;
-                        making.put_in_order();
-                        let _one_moment = self.groups.hold_again();
-                        match making.complete(pending) {
-                            Some(all) => return Ok(all),
-                            // All was forgotten meanwhile.
-                            None => filled = None,
+                Some(order) => {
+                    match database
+                        .elements
+                        .in_order(prefix, order, self.stored_at_home(number, prefix), pending)
+                    {
+                        Some(InOrder::Here(all)) => Some(all),
+                        Some(InOrder::ToMake(mut making)) => {
+                            drop(one_moment);
+                            works(making.work())?;
+                            making.put_in_order();
+                            let _one_moment = self.groups.hold_again();
+                            match making.complete(pending) {
+                                Some(all) => return Ok(all),
+                                // All was forgotten meanwhile.
+                                None => filled = None,
+                            }
+                            continue;
                         }
-                        continue;
+                        None => None,
                     }
-                    None => None,
-                },
+                }
             };
             if let Some(all) = all.or(filled) {
                 return Ok(all);
@@ -574,7 +604,7 @@ impl Service {
             drop(one_moment);
             // In this order: what leaves memory from now on is in the buffer, and what has left the
             // buffer is in the store.
-            let fill = database.elements.fill(prefix, partition);
+            let fill = database.elements.fill(prefix, self.stored_at_home(number, prefix));
             let buffered = self.behind.elements(number, prefix);
             let mut found = Vec::new();
             let mut from = Some(Bytes::new());

@@ -73,6 +73,8 @@ pub struct Transaction<'s> {
     flushed: SmallVec<[u16; 1]>,
     /// Messages to be sent when the log has what it writes.
     pub messages: Vec<Posted>,
+    /// Bytes of messages, also of those that were refused.
+    pub message_bytes: usize,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// What was read of its keys before it was computed.

@@ -111,10 +111,14 @@ impl Broadcast for Broadcasts {
     }
 
     fn open(&self, timeout: Duration) -> Result<(), LogError> {
-        let _alone = self.opening.lock();
+        let end = Instant::now() + timeout;
+        let Some(_alone) = self.opening.try_lock_for(timeout) else {
+            let name = &self.topic.name;
+            return Err(LogError::Failed(format!("topic {name} could not be found in time")));
+        };
         match self.is_open() {
             true => Ok(()),
-            false => self.topic.open(timeout),
+            false => self.topic.open(end.saturating_duration_since(Instant::now())),
         }
     }
 
