@@ -62,7 +62,8 @@ impl Requests {
     }
 }
 
-/// Collections. A small hash is named `hsh:` and its digits. A large collection has a field or member for each key.
+/// Collections. A small hash is named `hsh:` and its digits. A large collection has a field or
+/// member for each key.
 impl Requests {
     pub fn fill_small(&self, key: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(b"*22\r\n$4\r\nHSET\r\n$16\r\nhsh:");

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::data::Whole;
+use super::data::{Whole, held_of};
 use super::{Data, Fault};
 use crate::database::Form;
 use crate::database::hot::own;
@@ -82,8 +82,7 @@ impl<'k, E: Named> Changing<'k, E> {
             Held::Packed { whole, .. } => Ok(whole.elements.get(name)),
             Held::Split { split, .. } => {
                 let element = data.transaction.element(data.database, self.key, split, name)?;
-                let held = element.map(|element| E::of(&element)).transpose();
-                held.map_err(|problem| Fault::unreadable_element(self.key, problem))
+                held_of::<E>(self.key, element)
             }
         }
     }

@@ -57,7 +57,8 @@ const DIFFERENCES: &[&str] = &[
      `used_memory` of INFO is what `maxmemory` bounds; the resident set, with the store's cache and all else, is `used_memory_rss`.",
     "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \
      are taken in. With `client-output-buffer-limit normal` they are run up to the limit and closed above it, as in Redis; a reply larger than the limit is not sent at all.",
-    "**Bounds that Redis does not have:** MULTI queues at most 256 MB, and a transaction writes at most 256 MB; WATCH takes at most 100,000 keys of 64 MB together; the distinct values \
+    "**Bounds that Redis does not have:** MULTI queues at most 256 MB, and a transaction writes at most 256 MB; WATCH takes at most 100,000 keys of 64 MB together; \
+     a command that waits takes at most 10,000 keys; a script publishes at most 10,000 messages of 64 MB together; the distinct values \
      in one reply of MGET or EXEC may take 1 GB; KEYS and SCAN give up patterns that take seconds to compare. `maxmemory-clients 0` is a quarter of the machine's memory, not \
      unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
      and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",

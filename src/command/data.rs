@@ -81,8 +81,7 @@ impl Data<'_, '_> {
             }
             Form::Split(split) => {
                 let element = self.transaction.element(self.database, key, split, name)?;
-                let held = element.map(|element| E::of(&element)).transpose();
-                held.map_err(|problem| Fault::unreadable_element(key, problem))
+                held_of::<E>(key, element)
             }
         }
     }
@@ -99,9 +98,7 @@ impl Data<'_, '_> {
             }
             Form::Split(split) => {
                 let elements = self.transaction.some_elements(self.database, key, split, names)?;
-                let held = |element: Option<Element>| element.map(|element| E::of(&element)).transpose();
-                let all: Result<_, _> = elements.into_iter().map(held).collect();
-                all.map_err(|problem| Fault::unreadable_element(key, problem))
+                elements.into_iter().map(|element| held_of::<E>(key, element)).collect()
             }
         }
     }
@@ -242,6 +239,12 @@ impl Data<'_, '_> {
     pub fn delete(&mut self, key: &[u8]) {
         self.transaction.delete(self.database, key);
     }
+}
+
+/// What an element of the split collection at a key holds.
+pub fn held_of<E: Named>(key: &[u8], element: Option<Element>) -> Result<Option<E::Held>, Fault> {
+    let held = element.map(|element| E::of(&element)).transpose();
+    held.map_err(|problem| Fault::unreadable_element(key, problem))
 }
 
 /// A copy, padded with zero bytes to at least this length.

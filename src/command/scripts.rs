@@ -173,13 +173,10 @@ fn eval(
     database: u16,
     args: Args,
 ) -> Outcome {
-    let script = match of_text(shared, args) {
-        Ok(script) => script,
-        Err(error) => return Ok(error),
-    };
+    let script = of_text(shared, args);
     run(
         Commands::new(session, shared, transaction, used, database),
-        &script,
+        script,
         args,
     )
 }
@@ -192,13 +189,10 @@ fn evalsha(
     database: u16,
     args: Args,
 ) -> Outcome {
-    let script = match of_sha(shared, args) {
-        Ok(script) => script,
-        Err(error) => return Ok(error),
-    };
+    let script = of_sha(shared, args);
     run(
         Commands::new(session, shared, transaction, used, database),
-        &script,
+        script,
         args,
     )
 }
@@ -236,7 +230,11 @@ fn count_of_keys(args: Args) -> Result<usize, &'static str> {
 }
 
 /// Runs a script. An error means that nothing of it may be written.
-fn run(mut commands: Commands<'_, '_, '_>, script: &Script, args: Args) -> Outcome {
+fn run(mut commands: Commands<'_, '_, '_>, script: Result<Arc<Script>, Reply>, args: Args) -> Outcome {
+    let script = &*match script {
+        Ok(script) => script,
+        Err(reply) => return Ok(reply),
+    };
     let count = match count_of_keys(args) {
         Ok(count) => count,
         Err(error) => return Ok(Reply::error(error)),

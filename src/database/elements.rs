@@ -542,16 +542,17 @@ impl Loaded {
     fn refresh(&mut self, name: &[u8]) {
         if self.under_way.is_empty() || !self.is_complete {
             self.ahead = None;
-            return;
         }
-        if self.ahead.is_none() {
-            return;
+        if let Some(mut ahead) = self.ahead.take() {
+            self.bring_up_to_date(&mut ahead, name);
+            self.ahead = Some(ahead);
         }
-        let newest = self.newest_of(name);
-        match (&mut self.ahead, newest) {
-            (Some(ahead), Some(held)) => drop(ahead.insert(held)),
-            (Some(ahead), None) => drop(ahead.remove(name)),
-            (None, _) => {}
+    }
+
+    fn bring_up_to_date(&self, ahead: &mut Indexed, name: &[u8]) {
+        match self.newest_of(name) {
+            Some(held) => drop(ahead.insert(held)),
+            None => drop(ahead.remove(name)),
         }
     }
 
@@ -559,10 +560,7 @@ impl Loaded {
     fn look_ahead(&mut self) {
         let mut ahead = self.shown.clone();
         for name in self.under_way.keys() {
-            match self.newest_of(name) {
-                Some(held) => drop(ahead.insert(held)),
-                None => drop(ahead.remove(name)),
-            }
+            self.bring_up_to_date(&mut ahead, name);
         }
         self.ahead = Some(ahead);
     }

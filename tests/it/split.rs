@@ -176,6 +176,10 @@ fn two_nodes_that_count_in_one_split_hash_lose_nothing() {
 /// Small hashes are one record, until the nodes that write one hinder each other.
 #[test]
 fn a_small_hash_that_two_nodes_fight_for_is_split() {
+    /// Of each node, so that writes of both nodes meet often.
+    const CLIENTS: usize = 4;
+    /// A write has to lose twice in a row, which is a matter of luck.
+    const LUCK: Duration = Duration::from_secs(300);
     let kafka = kafka::shared();
     let topic = fresh_topic("split-contended");
     let nodes = [0, 1].map(|_| Highwater::on_kafka(kafka, &topic));
@@ -183,38 +187,41 @@ fn a_small_hash_that_two_nodes_fight_for_is_split() {
     shows(&mut nodes[1].client(), "HLEN h", ":3");
     assert!(header(&compacted(kafka, &topic)[&b"h"[..]], "redis-split").is_none());
     let is_split = AtomicBool::new(false);
-    let count = |node: &Highwater, field: &str| {
-        let mut client = node.client();
-        client.set_deadline(SOON);
+    let count = |client: usize| {
+        let mut counting = nodes[client % 2].client();
+        counting.set_deadline(SOON);
         let mut counted = 0;
         while !is_split.load(Relaxed) {
             counted += 1;
-            client.check(&format!("HINCRBY h {field} 1"), &format!(":{counted}"));
+            counting.check(&format!("HINCRBY h f{client} 1"), &format!(":{counted}"));
         }
         counted
     };
-    let counted = thread::scope(|scope| {
-        let counting = [
-            scope.spawn(|| count(&nodes[0], "a")),
-            scope.spawn(|| count(&nodes[1], "b")),
-        ];
-        eventually("the hash is split", SOON, || {
+    let counted: Vec<u32> = thread::scope(|scope| {
+        let count = &count;
+        let counting: Vec<_> = (0..2 * CLIENTS)
+            .map(|client| scope.spawn(move || count(client)))
+            .collect();
+        eventually("the hash is split", LUCK, || {
             header(&compacted(kafka, &topic)[&b"h"[..]], "redis-split").is_some()
         });
         is_split.store(true, Relaxed);
-        counting.map(|counting| counting.join().expect("HINCRBY"))
+        counting
+            .into_iter()
+            .map(|counting| counting.join().expect("HINCRBY"))
+            .collect()
     });
     for node in &nodes {
         let mut client = node.client();
-        for (field, count) in ["a", "b"].into_iter().zip(counted) {
+        for (field, count) in counted.iter().enumerate() {
             let count = count.to_string();
             shows(
                 &mut client,
-                &format!("HGET h {field}"),
+                &format!("HGET h f{field}"),
                 &format!("${}\r\n{count}", count.len()),
             );
         }
-        client.check("HLEN h", ":3");
+        client.check("HLEN h", &format!(":{}", 3 + counted.len()));
     }
 }
 
