@@ -67,8 +67,8 @@ impl Client {
         assert_eq!(resp::show(&reply), resp::show(expected.as_bytes()), "reply to {line}");
     }
 
-    /// [`Client::check`] for a write through a node whose write timeout is short: a busy machine may
-    /// need longer for it, so it is repeated.
+    /// [`Client::check`] for a write through a node whose write timeout is short, which a busy
+    /// machine may not keep, and for what another node has yet to hear of: it is repeated.
     #[track_caller]
     pub fn check_soon(&mut self, line: &str, expected: &str) {
         let expected = format!("{expected}\r\n").into_bytes();
