@@ -9,7 +9,7 @@ use super::{Data, Fault};
 use crate::database::hot::own;
 use crate::database::transaction::{element_of, score_of};
 use crate::database::{Form, Held, Indexed, Order, Ranked};
-use crate::model::{Collection, Entry, Scores, Tree};
+use crate::model::{Collection, Entry, PlaceOf, Scores, Tree};
 
 /// What it costs to answer a member of a split set, as bytes to go through.
 const SHOWN: usize = 100;
@@ -57,7 +57,7 @@ impl Sorted {
             }
             Sorted::Split(indexed) => {
                 let ranked = indexed.ranked(Order::Score, member)?;
-                Some((self.ordered()?.rank(ranked.relation()), ranked.score))
+                Some((self.ordered()?.rank(PlaceOf(&ranked)), ranked.score))
             }
         }
     }
@@ -69,7 +69,7 @@ impl Sorted {
                 .0
                 .partition_point(|member: &Bytes, score| is_before(member, *score)),
             Sorted::Split(_) => self.ordered().map_or(0, |ordered| {
-                ordered.rank(|ranked| match is_before(&ranked.name, ranked.score) {
+                ordered.rank(|ranked: &Ranked| match is_before(&ranked.name, ranked.score) {
                     true => std::cmp::Ordering::Less,
                     false => std::cmp::Ordering::Greater,
                 })

@@ -31,7 +31,7 @@ use smallvec::SmallVec;
 
 use super::hot::{At, Budget};
 use super::write::Write;
-use crate::model::{ElementName, Item, Tree, Value};
+use crate::model::{ElementName, Item, Sought, Tree, Value};
 use crate::store::key_hash;
 
 pub(super) use self::filling::{Fill, InOrder};
@@ -64,6 +64,10 @@ impl Item for Held {
         (self.hash, &self.name).cmp(&(other.hash, &other.name))
     }
 
+    fn key(&self) -> u64 {
+        self.hash
+    }
+
     /// When it expires.
     fn mark(&self) -> u64 {
         self.value.due().unwrap_or(u64::MAX)
@@ -80,10 +84,12 @@ impl Held {
         }
     }
 
-    /// The order of items in relation to the one of this name; see [`Tree`].
-    pub fn named(name: &[u8]) -> impl Fn(&Held) -> Ordering {
-        let hash = key_hash(name);
-        move |held| (held.hash, &held.name[..]).cmp(&(hash, name))
+    /// To seek the element of this name.
+    pub fn named(name: &[u8]) -> impl Sought<Held> {
+        NameSought {
+            hash: key_hash(name),
+            name,
+        }
     }
 
     /// As [`Held::named`], for what is before all names with this hash.
@@ -105,6 +111,21 @@ impl Held {
     }
 }
 
+struct NameSought<'n> {
+    hash: u64,
+    name: &'n [u8],
+}
+
+impl Sought<Held> for NameSought<'_> {
+    fn key(&self) -> Option<u64> {
+        Some(self.hash)
+    }
+
+    fn relation(&self, held: &Held) -> Ordering {
+        (held.hash, &held.name[..]).cmp(&(self.hash, self.name))
+    }
+}
+
 /// Writes under way of one element, oldest first, with the item's place in each.
 type UnderWay = SmallVec<[(Arc<Write>, usize); 1]>;
 
@@ -115,8 +136,8 @@ struct Loaded {
     is_complete: bool,
     shown: Indexed,
     /// Removed elements, with the offsets of their tombstones.
-    gone: HashMap<Box<[u8]>, u64>,
-    under_way: HashMap<Box<[u8]>, UnderWay>,
+    gone: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
+    under_way: HashMap<Box<[u8]>, UnderWay, foldhash::fast::RandomState>,
     /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
     /// to date until nothing is under way.
     ahead: Option<Indexed>,

@@ -22,7 +22,7 @@ use bytes::Bytes;
 pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Split, Version, home_key, is_control};
-pub use tree::{Item, Tree};
+pub use tree::{Item, PlaceOf, Sought, Tree};
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,9 @@
 //!
 //! Searches take a function that says how an item compares to what is sought: `Less` for items
 //! before it, `Equal` for the one. The items' own order ([`Item::order`]) has to agree with it.
+//! A search that also knows the key of what it seeks ([`Sought::key`]) is faster: the keys of a
+//! node's items stand side by side, so it waits for memory once or twice in a node, not at each
+//! comparison.
 //!
 //! No library offers both copies and places; `docs/decisions/split.md` has the measurements.
 
@@ -24,9 +27,45 @@ pub trait Item: Clone {
     /// later one replaces the earlier one.
     fn order(&self, other: &Self) -> Ordering;
 
+    /// A number that is at most that of any later item. The fewer items have the same one, the
+    /// faster is a search that knows it.
+    fn key(&self) -> u64 {
+        0
+    }
+
     /// A number of the item, of which the tree knows the least; see [`Tree::least_mark`].
     fn mark(&self) -> u64 {
         u64::MAX
+    }
+}
+
+/// What is sought in a tree of `T`.
+pub trait Sought<T> {
+    /// [`Item::key`] of what is sought. A function alone does not know it.
+    fn key(&self) -> Option<u64> {
+        None
+    }
+
+    /// How an item compares to what is sought.
+    fn relation(&self, item: &T) -> Ordering;
+}
+
+impl<T, F: Fn(&T) -> Ordering> Sought<T> for F {
+    fn relation(&self, item: &T) -> Ordering {
+        self(item)
+    }
+}
+
+/// The place of an item.
+pub struct PlaceOf<'t, T>(pub &'t T);
+
+impl<T: Item> Sought<T> for PlaceOf<'_, T> {
+    fn key(&self) -> Option<u64> {
+        Some(self.0.key())
+    }
+
+    fn relation(&self, item: &T) -> Ordering {
+        item.order(self.0)
     }
 }
 
@@ -38,9 +77,16 @@ pub struct Tree<T> {
 
 #[derive(Clone, Debug)]
 enum Node<T> {
-    Leaf(Vec<T>),
+    Leaf(Parts<T>),
     /// At least one child; all leaves are equally deep.
-    Inner(Vec<Child<T>>),
+    Inner(Parts<Child<T>>),
+}
+
+/// What a node consists of: items, or children. `keys` has the key of each one's (first) item.
+#[derive(Clone, Debug)]
+struct Parts<P> {
+    keys: Vec<u64>,
+    list: Vec<P>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +104,7 @@ struct Child<T> {
 impl<T> Default for Tree<T> {
     fn default() -> Self {
         Tree {
-            root: Arc::new(Node::Leaf(Vec::new())),
+            root: Arc::new(Node::Leaf(Parts::default())),
             len: 0,
         }
     }
@@ -78,26 +124,30 @@ impl<T: Item> Tree<T> {
         self.root.mark()
     }
 
-    pub fn get(&self, order: impl Fn(&T) -> Ordering) -> Option<&T> {
+    pub fn get(&self, sought: impl Sought<T>) -> Option<&T> {
+        self.find(&sought)
+    }
+
+    fn find(&self, sought: &impl Sought<T>) -> Option<&T> {
         let mut node = &self.root;
         loop {
             match &**node {
-                Node::Leaf(items) => return items.binary_search_by(order).ok().map(|place| &items[place]),
-                Node::Inner(children) => node = &children[child_of(children, &order)].node,
+                Node::Leaf(items) => return items.find(sought).ok().map(|place| &items.list[place]),
+                Node::Inner(children) => node = &children.list[children.child_of(sought)].node,
             }
         }
     }
 
     /// How many items are before what is sought.
-    pub fn rank(&self, order: impl Fn(&T) -> Ordering) -> usize {
+    pub fn rank(&self, sought: impl Sought<T>) -> usize {
         let (mut node, mut before) = (&self.root, 0);
         loop {
             match &**node {
-                Node::Leaf(items) => return before + items.partition_point(|item| order(item).is_lt()),
+                Node::Leaf(items) => return before + items.before(&sought),
                 Node::Inner(children) => {
-                    let place = child_of(children, &order);
-                    before += children[..place].iter().map(|child| child.len).sum::<usize>();
-                    node = &children[place].node;
+                    let place = children.child_of(&sought);
+                    before += children.list[..place].iter().map(|child| child.len).sum::<usize>();
+                    node = &children.list[place].node;
                 }
             }
         }
@@ -132,9 +182,9 @@ impl<T: Item> Tree<T> {
         let mut node = &self.root;
         loop {
             match &**node {
-                Node::Leaf(items) => return Some((items, place)),
+                Node::Leaf(items) => return Some((&items.list, place)),
                 Node::Inner(children) => {
-                    let child = children.iter().find(|child| {
+                    let child = children.list.iter().find(|child| {
                         let is_below = place < child.len;
                         if !is_below {
                             place -= child.len;
@@ -152,20 +202,23 @@ impl<T: Item> Tree<T> {
         let (old, split) = Arc::make_mut(&mut self.root).insert(item);
         if let Some(second) = split {
             let root = std::mem::replace(&mut self.root, second);
-            let children = [root, Arc::clone(&self.root)].into_iter().filter_map(Child::of);
-            self.root = Arc::new(Node::Inner(children.collect()));
+            let mut children = Parts::default();
+            for child in [root, Arc::clone(&self.root)].into_iter().filter_map(Child::of) {
+                children.push(child.first.key(), child);
+            }
+            self.root = Arc::new(Node::Inner(children));
         }
         self.len += usize::from(old.is_none());
         old
     }
 
-    pub fn remove(&mut self, order: impl Fn(&T) -> Ordering) -> Option<T> {
+    pub fn remove(&mut self, sought: impl Sought<T>) -> Option<T> {
         // Looked up first, so that nothing is copied in vain.
-        self.get(&order)?;
-        let removed = Arc::make_mut(&mut self.root).remove(&order)?;
+        self.find(&sought)?;
+        let removed = Arc::make_mut(&mut self.root).remove(&sought)?;
         self.len -= 1;
         while let Node::Inner(children) = &*self.root
-            && let [only] = &children[..]
+            && let [only] = &children.list[..]
         {
             self.root = Arc::clone(&only.node);
         }
@@ -181,131 +234,213 @@ impl<T: Item> FromIterator<T> for Tree<T> {
     }
 }
 
-/// The child that has what is sought, or would have it.
-fn child_of<T>(children: &[Child<T>], order: &impl Fn(&T) -> Ordering) -> usize {
-    children
-        .partition_point(|child| order(&child.first).is_le())
-        .saturating_sub(1)
+impl<P> Default for Parts<P> {
+    fn default() -> Self {
+        Parts {
+            keys: Vec::new(),
+            list: Vec::new(),
+        }
+    }
+}
+
+impl<P> Parts<P> {
+    /// The places where what is sought can be, as far as keys tell.
+    fn candidates<T>(&self, sought: &impl Sought<T>) -> Range<usize> {
+        let Some(key) = sought.key() else {
+            return 0..self.list.len();
+        };
+        // All keys are looked at: this needs no branches, and memory is asked for all of them at once.
+        let start = self.keys.iter().map(|other| usize::from(*other < key)).sum();
+        let same = self.keys[start..].iter().take_while(|other| **other == key);
+        start..start + same.count()
+    }
+
+    fn insert(&mut self, place: usize, key: u64, part: P) {
+        self.keys.insert(place, key);
+        self.list.insert(place, part);
+    }
+
+    fn push(&mut self, key: u64, part: P) {
+        self.insert(self.list.len(), key, part);
+    }
+
+    fn remove(&mut self, place: usize) -> P {
+        self.keys.remove(place);
+        self.list.remove(place)
+    }
+
+    fn append(&mut self, mut more: Parts<P>) {
+        self.keys.append(&mut more.keys);
+        self.list.append(&mut more.list);
+    }
+
+    /// Puts a part into a node. A full node keeps a first half, and the second one is returned.
+    /// What comes at its end begins the next node instead: so items that come in order leave full
+    /// nodes.
+    fn put(&mut self, place: usize, key: u64, part: P) -> Option<Parts<P>> {
+        if self.list.len() < WIDTH {
+            self.insert(place, key, part);
+            return None;
+        }
+        let mut second = Parts::default();
+        if place == self.list.len() {
+            second.push(key, part);
+            return Some(second);
+        }
+        let half = WIDTH / 2;
+        second.keys = self.keys.split_off(half);
+        second.list = self.list.split_off(half);
+        match place <= half {
+            true => self.insert(place, key, part),
+            false => second.insert(place - half, key, part),
+        }
+        Some(second)
+    }
+}
+
+impl<T: Item> Parts<T> {
+    /// How many items are before what is sought.
+    fn before(&self, sought: &impl Sought<T>) -> usize {
+        let candidates = self.candidates(sought);
+        let start = candidates.start;
+        start + self.list[candidates].partition_point(|item| sought.relation(item).is_lt())
+    }
+
+    /// The place of what is sought, or the one where it would be.
+    fn find(&self, sought: &impl Sought<T>) -> Result<usize, usize> {
+        let place = self.before(sought);
+        match self.list.get(place) {
+            Some(item) if sought.relation(item).is_eq() => Ok(place),
+            _ => Err(place),
+        }
+    }
+}
+
+impl<T: Item> Parts<Child<T>> {
+    /// The child that has what is sought, or would have it.
+    fn child_of(&self, sought: &impl Sought<T>) -> usize {
+        let candidates = self.candidates(sought);
+        let start = candidates.start;
+        let before = self.list[candidates].partition_point(|child| sought.relation(&child.first).is_le());
+        (start + before).saturating_sub(1)
+    }
+
+    /// Joins a child that has become thin with a neighbour, if they fit.
+    fn join(&mut self, place: usize) {
+        let fits = |(a, b): (usize, usize)| {
+            let (a, b) = (self.list.get(a)?, self.list.get(b)?);
+            (a.node.width() + b.node.width() <= JOINED).then_some(())
+        };
+        let before = place.checked_sub(1).map(|before| (before, place));
+        let pairs = before.into_iter().chain([(place, place + 1)]);
+        let Some((first, second)) = pairs.into_iter().find(|pair| fits(*pair).is_some()) else {
+            return;
+        };
+        let Child { len, mark, node, .. } = self.remove(second);
+        let first = &mut self.list[first];
+        first.len += len;
+        first.mark = first.mark.min(mark);
+        match (Arc::make_mut(&mut first.node), Arc::unwrap_or_clone(node)) {
+            (Node::Leaf(items), Node::Leaf(more)) => items.append(more),
+            (Node::Inner(children), Node::Inner(more)) => children.append(more),
+            _ => unreachable!("all leaves are equally deep"),
+        }
+    }
 }
 
 impl<T: Item> Child<T> {
     /// `None` for a node without items.
     fn of(node: Arc<Node<T>>) -> Option<Child<T>> {
         let (first, len) = match &*node {
-            Node::Leaf(items) => (items.first()?.clone(), items.len()),
+            Node::Leaf(items) => (items.list.first()?.clone(), items.list.len()),
             Node::Inner(children) => {
-                let len = children.iter().map(|child| child.len).sum();
-                (children.first()?.first.clone(), len)
+                let len = children.list.iter().map(|child| child.len).sum();
+                (children.list.first()?.first.clone(), len)
             }
         };
         let mark = node.mark();
         Some(Child { first, len, mark, node })
+    }
+
+    /// Below, an item with this mark has taken the place of one with the mark `old`, or of none.
+    /// Only if the least mark may have gone are all looked at.
+    fn marked(&mut self, new: u64, old: Option<u64>) {
+        match old {
+            Some(old) if old == self.mark && new > old => self.mark = self.node.mark(),
+            _ => self.mark = self.mark.min(new),
+        }
     }
 }
 
 impl<T: Item> Node<T> {
     fn mark(&self) -> u64 {
         let least = match self {
-            Node::Leaf(items) => items.iter().map(Item::mark).min(),
-            Node::Inner(children) => children.iter().map(|child| child.mark).min(),
+            Node::Leaf(items) => items.list.iter().map(Item::mark).min(),
+            Node::Inner(children) => children.list.iter().map(|child| child.mark).min(),
         };
         least.unwrap_or(u64::MAX)
     }
 
     fn width(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
-            Node::Inner(children) => children.len(),
+            Node::Leaf(items) => items.list.len(),
+            Node::Inner(children) => children.list.len(),
         }
     }
 
     /// Returns the item that it replaces, or the second half of a node that was full.
     fn insert(&mut self, item: T) -> (Option<T>, Option<Arc<Node<T>>>) {
+        let (key, mark) = (item.key(), item.mark());
         match self {
-            Node::Leaf(items) => match items.binary_search_by(|other| other.order(&item)) {
-                Ok(place) => (Some(std::mem::replace(&mut items[place], item)), None),
-                Err(place) => (None, put(items, place, item).map(|second| Arc::new(Node::Leaf(second)))),
+            Node::Leaf(items) => match items.find(&PlaceOf(&item)) {
+                Ok(place) => (Some(std::mem::replace(&mut items.list[place], item)), None),
+                Err(place) => {
+                    let second = items.put(place, key, item);
+                    (None, second.map(|second| Arc::new(Node::Leaf(second))))
+                }
             },
             Node::Inner(children) => {
-                let place = child_of(children, &|other: &T| other.order(&item));
-                let child = &mut children[place];
-                if item.order(&child.first).is_lt() {
+                let place = children.child_of(&PlaceOf(&item));
+                let child = &mut children.list[place];
+                // Only what comes before all others is before its child's first one.
+                if place == 0 && item.order(&child.first).is_lt() {
+                    children.keys[0] = key;
                     child.first = item.clone();
                 }
                 let (old, split) = Arc::make_mut(&mut child.node).insert(item);
                 child.len += usize::from(old.is_none());
-                child.mark = child.node.mark();
                 let Some(second) = split.and_then(Child::of) else {
+                    child.marked(mark, old.as_ref().map(Item::mark));
                     return (old, None);
                 };
                 child.len -= second.len;
-                let split = put(children, place + 1, second);
+                child.mark = child.node.mark();
+                let split = children.put(place + 1, second.first.key(), second);
                 (old, split.map(|second| Arc::new(Node::Inner(second))))
             }
         }
     }
 
-    fn remove(&mut self, order: &impl Fn(&T) -> Ordering) -> Option<T> {
+    fn remove(&mut self, sought: &impl Sought<T>) -> Option<T> {
         match self {
             Node::Leaf(items) => {
-                let place = items.binary_search_by(order).ok()?;
+                let place = items.find(sought).ok()?;
                 Some(items.remove(place))
             }
             Node::Inner(children) => {
-                let place = child_of(children, order);
-                let child = &mut children[place];
-                let removed = Arc::make_mut(&mut child.node).remove(order)?;
+                let place = children.child_of(sought);
+                let child = &mut children.list[place];
+                let removed = Arc::make_mut(&mut child.node).remove(sought)?;
                 child.len -= 1;
-                child.mark = child.node.mark();
+                child.marked(u64::MAX, Some(removed.mark()));
                 match child.node.width() {
                     0 => drop(children.remove(place)),
-                    1..THIN => join(children, place),
+                    1..THIN => children.join(place),
                     _ => {}
                 }
                 Some(removed)
             }
         }
-    }
-}
-
-/// Puts a part into a node. A full node keeps a first half, and the second one is returned. What
-/// comes at its end begins the next node instead: so items that come in order leave full nodes.
-fn put<P>(parts: &mut Vec<P>, place: usize, part: P) -> Option<Vec<P>> {
-    if parts.len() < WIDTH {
-        parts.insert(place, part);
-        return None;
-    }
-    if place == parts.len() {
-        return Some(vec![part]);
-    }
-    let half = WIDTH / 2;
-    let mut second = parts.split_off(half);
-    match place <= half {
-        true => parts.insert(place, part),
-        false => second.insert(place - half, part),
-    }
-    Some(second)
-}
-
-/// Joins a child that has become thin with a neighbour, if they fit.
-fn join<T: Item>(children: &mut Vec<Child<T>>, place: usize) {
-    let fits = |(a, b): (usize, usize)| {
-        let (a, b) = (children.get(a)?, children.get(b)?);
-        (a.node.width() + b.node.width() <= JOINED).then_some(())
-    };
-    let before = place.checked_sub(1).map(|before| (before, place));
-    let pairs = before.into_iter().chain([(place, place + 1)]);
-    let Some((first, second)) = pairs.into_iter().find(|pair| fits(*pair).is_some()) else {
-        return;
-    };
-    let Child { len, mark, node, .. } = children.remove(second);
-    let first = &mut children[first];
-    first.len += len;
-    first.mark = first.mark.min(mark);
-    match (Arc::make_mut(&mut first.node), Arc::unwrap_or_clone(node)) {
-        (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
-        (Node::Inner(children), Node::Inner(more)) => children.extend(more),
-        _ => unreachable!("all leaves are equally deep"),
     }
 }
 
@@ -379,6 +514,11 @@ mod tests {
             self.0.cmp(&other.0)
         }
 
+        /// Some have the same one.
+        fn key(&self) -> u64 {
+            u64::from(self.0 / 3)
+        }
+
         fn mark(&self) -> u64 {
             u64::from(self.1)
         }
@@ -386,6 +526,19 @@ mod tests {
 
     fn at(key: u16) -> impl Fn(&Pair) -> Ordering {
         move |pair| pair.0.cmp(&key)
+    }
+
+    /// As [`at`], with the key.
+    struct At(u16);
+
+    impl Sought<Pair> for At {
+        fn key(&self) -> Option<u64> {
+            Some(Pair(self.0, 0).key())
+        }
+
+        fn relation(&self, item: &Pair) -> Ordering {
+            item.0.cmp(&self.0)
+        }
     }
 
     /// Everything about the tree is as in the model, and its nodes are as they have to be.
@@ -404,14 +557,20 @@ mod tests {
     fn check_node(node: &Node<Pair>, is_root: bool) -> (usize, usize) {
         assert!(node.width() <= WIDTH && (is_root || node.width() > 0));
         match node {
-            Node::Leaf(items) => (items.len(), 1),
+            Node::Leaf(items) => {
+                assert_eq!(items.keys, items.list.iter().map(Item::key).collect::<Vec<_>>());
+                (items.list.len(), 1)
+            }
             Node::Inner(children) => {
+                let Parts { keys, list: children } = children;
+                let firsts = children.iter().map(|child| child.first.key());
+                assert_eq!(*keys, firsts.collect::<Vec<_>>());
                 assert!(!is_root || children.len() > 1);
                 let below: Vec<_> = children
                     .iter()
                     .map(|child| {
                         let (len, depth) = check_node(&child.node, false);
-                        assert_eq!(len, child.len);
+                        assert_eq!((len, child.node.mark()), (child.len, child.mark));
                         depth
                     })
                     .collect();
@@ -434,11 +593,14 @@ mod tests {
                         tree.insert(Pair(key, value)).map(|old| old.1),
                         model.insert(key, value)
                     ),
-                    5..7 => prop_assert_eq!(tree.remove(at(key)).map(|old| old.1), model.remove(&key)),
+                    5 => prop_assert_eq!(tree.remove(at(key)).map(|old| old.1), model.remove(&key)),
+                    6 => prop_assert_eq!(tree.remove(At(key)).map(|old| old.1), model.remove(&key)),
                     _ => {
                         prop_assert_eq!(tree.get(at(key)).map(|pair| pair.1), model.get(&key).copied());
+                        prop_assert_eq!(tree.get(At(key)).map(|pair| pair.1), model.get(&key).copied());
                         let before = model.range(..key).count();
                         prop_assert_eq!(tree.rank(at(key)), before);
+                        prop_assert_eq!(tree.rank(At(key)), before);
                         let next = model.range(key..).next().map(|(key, value)| Pair(*key, *value));
                         prop_assert_eq!(tree.nth(before), next.as_ref());
                         if copies.len() < 8 {
@@ -486,7 +648,7 @@ mod tests {
         fn leaves(node: &Node<Pair>) -> usize {
             match node {
                 Node::Leaf(_) => 1,
-                Node::Inner(children) => children.iter().map(|child| leaves(&child.node)).sum(),
+                Node::Inner(children) => children.list.iter().map(|child| leaves(&child.node)).sum(),
             }
         }
         assert_eq!(leaves(&tree.root), usize::from(count).div_ceil(WIDTH));

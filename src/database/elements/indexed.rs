@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::Held;
-use crate::model::{Item, Tree, Value, order};
+use crate::model::{Item, PlaceOf, Tree, Value, order};
 
 /// What an element costs in the second tree, bytes (measured roughly).
 const RANKED: usize = 48;
@@ -48,11 +48,6 @@ impl Ranked {
         !self.score.is_nan()
     }
 
-    /// The order of items in relation to this one; see [`Tree`].
-    pub fn relation(&self) -> impl Fn(&Ranked) -> Ordering {
-        |other| other.compare(self)
-    }
-
     fn compare(&self, other: &Ranked) -> Ordering {
         let by_kind = other.is_readable().cmp(&self.is_readable());
         by_kind.then_with(|| order((&self.name, self.score), (&other.name, other.score)))
@@ -62,6 +57,16 @@ impl Ranked {
 impl Item for Ranked {
     fn order(&self, other: &Ranked) -> Ordering {
         self.compare(other)
+    }
+
+    /// The score as a number in the same order.
+    fn key(&self) -> u64 {
+        if !self.is_readable() {
+            return u64::MAX;
+        }
+        // Both zeros are one score.
+        let bits = (self.score + 0.0).to_bits();
+        if self.score < 0.0 { !bits } else { bits | 1 << 63 }
     }
 }
 
@@ -172,7 +177,7 @@ impl FromIterator<Held> for Indexed {
 }
 
 fn take_out(ordered: &mut Tree<Ranked>, ranked: &Ranked) {
-    let removed = ordered.remove(ranked.relation());
+    let removed = ordered.remove(PlaceOf(ranked));
     debug_assert!(removed.is_some(), "both trees have the same elements");
 }
 
