@@ -118,7 +118,6 @@ fn take(
             exec: None,
             asked: None,
             repeated: 0,
-            lost: 0,
         }),
     })
 }

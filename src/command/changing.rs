@@ -10,9 +10,6 @@ use crate::database::hot::own;
 use crate::database::transaction::MOST_ELEMENTS;
 use crate::model::{Named, Names, Packed, Split};
 
-/// A small collection is split when a write of it has lost so often in a row.
-const LOST: u64 = 2;
-
 pub struct Changing<'k, E> {
     key: &'k [u8],
     /// The key holds something, be it a collection without elements.
@@ -138,9 +135,13 @@ impl<'k, E: Named> Changing<'k, E> {
         }
     }
 
-    /// Removes an element. Returns true if it was there.
+    /// Removes an element, also one that cannot be read. Returns true if it was there.
     pub fn remove(&mut self, data: &mut Data, name: &[u8]) -> Result<bool, Fault> {
-        if self.get(data, name)?.is_none() {
+        let is_there = match &self.form {
+            Held::Packed { .. } => self.get(data, name)?.is_some(),
+            Held::Split { split, .. } => data.transaction.has_element(data.database, self.key, split, name)?,
+        };
+        if !is_there {
             return Ok(false);
         }
         match &mut self.form {
@@ -173,7 +174,7 @@ impl<'k, E: Named> Changing<'k, E> {
                 whole.elements.remove(&gone);
                 // What did not exist before is not deleted.
                 if self.exists || !whole.elements.is_empty() {
-                    let is_contended = data.transaction.lost >= LOST;
+                    let is_contended = data.transaction.is_contended(data.database, self.key);
                     data.put_named(self.key, whole, is_contended);
                 }
                 Ok(())

@@ -72,17 +72,13 @@ pub(super) async fn take_turn(
 ) -> Step {
     /// Times that it is computed while others may change its keys.
     const UNLOCKED: usize = 2;
-    let lost = session.pace.lost;
     let (mut permit, mut times) = (shared.turns.take(turn).await, 0);
     loop {
         let locked = times == UNLOCKED;
-        session.pace = Pace { turn, locked, lost };
+        session.pace = Pace { turn, locked };
         // Other tasks of this thread go on elsewhere.
         let step = tokio::task::block_in_place(|| compute(session));
-        session.pace = Pace {
-            lost,
-            ..Pace::default()
-        };
+        session.pace = Pace::default();
         match step {
             Step::Before(Before::Wait(Wait::Changed)) if !locked => times += 1,
             Step::Before(Before::Wait(Wait::Turn(longer))) if longer > turn => {
@@ -224,6 +220,5 @@ pub(super) fn conclude(
         exec,
         asked: None,
         repeated: 0,
-        lost: 0,
     })
 }

@@ -73,7 +73,7 @@ async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    mut pending: PendingReply,
+    pending: PendingReply,
     deadline: Instant,
 ) -> Result<Reply, PendingReply> {
     let own = match &pending.write {
@@ -97,7 +97,6 @@ async fn settle(
     }
     const LOST: &str = "NOTWRITTEN gave up after the write timeout: other writers kept changing these keys";
     if let Some((at, position)) = after {
-        pending.lost += 1;
         let left = deadline.saturating_duration_since(Instant::now());
         if tokio::time::timeout(left, shared.service.applied_to(at, position))
             .await
@@ -153,7 +152,6 @@ async fn compute_again(
             }
             _ => exec::run(session, shared, &mut exec, true),
         };
-        session.pace.lost = pending.lost;
         let mut step = match turn {
             None => compute(session),
             Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
@@ -161,13 +159,11 @@ async fn compute_again(
         if let Step::Before(Before::Wait(Wait::Turn(turn))) = step {
             step = take_turn(session, shared, turn, compute).await;
         }
-        session.pace.lost = 0;
         match step {
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {
                 return Err(PendingReply {
                     repeated: pending.repeated + 1,
-                    lost: pending.lost,
                     asked: pending.asked,
                     ..next
                 });

@@ -52,8 +52,6 @@ pub struct PendingReply {
     pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
-    /// Times that its own write lost against another writer.
-    pub lost: u64,
 }
 
 /// A command that waits for elements.
@@ -106,7 +104,6 @@ impl PendingReply {
             exec: None,
             asked: None,
             repeated: 0,
-            lost: 0,
         }
     }
 

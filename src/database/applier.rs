@@ -132,6 +132,10 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
 /// The checkpoint's positions that fit today's topics. Other databases are cleared and read again.
 fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
     let (mut positions, mut marks) = (Positions::new(), Marks::new());
+    let without_position = (0..service.database_count()).filter(|number| !checkpoint.databases.contains_key(number));
+    service
+        .clear_unknown(without_position)
+        .map_err(|e| LogError::Failed(e.to_string()))?;
     for (&database, known) in &checkpoint.databases {
         let source = (database < service.database_count())
             .then(|| source::of(service, database))

@@ -71,6 +71,17 @@ impl Service {
         self.digests.clear(&*self.store, database)
     }
 
+    /// Empties databases of which the store has no position: it was filled by a process that was
+    /// killed before its first checkpoint. What was deleted since then may have left the log.
+    pub(super) fn clear_unknown(&self, databases: impl Iterator<Item = u16>) -> Result<(), StoreError> {
+        for database in databases {
+            if !self.store.is_empty(database)? || !self.store.is_empty(self.hidden(database))? {
+                self.clear_store(database)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Checks whether the store has copies from before.
     pub(super) fn look_for_copies(&self) -> Result<(), StoreError> {
         for (number, database) in (0..).zip(&self.databases) {

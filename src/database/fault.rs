@@ -95,8 +95,6 @@ pub struct Pace {
     /// Even a long transaction keeps its keys locked while it is computed, so that it comes to an
     /// end.
     pub locked: bool,
-    /// How often its write has lost against another writer.
-    pub lost: u64,
 }
 
 impl Pace {

@@ -19,6 +19,7 @@
 pub mod applier;
 mod as_of;
 pub mod consistency;
+mod contention;
 pub mod copies;
 pub mod digest;
 mod elements;
@@ -58,6 +59,7 @@ use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, 
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
+use contention::Contention;
 use elements::Elements;
 use features::TopicFeatures;
 use hot::{At, Budget, HotTier, Lookup};
@@ -221,6 +223,7 @@ pub struct Database {
     flushes: AtomicU64,
     /// What its topic uses of the format.
     features: TopicFeatures,
+    contention: Contention,
 }
 
 /// What every write needs to know about a topic, kept here so that the log is not asked each time.
@@ -264,6 +267,7 @@ impl Database {
             copies: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             features: TopicFeatures::default(),
+            contention: Contention::default(),
         }
     }
 

@@ -20,7 +20,7 @@ use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Partition, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, TopicIdentity,
+    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicIdentity,
     TopicPartition,
 };
 use crate::model::{Change, Entry, Meta, Payload, Value};
@@ -38,6 +38,8 @@ pub(crate) struct ScriptedLog {
     epoch: AtomicU64,
     pub waiting: Mutex<VecDeque<Batch>>,
     records: Arc<Mutex<Vec<LogRecord>>>,
+    /// Held while the places of new records are taken.
+    appending: Mutex<()>,
     /// How many of the next batches lose against another writer.
     pub losing: AtomicU64,
     /// How often the log was asked for its ends, and whether it does not report them.
@@ -57,30 +59,29 @@ pub(crate) struct ScriptedLog {
 }
 
 impl ScriptedLog {
-    /// The oldest batch gets into the log.
+    /// The oldest batch gets into the log. Followers get it when it is acknowledged: otherwise
+    /// chance would decide which of the two comes first.
     fn acknowledge(&self) {
         let batch = self.waiting.lock().pop_front().expect("a batch is under way");
-        let mut appended = Vec::new();
-        {
-            let mut records = self.records.lock();
-            for record in batch.records {
-                let offset = records.len() as u64;
-                records.push(LogRecord {
-                    at: record.to,
-                    offset,
-                    timestamp: 1,
-                    key: record.key,
-                    payload: record.payload,
-                    group: None,
-                });
-                appended.push(Appended {
-                    at: record.to,
-                    offset,
-                    timestamp: 1,
-                });
-            }
-        }
+        let _appending = self.appending.lock();
+        let first = self.end();
+        let record = |(record, offset): (Record, u64)| LogRecord {
+            at: record.to,
+            offset,
+            timestamp: 1,
+            key: record.key,
+            payload: record.payload,
+            group: None,
+        };
+        let records: Vec<LogRecord> = batch.records.into_iter().zip(first..).map(record).collect();
+        let appended = |record: &LogRecord| Appended {
+            at: record.at,
+            offset: record.offset,
+            timestamp: record.timestamp,
+        };
+        let appended: Vec<Appended> = records.iter().map(appended).collect();
         batch.completion.complete(Ok(&appended));
+        self.records.lock().extend(records);
     }
 
     /// After its newest record.
@@ -126,6 +127,7 @@ impl ScriptedLog {
     }
 
     fn foreign_record(&self, key: Bytes, payload: Payload, group: Option<Group>) {
+        let _appending = self.appending.lock();
         let mut records = self.records.lock();
         let offset = records.len() as u64;
         records.push(LogRecord {

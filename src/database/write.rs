@@ -245,6 +245,19 @@ impl Write {
         }
     }
 
+    /// It has lost against another writer.
+    fn note_loss(&self) {
+        for item in &self.items {
+            if let Item::Key { database, key, state } = item
+                && state
+                    .as_ref()
+                    .is_some_and(|state| matches!(state.value, Value::Packed(_)))
+            {
+                self.service.databases[*database as usize].contention.lost(key);
+            }
+        }
+    }
+
     fn failed(self: &Arc<Self>) {
         for item in &self.items {
             let database = &self.service.databases[item.database() as usize];
@@ -268,6 +281,7 @@ impl Completion for Write {
                 if matches!(error, ProduceError::Stale { after: Some(_) }) {
                     let conflicts = &self.service.counters.writes_conflicted;
                     conflicts.fetch_add(1, Ordering::Relaxed);
+                    self.note_loss();
                 }
                 // The flag is set before the write disappears from memory, so nothing can miss it.
                 if self.conditional {

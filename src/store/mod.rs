@@ -141,6 +141,9 @@ pub trait Store: Send + Sync + 'static {
     /// ([`Options::keeps_hidden`]).
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 
+    /// True if nothing was ever written to the database, or it was cleared since.
+    fn is_empty(&self, database: u16) -> Result<bool, StoreError>;
+
     /// Number of visible keys, including expired ones that have no tombstone yet. O(1), except
     /// after an unclean stop, when the first call may have to count.
     fn count(&self, database: u16) -> Result<u64, StoreError>;

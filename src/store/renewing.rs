@@ -148,6 +148,10 @@ impl Store for Renewing {
         self.call("apply", |store| store.apply(changes))
     }
 
+    fn is_empty(&self, database: u16) -> Result<bool, StoreError> {
+        self.call("look at", |store| store.is_empty(database))
+    }
+
     fn count(&self, database: u16) -> Result<u64, StoreError> {
         self.call("count", |store| store.count(database))
     }

@@ -17,7 +17,11 @@ use crate::support::resp::Reply;
 use crate::support::server::Highwater;
 
 const CLIENTS: usize = 8;
-const COUNTERS: usize = 3;
+/// Keys, and then fields of one hash.
+const COUNTERS: usize = 5;
+const COUNTING_KEYS: usize = 3;
+/// Collections of more elements have a record for each element.
+const SPLIT: &[&str] = &["--max-packed-elements", "2"];
 const ACCOUNTS: usize = 4;
 
 /// Of numbers that were written one after the other: the last that was acknowledged, and the last that was sent.
@@ -43,6 +47,14 @@ impl Known {
         (self.acknowledged..=self.sent).contains(&found)
     }
 
+    /// What is deleted with an even number reads as 0.
+    fn settle_brief(&mut self, found: u64, context: &dyn Fn() -> String) {
+        let mut states = (self.acknowledged..=self.sent).map(|n| if n % 2 == 1 { n } else { 0 });
+        assert!(states.any(|state| state == found), "{}: {found}, {self:?}", context());
+        // The last delete, if it is deleted.
+        self.settle(if found == 0 { self.sent & !1 } else { found });
+    }
+
     /// Its writer is dead, and this was found: it will not change by itself.
     fn settle(&mut self, found: u64) {
         *self = Known {
@@ -62,6 +74,10 @@ struct Ledger {
     exec: Known,
     /// Written with an odd number, deleted with an even one.
     brief: Known,
+    /// Three fields of a hash, all of which are written or removed together: likewise.
+    fields: Known,
+    /// A member of a sorted set that all clients write: likewise.
+    member: Known,
 }
 
 /// A counter that all clients write: what was found after the last kill, the replies of increments since, and how many more may have
@@ -147,22 +163,28 @@ impl Load {
                 exec[0] == exec[1] && ledger.exec.allows(exec[0]),
                 "{context}: client {number}: EXEC {exec:?}, {ledger:?}"
             );
-            // What is deleted reads as 0.
-            let brief = numbers(client, &format!("MGET brief-{number}"))[0];
-            let known = ledger.brief;
-            let states = (known.acknowledged..=known.sent).map(|n| if n % 2 == 1 { n } else { 0 });
+            let brief = numbers(client, &format!("MGET brief-{number}"));
+            let fields = numbers(client, &format!("HMGET hash-{number} a b c"));
+            let all = numbers(client, &format!("HVALS hash-{number}"));
+            let whole = fields.iter().all(|found| *found == fields[0]);
             assert!(
-                states.into_iter().any(|state| state == brief),
-                "{context}: client {number}: brief {brief}, {ledger:?}"
+                whole && all.len() == if fields[0] == 0 { 0 } else { 3 },
+                "{context}: client {number}: HSET {fields:?} {all:?}, {ledger:?}"
             );
+            let member = numbers(client, &format!("ZMSCORE scores member-{number}"));
+            let context = || format!("{context}: client {number}: {brief:?} {fields:?} {member:?}");
+            ledger.brief.settle_brief(brief[0], &context);
+            ledger.fields.settle_brief(fields[0], &context);
+            ledger.member.settle_brief(member[0], &context);
             ledger.plain.settle(plain);
             ledger.group.settle(group[0]);
             ledger.exec.settle(exec[0]);
-            // The last delete, if it is deleted.
-            ledger.brief.settle(if brief == 0 { known.sent & !1 } else { brief });
         }
         for (number, counter) in self.counters.iter_mut().enumerate() {
-            let found = numbers(client, &format!("MGET counter-{number}"))[0];
+            let found = match number < COUNTING_KEYS {
+                true => numbers(client, &format!("MGET counter-{number}"))[0],
+                false => numbers(client, &format!("HMGET counters {number}"))[0],
+            };
             if let Err(problem) = counter.settle(found) {
                 panic!("{context}: counter {number} is {problem}");
             }
@@ -175,8 +197,10 @@ impl Load {
 
     /// Writes that took effect.
     fn done(&self) -> u64 {
-        let of_ledger =
-            |l: &Ledger| l.plain.acknowledged + l.group.acknowledged + l.exec.acknowledged + l.brief.acknowledged;
+        let of_ledger = |l: &Ledger| {
+            let all = [l.plain, l.group, l.exec, l.brief, l.fields, l.member];
+            all.iter().map(|known| known.acknowledged).sum::<u64>()
+        };
         let increments = self.counters.iter().map(|counter| counter.before);
         self.ledgers.iter().map(of_ledger).sum::<u64>() + increments.sum::<u64>()
     }
@@ -193,7 +217,7 @@ fn numbers(client: &mut Client, line: &str) -> Vec<u64> {
 /// One client: writes until its connection breaks.
 fn write(mut node: Attempts, number: usize, ledger: &mut Ledger, counters: &[Counter], mut random: StdRng) {
     loop {
-        match random.random_range(0..7) {
+        match random.random_range(0..9) {
             0 | 1 => {
                 let value = ledger.plain.next();
                 let ended = node.line(&format!("SET plain-{number} {value}"));
@@ -219,9 +243,29 @@ fn write(mut node: Attempts, number: usize, ledger: &mut Ledger, counters: &[Cou
                 };
                 ledger.brief.note(&ended);
             }
+            6 => {
+                let value = ledger.fields.next();
+                let ended = match value % 2 {
+                    1 => node.line(&format!("HSET hash-{number} a {value} b {value} c {value}")),
+                    _ => node.line(&format!("HDEL hash-{number} a b c")),
+                };
+                ledger.fields.note(&ended);
+            }
+            7 => {
+                let value = ledger.member.next();
+                let ended = match value % 2 {
+                    1 => node.line(&format!("ZADD scores {value} member-{number}")),
+                    _ => node.line(&format!("ZREM scores member-{number}")),
+                };
+                ledger.member.note(&ended);
+            }
             _ => {
                 let counter = random.random_range(0..COUNTERS);
-                counters[counter].note(&node.line(&format!("INCR counter-{counter}")));
+                let line = match counter < COUNTING_KEYS {
+                    true => format!("INCR counter-{counter}"),
+                    false => format!("HINCRBY counters {counter} 1"),
+                };
+                counters[counter].note(&node.line(&line));
             }
         }
         if !node.is_connected() {
@@ -276,7 +320,7 @@ fn the_embedded_log_survives_kill_9_again_and_again() {
 #[test]
 fn small_segments_and_a_late_fsync_survive_kill_9_too() {
     let args = ["--segment-bytes", "64kb", "--fsync", "everysec"];
-    survives(Highwater::builder().args(&args).start());
+    survives(Highwater::builder().args(&args).args(SPLIT).start());
 }
 
 fn survives(mut node: Highwater) {
@@ -306,7 +350,7 @@ fn a_node_on_kafka_survives_kill_9_again_and_again() {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let topic = fresh_topic("kills");
-    let mut node = Highwater::on_kafka(kafka::shared(), &topic);
+    let mut node = Highwater::builder().kafka(kafka::shared(), &topic).args(SPLIT).start();
     let mut load = Load::new();
     for kill in 0..30 * longer() {
         let after = Duration::from_millis(random.random_range(20..400));

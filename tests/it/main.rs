@@ -49,6 +49,7 @@ mod signals;
 mod soak;
 mod sort;
 mod split;
+mod split_compaction;
 mod split_sorted_sets;
 mod starting;
 mod support;

@@ -31,6 +31,7 @@ use crate::support::client::Client;
 use crate::support::resp::{self, Reply};
 use crate::support::server::{Highwater, RedisServer};
 
+mod lives;
 mod random;
 
 mod tables {

@@ -55,12 +55,13 @@ struct Owner {
 
 impl Owner {
     fn new(number: usize, registers: usize, random: StdRng) -> Owner {
-        let names = |n: usize| match kind(n) {
-            Kind::Together => ["a", "b", "c"].map(|part| format!("{part}-{number}-{n}")).to_vec(),
-            _ => vec![format!("key-{number}-{n}")],
+        let register = |n: usize| match kind(n) {
+            Kind::Together => Register::new(["a", "b", "c"].map(|part| format!("{part}-{number}-{n}")).to_vec()),
+            _ if n % 4 < 2 => Register::of_field(format!("hash-{number}"), format!("field-{n}")),
+            _ => Register::new(vec![format!("key-{number}-{n}")]),
         };
         Owner {
-            registers: (0..registers).map(|n| Register::new(names(n))).collect(),
+            registers: (0..registers).map(register).collect(),
             written: 0,
             random,
         }

@@ -312,7 +312,9 @@ fn members_of_other_producers_have_their_place_or_say_why_not() {
             );
         }
     }
-    // It goes with its key.
+    // It can be removed alone, or goes with its key.
+    client.check("ZREM short none bad", ":1");
+    client.check("ZRANGE short 0 -1", "*2\r\n$4\r\nhalf\r\n$3\r\none");
     client.check("DEL codec short nan", ":3");
     client.check("ZADD codec 1 a", ":1");
     client.check("ZRANGE codec 0 -1", "*1\r\n$1\r\na");

@@ -2,6 +2,7 @@
 //! change.
 
 use super::*;
+use crate::database::together::Place;
 use crate::database::transaction::known;
 use crate::log::Read;
 
@@ -83,6 +84,37 @@ fn what_comes_behind_a_failed_write_waits_until_that_was_looked_at() {
         written(f.increment(owner, "m"));
         f.log.acknowledge_all();
     }
+}
+
+/// A connection reads its own write, which fails while the reply is computed.
+#[test]
+fn a_reply_does_not_rest_on_a_write_that_has_failed_meanwhile() {
+    let f = Fixture::new(false);
+    let owner = Arc::default();
+    f.set(&owner, "a", "old");
+    f.log.acknowledge();
+    let write = f.set(&owner, "a", "new");
+    let places: [Place<'_>; 2] = [(0, b"a"), (0, b"b")];
+    let get = |fails: bool| {
+        let keys = Keys::Together(&places);
+        f.service.transact(&owner, keys, View::Pending, |t| {
+            // Both keys have been read.
+            if fails {
+                f.log.fail(not_written());
+            }
+            t.get_string(0, b"a")
+        })
+    };
+    let Ok(seen) = get(false) else { panic!("it can be read") };
+    assert_eq!(seen.value.as_deref(), Some(&b"new"[..]));
+    assert!(Arc::ptr_eq(&seen.depends[0], &write), "the reply waits for the write");
+    match get(true) {
+        Err(Fault::Wait(Wait::Write(on))) => assert!(Arc::ptr_eq(&on, &write)),
+        Ok(seen) => panic!("it answers {:?}", seen.value),
+        Err(_) => panic!("it waits for something else"),
+    }
+    let again = get(false).map(|seen| seen.value);
+    assert!(matches!(again, Ok(Some(value)) if value == "old"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What may have been missed, and what must not be shown while everything is read again.
 
 use super::*;
+use crate::database::copies::databases_with_copies;
 use crate::database::now_ms;
 
 /// Longer than a node on a busy machine is ever behind.
@@ -119,6 +120,40 @@ fn records_from_long_after_the_checkpoint_tell_that_the_clock_was_set_back() {
     write_at(&f, later(9));
     wait_until_known_since(&f, now_ms());
     assert_eq!(rebuilds(&f), 1);
+}
+
+/// The process that filled the store was killed before its first checkpoint. What was deleted since
+/// then has left the log, with its tombstone.
+#[test]
+fn a_store_without_a_position_is_emptied() {
+    let log = Arc::new(ScriptedLog::default());
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    {
+        let options = Options {
+            cache_bytes: 8 << 20,
+            databases: databases_with_copies(2),
+            keeps_hidden: true,
+        };
+        let opened = store::open(EngineKind::Sled, directory.path(), &options).expect("the store opens");
+        // The second one is where copies of other partitions are kept.
+        let gone = [0, 2].map(|database| Change {
+            database,
+            partition: 0,
+            offset: 0,
+            timestamp: 1,
+            key: Bytes::from_static(b"gone"),
+            payload: text_payload("1"),
+        });
+        for change in gone {
+            opened.store.apply(&[change]).expect("it is stored");
+        }
+    }
+    log.foreign("kept", "1");
+    let f = Fixture::on(log, directory);
+    f.wait(all_stored);
+    assert_eq!((f.get("gone"), f.get("kept").as_deref()), (None, Some("1")));
+    let count = |database| f.service.store.count(database).expect("it is counted");
+    assert_eq!((count(0), count(2)), (1, 0));
 }
 
 /// Makes the node read everything again, and returns when its state is gone. Nothing is read until

@@ -7,12 +7,10 @@ use crate::database::{Pace, Place, Turn};
 const UNLOCKED: Pace = Pace {
     turn: Turn::Long,
     locked: false,
-    lost: 0,
 };
 const LOCKED: Pace = Pace {
     turn: Turn::Long,
     locked: true,
-    lost: 0,
 };
 
 impl Fixture {

@@ -173,7 +173,6 @@ impl Service {
         let pace = Pace {
             turn: Turn::Long,
             locked: true,
-            lost: 0,
         };
         self.transact_at(pace, owner, keys, view, f)
     }
@@ -215,9 +214,9 @@ impl Service {
             items: SmallVec::new(),
             bytes: 0,
             elements: 0,
+            own: HashMap::new(),
             places: HashMap::new(),
             trees: HashMap::new(),
-            lost: pace.lost,
             begun: SmallVec::new(),
             depends: SmallVec::new(),
             flushed: SmallVec::new(),

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::compute::known as newest;
-use super::{Transaction, View};
+use super::{LINEAR, Transaction, View};
 use crate::database::Service;
 use crate::database::elements::{self, All, Held, InOrder, Indexed, Known, Order, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
@@ -47,6 +47,26 @@ pub(super) struct SeenAll {
     elements: Indexed,
     /// What the outcome rests on once it depends on all of them.
     rest: Option<Read>,
+}
+
+/// How many elements of one collection a transaction has written or removed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Own {
+    all: usize,
+    /// Those that it has written, and that have not expired.
+    live: usize,
+}
+
+impl Own {
+    fn note(&mut self, is_live: bool, is_there: bool) {
+        for (count, counts) in [(&mut self.all, true), (&mut self.live, is_live)] {
+            match is_there {
+                _ if !counts => {}
+                true => *count += 1,
+                false => *count -= 1,
+            }
+        }
+    }
 }
 
 fn record_key(key: &[u8], split: &Split, sub_key: &[u8]) -> Bytes {
@@ -107,6 +127,12 @@ impl Transaction<'_> {
         elements
             .map(|sub_key| self.element(database, key, split, sub_key))
             .collect()
+    }
+
+    /// True if there is such an element, be it one that cannot be read, and it has not expired.
+    pub fn has_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8]) -> Result<bool, Fault> {
+        let value = self.element_value(database, key, split, sub_key)?;
+        Ok(value.is_some_and(|value| value.is_live(self.now)))
     }
 
     /// True if there is such an element, and it has expired.
@@ -316,15 +342,11 @@ impl Transaction<'_> {
             // With what is written here.
             return Ok(has_live(all.elements.by_name(), now));
         }
-        let is_own = |item: &&Item| {
-            let name = item.name();
-            name.is_some_and(|(of, name)| of == database && name.starts_with(&prefix))
-        };
-        let is_live = |item: &Item| item.element_value().is_some_and(|value| value.is_live(now));
-        if self.items.iter().filter(is_own).any(is_live) {
+        let own = self.own_of(database, &prefix);
+        if own.live > 0 {
             return Ok(true);
         }
-        if self.items.iter().any(|item| is_own(&item)) {
+        if own.all > 0 {
             // It has removed some: all others have to be looked at.
             let tree = self.elements_to_pick(database, key, split)?;
             return Ok(has_live(&tree, now));
@@ -338,6 +360,37 @@ impl Transaction<'_> {
         // As for one element that is missing.
         let _one_moment = service.groups.hold_again();
         Ok(service.has_elements(database, place, &prefix, pending, now)?)
+    }
+
+    /// Elements of a collection that it has written or removed.
+    fn own_of(&self, database: u16, prefix: &Bytes) -> Own {
+        if self.items.len() > LINEAR {
+            return self.own.get(&(database, prefix.clone())).copied().unwrap_or_default();
+        }
+        let mut own = Own::default();
+        for item in &self.items {
+            if let Item::Element { database: of, key, .. } = item
+                && *of == database
+                && key.starts_with(prefix)
+            {
+                own.note(self.is_live_element(item), true);
+            }
+        }
+        own
+    }
+
+    /// Adds an item to [`Transaction::own`], or takes it from there.
+    pub(super) fn count_own(&mut self, item: &Item, is_there: bool) {
+        let Item::Element { database, key, .. } = item else {
+            return;
+        };
+        let prefix = key.slice_ref(elements::split(key).0);
+        let is_live = self.is_live_element(item);
+        self.own.entry((*database, prefix)).or_default().note(is_live, is_there);
+    }
+
+    fn is_live_element(&self, item: &Item) -> bool {
+        item.element_value().is_some_and(|value| value.is_live(self.now))
     }
 
     /// As [`Transaction::has_elements`], but what is written rests on it only if there is none. So

@@ -60,14 +60,15 @@ pub struct Transaction<'s> {
     bytes: usize,
     /// How many of them are elements.
     elements: usize,
+    /// Those of each collection, once there are more than [`LINEAR`] items; by the beginning of
+    /// their names.
+    own: HashMap<(u16, Bytes), elements::Own>,
     /// Place in `items` of each key, once there are more than [`LINEAR`].
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
     /// Split collections that it has read whole, with its own writes; by the beginning of their
     /// elements' names.
     trees: HashMap<(u16, Bytes), elements::SeenAll>,
-    /// How often its write has lost against another writer, before it was computed again.
-    pub lost: u64,
     /// Split collections that it makes, named as above.
     begun: SmallVec<[(u16, Bytes); 1]>,
     flushed: SmallVec<[u16; 1]>,
@@ -166,6 +167,11 @@ impl<'s> Transaction<'s> {
     /// True if what is written rests on what is read, and others may write at the same time.
     fn is_conditional(&self) -> bool {
         self.view == View::Update && !self.service.log.chains()
+    }
+
+    /// True if writes of this key have lost against other nodes a short time ago.
+    pub fn is_contended(&self, database: u16, key: &[u8]) -> bool {
+        self.service.databases[database as usize].contention.is_contended(key)
     }
 
     /// Notes that data is read: the result counts only if this node serves all the time.
@@ -339,12 +345,7 @@ impl<'s> Transaction<'s> {
         self.items
             .retain(|item| item.name().is_none_or(|(of, _)| of != database));
         self.trees.retain(|(of, _), _| *of != database);
-        self.places.clear();
-        for (place, item) in self.items.iter().enumerate() {
-            if let Some((database, key)) = item.name() {
-                self.places.insert((database, key.clone()), place);
-            }
-        }
+        self.find_by_map();
         if !self.flushed.contains(&database) {
             self.flushed.push(database);
             self.items.push(Item::Flush { database });
@@ -428,11 +429,12 @@ impl<'s> Transaction<'s> {
 
     /// Notes a write under way that this transaction was computed on.
     fn depend_on(&mut self, write: Arc<Write>) -> Result<(), Fault> {
-        if write.outcome().is_some() {
-            return Ok(());
-        }
-        if self.is_conditional() && !write.conditional {
-            return Err(Fault::Wait(Wait::Write(write)));
+        match write.outcome() {
+            Some(Ok(())) => return Ok(()),
+            // It has failed since it was read: the key holds something else.
+            Some(Err(_)) => return Err(Fault::Wait(Wait::Write(write))),
+            None if self.is_conditional() && !write.conditional => return Err(Fault::Wait(Wait::Write(write))),
+            None => {}
         }
         if !self.depends.iter().any(|w| Arc::ptr_eq(w, &write)) {
             self.depends.push(write);
@@ -467,21 +469,41 @@ impl<'s> Transaction<'s> {
         self.bytes += item.value_bytes();
         if let Some(place) = self.place(database, key) {
             self.bytes -= self.items[place].value_bytes();
-            self.items[place] = item;
+            let old = std::mem::replace(&mut self.items[place], item);
+            if self.items.len() > LINEAR {
+                self.count_own(&old, false);
+                self.count_own(&self.items[place].clone(), true);
+            }
             return;
         }
         self.bytes += key.len() + RECORD_BYTES;
         self.elements += usize::from(matches!(item, Item::Element { .. }));
-        if self.items.len() == LINEAR {
-            for (place, item) in self.items.iter().enumerate() {
-                if let Some((database, key)) = item.name() {
+        match self.items.len() {
+            LINEAR => {
+                self.items.push(item);
+                self.find_by_map();
+            }
+            place => {
+                if place > LINEAR {
                     self.places.insert((database, key.clone()), place);
+                    self.count_own(&item, true);
                 }
+                self.items.push(item);
             }
         }
-        if self.items.len() >= LINEAR {
-            self.places.insert((database, key.clone()), self.items.len());
+    }
+
+    /// Makes the maps of its own writes.
+    fn find_by_map(&mut self) {
+        let items = std::mem::take(&mut self.items);
+        self.places.clear();
+        self.own.clear();
+        for (place, item) in items.iter().enumerate() {
+            if let Some((database, key)) = item.name() {
+                self.places.insert((database, key.clone()), place);
+            }
+            self.count_own(item, true);
         }
-        self.items.push(item);
+        self.items = items;
     }
 }

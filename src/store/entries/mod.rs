@@ -398,6 +398,13 @@ impl<E: Engine> Store for Entries<E> {
         self.call("apply", || self.writer.lock().apply(self, changes))
     }
 
+    fn is_empty(&self, database: u16) -> Result<bool, StoreError> {
+        self.call("look at", || {
+            let view = self.database(database)?.view.load();
+            Ok(view.spaces.is_none() && view.flushed_below.is_empty())
+        })
+    }
+
     fn count(&self, database: u16) -> Result<u64, StoreError> {
         self.call("count", || self.counted(database, |of| &of.keys))
     }

@@ -16,10 +16,10 @@ const LENGTH: usize = 20;
 /// a Unix time in seconds, far away, and `PAT` one in milliseconds. For places, `P` becomes a
 /// longitude and a latitude, `R` a radius and its unit, `B` a width, a height and their unit. For
 /// HyperLogLogs, `E` becomes many elements and `S` a size.
-type Templates = &'static [&'static str];
+pub type Templates = &'static [&'static str];
 
 /// Of any type: so that keys change their types.
-const GENERAL: Templates = &[
+pub const GENERAL: Templates = &[
     "DEL K",
     "TYPE K",
     "EXISTS K K",
@@ -35,7 +35,7 @@ const GENERAL: Templates = &[
     "SADD K F",
 ];
 
-const HASHES: Templates = &[
+pub const HASHES: Templates = &[
     "HSET K F V",
     "HSET K F V F V F V",
     "HSET K F N",
@@ -58,7 +58,7 @@ const HASHES: Templates = &[
     "HSCAN K 0 MATCH F COUNT 1000",
 ];
 
-const HASH_EXPIRY: Templates = &[
+pub const HASH_EXPIRY: Templates = &[
     "HSET K F V F V",
     "HSET K F N",
     "HSETNX K F V",
@@ -98,7 +98,7 @@ const HASH_EXPIRY: Templates = &[
     "RENAME K K",
 ];
 
-const SETS: Templates = &[
+pub const SETS: Templates = &[
     "SADD K F",
     "SADD K F F F",
     "SADD K N N",
@@ -121,7 +121,7 @@ const SETS: Templates = &[
     "SSCAN K 0 COUNT 1000",
 ];
 
-const LISTS: Templates = &[
+pub const LISTS: Templates = &[
     "LPUSH K F",
     "RPUSH K F F F",
     "RPUSH K F F F",
@@ -153,7 +153,7 @@ const LISTS: Templates = &[
     "SADD K F",
 ];
 
-const SORTED_SETS: Templates = &[
+pub const SORTED_SETS: Templates = &[
     "ZADD K N F",
     "ZADD K N F N F N.5 F",
     "ZADD K NX CH N F",
@@ -351,10 +351,18 @@ fn elements(count: usize, random: &mut StdRng) -> String {
     elements.collect::<Vec<_>>().join(" ")
 }
 
-fn fill(template: &str, sequence: usize, random: &mut StdRng) -> String {
+/// What a template's keys and fields may be.
+pub struct Names<'n> {
+    pub keys: &'n [&'n str],
+    pub fields: &'n [&'n str],
+}
+
+const FIELDS: &[&str] = &["a", "b", "c", "1", "2", "\"\\xff\"", "\"\""];
+
+pub fn fill(template: &str, names: &Names<'_>, random: &mut StdRng) -> String {
     let word = |word: &str, random: &mut StdRng| match word {
-        "K" => format!("k{sequence}-{}", random.random_range(0..3)),
-        "F" => ["a", "b", "c", "1", "2", "\"\\xff\"", "\"\""][random.random_range(0..7)].to_owned(),
+        "K" => (*names.keys.choose(random).expect("a key")).to_owned(),
+        "F" => (*names.fields.choose(random).expect("a field")).to_owned(),
         "V" => ["x", "10", "-3", "1.5", "\"\\x00\\xfe\"", "\"\"", "long-long-long-long"][random.random_range(0..7)]
             .to_owned(),
         "N" => random.random_range(-5..6).to_string(),
@@ -388,6 +396,15 @@ fn without_order(reply: Reply) -> Reply {
     }
 }
 
+/// True if both are the same reply to this command, but for the order of what has none.
+pub fn are_equal(line: &str, expected: Reply, got: Reply) -> bool {
+    let command = line.split(' ').next().unwrap_or_default();
+    match UNORDERED.contains(&command) {
+        true => without_order(expected) == without_order(got),
+        false => expected == got,
+    }
+}
+
 /// `args`: settings of the node.
 fn against_redis(oracle: Oracle, templates: Templates, args: &[&str]) {
     beside_redis(oracle, templates, GENERAL, args);
@@ -404,22 +421,23 @@ fn beside_redis(oracle: Oracle, templates: Templates, general: Templates, args: 
         .start();
     let (mut redis, mut client) = (redis.client(), node.client());
     for sequence in 0..SEQUENCES {
+        let keys = [0, 1, 2].map(|key| format!("k{sequence}-{key}"));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let names = Names {
+            keys: &keys,
+            fields: FIELDS,
+        };
         let lines: Vec<String> = (0..LENGTH)
             .map(|_| {
                 let of = if random.random_bool(0.15) { general } else { templates };
-                fill(of.choose(&mut random).expect("a template"), sequence, &mut random)
+                fill(of.choose(&mut random).expect("a template"), &names, &mut random)
             })
             .collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let (expected, got) = (redis.pipeline(&lines), client.pipeline(&lines));
         for (at, (expected, got)) in expected.iter().zip(&got).enumerate() {
-            let command = lines[at].split(' ').next().unwrap_or_default();
-            let is_equal = match UNORDERED.contains(&command) {
-                true => without_order(Reply::parse(expected)) == without_order(Reply::parse(got)),
-                false => expected == got,
-            };
             assert!(
-                is_equal,
+                are_equal(lines[at], Reply::parse(expected), Reply::parse(got)),
                 "seed {seed}, sequence {sequence}:\n{}\n    redis      {}\n    highwater  {}",
                 lines[..=at].join("\n"),
                 brief(expected),

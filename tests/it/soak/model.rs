@@ -47,9 +47,11 @@ struct State {
     expires: Option<Span>,
 }
 
-/// A key, or several that are only written together, with the same value, and so are as one.
+/// A key, or several that are only written together, with the same value, and so are as one; or a field of a hash.
 pub struct Register {
     names: Vec<String>,
+    /// Of the hash with this name.
+    field: Option<String>,
     /// The states that it may be in, by age. There is more than one where nobody knows whether a write took effect.
     possible: Vec<State>,
 }
@@ -65,7 +67,15 @@ impl Register {
     pub fn new(names: Vec<String>) -> Register {
         Register {
             names,
+            field: None,
             possible: vec![State::ABSENT],
+        }
+    }
+
+    pub fn of_field(hash: String, field: String) -> Register {
+        Register {
+            field: Some(field),
+            ..Register::new(vec![hash])
         }
     }
 
@@ -140,7 +150,11 @@ impl Register {
             Operation::Get => (self.shown(seen.content), seen),
             Operation::Set(content, ttl) => {
                 let expires = ttl.map(|ttl| span.later(ttl));
-                (b"+OK\r\n".to_vec(), State { content, expires })
+                let reply = match (&self.field, ttl) {
+                    (Some(_), Some(_)) => integer(1),
+                    _ => b"+OK\r\n".to_vec(),
+                };
+                (reply, State { content, expires })
             }
             Operation::Exec(content) => {
                 let replies = "+OK\r\n".repeat(self.names.len());
@@ -153,8 +167,10 @@ impl Register {
             ),
             Operation::Expire(ttl) if present => {
                 let expires = Some(span.later(ttl));
-                (integer(1), State { expires, ..seen })
+                let reply = self.field.as_ref().map_or(integer(1), |_| b"*1\r\n:1\r\n".to_vec());
+                (reply, State { expires, ..seen })
             }
+            Operation::Expire(_) if self.field.is_some() => (b"*1\r\n:-2\r\n".to_vec(), seen),
             Operation::Expire(_) => (integer(0), seen),
             Operation::Increment => {
                 let number = match seen.content {
@@ -167,7 +183,31 @@ impl Register {
         }
     }
 
+    /// What it asks of a hash.
+    fn request_of_field(&self, field: &str, operation: Operation) -> Vec<u8> {
+        let (hash, field) = (self.names[0].as_bytes(), field.as_bytes());
+        match operation {
+            Operation::Get => resp::command(&[b"HGET", hash, field]),
+            Operation::Delete => resp::command(&[b"HDEL", hash, field]),
+            Operation::Increment => resp::command(&[b"HINCRBY", hash, field, b"1"]),
+            Operation::Expire(ttl) => {
+                let ttl = ttl.to_string();
+                resp::command(&[b"HPEXPIRE", hash, ttl.as_bytes(), b"FIELDS", b"1", field])
+            }
+            Operation::Set(content, Some(ttl)) => {
+                let (value, ttl) = (content.bytes(), ttl.to_string());
+                resp::command(&[b"HSETEX", hash, b"PX", ttl.as_bytes(), b"FIELDS", b"1", field, &value])
+            }
+            Operation::Set(content, None) | Operation::Exec(content) => {
+                resp::command(&[b"HMSET", hash, field, &content.bytes()])
+            }
+        }
+    }
+
     fn requests(&self, operation: Operation) -> Vec<Vec<u8>> {
+        if let Some(field) = &self.field {
+            return vec![self.request_of_field(field, operation)];
+        }
         let one = |command: &str, more: &[&str]| {
             let names = self.names.iter().map(String::as_str);
             let args: Vec<&[u8]> = [command]
@@ -221,10 +261,10 @@ impl Register {
     }
 
     fn complaint(&self, operation: Operation, span: Span, reply: &[u8]) -> String {
-        let Register { names, possible } = self;
+        let Register { names, field, possible } = self;
         let shown = resp::show(&reply[..reply.len().min(100)]);
         format!(
-            "{names:?}: {operation:?} in {span:?} was answered with {} bytes that begin with {shown}; possible: {possible:?}",
+            "{names:?} {field:?}: {operation:?} in {span:?} was answered with {} bytes that begin with {shown}; possible: {possible:?}",
             reply.len()
         )
     }
