@@ -26,6 +26,7 @@ mod expired;
 mod fault;
 mod features;
 pub mod flushed;
+pub mod functions;
 pub mod hot;
 pub mod orphans;
 mod own;
@@ -54,7 +55,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, home_key, is_reserved};
+use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, function_key, home_key, is_reserved};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
@@ -211,6 +212,8 @@ pub struct Database {
     /// Keys that are being read together. A record that becomes visible meanwhile may be in one
     /// group with others of them.
     snapshots: Watches,
+    /// Keys that scripts have read: whatever becomes visible of them counts.
+    moments: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
     /// The source that the store is filled from.
@@ -221,6 +224,7 @@ pub struct Database {
     flushes: AtomicU64,
     /// What its topic uses of the format.
     features: TopicFeatures,
+    functions: functions::Libraries,
 }
 
 /// What every write needs to know about a topic, kept here so that the log is not asked each time.
@@ -259,11 +263,13 @@ impl Database {
             elements: Elements::new(budget),
             watches: Watches::default(),
             snapshots: Watches::default(),
+            moments: Watches::default(),
             topic: OnceLock::new(),
             source: Mutex::default(),
             copies: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             features: TopicFeatures::default(),
+            functions: functions::Libraries::default(),
         }
     }
 
@@ -277,6 +283,7 @@ impl Database {
         self.hot.forget_all();
         self.elements.forget_all();
         self.features.forget();
+        self.functions.forget();
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
@@ -771,6 +778,11 @@ impl Service {
                         Payload::Control(Control::Features(features)),
                     );
                 }
+                Item::Function { library, text } => {
+                    let (key, payload) = (function_key(library), Control::Function(text.clone()));
+                    let payload = Payload::Control(payload);
+                    add(item, functions::DATABASE, functions::PARTITION, key, payload);
+                }
             }
         }
         (records, of_each)
@@ -812,6 +824,10 @@ impl Service {
                     self.databases[number as usize].flushes.fetch_add(1, Ordering::Relaxed);
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
+                }
+                Item::Function { .. } => {
+                    let database = &self.databases[functions::DATABASE as usize];
+                    database.functions.pend(&write);
                 }
                 Item::Tombstone { .. } | Item::Features { .. } => {}
             }

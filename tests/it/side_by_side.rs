@@ -134,6 +134,11 @@ mod tables {
     }
 
     #[test]
+    fn functions() {
+        against_redis("functions");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -160,6 +165,7 @@ mod tables {
             "transactions",
             "pubsub",
             "scripts",
+            "functions",
             "server",
         ] {
             against_itself(family);
