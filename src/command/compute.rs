@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::sync::SemaphorePermit;
 
 use super::key_specs::keys_of;
 use super::session::Session;
@@ -72,7 +73,10 @@ pub(super) async fn take_turn(
 ) -> Step {
     /// Times that it is computed while others may change its keys.
     const UNLOCKED: usize = 2;
-    let (mut permit, mut times) = (shared.turns.take(turn).await, 0);
+    let Ok(mut permit) = a_turn(shared, turn).await else {
+        return Step::Before(Before::Busy);
+    };
+    let mut times = 0;
     loop {
         let locked = times == UNLOCKED;
         session.pace = Pace { turn, locked };
@@ -84,9 +88,32 @@ pub(super) async fn take_turn(
             Step::Before(Before::Wait(Wait::Turn(longer))) if longer > turn => {
                 drop(permit);
                 turn = longer;
-                permit = shared.turns.take(turn).await;
+                permit = match a_turn(shared, turn).await {
+                    Ok(permit) => permit,
+                    Err(Busy) => return Step::Before(Before::Busy),
+                };
             }
             step => return step,
+        }
+    }
+}
+
+/// Scripts have all turns, and have been running for longer than `busy-reply-threshold`.
+struct Busy;
+
+/// Waits for a turn. Only a script can wait for others that do not end.
+async fn a_turn(shared: &Shared, turn: Turn) -> Result<Option<SemaphorePermit<'_>>, Busy> {
+    let patience = shared.config.busy_reply_threshold();
+    loop {
+        let taking = shared.turns.take(turn);
+        if turn != Turn::Script {
+            return Ok(taking.await);
+        }
+        if let Ok(permit) = tokio::time::timeout(patience, taking).await {
+            return Ok(permit);
+        }
+        if shared.scripts.is_busy(patience) {
+            return Err(Busy);
         }
     }
 }
@@ -204,8 +231,7 @@ pub(super) fn conclude(
     if !again {
         session.tally.looked_up(lookups);
     }
-    let publishes = exec.as_ref().is_some_and(|exec| exec.publishes());
-    if write.is_none() && depends.is_empty() && !publishes && messages.is_empty() {
+    if write.is_none() && depends.is_empty() && messages.is_empty() {
         return Step::Reply(value);
     }
     Step::Pending(PendingReply {

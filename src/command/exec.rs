@@ -19,10 +19,10 @@ use super::step::{Exec, Step, refused};
 use super::table::CommandEntry;
 use super::undeclared::{Undeclared, Used, UsedMore};
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
-use crate::database::Place;
-use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
+use crate::database::transaction::{Computed, Keys as Locks, Moment, Posted, Transaction, View};
 use crate::database::watch::Found;
 use crate::database::write::Outstanding;
+use crate::database::{Place, Wait};
 use crate::resp::Weight;
 
 type Watched = HashMap<(u16, Bytes), Option<Found>>;
@@ -148,23 +148,36 @@ impl Exec {
             false => Vec::new(),
         };
         let (owner, view) = (session.outstanding.clone(), view(session, shared, writes));
+        if has_scripts && view == View::Pending {
+            // What is under way is not seen as it is at one moment.
+            return Err(Fault::Wait(Wait::Own));
+        }
         let finds_keys = requests.iter().any(|request| request.command.finds_keys(&request.args));
         let others_find = requests.iter().any(|r| !is_script(r) && r.command.finds_keys(&r.args));
         let all = has(flag::ALL_KEYS) || (has_scripts && writes && others_find);
-        let mut undeclared = Undeclared::default();
+        let (mut undeclared, mut moment) = (Undeclared::default(), Moment::default());
         loop {
             let keys: KeyList<'_> = keys.iter().copied().chain(undeclared.found()).collect();
-            let locks = match has_scripts && writes && !all {
-                true => undeclared.locks(&keys),
+            let locks = match has_scripts && !all {
+                true if writes => undeclared.locks(&keys),
+                true => Locks::Unlocked,
                 false => locks(&keys, &places, writes, all, finds_keys),
             };
             // Before EXEC, the whole store was waited for.
             let mut used = undeclared.run(&keys, writes && !all, true);
-            let computed = self.transact(session, shared, requests, &owner, (locks, view), (&mut used, times));
+            let of_moment = has_scripts.then_some(&mut moment);
+            let computed = self.transact(
+                session,
+                shared,
+                requests,
+                &owner,
+                (locks, view),
+                (&mut used, of_moment, times),
+            );
             let used = UsedMore::from(used);
             drop(keys);
             // A script that was stopped is not run again.
-            if !undeclared.learn(used) || matches!(computed, Err(Fault::Error(_))) {
+            if !undeclared.learn(used, &moment) || matches!(computed, Err(Fault::Error(_))) {
                 return computed;
             }
         }
@@ -178,11 +191,11 @@ impl Exec {
         requests: &[Request<'_>],
         owner: &Arc<Outstanding>,
         (locks, view): (Locks<'_>, View),
-        (used, times): (&mut Used<'_>, &mut Vec<Duration>),
+        (used, moment, times): (&mut Used<'_>, Option<&mut Moment>, &mut Vec<Duration>),
     ) -> Result<Computed<Option<Vec<Reply>>>, Fault> {
         let (watched, changed) = (&self.watch.keys, &self.watch.changed);
         let (service, pace) = (&shared.service, session.pace);
-        service.transact_at(pace, owner, locks, view, |transaction| {
+        service.transact_of_moment(pace, owner, (locks, view), moment, |transaction| {
             // First the keys, then the flag: a transaction that watches what it reads notices later
             // changes.
             if has_changed(transaction, watched)? || changed.load(Ordering::SeqCst) {
@@ -192,6 +205,7 @@ impl Exec {
             times.clear();
             for request in requests {
                 let started = session.tally.begin(shared, request.command);
+                request.post(transaction, replies.len());
                 let reply = request.reply(session, shared, transaction, used)?;
                 times.push(session.tally.done(started));
                 weight.add(&reply);
@@ -217,6 +231,18 @@ impl<'q> Request<'q> {
         keys_of(self.command.keys, &self.args)
     }
 
+    /// Its message, if it is a PUBLISH: it is sent when the log has the transaction.
+    fn post(&self, transaction: &mut Transaction<'_>, place: usize) {
+        if let (Run::Publish { shard }, [_, channel, payload]) = (self.command.run, &self.args[..]) {
+            transaction.messages.push(Posted {
+                shard,
+                channel: Bytes::copy_from_slice(channel),
+                payload: Bytes::copy_from_slice(payload),
+                queued: Some(place),
+            });
+        }
+    }
+
     /// Its reply if it is about data, else [`Reply::None`].
     fn reply(
         &self,
@@ -232,7 +258,9 @@ impl<'q> Request<'q> {
             _ => return Ok(Reply::None),
         };
         transaction.counts = !self.command.has(flag::WRITE);
-        let reply = match compute(handler, shared, self.database, transaction, &self.args) {
+        let command =
+            |transaction: &mut Transaction<'_>| compute(handler, shared, self.database, transaction, &self.args);
+        let reply = match transaction.whole(command) {
             Err(Fault::Error(text)) => Reply::Error(text),
             reply => reply?,
         };

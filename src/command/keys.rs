@@ -1,6 +1,6 @@
 //! Keys of any type: <https://redis.io/docs/latest/commands/?group=generic>.
 
-mod dump;
+pub(super) mod dump;
 mod expiry;
 mod moving;
 mod object;

@@ -47,6 +47,7 @@ pub mod undeclared;
 pub mod bits;
 mod collections;
 pub mod connection;
+pub mod functions;
 pub mod geo;
 pub mod hashes;
 pub mod highwater;
@@ -253,7 +254,7 @@ impl Command {
 
     /// Whether a request may write. Of a script, only the flag says so that it reads.
     pub fn may_write(&self) -> bool {
-        self.has(flag::WRITE) || (self.is_script() && !self.has(flag::READONLY))
+        self.has(flag::WRITE) || (matches!(self.reads, Reads::Script) && !self.has(flag::READONLY))
     }
 
     pub fn is_script(&self) -> bool {

@@ -45,8 +45,6 @@ pub static COMMANDS: &[Command] = &[
     row("stream", "xrevrange", -4, "5.0.0", "Returns a range of entries, last first."),
     row("stream", "xsetid", -3, "5.0.0", "Sets the last id."),
     row("stream", "xtrim", -4, "5.0.0", "Removes the oldest entries."),
-    row("scripting", "fcall", -3, "7.0.0", "Calls a function."),
-    row("scripting", "fcall_ro", -3, "7.0.0", "Calls a function that only reads."),
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),

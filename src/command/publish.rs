@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::broadcasts::{Counters, Ticket};
 use super::hub::Message;
-use super::session::{Queued, Session};
+use super::session::Session;
 use super::shared::Shared;
 use super::step::{Before, Exec, PendingReply, Step};
 use super::{Args, Reply, Run};
@@ -102,33 +102,47 @@ fn publish(shared: &Shared, channel: &[u8], payload: &[u8], shard: bool) -> Sent
 impl PendingReply {
     /// Whether a message is still to be sent.
     pub(super) fn publishes(&self) -> bool {
-        !self.messages.is_empty() || self.exec.as_ref().is_some_and(|exec| exec.publishes())
+        !self.messages.is_empty()
     }
 
-    /// Sends the messages of scripts, in their order. The error says what became of one that may be
-    /// lost: never that nothing was written, if something was.
-    pub(super) async fn send_messages(&self, shared: &Shared) -> Result<(), Reply> {
+    /// Sends the messages of scripts and of EXEC, in the order in which they were computed. What
+    /// MULTI has queued gets its reply. The error says what became of a script's message that may
+    /// be lost: never that nothing was written, if something was.
+    pub(super) async fn send_messages(&mut self, shared: &Shared) -> Result<(), Reply> {
         let mut away = Vec::new();
-        for message in &self.messages {
-            if let Sent::Away(ticket) = publish(shared, &message.channel, &message.payload, message.shard) {
-                away.push(ticket);
+        for message in std::mem::take(&mut self.messages) {
+            match publish(shared, &message.channel, &message.payload, message.shard) {
+                Sent::Here(receivers) => self.published(message.queued, Reply::Int(receivers as i64)),
+                Sent::Away(ticket) => away.push((message.queued, ticket)),
             }
         }
-        for ticket in away {
-            if let Reply::Error(error) = ticket.reply(shared.service.write_timeout()).await {
-                return Err(match &self.write {
-                    None => Reply::Error(error),
-                    Some(_) => Reply::error(
-                        [
-                            b"UNCERTAIN what the script wrote is in the log, but a message may be lost: ",
-                            &error[..],
-                        ]
-                        .concat(),
-                    ),
-                });
+        let mut lost = None;
+        for (queued, ticket) in away {
+            match ticket.reply(shared.service.write_timeout()).await {
+                Reply::Error(error) if queued.is_none() => lost = lost.or(Some(error)),
+                reply => self.published(queued, reply),
             }
         }
-        Ok(())
+        match (lost, &self.write) {
+            (None, _) => Ok(()),
+            (Some(error), None) => Err(Reply::Error(error)),
+            (Some(error), Some(_)) => Err(Reply::error(
+                [
+                    b"UNCERTAIN what the script wrote is in the log, but a message may be lost: ",
+                    &error[..],
+                ]
+                .concat(),
+            )),
+        }
+    }
+
+    /// A message that MULTI queued has its reply.
+    fn published(&mut self, queued: Option<usize>, reply: Reply) {
+        if let (Some(place), Reply::Array(replies)) = (queued, &mut self.reply)
+            && let Some(its_own) = replies.get_mut(place)
+        {
+            *its_own = reply;
+        }
     }
 }
 
@@ -138,6 +152,7 @@ pub(super) fn receivers(shared: &Shared, message: &Posted) -> usize {
         shard,
         channel,
         payload,
+        queued: _,
     } = message;
     shared.pubsub.hub.receivers(&Message {
         channel,
@@ -151,24 +166,6 @@ impl Exec {
     pub(super) fn publishes(&self) -> bool {
         let mut queued = self.multi.queued.iter();
         queued.any(|queued| matches!(queued.command.run, Run::Publish { .. }))
-    }
-
-    /// Sends the messages of a transaction that is in the log, and puts their replies in their
-    /// places.
-    pub(super) async fn publish(&self, shared: &Shared, replies: &mut [Reply]) {
-        let mut away = Vec::new();
-        for (place, Queued { command, args }) in self.multi.queued.iter().enumerate() {
-            let (Run::Publish { shard }, [_, channel, payload]) = (command.run, &args[..]) else {
-                continue;
-            };
-            match publish(shared, channel, payload, shard) {
-                Sent::Here(receivers) => replies[place] = Reply::Int(receivers as i64),
-                Sent::Away(ticket) => away.push((place, ticket)),
-            }
-        }
-        for (place, ticket) in away {
-            replies[place] = ticket.reply(shared.service.write_timeout()).await;
-        }
     }
 }
 

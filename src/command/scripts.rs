@@ -1,23 +1,27 @@
 //! Scripts: <https://redis.io/docs/latest/commands/?group=scripting>. The interpreter is in
 //! [`crate::script`]; how a script calls commands is in [`host`].
 
-mod host;
+pub(super) mod host;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use self::host::Commands;
 use super::args::{int, is, unknown_subcommand};
 use super::key_specs::access;
+use super::step::{BUSY_FUNCTION, NOT_BUSY};
 use super::undeclared::Used;
 use super::{
     Args, Command, Compatibility, Fault, KeySpec, Outcome, Reads, Reply, Run, ScriptHandler, Session, Shared,
     Transaction, flag, help_of,
 };
 use crate::database::{Turn, Wait};
-use crate::script::{Ended, Job, MEMORY, Script, Sha, Stop, flags};
+use crate::script::{Ended, Job, Kill, MEMORY, Script, Sha, Stop, flags};
 
-const FLAGS: u32 = flag::NOSCRIPT | flag::STALE | flag::SKIP_MONITOR | flag::NO_MANDATORY_KEYS | flag::MOVABLEKEYS;
+pub(super) const FLAGS: u32 =
+    flag::NOSCRIPT | flag::STALE | flag::SKIP_MONITOR | flag::NO_MANDATORY_KEYS | flag::MOVABLEKEYS;
 
 /// What the rows have in common.
 const ROW: Command = Command {
@@ -30,8 +34,8 @@ const ROW: Command = Command {
     ..Command::DEFAULT
 };
 
-const MAY_CHANGE: &[KeySpec] = &[KeySpec::counted(2, access::CHANGES)];
-const READ: &[KeySpec] = &[KeySpec::counted(2, access::READS)];
+pub(super) const MAY_CHANGE: &[KeySpec] = &[KeySpec::counted(2, access::CHANGES)];
+pub(super) const READ: &[KeySpec] = &[KeySpec::counted(2, access::READS)];
 
 /// What differs from Redis for all of these commands.
 const SCRIPTS: Compatibility = Compatibility::Partial(
@@ -161,7 +165,7 @@ const SCRIPT: &[Command] = &[
 
 /// What a short script may take on a thread that serves connections, before it is computed
 /// elsewhere.
-const SHORT: Duration = Duration::from_millis(2);
+pub(super) const SHORT: Duration = Duration::from_millis(2);
 /// What a script may take among those that take a fraction of a second.
 const LARGE: Duration = Duration::from_millis(300);
 
@@ -242,19 +246,41 @@ fn run(mut commands: Commands<'_, '_, '_>, script: Result<Arc<Script>, Reply>, a
     let is_read_only = super::table::find(args[0]).is_some_and(|command| command.has(flag::READONLY));
     commands.is_read_only = is_read_only || script.flags & flags::NO_WRITES != 0;
     let (keys, arguments) = args[3..].split_at(count);
-    let turn = commands.session.pace.turn;
     let job = Job {
         script,
         keys,
         args: arguments,
-        time: match turn {
-            Turn::Short => Some(SHORT),
-            Turn::Large => Some(LARGE),
-            Turn::Long => None,
-        },
+        time: time_of(commands.session.pace.turn),
     };
     let shared = commands.shared.clone();
-    match shared.scripts.run(&mut commands, &job) {
+    let ended = shared.scripts.run(&mut commands, &job);
+    outcome(
+        commands,
+        ended,
+        &script.sha,
+        "Script killed by user with SCRIPT KILL...",
+    )
+}
+
+/// How long a script may run in a turn.
+pub(super) fn time_of(turn: Turn) -> Option<Duration> {
+    match turn {
+        Turn::Short => Some(SHORT),
+        Turn::Large | Turn::Long => Some(LARGE),
+        Turn::Script => None,
+    }
+}
+
+/// What becomes of a script or a function. `name`: what it is called in an error. `killed`: what is
+/// answered if a client stopped it.
+pub(super) fn outcome(
+    mut commands: Commands<'_, '_, '_>,
+    ended: Result<Ended, Bytes>,
+    name: &[u8],
+    killed: &str,
+) -> Outcome {
+    let turn = commands.session.pace.turn;
+    match ended {
         Err(error) => Ok(Reply::Error(error)),
         Ok(Ended::Reply { reply, counted }) => {
             commands.count_errors(counted.then_some(&reply));
@@ -263,19 +289,19 @@ fn run(mut commands: Commands<'_, '_, '_>, script: Result<Arc<Script>, Reply>, a
         Ok(Ended::Stopped(Stop::Host)) => Err(commands.fault.unwrap_or(Fault::Wait(Wait::Changed))),
         Ok(Ended::Stopped(Stop::Late)) => Err(Fault::Wait(Wait::Turn(match turn {
             Turn::Short => Turn::Large,
-            Turn::Large | Turn::Long => Turn::Long,
+            Turn::Large | Turn::Long | Turn::Script => Turn::Script,
         }))),
-        Ok(Ended::Stopped(Stop::Killed)) => Err(stopped(script, "Script killed by user with SCRIPT KILL...")),
+        Ok(Ended::Stopped(Stop::Killed)) => Err(stopped(name, killed)),
         Ok(Ended::Stopped(Stop::Memory)) => Err(stopped(
-            script,
+            name,
             &format!("the script wants more than {MEMORY} bytes of memory; nothing was written."),
         )),
     }
 }
 
-fn stopped(script: &Script, why: &str) -> Fault {
-    let sha = String::from_utf8_lossy(&script.sha);
-    Fault::error(format!("ERR {why} script: {sha}."))
+fn stopped(name: &[u8], why: &str) -> Fault {
+    let name = String::from_utf8_lossy(name);
+    Fault::error(format!("ERR {why} script: {name}."))
 }
 
 // ---- SCRIPT ----
@@ -305,9 +331,10 @@ fn flush(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 }
 
 fn kill(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
-    match shared.scripts.kill(shared.config.busy_reply_threshold()) {
-        true => Ok(Reply::Ok),
-        false => Err("NOTBUSY No scripts in execution right now.".into()),
+    match shared.scripts.kill(false, shared.config.busy_reply_threshold()) {
+        Kill::Killed => Ok(Reply::Ok),
+        Kill::Other => Err(BUSY_FUNCTION.into()),
+        Kill::Nothing => Err(NOT_BUSY.into()),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in
 //! [`super::info`].
 
-mod functions;
 mod observe;
 mod settings;
 mod users;
@@ -110,18 +109,6 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(1); space is freed in the background.",
         summary: "Removes all keys of the database.",
         run: Run::Data(flushdb),
-        ..ROW
-    },
-    Command {
-        name: "function",
-        arity: -2,
-        group: "scripting",
-        since: "7.0.0",
-        complexity: "Depends on the subcommand.",
-        summary: "Commands about libraries of functions.",
-        compatibility: Compatibility::Partial("there are no functions yet: FLUSH and LIST"),
-        run: Run::Container,
-        subcommands: functions::FUNCTION,
         ..ROW
     },
     Command {

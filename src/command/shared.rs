@@ -42,6 +42,8 @@ pub struct Turns {
     /// For commands that take a fraction of a second. They do not wait for longer ones.
     large: Semaphore,
     long: Semaphore,
+    /// For scripts that have run for longer than that. They may never end.
+    scripts: Semaphore,
 }
 
 /// The state of CLIENT PAUSE.
@@ -81,6 +83,7 @@ impl Turns {
         Turns {
             large: Semaphore::new(each),
             long: Semaphore::new(each),
+            scripts: Semaphore::new(each),
         }
     }
 
@@ -90,6 +93,7 @@ impl Turns {
             Turn::Short => return None,
             Turn::Large => &self.large,
             Turn::Long => &self.long,
+            Turn::Script => &self.scripts,
         };
         // The semaphores are never closed. A closed one would let every command run.
         turns.acquire().await.ok()

@@ -15,10 +15,17 @@ use crate::database::Wait;
 use crate::database::transaction::Posted;
 use crate::database::write::{Outstanding, Write};
 use crate::log::LogError;
+use crate::script::Kind;
 use crate::supervise;
 
-/// The reply to a command whose keys a long script has locked.
-const BUSY: &str = "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+/// The reply to a command whose keys a long script has locked, and to a script that waits for a turn
+/// which others do not give back.
+pub(super) const BUSY_SCRIPT: &str =
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+
+pub(super) const BUSY_FUNCTION: &str =
+    "BUSY Redis is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.";
+pub(super) const NOT_BUSY: &str = "NOTBUSY No scripts in execution right now.";
 
 /// What became of a request.
 pub enum Step {
@@ -44,7 +51,7 @@ pub struct PendingReply {
     pub database: u16,
     /// The message that was sent: the topic must have it.
     pub sent: Option<Arc<Ticket>>,
-    /// Messages of scripts, to be sent now.
+    /// Messages of scripts and of EXEC, to be sent now.
     pub messages: Vec<Posted>,
     /// What EXEC ran, so that it can be run again.
     pub exec: Option<Box<Exec>>,
@@ -79,6 +86,8 @@ pub enum Before {
     /// This node new enough, as the read consistency in force asks.
     Fresh(Fresh),
     Unpaused,
+    /// Endless scripts leave no turn to this one.
+    Busy,
     /// The topic of messages ready for this.
     Messages(Need),
     Wait(Wait),
@@ -109,14 +118,11 @@ impl PendingReply {
 
     /// The reply, now that all is in the log. Scripts and transactions send their messages. If one
     /// of a script cannot be sent, that error is the reply.
-    pub(super) async fn finish(self, shared: &Arc<Shared>) -> Reply {
+    pub(super) async fn finish(mut self, shared: &Arc<Shared>) -> Reply {
         let sent = self.send_messages(shared).await;
         let mut reply = self.reply;
         if let Some(ticket) = self.sent {
             reply = ticket.reply(shared.service.write_timeout()).await;
-        }
-        if let (Reply::Array(replies), Some(exec)) = (&mut reply, &self.exec) {
-            exec.publish(shared, replies).await;
         }
         sent.err().unwrap_or(reply)
     }
@@ -147,6 +153,7 @@ impl Before {
                 service.store_caught_up().await
             }
             Before::Fresh(fresh) => fresh.reached(owner, service).await,
+            Before::Busy => Err(busy(shared)),
             Before::Messages(need) => shared.pubsub.provide(need, service.write_timeout()).await,
             Before::Unpaused => {
                 shared.pause.ended().await;
@@ -169,7 +176,7 @@ impl Before {
                         return Ok(());
                     }
                     if shared.scripts.is_busy(patience) {
-                        return Err(Fault::error(BUSY));
+                        return Err(busy(shared));
                     }
                 }
             }
@@ -197,6 +204,14 @@ impl Before {
                     })
             }
         }
+    }
+}
+
+/// The error names what stops that which has been running for the longest time.
+fn busy(shared: &Shared) -> Fault {
+    match shared.scripts.longest(shared.config.busy_reply_threshold()) {
+        Some((Kind::Function { .. }, _)) => BUSY_FUNCTION.into(),
+        Some((Kind::Script, _)) | None => BUSY_SCRIPT.into(),
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, lists,
-    not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
+    Command, CommandStats, bits, connection, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
+    lists, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -29,6 +29,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Transactions", transactions::COMMANDS),
     ("Pub/sub", pubsub::COMMANDS),
     ("Scripts", scripts::COMMANDS),
+    ("Functions", functions::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
     ("Introspection", introspection::COMMANDS),

@@ -15,12 +15,14 @@ use super::step::{Before, Step, refused};
 use super::table::CommandEntry;
 use super::{Args, Fault, ScriptHandler};
 use crate::database::Wait;
-use crate::database::transaction::Keys as Locks;
+use crate::database::transaction::{Keys as Locks, Moment, View};
 
 /// Runs that may use further keys. The one after them locks all keys.
 const MISSES: usize = 3;
 /// A run that uses more further keys is in vain: the next one locks all keys.
 const MOST_FOUND: usize = 4_096;
+/// Runs at once that have read what was not there at one time. After them, others go first.
+const MOMENTS: usize = 8;
 /// So many locked keys are looked through one by one.
 const FEW: usize = 8;
 
@@ -87,6 +89,8 @@ pub struct Undeclared {
     all: bool,
     misses: usize,
     pub wants_store: bool,
+    /// Runs that have read what was not there at one time.
+    moments: usize,
 }
 
 impl Undeclared {
@@ -99,7 +103,7 @@ impl Undeclared {
     pub fn locks<'k>(&self, keys: &'k [&'k [u8]]) -> Locks<'k> {
         match self.locks_all() {
             true => Locks::All,
-            false => Locks::AtOnce(keys),
+            false => Locks::Some(keys),
         }
     }
 
@@ -123,7 +127,7 @@ impl Undeclared {
     }
 
     /// A run is over. True if it is worth another one at once.
-    pub fn learn(&mut self, used: UsedMore) -> bool {
+    pub fn learn(&mut self, used: UsedMore, moment: &Moment) -> bool {
         let UsedMore {
             found,
             all,
@@ -134,7 +138,8 @@ impl Undeclared {
         self.all |= all;
         self.found.extend(found);
         self.wants_store = wants_store;
-        more && !wants_store
+        self.moments += usize::from(moment.lost);
+        (more || moment.lost && self.moments < MOMENTS) && !wants_store
     }
 }
 
@@ -192,17 +197,21 @@ pub(super) fn compute_script(
     let declared = keys_of(command.keys, args);
     let writes = command.may_write();
     let owner = session.outstanding.clone();
-    let mut undeclared = Undeclared::default();
+    let (mut undeclared, mut moment) = (Undeclared::default(), Moment::default());
     loop {
         let keys: KeyList<'_> = declared.iter().copied().chain(undeclared.found()).collect();
         let locks = match writes {
             true => undeclared.locks(&keys),
-            false => Locks::FoundReads,
+            false => Locks::Unlocked,
         };
         let view = view(session, shared, writes);
+        if view == View::Pending {
+            // What is under way is not seen as it is at one moment.
+            return Step::Before(Before::Wait(Wait::Own));
+        }
         let mut used = undeclared.run(&keys, writes, store_is_whole);
         let (service, pace) = (&shared.service, session.pace);
-        let computed = service.transact_at(pace, &owner, locks, view, |transaction| {
+        let computed = service.transact_of_moment(pace, &owner, (locks, view), Some(&mut moment), |transaction| {
             let reply = handler(session, shared, transaction, &mut used, database, args)?;
             used.check()?;
             Ok(reply)
@@ -211,7 +220,7 @@ pub(super) fn compute_script(
         drop(keys);
         // A script that was stopped is not run again.
         let is_over = matches!(computed, Err(Fault::Error(_)));
-        if undeclared.learn(used) && !is_over {
+        if undeclared.learn(used, &moment) && !is_over {
             continue;
         }
         if undeclared.wants_store && !is_over {

@@ -105,8 +105,8 @@ impl Index {
                 keys.forget(&record.key, record.at.partition);
                 return;
             }
-            // The target names its own.
-            Payload::Control(Control::Features(_)) => return,
+            // The target names its own. Libraries go with FUNCTION DUMP and FUNCTION RESTORE.
+            Payload::Control(Control::Features(_) | Control::Function(_)) => return,
             Payload::Key(None) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
             Payload::Control(Control::Unknown) => Found::Unreadable,

@@ -18,7 +18,7 @@ use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
 use super::{Partition, Service, Status, now_ms, preload, source};
 use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
-use crate::model::{Change, Control, ElementName, Payload, Value};
+use crate::model::{Change, Control, ElementName, Payload, Value, function_of};
 use crate::store::{Checkpoint, PartitionPosition, StoreError};
 use crate::supervise;
 
@@ -165,6 +165,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
             continue;
         }
         service.databases[database as usize].features.restore(&known.features);
+        service.databases[database as usize].functions.restore(&known.functions);
         for (&partition, position) in &known.partitions {
             let at = TopicPartition { database, partition };
             if let Some(partition) = service.partition(&at) {
@@ -606,6 +607,11 @@ impl Applier {
             }
             Payload::Control(Control::Flush) => self.service.show_flush(change.database, At::of(&change), false),
             Payload::Control(Control::Features(features)) => database.features.meet(At::of(&change), features),
+            Payload::Control(Control::Function(text)) => {
+                if let Some(library) = function_of(&change.key) {
+                    database.functions.meet(At::of(&change), library, text.as_ref());
+                }
+            }
             Payload::Control(Control::Unknown) => {}
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {

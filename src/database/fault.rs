@@ -75,6 +75,8 @@ pub enum Turn {
     Large,
     /// Elsewhere, for as long as it takes.
     Long,
+    /// As `Long`, for a script that has run for long. It may never end.
+    Script,
 }
 
 impl Turn {
@@ -83,7 +85,7 @@ impl Turn {
         match self {
             Turn::Short => SHORT_WORK,
             Turn::Large => LARGE_WORK,
-            Turn::Long => usize::MAX,
+            Turn::Long | Turn::Script => usize::MAX,
         }
     }
 }

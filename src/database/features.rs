@@ -12,12 +12,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::fault::{Fault, Wait};
+use super::functions;
 use super::transaction::{Keys, View, known};
 use super::write::Item;
 use super::{Service, Transaction};
 use crate::database::hot::At;
 use crate::log::{ProduceError, Read, TopicPartition};
-use crate::model::{FEATURES_KEY, Features};
+use crate::model::{FEATURES_KEY, FUNCTION, Features};
 
 /// What one topic uses, as far as this node knows.
 #[derive(Default)]
@@ -97,6 +98,11 @@ impl Service {
             return Ok(());
         }
         for item in items {
+            if let Item::Function { .. } = item
+                && !self.has_feature(item.database(), functions::PARTITION, FUNCTION)
+            {
+                return Err(Fault::Wait(Wait::Feature(item.database(), FUNCTION)));
+            }
             let (Item::Key { database, key, .. }, Some(state)) = (item, item.state()) else {
                 continue;
             };

@@ -27,6 +27,7 @@ mod expired;
 mod fault;
 mod features;
 pub mod flushed;
+pub mod functions;
 pub mod hot;
 pub mod orphans;
 mod own;
@@ -55,7 +56,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::log::{Batch, Completion, Condition, Log, ProduceError, Record, TopicPartition};
-use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, home_key, is_reserved};
+use crate::model::{Change, Control, Entry, FEATURES_KEY, Payload, State, Value, function_key, home_key, is_reserved};
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::striped::Striped;
 use crate::supervise;
@@ -213,6 +214,8 @@ pub struct Database {
     /// Keys that are being read together. A record that becomes visible meanwhile may be in one
     /// group with others of them.
     snapshots: Watches,
+    /// Keys that scripts have read: whatever becomes visible of them counts.
+    moments: Watches,
     /// Set when the topic is known to exist.
     topic: OnceLock<Topic>,
     /// The source that the store is filled from.
@@ -224,6 +227,7 @@ pub struct Database {
     /// What its topic uses of the format.
     features: TopicFeatures,
     contention: Contention,
+    functions: functions::Libraries,
 }
 
 /// What every write needs to know about a topic, kept here so that the log is not asked each time.
@@ -262,12 +266,14 @@ impl Database {
             elements: Elements::new(budget),
             watches: Watches::default(),
             snapshots: Watches::default(),
+            moments: Watches::default(),
             topic: OnceLock::new(),
             source: Mutex::default(),
             copies: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             features: TopicFeatures::default(),
             contention: Contention::default(),
+            functions: functions::Libraries::default(),
         }
     }
 
@@ -281,6 +287,7 @@ impl Database {
         self.hot.forget_all();
         self.elements.forget_all();
         self.features.forget();
+        self.functions.forget();
         for partition in self.partitions() {
             for offset in [
                 &partition.acknowledged,
@@ -775,6 +782,11 @@ impl Service {
                         Payload::Control(Control::Features(features)),
                     );
                 }
+                Item::Function { library, text } => {
+                    let (key, payload) = (function_key(library), Control::Function(text.clone()));
+                    let payload = Payload::Control(payload);
+                    add(item, functions::DATABASE, functions::PARTITION, key, payload);
+                }
             }
         }
         (records, of_each)
@@ -816,6 +828,10 @@ impl Service {
                     self.databases[number as usize].flushes.fetch_add(1, Ordering::Relaxed);
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
+                }
+                Item::Function { .. } => {
+                    let database = &self.databases[functions::DATABASE as usize];
+                    database.functions.pend(&write);
                 }
                 Item::Tombstone { .. } | Item::Features { .. } => {}
             }

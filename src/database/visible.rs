@@ -121,6 +121,7 @@ impl Service {
         if in_group {
             of.snapshots.changed(key);
         }
+        of.moments.changed(key);
         if is_new && changes {
             self.tell(database, key, is_there, at, true);
         }
@@ -142,6 +143,7 @@ impl Service {
         let Applied { insert, ahead } = applied;
         if of.hot.apply(key, at, entry, insert, ahead) {
             of.snapshots.changed(key);
+            of.moments.changed(key);
             if changes {
                 of.watches.changed(key);
                 self.tell(database, key, is_there, at, false);
@@ -168,6 +170,7 @@ impl Service {
         if in_group {
             of.snapshots.changed(key);
         }
+        of.moments.changed(key);
         if is_new {
             self.tell(database, key, true, at, true);
         }
@@ -187,6 +190,7 @@ impl Service {
         if of.elements.apply(record_key, at, value, insert, stored) {
             let key = home_key(record_key);
             of.snapshots.changed(key);
+            of.moments.changed(key);
             of.watches.changed(key);
             self.tell(database, key, true, at, false);
         }
@@ -201,6 +205,7 @@ impl Service {
         let unaffected: HashSet<Bytes> = of.watches.watched().into_iter().filter(absent).collect();
         if of.hide_before(at) {
             of.snapshots.flushed(|_| true);
+            of.moments.flushed(|_| true);
             of.watches.flushed(|key| !unaffected.contains(key));
             self.listeners.tell(&Event {
                 database,

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::Service;
+use super::functions;
 use super::hot::At;
 use super::visible::Shown;
 use crate::log::{Appended, Completion, ProduceError};
@@ -42,23 +43,27 @@ pub enum Item {
         partition: u32,
         features: Features,
     },
+    /// Changes a library of functions; `None` deletes it. See [`super::functions`].
+    Function { library: Bytes, text: Option<Bytes> },
 }
 
 impl Item {
     pub fn database(&self) -> u16 {
-        let (Item::Key { database, .. }
-        | Item::Element { database, .. }
-        | Item::Flush { database }
-        | Item::Tombstone { database, .. }
-        | Item::Features { database, .. }) = self;
-        *database
+        match self {
+            Item::Key { database, .. }
+            | Item::Element { database, .. }
+            | Item::Flush { database }
+            | Item::Tombstone { database, .. }
+            | Item::Features { database, .. } => *database,
+            Item::Function { .. } => functions::DATABASE,
+        }
     }
 
     /// The key of its record, if that is a user's or an element's.
     pub fn name(&self) -> Option<(u16, &Bytes)> {
         match self {
             Item::Key { database, key, .. } | Item::Element { database, key, .. } => Some((*database, key)),
-            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } | Item::Function { .. } => None,
         }
     }
 
@@ -69,7 +74,11 @@ impl Item {
                 let name = ElementName::parse(key)?;
                 Some((*database, key.slice(..key.len() - name.sub_key.len())))
             }
-            Item::Key { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+            Item::Key { .. }
+            | Item::Flush { .. }
+            | Item::Tombstone { .. }
+            | Item::Features { .. }
+            | Item::Function { .. } => None,
         };
         collection(self).is_some_and(|own| collection(other) == Some(own))
     }
@@ -78,7 +87,11 @@ impl Item {
     pub fn state(&self) -> Option<&State> {
         match self {
             Item::Key { state, .. } => state.as_ref(),
-            Item::Element { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+            Item::Element { .. }
+            | Item::Flush { .. }
+            | Item::Tombstone { .. }
+            | Item::Features { .. }
+            | Item::Function { .. } => None,
         }
     }
 
@@ -87,6 +100,7 @@ impl Item {
         match self {
             Item::Key { state, .. } => state.as_ref().map_or(0, |state| state.value.bytes()),
             Item::Element { element, .. } => element.as_ref().map_or(0, |element| element.bytes().len()),
+            Item::Function { text, .. } => text.as_ref().map_or(0, Bytes::len),
             Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => 0,
         }
     }
@@ -95,7 +109,11 @@ impl Item {
     pub fn element_value(&self) -> Option<Value> {
         match self {
             Item::Element { element, .. } => element.clone().map(Value::Element),
-            Item::Key { .. } | Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => None,
+            Item::Key { .. }
+            | Item::Flush { .. }
+            | Item::Tombstone { .. }
+            | Item::Features { .. }
+            | Item::Function { .. } => None,
         }
     }
 }
@@ -213,6 +231,11 @@ impl Write {
                     database.features.meet(place, features);
                     database.acknowledged(place);
                 }
+                Item::Function { library, text } => {
+                    let database = &self.service.databases[functions::DATABASE as usize];
+                    database.functions.meet(place, library, text.as_ref());
+                    database.acknowledged(place);
+                }
             }
         }
         // A state that was forgotten meanwhile must not come back.
@@ -222,7 +245,7 @@ impl Write {
                 match item {
                     Item::Key { key, .. } => database.hot.forget_key(key),
                     Item::Element { .. } => database.elements.forget_all(),
-                    Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => {}
+                    Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } | Item::Function { .. } => {}
                 }
             }
         }
@@ -264,7 +287,7 @@ impl Write {
             match item {
                 Item::Key { key, .. } => drop(database.hot.resolve(key, self, None)),
                 Item::Element { key, .. } => drop(database.elements.resolve(key, self, None, 0)),
-                Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => {}
+                Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } | Item::Function { .. } => {}
             }
         }
     }

@@ -608,7 +608,7 @@ impl Buffer {
                 self.last_run().flush = Some(change);
                 return;
             }
-            Payload::Control(Control::Features(_) | Control::Unknown) => return,
+            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown) => return,
         }
         let new = change_bytes(&change);
         let name = Name::new(change.database, change.key.clone());
@@ -895,6 +895,7 @@ impl Upkeep {
             let of_database = of_database.or_insert_with(|| DatabaseCheckpoint {
                 source,
                 features: service.databases[at.database as usize].features.all(),
+                functions: service.databases[at.database as usize].functions.stored(),
                 partitions: BTreeMap::new(),
             });
             of_database.partitions.insert(at.partition, position);

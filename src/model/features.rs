@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::Collection;
+use super::{Collection, FUNCTION};
 
 /// Key of the record that names the features that its partition's topic uses.
 pub const FEATURES_KEY: &[u8; 19] = b"\0highwater:features";
@@ -21,7 +21,7 @@ pub const SPLIT: &str = "split";
 /// A feature that this version knows. One for each type: a node that does not know a type cannot
 /// show its keys.
 pub fn is_known(feature: &str) -> bool {
-    feature == SPLIT || Collection::ALL.iter().any(|of| of.name() == feature)
+    feature == SPLIT || feature == FUNCTION || Collection::ALL.iter().any(|of| of.name() == feature)
 }
 
 /// Names of features.
@@ -43,7 +43,7 @@ impl Features {
     /// All that this version knows.
     pub fn known() -> Features {
         let types = Collection::ALL.iter().map(|of| of.name());
-        Features(types.chain([SPLIT]).map(str::to_owned).collect())
+        Features(types.chain([SPLIT, FUNCTION]).map(str::to_owned).collect())
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -10,6 +10,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 mod features;
+mod functions;
 mod msgpack;
 mod packed;
 mod split;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
+pub use functions::{FUNCTION, FUNCTION_KEY, function_key, function_of};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Split, Version, home_key, is_control};
 pub use tree::{Item, PlaceOf, Sought, Tree};
@@ -208,6 +210,8 @@ pub enum Control {
     Flush,
     /// What the topic uses from here on.
     Features(Features),
+    /// The text of the library that the key names ([`function_of`]); `None`: it is deleted.
+    Function(Option<Bytes>),
     /// Nothing that this version understands: from a newer one, or from a producer that does not
     /// know that the key is reserved.
     Unknown,
@@ -235,6 +239,7 @@ impl Payload {
         match self {
             Payload::Key(state) => state.as_ref().map_or(0, |state| state.value.bytes()),
             Payload::Control(Control::Features(features)) => features.to_string().len(),
+            Payload::Control(Control::Function(text)) => text.as_ref().map_or(0, Bytes::len),
             Payload::Control(Control::Flush | Control::Unknown) => 0,
         }
     }

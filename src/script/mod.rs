@@ -14,6 +14,7 @@ mod bits;
 mod control;
 mod convert;
 mod engine;
+mod functions;
 mod json;
 mod library;
 mod msgpack;
@@ -26,7 +27,8 @@ mod structs;
 mod texts;
 
 pub use self::control::{Control, Stop};
-pub use self::engine::{Engine, Job};
+pub use self::engine::{Call, Engine, Job, Kill, Kind};
+pub use self::functions::{Index, Library, Refused, Registered, metadata};
 pub use self::sha1::{Sha, sha1_hex};
 pub use self::state::{Ended, Host, Level, MEMORY};
 pub use self::texts::{Script, Scripts, flags};

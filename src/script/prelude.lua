@@ -6,14 +6,15 @@
 --
 -- Only locals are used here: a script cannot reach them.
 
-local native, stock, libraries = ...
+local native, stock, libraries, loads = ...
 
 local error, type, tostring, select = stock.error, stock.type, stock.tostring, stock.select
 local next, pairs, rawget, rawset = stock.next, stock.pairs, stock.rawget, stock.rawset
 local getmetatable, setmetatable = stock.getmetatable, stock.setmetatable
 local pcall, xpcall, load, loadstring = stock.pcall, stock.xpcall, stock.load, stock.loadstring
-local collectgarbage, unpack = stock.collectgarbage, stock.unpack
+local collectgarbage, unpack, setfenv = stock.collectgarbage, stock.unpack, stock.setfenv
 local resume, concat, gsub = stock.coroutine.resume, stock.table.concat, stock.string.gsub
+local stock_find, lower = stock.string.find, stock.string.lower
 local check, translate, place = native.check, native.translate, native.place
 
 local READ_ONLY = 'Attempt to modify a readonly table'
@@ -251,9 +252,13 @@ end
 local scripts = protect(globals, locked)
 globals._G = scripts
 
+local function nonexistent(name)
+  error("Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 3)
+end
+
 setmetatable(globals, {
   __index = function(_, name)
-    error("Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 2)
+    nonexistent(name)
   end,
 })
 
@@ -268,7 +273,8 @@ local function failed(err)
   end
   local source, line = place()
   if type(err) ~= 'table' then
-    local text = gsub(tostring(err), '^prelude:%d+: ', line and 'user_script:' .. line .. ': ' or '')
+    local caller = line and gsub(source, '^@', '') .. ':' .. line .. ': ' or ''
+    local text = gsub(tostring(err), '^prelude:%d+: ', caller)
     return { err = 'ERR ' .. text, source = source, line = line }
   end
   return {
@@ -291,7 +297,165 @@ local function clean()
   end
 end
 
+-- ---- libraries of functions ----
+
+-- What the library that is being loaded has registered.
+local registered
+
+local function refused(text)
+  error({ err = 'ERR ' .. text }, 0)
+end
+
+local bits = {
+  ['no-writes'] = 1, ['allow-oom'] = 2, ['allow-stale'] = 4, ['no-cluster'] = 8,
+  ['allow-cross-slot-keys'] = 16,
+}
+
+local function is_text(value)
+  return type(value) == 'string' or type(value) == 'number'
+end
+
+local function flags_of(names)
+  if type(names) ~= 'table' then
+    refused('flags argument to redis.register_function must be a table representing function flags')
+  end
+  local flags, met = 0, {}
+  for place = 1, #names do
+    local bit = bits[names[place]]
+    if not bit then
+      refused('unknown flag given')
+    elseif not met[bit] then
+      met[bit], flags = true, flags + bit
+    end
+  end
+  return flags
+end
+
+local function named(given)
+  local of = { flags = 0 }
+  for key, value in next, given do
+    if not is_text(key) then
+      refused('named argument key given to redis.register_function is not a string')
+    end
+    key = lower(tostring(key))
+    if key == 'function_name' or key == 'description' then
+      if not is_text(value) then
+        refused(key .. ' argument given to redis.register_function must be a string')
+      end
+      of[key] = tostring(value)
+    elseif key == 'callback' then
+      if type(value) ~= 'function' then
+        refused('callback argument given to redis.register_function must be a function')
+      end
+      of.callback = value
+    elseif key == 'flags' then
+      of.flags = flags_of(value)
+    else
+      refused('unknown argument given to redis.register_function')
+    end
+  end
+  if not of.function_name then
+    refused('redis.register_function must get a function name argument')
+  elseif not of.callback then
+    refused('redis.register_function must get a callback argument')
+  end
+  return of
+end
+
+function loads.register_function(...)
+  local count, first, second = select('#', ...), ...
+  local of
+  if not registered then
+    refused('redis.register_function can only be called on FUNCTION LOAD command')
+  elseif count < 1 or count > 2 then
+    refused('wrong number of arguments to redis.register_function')
+  elseif count == 1 then
+    if type(first) ~= 'table' then
+      refused('calling redis.register_function with a single argument is only applicable to Lua table '
+        .. '(representing named arguments).')
+    end
+    of = named(first)
+  elseif not is_text(first) then
+    refused('first argument to redis.register_function must be a string')
+  elseif type(second) ~= 'function' then
+    refused('second argument to redis.register_function must be a function')
+  else
+    of = { function_name = tostring(first), callback = second, flags = 0 }
+  end
+  if not stock_find(of.function_name, '^[%w_]+$') then
+    refused('Library names can only contain letters, numbers, or underscores(_) '
+      .. 'and must be at least one character long')
+  end
+  for _, other in next, registered do
+    if other.function_name == of.function_name then
+      refused('Function already exists in the library')
+    end
+  end
+  registered[#registered + 1] = of
+end
+
+-- A table that has nothing but this.
+local function only(within)
+  local empty = {}
+  real[empty] = within
+  return setmetatable(empty, {
+    __index = function(_, name)
+      local value = rawget(within, name)
+      if value == nil then
+        nonexistent(name)
+      end
+      return value
+    end,
+    __newindex = refuse,
+    __metatable = locked,
+  })
+end
+
+local while_loading = { redis = only(loads) }
+
+-- Loads a library. While that lasts, it finds nothing but what registers functions. Its functions
+-- find what scripts find.
+local function load_library(chunk)
+  clean()
+  local within = while_loading
+  local env = {}
+  real[env] = globals
+  setmetatable(env, {
+    __index = function(_, name)
+      local value = rawget(within, name)
+      if value == nil then
+        nonexistent(name)
+      end
+      return value
+    end,
+    __newindex = refuse,
+    __metatable = locked,
+  })
+  setfenv(chunk, env)
+  registered = {}
+  local ok, result = xpcall(chunk, failed)
+  if ok then
+    result = registered
+  end
+  registered = nil
+  within = globals
+  clean()
+  return ok, result
+end
+
+local function call(callback, keys, arguments)
+  -- What was stopped may not have been cleaned up after.
+  clean()
+  registered = nil
+  local ok, result = xpcall(function()
+    return callback(keys, arguments)
+  end, failed)
+  clean()
+  return ok, result
+end
+
 local function run(script, keys, arguments)
+  registered = nil
   -- A script that was stopped may not have been cleaned up after.
   clean()
   globals.KEYS, globals.ARGV = keys, arguments
@@ -301,4 +465,4 @@ local function run(script, keys, arguments)
   return ok, result
 end
 
-return scripts, run
+return scripts, run, load_library, call

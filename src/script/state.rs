@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::control::{Control, Stop};
 use super::convert::{self, to_lua};
+use super::functions::Functions;
 use super::library::{Answer, PRELUDE, Problem, add, bad, error_table, number, stopped, string, text, translate};
 use super::random::Random;
 use super::sha1::{Sha, sha1_hex};
@@ -58,10 +59,17 @@ pub enum Ended {
 }
 
 pub struct State {
-    lua: Lua,
+    pub(super) lua: Lua,
     control: Arc<Control>,
     /// Runs a compiled script: `run(script, keys, arguments)`.
     run: Function,
+    /// Loads a compiled library, and calls a function: `call(function, keys, arguments)`.
+    pub(super) load: Function,
+    pub(super) call: Function,
+    /// The table `redis` of a library that is being loaded.
+    loads: Table,
+    /// The functions of loaded libraries, by the digest of the library's text.
+    pub(super) libraries: HashMap<Sha, Functions>,
     /// The scripts' table `redis`, whose `call` and the like are set for each run.
     redis: Table,
     compiled: HashMap<Sha, Function>,
@@ -79,6 +87,8 @@ impl State {
         let (json, version) = (json::Shared::default(), Arc::default());
         let native = native(&lua, &control, &random)?;
         let redis = redis(&lua, redis_version, &version)?;
+        let loads = lua.create_table()?;
+        constants(&loads, redis_version, LEVELS)?;
         let all = lua.create_table()?;
         all.raw_set("redis", &redis)?;
         all.raw_set("cjson", json::table(&lua, &json, &control, MEMORY)?)?;
@@ -87,7 +97,8 @@ impl State {
         all.raw_set("bit", bits::table(&lua)?)?;
         let stock = lua.globals();
         let prelude = lua.load(include_str!("prelude.lua")).set_name(PRELUDE);
-        let (globals, run) = prelude.call::<(Table, Function)>((native, stock, all))?;
+        let offered = (native, stock, all, &loads);
+        let (globals, run, load, call) = prelude.call::<(Table, Function, Function, Function)>(offered)?;
         lua.set_globals(globals)?;
         let hook = control.clone();
         lua.set_global_hook(HookTriggers::new().every_nth_instruction(INSTRUCTIONS), move |_, _| {
@@ -98,6 +109,10 @@ impl State {
             lua,
             control,
             run,
+            load,
+            call,
+            loads,
+            libraries: HashMap::new(),
             redis,
             compiled: HashMap::new(),
             json,
@@ -145,6 +160,10 @@ impl State {
     /// Runs a script that has begun ([`Control::begin`]).
     pub fn run(&mut self, host: &mut dyn Host, script: &Script, keys: &[&[u8]], args: &[&[u8]]) -> Ended {
         let ended = self.try_run(host, script, keys, args);
+        self.outcome(ended)
+    }
+
+    pub(super) fn outcome(&self, ended: mlua::Result<Ended>) -> Ended {
         if let Some(stop) = self.control.stopped() {
             return Ended::Stopped(stop);
         }
@@ -167,21 +186,27 @@ impl State {
                 });
             }
         };
+        let (keys, args) = (self.list(keys)?, self.list(args)?);
+        let (ok, result) = self.with_host(host, || self.run.call::<(bool, Value)>((function, keys, args)))?;
+        self.ended(&script.sha, ok, &result)
+    }
+
+    pub(super) fn list(&self, items: &[&[u8]]) -> mlua::Result<Table> {
+        let table = self.lua.create_table_with_capacity(items.len(), 0)?;
+        for (place, item) in items.iter().enumerate() {
+            table.raw_set(place + 1, self.lua.create_string(item)?)?;
+        }
+        Ok(table)
+    }
+
+    /// Runs what acts on this host. Nothing of an earlier run is left.
+    pub(super) fn with_host<T>(&self, host: &mut dyn Host, run: impl FnOnce() -> mlua::Result<T>) -> mlua::Result<T> {
         *self.json.lock() = json::Settings::default();
         *self.version.lock() = Version::Resp2;
         *self.random.lock() = Random::seeded(rand::random());
-        let lua = &self.lua;
-        let list = |items: &[&[u8]]| {
-            let table = lua.create_table_with_capacity(items.len(), 0)?;
-            for (place, item) in items.iter().enumerate() {
-                table.raw_set(place + 1, lua.create_string(item)?)?;
-            }
-            Ok::<_, mlua::Error>(table)
-        };
-        let (keys, args) = (list(keys)?, list(args)?);
         let host = std::cell::RefCell::new(host);
         let (control, version) = (&self.control, &self.version);
-        let (ok, result) = lua.scope(|scope| {
+        self.lua.scope(|scope| {
             for (name, raises) in [("call", true), ("pcall", false)] {
                 let host = &host;
                 let function = scope.create_function(move |lua, args: Variadic<Value>| {
@@ -202,13 +227,14 @@ impl State {
                 let mut host = of_log.try_borrow_mut().map_err(|_| mlua::Error::RecursiveMutCallback)?;
                 log(lua, &mut **host, &args).map_err(|problem| problem.raise(lua))
             })?;
-            self.redis.raw_set("log", log)?;
-            self.run.call::<(bool, Value)>((function, keys, args))
-        })?;
-        self.ended(script, ok, &result)
+            self.redis.raw_set("log", &log)?;
+            self.loads.raw_set("log", log)?;
+            run()
+        })
     }
 
-    fn ended(&self, script: &Script, ok: bool, result: &Value) -> mlua::Result<Ended> {
+    /// `name`: what it is called in the texts of errors.
+    pub(super) fn ended(&self, name: &[u8], ok: bool, result: &Value) -> mlua::Result<Ended> {
         let counts =
             |table: &Table| Ok::<_, mlua::Error>(!table.raw_get::<Value>("ignore_error_stats_update")?.is_nil());
         if ok {
@@ -235,7 +261,7 @@ impl State {
         };
         if let (Value::String(source), Value::Integer(line)) = (failed.raw_get("source")?, failed.raw_get("line")?) {
             error.extend_from_slice(b" script: ");
-            error.extend_from_slice(&script.sha);
+            error.extend_from_slice(name);
             error.extend_from_slice(b", on ");
             error.extend_from_slice(&source.as_bytes());
             error.extend_from_slice(format!(":{line}.").as_bytes());
@@ -308,25 +334,35 @@ fn next_random(lua: &Lua, args: &[Value], fraction: f64) -> Answer {
     Ok(vec![Value::Number((fraction * (high - low + 1.0)).floor() + low)])
 }
 
+const LEVELS: &[(&str, u32)] = &[
+    ("LOG_DEBUG", 0),
+    ("LOG_VERBOSE", 1),
+    ("LOG_NOTICE", 2),
+    ("LOG_WARNING", 3),
+];
+const REPLICATION: &[(&str, u32)] = &[
+    ("REPL_NONE", 0),
+    ("REPL_AOF", 1),
+    ("REPL_SLAVE", 2),
+    ("REPL_REPLICA", 2),
+    ("REPL_ALL", 3),
+];
+
+/// Adds these numbers and the version of Redis.
+fn constants(table: &Table, version: &str, numbers: &[(&str, u32)]) -> mlua::Result<()> {
+    for (name, number) in numbers {
+        table.raw_set(*name, *number)?;
+    }
+    let parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    table.raw_set("REDIS_VERSION", version)?;
+    table.raw_set("REDIS_VERSION_NUM", parts.fold(0, |number, part| number << 8 | part))
+}
+
 /// The table `redis`, but for what the host does.
 fn redis(lua: &Lua, version: &str, resp: &Arc<Mutex<Version>>) -> mlua::Result<Table> {
     let redis = lua.create_table()?;
-    for (name, number) in [
-        ("LOG_DEBUG", 0),
-        ("LOG_VERBOSE", 1),
-        ("LOG_NOTICE", 2),
-        ("LOG_WARNING", 3),
-        ("REPL_NONE", 0),
-        ("REPL_AOF", 1),
-        ("REPL_SLAVE", 2),
-        ("REPL_REPLICA", 2),
-        ("REPL_ALL", 3),
-    ] {
-        redis.raw_set(name, number)?;
-    }
-    let parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    redis.raw_set("REDIS_VERSION", version)?;
-    redis.raw_set("REDIS_VERSION_NUM", parts.fold(0, |number, part| number << 8 | part))?;
+    constants(&redis, version, LEVELS)?;
+    constants(&redis, version, REPLICATION)?;
     add(lua, &redis, "sha1hex", |lua, args| {
         let [_] = args else {
             return Err(raises("ERR wrong number of arguments"));

@@ -1,7 +1,7 @@
 //! The texts of scripts: the line that may say how a script is to be run, and which scripts a node
 //! knows by their digest.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,8 +14,11 @@ use super::sha1::{Sha, sha1_hex};
 const MOST_EVALUATED: usize = 500;
 /// Most bytes of their texts.
 const MOST_EVALUATED_BYTES: usize = 16 << 20;
-/// Most bytes of scripts that SCRIPT LOAD made known. They are not forgotten.
+/// Most scripts that SCRIPT LOAD made known, and most bytes of them. They are not forgotten.
+const MOST_LOADED: usize = 100_000;
 const MOST_LOADED_BYTES: usize = 256 << 20;
+/// What a script takes besides its text.
+const SCRIPT: usize = 512;
 
 /// Flags of a script, as its first line names them.
 pub mod flags {
@@ -94,9 +97,10 @@ pub struct Scripts {
 #[derive(Default)]
 struct Known {
     by_sha: HashMap<Sha, Kept>,
-    /// Of scripts that EVAL made known.
-    evaluated: usize,
+    /// Of scripts that EVAL made known: when each was used last.
+    evaluated: BTreeMap<u64, Sha>,
     evaluated_bytes: usize,
+    loaded: usize,
     loaded_bytes: usize,
     uses: u64,
 }
@@ -122,14 +126,17 @@ impl Scripts {
     /// Makes a script known that could be compiled.
     pub fn keep(&self, script: &Arc<Script>, bytes: usize, loaded: bool) -> Result<(), Vec<u8>> {
         let mut known = self.known.lock();
-        let used = known.next_use();
-        if loaded && known.loaded_bytes + bytes > MOST_LOADED_BYTES {
-            return Err(format!("ERR scripts may have at most {MOST_LOADED_BYTES} bytes together").into());
-        }
+        let (used, bytes) = (known.next_use(), bytes + SCRIPT);
         if let Some(before) = known.by_sha.get(&script.sha)
             && (before.loaded || !loaded)
         {
             return Ok(());
+        }
+        if loaded && (known.loaded >= MOST_LOADED || known.loaded_bytes + bytes > MOST_LOADED_BYTES) {
+            return Err(format!(
+                "ERR at most {MOST_LOADED} scripts can be loaded, of {MOST_LOADED_BYTES} bytes together; SCRIPT FLUSH forgets them"
+            )
+            .into());
         }
         known.forget(&script.sha);
         let kept = Kept {
@@ -139,9 +146,10 @@ impl Scripts {
             used,
         };
         if loaded {
+            known.loaded += 1;
             known.loaded_bytes += bytes;
         } else {
-            known.evaluated += 1;
+            known.evaluated.insert(used, script.sha);
             known.evaluated_bytes += bytes;
         }
         known.by_sha.insert(script.sha, kept);
@@ -153,7 +161,12 @@ impl Scripts {
     pub fn find(&self, sha: &Sha) -> Option<Arc<Script>> {
         let mut known = self.known.lock();
         let used = known.next_use();
-        let kept = known.by_sha.get_mut(sha)?;
+        let Known { by_sha, evaluated, .. } = &mut *known;
+        let kept = by_sha.get_mut(sha)?;
+        if !kept.loaded {
+            evaluated.remove(&kept.used);
+            evaluated.insert(used, *sha);
+        }
         kept.used = used;
         Some(kept.script.clone())
     }
@@ -169,7 +182,7 @@ impl Scripts {
         *self.known.lock() = Known::default();
     }
 
-    /// How many scripts are known, and the bytes of their texts.
+    /// How many scripts are known, and the bytes that they take.
     pub fn size(&self) -> (usize, usize) {
         let known = self.known.lock();
         (known.by_sha.len(), known.loaded_bytes + known.evaluated_bytes)
@@ -187,18 +200,19 @@ impl Known {
             return;
         };
         if kept.loaded {
+            self.loaded -= 1;
             self.loaded_bytes -= kept.bytes;
         } else {
-            self.evaluated -= 1;
+            self.evaluated.remove(&kept.used);
             self.evaluated_bytes -= kept.bytes;
         }
     }
 
     /// Forgets what was not used for the longest time, except for the newest one.
     fn shrink(&mut self) {
-        while self.evaluated > 1 && (self.evaluated > MOST_EVALUATED || self.evaluated_bytes > MOST_EVALUATED_BYTES) {
-            let evaluated = self.by_sha.iter().filter(|(_, kept)| !kept.loaded);
-            let Some(oldest) = evaluated.min_by_key(|(_, kept)| kept.used).map(|(sha, _)| *sha) else {
+        let is_much = |known: &Known| known.evaluated_bytes > MOST_EVALUATED_BYTES;
+        while self.evaluated.len() > MOST_EVALUATED || self.evaluated.len() > 1 && is_much(self) {
+            let Some((_, &oldest)) = self.evaluated.first_key_value() else {
                 return;
             };
             self.forget(&oldest);
@@ -232,7 +246,7 @@ mod tests {
         assert_eq!(scripts.size().0, MOST_EVALUATED + 1);
         // Loaded later, it stays.
         known(&scripts, "return 'first'", true);
-        assert_eq!(scripts.known.lock().evaluated, MOST_EVALUATED - 1);
+        assert_eq!(scripts.known.lock().evaluated.len(), MOST_EVALUATED - 1);
         scripts.clear();
         assert_eq!(scripts.size(), (0, 0));
     }

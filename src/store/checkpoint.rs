@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use bytes::Bytes;
+
 use crate::model::Features;
 
 /// How far the store is, per database.
@@ -19,6 +21,8 @@ pub struct DatabaseCheckpoint {
     pub source: String,
     /// Per partition: what the log uses of its format, where a record was applied that says it.
     pub features: BTreeMap<u32, Features>,
+    /// Libraries of functions: the offset of each, and its text.
+    pub functions: BTreeMap<Bytes, (u64, Bytes)>,
     pub partitions: BTreeMap<u32, PartitionPosition>,
 }
 
@@ -45,6 +49,10 @@ impl Checkpoint {
                     "features {database} {partition} {}",
                     escape(&features.to_string())
                 );
+            }
+            for (name, (offset, text_of)) in &of_database.functions {
+                let (name, text_of) = (escape_bytes(name), escape_bytes(text_of));
+                let _ = writeln!(text, "function {database} {offset} {name} {text_of}");
             }
             for (partition, position) in &of_database.partitions {
                 let PartitionPosition {
@@ -78,6 +86,12 @@ fn parse_line(line: &str, checkpoint: &mut Checkpoint) -> Option<()> {
             let features = Features::parse(unescape(words.next()?)?.as_bytes());
             of_database.features.insert(partition, features);
         }
+        "function" => {
+            let offset = number(words.next())?;
+            let name = unescape_bytes(words.next()?)?;
+            let text = unescape_bytes(words.next()?)?;
+            of_database.functions.insert(name.into(), (offset, text.into()));
+        }
         "source" => of_database.source = unescape(words.next()?)?,
         "position" => {
             let partition = number(words.next())?;
@@ -102,8 +116,12 @@ fn number<T: std::str::FromStr>(word: Option<&str>) -> Option<T> {
 
 /// Percent-encodes what would break the line format: everything but visible ASCII, and `%` itself.
 pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    escape_bytes(text.as_bytes())
+}
+
+fn escape_bytes(bytes: &[u8]) -> String {
+    let mut escaped = String::with_capacity(bytes.len());
+    for &byte in bytes {
         if byte.is_ascii_graphic() && byte != b'%' {
             escaped.push(char::from(byte));
         } else {
@@ -114,6 +132,10 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 pub(super) fn unescape(text: &str) -> Option<String> {
+    String::from_utf8(unescape_bytes(text)?).ok()
+}
+
+fn unescape_bytes(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -126,7 +148,7 @@ pub(super) fn unescape(text: &str) -> Option<String> {
             rest = tail;
         }
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -159,6 +181,7 @@ mod tests {
                 DatabaseCheckpoint {
                     source: "cluster=ä b\n%crc topic=x".to_owned(),
                     features: BTreeMap::from([(0, Features::default()), (7, Features::parse(b"a b"))]),
+                    functions: BTreeMap::from([("lib".into(), (3, Bytes::from_static(b"#!lua name=lib\n\xff \0")))]),
                     partitions,
                 },
             ),

@@ -142,6 +142,7 @@ pub(super) fn position(next_offset: u64) -> Checkpoint {
             0,
             DatabaseCheckpoint {
                 features: BTreeMap::new(),
+                functions: BTreeMap::new(),
                 source: "test".to_owned(),
                 partitions,
             },

@@ -23,6 +23,7 @@ mod field_expiry;
 mod fights;
 mod flushes;
 mod front_doors;
+mod functions;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;

@@ -43,7 +43,7 @@ macro_rules! units {
             let run = run_on_redis($unit, $redis_passes);
             println!("{}: {} passed, {} not for an external server", $unit, count(&run.passed), run.ignored);
         )*
-        self_check_of_the_skip_list(&[$($unit,)* HASH_FIELD_EXPIRE, SCRIPTING]);
+        self_check_of_the_skip_list(&[$($unit,)* HASH_FIELD_EXPIRE, SCRIPTING, FUNCTIONS]);
     }
     };
 }
@@ -108,6 +108,16 @@ mod scripting {
 }
 
 const SCRIPTING: &str = "unit/scripting";
+
+/// Functions.
+mod functions {
+    #[test]
+    fn embedded() {
+        super::on_embedded(super::FUNCTIONS, 75, 60);
+    }
+}
+
+const FUNCTIONS: &str = "unit/functions";
 
 /// The unit of Redis 8.0 on fields that expire. On Kafka its times of a few milliseconds would have
 /// passed before a write is acknowledged.
@@ -277,7 +287,7 @@ impl Suite {
             fs::write(&path, text.replacen(from, to, 1)).expect("write a copied file");
         };
         match self {
-            // There are no functions yet: each test would be run again as one.
+            // Each test would be run again as a function, which takes as long again.
             Suite::Redis7 => replace("unit/scripting.tcl", "foreach is_eval {0 1} {", "foreach is_eval {1} {"),
             Suite::Redis8 => {
                 // Its first part needs nothing but DEBUG SET-ACTIVE-EXPIRE of a server from outside.

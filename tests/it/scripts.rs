@@ -109,6 +109,42 @@ fn a_hostile_script_can_be_killed_and_holds_up_nobody() {
     other.check("SCRIPT DEBUG YES", "-ERR there is no debugger for scripts");
 }
 
+/// Endless scripts have turns of their own. Other long commands go on, and further long scripts are
+/// told why they do not.
+#[test]
+fn endless_scripts_leave_turns_to_other_long_commands() {
+    /// More than there are turns.
+    const SCRIPTS: usize = 20;
+    let node = Highwater::builder().args(&["--busy-reply-threshold", "300"]).start();
+    let mut other = client(&node);
+    other.check("SET k v", "+OK");
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..SCRIPTS)
+            .map(|_| scope.spawn(|| eval(&mut client(&node), "while true do end", "0")))
+            .collect();
+        // All of them but those that run are told.
+        eventually("some to be told that others are running", PATIENCE, || {
+            running.iter().any(thread::ScopedJoinHandle::is_finished)
+        });
+        other.check("KEYS *", "*1\r\n$1\r\nk");
+        other.check("SORT none BY nosort", "*0");
+        assert_eq!(eval(&mut other, "return redis.call('get', KEYS[1])", "1 k"), "$1\r\nv");
+        eventually("the scripts to be killed", PATIENCE, || {
+            other.line("SCRIPT KILL");
+            thread::sleep(Duration::from_millis(50));
+            running.iter().all(thread::ScopedJoinHandle::is_finished)
+        });
+        let replies: Vec<String> = running
+            .into_iter()
+            .map(|script| script.join().expect("a client"))
+            .collect();
+        let begin = |text: &str| replies.iter().filter(|reply| reply.starts_with(text)).count();
+        let (busy, killed) = (begin("-BUSY "), begin("-ERR Script killed by user"));
+        assert!(busy > 0 && killed > 0, "{replies:?}");
+        assert_eq!(busy + killed, SCRIPTS, "{replies:?}");
+    });
+}
+
 /// Each wants more memory than there is for a script.
 const GREEDY: &[&str] = &[
     "return #string.rep('x', 2^30)",
@@ -224,6 +260,65 @@ fn a_long_script_wins_against_short_writers() {
     script.check("GET n", &format!("${}\r\n{all}", all.to_string().len()));
 }
 
+/// Scripts that compare two keys which a client always sets to one value, on this node and on
+/// another one. None of them sees two values, whether it may write or not, and however long it
+/// takes.
+#[test]
+fn what_a_script_reads_is_of_one_moment() {
+    const SHORT: &str = "local a = redis.call('get', KEYS[1]) \
+         local b, again = redis.call('get', ARGV[1]), redis.call('get', KEYS[1]) \
+         if a == b and a == again then return 'same' end return {a, b, again}";
+    let long = SHORT.replace("local b,", "for i = 1, 3e6 do end local b,");
+    let topic = fresh_topic("script-moments");
+    let nodes = [(); 2].map(|()| Highwater::on_kafka(kafka::shared(), &topic));
+    let embedded = Highwater::builder().args(&["--fsync", "no"]).start();
+    let over = AtomicBool::new(false);
+    let written = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let _stopping = Stopping(&over);
+        for node in [&nodes[0], &embedded] {
+            scope.spawn(|| {
+                let mut client = client(node);
+                let mut number = 0;
+                while !over.load(Ordering::Acquire) {
+                    number += 1;
+                    client.check("MULTI", "+OK");
+                    client.check(&format!("SET a {number}"), "+QUEUED");
+                    client.check(&format!("SET b {number}"), "+QUEUED");
+                    client.check("EXEC", "*2\r\n+OK\r\n+OK");
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let readers: Vec<_> = nodes
+            .iter()
+            .chain([&embedded])
+            .flat_map(|node| [(node, "EVAL"), (node, "EVAL_RO")])
+            .map(|(node, command)| {
+                let long = &long;
+                scope.spawn(move || {
+                    let mut client = client(node);
+                    let (began, mut times) = (Instant::now(), 0);
+                    while began.elapsed() < TIME {
+                        let script = if times % 50 == 49 { long } else { SHORT };
+                        let args = [command, script, "1", "a", "b"].map(str::as_bytes);
+                        let reply = client.send(&args);
+                        let reply = String::from_utf8_lossy(&reply);
+                        assert_eq!(reply, "$4\r\nsame\r\n", "{command}");
+                        times += 1;
+                    }
+                    times
+                })
+            })
+            .collect();
+        for reader in readers {
+            let times = reader.join().expect("the reader");
+            assert!(times > 1, "{times} scripts");
+        }
+    });
+    assert!(written.load(Ordering::Relaxed) > 1, "nothing was written");
+}
+
 /// Scripts on two nodes count in keys that they do not declare.
 #[test]
 fn scripts_on_two_nodes_lose_nothing() {
@@ -318,6 +413,32 @@ fn a_script_sends_its_messages_when_its_writes_are_in_the_log() {
     assert_eq!(eval(&mut reader, script, "1 k last"), "+QUEUED");
     reader.check("EXEC", "*1\r\n:1");
     assert!(listener.reply().ends_with(b"last\r\n"));
+}
+
+/// Messages of a transaction go out in the order in which its commands are executed.
+#[test]
+fn a_transaction_sends_its_messages_in_order() {
+    let node = Highwater::embedded();
+    let topic = fresh_topic("script-order");
+    let kafka = Highwater::on_kafka(kafka::shared(), &topic);
+    for node in [&node, &kafka] {
+        let (mut writer, mut listener) = (client(node), client(node));
+        listener.check("SUBSCRIBE news", "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1");
+        writer.check("MULTI", "+OK");
+        writer.check("PUBLISH news 1", "+QUEUED");
+        let two = "redis.call('publish', 'news', 2) return redis.call('publish', 'news', 3)";
+        assert_eq!(eval(&mut writer, two, "0"), "+QUEUED");
+        writer.check("PUBLISH news 4", "+QUEUED");
+        assert_eq!(
+            eval(&mut writer, "return redis.call('publish', 'news', 5)", "0"),
+            "+QUEUED"
+        );
+        writer.check("EXEC", "*4\r\n:1\r\n:1\r\n:1\r\n:1");
+        for number in 1..=5 {
+            let message = format!("*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$1\r\n{number}\r\n");
+            assert_eq!(String::from_utf8_lossy(&listener.reply()), message);
+        }
+    }
 }
 
 /// Nothing is sent of a script whose transaction is not executed.

@@ -135,6 +135,11 @@ mod tables {
     }
 
     #[test]
+    fn functions() {
+        against_redis("functions");
+    }
+
+    #[test]
     fn server() {
         against_redis("server");
     }
@@ -161,6 +166,7 @@ mod tables {
             "transactions",
             "pubsub",
             "scripts",
+            "functions",
             "server",
         ] {
             against_itself(family);

@@ -606,6 +606,19 @@ fn check_elements(client: &mut Client) {
             "{line}: {reply}"
         );
     }
+    // In a transaction too, a command that fails writes nothing.
+    client.check("MULTI", "+OK");
+    client.check("HSET bad b lost new lost a lost", "+QUEUED");
+    client.check("SET beside 1", "+QUEUED");
+    let reply = String::from_utf8_lossy(&client.line("EXEC")).into_owned();
+    assert!(
+        reply.starts_with("*2\r\n-ERR an element") && reply.ends_with("\r\n+OK\r\n"),
+        "{reply}"
+    );
+    let script = b"redis.pcall('HSET', 'bad', 'b', 'lost', 'a', 'lost') return redis.call('SET', 'beside', 2)";
+    assert_eq!(client.send(&[b"EVAL", script, b"2", b"bad", b"beside"]), b"+OK\r\n");
+    client.check("HGET bad b", "$1\r\nv");
+    client.check("HGET bad new", "$-1");
     client.check("EXISTS nohead empty", ":0");
     let reply = String::from_utf8_lossy(&client.line("HGET version a")).into_owned();
     assert!(reply.contains("redis-split"), "{reply}");

@@ -19,6 +19,8 @@ const NEWEST_VERSION: u16 = 80;
 const TRAILER: usize = 10;
 
 const TYPE_STRING: u8 = 0;
+/// A library of functions, in what FUNCTION DUMP answers.
+const TYPE_LIBRARY: u8 = 245;
 
 /// The two upper bits of a string's first byte.
 mod length {
@@ -160,6 +162,53 @@ fn put_length(out: &mut BytesMut, len: usize) {
             }
         },
     }
+}
+
+/// Libraries of functions: each is a byte and the string of its text.
+pub fn dump_libraries<'t>(texts: impl Iterator<Item = &'t Bytes>) -> Bytes {
+    let mut out = BytesMut::new();
+    for text in texts {
+        out.put_u8(TYPE_LIBRARY);
+        put_length(&mut out, text.len());
+        out.put_slice(text);
+    }
+    out.put_u16_le(WRITTEN_VERSION);
+    let checksum = crc64(&out);
+    out.put_u64_le(checksum);
+    out.freeze()
+}
+
+/// The texts of the libraries in a payload. `most`: how many bytes they may have together.
+pub fn libraries_in(payload: &[u8], most: usize) -> Result<Vec<Bytes>, &'static str> {
+    let mut content = verified(payload).ok_or("ERR DUMP payload version or checksum are wrong")?;
+    let (mut texts, mut left) = (Vec::new(), most);
+    while let Some((kind, after)) = content.split_first() {
+        if *kind != TYPE_LIBRARY {
+            return Err("ERR given type is not a function");
+        }
+        content = after;
+        let text = take_text(&mut content, left).ok_or("ERR failed loading the given functions payload")?;
+        left -= text.len();
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+/// Takes a string that is no integer off the front.
+fn take_text(content: &mut &[u8], limit: usize) -> Option<Bytes> {
+    let is_compressed = *content.first()? == length::LZF;
+    if !is_compressed {
+        let len = take_length(content, limit)?;
+        let (text, after) = content.split_at_checked(len)?;
+        *content = after;
+        return Some(Bytes::copy_from_slice(text));
+    }
+    *content = &content[1..];
+    let compressed = take_length(content, limit)?;
+    let len = take_length(content, limit)?;
+    let (compressed, after) = content.split_at_checked(compressed)?;
+    *content = after;
+    decompress(compressed, len)
 }
 
 /// The content before the trailer, if version and checksum are right.
@@ -403,5 +452,25 @@ mod tests {
             deserialize(&[&[TYPE_STRING], &string[..], &content].concat(), LIMIT);
             decompress(&content, LIMIT);
         }
+    }
+
+    #[test]
+    fn libraries_come_back() {
+        for sizes in [&[][..], &[1], &[63, 64, 16_383, 16_384, 100_000]] {
+            let texts: Vec<Bytes> = sizes.iter().map(|size| vec![b'x'; *size].into()).collect();
+            let payload = dump_libraries(texts.iter());
+            assert_eq!(libraries_in(&payload, 1 << 20), Ok(texts));
+            assert!(libraries_in(&payload[..payload.len() - 1], 1 << 20).is_err());
+        }
+        // As Redis 7.0 answers without a library.
+        let empty = b"\x0a\x00\x5d\x9b\x5c\x40\x0f\x7f\xa2\xda";
+        assert_eq!(&dump_libraries([].iter())[..], empty);
+        let large = dump_libraries([Bytes::from(vec![b'x'; 100])].iter());
+        assert!(libraries_in(&large, 99).is_err());
+        // As Redis compresses a text: two bytes, the last of which is repeated seven times.
+        let mut payload = vec![TYPE_LIBRARY, length::LZF, 5, 9, 1, b'a', b'b', 5 << 5, 0];
+        payload.extend(WRITTEN_VERSION.to_le_bytes());
+        payload.extend(crc64(&payload).to_le_bytes());
+        assert_eq!(libraries_in(&payload, 1 << 20), Ok(vec!["abbbbbbbb".into()]));
     }
 }

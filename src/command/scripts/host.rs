@@ -80,6 +80,11 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         errors.iter().for_each(|error| self.shared.stats.count_error(error));
     }
 
+    /// Gives a library of functions a new text, or deletes it.
+    pub fn put_library(&mut self, name: &[u8], text: Option<Bytes>) {
+        self.transaction.put_library(name, text);
+    }
+
     /// An error if a script may not call a command.
     fn check(&self, command: &Command, args: Args<'_>) -> Result<(), &'static str> {
         let can_run = matches!(
@@ -111,9 +116,12 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         match command.run {
             Run::Data(handler) => {
                 self.transaction.counts = !command.has(flag::WRITE);
-                let reply = compute(handler, self.shared, self.database, self.transaction, args)?;
-                self.transaction.check_size()?;
-                Ok(reply)
+                let (shared, database) = (self.shared, self.database);
+                self.transaction.whole(|transaction| {
+                    let reply = compute(handler, shared, database, transaction, args)?;
+                    transaction.check_size()?;
+                    Ok(reply)
+                })
             }
             Run::Select => {
                 self.database = connection::selected(self.shared, args)?;
@@ -134,7 +142,8 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         let [channel, payload] = [args[1], args[2]];
         self.transaction.works(channel.len() + payload.len() + MESSAGE)?;
         self.transaction.message_bytes += channel.len() + payload.len();
-        if self.transaction.messages.len() >= MOST_MESSAGES || self.transaction.message_bytes > MOST_MESSAGE_BYTES {
+        self.transaction.message_count += 1;
+        if self.transaction.message_count > MOST_MESSAGES || self.transaction.message_bytes > MOST_MESSAGE_BYTES {
             return Err(Fault::error(format!(
                 "ERR a script publishes at most {MOST_MESSAGES} messages of {MOST_MESSAGE_BYTES} bytes together"
             )));
@@ -144,6 +153,7 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
             shard,
             channel,
             payload,
+            queued: None,
         };
         let receivers = publish::receivers(self.shared, &message);
         self.transaction.messages.push(message);

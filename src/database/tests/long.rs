@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::database::SHORT_WORK;
+use crate::database::transaction::Moment;
 use crate::database::{Pace, Place, Turn};
 
 const UNLOCKED: Pace = Pace {
@@ -219,4 +220,146 @@ fn large_values_in_the_store_are_read_elsewhere() {
         Err(Fault::Wait(Wait::Turn(Turn::Large)))
     ));
     assert!(get(UNLOCKED).is_ok_and(|read| read == Some(value.into())));
+}
+
+// ---- scripts ----
+
+impl Fixture {
+    /// Reads two keys as a script does, the first one twice. `meanwhile` is called between.
+    fn scripted(&self, moment: &mut Moment, meanwhile: impl FnOnce()) -> Result<[Option<Bytes>; 3], Fault> {
+        let locks = (Keys::Unlocked, View::Committed);
+        let pace = Pace::default();
+        let computed = self
+            .service
+            .transact_of_moment(pace, &Arc::default(), locks, Some(moment), |t| {
+                let a = t.get_string(0, b"a")?;
+                meanwhile();
+                Ok([a, t.get_string(0, b"b")?, t.get_string(0, b"a")?])
+            });
+        computed.map(|computed| computed.value)
+    }
+}
+
+#[test]
+fn what_a_script_reads_is_of_one_moment() {
+    let f = Fixture::new(true);
+    f.set_both("1");
+    f.log.acknowledge_all();
+    let seen = |value: &'static str| [(); 3].map(|()| Some(Bytes::from(value)));
+    let mut moment = Moment::default();
+    let lost = f.scripted(&mut moment, || {
+        f.set_both("2");
+        // Acknowledgements do not wait for scripts.
+        f.log.acknowledge_all();
+    });
+    assert!(matches!(lost, Err(Fault::Wait(Wait::Changed))));
+    assert!(moment.lost);
+    // The keys are known now: they are read together, and what changes later does not matter.
+    let shown = f.scripted(&mut moment, || {
+        f.set(&Arc::default(), "b", "3");
+        f.set_both("4");
+        f.log.acknowledge_all();
+    });
+    assert_eq!(shown.ok(), Some(seen("2")));
+    assert!(!moment.lost);
+    // A single key is one that changes, too.
+    let lost = f.scripted(&mut Moment::default(), || {
+        f.set(&Arc::default(), "a", "5");
+        f.log.acknowledge_all();
+    });
+    assert!(matches!(lost, Err(Fault::Wait(Wait::Changed))));
+    let moments = &f.service.database(0).moments;
+    assert!(moments.watched().is_empty(), "nothing is left behind");
+}
+
+/// A script that may write, but does not: the records of others come while its keys are locked.
+#[test]
+fn what_a_script_that_writes_nothing_reads_is_of_one_moment() {
+    let f = Fixture::new(false);
+    f.set_both("1");
+    f.log.acknowledge_all();
+    let mut moment = Moment::default();
+    let mut run = |value: &str| {
+        let end = f.log.end();
+        let keys = Keys::Some(&[b"a", b"b"]);
+        let locks = (keys, View::Update);
+        let pace = Pace::default();
+        let computed = f
+            .service
+            .transact_of_moment(pace, &Arc::default(), locks, Some(&mut moment), |t| {
+                let a = t.get_string(0, b"a")?;
+                f.log.foreign("a", value);
+                f.wait(|f| f.here().applied.load(Ordering::Acquire) > end);
+                Ok((a, t.get_string(0, b"b")?))
+            });
+        computed.map(|computed| computed.value)
+    };
+    assert!(matches!(run("2"), Err(Fault::Wait(Wait::Changed))));
+    let shown = run("3").ok();
+    assert_eq!(shown, Some((Some("2".into()), Some("1".into()))));
+}
+
+#[test]
+fn each_key_that_is_read_again_and_again_is_noted_once() {
+    let f = Fixture::new(false);
+    for pace in [Pace::default(), UNLOCKED] {
+        let keys = Keys::Some(&[b"a"]);
+        let noted = f.service.transact_at(pace, &Arc::default(), keys, View::Update, |t| {
+            for number in 0..10_000 {
+                t.get_string(0, format!("k{}", number % 20).as_bytes())?;
+            }
+            Ok(t.noted())
+        });
+        assert_eq!(noted.map(|noted| noted.value).ok(), Some(20));
+    }
+}
+
+#[test]
+fn a_script_cannot_read_without_end() {
+    let f = Fixture::new(true);
+    let locks = (Keys::Unlocked, View::Committed);
+    let pace = Pace::default();
+    let endless = f
+        .service
+        .transact_of_moment(pace, &Arc::default(), locks, Some(&mut Moment::default()), |t| {
+            for number in 0_u64.. {
+                t.get_string(0, &number.to_be_bytes())?;
+            }
+            Ok(())
+        });
+    let Err(Fault::Error(error)) = endless else {
+        panic!("it ended");
+    };
+    assert!(error.starts_with(b"ERR a script can read at most"), "{error:?}");
+}
+
+#[test]
+fn a_command_that_fails_among_others_writes_nothing() {
+    let f = Fixture::new(true);
+    f.set(&Arc::default(), "kept", "0");
+    f.log.acknowledge_all();
+    written(f.transact(&Arc::default(), "kept", View::Update, |t| {
+        t.set(0, b"kept", "1".into(), None);
+        let failed: Result<(), Fault> = t.whole(|t| {
+            t.set(0, b"kept", "lost".into(), None);
+            t.delete(0, b"kept");
+            for number in 0..20 {
+                t.set(0, format!("lost{number}").as_bytes(), "lost".into(), None);
+            }
+            Err("ERR it fails".into())
+        });
+        assert!(failed.is_err());
+        assert_eq!(t.get_string(0, b"kept")?.as_deref(), Some(&b"1"[..]));
+        assert_eq!(t.get_string(0, b"lost3")?, None);
+        t.whole(|t| {
+            for number in 0..20 {
+                t.set(0, format!("k{number}").as_bytes(), "v".into(), None);
+            }
+            Ok(())
+        })
+    }));
+    f.log.acknowledge_all();
+    assert_eq!(f.get("kept").as_deref(), Some("1"));
+    assert_eq!(f.get("lost3"), None);
+    assert_eq!(f.get("k19").as_deref(), Some("v"));
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use smallvec::SmallVec;
 
+use super::moment::{Moment, Reads};
 use super::{Lookups, Posted, Transaction};
 use crate::database::fault::{Fault, Pace, SHORT_WORK, Size, Turn, Wait};
 use crate::database::hot::At;
@@ -19,7 +20,7 @@ use crate::database::write::{Item, Outstanding, Write};
 use crate::database::{Database, Service, now_ms};
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Completion, Condition, Read, TopicPartition};
-use crate::model::is_reserved;
+use crate::model::{function_key, is_reserved};
 
 /// Which states a transaction sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +46,6 @@ pub enum Keys<'k> {
     /// As `Some`, but the outcome also rests on keys that only the computation finds. It locks all
     /// keys, unless it watches what it reads.
     SomeAndFound(&'k [&'k [u8]]),
-    /// As `Some`, and all that is read must be seen as it is at one moment.
-    AtOnce(&'k [&'k [u8]]),
     All,
 }
 
@@ -82,15 +81,34 @@ pub(super) struct Watching<'s> {
     /// visible.
     of: fn(&Database) -> &Watches,
     changed: Arc<Changed>,
-    keys: Vec<(u16, Bytes)>,
+    /// Each once, however often it is read.
+    keys: HashSet<(u16, Bytes)>,
 }
 
 impl<'s> Watching<'s> {
+    pub(super) fn new(service: &'s Service, of: fn(&Database) -> &Watches) -> Watching<'s> {
+        Watching {
+            service,
+            of,
+            changed: Arc::default(),
+            keys: HashSet::new(),
+        }
+    }
+
     pub(super) fn watch(&mut self, database: u16, key: &[u8]) {
         let key = Bytes::copy_from_slice(key);
-        let watches = (self.of)(&self.service.databases[database as usize]);
-        watches.watch(key.clone(), &self.changed);
-        self.keys.push((database, key));
+        if self.keys.insert((database, key.clone())) {
+            let watches = (self.of)(&self.service.databases[database as usize]);
+            watches.watch(key, &self.changed);
+        }
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &(u16, Bytes)> {
+        self.keys.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
     }
 
     pub(super) fn check(&self) -> Result<(), Fault> {
@@ -103,7 +121,9 @@ impl<'s> Watching<'s> {
 
 impl Drop for Watching<'_> {
     fn drop(&mut self) {
-        for of_one in self.keys.chunk_by(|(a, _), (b, _)| a == b) {
+        let mut keys: Vec<(u16, Bytes)> = self.keys.drain().collect();
+        keys.sort_unstable_by_key(|(database, _)| *database);
+        for of_one in keys.chunk_by(|(a, _), (b, _)| a == b) {
             let watches = (self.of)(&self.service.databases[of_one[0].0 as usize]);
             watches.unwatch(of_one.iter().map(|(_, key)| &key[..]), &self.changed);
         }
@@ -123,22 +143,18 @@ impl Keys<'_> {
         let stripes = match self {
             Keys::Unlocked | Keys::Together(_) | Keys::FoundReads => Ok(Held::default()),
             Keys::SomeAndFound(_) if !pace.watches() => service.stripes.lock_all(pace.hold()),
-            Keys::Some(keys) | Keys::SomeAndFound(keys) | Keys::AtOnce(keys) => {
-                service.stripes.lock(keys.iter().copied(), pace.hold())
-            }
+            Keys::Some(keys) | Keys::SomeAndFound(keys) => service.stripes.lock(keys.iter().copied(), pace.hold()),
             Keys::All => service.stripes.lock_all(pace.hold()),
         };
         Ok(Locked {
             _stripes: stripes.map_err(|taken| Fault::Wait(Wait::Locked(taken)))?,
-            groups: self.are_of_one_moment(pace).then(|| service.groups.hold()),
+            groups: self.are_of_one_moment().then(|| service.groups.hold()),
         })
     }
 
     /// True if no group may become visible while they are read.
-    fn are_of_one_moment(&self, pace: Pace) -> bool {
+    fn are_of_one_moment(&self) -> bool {
         match self {
-            // It may take as long as it likes.
-            Keys::AtOnce(_) => !pace.is_long() || pace.watches(),
             Keys::Together(_) | Keys::FoundReads | Keys::SomeAndFound(_) => true,
             Keys::Unlocked | Keys::Some(_) | Keys::All => false,
         }
@@ -147,16 +163,11 @@ impl Keys<'_> {
     /// Watches the keys, where they are not locked.
     fn watch<'s>(&self, service: &'s Service) -> Option<Watching<'s>> {
         let of: fn(&Database) -> &Watches = match self {
-            Keys::Some(_) | Keys::SomeAndFound(_) | Keys::AtOnce(_) => |database| &database.watches,
+            Keys::Some(_) | Keys::SomeAndFound(_) => |database| &database.watches,
             Keys::Together(_) | Keys::FoundReads => |database| &database.snapshots,
             Keys::Unlocked | Keys::All => return None,
         };
-        Some(Watching {
-            service,
-            of,
-            changed: Arc::default(),
-            keys: Vec::new(),
-        })
+        Some(Watching::new(service, of))
     }
 }
 
@@ -178,7 +189,6 @@ impl Service {
     }
 
     /// As [`Service::transact`], at this pace.
-    #[expect(clippy::too_many_lines, reason = "it is still to be split")]
     pub fn transact_at<T>(
         self: &Arc<Self>,
         pace: Pace,
@@ -187,6 +197,22 @@ impl Service {
         view: View,
         f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<Computed<T>, Fault> {
+        self.transact_of_moment(pace, owner, (keys, view), None, f)
+    }
+
+    /// As [`Service::transact_at`]. With `moment`, all that is read is of one moment, whatever keys
+    /// the computation finds. If that fails, `moment` says so, and it should be computed again.
+    #[expect(clippy::too_many_lines, reason = "it is still to be split")]
+    pub fn transact_of_moment<T>(
+        self: &Arc<Self>,
+        pace: Pace,
+        owner: &Arc<Outstanding>,
+        (keys, view): (Keys<'_>, View),
+        moment: Option<&mut Moment>,
+        f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<Computed<T>, Fault> {
+        // Where all writes are of this node, the locks keep what a command reads that may write.
+        let mut moment = moment.filter(|_| view != View::Update || !self.log.chains());
         let (epoch, era) = (self.log.epoch(), self.era());
         let together = match keys {
             Keys::Together(keys) => self.together(keys, view != View::Committed, pace.turn)?,
@@ -196,10 +222,7 @@ impl Service {
             None if pace.watches() => keys.watch(self),
             _ => None,
         };
-        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_) | Keys::AtOnce(_))
-            && watching.is_some()
-            && self.is_behind(Size::Large)
-        {
+        if matches!(keys, Keys::Some(_) | Keys::SomeAndFound(_)) && watching.is_some() && self.is_behind(Size::Large) {
             // Otherwise it would be computed in vain.
             return Err(Fault::Wait(Wait::Room(Size::Large)));
         }
@@ -221,8 +244,12 @@ impl Service {
             depends: SmallVec::new(),
             flushed: SmallVec::new(),
             messages: Vec::new(),
+            message_count: 0,
             message_bytes: 0,
             reads: Vec::new(),
+            noted: HashSet::new(),
+            moment: moment.as_ref().map(|_| Reads::new(self, view)),
+            undo: None,
             together,
             lookups: Lookups::default(),
             counts: view != View::Update,
@@ -231,10 +258,23 @@ impl Service {
             work: 0,
             watching,
         };
-        let computed = f(&mut transaction).and_then(|value| {
+        let before = match &mut moment {
+            Some(moment) => {
+                moment.lost = false;
+                transaction.read_together(moment)
+            }
+            None => Ok(()),
+        };
+        let computed = before.and_then(|()| f(&mut transaction)).and_then(|value| {
             transaction.works(transaction.bytes)?;
             Ok(value)
         });
+        if let Some(moment) = moment
+            && matches!(computed, Ok(_) | Err(Fault::Wait(Wait::Changed)))
+            && transaction.items.is_empty()
+        {
+            transaction.check_moment(moment)?;
+        }
         if let (Some(watching), Ok(_)) = (&transaction.watching, &computed) {
             locked = keys.lock(self, pace)?;
             watching.check()?;
@@ -407,6 +447,12 @@ impl Service {
                 && is_reserved(key)
             {
                 return Err(Fault::error("ERR this key is reserved for the topic's control records"));
+            }
+            if let Item::Function { library, text } = item
+                && text.is_some()
+            {
+                let limit = topic.max_record_bytes.load(Ordering::Relaxed);
+                check_size(&function_key(library), item.value_bytes(), limit)?;
             }
             if let Some((_, key)) = item.name() {
                 check_size(key, item.value_bytes(), topic.max_record_bytes.load(Ordering::Relaxed))?;

@@ -43,6 +43,7 @@ struct SeenElement {
 }
 
 /// All elements of a collection, as they were read and with what the transaction has written.
+#[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
     /// What the outcome rests on once it depends on all of them.
@@ -168,11 +169,13 @@ impl Transaction<'_> {
                     offset: held.offset,
                 });
                 let known = newest(at, known, place);
-                self.reads.push(Read {
+                let value = held.map(|held| held.value.clone());
+                self.rests_on(Read {
                     at,
                     key: Some(name),
                     known,
                 });
+                return Ok(value);
             }
             return Ok(held.map(|held| held.value.clone()));
         }
@@ -194,7 +197,7 @@ impl Transaction<'_> {
             self.works(STORE_READ + seen.value.as_ref().map_or(0, Value::bytes))?;
         }
         if let Some((at, applied)) = applied.flatten() {
-            self.reads.push(Read {
+            self.rests_on(Read {
                 at,
                 key: Some(name),
                 known: newest(at, applied, seen.at),
@@ -229,7 +232,7 @@ impl Transaction<'_> {
     fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
         let all = self.see_all(database, key, split, order)?;
         let (elements, rest) = (all.elements.clone(), all.rest.take());
-        self.reads.extend(rest);
+        self.rests_on_these(rest);
         Ok(elements)
     }
 
@@ -293,6 +296,9 @@ impl Transaction<'_> {
                 put(&mut elements, sub_key, item.element_value());
             }
         }
+        if let Some(undo) = &mut self.undo {
+            undo.read_whole(&(database, prefix.clone()));
+        }
         Ok(SeenAll { elements, rest })
     }
 
@@ -311,7 +317,13 @@ impl Transaction<'_> {
 
     pub(in crate::database) fn rests_on_all(&mut self, database: u16, prefix: &Bytes) {
         let read = self.rest_on_all(database, prefix);
-        self.reads.extend(read);
+        self.rests_on_these(read);
+    }
+
+    fn rests_on_these(&mut self, read: Option<Read>) {
+        if let Some(read) = read {
+            self.rests_on(read);
+        }
     }
 
     fn rest_on_all(&self, database: u16, prefix: &Bytes) -> Option<Read> {
@@ -328,7 +340,10 @@ impl Transaction<'_> {
         let prefix = record_key(key, split, b"");
         match self.trees.get_mut(&(database, prefix.clone())) {
             // They were read earlier, so that is what it rests on.
-            Some(all) => self.reads.extend(all.rest.take()),
+            Some(all) => {
+                let rest = all.rest.take();
+                self.rests_on_these(rest);
+            }
             None => self.rests_on_all(database, &prefix),
         }
         self.seems_to_have_elements(database, key, split)
@@ -425,7 +440,11 @@ impl Transaction<'_> {
     /// Gives the split collection an element, or removes one.
     pub fn put_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8], element: Option<Element>) {
         let name = record_key(key, split, sub_key);
-        if let Some(all) = self.trees.get_mut(&(database, record_key(key, split, b""))) {
+        let collection = (database, record_key(key, split, b""));
+        if let Some(all) = self.trees.get_mut(&collection) {
+            if let Some(undo) = &mut self.undo {
+                undo.changes(&collection, all);
+            }
             put(&mut all.elements, sub_key, element.clone().map(Value::Element));
         }
         self.write_item(Item::Element {

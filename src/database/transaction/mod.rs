@@ -9,8 +9,10 @@
 
 mod compute;
 mod elements;
+mod moment;
+mod whole;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,6 +23,9 @@ use self::compute::Watching;
 pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
 pub use self::elements::{Taken, element_of, score_of};
+pub use self::moment::Moment;
+use self::moment::{Known, Reads};
+use self::whole::Undo;
 use super::Service;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
@@ -74,10 +79,17 @@ pub struct Transaction<'s> {
     flushed: SmallVec<[u16; 1]>,
     /// Messages to be sent when the log has what it writes.
     pub messages: Vec<Posted>,
-    /// Bytes of messages, also of those that were refused.
+    /// How many messages scripts have published, also those that were refused, and their bytes.
+    pub message_count: usize,
     pub message_bytes: usize,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
+    /// Where and of what these are, once there are more than [`LINEAR`].
+    noted: HashSet<(TopicPartition, Option<Bytes>)>,
+    /// What a script has read, to be of one moment.
+    moment: Option<Reads<'s>>,
+    /// How to take back what the command under way has written.
+    undo: Option<Undo>,
     /// What was read of its keys before it was computed.
     together: Option<Together<'s>>,
     pub lookups: Lookups,
@@ -92,12 +104,14 @@ pub struct Transaction<'s> {
     watching: Option<Watching<'s>>,
 }
 
-/// A message that a script publishes.
+/// A message that a script or EXEC publishes.
 pub struct Posted {
     /// By SPUBLISH.
     pub shard: bool,
     pub channel: Bytes,
     pub payload: Bytes,
+    /// The place of its reply among those of EXEC, if MULTI queued it.
+    pub queued: Option<usize>,
 }
 
 impl<'s> Transaction<'s> {
@@ -207,27 +221,20 @@ impl<'s> Transaction<'s> {
         if let Some(watching) = &mut self.watching {
             watching.watch(database, key);
         }
-        // In this order: what is read is at least as new as what was applied before.
-        let applied = condition.then(|| self.service.applied_at_home(database, key)).flatten();
-        let taken = self.together.as_mut().and_then(|together| together.get(database, key));
-        let seen = match taken {
-            Some(seen) => seen,
-            None => {
-                let pending = self.view != View::Committed;
-                self.service.read_up_to(database, key, pending, self.turn.work())?
-            }
-        };
+        let Known { seen, applied } = self.known(database, key, condition)?;
         if seen.from_store {
             self.works(STORE_READ + seen.entry.as_ref().map_or(0, |entry| entry.value.bytes()))?;
         }
-        if let Some((at, applied)) = applied {
+        if let Some((at, applied)) = applied.filter(|_| condition) {
             let key = Bytes::copy_from_slice(key);
-            self.reads.extend(self.service.reads_of_copies(database, &key));
-            self.reads.push(Read {
+            let read = Read {
                 at,
-                key: Some(key),
+                key: Some(key.clone()),
                 known: known(at, applied, seen.at),
-            });
+            };
+            if self.rests_on(read) {
+                self.reads.extend(self.service.reads_of_copies(database, &key));
+            }
         }
         if let Some(write) = seen.depends {
             self.depend_on(write)?;
@@ -243,6 +250,62 @@ impl<'s> Transaction<'s> {
             );
         }
         Ok(entry)
+    }
+
+    /// Reads a key, or takes what was read before.
+    fn known(&mut self, database: u16, key: &[u8], condition: bool) -> Result<Known, Fault> {
+        let is_conditional = self.is_conditional();
+        if let Some(known) = self.moment.as_ref().and_then(|reads| reads.known(database, key)) {
+            return Ok(known);
+        }
+        self.begin_read(database, key)?;
+        // In this order: what is read is at least as new as what was applied before.
+        let applied = (condition || is_conditional)
+            .then(|| self.service.applied_at_home(database, key))
+            .flatten();
+        let taken = self.together.as_mut().and_then(|together| together.get(database, key));
+        let seen = match taken {
+            Some(seen) => seen,
+            None => {
+                let pending = self.view != View::Committed;
+                self.service.read_up_to(database, key, pending, self.turn.work())?
+            }
+        };
+        let known = Known { seen, applied };
+        if let Some(reads) = &mut self.moment {
+            reads.keep(database, key, &known);
+        }
+        Ok(known)
+    }
+
+    /// Notes what the outcome rests on. What was noted first is the strictest: if that is there
+    /// already, nothing is noted, and the result is false.
+    pub(super) fn rests_on(&mut self, read: Read) -> bool {
+        let is_new = if self.reads.len() < LINEAR {
+            let mut reads = self.reads.iter();
+            !reads.any(|other| other.at == read.at && other.key == read.key)
+        } else {
+            if self.noted.is_empty() {
+                let reads = self.reads.iter();
+                self.noted.extend(reads.map(|read| (read.at, read.key.clone())));
+            }
+            self.noted.insert((read.at, read.key.clone()))
+        };
+        if is_new {
+            self.reads.push(read);
+        }
+        is_new
+    }
+
+    /// How many reads the outcome rests on.
+    #[cfg(test)]
+    pub fn noted(&self) -> usize {
+        self.reads.len()
+    }
+
+    fn forget_reads(&mut self) {
+        self.reads.clear();
+        self.noted.clear();
     }
 
     /// An error if it writes more than a transaction may. To be called now and then while there is
@@ -269,12 +332,13 @@ impl<'s> Transaction<'s> {
             return Ok(());
         }
         let partitions = self.service.databases[database as usize].partitions().iter();
-        let all = partitions.zip(0..).map(|(progress, partition)| Read {
-            at: TopicPartition { database, partition },
-            key: None,
-            known: progress.stored.load(Ordering::Acquire),
-        });
-        self.reads.extend(all);
+        for (progress, partition) in partitions.zip(0..) {
+            self.rests_on(Read {
+                at: TopicPartition { database, partition },
+                key: None,
+                known: progress.stored.load(Ordering::Acquire),
+            });
+        }
         Ok(())
     }
 
@@ -292,6 +356,20 @@ impl<'s> Transaction<'s> {
 
     pub fn exists(&mut self, database: u16, key: &[u8]) -> Result<bool, Fault> {
         Ok(self.get(database, key)?.is_some())
+    }
+
+    pub(super) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    pub(super) fn view(&self) -> View {
+        self.view
+    }
+
+    /// Writes a record about functions.
+    pub(super) fn put_function(&mut self, item: Item) {
+        self.bytes += item.value_bytes() + RECORD_BYTES;
+        self.items.push(item);
     }
 
     /// True if it writes anything.
@@ -350,6 +428,8 @@ impl<'s> Transaction<'s> {
             self.flushed.push(database);
             self.items.push(Item::Flush { database });
         }
+        // Nothing that flushes can fail after it.
+        self.undo = None;
     }
 
     /// Number of keys in the database, including expired ones without a tombstone. It counts what
@@ -473,6 +553,9 @@ impl<'s> Transaction<'s> {
             if self.items.len() > LINEAR {
                 self.count_own(&old, false);
                 self.count_own(&self.items[place].clone(), true);
+            }
+            if let Some(undo) = &mut self.undo {
+                undo.replaced(place, old);
             }
             return;
         }

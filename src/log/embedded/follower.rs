@@ -14,7 +14,7 @@ use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
 use super::segment::{Frame, FrameReader, Segment, damage};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
-use crate::model::{Payload, State, Value, is_control};
+use crate::model::{Control, Payload, State, Value, function_of, is_control};
 
 /// A poll ends once it has this many records or bytes; the last frame is taken whole.
 const POLL_RECORDS: usize = 2048;
@@ -174,6 +174,14 @@ impl EmbeddedFollower {
 
     fn record(&self, raw: &RawRecord<'_>, body: &Bytes) -> LogRecord {
         let (key, payload) = match raw.kind {
+            Kind::Value { value, .. } if function_of(raw.key).is_some() => {
+                let (key, text) = key_and_value(raw.key, value, body);
+                (key, Payload::Control(Control::Function(Some(text))))
+            }
+            Kind::Tombstone if function_of(raw.key).is_some() => (
+                Bytes::copy_from_slice(raw.key),
+                Payload::Control(Control::Function(None)),
+            ),
             Kind::Value { .. } | Kind::Tombstone if is_control(raw.key) => {
                 (Bytes::copy_from_slice(raw.key), Payload::UNKNOWN)
             }

@@ -148,6 +148,12 @@ impl<'a> RawRecord<'a> {
             }
             Payload::Key(None) => Kind::Tombstone,
             Payload::Control(Control::Flush) => Kind::Flush,
+            Payload::Control(Control::Function(Some(text))) => Kind::Value {
+                of: Type::String,
+                value: text,
+                expire_at: None,
+            },
+            Payload::Control(Control::Function(None)) => Kind::Tombstone,
             // One version writes and reads this log: a feature that it does not know is a flag.
             Payload::Control(Control::Features(_) | Control::Unknown) => return None,
         };

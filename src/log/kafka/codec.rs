@@ -14,7 +14,7 @@ use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GRO
 use crate::log::{Record, TopicPartition};
 use crate::model::{
     Collection, Control, Element, ElementName, FEATURES_KEY, Features, Packed, Payload, Split, State, Type, Value,
-    Version, is_reserved,
+    Version, function_of, is_reserved,
 };
 
 /// Longest piece of a foreign header that a reason quotes.
@@ -23,6 +23,7 @@ const TYPE_STRING: &[u8] = b"string";
 const TYPE_ELEMENT: &[u8] = b"element";
 const CONTROL_FLUSH: &[u8] = b"flush";
 const CONTROL_FEATURES: &[u8] = b"features";
+const CONTROL_FUNCTION: &[u8] = b"function";
 
 /// A header's name and its ASCII value.
 pub type Header = (&'static str, SmallVec<[u8; 48]>);
@@ -141,6 +142,12 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
             headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FEATURES)));
             Some(Cow::Owned(features.to_string().into_bytes()))
         }
+        Payload::Control(Control::Function(text)) => {
+            if text.is_some() {
+                headers.push((HEADER_CONTROL, SmallVec::from_slice(CONTROL_FUNCTION)));
+            }
+            text.as_ref().map(|text| Cow::Borrowed(text.as_ref()))
+        }
         Payload::Control(Control::Unknown) => {
             return Err("a control record that is not understood cannot be written".into());
         }
@@ -180,6 +187,10 @@ pub fn decode<'h>(
         Some(value) if key == FEATURES_KEY && control == Some(CONTROL_FEATURES) => {
             Payload::Control(Control::Features(Features::parse(value)))
         }
+        Some(value) if function_of(key).is_some() && control == Some(CONTROL_FUNCTION) => {
+            Payload::Control(Control::Function(Some(Bytes::copy_from_slice(value))))
+        }
+        None if function_of(key).is_some() => Payload::Control(Control::Function(None)),
         Some(value) if ElementName::parse(key).is_some() => Payload::Key(Some(element(value, kind))),
         None if ElementName::parse(key).is_some() => Payload::TOMBSTONE,
         _ if is_reserved(key) => Payload::UNKNOWN,
