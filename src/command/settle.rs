@@ -154,6 +154,9 @@ async fn compute_again(
             _ => exec::run(session, shared, &mut exec, true),
         };
         session.pace.lost = pending.lost;
+        if let Some(tracks) = &mut session.tracks {
+            tracks.again = true;
+        }
         let mut step = match turn {
             None => compute(session),
             Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
@@ -162,6 +165,9 @@ async fn compute_again(
             step = take_turn(session, shared, turn, compute).await;
         }
         session.pace.lost = 0;
+        if let Some(tracks) = &mut session.tracks {
+            tracks.again = false;
+        }
         match step {
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, lists,
+    Command, CommandStats, bits, connection, geo, hashes, highwater, hyperloglog, introspection, keys, lists, monitor,
     not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
@@ -32,6 +32,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
     ("Introspection", introspection::COMMANDS),
+    ("Monitoring", monitor::COMMANDS),
     ("Waiting", wait::COMMANDS),
     ("Highwater", highwater::COMMANDS),
     ("Not yet", not_implemented::COMMANDS),

@@ -27,6 +27,7 @@ mod fault;
 mod features;
 pub mod flushed;
 pub mod hot;
+pub mod notices;
 pub mod orphans;
 mod own;
 mod preload;
@@ -61,6 +62,7 @@ use crate::supervise;
 use elements::Elements;
 use features::TopicFeatures;
 use hot::{At, Budget, HotTier, Lookup};
+use notices::Notice;
 use own::OwnRecords;
 use stripes::Stripes;
 use together::Groups;
@@ -504,6 +506,7 @@ impl Service {
         }
         if changes || self.failure().is_some() {
             self.waiters.all_changed();
+            self.listeners.tell_all_changed();
         }
         self.progress.notify_waiters();
     }
@@ -783,9 +786,10 @@ impl Service {
         owner: &Arc<Outstanding>,
         epoch: u64,
         condition: Option<Condition>,
+        notices: Vec<Notice>,
     ) -> Arc<Write> {
         let (records, items) = self.records_of(items);
-        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some());
+        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some(), notices);
         let given_up = GivenUp(&write);
         for (index, item) in write.items.iter().enumerate() {
             match item {

@@ -12,7 +12,9 @@ use crate::command::compute::compute;
 use crate::command::key_specs::keys_of;
 use crate::command::table::{self, CommandEntry};
 use crate::command::undeclared::Used;
-use crate::command::{Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, publish};
+use crate::command::{
+    Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, monitor, publish,
+};
 use crate::database::Wait;
 use crate::database::transaction::Posted;
 use crate::script::{Host, Level};
@@ -111,7 +113,8 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         match command.run {
             Run::Data(handler) => {
                 self.transaction.counts = !command.has(flag::WRITE);
-                let reply = compute(handler, self.shared, self.database, self.transaction, args)?;
+                self.session.reads(self.shared, command, args);
+                let reply = compute((command, handler), self.shared, self.database, self.transaction, args)?;
                 self.transaction.check_size()?;
                 Ok(reply)
             }
@@ -180,6 +183,7 @@ impl Host for Commands<'_, '_, '_> {
         if !self.uses(command, args) {
             return None;
         }
+        monitor::script_executes(self.session, self.shared, self.database, command, args);
         let began = Instant::now();
         let reply = match self.run(command, args) {
             Ok(reply) => reply,

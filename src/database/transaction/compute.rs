@@ -223,6 +223,8 @@ impl Service {
             flushed: SmallVec::new(),
             messages: Vec::new(),
             message_bytes: 0,
+            notes: None,
+            notices: Vec::new(),
             reads: Vec::new(),
             together,
             lookups: Lookups::default(),
@@ -265,6 +267,7 @@ impl Service {
             bytes,
             begun,
             messages,
+            notices,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -279,7 +282,7 @@ impl Service {
                 self.databases[*database as usize].elements.begin(prefix, stored)
             });
             let _begun: SmallVec<[_; 1]> = begun.collect();
-            Some(self.commit(items, owner, epoch, condition))
+            Some(self.commit(items, owner, epoch, condition, notices))
         };
         drop(locked);
         Ok(Computed {

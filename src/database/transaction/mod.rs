@@ -24,6 +24,7 @@ pub use self::elements::{Taken, element_of, score_of};
 use super::Service;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
+use super::notices::{Notes, Notice};
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
@@ -75,6 +76,10 @@ pub struct Transaction<'s> {
     pub messages: Vec<Posted>,
     /// Bytes of messages, also of those that were refused.
     pub message_bytes: usize,
+    /// What the command under way does, if that is wanted.
+    pub notes: Option<Box<Notes>>,
+    /// The events that it makes.
+    pub notices: Vec<Notice>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// What was read of its keys before it was computed.
@@ -122,7 +127,10 @@ impl<'s> Transaction<'s> {
         let entry = self.peek(database, key)?;
         match entry {
             Some(_) => self.lookups.hits += 1,
-            None => self.lookups.misses += 1,
+            None => {
+                self.lookups.misses += 1;
+                self.note_missed(database, key);
+            }
         }
         Ok(entry)
     }
@@ -461,6 +469,9 @@ impl<'s> Transaction<'s> {
 
     /// Writes a record in place of the one that it has written under that name, if there is one.
     fn write_item(&mut self, item: Item) {
+        if self.notes.is_some() {
+            self.note(&item);
+        }
         let Some((database, key)) = item.name() else {
             return self.items.push(item);
         };
