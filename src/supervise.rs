@@ -109,6 +109,8 @@ roles! {
     NODE_WATCH = "node-watch", StartsAgain;
     /// Shows the progress of loading.
     PROGRESS = "progress", CostsOne;
+    /// Tells many connections of one change.
+    INVALIDATIONS = "invalidations", StartsAgain;
     /// Deletes expired and flushed keys.
     SWEEP = "sweep", StartsAgain;
     SWEEP_LOOK = "sweep-look", CostsOne;

@@ -17,6 +17,7 @@ use super::blocking::{Blocking, Look};
 use super::checks::{admit, before, find, unknown};
 use super::clients::{Client, Unblocked};
 use super::compute::{replied, take_turn, transact};
+use super::notify::noting;
 use super::session::Session;
 use super::settle::failed;
 use super::shared::Shared;
@@ -97,12 +98,14 @@ fn take(
 ) -> Result<Found, Fault> {
     let database = session.database;
     let computed = transact(session, shared, command, args, database, |transaction| {
-        let mut data = Data {
-            transaction,
-            database,
-            config: &shared.config,
-        };
-        (blocking.take)(&mut data, args, look)
+        noting(shared, (command, args), transaction, |transaction| {
+            let mut data = Data {
+                transaction,
+                database,
+                config: &shared.config,
+            };
+            (blocking.take)(&mut data, args, look)
+        })
     })?;
     session.tally.looked_up(computed.lookups);
     Ok(match computed.value {

@@ -41,8 +41,11 @@ pub(super) fn check_arity(command: &CommandEntry, args: Args<'_>) -> Result<(), 
 }
 
 /// In RESP2 a client cannot tell a message from a reply. So while it listens, few commands are
-/// allowed.
+/// allowed. As in Redis, a client that monitors counts as a replica.
 pub(super) fn check_mode(session: &Session, command: &Command) -> Result<(), Fault> {
+    if session.monitoring.is_some() && command.has(flag::READONLY | flag::WRITE | flag::MAY_REPLICATE) {
+        return Err("ERR Replica can't interact with the keyspace".into());
+    }
     if session.listening.is_none() || session.version == Version::Resp3 || command.has(flag::WHILE_LISTENING) {
         return Ok(());
     }

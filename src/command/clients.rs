@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::pushes::Pushes;
+use super::tracking_modes::Modes;
 use crate::database::now_ms;
 use crate::database::watch::Changed;
 
@@ -70,6 +71,10 @@ pub struct Client {
     pub watched_bytes: AtomicUsize,
     /// What waits to be pushed to it.
     pub pushes: Pushes,
+    /// It is in the MONITOR mode.
+    pub monitors: AtomicBool,
+    /// How its keys are tracked.
+    pub tracking: Modes,
     pub details: Mutex<ClientDetails>,
     killed: AtomicBool,
     /// Wakes the task that serves the connection.
@@ -152,6 +157,15 @@ impl Client {
         }
     }
 
+    /// Bytes of replies that wait, if they count with its pushes: in a connection that listens to
+    /// channels they are the same thing.
+    pub fn listener_output(&self) -> usize {
+        match self.pushes.listens() {
+            true => self.output_bytes.load(Ordering::Relaxed),
+            false => 0,
+        }
+    }
+
     /// Whether the connection comes from this machine.
     pub fn is_local(&self) -> bool {
         self.address
@@ -225,6 +239,8 @@ impl Clients {
             queued_bytes: AtomicUsize::new(0),
             watched_bytes: AtomicUsize::new(0),
             pushes: Pushes::default(),
+            monitors: AtomicBool::new(false),
+            tracking: Modes::default(),
             details: Mutex::default(),
             killed: AtomicBool::new(false),
             task: task.clone(),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::table::{self, CommandEntry};
-use super::{Compatibility, REDIS_VERSION, Run};
+use super::{Compatibility, REDIS_VERSION, Run, events, flag};
 use crate::config::table::{Effect, SETTINGS};
 
 const GROUPS: &[(&str, &str)] = &[
@@ -217,6 +217,21 @@ fn no_command_has_two_rows() {
         .filter(|name| !seen.insert(*name))
         .collect();
     assert!(twice.is_empty(), "{twice:?}");
+}
+
+/// Commands that delete keys only, or whose writes have no events.
+const WITHOUT_EVENTS: &[&str] = &[
+    "del", "unlink", "getdel", "flushall", "flushdb", "swapdb", "pfdebug", "pfcount",
+];
+
+#[test]
+fn every_command_that_writes_keys_has_events() {
+    let writes = |entry: &&CommandEntry| entry.is_there() && entry.has(flag::WRITE) && !entry.keys.is_empty();
+    let names = table::with_subcommands().filter(writes).map(|entry| entry.name);
+    let lacking: Vec<&str> = names
+        .filter(|name| !events::has_rule(name) && !WITHOUT_EVENTS.contains(name))
+        .collect();
+    assert!(lacking.is_empty(), "{lacking:?}");
 }
 
 #[test]

@@ -8,11 +8,12 @@ use smallvec::SmallVec;
 use tokio::sync::SemaphorePermit;
 
 use super::key_specs::keys_of;
+use super::notify::noting;
 use super::session::Session;
 use super::shared::Shared;
 use super::step::{Before, Exec, PendingReply, Step, refused};
 use super::table::CommandEntry;
-use super::{Args, Data, DataHandler, Fault, Outcome, Reply, consistency, flag};
+use super::{Args, Command, Data, DataHandler, Fault, Outcome, Reply, consistency, flag};
 use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
 use crate::database::{Pace, Place, Turn, Wait, now_ms};
@@ -38,7 +39,7 @@ pub(super) fn replied(
     {
         let address = client.address.map_or(String::new(), |address| address.to_string());
         let name = client.details.lock().name.clone();
-        let arguments = without_secrets(command, args);
+        let arguments = command.without_secrets(args);
         stats
             .slowlog
             .note(&arguments, microseconds, address, name, config.slowlog_max_len());
@@ -51,17 +52,6 @@ pub(super) fn replied(
     stats
         .latency
         .note(event, microseconds / 1_000, config.latency_monitor_threshold());
-}
-
-/// The arguments as SLOWLOG may show them.
-fn without_secrets<'a>(command: &CommandEntry, args: Args<'a>) -> Vec<&'a [u8]> {
-    let mut shown = args.to_vec();
-    for at in command.secrets.map_or_else(Vec::new, |secrets| secrets(args)) {
-        if let Some(argument) = shown.get_mut(at) {
-            *argument = b"(redacted)";
-        }
-    }
-    shown
 }
 
 /// Computes what takes long when it is its turn, away from the threads that serve connections.
@@ -152,18 +142,20 @@ pub(super) fn locks<'k>(
 
 /// Computes a command about data on a database.
 pub(super) fn compute(
-    handler: DataHandler,
+    (command, handler): (&Command, DataHandler),
     shared: &Shared,
     database: u16,
     transaction: &mut Transaction<'_>,
     args: Args<'_>,
 ) -> Outcome {
-    let mut data = Data {
-        transaction,
-        database,
-        config: &shared.config,
-    };
-    handler(&mut data, args)
+    noting(shared, (command, args), transaction, |transaction| {
+        let mut data = Data {
+            transaction,
+            database,
+            config: &shared.config,
+        };
+        handler(&mut data, args)
+    })
 }
 
 /// Computes a single command in a transaction of its own. `again`: it has been computed before, so
@@ -178,7 +170,7 @@ pub(super) fn compute_one(
     again: bool,
 ) -> Step {
     let computed = transact(session, shared, command, args, database, |transaction| {
-        compute(handler, shared, database, transaction, args)
+        compute((command, handler), shared, database, transaction, args)
     });
     match computed {
         Err(fault) => refused(fault),
@@ -195,6 +187,7 @@ pub(super) fn transact<T>(
     database: u16,
     f: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
 ) -> Result<Computed<T>, Fault> {
+    session.reads(shared, command, args);
     let keys = keys_of(command.keys, args);
     let writes = command.has(flag::WRITE);
     let strict = consistency::mode(session, shared) == Consistency::Linearizable;

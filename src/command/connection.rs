@@ -2,6 +2,7 @@
 
 mod client;
 mod listing;
+mod tracking;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,7 @@ use super::admission::{self, DEFAULT_USER, Wants, admit, login_delay};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Replies, Session};
 use super::shared::Shared;
-use super::{Args, Command, Compatibility, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
+use super::{Args, Command, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
 use crate::resp::Version;
 
 pub static COMMANDS: &[Command] = &[
@@ -37,7 +38,6 @@ pub static COMMANDS: &[Command] = &[
         since: "2.4.0",
         complexity: "Depends on the subcommand.",
         summary: "Commands about connections.",
-        compatibility: Compatibility::Partial("CACHING, GETREDIR, TRACKING and TRACKINGINFO are not there yet"),
         run: Run::Container,
         subcommands: client::CLIENT,
         ..Command::DEFAULT
@@ -158,6 +158,8 @@ pub(super) fn selected(shared: &Shared, args: Args) -> Result<u16, Fault> {
 
 fn quit(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     session.close = true;
+    // Who redirects to it is told from now on that it is gone.
+    session.client.pushes.close();
     Ok(Reply::Ok)
 }
 
@@ -171,6 +173,8 @@ fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     };
     session.reads.chosen = None;
     session.listening = None;
+    session.tracks = None;
+    session.monitoring = None;
     session.authenticated = authenticated;
     set_version(session, Version::Resp2);
     session.select(0);

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::step::{Exec, Step, refused};
 use super::table::CommandEntry;
 use super::undeclared::{Undeclared, Used, UsedMore};
-use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag};
+use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag, monitor};
 use crate::database::transaction::{Computed, Keys as Locks, Moment, Posted, Transaction, View};
 use crate::database::watch::Found;
 use crate::database::write::Outstanding;
@@ -203,6 +203,7 @@ impl Exec {
             }
             let (mut replies, mut weight) = (Vec::with_capacity(requests.len()), Weight::default());
             times.clear();
+            session.script_lines.clear();
             for request in requests {
                 let started = session.tally.begin(shared, request.command);
                 request.post(transaction, replies.len());
@@ -254,13 +255,27 @@ impl<'q> Request<'q> {
         let handler = match self.command.run {
             Run::Data(handler) => handler,
             // If a script is stopped, nothing of the whole is written.
-            Run::Script(handler) => return handler(session, shared, transaction, used, self.database, &self.args),
+            Run::Script(handler) => {
+                session.declares(self.command, &self.args);
+                let reply = handler(session, shared, transaction, used, self.database, &self.args);
+                session.declares(self.command, &[]);
+                session.script_lines.end();
+                return reply;
+            }
             _ => return Ok(Reply::None),
         };
         transaction.counts = !self.command.has(flag::WRITE);
-        let command =
-            |transaction: &mut Transaction<'_>| compute(handler, shared, self.database, transaction, &self.args);
-        let reply = match transaction.whole(command) {
+        session.reads(shared, self.command, &self.args);
+        let computed = transaction.whole(|transaction| {
+            compute(
+                (self.command, handler),
+                shared,
+                self.database,
+                transaction,
+                &self.args,
+            )
+        });
+        let reply = match computed {
             Err(Fault::Error(text)) => Reply::Error(text),
             reply => reply?,
         };
@@ -333,6 +348,7 @@ fn count(session: &mut Session, shared: &Shared, requests: &[Request<'_>], times
     for ((Request { command, args, .. }, took), reply) in requests.iter().zip(times).zip(replies) {
         session.tally.computed(shared, command, *took);
         replied(session, shared, command, args, *took, reply.is_error(), false);
+        monitor::executed(session, shared, command, args);
         if let Reply::Error(text) = reply {
             shared.stats.count_error(text);
         }

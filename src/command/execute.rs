@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
 use super::undeclared::{self, compute_script};
-use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag, publish};
+use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag, monitor, publish};
 use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
 use crate::database::{Turn, Wait, now_ms};
@@ -95,7 +95,13 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
             session.tally.computed(shared, command, took);
             pending.asked = Some((command, since));
         }
-        Step::Before(_) | Step::Later(_) | Step::Blocks(_) => {}
+        Step::Before(_) => return step,
+        Step::Later(_) | Step::Blocks(_) => {}
+    }
+    monitor::executed(session, shared, command, args);
+    if let Some(tracks) = &mut session.tracks {
+        // As in Redis, what CLIENT CACHING said holds for one command, or a whole transaction.
+        tracks.caching &= session.multi.is_some() || command.name.starts_with("client|");
     }
     step
 }

@@ -16,6 +16,8 @@ fn shared(f: &Fixture) -> Arc<Shared> {
         config: Arc::new(Config::default()),
         clients: Default::default(),
         pubsub: Default::default(),
+        monitors: Default::default(),
+        tracking: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(1),
         scripts: crate::script::Engine::new("7.2.0"),

@@ -17,7 +17,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::clients::Client;
 use super::pattern::KeyPattern;
-use super::pushes::{Added, Kind};
+use super::pushes::{Added, Kind, Push};
 use crate::config::checks::OutputLimit;
 use crate::resp::{write_bulk, write_length};
 
@@ -141,7 +141,7 @@ impl Hub {
         let (matching, given_up) = matching(&heard.patterns, message.channel);
         delivered.given_up = given_up;
         let encoded = |name| (name, encode(message, Some(name)));
-        let matching: Vec<(&Bytes, Bytes)> = matching.into_iter().map(encoded).collect();
+        let matching: Vec<(&Bytes, Push)> = matching.into_iter().map(encoded).collect();
         let tables = self.tables.lock();
         let table = if message.shard {
             &tables.shards
@@ -202,7 +202,7 @@ impl Hub {
 }
 
 impl Delivered {
-    fn add(&mut self, listeners: &Listeners, push: &Bytes, limit: &OutputLimit) {
+    fn add(&mut self, listeners: &Listeners, push: &Push, limit: &OutputLimit) {
         self.receivers += listeners.len();
         for client in listeners {
             let output = client.output_bytes.load(Ordering::Relaxed);
@@ -228,8 +228,7 @@ fn matching<'n>(patterns: &'n [Bytes], channel: &[u8]) -> (Vec<&'n Bytes>, usize
     (matching, given_up)
 }
 
-/// The push without its first byte.
-fn encode(message: &Message<'_>, pattern: Option<&Bytes>) -> Bytes {
+fn encode(message: &Message<'_>, pattern: Option<&Bytes>) -> Push {
     let Message {
         channel,
         payload,
@@ -248,7 +247,7 @@ fn encode(message: &Message<'_>, pattern: Option<&Bytes>) -> Bytes {
     }
     write_bulk(&mut out, channel);
     write_bulk(&mut out, payload);
-    out.freeze()
+    Push::Message(out.freeze())
 }
 
 /// What one connection listens to. Dropping it ends that.

@@ -174,7 +174,7 @@ fn clients(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "client_recent_max_input_buffer": most(|client| &client.input_bytes),
         "client_recent_max_output_buffer": most(|client| &client.output_bytes),
         "blocked_clients": clients.iter().filter(|client| client.blocked.load(Ordering::Relaxed)).count(),
-        "tracking_clients": 0,
+        "tracking_clients": shared.tracking.clients(),
         "clients_in_timeout_table": 0,
     );
     Ok(())
@@ -328,9 +328,9 @@ fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "active_defrag_key_misses": 0,
         "total_active_defrag_time": 0,
         "current_active_defrag_time": 0,
-        "tracking_total_keys": 0,
-        "tracking_total_items": 0,
-        "tracking_total_prefixes": 0,
+        "tracking_total_keys": shared.tracking.keys(),
+        "tracking_total_items": shared.tracking.items(),
+        "tracking_total_prefixes": shared.tracking.prefixes(),
         "unexpected_error_replies": unexpected,
         "total_error_replies": get(&stats.error_replies),
         "dump_payload_sanitizations": 0,

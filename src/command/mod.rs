@@ -25,12 +25,16 @@ mod compat_doc;
 mod compute;
 pub mod consistency;
 mod data;
+mod events;
 mod exec;
 pub mod execute;
 mod float;
 pub mod hub;
 pub mod info;
+pub mod invalidations;
 pub mod key_specs;
+pub mod monitors;
+pub mod notify;
 pub mod pattern;
 pub mod publish;
 pub mod pushes;
@@ -41,6 +45,8 @@ mod sorted;
 pub mod step;
 pub mod table;
 pub mod tally;
+pub mod tracking;
+pub mod tracking_modes;
 pub mod undeclared;
 
 // Families, each with its rows and its functions.
@@ -55,6 +61,7 @@ pub mod hyperloglog;
 pub mod introspection;
 pub mod keys;
 pub mod lists;
+pub mod monitor;
 pub mod not_implemented;
 pub mod pubsub;
 pub mod scripts;
@@ -174,7 +181,7 @@ pub struct Command {
     /// that.
     pub access: Option<fn(Args<'_>) -> u16>,
     pub reads: Reads,
-    /// Which arguments are secrets. SLOWLOG must not show them.
+    /// Which arguments are secrets. SLOWLOG and MONITOR must not show them.
     pub secrets: Option<fn(Args<'_>) -> Vec<usize>>,
     /// ACL categories without `@`, besides those that the flags imply.
     pub categories: &'static [&'static str],
@@ -240,6 +247,17 @@ impl Command {
     /// The name without its container's: `list` of `client|list`.
     pub fn own_name(&self) -> &'static str {
         self.name.split_once('|').map_or(self.name, |(_, own)| own)
+    }
+
+    /// The arguments of a request as SLOWLOG and MONITOR may show them.
+    pub fn without_secrets<'a>(&self, args: Args<'a>) -> Vec<&'a [u8]> {
+        let mut shown = args.to_vec();
+        for at in self.secrets.map_or_else(Vec::new, |secrets| secrets(args)) {
+            if let Some(argument) = shown.get_mut(at) {
+                *argument = b"(redacted)";
+            }
+        }
+        shown
     }
 
     /// Whether the command takes this number of arguments, its name included.

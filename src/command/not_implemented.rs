@@ -48,7 +48,6 @@ pub static COMMANDS: &[Command] = &[
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),
-    row("server", "monitor", 1, "1.0.0", "Shows every command that the server gets."),
     row("server", "psync", -3, "2.8.0", "For replication between servers."),
     row("server", "replconf", -1, "3.0.0", "For replication between servers."),
     row("server", "replicaof", 3, "5.0.0", "Makes the server a replica of another."),

@@ -53,8 +53,7 @@ pub fn close_overdue(shared: &Shared) {
         return;
     }
     for client in shared.clients.list() {
-        let output = client.output_bytes.load(Ordering::Relaxed);
-        if client.pushes.is_overdue(output, &limit) {
+        if client.pushes.is_overdue(client.listener_output(), &limit) {
             shared.stats.above_output_limit(client.id);
             client.kill();
         }

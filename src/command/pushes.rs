@@ -4,8 +4,8 @@
 //! never inside a reply, and never before a reply that was computed earlier and is held back. So
 //! what a client reads is in one order. Others only add to the queue, and wake the task.
 //!
-//! A push is encoded once for all connections that get it. The encodings of RESP2 and RESP3 differ
-//! only in the first byte (an array or a push), which is added on the way out.
+//! A push is encoded once for all connections that get it. What differs between RESP2 and RESP3 is
+//! added on the way out ([`Push`]), in the version of that moment.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +19,20 @@ use crate::resp::Version;
 
 /// What a waiting push takes besides its bytes.
 const OVERHEAD: usize = 64;
+
+/// What is pushed.
+#[derive(Clone, Debug)]
+pub enum Push {
+    /// A message of a channel, without its first byte: that of an array or of a push.
+    Message(Bytes),
+    /// Keys that have changed, encoded as an array; `None`: all keys. In RESP2 only a connection
+    /// that listens to channels gets them, and only those of a connection that redirects to it.
+    Changed { keys: Option<Bytes>, redirected: bool },
+    /// A push of RESP3, without its first byte. Nothing in RESP2.
+    Resp3(Bytes),
+    /// The same in both versions.
+    Plain(Bytes),
+}
 
 /// What a connection listens to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +61,7 @@ pub struct Pushes {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<Push>,
     /// Since when more waits than the soft limit allows.
     above_soft: Option<Instant>,
     /// The connection is being closed: nothing more is taken in.
@@ -97,9 +111,8 @@ impl Pushes {
         self.listens[kind as usize].store(count, Ordering::Relaxed);
     }
 
-    /// Adds a push, encoded without its first byte. `output`: bytes of replies that wait for the
-    /// client already.
-    pub fn add(&self, push: &Bytes, output: usize, limit: &OutputLimit) -> Added {
+    /// Adds a push. `output`: bytes of replies that wait for the client already.
+    pub fn add(&self, push: &Push, output: usize, limit: &OutputLimit) -> Added {
         let mut queue = self.queue.lock();
         if queue.closed {
             return Added::Closed;
@@ -130,6 +143,11 @@ impl Pushes {
         overdue
     }
 
+    /// The connection is about to end: nothing more is taken in.
+    pub fn close(&self) {
+        self.queue.lock().closed = true;
+    }
+
     fn drop_all(&self, queue: &mut Queue) {
         queue.closed = true;
         queue.waiting = VecDeque::new();
@@ -138,18 +156,12 @@ impl Pushes {
 
     /// Moves pushes to `out` while that has fewer than `enough` bytes.
     pub fn take(&self, out: &mut BytesMut, enough: usize, version: Version) {
-        let first = match version {
-            Version::Resp2 => b'*',
-            Version::Resp3 => b'>',
-        };
         let mut queue = self.queue.lock();
         let mut left = self.bytes.load(Ordering::Relaxed);
         while out.len() < enough
             && let Some(push) = queue.waiting.pop_front()
         {
-            out.reserve(push.len() + 1);
-            out.put_u8(first);
-            out.put_slice(&push);
+            push.put(out, version, self.listens());
             left -= push.len() + OVERHEAD;
         }
         if queue.waiting.is_empty() {
@@ -158,6 +170,42 @@ impl Pushes {
             queue.waiting.shrink_to(64);
         }
         self.bytes.store(left, Ordering::Release);
+    }
+}
+
+impl Push {
+    /// Its bytes, nearly.
+    fn len(&self) -> usize {
+        match self {
+            Push::Changed { keys, .. } => keys.as_ref().map_or(0, Bytes::len),
+            Push::Message(bytes) | Push::Resp3(bytes) | Push::Plain(bytes) => bytes.len(),
+        }
+    }
+
+    fn put(&self, out: &mut BytesMut, version: Version, listens: bool) {
+        let is_resp3 = version == Version::Resp3;
+        let first = if is_resp3 { b'>' } else { b'*' };
+        out.reserve(self.len() + 64);
+        match self {
+            Push::Message(bytes) => {
+                out.put_u8(first);
+                out.put_slice(bytes);
+            }
+            Push::Resp3(bytes) if is_resp3 => {
+                out.put_u8(first);
+                out.put_slice(bytes);
+            }
+            Push::Changed { keys, .. } if is_resp3 => {
+                out.put_slice(b">2\r\n$10\r\ninvalidate\r\n");
+                out.put_slice(keys.as_deref().unwrap_or(b"_\r\n"));
+            }
+            Push::Changed { keys, redirected: true } if listens => {
+                out.put_slice(b"*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n");
+                out.put_slice(keys.as_deref().unwrap_or(b"$-1\r\n"));
+            }
+            Push::Changed { .. } | Push::Resp3(_) => {}
+            Push::Plain(bytes) => out.put_slice(bytes),
+        }
     }
 }
 
@@ -186,8 +234,8 @@ mod tests {
         soft_seconds: 0,
     };
 
-    fn push(text: &'static str) -> Bytes {
-        Bytes::from_static(text.as_bytes())
+    fn push(text: &'static str) -> Push {
+        Push::Message(Bytes::from_static(text.as_bytes()))
     }
 
     fn taken(pushes: &Pushes, enough: usize, version: Version) -> BytesMut {
@@ -207,6 +255,30 @@ mod tests {
         assert_eq!(taken(&pushes, 9, Version::Resp2), "*1\r\n:3\r\n");
         assert!(pushes.is_empty());
         assert_eq!(pushes.add(&push("x"), 0, &FREE), Added::First);
+    }
+
+    #[test]
+    fn changed_keys_have_the_form_of_the_version() {
+        let keys = Some(Bytes::from_static(b"*1\r\n$1\r\nk\r\n"));
+        let all = [(keys.clone(), false), (keys, true), (None, true)]
+            .map(|(keys, redirected)| Push::Changed { keys, redirected });
+        let pushes = Pushes::default();
+        let add = || {
+            all.iter()
+                .for_each(|push| assert_ne!(pushes.add(push, 0, &FREE), Added::Closed))
+        };
+        add();
+        let one = ">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n";
+        let resp3 = format!("{one}{one}>2\r\n$10\r\ninvalidate\r\n_\r\n");
+        assert_eq!(taken(&pushes, usize::MAX, Version::Resp3), resp3);
+        add();
+        assert_eq!(taken(&pushes, usize::MAX, Version::Resp2), "", "it listens to nothing");
+        pushes.set_listens_to(Kind::Channel, 1);
+        add();
+        let of_channel = "*3\r\n$7\r\nmessage\r\n$20\r\n__redis__:invalidate\r\n";
+        let resp2 = format!("{of_channel}*1\r\n$1\r\nk\r\n{of_channel}$-1\r\n");
+        assert_eq!(taken(&pushes, usize::MAX, Version::Resp2), resp2);
+        assert!(pushes.is_empty());
     }
 
     #[test]

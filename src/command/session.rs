@@ -9,8 +9,10 @@ use bytes::Bytes;
 
 use super::clients::Client;
 use super::hub::Listening;
+use super::monitors::{Monitoring, ScriptLines};
 use super::table::CommandEntry;
 use super::tally::Tally;
+use super::tracking::Tracks;
 use crate::database::Pace;
 use crate::database::consistency::Consistency;
 use crate::database::watch::{Changed, Found};
@@ -29,6 +31,12 @@ pub struct Session {
     pub replies: Replies,
     /// What the connection listens to, if anything.
     pub listening: Option<Box<Listening>>,
+    /// How the keys are tracked that the connection reads, if they are.
+    pub tracks: Option<Box<Tracks>>,
+    /// The connection is in the MONITOR mode.
+    pub monitoring: Option<Monitoring>,
+    /// What the script under way executes, for MONITOR.
+    pub script_lines: ScriptLines,
     /// Whether pushes reach the client at all.
     pub takes_pushes: bool,
     /// Set by a command that ends pushes or changes their form: those that wait go out before its
@@ -119,16 +127,20 @@ impl Default for ReadPolicy {
 
 impl Session {
     pub fn new(client: Arc<Client>, authenticated: bool) -> Self {
+        let outstanding = Arc::new(Outstanding::in_order(client.id));
         Session {
             client,
             database: 0,
             version: Version::Resp2,
             authenticated,
-            outstanding: Arc::new(Outstanding::in_order()),
+            outstanding,
             multi: None,
             watch: None,
             replies: Replies::default(),
             listening: None,
+            tracks: None,
+            monitoring: None,
+            script_lines: ScriptLines::default(),
             takes_pushes: false,
             pushes_first: false,
             in_exec: false,

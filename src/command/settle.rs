@@ -152,12 +152,18 @@ async fn compute_again(
             }
             _ => exec::run(session, shared, &mut exec, true),
         };
+        if let Some(tracks) = &mut session.tracks {
+            tracks.again = true;
+        }
         let mut step = match turn {
             None => compute(session),
             Some(turn) => Step::Before(Before::Wait(Wait::Turn(turn))),
         };
         if let Step::Before(Before::Wait(Wait::Turn(turn))) = step {
             step = take_turn(session, shared, turn, compute).await;
+        }
+        if let Some(tracks) = &mut session.tracks {
+            tracks.again = false;
         }
         match step {
             Step::Reply(reply) => return Ok(reply),

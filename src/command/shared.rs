@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::broadcasts::PubSub;
 use super::clients::{Client, Clients};
+use super::monitors::Monitors;
+use super::tracking::Tracking;
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
 use crate::script::Engine;
@@ -25,6 +27,9 @@ pub struct Shared {
     pub config: Arc<Config>,
     pub clients: Clients,
     pub pubsub: PubSub,
+    pub monitors: Arc<Monitors>,
+    /// Who tracks which keys.
+    pub tracking: Arc<Tracking>,
     pub stats: Stats,
     pub pause: Pause,
     pub turns: Turns,

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
-    lists, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
+    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -33,6 +33,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
     ("Introspection", introspection::COMMANDS),
+    ("Monitoring", monitor::COMMANDS),
     ("Waiting", wait::COMMANDS),
     ("Highwater", highwater::COMMANDS),
     ("Not yet", not_implemented::COMMANDS),

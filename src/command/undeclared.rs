@@ -212,7 +212,11 @@ pub(super) fn compute_script(
         let mut used = undeclared.run(&keys, writes, store_is_whole);
         let (service, pace) = (&shared.service, session.pace);
         let computed = service.transact_of_moment(pace, &owner, (locks, view), Some(&mut moment), |transaction| {
-            let reply = handler(session, shared, transaction, &mut used, database, args)?;
+            session.script_lines.clear();
+            session.declares(command, args);
+            let reply = handler(session, shared, transaction, &mut used, database, args);
+            session.declares(command, &[]);
+            let reply = reply?;
             used.check()?;
             Ok(reply)
         });

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::checks::{self, Mapping, OutputLimits};
 use super::{Config, machine};
-use crate::model::SPLIT;
+use crate::model::{SPLIT, class};
 
 /// The settings that are read at every command or connection.
 pub(super) struct Hot {
@@ -26,6 +26,8 @@ pub(super) struct Hot {
     slowlog_max_len: AtomicUsize,
     latency_monitor_threshold: AtomicU64,
     latency_tracking: AtomicBool,
+    tracking_table_max_keys: AtomicUsize,
+    notify_classes: AtomicU32,
     databases: AtomicUsize,
     max_packed_bytes: AtomicUsize,
     max_packed_elements: AtomicUsize,
@@ -46,11 +48,25 @@ impl Default for Hot {
             slowlog_max_len: AtomicUsize::default(),
             latency_monitor_threshold: AtomicU64::default(),
             latency_tracking: AtomicBool::default(),
+            tracking_table_max_keys: AtomicUsize::default(),
+            notify_classes: AtomicU32::default(),
             databases: AtomicUsize::default(),
             max_packed_bytes: AtomicUsize::default(),
             max_packed_elements: AtomicUsize::default(),
         }
     }
+}
+
+/// The classes of events that the letters of `notify-keyspace-events` name. 0 if no channel gets
+/// them, or none is named.
+fn classes(letters: &str) -> u32 {
+    let known = |letter| class::LETTERS.iter().find(|(known, _)| *known == letter);
+    let named = letters
+        .chars()
+        .filter_map(known)
+        .fold(0, |named, (_, class)| named | class);
+    let channels = named & (class::TO_KEY | class::TO_EVENT);
+    if channels == 0 || channels == named { 0 } else { named }
 }
 
 /// Getters of hot paths.
@@ -123,6 +139,16 @@ impl Config {
     /// Milliseconds. 0 is off.
     pub fn latency_monitor_threshold(&self) -> u64 {
         self.hot.latency_monitor_threshold.load(Ordering::Relaxed)
+    }
+
+    /// The classes of keyspace events ([`class`]); 0 if there is nothing to tell of them.
+    pub fn notify_classes(&self) -> u32 {
+        self.hot.notify_classes.load(Ordering::Relaxed)
+    }
+
+    /// Keys in the table of CLIENT TRACKING; 0 for any number.
+    pub fn tracking_table_max_keys(&self) -> usize {
+        self.hot.tracking_table_max_keys.load(Ordering::Relaxed)
     }
 
     pub fn latency_tracking(&self) -> bool {
@@ -392,6 +418,10 @@ impl Config {
             .store(self.number("latency-monitor-threshold"), Ordering::Relaxed);
         hot.latency_tracking
             .store(self.is("latency-tracking", "yes"), Ordering::Relaxed);
+        hot.tracking_table_max_keys
+            .store(size("tracking-table-max-keys"), Ordering::Relaxed);
+        hot.notify_classes
+            .store(classes(&self.value("notify-keyspace-events")), Ordering::Relaxed);
         hot.databases.store(size("databases"), Ordering::Relaxed);
         let is_split = self.is("split-collections", "yes") && self.may_use(SPLIT);
         let limit = |name| if is_split { size(name) } else { usize::MAX };

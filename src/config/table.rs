@@ -540,6 +540,22 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "notify-keyspace-events",
+        kind: Kind::Checked(checks::EVENTS),
+        default: "",
+        group: Group::Limits,
+        summary: "Classes of events about changed keys that are published on this node, as in Redis.",
+        ..D
+    },
+    Setting {
+        name: "tracking-table-max-keys",
+        kind: LARGE,
+        default: "1000000",
+        group: Group::Limits,
+        summary: "Keys that are remembered for CLIENT TRACKING; above that, clients are told that some have changed. 0 for any number (at most 512 MB).",
+        ..D
+    },
+    Setting {
         name: "slowlog-log-slower-than",
         kind: Kind::Integer { min: -1, max: i64::MAX },
         default: "10000",

@@ -17,11 +17,9 @@ const FREEING: &str = "memory is always freed without holding up commands";
 const LISTEN: &str = "only TCP is listened on";
 const PERSISTENCE: &str = "the log is the persistence: there are no append-only files and no snapshots";
 const PROCESS: &str = "left to the system and its service manager";
-const PUBSUB: &str = "there are no messages and no notifications";
 const REPLICATION: &str = "nodes follow the log; there is no replication between them";
 const SCRIPTS: &str = "there are no scripts";
 const TLS: &str = "clients are not served over TLS";
-const TRACKING: &str = "keys are not tracked for clients";
 
 const YES_NO: Kind = Kind::YesNo;
 const TEXT: Kind = Kind::Text;
@@ -206,8 +204,6 @@ pub const SETTINGS: &[Setting] = &[
     row("locale-collate", TEXT, "", SCRIPTS),
     row("enable-module-command", MODES, "no", MODULES).immutable(),
     row("enable-protected-configs", MODES, "no", "dir and dbfilename cannot change while the server runs").immutable(),
-    row("notify-keyspace-events", Kind::Checked(checks::EVENTS), "", PUBSUB),
-    row("tracking-table-max-keys", LARGE, "1000000", TRACKING),
     // TLS and listening
     row("bind-source-addr", TEXT, "", "no connections are made to other servers of this kind"),
     row("socket-mark-id", COUNT, "0", LISTEN).immutable(),

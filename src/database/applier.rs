@@ -605,7 +605,7 @@ impl Applier {
                 let insert = self.goal.is_none();
                 self.service.show_applied(shown, Applied { insert, ahead })?;
             }
-            Payload::Control(Control::Flush) => self.service.show_flush(change.database, At::of(&change), false),
+            Payload::Control(Control::Flush) => self.service.show_flush(change.database, At::of(&change), None),
             Payload::Control(Control::Features(features)) => database.features.meet(At::of(&change), features),
             Payload::Control(Control::Function(text)) => {
                 if let Some(library) = function_of(&change.key) {

@@ -235,6 +235,15 @@ impl Elements {
         }
     }
 
+    /// The write under way that gives this element this value, if there is one.
+    pub fn written_by(&self, record_key: &[u8], value: Option<&Value>) -> Option<Arc<Write>> {
+        let (prefix, name) = split(record_key);
+        let shard = self.shard(prefix);
+        let writes = shard.collections.get(prefix)?.under_way.get(name)?;
+        let gives = |(write, item): &&(Arc<Write>, usize)| write.items[*item].element_value().as_ref() == value;
+        writes.iter().find(gives).map(|(write, _)| write.clone())
+    }
+
     /// All elements of a collection; `None` if memory has not all of them.
     pub fn all(&self, prefix: &[u8], pending: bool) -> Option<All> {
         let mut shard = self.shard(prefix);

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::notices::Notice;
 use super::transaction::{Keys, View};
 use super::write::Write;
 use super::{Fault, Service};
-use crate::model::{ElementName, State, Value};
+use crate::model::{ElementName, State, Value, class};
 
 /// What has begun to be removed of a key.
 pub struct Removal {
@@ -30,6 +33,7 @@ impl Service {
             };
             if !entry.is_live(now) {
                 transaction.delete(database, key);
+                transaction.notices.extend(self.notice_of_expiry(database, key));
                 return Ok(true);
             }
             if let Value::Packed(packed) = &entry.value {
@@ -49,6 +53,26 @@ impl Service {
         })
     }
 
+    fn notice_of_expiry(&self, database: u16, key: &[u8]) -> Option<Notice> {
+        self.notice(database, key, (class::EXPIRED, "expired"))
+    }
+
+    /// A hash has lost its last field.
+    fn notice_of_last_field(&self, database: u16, key: &[u8]) -> Option<Notice> {
+        self.notice(database, key, (class::GENERIC, "del"))
+    }
+
+    /// `None` if nobody listens.
+    fn notice(&self, database: u16, key: &[u8], (class, name): (u32, &'static str)) -> Option<Notice> {
+        let key = self.listeners.any().then(|| Bytes::copy_from_slice(key))?;
+        Some(Notice {
+            database,
+            key,
+            class,
+            name,
+        })
+    }
+
     /// As [`Service::remove_expired`], for an element of a split collection. What has lost its head
     /// is left to [`super::orphans`].
     fn remove_expired_element(self: &Arc<Self>, database: u16, name: ElementName<'_>) -> Result<Removal, Fault> {
@@ -65,6 +89,7 @@ impl Service {
             let is_whole = !transaction.keeps_elements(database, key, &split)?;
             if is_whole {
                 transaction.delete(database, key);
+                transaction.notices.extend(self.notice_of_last_field(database, key));
             }
             Ok(is_whole)
         })?;

@@ -29,6 +29,7 @@ mod features;
 pub mod flushed;
 pub mod functions;
 pub mod hot;
+pub mod notices;
 pub mod orphans;
 mod own;
 mod preload;
@@ -64,6 +65,7 @@ use contention::Contention;
 use elements::Elements;
 use features::TopicFeatures;
 use hot::{At, Budget, HotTier, Lookup};
+use notices::Notice;
 use own::OwnRecords;
 use stripes::Stripes;
 use together::Groups;
@@ -515,6 +517,7 @@ impl Service {
         }
         if changes || self.failure().is_some() {
             self.waiters.all_changed();
+            self.listeners.tell_all_changed();
         }
         self.progress.notify_waiters();
     }
@@ -799,9 +802,10 @@ impl Service {
         owner: &Arc<Outstanding>,
         epoch: u64,
         condition: Option<Condition>,
+        notices: Vec<Notice>,
     ) -> Arc<Write> {
         let (records, items) = self.records_of(items);
-        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some());
+        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some(), notices);
         let given_up = GivenUp(&write);
         for (index, item) in write.items.iter().enumerate() {
             match item {

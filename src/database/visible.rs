@@ -6,15 +6,16 @@
 //! has no event. So an own record, which comes twice, has one event.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::hot::{At, Lookup};
+use super::notices::Notice;
 use super::write::Write;
-use super::{Database, Seen, Service};
+use super::{Database, Seen, Service, now_ms};
 use crate::model::{Entry, Value, home_key};
 use crate::store::StoreError;
 
@@ -43,6 +44,10 @@ pub enum What<'e> {
     Deleted(&'e [u8]),
     /// Every key of the partition is gone that had a record before this place.
     Flushed,
+    /// Any key of any database may have changed: this node begins to serve, or ceases to.
+    Anything,
+    /// All records of an own write are visible now that has several.
+    GroupShown,
 }
 
 /// A change of what readers see. Memory shows it before listeners get the event. Two threads can
@@ -56,34 +61,96 @@ pub struct Event<'e> {
     pub at: At,
     /// A client of this node wrote the record.
     pub own: bool,
+    /// The connection that wrote it, if this node knows one; else 0.
+    pub writer: u64,
+    /// The key that was deleted had expired before.
+    pub expired: bool,
+    /// A [`What::GroupShown`] follows at once, from the same thread.
+    pub in_group: bool,
 }
 
+type NoticeListener = Box<dyn Fn(&[Notice]) + Send + Sync>;
 type Listener = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// Those who hear every event.
 #[derive(Default)]
 pub struct Listeners {
-    /// There is one, so that an event costs nothing while there is none.
-    any: AtomicBool,
+    /// How many want events, so that an event costs nothing while nobody does.
+    wanted: AtomicUsize,
     all: RwLock<Vec<Listener>>,
+    /// Gets the events that own writes carry.
+    notices: OnceLock<NoticeListener>,
 }
 
 impl Listeners {
     /// From now on `listener` gets every event, from the thread that made the change. It must be
     /// quick and must not block.
     pub fn add(&self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) {
+        self.add_idle(listener);
+        self.want();
+    }
+
+    /// As [`Listeners::add`], but the listener gets events only while somebody wants them.
+    pub fn add_idle(&self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) {
         self.all.write().push(Box::new(listener));
-        self.any.store(true, Ordering::SeqCst);
     }
 
-    fn any(&self) -> bool {
-        self.any.load(Ordering::SeqCst)
+    /// Events are told until [`Listeners::unwant`] is called as often as this.
+    pub fn want(&self) {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    pub fn unwant(&self) {
+        self.wanted.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn any(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn tell(&self, event: &Event<'_>) {
         if self.any() {
             self.all.read().iter().for_each(|listener| listener(event));
         }
+    }
+
+    /// `listener` gets the events that own writes carry, when the log has the write. Only the first
+    /// one counts.
+    pub fn on_notices(&self, listener: impl Fn(&[Notice]) + Send + Sync + 'static) {
+        self.notices.get_or_init(|| Box::new(listener));
+    }
+
+    pub(super) fn tell_notices(&self, notices: &[Notice]) {
+        if !notices.is_empty()
+            && let Some(listener) = self.notices.get()
+        {
+            listener(notices);
+        }
+    }
+
+    /// Any key may have changed.
+    pub(super) fn tell_all_changed(&self) {
+        self.tell_without_key(What::Anything);
+    }
+
+    /// All records of an own write that has several are visible.
+    pub(super) fn tell_group_shown(&self) {
+        self.tell_without_key(What::GroupShown);
+    }
+
+    fn tell_without_key(&self, what: What<'_>) {
+        self.tell(&Event {
+            database: 0,
+            what,
+            at: At {
+                partition: 0,
+                offset: 0,
+            },
+            own: false,
+            writer: 0,
+            expired: false,
+            in_group: false,
+        });
     }
 }
 
@@ -104,8 +171,8 @@ impl Database {
 }
 
 impl Service {
-    /// The log has acknowledged an own record. `in_group`: others became visible with it. Those who
-    /// watch the key were told when the record was handed over.
+    /// The log has acknowledged an own record. Those who watch the key were told when the record was
+    /// handed over.
     pub(super) fn show_own(&self, shown: Shown<'_>, write: &Arc<Write>, in_group: bool) {
         let Shown {
             database,
@@ -123,7 +190,7 @@ impl Service {
         }
         of.moments.changed(key);
         if is_new && changes {
-            self.tell(database, key, is_there, at, true);
+            self.tell(database, key, (is_there, false), at, Some((write, in_group)));
         }
     }
 
@@ -137,16 +204,33 @@ impl Service {
         } = shown;
         let of = &self.databases[database as usize];
         let is_there = entry.is_some();
-        // After what a flush has hidden, or after nothing, a tombstone changes nothing.
-        let asked = || of.watches.is_watched(key) || self.listeners.any();
-        let changes = is_there || asked() && self.read(database, key, true)?.entry.is_some();
+        // After what a flush has hidden, or after nothing, a tombstone changes nothing. An own delete
+        // that is under way was told to those who watch the key, but not to listeners.
+        let listened = self.listeners.any();
+        let was_there = || Ok::<_, StoreError>(self.read(database, key, true)?.entry.is_some());
+        let changes = is_there || of.watches.is_watched(key) && was_there()?;
+        let before = match listened && !is_there {
+            true => self.read(database, key, false)?.entry,
+            false => None,
+        };
+        let expired = before.as_ref().is_some_and(|before| !before.is_live(now_ms()));
+        let is_told = is_there || before.is_some();
         let Applied { insert, ahead } = applied;
+        let own = listened.then(|| of.hot.written_by(key, entry.as_ref())).flatten();
         if of.hot.apply(key, at, entry, insert, ahead) {
             of.snapshots.changed(key);
             of.moments.changed(key);
             if changes {
                 of.watches.changed(key);
-                self.tell(database, key, is_there, at, false);
+            }
+            if is_told {
+                self.tell(
+                    database,
+                    key,
+                    (is_there, expired),
+                    at,
+                    own.as_ref().map(|own| (own, false)),
+                );
             }
         }
         Ok(())
@@ -172,7 +256,7 @@ impl Service {
         }
         of.moments.changed(key);
         if is_new {
-            self.tell(database, key, true, at, true);
+            self.tell(database, key, (true, false), at, Some((write, in_group)));
         }
     }
 
@@ -187,19 +271,23 @@ impl Service {
     ) {
         let of = &self.databases[database as usize];
         let stored = of.stored(at.partition);
+        let own = match self.listeners.any() {
+            true => of.elements.written_by(record_key, value.as_ref()),
+            false => None,
+        };
         if of.elements.apply(record_key, at, value, insert, stored) {
             let key = home_key(record_key);
             of.snapshots.changed(key);
             of.moments.changed(key);
             of.watches.changed(key);
-            self.tell(database, key, true, at, false);
+            self.tell(database, key, (true, false), at, own.as_ref().map(|own| (own, false)));
         }
     }
 
     /// A flush marker was acknowledged or read. Raises the flags of watchers whose keys it hides,
     /// also of those who began to watch after it was handed to the log. Watchers of a key that does
     /// not exist are left alone.
-    pub(super) fn show_flush(&self, database: u16, at: At, own: bool) {
+    pub(super) fn show_flush(&self, database: u16, at: At, own: Option<(&Arc<Write>, bool)>) {
         let of = &self.databases[database as usize];
         let absent = |key: &Bytes| matches!(self.read(database, key, true), Ok(Seen { entry: None, .. }));
         let unaffected: HashSet<Bytes> = of.watches.watched().into_iter().filter(absent).collect();
@@ -211,13 +299,23 @@ impl Service {
                 database,
                 what: What::Flushed,
                 at,
-                own,
+                own: own.is_some(),
+                writer: own.map_or(0, |(write, _)| write.writer()),
+                expired: false,
+                in_group: own.is_some_and(|(_, in_group)| in_group),
             });
         }
     }
 
-    fn tell(&self, database: u16, key: &[u8], is_there: bool, at: At, own: bool) {
-        if is_there && !own {
+    fn tell(
+        &self,
+        database: u16,
+        key: &[u8],
+        (is_there, expired): (bool, bool),
+        at: At,
+        own: Option<(&Arc<Write>, bool)>,
+    ) {
+        if is_there && own.is_none() {
             // For own records they were asked when the write was handed over.
             self.waiters.changed(database, key);
         }
@@ -229,7 +327,10 @@ impl Service {
             database,
             what,
             at,
-            own,
+            own: own.is_some(),
+            writer: own.map_or(0, |(write, _)| write.writer()),
+            expired,
+            in_group: own.is_some_and(|(_, in_group)| in_group),
         });
     }
 }

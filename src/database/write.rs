@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::Service;
 use super::functions;
 use super::hot::At;
+use super::notices::Notice;
 use super::visible::Shown;
 use crate::log::{Appended, Completion, ProduceError};
 use crate::model::{Element, ElementName, Entry, Features, State, Value};
@@ -127,6 +128,8 @@ pub struct Write {
     /// The service's generation when this was handed over.
     generation: u64,
     owner: Arc<Outstanding>,
+    /// The events that it makes.
+    notices: Vec<Notice>,
     outcome: OnceLock<Result<(), ProduceError>>,
     done: Notify,
 }
@@ -137,6 +140,7 @@ impl Write {
         owner: Arc<Outstanding>,
         items: SmallVec<[Item; 1]>,
         conditional: bool,
+        notices: Vec<Notice>,
     ) -> Arc<Self> {
         let write = Arc::new(Write {
             items,
@@ -144,6 +148,7 @@ impl Write {
             generation: service.generation.load(Ordering::Acquire),
             service,
             owner,
+            notices,
             outcome: OnceLock::new(),
             done: Notify::new(),
         });
@@ -159,6 +164,11 @@ impl Write {
     /// The outcome; `None` while it is under way.
     pub fn outcome(&self) -> Option<&Result<(), ProduceError>> {
         self.outcome.get()
+    }
+
+    /// The connection that wrote it; 0 if none did.
+    pub fn writer(&self) -> u64 {
+        self.owner.client
     }
 
     /// Bytes of the values that it writes.
@@ -193,6 +203,7 @@ impl Write {
         }
         // Several keys become visible at once to everyone who reads several keys.
         let _group = (self.items.len() > 1).then(|| self.service.groups.show());
+        let in_group = self.items.len() > 1;
         for (index, (item, at)) in self.items.iter().zip(appended).enumerate() {
             let place = At {
                 partition: at.at.partition,
@@ -206,7 +217,7 @@ impl Write {
                         at: place,
                         entry: self.entry(index, place, at.timestamp),
                     };
-                    self.service.show_own(shown, self, self.items.len() > 1);
+                    self.service.show_own(shown, self, in_group);
                     let database = &self.service.databases[*database as usize];
                     database.acknowledged(place);
                     // The applier takes the records of a group: it shows them together when all
@@ -216,13 +227,12 @@ impl Write {
                     }
                 }
                 Item::Element { database, key, .. } => {
-                    let in_group = self.items.len() > 1;
                     self.service
                         .show_own_element(*database, key, place, (self, index), in_group);
                     self.service.databases[*database as usize].acknowledged(place);
                 }
                 Item::Flush { database } => {
-                    self.service.show_flush(*database, place, true);
+                    self.service.show_flush(*database, place, Some((self, in_group)));
                     self.service.databases[*database as usize].acknowledged(place);
                 }
                 Item::Tombstone { database, .. } => self.service.databases[*database as usize].acknowledged(place),
@@ -238,6 +248,10 @@ impl Write {
                 }
             }
         }
+        if in_group {
+            self.service.listeners.tell_group_shown();
+        }
+        self.service.listeners.tell_notices(&self.notices);
         // A state that was forgotten meanwhile must not come back.
         if self.is_of_the_past() {
             for item in &self.items {
@@ -336,6 +350,8 @@ pub struct Outstanding {
     /// How many of them were handed over with a condition, and the last of those.
     conditional: AtomicUsize,
     last_conditional: Mutex<Weak<Write>>,
+    /// The connection; 0 if these are writes of nobody's.
+    client: u64,
     /// What is computed after a failed write has to wait until that write was computed again.
     in_order: bool,
     /// A write with a condition failed and is not settled yet.
@@ -344,10 +360,11 @@ pub struct Outstanding {
 }
 
 impl Outstanding {
-    /// For a connection whose commands take effect in their order, each seeing those before it.
-    /// [`Outstanding::settling`] has to be called when failed writes are looked at.
-    pub fn in_order() -> Self {
+    /// For a connection (its id) whose commands take effect in their order, each seeing those before
+    /// it. [`Outstanding::settling`] has to be called when failed writes are looked at.
+    pub fn in_order(client: u64) -> Self {
         Outstanding {
+            client,
             in_order: true,
             ..Outstanding::default()
         }

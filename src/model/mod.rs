@@ -9,6 +9,7 @@
 //! below refuses `_`), so the compiler names the places that have to handle the new one.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod class;
 mod features;
 mod functions;
 mod msgpack;

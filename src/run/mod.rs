@@ -3,6 +3,7 @@
 //!
 //! Whatever prevents a start is reported in one line: what could not be done, why, and what to do.
 
+mod changes;
 mod listen;
 mod open;
 mod signals;
@@ -25,6 +26,7 @@ pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
 use crate::command::broadcasts::PubSub;
+use crate::command::invalidations;
 use crate::command::publish::{Receiving, close_overdue};
 use crate::command::shared::Turns;
 use crate::config::{COMMIT, Config, VERSION};
@@ -306,6 +308,8 @@ fn share(
         config,
         clients: Default::default(),
         pubsub,
+        monitors: Default::default(),
+        tracking: Default::default(),
         stats: Stats::default(),
         turns: Turns::new(turns),
         scripts: crate::script::Engine::new(crate::command::REDIS_VERSION),
@@ -315,6 +319,7 @@ fn share(
         started_at: now_ms(),
         run_id: format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>()),
     });
+    changes::follow(&shared);
     shared.pubsub.receiver.get_or_init(|| Arc::new(Receiving::new(&shared)));
     shared
 }
@@ -343,6 +348,8 @@ fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<Tc
         let shared = sweeping.clone();
         sweep::run(sweeping.service.clone(), move |feature| shared.config.may_use(feature))
     });
+    let telling = shared.clone();
+    supervise::task_again(&supervise::INVALIDATIONS, move || invalidations::run(telling.clone()));
     let shared = shared.clone();
     supervise::task_again(&supervise::NODE_WATCH, move || watch(shared.clone()));
     servers

@@ -55,4 +55,5 @@ mod split_sorted_sets;
 mod starting;
 mod support;
 mod tidy;
+mod tracking;
 mod transactions;

@@ -130,6 +130,16 @@ mod tables {
     }
 
     #[test]
+    fn tracking() {
+        against_redis("tracking");
+    }
+
+    #[test]
+    fn notifications() {
+        against_redis("notifications");
+    }
+
+    #[test]
     fn scripts() {
         against_redis("scripts");
     }

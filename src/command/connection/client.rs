@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::listing;
+use super::{listing, tracking};
 use crate::command::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand, wrong_arity};
 use crate::command::clients::Unblocked;
 use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
@@ -166,54 +166,10 @@ pub(super) const CLIENT: &[Command] = &[
         run: Run::Session(client_unpause),
         ..Command::DEFAULT
     },
-    Command {
-        name: "client|caching",
-        arity: 3,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        categories: &["connection"],
-        group: "connection",
-        since: "6.0.0",
-        summary: "Steers tracking of the next command's keys.",
-        compatibility: Compatibility::NotYet,
-        run: Run::NotYet,
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "client|getredir",
-        arity: 2,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        categories: &["connection"],
-        group: "connection",
-        since: "6.0.0",
-        summary: "Tells where invalidations go.",
-        compatibility: Compatibility::NotYet,
-        run: Run::NotYet,
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "client|tracking",
-        arity: -3,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        categories: &["connection"],
-        group: "connection",
-        since: "6.0.0",
-        summary: "Has the server tell when read keys change.",
-        compatibility: Compatibility::NotYet,
-        run: Run::NotYet,
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "client|trackinginfo",
-        arity: 2,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
-        categories: &["connection"],
-        group: "connection",
-        since: "6.2.0",
-        summary: "Tells the state of tracking.",
-        compatibility: Compatibility::NotYet,
-        run: Run::NotYet,
-        ..Command::DEFAULT
-    },
+    tracking::CACHING,
+    tracking::GETREDIR,
+    tracking::TRACKING,
+    tracking::TRACKINGINFO,
     Command {
         name: "client|unblock",
         arity: -3,

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use crate::command::args::{SYNTAX, is, parse_int, text};
 use crate::command::clients::{Client, ClientDetails};
 use crate::command::pushes::Kind;
+use crate::command::tracking_modes::mode;
 use crate::command::{Args, Fault, Outcome, Reply, Session, Shared, table};
 use crate::database::now_ms;
 
@@ -81,10 +82,18 @@ fn describe(client: &Client) -> String {
     let input = client.input_bytes.load(Ordering::Relaxed);
     let output = client.output_bytes.load(Ordering::Relaxed);
     let mut flags = String::new();
+    let redirect = match client.tracking.has(mode::ON) {
+        true => client.tracking.redirect().map_or(0, |id| id as i64),
+        false => -1,
+    };
     for (set, letter) in [
+        (client.monitors.load(Ordering::Relaxed), 'O'),
         (client.pushes.listens(), 'P'),
         (queued != usize::MAX, 'x'),
         (client.blocked.load(Ordering::Relaxed), 'b'),
+        (client.tracking.has(mode::ON), 't'),
+        (client.tracking.has(mode::BROKEN), 'R'),
+        (client.tracking.has(mode::BCAST), 'B'),
         (client.has_lost_its_watch(), 'd'),
         (client.is_killed(), 'A'),
         (client.no_evict.load(Ordering::Relaxed), 'e'),
@@ -99,7 +108,7 @@ fn describe(client: &Client) -> String {
     }
     format!(
         "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={} qbuf={} \
-         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user=default redir=-1 \
+         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user=default redir={} \
          resp={} lib-name={} lib-ver={}",
         client.id,
         address(client.address),
@@ -121,6 +130,7 @@ fn describe(client: &Client) -> String {
         output + client.pushes.bytes(),
         client.memory(),
         last_command,
+        redirect,
         if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
         text(&library_name),
         text(&library_version),

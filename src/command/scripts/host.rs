@@ -12,7 +12,9 @@ use crate::command::compute::compute;
 use crate::command::key_specs::keys_of;
 use crate::command::table::{self, CommandEntry};
 use crate::command::undeclared::Used;
-use crate::command::{Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, publish};
+use crate::command::{
+    Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, monitor, publish,
+};
 use crate::database::Wait;
 use crate::database::transaction::Posted;
 use crate::script::{Host, Level};
@@ -116,9 +118,10 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         match command.run {
             Run::Data(handler) => {
                 self.transaction.counts = !command.has(flag::WRITE);
+                self.session.reads(self.shared, command, args);
                 let (shared, database) = (self.shared, self.database);
                 self.transaction.whole(|transaction| {
-                    let reply = compute(handler, shared, database, transaction, args)?;
+                    let reply = compute((command, handler), shared, database, transaction, args)?;
                     transaction.check_size()?;
                     Ok(reply)
                 })
@@ -190,6 +193,7 @@ impl Host for Commands<'_, '_, '_> {
         if !self.uses(command, args) {
             return None;
         }
+        monitor::script_executes(self.session, self.shared, self.database, command, args);
         let began = Instant::now();
         let reply = match self.run(command, args) {
             Ok(reply) => reply,

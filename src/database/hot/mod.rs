@@ -211,6 +211,16 @@ impl HotTier {
         }
     }
 
+    /// The write under way that gives this key this state, if there is one.
+    pub fn written_by(&self, key: &[u8], entry: Option<&Entry>) -> Option<Arc<Write>> {
+        let writes = self.shard(key).0.lock().pending.get(key).cloned();
+        let gives = |(write, item): &(Arc<Write>, usize)| {
+            let state = write.items[*item].state();
+            state.map(|state| (&state.value, state.expire_at)) == entry.map(|e| (&e.value, e.meta.expire_at))
+        };
+        writes.into_iter().flatten().find(gives).map(|(write, _)| write)
+    }
+
     /// True if writes of this key are under way.
     pub fn is_pending(&self, key: &[u8]) -> bool {
         self.shard(key).0.lock().pending.contains_key(key)

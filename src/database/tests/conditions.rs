@@ -72,7 +72,7 @@ fn a_write_with_a_condition_waits_for_those_of_its_connection_without_one() {
 #[test]
 fn what_comes_behind_a_failed_write_waits_until_that_was_looked_at() {
     let f = Fixture::new(false);
-    let in_order = Arc::new(Outstanding::in_order());
+    let in_order = Arc::new(Outstanding::in_order(1));
     for owner in [&in_order, &Arc::default()] {
         assert!(!owner.is_unsettled());
         written(f.increment(owner, "n"));

@@ -23,6 +23,7 @@ fn listen(f: &Fixture) -> Told {
             What::Written(key) => format!("written {}", key.escape_ascii()),
             What::Deleted(key) => format!("deleted {}", key.escape_ascii()),
             What::Flushed => "flushed".to_owned(),
+            What::Anything | What::GroupShown => return,
         };
         let At { offset, .. } = event.at;
         heard.lock().push((what, event.own, offset));

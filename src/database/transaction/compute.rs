@@ -246,6 +246,8 @@ impl Service {
             messages: Vec::new(),
             message_count: 0,
             message_bytes: 0,
+            notes: None,
+            notices: Vec::new(),
             reads: Vec::new(),
             noted: HashSet::new(),
             moment: moment.as_ref().map(|_| Reads::new(self, view)),
@@ -304,6 +306,7 @@ impl Service {
             bytes,
             begun,
             messages,
+            notices,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -318,7 +321,7 @@ impl Service {
                 self.databases[*database as usize].elements.begin(prefix, stored)
             });
             let _begun: SmallVec<[_; 1]> = begun.collect();
-            Some(self.commit(items, owner, epoch, condition))
+            Some(self.commit(items, owner, epoch, condition, notices))
         };
         drop(locked);
         Ok(Computed {

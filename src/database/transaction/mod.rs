@@ -29,6 +29,7 @@ use self::whole::Undo;
 use super::Service;
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
+use super::notices::{Notes, Notice};
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
@@ -82,6 +83,10 @@ pub struct Transaction<'s> {
     /// How many messages scripts have published, also those that were refused, and their bytes.
     pub message_count: usize,
     pub message_bytes: usize,
+    /// What the command under way does, if that is wanted.
+    pub notes: Option<Box<Notes>>,
+    /// The events that it makes.
+    pub notices: Vec<Notice>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// Where and of what these are, once there are more than [`LINEAR`].
@@ -137,7 +142,10 @@ impl<'s> Transaction<'s> {
         let entry = self.peek(database, key)?;
         match entry {
             Some(_) => self.lookups.hits += 1,
-            None => self.lookups.misses += 1,
+            None => {
+                self.lookups.misses += 1;
+                self.note_missed(database, key);
+            }
         }
         Ok(entry)
     }
@@ -543,6 +551,9 @@ impl<'s> Transaction<'s> {
 
     /// Writes a record in place of the one that it has written under that name, if there is one.
     fn write_item(&mut self, item: Item) {
+        if self.notes.is_some() {
+            self.note(&item);
+        }
         let Some((database, key)) = item.name() else {
             return self.items.push(item);
         };

@@ -15,6 +15,7 @@ pub(super) struct Undo {
     bytes: usize,
     elements: usize,
     begun: usize,
+    notices: usize,
     /// Items that stood there before, in the order in which they were replaced.
     replaced: Vec<(usize, Item)>,
     /// Collections whose elements it has changed; `None`: they were not read before.
@@ -51,6 +52,7 @@ impl Transaction<'_> {
             bytes: self.bytes,
             elements: self.elements,
             begun: self.begun.len(),
+            notices: self.notices.len(),
             ..Undo::default()
         });
         let result = command(self);
@@ -84,6 +86,7 @@ impl Transaction<'_> {
         self.bytes = undo.bytes;
         self.elements = undo.elements;
         self.begun.truncate(undo.begun);
+        self.notices.truncate(undo.notices);
         for (collection, before) in undo.trees {
             match before {
                 Some(all) => drop(self.trees.insert(collection, all)),

@@ -1,0 +1,39 @@
+//! What is told of changes: those who track keys, and those who listen to keyspace events, get them
+//! from here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::command::{Shared, invalidations, notify};
+
+/// From now on changes are told to those who want to know of them.
+pub(super) fn follow(shared: &Arc<Shared>) {
+    let to = Arc::downgrade(shared);
+    shared.service.listeners.add_idle(move |event| {
+        if let Some(shared) = to.upgrade() {
+            invalidations::heard(&shared, event);
+            notify::heard(&shared, event);
+        }
+    });
+    let to = Arc::downgrade(shared);
+    shared.service.listeners.on_notices(move |notices| {
+        if let Some(shared) = to.upgrade() {
+            notify::written(&shared, notices);
+        }
+    });
+    let (to, wanted) = (shared.service.clone(), AtomicBool::new(false));
+    shared.config.on_change("notify-keyspace-events", move |config| {
+        let wants = config.notify_classes() != 0;
+        match (wanted.swap(wants, Ordering::SeqCst), wants) {
+            (false, true) => to.listeners.want(),
+            (true, false) => to.listeners.unwant(),
+            _ => {}
+        }
+    });
+    let to = Arc::downgrade(shared);
+    shared.config.on_change("tracking-table-max-keys", move |_| {
+        if let Some(shared) = to.upgrade() {
+            invalidations::shrink(&shared);
+        }
+    });
+}
