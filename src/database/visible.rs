@@ -202,6 +202,7 @@ impl Service {
         if of.hide_before(at) {
             of.snapshots.flushed(|_| true);
             of.watches.flushed(|key| !unaffected.contains(key));
+            self.waiters.all_gone(database);
             self.listeners.tell(&Event {
                 database,
                 what: What::Flushed,
@@ -212,9 +213,11 @@ impl Service {
     }
 
     fn tell(&self, database: u16, key: &[u8], is_there: bool, at: At, own: bool) {
-        if is_there && !own {
-            // For own records they were asked when the write was handed over.
-            self.waiters.changed(database, key);
+        // For own records they were asked when the write was handed over.
+        match (is_there, own) {
+            (_, true) => {}
+            (true, false) => self.waiters.changed(database, key),
+            (false, false) => self.waiters.gone(database, key),
         }
         let what = match is_there {
             true => What::Written(key),

@@ -13,6 +13,7 @@ mod features;
 mod msgpack;
 mod packed;
 mod split;
+mod stream;
 mod tree;
 
 use std::sync::Arc;
@@ -22,6 +23,9 @@ use bytes::Bytes;
 pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Split, Version, home_key, is_control};
+pub use stream::{
+    StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart, StreamPending, max_deleted_element, max_deleted_of,
+};
 pub use tree::{Item, Tree};
 
 /// What a key holds.

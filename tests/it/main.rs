@@ -51,6 +51,7 @@ mod sort;
 mod split;
 mod split_sorted_sets;
 mod starting;
+mod streams;
 mod support;
 mod tidy;
 mod transactions;

@@ -223,6 +223,7 @@ impl Service {
             flushed: SmallVec::new(),
             messages: Vec::new(),
             message_bytes: 0,
+            notes: Vec::new(),
             reads: Vec::new(),
             together,
             lookups: Lookups::default(),
@@ -265,6 +266,7 @@ impl Service {
             bytes,
             begun,
             messages,
+            notes,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -282,6 +284,7 @@ impl Service {
             Some(self.commit(items, owner, epoch, condition))
         };
         drop(locked);
+        self.consumers.note(&notes);
         Ok(Computed {
             value,
             write,

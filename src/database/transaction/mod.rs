@@ -22,6 +22,7 @@ pub(super) use self::compute::known;
 pub use self::compute::{Computed, Keys, View};
 pub use self::elements::{Taken, element_of, score_of};
 use super::Service;
+use super::consumers::{ByName, ConsumerNote, GroupName, note};
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
 use super::together::Together;
@@ -75,6 +76,8 @@ pub struct Transaction<'s> {
     pub messages: Vec<Posted>,
     /// Bytes of messages, also of those that were refused.
     pub message_bytes: usize,
+    /// What is noted of consumers of streams once it has been computed.
+    notes: Vec<(GroupName, ConsumerNote)>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// What was read of its keys before it was computed.
@@ -166,6 +169,20 @@ impl<'s> Transaction<'s> {
     /// True if what is written rests on what is read, and others may write at the same time.
     fn is_conditional(&self) -> bool {
         self.view == View::Update && !self.service.log.chains()
+    }
+
+    /// Notes something of a consumer of a stream, once this has been computed.
+    pub fn note_consumer(&mut self, group: &GroupName, note: ConsumerNote) {
+        self.notes.push((group.clone(), note));
+    }
+
+    /// The consumers of a group that this node has seen.
+    pub fn consumers(&self, group: &GroupName) -> ByName {
+        let mut consumers = self.service.consumers.of(group);
+        for (_, what) in self.notes.iter().filter(|(of, _)| of == group) {
+            note(&mut consumers, what);
+        }
+        consumers
     }
 
     /// Notes that data is read: the result counts only if this node serves all the time.
