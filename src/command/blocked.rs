@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::blocking::{Blocking, Look};
+use super::blocking::{Blocking, Look, Resolved};
 use super::checks::{admit, before, find, unknown};
 use super::clients::{Client, Unblocked};
 use super::compute::{replied, take_turn, transact};
@@ -28,6 +28,7 @@ use crate::database::Wait;
 use crate::database::waiters::Ticket;
 use crate::database::write::Write;
 use crate::log::ProduceError;
+use crate::model::Collection;
 
 /// A client whose write has lost more than once tries again after a random pause: at most so long
 /// for each time that it lost.
@@ -75,16 +76,22 @@ pub(super) fn begin(
     }
     let deadline = asked.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let waiters = &shared.service.waiters;
-    if waiters.any_wait(blocking.of, session.database, asked.keys) {
-        return Step::Blocks(Blocks { deadline, taken: None });
-    }
-    match take(session, shared, (command, blocking), args, &Look::default()) {
-        Err(fault) => refused(fault),
-        Ok(Found::Taken(taken)) => Step::Blocks(Blocks {
+    let blocks = |taken, resolved| {
+        Step::Blocks(Blocks {
             deadline,
-            taken: Some(taken),
-        }),
-        Ok(Found::Nothing(_)) => Step::Blocks(Blocks { deadline, taken: None }),
+            taken,
+            resolved,
+        })
+    };
+    let look = Look::default();
+    // Who reads a stream takes nothing from those that wait for it.
+    if blocking.of != Collection::Stream && waiters.any_wait(blocking.of, session.database, asked.keys) {
+        return blocks(None, look.resolved);
+    }
+    match take(session, shared, (command, blocking), args, &look) {
+        Err(fault) => refused(fault),
+        Ok(Found::Taken(taken)) => blocks(Some(taken), look.resolved),
+        Ok(Found::Nothing(_)) => blocks(None, look.resolved),
     }
 }
 
@@ -143,6 +150,7 @@ pub async fn found_at_once(
 /// [`found_at_once`].
 pub async fn serve(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, blocks: Blocks) -> Option<Reply> {
     let mut waiter = Waiter::new(session, shared, args, blocks.deadline)?;
+    waiter.resolved = blocks.resolved;
     let blocked = Blocked::until_unblocked(waiter.session);
     let reply = match waiter.wait().await {
         Ok(reply) => reply,
@@ -169,6 +177,8 @@ struct Waiter<'w> {
     deadline: Option<Instant>,
     /// Times that its write has lost against another writer.
     lost: u32,
+    /// See [`Look::resolved`].
+    resolved: Resolved,
     /// How long it has computed, and waited for the log.
     took: Duration,
 }
@@ -190,6 +200,7 @@ impl<'w> Waiter<'w> {
             shared,
             deadline,
             lost: 0,
+            resolved: Resolved::default(),
             took: Duration::ZERO,
         })
     }
@@ -228,7 +239,13 @@ impl<'w> Waiter<'w> {
                 }
                 continue;
             };
-            match self.turn(&Look { has_waited, ready }).await? {
+            let resolved = self.resolved.clone();
+            let look = Look {
+                has_waited,
+                ready,
+                resolved,
+            };
+            match self.turn(&look).await? {
                 Err(fault) => return Ok(error_reply(fault)),
                 Ok(Found::Taken(taken)) => {
                     taken.write.iter().for_each(|write| ticket.took(write));

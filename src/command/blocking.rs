@@ -5,6 +5,7 @@
 //! and there are none, it is computed again when one of its keys has changed. In EXEC, and for a
 //! client that cannot wait, it acts as if its timeout had passed at once.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use super::args::SYNTAX;
 use super::float::parse_exact;
 use super::{Args, Data, Fault, Outcome, Reply};
 use crate::database::now_ms;
-use crate::model::Collection;
+use crate::model::{Collection, StreamId};
 
 /// How a command waits for elements.
 pub struct Blocking {
@@ -33,6 +34,8 @@ pub struct Asked<'a> {
     pub keys: Args<'a>,
     /// `None`: it waits until there is something.
     pub timeout: Option<Duration>,
+    /// False for a command that does not wait, as XREAD without BLOCK.
+    pub waits: bool,
 }
 
 /// How the keys are looked at.
@@ -42,12 +45,23 @@ pub struct Look {
     pub has_waited: bool,
     /// The key that has changed first; it comes before the others.
     pub ready: Option<Bytes>,
+    /// The ids behind which XREAD reads, once they are found: `$` is the last one when the command
+    /// came.
+    pub resolved: Resolved,
 }
+
+/// See [`Look::resolved`].
+pub type Resolved = Arc<OnceLock<Vec<StreamId>>>;
 
 /// A key, and what was taken from it.
 type Taken<'k, T> = (&'k [u8], Vec<T>);
 
 impl Blocking {
+    /// Whether a request waits if there are none.
+    pub fn waits(&self, args: Args<'_>) -> bool {
+        (self.asks)(args).is_ok_and(|asked| asked.waits)
+    }
+
     /// Takes elements if there are some.
     pub fn at_once(&self, data: &mut Data<'_, '_>, args: Args<'_>) -> Outcome {
         (self.asks)(args)?;
@@ -111,6 +125,7 @@ pub fn keys_and_timeout<'a>(args: Args<'a>) -> Result<Asked<'a>, Fault> {
     Ok(Asked {
         keys,
         timeout: timeout(last)?,
+        waits: true,
     })
 }
 

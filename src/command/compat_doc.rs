@@ -52,7 +52,9 @@ const DIFFERENCES: &[&str] = &[
     "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by at once; other consumers of the topic \
      see those until their tombstones have come, which are written in the background.",
     "**A list is one record**, and so is a small hash, set or sorted set: a write of it sends the whole record, up to the topic's largest one. It is for hundreds of elements. \
-     A large hash, set or sorted set has a record for each element (`split-collections`). Streams are not there.",
+     A large hash, set or sorted set has a record for each element (`split-collections`), and so has every stream.",
+    "**Consumers of a group have no record.** Those with pending entries are known from these on every node; others only to the node that they have asked, \
+     until it restarts. A trim that removes more than 100,000 entries at once is an error.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `used_memory` of INFO is what `maxmemory` bounds; the resident set, with the store's cache and all else, is `used_memory_rss`.",
     "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
 use super::undeclared::{self, compute_script};
-use super::{Args, Fault, Outcome, Reply, Run, connection, exec, flag, monitor, publish};
+use super::{Args, Blocking, Fault, Outcome, Reply, Run, connection, exec, flag, monitor, publish};
 use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
 use crate::database::{Turn, Wait, now_ms};
@@ -114,7 +114,8 @@ fn run(
     args: Args<'_>,
     prepared: bool,
 ) -> Step {
-    let blocking = command.blocks.filter(|_| session.may_block);
+    let waits = |blocking: &&Blocking| session.may_block && blocking.waits(args);
+    let blocking = command.blocks.filter(waits);
     match command.run {
         Run::Data(_) if blocking.is_some() => blocked::begin(session, shared, command, args),
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),

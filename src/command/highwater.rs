@@ -11,6 +11,7 @@ use super::args::{parse_int, text};
 use super::key_specs::access::READS;
 use super::{
     Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, Waiting, consistency, flag, help_of,
+    streams,
 };
 use crate::database::consistency::Lag;
 use crate::database::digest::PartitionDigest;
@@ -94,7 +95,7 @@ const SUBCOMMANDS: &[Command] = &[
         arity: -3,
         flags: flag::READONLY | flag::FAST,
         keys: &[KeySpec::at(2, READS)],
-        summary: "HIGHWATER WHERE key [element]: the topic, partition and offset of the record that the key's value comes from, or one field or member of it, with its time, expiry and size.",
+        summary: "HIGHWATER WHERE key [element]: the topic, partition and offset of the record that the key's value comes from, or one field or member of it, or the entry of a stream with this id, with its time, expiry and size.",
         run: Run::Data(tell_where),
         ..ROW
     },
@@ -214,6 +215,12 @@ fn record_of_element(
     now: u64,
 ) -> Result<Option<Entry>, Fault> {
     let packed = match &of.value {
+        Value::Split(split) if split.of() == Collection::Stream => {
+            let Some(name) = streams::entry_name(name) else {
+                return Ok(None);
+            };
+            return Ok(service.element_record(database, key, split, &name)?);
+        }
         Value::Split(split) => return Ok(service.element_record(database, key, split, name)?),
         Value::Packed(packed) => packed,
         Value::String(_) | Value::Element(_) => return Err(WRONG_TYPE.into()),
@@ -223,7 +230,7 @@ fn record_of_element(
         Collection::Hash => Fields::find(packed, name).map(|found| found.is_some_and(|field| field.is_live(now))),
         Collection::Set => Members::find(packed, name).map(|found| found.is_some()),
         Collection::SortedSet => Scores::find(packed, name).map(|found| found.is_some()),
-        Collection::List => return Err(WRONG_TYPE.into()),
+        Collection::List | Collection::Stream => return Err(WRONG_TYPE.into()),
     };
     let is_there = is_there.map_err(|problem| of.unreadable(problem))?;
     Ok(is_there.then(|| of.clone()))

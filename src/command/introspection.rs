@@ -178,6 +178,14 @@ fn describe_spec(spec: &KeySpec) -> Reply {
             "keynum",
             vec![number("keynumidx", 0), number("firstkey", 1), number("keystep", 1)],
         ),
+        Find::FirstHalf => typed(
+            "range",
+            vec![
+                (Reply::bulk("lastkey"), Reply::Int(-1)),
+                number("keystep", 1),
+                number("limit", 2),
+            ],
+        ),
         Find::Unknown => typed("unknown", Vec::new()),
     };
     let mut described = match spec.begin {

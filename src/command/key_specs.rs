@@ -39,6 +39,8 @@ pub enum Find {
     Range { last: i32, step: usize },
     /// The number of keys stands where the search begins, the keys follow.
     Counted,
+    /// The first half of the arguments from where the search begins.
+    FirstHalf,
     /// At most the argument where the search begins.
     Unknown,
 }
@@ -120,6 +122,7 @@ impl KeySpec {
                 let count = count_at(first, request).unwrap_or(0);
                 (first + 1, (first + 1).saturating_add(count), 1)
             }
+            Find::FirstHalf => (first, first + request.len().saturating_sub(first) / 2, 1),
             Find::Unknown => (first, first.saturating_add(1), 1),
         };
         let behind = behind.min(request.len());
@@ -255,6 +258,9 @@ mod tests {
             ),
             (behind("streams", Find::Range { last: -1, step: 1 }), "xread a b", ""),
             (behind("keys", Find::Range { last: 0, step: 1 }), "m keys a b", "a"),
+            (behind("streams", Find::FirstHalf), "xread streams a b 1 2", "a b"),
+            (behind("streams", Find::FirstHalf), "xread streams a b 1", "a"),
+            (behind("streams", Find::FirstHalf), "xread a", ""),
             (unknown(Begin::LastStore("")), "sort a STORE b", "b"),
             (unknown(Begin::LastStore("")), "sort a store b desc store c alpha", "c"),
             (unknown(Begin::LastStore("")), "sort a store store store c", "c"),

@@ -30,21 +30,6 @@ impl Command {
 
 #[rustfmt::skip]
 pub static COMMANDS: &[Command] = &[
-    row("stream", "xack", -4, "5.0.0", "Confirms that entries were handled."),
-    row("stream", "xadd", -5, "5.0.0", "Adds an entry."),
-    row("stream", "xautoclaim", -6, "6.2.0", "Takes over entries that others left unconfirmed."),
-    row("stream", "xclaim", -6, "5.0.0", "Takes over entries of another consumer."),
-    row("stream", "xdel", -3, "5.0.0", "Removes entries."),
-    row("stream", "xgroup", -2, "5.0.0", "Commands about consumer groups.").with(XGROUP),
-    row("stream", "xinfo", -2, "5.0.0", "Commands that tell of streams.").with(XINFO),
-    row("stream", "xlen", 2, "5.0.0", "Returns the number of entries."),
-    row("stream", "xpending", -3, "5.0.0", "Tells which entries are unconfirmed."),
-    row("stream", "xrange", -4, "5.0.0", "Returns a range of entries."),
-    row("stream", "xread", -4, "5.0.0", "Returns new entries of streams, and may wait for them."),
-    row("stream", "xreadgroup", -7, "5.0.0", "Returns new entries to a consumer of a group, and may wait for them."),
-    row("stream", "xrevrange", -4, "5.0.0", "Returns a range of entries, last first."),
-    row("stream", "xsetid", -3, "5.0.0", "Sets the last id."),
-    row("stream", "xtrim", -4, "5.0.0", "Removes the oldest entries."),
     row("generic", "migrate", -6, "2.6.0", "Moves keys to another server."),
     row("server", "failover", -1, "6.2.0", "Hands the role of master to a replica."),
     row("server", "module", -2, "4.0.0", "Commands about modules.").with(MODULE),
@@ -58,24 +43,6 @@ pub static COMMANDS: &[Command] = &[
     row("cluster", "cluster", -2, "3.0.0", "Commands about the cluster.").with(CLUSTER),
     row("cluster", "readonly", 1, "3.0.0", "Allows reads from a replica of a cluster."),
     row("cluster", "readwrite", 1, "3.0.0", "Ends READONLY."),
-];
-
-#[rustfmt::skip]
-const XGROUP: &[Command] = &[
-    row("stream", "xgroup|create", -5, "5.0.0", "Creates a group."),
-    row("stream", "xgroup|createconsumer", 5, "6.2.0", "Creates a consumer of a group."),
-    row("stream", "xgroup|delconsumer", 5, "5.0.0", "Removes a consumer."),
-    row("stream", "xgroup|destroy", 4, "5.0.0", "Removes a group."),
-    row("stream", "xgroup|help", 2, "5.0.0", "Lists the subcommands."),
-    row("stream", "xgroup|setid", -5, "5.0.0", "Sets the last id that a group was given."),
-];
-
-#[rustfmt::skip]
-const XINFO: &[Command] = &[
-    row("stream", "xinfo|consumers", 4, "5.0.0", "Tells of a group's consumers."),
-    row("stream", "xinfo|groups", 3, "5.0.0", "Tells of a stream's groups."),
-    row("stream", "xinfo|help", 2, "5.0.0", "Lists the subcommands."),
-    row("stream", "xinfo|stream", -3, "5.0.0", "Tells of a stream."),
 ];
 
 #[rustfmt::skip]

@@ -93,6 +93,7 @@ fn outcome(value: &Value) -> Option<(u32, &'static str)> {
         Collection::List => (class::LIST, "rpush"),
         Collection::Set => (class::SET, "sadd"),
         Collection::SortedSet => (class::SORTED_SET, "zadd"),
+        Collection::Stream => (class::STREAM, "xadd"),
     })
 }
 

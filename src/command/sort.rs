@@ -241,7 +241,7 @@ enum Weighed {
 fn elements(data: &mut Data, key: &[u8], entry: &Entry) -> Result<(Vec<Bytes>, bool), Fault> {
     Ok(match entry.value.collection() {
         None => return entry.string().and(Err(WRONG_TYPE.into())),
-        Some(Collection::Hash) => return Err(WRONG_TYPE.into()),
+        Some(Collection::Hash | Collection::Stream) => return Err(WRONG_TYPE.into()),
         Some(Collection::List) => (Vec::from(data.elements::<Items>(key, entry)?.0), true),
         Some(Collection::Set) => (data.elements::<Members>(key, entry)?.0.into_iter().collect(), false),
         Some(Collection::SortedSet) => (data.elements::<Scores>(key, entry)?.0.into_keys().collect(), true),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
+use super::blocking::Resolved;
 use super::broadcasts::{Need, Ticket};
 use super::consistency::Fresh;
 use super::session::{Multi, Watch};
@@ -67,6 +68,8 @@ pub struct Blocks {
     pub(super) deadline: Option<Instant>,
     /// It has found elements at once. Its write is under way.
     pub(super) taken: Option<PendingReply>,
+    /// What the first look has found, for the later ones.
+    pub(super) resolved: Resolved,
 }
 
 /// What MULTI queued and WATCH found, so that EXEC can be computed again.

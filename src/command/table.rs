@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
-    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, strings, transactions, wait,
+    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings,
+    transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -22,6 +23,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Sets", sets::COMMANDS),
     ("Sorted sets", sorted_sets::COMMANDS),
     ("Waiting for members of sorted sets", sorted_sets::blocking::COMMANDS),
+    ("Streams", streams::COMMANDS),
     ("Geo", geo::COMMANDS),
     ("HyperLogLog", hyperloglog::COMMANDS),
     ("Keys", keys::COMMANDS),

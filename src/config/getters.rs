@@ -281,6 +281,14 @@ impl Config {
         (limit("entries"), limit("value"))
     }
 
+    /// How many entries of a stream an approximate trim removes at once.
+    pub fn stream_block(&self) -> u64 {
+        match self.number("stream-node-max-entries") {
+            0 => 100,
+            entries => entries,
+        }
+    }
+
     /// The most integers of a set that Redis keeps as an intset.
     pub fn intset_limit(&self) -> usize {
         self.number("set-max-intset-entries") as usize

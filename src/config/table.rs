@@ -620,6 +620,14 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "stream-node-max-entries",
+        kind: LARGE,
+        default: "100",
+        group: Group::Types,
+        summary: "An approximate trim (~) of a stream removes blocks of so many entries.",
+        ..D
+    },
+    Setting {
         name: "hash-max-listpack-entries",
         aliases: &["hash-max-ziplist-entries"],
         kind: LARGE,

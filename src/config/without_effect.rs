@@ -199,7 +199,6 @@ pub const SETTINGS: &[Setting] = &[
     row("list-compress-depth", COUNT, "0", ENCODINGS),
     row("list-max-listpack-size", INT, "-2", ENCODINGS).also(&["list-max-ziplist-size"]),
     row("stream-node-max-bytes", MEMORY, "4096", ENCODINGS),
-    row("stream-node-max-entries", LARGE, "100", ENCODINGS),
     // Scripts, messages, tracking
     row("locale-collate", TEXT, "", SCRIPTS),
     row("enable-module-command", MODES, "no", MODULES).immutable(),

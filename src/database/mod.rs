@@ -20,6 +20,7 @@ pub mod applier;
 mod as_of;
 pub mod consistency;
 mod contention;
+pub mod consumers;
 pub mod copies;
 pub mod digest;
 mod elements;
@@ -183,6 +184,8 @@ pub struct Service {
     pub listeners: visible::Listeners,
     /// Clients that wait for elements.
     pub waiters: waiters::Waiters,
+    /// Consumers of groups of streams that have asked for entries here.
+    pub consumers: consumers::Consumers,
     behind: WriteBehind,
     pub reads: consistency::Reads,
     digests: digest::Digests,
@@ -399,6 +402,7 @@ impl Service {
             memory,
             listeners: Default::default(),
             waiters: Default::default(),
+            consumers: Default::default(),
             behind: WriteBehind::default(),
             reads: Default::default(),
             stripes: Stripes::default(),
@@ -813,8 +817,9 @@ impl Service {
                     let database = &self.databases[*database as usize];
                     database.hot.pend(key, &write, index);
                     database.watches.changed(key);
-                    if item.state().is_some() {
-                        self.waiters.changed(item.database(), key);
+                    match item.state() {
+                        Some(_) => self.waiters.changed(item.database(), key),
+                        None => self.waiters.gone(item.database(), key),
                     }
                 }
                 Item::Element { .. } if index > 0 && item.is_of_collection(&write.items[index - 1]) => {}
@@ -832,6 +837,7 @@ impl Service {
                     self.databases[number as usize].flushes.fetch_add(1, Ordering::Relaxed);
                     let exists = |key: &[u8]| matches!(self.read(number, key, true), Ok(Seen { entry: Some(_), .. }));
                     self.databases[number as usize].watches.flushed(exists);
+                    self.waiters.all_gone(number);
                 }
                 Item::Function { .. } => {
                     let database = &self.databases[functions::DATABASE as usize];

@@ -49,7 +49,7 @@ impl Transaction<'_> {
         let (database, key, is_there) = match item {
             Item::Key { database, key, state } => (*database, key.clone(), state.is_some()),
             Item::Element { database, key, .. } => (*database, key.slice_ref(home_key(key)), true),
-            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } => return,
+            Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } | Item::Function { .. } => return,
         };
         let Some(mut notes) = self.notes.take() else {
             return;

@@ -295,6 +295,7 @@ impl Service {
             of.snapshots.flushed(|_| true);
             of.moments.flushed(|_| true);
             of.watches.flushed(|key| !unaffected.contains(key));
+            self.waiters.all_gone(database);
             self.listeners.tell(&Event {
                 database,
                 what: What::Flushed,
@@ -315,9 +316,11 @@ impl Service {
         at: At,
         own: Option<(&Arc<Write>, bool)>,
     ) {
-        if is_there && own.is_none() {
-            // For own records they were asked when the write was handed over.
-            self.waiters.changed(database, key);
+        // For own records they were asked when the write was handed over.
+        match (is_there, own.is_some()) {
+            (_, true) => {}
+            (true, false) => self.waiters.changed(database, key),
+            (false, false) => self.waiters.gone(database, key),
         }
         let what = match is_there {
             true => What::Written(key),

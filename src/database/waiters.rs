@@ -101,9 +101,28 @@ impl Waiters {
             return;
         }
         let mut queues = self.queues.lock();
-        for of in [Collection::List, Collection::SortedSet] {
+        for of in [Collection::List, Collection::SortedSet, Collection::Stream] {
             queues.changed(of, database, key);
         }
+    }
+
+    /// A key is deleted. Those that wait for entries of a group hear of it.
+    pub(super) fn gone(&self, database: u16, key: &[u8]) {
+        if self.count.load(Ordering::SeqCst) > 0 {
+            self.queues.lock().changed(Collection::Stream, database, key);
+        }
+    }
+
+    /// All keys of a database are deleted, see [`Waiters::gone`].
+    pub(super) fn all_gone(&self, database: u16) {
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut queues = self.queues.lock();
+        let of = Collection::Stream;
+        let keys = queues.by_type.get(&(of, database)).map(|by_key| by_key.keys().cloned());
+        let keys: Vec<Bytes> = keys.into_iter().flatten().collect();
+        keys.iter().for_each(|key| queues.changed(of, database, key));
     }
 
     /// Every key may have changed, or the node has failed: then nobody waits any longer.
@@ -131,13 +150,18 @@ impl Queues {
         self.by_type.get_mut(&(of, database))?.get_mut(key)
     }
 
-    /// Gives the first client in the queue its turn. Those whose write is under way have had it.
+    /// Gives the first client in the queue its turn: or all of them, in their order, where what one
+    /// reads is there for the others too. Those whose write is under way have had it.
     fn changed(&mut self, of: Collection, database: u16, key: &[u8]) {
         let Some(queue) = self.queue(of, database, key) else {
             return;
         };
-        let first = queue.waiting.first().into_iter().chain(queue.due.first()).min();
-        if let Some(&number) = first {
+        let both = queue.waiting.iter().chain(&queue.due).copied();
+        let due: Vec<u64> = match of {
+            Collection::Stream => both.collect(),
+            _ => both.min().into_iter().collect(),
+        };
+        for number in due {
             if !matches!(self.clients.get(&number), Some(Client { state: State::Due, .. })) {
                 self.set(number, State::Due);
             }

@@ -15,6 +15,7 @@ mod functions;
 mod msgpack;
 mod packed;
 mod split;
+mod stream;
 mod tree;
 
 use std::sync::Arc;
@@ -25,6 +26,9 @@ pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
 pub use functions::{FUNCTION, FUNCTION_KEY, function_key, function_of};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Split, Version, home_key, is_control};
+pub use stream::{
+    StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart, StreamPending, max_deleted_element, max_deleted_of,
+};
 pub use tree::{Item, PlaceOf, Sought, Tree};
 
 /// What a key holds.

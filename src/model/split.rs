@@ -73,7 +73,7 @@ impl fmt::Debug for Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     of: Collection,
-    /// The version, then the metadata of the type (none so far).
+    /// The version, then the metadata of the type: only streams have some.
     bytes: Bytes,
 }
 
@@ -118,7 +118,8 @@ pub struct ElementName<'k> {
     /// The user's key, which the head has.
     pub key: &'k [u8],
     pub version: Version,
-    /// Of a hash the field, of a set or a sorted set the member.
+    /// Of a hash the field, of a set or a sorted set the member, of a stream its
+    /// [`StreamPart`](super::StreamPart).
     pub sub_key: &'k [u8],
 }
 
@@ -258,7 +259,8 @@ impl Element {
         }
     }
 
-    /// Of a hash the value, of a sorted set the score, of a set nothing.
+    /// Of a hash the value, of a sorted set the score, of a set nothing; of a stream see
+    /// [`stream`](super::stream).
     pub fn payload(&self) -> Bytes {
         let start = if self.bytes[1] == HAS_EXPIRY { 10 } else { 2 };
         self.bytes.slice(start..)

@@ -39,6 +39,8 @@ pub enum Reply {
     Map(Vec<(Reply, Reply)>),
     /// An array of arrays of two, as ZRANGE WITHSCORES answers it; RESP2: a flat array.
     Pairs(Vec<(Reply, Reply)>),
+    /// A map, as XREAD answers it; RESP2: an array of arrays of two.
+    Streams(Vec<(Reply, Reply)>),
     /// RESP2: an array.
     Set(Vec<Reply>),
     /// Out-of-band data; RESP2: an array.
@@ -93,7 +95,7 @@ impl Reply {
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
                 items.iter().map(Reply::size).sum::<usize>() + 16
             }
-            Reply::Map(pairs) | Reply::Pairs(pairs) => {
+            Reply::Map(pairs) | Reply::Pairs(pairs) | Reply::Streams(pairs) => {
                 pairs.iter().map(|(k, v)| k.size() + v.size()).sum::<usize>() + 16
             }
             _ => 16,
@@ -151,6 +153,16 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
                 encode(second, version, out);
             }
         }
+        Reply::Streams(pairs) => {
+            write_header(out, if resp3 { b'%' } else { b'*' }, pairs.len());
+            for (first, second) in pairs {
+                if !resp3 {
+                    write_header(out, b'*', 2);
+                }
+                encode(first, version, out);
+                encode(second, version, out);
+            }
+        }
         Reply::Set(items) => write_items(out, if resp3 { b'~' } else { b'*' }, items, version),
         Reply::Push(items) => write_items(out, if resp3 { b'>' } else { b'*' }, items, version),
         Reply::Double(value) if resp3 => write_line(out, b',', format_double(*value).as_bytes()),
@@ -187,10 +199,12 @@ impl Weight {
                 self.bytes += value.len();
             }
             Reply::Array(items) => items.iter().for_each(|item| self.add(item)),
-            Reply::Map(pairs) | Reply::Pairs(pairs) => pairs.iter().for_each(|(first, second)| {
-                self.add(first);
-                self.add(second);
-            }),
+            Reply::Map(pairs) | Reply::Pairs(pairs) | Reply::Streams(pairs) => {
+                pairs.iter().for_each(|(first, second)| {
+                    self.add(first);
+                    self.add(second);
+                })
+            }
             _ => {}
         }
     }

@@ -24,23 +24,15 @@ pub fn to_lua(lua: &Lua, reply: &Reply, version: Version) -> mlua::Result<Value>
         Reply::Null | Reply::NullArray if resp3 => Value::Nil,
         Reply::Null | Reply::NullArray | Reply::None => Value::Boolean(false),
         Reply::Array(items) | Reply::Several(items) => array(lua, items, version)?,
-        Reply::Map(pairs) if resp3 => {
+        Reply::Map(pairs) | Reply::Streams(pairs) if resp3 => {
             let map = lua.create_table_with_capacity(0, pairs.len())?;
             for (key, value) in pairs {
                 map.raw_set(to_lua(lua, key, version)?, to_lua(lua, value, version)?)?;
             }
             field(lua, "map", Value::Table(map))?
         }
-        Reply::Pairs(pairs) if resp3 => {
-            let all = lua.create_table_with_capacity(pairs.len(), 0)?;
-            for (first, second) in pairs {
-                let both = lua.create_table_with_capacity(2, 0)?;
-                both.raw_push(to_lua(lua, first, version)?)?;
-                both.raw_push(to_lua(lua, second, version)?)?;
-                all.raw_push(both)?;
-            }
-            Value::Table(all)
-        }
+        Reply::Pairs(pairs) if resp3 => tables_of_two(lua, pairs, version)?,
+        Reply::Streams(pairs) => tables_of_two(lua, pairs, version)?,
         Reply::Map(pairs) | Reply::Pairs(pairs) => {
             let flat = lua.create_table_with_capacity(2 * pairs.len(), 0)?;
             for (place, item) in pairs.iter().flat_map(|(first, second)| [first, second]).enumerate() {
@@ -71,6 +63,17 @@ pub fn to_lua(lua: &Lua, reply: &Reply, version: Version) -> mlua::Result<Value>
         Reply::BigNumber(digits) if resp3 => field(lua, "big_number", text(digits.as_bytes())?)?,
         Reply::BigNumber(digits) => text(digits.as_bytes())?,
     })
+}
+
+fn tables_of_two(lua: &Lua, pairs: &[(Reply, Reply)], version: Version) -> mlua::Result<Value> {
+    let all = lua.create_table_with_capacity(pairs.len(), 0)?;
+    for (first, second) in pairs {
+        let both = lua.create_table_with_capacity(2, 0)?;
+        both.raw_push(to_lua(lua, first, version)?)?;
+        both.raw_push(to_lua(lua, second, version)?)?;
+        all.raw_push(both)?;
+    }
+    Ok(Value::Table(all))
 }
 
 fn array(lua: &Lua, items: &[Reply], version: Version) -> mlua::Result<Value> {

@@ -62,6 +62,8 @@ units! {
     set: "unit/type/set", 94, 0;
     // 2 take minutes on Kafka.
     zset: "unit/type/zset", 270, 268;
+    stream: "unit/type/stream", 50, 0;
+    stream_cgroups: "unit/type/stream-cgroups", 30, 0;
     sort: "unit/sort", 48, 48;
     geo: "unit/geo", 59, 59;
     // 1 looks for the count that Redis keeps in the string, 2 take minutes on Kafka.

@@ -89,6 +89,16 @@ mod tables {
     }
 
     #[test]
+    fn streams() {
+        against_redis("streams");
+    }
+
+    #[test]
+    fn stream_groups() {
+        against_redis("stream_groups");
+    }
+
+    #[test]
     fn sort() {
         against_redis("sort");
     }
@@ -168,6 +178,8 @@ mod tables {
             "blocking",
             "sets",
             "sorted_sets",
+            "streams",
+            "stream_groups",
             "sort",
             "geo",
             "hyperloglog",

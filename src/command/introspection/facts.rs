@@ -83,6 +83,12 @@ const TIPS: &[(&str, &[&str])] = &[
     ("unlink", &[MULTI_SHARD, SUM]),
     ("wait", &[ALL_SHARDS, LEAST]),
     ("waitaof", &[ALL_SHARDS, LEAST]),
+    ("xadd", &[VARIES]),
+    ("xautoclaim", &[VARIES]),
+    ("xclaim", &[VARIES]),
+    ("xinfo|consumers", &[VARIES]),
+    ("xpending", &[VARIES]),
+    ("xtrim", &[VARIES]),
     ("zrandmember", &[VARIES]),
     ("zscan", &[VARIES]),
 ];

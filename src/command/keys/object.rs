@@ -119,6 +119,7 @@ fn encoding_of_collection(data: &mut Data, key: &[u8], entry: &Entry, of: Collec
         }
         // As in Redis 7.0: however short it is.
         Collection::List => "quicklist",
+        Collection::Stream => "stream",
     })
 }
 

@@ -90,7 +90,8 @@ static BLMPOP: Blocking = Blocking {
         // Behind the timeout stands what LMPOP takes, and its errors come first.
         let keys = Pops::parse(&args[1..], End::of)?.keys;
         let timeout = timeout(args[1])?;
-        Ok(Asked { keys, timeout })
+        let waits = true;
+        Ok(Asked { keys, timeout, waits })
     },
     take: |data, args, look| pop_first(data, &Pops::parse(&args[1..], End::of)?, look),
     nothing: Reply::NullArray,
@@ -120,6 +121,7 @@ fn source_and_timeout<'a>(args: Args<'a>) -> Result<Asked<'a>, Fault> {
     Ok(Asked {
         keys: &args[1..2],
         timeout: timeout(args[args.len() - 1])?,
+        waits: true,
     })
 }
 

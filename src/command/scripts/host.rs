@@ -17,6 +17,7 @@ use crate::command::{
 };
 use crate::database::Wait;
 use crate::database::transaction::Posted;
+use crate::model::Collection;
 use crate::script::{Host, Level};
 
 /// Most errors of commands that are remembered until the script ends.
@@ -116,6 +117,10 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
 
     fn run(&mut self, command: &'static CommandEntry, args: Args<'_>) -> Result<Reply, Fault> {
         match command.run {
+            Run::Data(_) if waits_for_entries(command, args) => {
+                let text = " command is not allowed with BLOCK option from scripts";
+                Err(Fault::error([b"ERR ", args[0], text.as_bytes()].concat()))
+            }
             Run::Data(handler) => {
                 self.transaction.counts = !command.has(flag::WRITE);
                 self.session.reads(self.shared, command, args);
@@ -176,6 +181,12 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         }
         Reply::Error(error)
     }
+}
+
+/// XREAD and XREADGROUP with BLOCK. Other commands that wait act as if their timeout had passed.
+fn waits_for_entries(command: &CommandEntry, args: Args<'_>) -> bool {
+    let blocks = command.blocks;
+    blocks.is_some_and(|blocking| blocking.of == Collection::Stream && blocking.waits(args))
 }
 
 impl Host for Commands<'_, '_, '_> {

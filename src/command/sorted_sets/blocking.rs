@@ -71,7 +71,8 @@ static BZMPOP: Blocking = Blocking {
         // Behind the timeout stands what ZMPOP takes, and its errors come first.
         let keys = Pops::parse(&args[1..], From::of)?.keys;
         let timeout = timeout(args[1])?;
-        Ok(Asked { keys, timeout })
+        let waits = true;
+        Ok(Asked { keys, timeout, waits })
     },
     take: |data, args, look| pop_first(data, &Pops::parse(&args[1..], From::of)?, look),
     nothing: Reply::NullArray,

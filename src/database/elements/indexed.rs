@@ -20,12 +20,15 @@ const PLACED: usize = 1_024;
 pub enum Order {
     /// Of sorted sets: by score, then by member.
     Score,
+    /// Of streams: by name.
+    Name,
 }
 
 /// An element's place in an order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ranked {
-    /// It is not a number for an element that cannot be read. Those come last.
+    /// It is not a number for an element that cannot be read. Those come last. 0 in
+    /// [`Order::Name`].
     pub score: f64,
     pub name: Arc<[u8]>,
 }
@@ -33,6 +36,7 @@ pub struct Ranked {
 impl Order {
     fn of(self, held: &Held) -> Ranked {
         let score = match (self, &held.value) {
+            (Order::Name, _) => 0.0,
             (Order::Score, Value::Element(element)) => element.score().unwrap_or(f64::NAN),
             (Order::Score, Value::String(_) | Value::Packed(_) | Value::Split(_) | Value::Unreadable(_)) => f64::NAN,
         };
@@ -44,6 +48,11 @@ impl Order {
 }
 
 impl Ranked {
+    /// The order of items in relation to the one of this name, in [`Order::Name`].
+    pub fn named(name: &[u8]) -> impl Fn(&Ranked) -> Ordering {
+        move |other| other.name[..].cmp(name)
+    }
+
     pub fn is_readable(&self) -> bool {
         !self.score.is_nan()
     }

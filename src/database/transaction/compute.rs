@@ -248,6 +248,7 @@ impl Service {
             message_bytes: 0,
             notes: None,
             notices: Vec::new(),
+            consumer_notes: Vec::new(),
             reads: Vec::new(),
             noted: HashSet::new(),
             moment: moment.as_ref().map(|_| Reads::new(self, view)),
@@ -307,6 +308,7 @@ impl Service {
             begun,
             messages,
             notices,
+            consumer_notes,
             ..
         } = transaction;
         let write = if items.is_empty() {
@@ -324,6 +326,7 @@ impl Service {
             Some(self.commit(items, owner, epoch, condition, notices))
         };
         drop(locked);
+        self.consumers.note(&consumer_notes);
         Ok(Computed {
             value,
             write,

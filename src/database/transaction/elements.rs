@@ -12,7 +12,7 @@ use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
 use crate::log::Read;
-use crate::model::{Collection, Element, ElementName, Entry, Meta, Split, State, Tree, Value, Version};
+use crate::model::{Collection, Element, ElementName, Entry, Meta, Split, State, StreamPart, Tree, Value, Version};
 use crate::store::StoreError;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,8 +46,10 @@ struct SeenElement {
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
-    /// What the outcome rests on once it depends on all of them.
+    /// What the outcome rests on once it depends on all of them: this, and the writes under way that
+    /// they come from.
     rest: Option<Read>,
+    depends: Vec<Arc<Write>>,
 }
 
 /// How many elements of one collection a transaction has written or removed.
@@ -161,23 +163,20 @@ impl Transaction<'_> {
             return Ok(self.items[place].element_value());
         }
         if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
-            let held = all.elements.by_name().get(Held::named(sub_key));
+            let held = all.elements.by_name().get(Held::named(sub_key)).cloned();
             if let Some(Read { at, known, .. }) = all.rest {
                 // An element is at home where its collection is.
-                let place = held.filter(|held| held.offset < u64::MAX).map(|held| At {
+                let stored = held.as_ref().filter(|held| held.offset < u64::MAX);
+                let place = stored.map(|held| At {
                     partition: at.partition,
                     offset: held.offset,
                 });
                 let known = newest(at, known, place);
-                let value = held.map(|held| held.value.clone());
-                self.rests_on(Read {
-                    at,
-                    key: Some(name),
-                    known,
-                });
-                return Ok(value);
+                let key = Some(name.clone());
+                self.rests_on(Read { at, key, known });
             }
-            return Ok(held.map(|held| held.value.clone()));
+            self.depend_on_element(database, key, split, (&name, held.as_ref()))?;
+            return Ok(held.map(|held| held.value));
         }
         self.looks();
         // In this order: what is read is at least as new as what was applied before.
@@ -231,16 +230,66 @@ impl Transaction<'_> {
 
     fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
         let all = self.see_all(database, key, split, order)?;
-        let (elements, rest) = (all.elements.clone(), all.rest.take());
-        self.rests_on_these(rest);
+        let elements = all.elements.clone();
+        self.rest_on_seen(database, key, split)?;
         Ok(elements)
+    }
+
+    /// From here on the outcome depends on all elements, which were read.
+    fn rest_on_seen(&mut self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
+        let Some(all) = self.trees.get_mut(&(database, record_key(key, split, b""))) else {
+            return Ok(());
+        };
+        let (rest, depends) = (all.rest.take(), std::mem::take(&mut all.depends));
+        self.rests_on_these(rest);
+        depends.into_iter().try_for_each(|write| self.depend_on(write))
+    }
+
+    /// As [`Transaction::elements_in_order`], for a command that looks at some of them. What is
+    /// written rests only on those that it reads once more, with [`Transaction::element`].
+    pub fn elements_in_order_to_pick(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        order: Order,
+    ) -> Result<Indexed, Fault> {
+        Ok(self.see_all(database, key, split, Some(order))?.elements.clone())
+    }
+
+    /// Notes the write under way that an element comes from, or that has removed it. `held`: the
+    /// element as it is among all elements that were read.
+    fn depend_on_element(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        (name, held): (&Bytes, Option<&Held>),
+    ) -> Result<(), Fault> {
+        let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) else {
+            return Ok(());
+        };
+        if all.depends.is_empty() || held.is_some_and(|held| held.offset < u64::MAX) {
+            return Ok(());
+        }
+        let under_way = self.service.databases[database as usize].elements.get(name, true);
+        if let Known::Here(_, Some(write)) = under_way
+            && all.depends.iter().any(|other| Arc::ptr_eq(other, &write))
+        {
+            return self.depend_on(write);
+        }
+        // That write has ended since: perhaps it has failed.
+        let all = all.depends.clone();
+        all.into_iter().try_for_each(|write| self.depend_on(write))
     }
 
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
     /// only on those that it reads once more, with [`Transaction::element`].
     pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
         let all = self.see_all(database, key, split, None)?;
-        Ok(all.elements.by_name().clone())
+        let (elements, depends) = (all.elements.by_name().clone(), std::mem::take(&mut all.depends));
+        depends.into_iter().try_for_each(|write| self.depend_on(write))?;
+        Ok(elements)
     }
 
     fn see_all(
@@ -284,9 +333,6 @@ impl Transaction<'_> {
         };
         let All { mut elements, depends } =
             service.elements(database, &whole, pending, &mut |bytes| self.works(bytes))?;
-        for write in depends {
-            self.depend_on(write)?;
-        }
         self.check_head(database, key, split)?;
         for item in &self.items {
             if let Item::Element { database: of, key, .. } = item
@@ -299,7 +345,11 @@ impl Transaction<'_> {
         if let Some(undo) = &mut self.undo {
             undo.read_whole(&(database, prefix.clone()));
         }
-        Ok(SeenAll { elements, rest })
+        Ok(SeenAll {
+            elements,
+            rest,
+            depends,
+        })
     }
 
     /// Orphans get tombstones: elements that were read after their head has gone may be missing.
@@ -337,20 +387,23 @@ impl Transaction<'_> {
 
     /// True if a split collection has an element that has not expired.
     pub fn has_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
+        if split.of().may_be_empty() {
+            return Ok(true);
+        }
         let prefix = record_key(key, split, b"");
-        match self.trees.get_mut(&(database, prefix.clone())) {
+        match self.trees.contains_key(&(database, prefix.clone())) {
             // They were read earlier, so that is what it rests on.
-            Some(all) => {
-                let rest = all.rest.take();
-                self.rests_on_these(rest);
-            }
-            None => self.rests_on_all(database, &prefix),
+            true => self.rest_on_seen(database, key, split)?,
+            false => self.rests_on_all(database, &prefix),
         }
         self.seems_to_have_elements(database, key, split)
     }
 
     /// As [`Transaction::has_elements`], for the reply alone: what is written does not rest on it.
     pub fn seems_to_have_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
+        if split.of().may_be_empty() {
+            return Ok(true);
+        }
         let prefix = record_key(key, split, b"");
         let now = self.now;
         if let Some(all) = self.trees.get(&(database, prefix.clone())) {
@@ -412,6 +465,39 @@ impl Transaction<'_> {
     /// those who write different elements do not hinder each other.
     pub fn keeps_elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<bool, Fault> {
         Ok(self.seems_to_have_elements(database, key, split)? || self.has_elements(database, key, split)?)
+    }
+
+    /// What is written rests on no entry being added to this stream since its elements were read.
+    pub fn rests_on_last_entry(&mut self, database: u16, key: &[u8], split: &Split) {
+        let all = self.trees.get(&(database, record_key(key, split, b"")));
+        if let Some(&Read { at, known, .. }) = all.and_then(|all| all.rest.as_ref()) {
+            let key = Some(record_key(key, split, StreamPart::ENTRIES.0));
+            self.rests_on(Read { at, key, known });
+        }
+    }
+
+    /// What is written rests on this element, which was found by [`Transaction::elements_in_order_to_pick`],
+    /// only as far as the write under way goes that it comes from.
+    pub fn depend_on_picked(&mut self, database: u16, key: &[u8], split: &Split, held: &Held) -> Result<(), Fault> {
+        let name = record_key(key, split, &held.name);
+        match self.place(database, &name) {
+            Some(_) => Ok(()),
+            None => self.depend_on_element(database, key, split, (&name, Some(held))),
+        }
+    }
+
+    /// Writes what the head of a split collection says besides its version.
+    pub fn put_metadata(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        (metadata, expire_at): (&[u8], Option<u64>),
+    ) -> Split {
+        let split = Split::new(split.of(), split.version(), metadata);
+        let value = Value::Split(split.clone());
+        self.put(database, key, State { value, expire_at });
+        split
     }
 
     /// Writes the tombstone of an orphan whose record is at this place, on the condition that no

@@ -27,6 +27,7 @@ pub use self::moment::Moment;
 use self::moment::{Known, Reads};
 use self::whole::Undo;
 use super::Service;
+use super::consumers::{ByName, ConsumerNote, GroupName, note};
 use super::fault::{Fault, LARGE_WORK, STORE_READ, Turn, Wait};
 use super::flushed::Flushed;
 use super::notices::{Notes, Notice};
@@ -87,6 +88,8 @@ pub struct Transaction<'s> {
     pub notes: Option<Box<Notes>>,
     /// The events that it makes.
     pub notices: Vec<Notice>,
+    /// What is noted of consumers of streams once it has been computed.
+    consumer_notes: Vec<(GroupName, ConsumerNote)>,
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// Where and of what these are, once there are more than [`LINEAR`].
@@ -194,6 +197,20 @@ impl<'s> Transaction<'s> {
     /// True if writes of this key have lost against other nodes a short time ago.
     pub fn is_contended(&self, database: u16, key: &[u8]) -> bool {
         self.service.databases[database as usize].contention.is_contended(key)
+    }
+
+    /// Notes something of a consumer of a stream, once this has been computed.
+    pub fn note_consumer(&mut self, group: &GroupName, note: ConsumerNote) {
+        self.consumer_notes.push((group.clone(), note));
+    }
+
+    /// The consumers of a group that this node has seen.
+    pub fn consumers(&self, group: &GroupName) -> ByName {
+        let mut consumers = self.service.consumers.of(group);
+        for (_, what) in self.consumer_notes.iter().filter(|(of, _)| of == group) {
+            note(&mut consumers, what);
+        }
+        consumers
     }
 
     /// Notes that data is read: the result counts only if this node serves all the time.

@@ -16,6 +16,7 @@ pub(super) struct Undo {
     elements: usize,
     begun: usize,
     notices: usize,
+    consumer_notes: usize,
     /// Items that stood there before, in the order in which they were replaced.
     replaced: Vec<(usize, Item)>,
     /// Collections whose elements it has changed; `None`: they were not read before.
@@ -53,6 +54,7 @@ impl Transaction<'_> {
             elements: self.elements,
             begun: self.begun.len(),
             notices: self.notices.len(),
+            consumer_notes: self.consumer_notes.len(),
             ..Undo::default()
         });
         let result = command(self);
@@ -66,7 +68,8 @@ impl Transaction<'_> {
     fn take_back(&mut self, undo: Undo) {
         // Else the maps of its own writes are not in use.
         let are_mapped = self.items.len() > LINEAR;
-        for item in self.items.split_off(undo.items) {
+        let written: Vec<Item> = self.items.drain(undo.items..).collect();
+        for item in written {
             if let Some((database, key)) = item.name() {
                 self.places.remove(&(database, key.clone()));
             }
@@ -87,6 +90,7 @@ impl Transaction<'_> {
         self.elements = undo.elements;
         self.begun.truncate(undo.begun);
         self.notices.truncate(undo.notices);
+        self.consumer_notes.truncate(undo.consumer_notes);
         for (collection, before) in undo.trees {
             match before {
                 Some(all) => drop(self.trees.insert(collection, all)),

@@ -246,6 +246,11 @@ fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>, split: Opt
         });
     }
     let value = Bytes::copy_from_slice(value);
+    if of == Some(Collection::Stream) {
+        return Some(State::unreadable(format!(
+            "it is a stream without the header {HEADER_SPLIT}: a stream has a record for each entry"
+        )));
+    }
     let Some(of) = of else {
         return Some(State::string(value, expire_at));
     };

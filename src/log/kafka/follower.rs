@@ -180,10 +180,12 @@ impl KafkaFollower {
     /// Like [`Follower::poll`], but only shows where each record is, and its key.
     pub fn poll_keys(
         &mut self,
-        see: &mut dyn FnMut(TopicPartition, u64, &[u8]),
+        see: &mut dyn FnMut(TopicPartition, u64, &[u8], bool),
         timeout: Duration,
     ) -> Result<(), LogError> {
-        self.poll_events(timeout, &mut |_, at, record, key| see(at, record.offset() as u64, key))
+        self.poll_events(timeout, &mut |_, at, record, key| {
+            see(at, record.offset() as u64, key, record.value().is_some());
+        })
     }
 
     /// Shows at most some thousand records, and waits for the first of them.

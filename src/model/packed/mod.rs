@@ -30,14 +30,17 @@ pub enum Collection {
     Set,
     SortedSet,
     List,
+    /// It has no packed form.
+    Stream,
 }
 
 impl Collection {
-    pub const ALL: [Collection; 4] = [
+    pub const ALL: [Collection; 5] = [
         Collection::Hash,
         Collection::Set,
         Collection::SortedSet,
         Collection::List,
+        Collection::Stream,
     ];
 
     /// As TYPE answers it, and as the header `redis-type` has it.
@@ -47,6 +50,7 @@ impl Collection {
             Collection::Set => "set",
             Collection::SortedSet => "zset",
             Collection::List => "list",
+            Collection::Stream => "stream",
         }
     }
 
@@ -61,13 +65,21 @@ impl Collection {
             Collection::Set => 2,
             Collection::SortedSet => 3,
             Collection::List => 4,
+            Collection::Stream => 5,
         }
+    }
+
+    /// True if a collection without elements exists until it is deleted.
+    pub fn may_be_empty(self) -> bool {
+        self == Collection::Stream
     }
 
     pub fn of_number(number: u8) -> Option<Collection> {
         Collection::ALL.into_iter().find(|of| of.number() == number)
     }
 }
+
+const NO_PACKED_STREAM: Problem = "a stream has a record for each entry";
 
 /// A collection that is not empty, in the form that this version writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +96,7 @@ impl Packed {
             Collection::Set => set::read(bytes)?.pack(),
             Collection::SortedSet => sorted_set::read(bytes)?.pack(),
             Collection::List => list::read(bytes)?.pack(),
+            Collection::Stream => return Err(NO_PACKED_STREAM),
         };
         if let Some(packed) = packed.as_mut().filter(|packed| packed.bytes == *bytes) {
             packed.bytes = bytes.clone();
@@ -122,6 +135,7 @@ impl Packed {
             Collection::Hash => hash::count(reader, now, usize::MAX),
             Collection::Set | Collection::List => reader.array(),
             Collection::SortedSet => reader.map(),
+            Collection::Stream => Err(NO_PACKED_STREAM),
         }
     }
 
@@ -129,7 +143,7 @@ impl Packed {
     pub fn is_live(&self, now: u64) -> bool {
         match self.of {
             Collection::Hash => hash::count(Reader::new(&self.bytes), now, 1) != Ok(0),
-            Collection::Set | Collection::SortedSet | Collection::List => true,
+            Collection::Set | Collection::SortedSet | Collection::List | Collection::Stream => true,
         }
     }
 }
@@ -140,7 +154,7 @@ impl Packed {
     pub fn due(&self) -> Option<u64> {
         match self.of {
             Collection::Hash => hash::due(&self.bytes),
-            Collection::Set | Collection::SortedSet | Collection::List => None,
+            Collection::Set | Collection::SortedSet | Collection::List | Collection::Stream => None,
         }
     }
 
@@ -436,7 +450,7 @@ impl Elements for Items {
 }
 
 /// A part of `all`, which shares its memory, or bytes of its own.
-fn part_of(all: &Bytes, part: Cow<'_, [u8]>) -> Bytes {
+pub(super) fn part_of(all: &Bytes, part: Cow<'_, [u8]>) -> Bytes {
     match part {
         Cow::Borrowed(part) => all.slice_ref(part),
         Cow::Owned(own) => own.into(),
@@ -444,7 +458,7 @@ fn part_of(all: &Bytes, part: Cow<'_, [u8]>) -> Bytes {
 }
 
 /// Room for this many elements: not more than their bytes allow.
-fn room(announced: usize, reader: &Reader<'_>) -> usize {
+pub(super) fn room(announced: usize, reader: &Reader<'_>) -> usize {
     announced.min(reader.left())
 }
 

@@ -204,6 +204,56 @@ pub const SORTED_SETS: Templates = &[
     "SUNION K K",
 ];
 
+/// `I` becomes an id. Who has what pending is told by XPENDING, which tells how long: so only its
+/// summary is here.
+const STREAMS: Templates = &[
+    "XADD K I F V",
+    "XADD K I F V F V",
+    "XADD K 5-* F V",
+    "XADD K 7-* F V",
+    "XADD K NOMKSTREAM 6-* F V",
+    "XADD K MAXLEN 3 9-* F V",
+    "XADD K MINID I 9-* F V",
+    "XLEN K",
+    "XRANGE K - +",
+    "XRANGE K I I",
+    "XRANGE K (I + COUNT 2",
+    "XREVRANGE K + -",
+    "XREVRANGE K I (I COUNT 2",
+    "XDEL K I",
+    "XDEL K I I I",
+    "XTRIM K MAXLEN 2",
+    "XTRIM K MINID I",
+    "XTRIM K MAXLEN ~ 1",
+    "XTRIM K MAXLEN ~ 0 LIMIT 2",
+    "XREAD STREAMS K I",
+    "XREAD COUNT 2 STREAMS K K I 0",
+    "XREAD STREAMS K $",
+    "XSETID K I",
+    "XSETID K 9-5 ENTRIESADDED 20 MAXDELETEDID I",
+    "XINFO GROUPS K",
+    "XINFO STREAM K",
+    "XGROUP CREATE K F 0",
+    "XGROUP CREATE K F $ MKSTREAM",
+    "XGROUP CREATE K F I ENTRIESREAD 2",
+    "XGROUP SETID K F I",
+    "XGROUP DESTROY K F",
+    "XGROUP DELCONSUMER K F c",
+    "XREADGROUP GROUP F c STREAMS K >",
+    "XREADGROUP GROUP F d COUNT 1 STREAMS K >",
+    "XREADGROUP GROUP F d COUNT 2 NOACK STREAMS K >",
+    "XREADGROUP GROUP F c STREAMS K 0",
+    "XREADGROUP GROUP F c STREAMS K K > I",
+    "XACK K F I I",
+    "XPENDING K F",
+    "XCLAIM K F d 0 I I",
+    "XCLAIM K F e 0 I FORCE JUSTID",
+    "XAUTOCLAIM K F e 0 I COUNT 2",
+    "XADD K I F V",
+    "XADD K 8-* F V",
+    "COPY K K REPLACE",
+];
+
 /// Not what has no order: members of a set BY nosort, or BY equal texts.
 const SORT: Templates = &[
     "RPUSH K N N.5 N",
@@ -346,6 +396,13 @@ fn length(random: &mut StdRng) -> f64 {
     }
 }
 
+fn stream_id(random: &mut StdRng) -> String {
+    match random.random_range(0..4) {
+        0 => random.random_range(0..10).to_string(),
+        _ => format!("{}-{}", random.random_range(0..10), random.random_range(0..4)),
+    }
+}
+
 fn elements(count: usize, random: &mut StdRng) -> String {
     let elements = (0..count).map(|_| random.random_range(0..100_000).to_string());
     elements.collect::<Vec<_>>().join(" ")
@@ -366,6 +423,8 @@ pub fn fill(template: &str, names: &Names<'_>, random: &mut StdRng) -> String {
         "V" => ["x", "10", "-3", "1.5", "\"\\x00\\xfe\"", "\"\"", "long-long-long-long"][random.random_range(0..7)]
             .to_owned(),
         "N" => random.random_range(-5..6).to_string(),
+        "I" => stream_id(random),
+        "(I" => format!("({}", stream_id(random)),
         "(N" => format!("({}", random.random_range(-5..6)),
         "N.5" => format!("{}.5", random.random_range(-5..6)),
         "AT" => ["1", "1900000000", "2000000000", "33177117420"][random.random_range(0..4)].to_owned(),
@@ -483,6 +542,11 @@ fn split_sets() {
 #[test]
 fn lists() {
     against_redis(Oracle::Redis7, LISTS, &[]);
+}
+
+#[test]
+fn streams() {
+    against_redis(Oracle::Redis7, STREAMS, &[]);
 }
 
 #[test]

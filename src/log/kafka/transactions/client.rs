@@ -644,7 +644,7 @@ impl Client {
             if left().is_zero() {
                 return Err("it took longer than the write timeout".into());
             }
-            let mut see = |at, offset, _: &[u8]| met |= own.contains(&(at, offset));
+            let mut see = |at, offset, _: &[u8], _| met |= own.contains(&(at, offset));
             follower
                 .poll_keys(&mut see, left().min(INIT))
                 .map_err(|e| e.to_string())?;

@@ -24,7 +24,7 @@ use super::super::topics::Topics;
 use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
-use crate::model::ElementName;
+use crate::model::{ElementName, StreamPart};
 use crate::supervise;
 
 /// How many records a window holds (16 bytes each). A batch that was computed on an older state
@@ -65,20 +65,29 @@ struct Windows {
     ended: Option<String>,
 }
 
-/// Hashes of the names by which a record is read: that of its key; and of an element that of its
-/// collection, for those who read all elements.
-type Hashes = SmallVec<[u64; 2]>;
+/// Hashes of the names by which a record is read: that of its key; of an element that of its
+/// collection, for those who read all elements; and of an entry that is added to a stream that of
+/// all entries, for those who rest on the last one.
+type Hashes = SmallVec<[u64; 3]>;
 
-fn hashes(hasher: &KeyHasher, key: &[u8]) -> Hashes {
-    let collection = ElementName::parse(key).map(|name| &key[..key.len() - name.sub_key.len()]);
-    let names = [Some(key), collection.filter(|collection| *collection != key)];
-    names.into_iter().flatten().map(|name| hasher.hash_one(name)).collect()
+fn hashes(hasher: &KeyHasher, key: &[u8], has_value: bool) -> Hashes {
+    let sub_key = ElementName::parse(key).map_or(&b""[..], |name| name.sub_key);
+    let collection = &key[..key.len() - sub_key.len()];
+    let mut names: SmallVec<[&[u8]; 3]> = SmallVec::from_slice(&[key]);
+    if !sub_key.is_empty() {
+        names.push(collection);
+    }
+    if has_value && StreamPart::is_entry(sub_key) {
+        names.push(&key[..collection.len() + StreamPart::ENTRIES.0.len()]);
+    }
+    names.into_iter().map(|name| hasher.hash_one(name)).collect()
 }
 
 /// The newest records of other writers in one partition.
 #[derive(Default)]
 struct Window {
-    /// Offset and hash of the key, in order. An element's record stands here twice, see [`Hashes`].
+    /// Offset and hash of the key, in order. An element's record stands here several
+    /// times, see [`Hashes`].
     records: VecDeque<(u64, u64)>,
     /// Nothing is known of the records below this offset.
     from: u64,
@@ -429,7 +438,9 @@ impl Shared {
             if self.stop.load(Ordering::Acquire) {
                 return "the log's tail is not read any more".to_owned();
             }
-            let mut take = |at, offset, key: &[u8]| records.push((at, offset, hashes(&self.hasher, key)));
+            let mut take = |at, offset, key: &[u8], has_value| {
+                records.push((at, offset, hashes(&self.hasher, key, has_value)));
+            };
             if let Err(error) = follower.poll_keys(&mut take, POLL) {
                 return error.to_string();
             }
@@ -453,7 +464,7 @@ mod tests {
 
     use super::super::tests::{appended, at, batch};
     use super::*;
-    use crate::model::Version;
+    use crate::model::{StreamId, Version};
 
     const SHORT: Duration = Duration::from_millis(10);
 
@@ -468,7 +479,7 @@ mod tests {
             let window = windows.by_partition.entry(at(partition)).or_default();
             (window.from, window.next) = (from, from);
             for (_, offset, key) in records.iter().filter(|(of, ..)| *of == partition) {
-                window.push(*offset, hashes(&tail.shared.hasher, key));
+                window.push(*offset, hashes(&tail.shared.hasher, key, true));
             }
             window.next = 20;
         }
@@ -529,6 +540,26 @@ mod tests {
             assert_eq!((conflicts_with(4), conflicts_with(5)), (vec![], vec![(0, 6)]));
             let seen = |offset| tail(&[(0, offset, key)]).seen_conflict(&all);
             assert_eq!((seen(4), seen(5)), (None, Some((at(0), 6))));
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_added_conflicts_with_who_adds_another() {
+        let hasher = KeyHasher::default();
+        let (key, version) = (b"s", Version::new(1));
+        let name = |sub_key: &[u8]| ElementName { key, version, sub_key }.record_key();
+        let last = hasher.hash_one(&name(StreamPart::ENTRIES.0)[..]);
+        let entry = StreamPart::Entry(StreamId { ms: 1, seq: 1 }).sub_key();
+        let pending = StreamPart::Pending(b"e", StreamId { ms: 1, seq: 1 }).sub_key();
+        for (sub_key, has_value, is_conflict) in [
+            (&entry[..], true, true),
+            (&entry, false, false),
+            (&pending, true, false),
+            (b"gexxxxxxxxxxxxxxxx", true, false),
+            (b"exxxx", true, false),
+        ] {
+            let hashes = hashes(&hasher, &name(sub_key), has_value);
+            assert_eq!(hashes.contains(&last), is_conflict, "{sub_key:?} {has_value}");
         }
     }
 

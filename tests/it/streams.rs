@@ -1,0 +1,240 @@
+//! Streams: what is in the topic, what is there after restarts, what other producers can break, and
+//! what two nodes make of one stream while one of them is killed again and again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::Duration;
+
+use crate::collections::{header, shows};
+use crate::hostile_producers::Hostile;
+use crate::split::{ELEMENT, compacted, is_element, node};
+use crate::support::attempt::{Attempts, Ended};
+use crate::support::client::Client;
+use crate::support::eventually;
+use crate::support::kafka::{self, fresh_topic};
+use crate::support::resp::Reply;
+use crate::support::server::Highwater;
+
+const SOON: Duration = Duration::from_secs(60);
+
+const ONE_TWO: &[u8] = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02";
+
+/// The ids of entries in a reply of XRANGE.
+fn ids(reply: &Reply) -> Vec<String> {
+    let id = |entry: &Reply| {
+        let id = entry.items()[0].bytes().expect("an id");
+        String::from_utf8_lossy(id).into_owned()
+    };
+    reply.items().iter().map(id).collect()
+}
+
+fn all_ids(client: &mut Client, key: &str) -> Vec<String> {
+    ids(&client.tree(&format!("XRANGE {key} - +")))
+}
+
+/// The ids, and the last one, survive whatever happens to the node.
+fn check_rebuilt(client: &mut Client) {
+    client.check("XRANGE s - +", "*1\r\n*2\r\n$3\r\n1-3\r\n*2\r\n$1\r\na\r\n$1\r\n3");
+    client.check(
+        "XPENDING s g",
+        "*4\r\n:1\r\n$3\r\n1-2\r\n$3\r\n1-2\r\n*1\r\n*2\r\n$1\r\nc\r\n$1\r\n1",
+    );
+    client.check("XLEN empty", ":0");
+    client.check("TYPE empty", "+stream");
+    let too_low = "-ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    client.check("XADD empty 7-7 a 1", too_low);
+    client.check("XADD s 1-4 a 1", too_low);
+    client.check("DBSIZE", ":2");
+}
+
+#[test]
+fn a_stream_is_the_same_after_a_restart_and_without_its_store() {
+    let mut node = Highwater::builder().start();
+    let mut client = node.client();
+    client.check("XADD empty 7-6 a 1", "$3\r\n7-6");
+    client.check("XADD empty MAXLEN 0 7-7 a 1", "$3\r\n7-7");
+    for n in 1..5 {
+        client.check(&format!("XADD s 1-{n} a {n}"), &format!("$3\r\n1-{n}"));
+    }
+    client.check("XGROUP CREATE s g 1-1", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 1 STREAMS s >");
+    client.check("XDEL s 1-1 1-2 1-4", ":3");
+    check_rebuilt(&mut client);
+    let digest = client.line("HIGHWATER DIGEST");
+    node.kill9();
+    node.restart();
+    check_rebuilt(&mut node.client());
+    assert_eq!(node.client().line("HIGHWATER DIGEST"), digest);
+}
+
+#[test]
+fn a_stream_has_a_record_for_each_entry() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams");
+    let one = node(kafka, &topic);
+    let other = node(kafka, &topic);
+    let mut client = one.client();
+    client.check("XADD s 1-2 f v", "$3\r\n1-2");
+    let before = kafka.records(&topic, "read_committed").len();
+    client.check("XADD s 1-3 f w", "$3\r\n1-3");
+    let added = kafka.records(&topic, "read_committed").len() - before;
+    assert_eq!(added, 1, "XADD is one record");
+    client.check("XGROUP CREATE s g 0", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 1 STREAMS s >");
+    let records = compacted(kafka, &topic);
+    let head = &records[&b"s"[..]];
+    assert_eq!(header(head, "redis-type"), Some(&b"stream"[..]));
+    assert_eq!(head.value.as_deref(), Some(&b""[..]));
+    let sub_key = |key: &[u8]| key[ELEMENT.len() + 2 + 12..].to_vec();
+    let elements = records.iter().filter(|(key, _)| is_element(key));
+    let elements: BTreeMap<Vec<u8>, Option<Vec<u8>>> = elements
+        .map(|(key, record)| (sub_key(key), record.value.clone()))
+        .collect();
+    let value = |key: &[u8]| elements[key].clone().expect("a value");
+    let entry = [b"e", ONE_TWO].concat();
+    assert_eq!(value(&entry), b"\x01\0\0\0\0\0\0\0\0\x01\x92\xa1f\xa1v");
+    assert_eq!(value(b"gg"), [b"\x01\0", ONE_TWO, b"\0\0\0\0\0\0\0\x01"].concat());
+    let pending = value(&[b"p\0\0\0\x01g", ONE_TWO].concat());
+    assert_eq!(
+        (&pending[..2], &pending[10..]),
+        (&b"\x01\0"[..], &b"\0\0\0\0\0\0\0\x01c"[..])
+    );
+    assert_eq!(elements.len(), 4);
+    // A foreign producer's broken entry costs its own stream.
+    client.check("XADD t 1-1 f v", "$3\r\n1-1");
+    let key = records
+        .keys()
+        .find(|key| key.ends_with(&entry))
+        .expect("the entry's record");
+    let broken = [&key[..key.len() - 1], b"\x09"].concat();
+    let hostile = Hostile::new(kafka, &topic);
+    hostile.send(0, &broken, Some(b"\x01\0\0"), &[("redis-type", b"element")]);
+    hostile.flush();
+    let mut reader = other.client();
+    let problem = b"-ERR an element of the collection at s cannot be read: it ends too early";
+    eventually("the broken entry is read", SOON, || {
+        reader.line("XRANGE s - +").starts_with(problem)
+    });
+    shows(&mut reader, "XLEN s", ":3");
+    shows(&mut reader, "XLEN t", ":1");
+    client.check("DEL s", ":1");
+    client.check("XADD s 1-1 f v", "$3\r\n1-1");
+    eventually("both nodes have the new stream", SOON, || {
+        all_ids(&mut reader, "s") == ["1-1"]
+    });
+}
+
+/// Two nodes add entries and two groups read them while the second node is killed again and again.
+#[test]
+fn every_entry_is_read_once_by_each_group_under_kill_9() {
+    const EACH: usize = 120;
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams-two");
+    let (one, mut other) = (node(kafka, &topic), node(kafka, &topic));
+    let mut client = one.client();
+    for group in ["g", "h"] {
+        client.check(&format!("XGROUP CREATE s {group} 0 MKSTREAM"), "+OK");
+    }
+    let ports = [one.port, other.port];
+    let producing = AtomicUsize::new(ports.len());
+    let acknowledged: Mutex<BTreeSet<String>> = Mutex::default();
+    let read: Mutex<BTreeMap<(&str, String), usize>> = Mutex::default();
+    thread::scope(|scope| {
+        for (name, port) in ports.into_iter().enumerate() {
+            let (producing, acknowledged) = (&producing, &acknowledged);
+            scope.spawn(move || {
+                produce(port, name, EACH, acknowledged);
+                producing.fetch_sub(1, SeqCst);
+            });
+            for group in ["g", "h"] {
+                let read = &read;
+                scope.spawn(move || consume(port, (group, name), producing, read));
+            }
+        }
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(700));
+            other.restart();
+        }
+    });
+    let mut client = other.client();
+    let acknowledged = acknowledged.into_inner().expect("no thread has panicked");
+    let read = read.into_inner().expect("no thread has panicked");
+    eventually("all entries are seen", SOON, || {
+        let there = all_ids(&mut client, "s");
+        acknowledged.iter().all(|id| there.contains(id))
+    });
+    let there = all_ids(&mut client, "s");
+    assert!(there.len() >= 2 * EACH);
+    for group in ["g", "h"] {
+        let seen: BTreeSet<&String> = read.keys().filter(|(of, _)| *of == group).map(|(_, id)| id).collect();
+        assert!(there.iter().all(|id| seen.contains(id)), "{group} has missed some");
+        assert_eq!(seen.len(), there.len(), "{group} has read what is not there");
+    }
+}
+
+fn produce(port: u16, name: usize, count: usize, acknowledged: &Mutex<BTreeSet<String>>) {
+    let (mut node, mut last) = (Attempts::on(port), (0, 0));
+    let mut done = 0;
+    while done < count {
+        if let Ended::Answered(reply) = node.line(&format!("XADD s * {name} {done}")) {
+            let reply = Reply::parse(&reply);
+            let id = String::from_utf8_lossy(reply.bytes().expect("an id")).into_owned();
+            let (ms, seq) = id.split_once('-').expect("two parts");
+            let next: (u64, u64) = (ms.parse().expect("a time"), seq.parse().expect("a number"));
+            assert!(next > last, "{id} is not after {last:?}");
+            last = next;
+            assert!(
+                acknowledged.lock().expect("no panic").insert(id),
+                "an id was used twice"
+            );
+            done += 1;
+        }
+    }
+}
+
+/// Reads until nothing is added any more and nothing is left. What it has not acknowledged when its
+/// node is killed, it reads once more.
+fn consume<'g>(
+    port: u16,
+    (group, name): (&'g str, usize),
+    producing: &AtomicUsize,
+    read: &Mutex<BTreeMap<(&'g str, String), usize>>,
+) {
+    let mut node = Attempts::on(port);
+    let mut again = true;
+    loop {
+        let is_over = producing.load(SeqCst) == 0;
+        let from = if again { "0" } else { ">" };
+        let line = format!("XREADGROUP GROUP {group} c{name} COUNT 10 STREAMS s {from}");
+        let Ended::Answered(reply) = node.line(&line) else {
+            again = true;
+            continue;
+        };
+        let reply = Reply::parse(&reply);
+        let found = match reply.items() {
+            [] => Vec::new(),
+            [of_stream, ..] => ids(&of_stream.items()[1]),
+        };
+        if found.is_empty() {
+            match again {
+                true => again = false,
+                false if is_over => return,
+                false => thread::sleep(Duration::from_millis(20)),
+            }
+            continue;
+        }
+        for id in &found {
+            let known = read.lock().expect("no panic").insert((group, id.clone()), name);
+            assert!(known.is_none_or(|known| known == name), "{id} went to two consumers");
+        }
+        if !matches!(
+            node.line(&format!("XACK s {group} {}", found.join(" "))),
+            Ended::Answered(_)
+        ) {
+            again = true;
+        }
+    }
+}
