@@ -1,5 +1,6 @@
-//! Functions: <https://redis.io/docs/latest/develop/programmability/functions-intro/>. Libraries live
-//! in the topic of database 0 (`database::functions`). A function is called as a script is run.
+//! Functions: <https://redis.io/docs/latest/develop/programmability/functions-intro/>. Libraries
+//! live in the topic of database 0 (`database::functions`). A function is called as a script is
+//! run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use crate::script::{Call, Index, Kill, Kind, Library, MEMORY, Refused, Stop, fla
 
 /// What FUNCTION LOAD may take to run a library.
 const LOADING: Duration = Duration::from_secs(2);
-/// Most bytes of all libraries. Each node keeps them in memory, and writes them with its checkpoints.
+/// Most bytes of all libraries. Each node keeps them in memory, and writes them with its
+/// checkpoints.
 const MOST_BYTES: usize = 8 << 20;
 
 const CALL: Command = Command {

@@ -19,8 +19,8 @@ use crate::log::LogError;
 use crate::script::Kind;
 use crate::supervise;
 
-/// The reply to a command whose keys a long script has locked, and to a script that waits for a turn
-/// which others do not give back.
+/// The reply to a command whose keys a long script has locked, and to a script that waits for a
+/// turn which others do not give back.
 pub(super) const BUSY_SCRIPT: &str =
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
 

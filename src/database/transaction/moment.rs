@@ -1,11 +1,11 @@
 //! What a script reads, as it is at one moment.
 //!
-//! A script finds its keys as it goes, so they cannot be read together at first. Each key is watched
-//! and then read, once: what was read stays for the rest of the run. When the run is over, nobody
-//! may have changed any of them meanwhile: then all of it was there at that time. Otherwise the
-//! script is computed again, and the keys that are known by then are read together before it begins
-//! ([`Transaction::read_together`]). A run that reads no other ones is right whatever changes
-//! meanwhile. So a script that runs for long comes to an end, and holds up nobody.
+//! A script finds its keys as it goes, so they cannot be read together at first. Each key is
+//! watched and then read, once: what was read stays for the rest of the run. When the run is over,
+//! nobody may have changed any of them meanwhile: then all of it was there at that time. Otherwise
+//! the script is computed again, and the keys that are known by then are read together before it
+//! begins ([`Transaction::read_together`]). A run that reads no other ones is right whatever
+//! changes meanwhile. So a script that runs for long comes to an end, and holds up nobody.
 //!
 //! If the script writes, its write rests on what it has read, and this is not needed.
 

@@ -1,5 +1,5 @@
-//! A command of EXEC or of a script that fails writes nothing, while the others of its transaction go
-//! on. So what it has written is taken back.
+//! A command of EXEC or of a script that fails writes nothing, while the others of its transaction
+//! go on. So what it has written is taken back.
 
 use bytes::Bytes;
 
