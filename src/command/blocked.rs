@@ -222,7 +222,8 @@ impl<'w> Waiter<'w> {
         let shared = self.shared;
         let service = &shared.service;
         let ticket = Ticket::new(service, self.blocking.of, self.session.database, keys);
-        let (mut rests_on, mut has_waited) = (Vec::new(), false);
+        // Who waits for entries has looked at all its keys when it came.
+        let (mut rests_on, mut has_waited) = (Vec::new(), self.blocking.of == Collection::Stream);
         loop {
             if let Some(why) = service.failure() {
                 return Ok(Reply::error(format!("ERR this node {why}")));

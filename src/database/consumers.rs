@@ -1,5 +1,6 @@
-//! Consumers of groups of streams, as this node has seen them: there is no record of a consumer. One
-//! that has entries pending is known from those. Here is who else has asked for entries, and when.
+//! Consumers of groups of streams, as this node has seen them: there is no record of a consumer.
+//! One that has entries pending is known from those. Here is who else has asked for entries, and
+//! when.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -16,7 +16,7 @@ use super::hot::{At, Lookup};
 use super::notices::Notice;
 use super::write::Write;
 use super::{Database, Seen, Service, now_ms};
-use crate::model::{Entry, Value, home_key};
+use crate::model::{Collection, Entry, Value, home_key};
 use crate::store::StoreError;
 
 /// A record of a key that becomes visible.
@@ -209,7 +209,8 @@ impl Service {
         let listened = self.listeners.any();
         let was_there = || Ok::<_, StoreError>(self.read(database, key, true)?.entry.is_some());
         let changes = is_there || of.watches.is_watched(key) && was_there()?;
-        let before = match listened && !is_there {
+        let is_asked = listened || self.waiters.any_wait(Collection::Stream, database, &[key]);
+        let before = match is_asked && !is_there {
             true => self.read(database, key, false)?.entry,
             false => None,
         };
@@ -318,7 +319,9 @@ impl Service {
     ) {
         // For own records they were asked when the write was handed over.
         match (is_there, own.is_some()) {
-            (_, true) => {}
+            // Those that only read see it from now on.
+            (true, true) => self.waiters.shown(database, key),
+            (false, true) => {}
             (true, false) => self.waiters.changed(database, key),
             (false, false) => self.waiters.gone(database, key),
         }

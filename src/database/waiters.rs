@@ -106,9 +106,22 @@ impl Waiters {
         }
     }
 
+    /// Whether any client waits.
+    pub(super) fn any(&self) -> bool {
+        self.count.load(Ordering::SeqCst) > 0
+    }
+
+    /// An own write of a key was acknowledged. Those that read a stream and take nothing do not see
+    /// it before.
+    pub(super) fn shown(&self, database: u16, key: &[u8]) {
+        if self.any() {
+            self.queues.lock().changed(Collection::Stream, database, key);
+        }
+    }
+
     /// A key is deleted. Those that wait for entries of a group hear of it.
     pub(super) fn gone(&self, database: u16, key: &[u8]) {
-        if self.count.load(Ordering::SeqCst) > 0 {
+        if self.any() {
             self.queues.lock().changed(Collection::Stream, database, key);
         }
     }

@@ -90,8 +90,8 @@ pub struct Condition {
 pub struct Read {
     pub at: TopicPartition,
     /// Of the record. `None`: all keys of the partition. The name of an element without a sub-key
-    /// stands for all elements of its collection; with the first byte of a stream's entries alone, for
-    /// all entries that are added.
+    /// stands for all elements of its collection; with the first byte of a stream's entries alone,
+    /// for all entries that are added.
     pub key: Option<Bytes>,
     /// Every record of the key below this offset was known, except those of the batches that the
     /// condition rests on.

@@ -1,7 +1,7 @@
 //! Streams: what the records of a stream say. A stream has no packed form. It is a split collection
-//! with elements of several sorts, which the first byte of the sub-key tells apart: entries, groups,
-//! entries that a group has delivered and that are not acknowledged yet, and the highest id that
-//! XDEL has removed. `docs/topic-format.md` is the contract.
+//! with elements of several sorts, which the first byte of the sub-key tells apart: entries,
+//! groups, entries that a group has delivered and that are not acknowledged yet, and the highest id
+//! that XDEL has removed. `docs/topic-format.md` is the contract.
 //!
 //! Each entry carries its ordinal: how many entries had been added to the stream with it. So the
 //! last id and the number of entries added come from the newest entry, and only what removes that
@@ -220,7 +220,7 @@ impl StreamEntry {
         let packed = payload.slice(8..);
         let mut reader = Reader::new(&packed);
         let len = reader.array()?;
-        if len % 2 != 0 {
+        if !len.is_multiple_of(2) {
             return Err("an entry has a field without a value");
         }
         let mut fields = Vec::with_capacity(room(len, &reader));
@@ -347,7 +347,8 @@ mod tests {
                 StreamPart::Group(&name),
                 StreamPart::Pending(&name, id),
             ] {
-                prop_assert_eq!(StreamPart::parse(&part.sub_key()), Ok(part));
+                let sub_key = part.sub_key();
+                prop_assert_eq!(StreamPart::parse(&sub_key), Ok(part));
             }
             let [one, two] = [id, other].map(|id| StreamPart::Entry(id).sub_key());
             prop_assert_eq!(one.cmp(&two), id.cmp(&other), "sub-keys are in the order of the ids");

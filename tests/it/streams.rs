@@ -138,6 +138,10 @@ fn every_entry_is_read_once_by_each_group_under_kill_9() {
     for group in ["g", "h"] {
         client.check(&format!("XGROUP CREATE s {group} 0 MKSTREAM"), "+OK");
     }
+    let mut client = other.client();
+    eventually("the other node has heard of both groups", SOON, || {
+        client.tree("XINFO GROUPS s").items().len() == 2
+    });
     let ports = [one.port, other.port];
     let producing = AtomicUsize::new(ports.len());
     let acknowledged: Mutex<BTreeSet<String>> = Mutex::default();

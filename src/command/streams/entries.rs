@@ -108,7 +108,7 @@ pub(super) fn xadd(data: &mut Data, args: Args) -> Outcome {
         return Err(wrong_arity("xadd"));
     };
     let fields = &args[at + 1..];
-    if fields.is_empty() || fields.len() % 2 != 0 {
+    if fields.is_empty() || !fields.len().is_multiple_of(2) {
         return Err(wrong_arity("xadd"));
     }
     if id == NewId::Given(StreamId::MIN) {

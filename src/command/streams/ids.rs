@@ -84,8 +84,8 @@ pub fn parse(argument: &[u8], missing: u64) -> Option<StreamId> {
     Some(StreamId { ms, seq })
 }
 
-/// A number of 64 bits, as the C library reads it: it may follow spaces and a sign, and have leading
-/// zeros.
+/// A number of 64 bits, as the C library reads it: it may follow spaces and a sign, and have
+/// leading zeros.
 fn number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let (negative, digits) = match text {

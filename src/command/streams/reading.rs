@@ -94,7 +94,7 @@ impl<'a> Request<'a> {
             }
             at += 1;
         };
-        if streams.len() % 2 != 0 {
+        if !streams.len().is_multiple_of(2) {
             return Err(UNBALANCED.into());
         }
         if is_group && !has_group {
@@ -195,8 +195,8 @@ fn last_known(data: &mut Data, request: &Request) -> Result<Vec<StreamId>, Fault
     Ok(ids)
 }
 
-/// What XREADGROUP wants of a key: `None` for what no consumer was given yet, else the consumer's own
-/// entries behind this id.
+/// What XREADGROUP wants of a key: `None` for what no consumer was given yet, else the consumer's
+/// own entries behind this id.
 type Wanted<'k> = (Stream<'k>, Option<StreamId>);
 
 fn read_group(data: &mut Data, request: &Request, look: &Look) -> Result<Option<Reply>, Fault> {
@@ -290,8 +290,8 @@ fn deliver(data: &mut Data, stream: &Stream, request: &Request, look: &Look) -> 
     Ok(Some(shown))
 }
 
-/// The entries behind an id that the consumer was given and has not acknowledged. They count as given
-/// once more.
+/// The entries behind an id that the consumer was given and has not acknowledged. They count as
+/// given once more.
 fn history(data: &mut Data, stream: &Stream, request: &Request, after: StreamId) -> Result<Vec<Reply>, Fault> {
     let mut shown = Vec::new();
     let first = after.next().unwrap_or(StreamId::MAX);

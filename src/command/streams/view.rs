@@ -1,5 +1,5 @@
-//! A stream as a command sees it: its entries, groups and pending entries, each in the order of their
-//! names. Nothing is copied: a page costs no more than its entries.
+//! A stream as a command sees it: its entries, groups and pending entries, each in the order of
+//! their names. Nothing is copied: a page costs no more than its entries.
 
 use std::ops::Range;
 
@@ -40,8 +40,8 @@ impl<'k> Stream<'k> {
         Self::open(data, key, true)
     }
 
-    /// As [`Stream::read`], for a command that writes. What it writes rests only on what it reads by
-    /// itself.
+    /// As [`Stream::read`], for a command that writes. What it writes rests only on what it reads
+    /// by itself.
     pub fn change(data: &mut Data, key: &'k [u8]) -> Result<Option<Self>, Fault> {
         Self::open(data, key, false)
     }

@@ -46,8 +46,8 @@ struct SeenElement {
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
-    /// What the outcome rests on once it depends on all of them: this, and the writes under way that
-    /// they come from.
+    /// What the outcome rests on once it depends on all of them: this, and the writes under way
+    /// that they come from.
     rest: Option<Read>,
     depends: Vec<Arc<Write>>,
 }
@@ -476,8 +476,9 @@ impl Transaction<'_> {
         }
     }
 
-    /// What is written rests on this element, which was found by [`Transaction::elements_in_order_to_pick`],
-    /// only as far as the write under way goes that it comes from.
+    /// What is written rests on this element, which was found by
+    /// [`Transaction::elements_in_order_to_pick`], only as far as the write under way goes that it
+    /// comes from.
     pub fn depend_on_picked(&mut self, database: u16, key: &[u8], split: &Split, held: &Held) -> Result<(), Fault> {
         let name = record_key(key, split, &held.name);
         match self.place(database, &name) {

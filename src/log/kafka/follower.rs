@@ -33,6 +33,8 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// What is done with a record that has a key.
 type See<'s> = dyn FnMut(&mut Reader, TopicPartition, &RecordEvent<'_>, &[u8]) + 's;
+/// Sees the place and the key of a record, and whether it has a value.
+type SeeKey<'s> = dyn FnMut(TopicPartition, u64, &[u8], bool) + 's;
 
 pub(super) struct KafkaFollower {
     config: Arc<Config>,
@@ -178,11 +180,7 @@ impl KafkaFollower {
     }
 
     /// Like [`Follower::poll`], but only shows where each record is, and its key.
-    pub fn poll_keys(
-        &mut self,
-        see: &mut dyn FnMut(TopicPartition, u64, &[u8], bool),
-        timeout: Duration,
-    ) -> Result<(), LogError> {
+    pub fn poll_keys(&mut self, see: &mut SeeKey<'_>, timeout: Duration) -> Result<(), LogError> {
         self.poll_events(timeout, &mut |_, at, record, key| {
             see(at, record.offset() as u64, key, record.value().is_some());
         })
