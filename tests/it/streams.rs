@@ -163,19 +163,21 @@ fn every_entry_is_read_once_by_each_group_under_kill_9() {
             other.restart();
         }
     });
-    let mut client = other.client();
     let acknowledged = acknowledged.into_inner().expect("no thread has panicked");
     let read = read.into_inner().expect("no thread has panicked");
-    eventually("all entries are seen", SOON, || {
-        let there = all_ids(&mut client, "s");
-        acknowledged.iter().all(|id| there.contains(id))
-    });
-    let there = all_ids(&mut client, "s");
-    assert!(there.len() >= 2 * EACH);
-    for group in ["g", "h"] {
-        let seen: BTreeSet<&String> = read.keys().filter(|(of, _)| *of == group).map(|(_, id)| id).collect();
-        assert!(there.iter().all(|id| seen.contains(id)), "{group} has missed some");
-        assert_eq!(seen.len(), there.len(), "{group} has read what is not there");
+    assert!(acknowledged.len() >= 2 * EACH);
+    for node in [&one, &other] {
+        let mut client = node.client();
+        for group in ["g", "h"] {
+            let seen = read.keys().filter(|(of, _)| *of == group).map(|(_, id)| id.clone());
+            let seen: BTreeSet<String> = seen.collect();
+            assert!(seen.is_superset(&acknowledged), "{group} has missed some");
+            // An entry whose client was not answered may have come last.
+            eventually("the stream has what was read, and nothing else", SOON, || {
+                let there: BTreeSet<String> = all_ids(&mut client, "s").into_iter().collect();
+                there == seen
+            });
+        }
     }
 }
 
