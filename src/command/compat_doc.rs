@@ -64,6 +64,10 @@ const DIFFERENCES: &[&str] = &[
      in one reply of MGET or EXEC may take 1 GB; KEYS and SCAN give up patterns that take seconds to compare. `maxmemory-clients 0` is a quarter of the machine's memory, not \
      unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
      and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",
+    "**Client-side caching:** an invalidation may come without need. What waits for a client that tracks or monitors is bounded by \
+     `client-output-buffer-limit pubsub`. A script counts as a reader of the keys that it reads, and of those that it declares if it reads any.",
+    "**Keyspace events** stay on their node. What other nodes and producers write has an event by its outcome (`set`, `hset`, `rpush`, `sadd`, `zadd`, `del`, \
+     `expired`; see docs/guarantees.md). `expired` comes when the key is deleted in the background. There is no `evicted`, and of newer versions than 7.2 no class.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",
     "**Fields of a hash that have expired** are never shown, and are removed in the background. Until then Redis counts them in HLEN and in the reply of HDEL, \
      and shows a hash without any other field to EXISTS, TYPE and RENAME; here such a hash does not exist for them, but counts in DBSIZE, KEYS and SCAN. \

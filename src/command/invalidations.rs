@@ -21,7 +21,7 @@ use super::{Args, Command, flag};
 use crate::database::visible::Event;
 use crate::resp::{write_bulk, write_length};
 
-/// So many connections at most are told of a change by the thread that makes it.
+/// The thread that makes a change tells at most so many connections.
 const AT_ONCE: usize = 64;
 /// Keys, and bytes of their names, in one push.
 const PUSH_KEYS: usize = 1_024;

@@ -1,5 +1,5 @@
-//! The connections that watch what others execute ([`Monitors`]), and what scripts execute before it
-//! is shown to them ([`ScriptLines`]).
+//! The connections that watch what others execute ([`Monitors`]), and what scripts execute before
+//! it is shown to them ([`ScriptLines`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -169,6 +169,20 @@ impl Tracking {
         }
     }
 
+    /// Nobody tracks any more: nobody is to be told of what was read. A connection that begins to
+    /// track counts before it enters a key.
+    fn clear_unused(&self) {
+        for shard in &self.shards {
+            let mut locked = shard.lock();
+            if self.clients.load(Ordering::SeqCst) > 0 {
+                return;
+            }
+            let table = std::mem::take(&mut *locked);
+            drop(locked);
+            table.iter().for_each(|(key, readers)| self.taken(key, readers));
+        }
+    }
+
     fn is_above(&self, most_keys: usize) -> bool {
         let keys = self.keys.load(Ordering::Relaxed);
         let bytes =
@@ -239,7 +253,7 @@ impl Tracking {
             }
             What::GroupShown => None,
         };
-        if change.is_none() && event.in_group {
+        if change.is_none() && event.what != What::GroupShown {
             return Vec::new();
         }
         let mut gathered = self.gathered.lock();
@@ -361,7 +375,7 @@ pub struct Tracks {
 
 impl Tracks {
     pub fn new(service: &Arc<Service>, tracking: &Arc<Tracking>, client: &Arc<Client>) -> Self {
-        tracking.clients.fetch_add(1, Ordering::Relaxed);
+        tracking.clients.fetch_add(1, Ordering::SeqCst);
         service.listeners.want();
         Tracks {
             service: service.clone(),
@@ -437,7 +451,9 @@ impl Drop for Tracks {
             self.tracking.prefixes.lock().remove(prefix, self.client.id);
             self.tracking.broadcasting.fetch_sub(1, Ordering::SeqCst);
         }
-        self.tracking.clients.fetch_sub(1, Ordering::Relaxed);
+        if self.tracking.clients.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.tracking.clear_unused();
+        }
         self.service.listeners.unwant();
     }
 }

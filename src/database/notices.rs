@@ -1,4 +1,4 @@
-//! What is told of a write besides its records: events with the names that Redis gives them. The
+//! What a write carries besides its records: events with the names that Redis gives them. The
 //! commands name them ([`Notes`] tells what they did), and a write carries them ([`Notice`]) until
 //! the log has it.
 

@@ -171,8 +171,8 @@ impl Database {
 }
 
 impl Service {
-    /// The log has acknowledged an own record. Those who watch the key were told when the record was
-    /// handed over.
+    /// The log has acknowledged an own record. Those who watch the key were told when the record
+    /// was handed over.
     pub(super) fn show_own(&self, shown: Shown<'_>, write: &Arc<Write>, in_group: bool) {
         let Shown {
             database,
@@ -204,8 +204,8 @@ impl Service {
         } = shown;
         let of = &self.databases[database as usize];
         let is_there = entry.is_some();
-        // After what a flush has hidden, or after nothing, a tombstone changes nothing. An own delete
-        // that is under way was told to those who watch the key, but not to listeners.
+        // After what a flush has hidden, or after nothing, a tombstone changes nothing. An own
+        // delete that is under way was told to those who watch the key, but not to listeners.
         let listened = self.listeners.any();
         let was_there = || Ok::<_, StoreError>(self.read(database, key, true)?.entry.is_some());
         let changes = is_there || of.watches.is_watched(key) && was_there()?;

@@ -360,8 +360,8 @@ pub struct Outstanding {
 }
 
 impl Outstanding {
-    /// For a connection (its id) whose commands take effect in their order, each seeing those before
-    /// it. [`Outstanding::settling`] has to be called when failed writes are looked at.
+    /// For a connection (its id) whose commands take effect in their order, each seeing those
+    /// before it. [`Outstanding::settling`] has to be called when failed writes are looked at.
     pub fn in_order(client: u64) -> Self {
         Outstanding {
             client,

@@ -1,16 +1,21 @@
-//! What is told of changes: those who track keys, and those who listen to keyspace events, get them
-//! from here.
+//! Who hears of changes: those who track keys, and those who listen to keyspace events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::command::{Shared, invalidations, notify};
+use crate::database::visible::What;
 
 /// From now on changes are told to those who want to know of them.
 pub(super) fn follow(shared: &Arc<Shared>) {
     let to = Arc::downgrade(shared);
     shared.service.listeners.add_idle(move |event| {
         if let Some(shared) = to.upgrade() {
+            // A node that loads shows nothing yet. When it serves, everything may have changed.
+            let is_of_key = matches!(event.what, What::Written(_) | What::Deleted(_));
+            if is_of_key && !shared.service.is_serving() {
+                return;
+            }
             invalidations::heard(&shared, event);
             notify::heard(&shared, event);
         }

@@ -105,7 +105,7 @@ impl<'a> Options<'a> {
                 "ERR You can't switch BCAST mode on/off before disabling tracking for this client, and then re-enabling it with a different mode.".into(),
             ),
             () if bcast && (optin || optout) => Err("ERR OPTIN and OPTOUT are not compatible with BCAST".into()),
-            () if optin && optout => Err("ERR You can't use both OPTIN and OPTOUT".into()),
+            () if optin && optout => Err("ERR You can't specify both OPTIN mode and OPTOUT mode".into()),
             () if (optin && was(mode::OPTOUT)) || (optout && was(mode::OPTIN)) => Err(
                 "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, and then re-enabling it with a different mode.".into(),
             ),

@@ -1,6 +1,6 @@
 // Round-trips through node-redis with its defaults. Usage: node client.cjs PORT
 const assert = require("node:assert/strict");
-const { createClient, RESP_TYPES, WatchError } = require("redis");
+const { BasicClientSideCache, createClient, RESP_TYPES, WatchError } = require("redis");
 
 const url = `redis://127.0.0.1:${process.argv[2]}`;
 
@@ -45,6 +45,23 @@ async function failure(client) {
   await assert.rejects(client.incr("node:word"), /not an integer/);
 }
 
+// A value that the client keeps goes when another client changes it.
+async function cache(client) {
+  const clientSideCache = new BasicClientSideCache({ ttl: 0, maxEntries: 0, evictPolicy: "LRU" });
+  const caching = await createClient({ url, RESP: 3, clientSideCache }).connect();
+  await client.set("node:cached", "before");
+  for (const _ of [1, 2]) {
+    assert.equal(await caching.get("node:cached"), "before");
+  }
+  assert.equal(clientSideCache.stats().hitCount, 1);
+  await client.set("node:cached", "after");
+  // The invalidation comes on the other connection: it may be on its way.
+  for (const end = Date.now() + 30_000; (await caching.get("node:cached")) !== "after"; ) {
+    assert.ok(Date.now() < end, "the cached value is not invalidated");
+  }
+  await caching.close();
+}
+
 async function database() {
   const client = await createClient({ url, database: 1 }).connect();
   await client.set("node:one", "1");
@@ -56,7 +73,7 @@ async function main() {
   const client = createClient({ url });
   client.on("error", (error) => console.log(`client error: ${error}`));
   await client.connect();
-  for (const part of [binary, plain, pipeline, transaction, failure]) {
+  for (const part of [binary, plain, pipeline, transaction, failure, cache]) {
     await part(client);
   }
   await client.close();
