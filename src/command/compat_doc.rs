@@ -227,7 +227,18 @@ fn no_command_has_two_rows() {
 
 /// Commands that delete keys only, or whose writes have no events.
 const WITHOUT_EVENTS: &[&str] = &[
-    "del", "unlink", "getdel", "flushall", "flushdb", "swapdb", "pfdebug", "pfcount",
+    "del",
+    "unlink",
+    "getdel",
+    "flushall",
+    "flushdb",
+    "swapdb",
+    "pfdebug",
+    "pfcount",
+    "xack",
+    "xautoclaim",
+    "xclaim",
+    "xreadgroup",
 ];
 
 #[test]
