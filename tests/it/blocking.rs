@@ -91,6 +91,25 @@ fn others_end_a_wait() {
 }
 
 #[test]
+fn a_stream_or_group_that_goes_ends_the_wait() {
+    let node = Highwater::embedded();
+    let mut other = node.client();
+    for change in ["DEL s", "SET s v", "FLUSHALL", "SWAPDB 0 1", "XGROUP DESTROY s g"] {
+        other.check("FLUSHALL", "+OK");
+        other.check("XADD s 1-1 f v", "$3\r\n1-1");
+        other.check("XGROUP CREATE s g $", "+OK");
+        let mut client = block(&node, "XREADGROUP GROUP g c BLOCK 0 STREAMS s >");
+        other.line(change);
+        let reply = resp::show(&client.reply());
+        assert!(
+            reply.starts_with('-') && reply.contains("no longer exists"),
+            "{change}: {reply}"
+        );
+        client.check("PING", "+PONG");
+    }
+}
+
+#[test]
 fn a_client_that_has_gone_takes_nothing() {
     let node = Highwater::embedded();
     let mut other = node.client();
