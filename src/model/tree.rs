@@ -249,7 +249,7 @@ impl<P> Parts<P> {
         let Some(key) = sought.key() else {
             return 0..self.list.len();
         };
-        // All keys are looked at: this needs no branches, and memory is asked for all of them at once.
+        // All keys are looked at: so it needs no branches, and memory is asked for all at once.
         let start = self.keys.iter().map(|other| usize::from(*other < key)).sum();
         let same = self.keys[start..].iter().take_while(|other| **other == key);
         start..start + same.count()
