@@ -132,14 +132,11 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
 /// The checkpoint's positions that fit today's topics. Other databases are cleared and read again.
 fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
     let (mut positions, mut marks) = (Positions::new(), Marks::new());
-    let without_position = (0..service.database_count()).filter(|number| !checkpoint.databases.contains_key(number));
-    service
-        .clear_unknown(without_position)
-        .map_err(|e| LogError::Failed(e.to_string()))?;
-    for (&database, known) in &checkpoint.databases {
-        let source = (database < service.database_count())
-            .then(|| source::of(service, database))
-            .flatten();
+    let failed = |e: StoreError| LogError::Failed(e.to_string());
+    service.clear_unknown(checkpoint).map_err(failed)?;
+    // The store is of as many databases as the service: it has no others.
+    for (&database, known) in checkpoint.databases.range(..service.database_count()) {
+        let source = source::of(service, database);
         let retention = service.log.tombstone_retention(database);
         let (now, as_of) = (now_ms(), known.partitions.values().map(|p| p.as_of));
         let (oldest, newest) = (as_of.clone().min().unwrap_or(0), as_of.max().unwrap_or(0));
@@ -159,9 +156,7 @@ fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Posit
         if let Some(reason) = reason {
             warn!(database, reason, "rebuilding the local store of a database");
             service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
-            service
-                .clear_store(database)
-                .map_err(|e| LogError::Failed(e.to_string()))?;
+            service.clear_store(database).map_err(failed)?;
             continue;
         }
         service.databases[database as usize].features.restore(&known.features);

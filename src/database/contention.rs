@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// A key is contended when this many of its writes have lost within [`WINDOW`].
+use crate::store::key_hash;
+
+/// A key is contended when this many records of others have come before its writes within
+/// [`WINDOW`].
 const LOST: u32 = 2;
 const WINDOW: Duration = Duration::from_secs(10);
 /// The most keys that are remembered.
@@ -17,7 +19,9 @@ const MOST: usize = 1_000;
 /// The keys of one database.
 #[derive(Default)]
 pub struct Contention {
-    keys: Mutex<HashMap<Bytes, Losses>>,
+    /// By the key's hash: keys can be large. Two keys with the same hash count together, and do no
+    /// harm but a split.
+    keys: Mutex<HashMap<u64, Losses>>,
     /// How many keys it has, for those who need no more.
     count: AtomicUsize,
 }
@@ -26,33 +30,42 @@ pub struct Contention {
 struct Losses {
     first: Instant,
     count: u32,
+    /// After the newest record of another writer that was counted.
+    after: u64,
 }
 
 impl Losses {
-    fn are_recent(&self) -> bool {
-        self.first.elapsed() < WINDOW
+    fn are_recent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.first) < WINDOW
     }
 }
 
 impl Contention {
-    /// A write of this key has lost.
-    pub fn lost(&self, key: &Bytes) {
+    /// A write of this key has lost against the record before this offset of the key's partition.
+    /// All writes that were computed before that record lose against it, and count once.
+    pub fn lost(&self, key: &[u8], after: u64) {
+        let now = Instant::now();
+        let hash = key_hash(key);
         let mut keys = self.keys.lock();
-        if keys.len() >= MOST && !keys.contains_key(key) {
-            keys.retain(|_, losses| losses.are_recent());
+        if keys.len() >= MOST && !keys.contains_key(&hash) {
+            keys.retain(|_, losses| losses.are_recent(now));
             if keys.len() >= MOST {
                 return;
             }
         }
         let new = || Losses {
-            first: Instant::now(),
+            first: now,
             count: 0,
+            after: 0,
         };
-        let losses = keys.entry(key.clone()).or_insert_with(new);
-        if !losses.are_recent() {
+        let losses = keys.entry(hash).or_insert_with(new);
+        if !losses.are_recent(now) {
             *losses = new();
         }
-        losses.count += 1;
+        if after > losses.after {
+            losses.after = after;
+            losses.count += 1;
+        }
         self.count.store(keys.len(), Ordering::Relaxed);
     }
 
@@ -60,14 +73,15 @@ impl Contention {
         if self.count.load(Ordering::Relaxed) == 0 {
             return false;
         }
+        let hash = key_hash(key);
         let mut keys = self.keys.lock();
-        let Some(losses) = keys.get(key) else {
+        let Some(losses) = keys.get(&hash) else {
             return false;
         };
-        if losses.are_recent() {
+        if losses.are_recent(Instant::now()) {
             return losses.count >= LOST;
         }
-        keys.remove(key);
+        keys.remove(&hash);
         self.count.store(keys.len(), Ordering::Relaxed);
         false
     }
@@ -80,34 +94,45 @@ mod tests {
     #[test]
     fn a_key_is_contended_when_it_has_lost_twice() {
         let contention = Contention::default();
-        let [a, b] = [Bytes::from_static(b"a"), Bytes::from_static(b"b")];
-        contention.lost(&a);
-        contention.lost(&b);
+        contention.lost(b"a", 1);
+        contention.lost(b"b", 1);
         assert!(!contention.is_contended(b"a"));
-        contention.lost(&a);
+        contention.lost(b"a", 2);
         assert!(contention.is_contended(b"a"));
         assert!(!contention.is_contended(b"b"));
         assert!(!contention.is_contended(b"c"));
     }
 
     #[test]
+    fn many_writes_that_lose_against_one_record_count_once() {
+        let contention = Contention::default();
+        for _ in 0..5 {
+            contention.lost(b"a", 7);
+        }
+        assert!(!contention.is_contended(b"a"));
+        contention.lost(b"a", 8);
+        assert!(contention.is_contended(b"a"));
+    }
+
+    #[test]
     fn few_keys_are_remembered_and_not_for_long() {
         let contention = Contention::default();
         for n in 0..2 * MOST {
-            contention.lost(&Bytes::from(n.to_string()));
+            contention.lost(n.to_string().as_bytes(), 1);
         }
         assert_eq!(contention.keys.lock().len(), MOST);
         for losses in contention.keys.lock().values_mut() {
             *losses = Losses {
                 first: Instant::now().checked_sub(WINDOW).expect("a time"),
                 count: LOST,
+                after: 1,
             };
         }
         assert!(!contention.is_contended(b"0"));
-        contention.lost(&Bytes::from_static(b"new"));
-        contention.lost(&Bytes::from_static(b"new"));
+        contention.lost(b"new", 1);
+        contention.lost(b"new", 2);
         assert!(contention.is_contended(b"new"));
-        contention.lost(&Bytes::from_static(b"newer"));
+        contention.lost(b"newer", 1);
         assert_eq!(contention.keys.lock().len(), 2, "what is old makes room");
     }
 }

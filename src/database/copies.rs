@@ -4,8 +4,9 @@
 //! What is shown of a key is a function of what each partition has of it, so that all nodes agree,
 //! in whatever order they read the partitions: the value in the home partition, else that of the
 //! lowest partition that has one. For this every copy is kept, in a hidden database of the store
-//! after the ones that clients see. What is shown is determined again when a copy comes or goes. A
-//! write through this node removes the copies of its keys.
+//! after the ones that clients see (with another number of those, the store is rebuilt). What is
+//! shown is determined again when a copy comes or goes. A write through this node removes the copies
+//! of its keys.
 //!
 //! A topic with one partition, the default, pays nothing for this. A topic without copies pays one
 //! hash of each key.
@@ -21,7 +22,7 @@ use super::write::Item;
 use super::{Database, Service};
 use crate::log::{Read, TopicPartition};
 use crate::model::{Change, Entry, Meta, Payload};
-use crate::store::StoreError;
+use crate::store::{Checkpoint, StoreError};
 
 /// Number of databases that the store has to have for this many that clients see.
 pub const fn databases_with_copies(databases: u16) -> u16 {
@@ -73,13 +74,32 @@ impl Service {
 
     /// Empties databases of which the store has no position: it was filled by a process that was
     /// killed before its first checkpoint. What was deleted since then may have left the log.
-    pub(super) fn clear_unknown(&self, databases: impl Iterator<Item = u16>) -> Result<(), StoreError> {
-        for database in databases {
-            if !self.store.is_empty(database)? || !self.store.is_empty(self.hidden(database))? {
+    pub(super) fn clear_unknown(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        for database in self.without_position(checkpoint) {
+            if self.holds_any(database)? {
                 self.clear_store(database)?;
             }
         }
         Ok(())
+    }
+
+    /// True if there are such databases.
+    pub(super) fn has_unknown(&self, checkpoint: &Checkpoint) -> Result<bool, StoreError> {
+        for database in self.without_position(checkpoint) {
+            if self.holds_any(database)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn without_position(&self, checkpoint: &Checkpoint) -> impl Iterator<Item = u16> {
+        (0..self.database_count()).filter(|number| !checkpoint.databases.contains_key(number))
+    }
+
+    /// True if the store holds anything of a database.
+    fn holds_any(&self, database: u16) -> Result<bool, StoreError> {
+        Ok(!self.store.is_empty(database)? || !self.store.is_empty(self.hidden(database))?)
     }
 
     /// Checks whether the store has copies from before.

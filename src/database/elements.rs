@@ -138,6 +138,9 @@ struct Loaded {
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
     under_way: HashMap<Box<[u8]>, UnderWay, foldhash::fast::RandomState>,
+    /// Each of these writes, with the number of its elements, by its address: one write can be of
+    /// very many elements.
+    writes: HashMap<usize, (Arc<Write>, usize), foldhash::fast::RandomState>,
     /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
     /// to date until nothing is under way.
     ahead: Option<Indexed>,
@@ -287,8 +290,8 @@ impl Elements {
     /// A write of some element that is under way.
     pub fn under_way(&self, prefix: &[u8]) -> Option<Arc<Write>> {
         let shard = self.shard(prefix);
-        let mut writes = shard.collections.get(prefix)?.under_way.values();
-        writes.find_map(|writes| Some(writes.last()?.0.clone()))
+        let mut writes = shard.collections.get(prefix)?.writes.values();
+        writes.next().map(|(write, _)| write.clone())
     }
 
     /// The offset after the newest record that memory has of a collection, or 0. It changes with
@@ -312,6 +315,8 @@ impl Elements {
         for (item, (_, name)) in (first..).zip(record_keys) {
             let writes = loaded.under_way.entry(name.into()).or_default();
             writes.push((write.clone(), item));
+            let of_write = loaded.writes.entry(Arc::as_ptr(write).addr());
+            of_write.or_insert_with(|| (write.clone(), 0)).1 += 1;
             loaded.refresh(name);
         }
     }
@@ -330,12 +335,7 @@ impl Elements {
         let mut shard = self.shard(prefix);
         let loaded = shard.of(prefix);
         loaded.stored = loaded.stored.max(stored);
-        if let Some(writes) = loaded.under_way.get_mut(name) {
-            writes.retain(|(other, _)| !Arc::ptr_eq(other, write));
-            if writes.is_empty() {
-                loaded.under_way.remove(name);
-            }
-        }
+        loaded.end_under_way(name, write);
         let is_new = acknowledged.is_some_and(|(at, value)| self.merge(loaded, name, at, value));
         loaded.refresh(name);
         match loaded.is_unused() {
@@ -537,12 +537,31 @@ impl Loaded {
     fn all(&mut self, pending: bool) -> All {
         let mut depends: Vec<Arc<Write>> = Vec::new();
         if pending {
-            let writes = self.under_way.values().filter_map(|writes| writes.last());
-            depends.extend(writes.map(|(write, _)| write.clone()));
+            depends.extend(self.writes.values().map(|(write, _)| write.clone()));
         }
         All {
             elements: self.elements(pending),
             depends,
+        }
+    }
+
+    /// The write has ended, and with it what it does to this element.
+    fn end_under_way(&mut self, name: &[u8], write: &Arc<Write>) {
+        let Some(writes) = self.under_way.get_mut(name) else {
+            return;
+        };
+        let before = writes.len();
+        writes.retain(|(other, _)| !Arc::ptr_eq(other, write));
+        let ended = before - writes.len();
+        if writes.is_empty() {
+            self.under_way.remove(name);
+        }
+        let address = Arc::as_ptr(write).addr();
+        if let Some((_, elements)) = self.writes.get_mut(&address) {
+            *elements -= ended;
+            if *elements == 0 {
+                self.writes.remove(&address);
+            }
         }
     }
 

@@ -527,8 +527,12 @@ impl Service {
     }
 
     /// Answers reads from the store, until [`Service::stop_stale`]. The log remembers its
-    /// databases.
+    /// databases. An error if the store holds only a part of what the log held at some time.
     pub fn serve_stale(&self, checkpoint: &Checkpoint) -> Result<(), String> {
+        let is_half_loaded = self.has_unknown(checkpoint).map_err(|error| error.to_string())?;
+        if is_half_loaded || checkpoint.databases.is_empty() {
+            return Err("the local store has no position: it was never filled to its end".to_owned());
+        }
         self.notice_databases();
         self.look_for_copies().map_err(|error| error.to_string())?;
         for (&database, known) in &checkpoint.databases {
@@ -809,7 +813,7 @@ impl Service {
         notices: Vec<Notice>,
     ) -> Arc<Write> {
         let (records, items) = self.records_of(items);
-        let write = Write::new(self.clone(), owner.clone(), items, condition.is_some(), notices);
+        let write = Write::new(self.clone(), owner.clone(), items, condition.as_ref(), notices);
         let given_up = GivenUp(&write);
         for (index, item) in write.items.iter().enumerate() {
             match item {

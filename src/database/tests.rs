@@ -20,8 +20,8 @@ use super::transaction::{Computed, Keys, View};
 use super::write::{Outstanding, Write};
 use super::{Fault, Partition, Service, Settings, Status, Transaction, Wait, applier};
 use crate::log::{
-    Appended, Batch, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, Record, TopicIdentity,
-    TopicPartition,
+    Appended, Batch, Completion, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, Record,
+    TopicIdentity, TopicPartition,
 };
 use crate::model::{Change, Entry, Meta, Payload, Value};
 use crate::store::{self, EngineKind, Options};
@@ -59,11 +59,28 @@ pub(crate) struct ScriptedLog {
 }
 
 impl ScriptedLog {
-    /// The oldest batch gets into the log. Followers get it when it is acknowledged: otherwise
+    /// The oldest batch gets into the log. Followers get it once it is acknowledged: otherwise
     /// chance would decide which of the two comes first.
     fn acknowledge(&self) {
-        let batch = self.waiting.lock().pop_front().expect("a batch is under way");
         let _appending = self.appending.lock();
+        let (completion, records) = self.place_oldest();
+        completion.complete(Ok(&appended(&records)));
+        self.records.lock().extend(records);
+    }
+
+    /// The oldest batch gets into the log, and followers get it before its writer hears of it: what
+    /// is returned tells the writer.
+    fn acknowledge_late(&self) -> impl FnOnce() {
+        let _appending = self.appending.lock();
+        let (completion, records) = self.place_oldest();
+        let appended = appended(&records);
+        self.records.lock().extend(records);
+        move || completion.complete(Ok(&appended))
+    }
+
+    /// The oldest batch's records, at the log's end.
+    fn place_oldest(&self) -> (Arc<dyn Completion>, Vec<LogRecord>) {
+        let batch = self.waiting.lock().pop_front().expect("a batch is under way");
         let first = self.end();
         let record = |(record, offset): (Record, u64)| LogRecord {
             at: record.to,
@@ -73,15 +90,8 @@ impl ScriptedLog {
             payload: record.payload,
             group: None,
         };
-        let records: Vec<LogRecord> = batch.records.into_iter().zip(first..).map(record).collect();
-        let appended = |record: &LogRecord| Appended {
-            at: record.at,
-            offset: record.offset,
-            timestamp: record.timestamp,
-        };
-        let appended: Vec<Appended> = records.iter().map(appended).collect();
-        batch.completion.complete(Ok(&appended));
-        self.records.lock().extend(records);
+        let records = batch.records.into_iter().zip(first..).map(record).collect();
+        (batch.completion, records)
     }
 
     /// After its newest record.
@@ -139,6 +149,15 @@ impl ScriptedLog {
             group,
         });
     }
+}
+
+fn appended(records: &[LogRecord]) -> Vec<Appended> {
+    let appended = |record: &LogRecord| Appended {
+        at: record.at,
+        offset: record.offset,
+        timestamp: record.timestamp,
+    };
+    records.iter().map(appended).collect()
 }
 
 fn text_payload(value: &str) -> Payload {
@@ -432,6 +451,36 @@ fn a_write_is_seen_by_others_when_it_is_acknowledged_and_by_its_connection_at_on
     f.log.acknowledge();
     assert_eq!(f.get("k").as_deref(), Some("1"));
     assert_eq!(owner.count(), 0);
+}
+
+/// The follower reads an own record after its writer has heard of it, or before.
+#[test]
+fn an_own_record_is_shown_once_in_whatever_order_it_is_heard_of() {
+    for chains in [false, true] {
+        for is_late in [false, true] {
+            let f = Fixture::new(chains);
+            let owner = Arc::default();
+            for value in ["1", "2"] {
+                let write = f.set(&owner, "k", value);
+                if is_late {
+                    let tell = f.log.acknowledge_late();
+                    f.wait(|f| f.here().applied.load(Ordering::Acquire) == f.log.end());
+                    assert_eq!(f.get("k").as_deref(), Some(value), "others see it");
+                    assert_eq!((write.outcome(), owner.count()), (None, 1));
+                    tell();
+                } else {
+                    f.log.acknowledge();
+                }
+                assert_eq!((write.outcome(), owner.count()), (Some(&Ok(())), 0));
+                assert_eq!(f.get("k").as_deref(), Some(value));
+            }
+            f.log.foreign("k", "3");
+            f.wait(|f| f.get("k").as_deref() == Some("3"));
+            f.wait(|f| f.here().stored.load(Ordering::Acquire) == f.log.end());
+            let f = f.restart();
+            assert_eq!(f.get("k").as_deref(), Some("3"));
+        }
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use super::functions;
 use super::hot::At;
 use super::notices::Notice;
 use super::visible::Shown;
-use crate::log::{Appended, Completion, ProduceError};
-use crate::model::{Element, ElementName, Entry, Features, State, Value};
+use crate::log::{Appended, Completion, Condition, ProduceError, Read, TopicPartition};
+use crate::model::{Collection, Element, ElementName, Entry, Features, State, Value, home_key};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -119,11 +119,32 @@ impl Item {
     }
 }
 
+/// The place of the only key among these items, if it gets a collection that could be split, and if
+/// they rest on that key alone.
+fn only_collection(items: &[Item], condition: &Condition) -> Option<usize> {
+    let mut keys = items.iter().enumerate().filter(|(_, item)| item.name().is_some());
+    let (Some((place, only)), None) = (keys.next(), keys.next()) else {
+        return None;
+    };
+    let Some(Value::Packed(packed)) = only.state().map(|state| &state.value) else {
+        return None;
+    };
+    let (database, key) = only.name()?;
+    let is_of_key = |read: &Read| {
+        let name = read.key.as_deref();
+        read.at.database == database && name.is_some_and(|name| home_key(name) == key)
+    };
+    (packed.of() != Collection::List && condition.reads.iter().all(is_of_key)).then_some(place)
+}
+
 /// One batch under way to the log.
 pub struct Write {
     pub items: SmallVec<[Item; 1]>,
     /// It was handed over with a condition. Other writes with a condition may be computed on it.
     pub conditional: bool,
+    /// The place in `items` of the small collection that it writes, if it rests on nothing else:
+    /// when it loses, others write that collection.
+    collection: Option<usize>,
     service: Arc<Service>,
     /// The service's generation when this was handed over.
     generation: u64,
@@ -139,10 +160,13 @@ impl Write {
         service: Arc<Service>,
         owner: Arc<Outstanding>,
         items: SmallVec<[Item; 1]>,
-        conditional: bool,
+        condition: Option<&Condition>,
         notices: Vec<Notice>,
     ) -> Arc<Self> {
+        let conditional = condition.is_some();
+        let written_for_client = condition.filter(|_| owner.client != 0);
         let write = Arc::new(Write {
+            collection: written_for_client.and_then(|condition| only_collection(&items, condition)),
             items,
             conditional,
             generation: service.generation.load(Ordering::Acquire),
@@ -282,16 +306,15 @@ impl Write {
         }
     }
 
-    /// It has lost against another writer.
-    fn note_loss(&self) {
-        for item in &self.items {
-            if let Item::Key { database, key, state } = item
-                && state
-                    .as_ref()
-                    .is_some_and(|state| matches!(state.value, Value::Packed(_)))
-            {
-                self.service.databases[*database as usize].contention.lost(key);
-            }
+    /// It has lost against another writer's record, which is before this place.
+    fn note_loss(&self, (at, after): (TopicPartition, u64)) {
+        let Some((database, key)) = self.collection.and_then(|item| self.items[item].name()) else {
+            return;
+        };
+        // What is elsewhere is no write of the collection, but a copy.
+        let partition = self.service.log.partition(database, key);
+        if at == (TopicPartition { database, partition }) {
+            self.service.databases[database as usize].contention.lost(key, after);
         }
     }
 
@@ -315,10 +338,10 @@ impl Completion for Write {
                 Ok(())
             }
             Err(error) => {
-                if matches!(error, ProduceError::Stale { after: Some(_) }) {
+                if let ProduceError::Stale { after: Some(after) } = error {
                     let conflicts = &self.service.counters.writes_conflicted;
                     conflicts.fetch_add(1, Ordering::Relaxed);
-                    self.note_loss();
+                    self.note_loss(after);
                 }
                 // The flag is set before the write disappears from memory, so nothing can miss it.
                 if self.conditional {

@@ -207,7 +207,8 @@ pub struct Options {
     /// Bound of the engine's page cache. Its own structures come on top: about as much again at
     /// small sizes.
     pub cache_bytes: u64,
-    /// Number of databases. Higher numbers are refused.
+    /// Number of databases. Higher numbers are refused. A store that was kept for another number
+    /// of databases is rebuilt: what a database's number means may depend on it.
     pub databases: u16,
     /// What a flush has hidden stays until its tombstone comes, so that the writer of those
     /// tombstones finds it ([`Store::scan_hidden`]).

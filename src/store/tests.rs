@@ -42,6 +42,7 @@ on_every_engine!(
     a_value_is_never_mixed_while_it_is_replaced,
     a_clean_stop_keeps_position_and_counts,
     what_another_engine_kept_is_rebuilt,
+    another_number_of_databases_is_a_rebuild,
     in_use_by_another_is_an_error_and_no_rebuild,
     long_keys_with_the_same_beginning_are_kept_apart,
 );
@@ -498,6 +499,25 @@ fn what_another_engine_kept_is_rebuilt(engine: EngineKind) {
         drop(opened.store);
         assert_eq!(open(engine, directory.path()).rebuilt, None);
     }
+}
+
+fn another_number_of_databases_is_a_rebuild(engine: EngineKind) {
+    let (directory, store) = fresh(engine);
+    store.apply(&[put(b"a", b"1", meta(1))]).unwrap();
+    store.checkpoint(&position(2)).unwrap();
+    drop(store);
+    for databases in [8, 2, 4] {
+        let options = Options { databases, ..options() };
+        let opened = super::open(engine, directory.path(), &options).unwrap();
+        let rebuilt = opened.rebuilt.expect("it is rebuilt");
+        assert!(rebuilt.contains("another number of databases"), "{rebuilt}");
+        assert_eq!(opened.checkpoint, Checkpoint::default());
+        assert_eq!(opened.store.count(0).unwrap(), 0);
+        opened.store.apply(&[put(b"b", b"1", meta(1))]).unwrap();
+        opened.store.checkpoint(&position(2)).unwrap();
+    }
+    let opened = open(engine, directory.path());
+    assert_eq!((opened.checkpoint, opened.rebuilt), (position(2), None));
 }
 
 fn in_use_by_another_is_an_error_and_no_rebuild(engine: EngineKind) {

@@ -138,6 +138,29 @@ fn it_answers_as_a_map_does() {
 }
 
 #[test]
+fn it_starts_with_fewer_and_with_more_databases() {
+    let node = Highwater::builder().allow("another number of databases");
+    let mut node = node.args(&["--databases", "2"]).start();
+    let mut client = node.client();
+    client.check("SET k zero", "+OK");
+    client.check("SELECT 1", "+OK");
+    client.check("SET k one", "+OK");
+    assert!(node.terminate().success());
+    for databases in ["1", "3", "2"] {
+        node.restart_with(&["--databases", databases]);
+        let mut client = node.client();
+        client.check("GET k", "$4\r\nzero");
+        client.check("DBSIZE", ":1");
+        if databases != "1" {
+            client.check("SELECT 1", "+OK");
+            client.check("GET k", "$3\r\none");
+        }
+        assert!(node.terminate().success());
+    }
+    assert!(!node.log().contains("panicked"), "{}", node.log());
+}
+
+#[test]
 fn a_deleted_store_is_rebuilt() {
     let mut node = Highwater::embedded();
     let mut client = node.client();

@@ -315,6 +315,33 @@ fn a_record_in_the_wrong_partition_is_shown_and_a_write_through_a_node_wins() {
     }
 }
 
+#[test]
+fn copies_are_known_after_a_start_with_more_or_fewer_databases() {
+    let kafka = kafka::shared();
+    let topic = kafka.compacted_topic("copies-databases", 2);
+    let node = Highwater::builder().kafka(kafka, &topic).args(&["--databases", "2"]);
+    let node = node.allow("outside of the partition");
+    let mut node = node.allow("another number of databases").start();
+    let hostile = Hostile::new(kafka, &topic);
+    let copy = 1 - Partitioner::Murmur2.partition(b"k", 2) as i32;
+    hostile.send(copy, b"k", Some(b"copy"), &[]);
+    hostile.flush();
+    eventually("the copy is shown", SOON, || is_shown(&mut node.client(), "k", "copy"));
+    for databases in ["1", "4"] {
+        assert!(node.terminate().success());
+        node.restart_with(&["--databases", databases]);
+        let mut client = node.client();
+        assert!(is_shown(&mut client, "k", "copy"), "{databases} databases");
+        // With the home's value gone, the copy would be shown again: it must go too.
+        client.check("SET k own", "+OK");
+        client.check("DEL k", ":1");
+        client.check("GET k", "$-1");
+        hostile.send(copy, b"k", Some(b"copy"), &[]);
+        hostile.flush();
+        eventually("the copy is shown", SOON, || is_shown(&mut client, "k", "copy"));
+    }
+}
+
 /// What each of the partitions has of a key.
 type Copies = [Option<String>; 4];
 

@@ -17,12 +17,15 @@ use crate::support::client::Client;
 use crate::support::kafka::{self, Kafka};
 use crate::support::resp::Reply;
 use crate::support::server::Highwater;
-use crate::support::{eventually, longer};
+use crate::support::{eventually, longer, wait_for};
 
 const TIME: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_secs(60);
 const KEYS: [&str; 6] = ["hash", "other-hash", "set", "other-set", "zset", "other-zset"];
 const ELEMENTS: u32 = 12;
+/// How long the topic keeps tombstones. A node that stands still for longer reads all anew, and
+/// answers `-LOADING` meanwhile.
+const RETENTION: Duration = Duration::from_secs(15);
 /// Times to live, milliseconds.
 const BRIEF: u64 = 100;
 
@@ -46,13 +49,21 @@ fn remove(key: &str, names: &str) -> String {
     }
 }
 
+/// The reply of a node that has loaded all. What is answered with `-LOADING` has done nothing.
+fn ask(client: &mut Client, line: &str) -> Reply {
+    wait_for("the node to have loaded all", SOON, || {
+        let reply = client.line(line);
+        (!reply.starts_with(b"-LOADING")).then(|| Reply::parse(&reply))
+    })
+}
+
 fn shown(client: &mut Client, key: &str) -> Elements {
     let (line, is_set) = match key {
         "hash" | "other-hash" => (format!("HGETALL {key}"), false),
         "set" | "other-set" => (format!("SMEMBERS {key}"), true),
         _ => (format!("ZRANGE {key} 0 -1 WITHSCORES"), false),
     };
-    let reply = client.tree(&line);
+    let reply = ask(client, &line);
     assert!(!reply.is_error(), "{line}: {reply:?}");
     let text = |item: &Reply| String::from_utf8_lossy(item.bytes().expect("a text")).into_owned();
     let texts: Vec<String> = reply.items().iter().map(text).collect();
@@ -80,7 +91,7 @@ struct Compacting {
 
 impl Compacting {
     fn line(&mut self, node: usize, line: &str) -> i64 {
-        let reply = self.clients[node].tree(line);
+        let reply = ask(&mut self.clients[node], line);
         self.story.push(format!("{node}: {line}: {reply:?}"));
         reply.integer().unwrap_or_else(|| panic!("{line}: {reply:?}"))
     }
@@ -125,13 +136,17 @@ impl Compacting {
             }
             4 | 5 => self.persist_in_time(node, key),
             _ if key.ends_with("hash") => {
-                self.clients[node].line(&format!("HPEXPIRE {key} {BRIEF} FIELDS 3 e0 e1 e2"));
+                ask(
+                    &mut self.clients[node],
+                    &format!("HPEXPIRE {key} {BRIEF} FIELDS 3 e0 e1 e2"),
+                );
                 sleep(Duration::from_millis(BRIEF + 5));
                 let elements = self.truth.entry(key).or_default();
                 elements.retain(|name, _| !["e0", "e1", "e2"].contains(&name.as_str()));
             }
             _ => {
-                self.clients[node].check(&format!("SET {key} string"), "+OK");
+                let set = ask(&mut self.clients[node], &format!("SET {key} string"));
+                assert!(!set.is_error(), "{set:?}");
                 self.line(1 - node, &format!("DEL {key}"));
                 self.truth.remove(key);
             }
@@ -148,9 +163,7 @@ impl Compacting {
         if expires && !persisted {
             // The other node's clock is this one's.
             self.truth.remove(key);
-            eventually("it is over", SOON, || {
-                self.clients[node].line(&format!("EXISTS {key}")) == b":0\r\n"
-            });
+            eventually("it is over", SOON, || self.line(node, &format!("EXISTS {key}")) == 0);
         }
     }
 
@@ -223,10 +236,10 @@ fn split_collections_stay_right_while_their_topic_is_compacted() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let kafka = kafka::shared();
-    let topic = kafka.quickly_compacted_topic("split-compacted", 1);
+    let topic = kafka.topic_compacted_all_the_time("split-compacted", 1, RETENTION);
     let node = || {
         let node = Highwater::builder().kafka(kafka, &topic).args(SMALL);
-        // A node that was away for long may have missed tombstones.
+        // A node that was away or stood still for long may have missed tombstones.
         node.args(&["--maxmemory", "16kb"]).allow("rebuil").start()
     };
     let nodes: Vec<Highwater> = (0..3).map(|_| node()).collect();

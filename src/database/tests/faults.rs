@@ -128,12 +128,12 @@ fn records_from_long_after_the_checkpoint_tell_that_the_clock_was_set_back() {
 fn a_store_without_a_position_is_emptied() {
     let log = Arc::new(ScriptedLog::default());
     let directory = tempfile::tempdir().expect("a temporary directory");
+    let options = Options {
+        cache_bytes: 8 << 20,
+        databases: databases_with_copies(2),
+        keeps_hidden: true,
+    };
     {
-        let options = Options {
-            cache_bytes: 8 << 20,
-            databases: databases_with_copies(2),
-            keeps_hidden: true,
-        };
         let opened = store::open(EngineKind::Sled, directory.path(), &options).expect("the store opens");
         // The second one is where copies of other partitions are kept.
         let gone = [0, 2].map(|database| Change {
@@ -147,6 +147,15 @@ fn a_store_without_a_position_is_emptied() {
         for change in gone {
             opened.store.apply(&[change]).expect("it is stored");
         }
+    }
+    {
+        let opened = store::open(EngineKind::Sled, directory.path(), &options).expect("the store opens");
+        let service = Service::new(log.clone(), opened.store, 2, Settings::default());
+        assert!(
+            service.serve_stale(&opened.checkpoint).is_err(),
+            "it may be half loaded"
+        );
+        assert!(!service.is_serving());
     }
     log.foreign("kept", "1");
     let f = Fixture::on(log, directory);

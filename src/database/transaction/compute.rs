@@ -242,6 +242,7 @@ impl Service {
             trees: HashMap::new(),
             begun: SmallVec::new(),
             depends: SmallVec::new(),
+            depended: HashSet::new(),
             flushed: SmallVec::new(),
             messages: Vec::new(),
             message_count: 0,

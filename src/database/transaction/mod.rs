@@ -73,6 +73,8 @@ pub struct Transaction<'s> {
     /// Place in `items` of each key, once there are more than [`LINEAR`].
     places: HashMap<(u16, Bytes), usize>,
     depends: SmallVec<[Arc<Write>; 1]>,
+    /// The addresses of these, once there are more than [`LINEAR`].
+    depended: HashSet<usize>,
     /// Split collections that it has read whole, with its own writes; by the beginning of their
     /// elements' names.
     trees: HashMap<(u16, Bytes), elements::SeenAll>,
@@ -541,7 +543,17 @@ impl<'s> Transaction<'s> {
             None if self.is_conditional() && !write.conditional => return Err(Fault::Wait(Wait::Write(write))),
             None => {}
         }
-        if !self.depends.iter().any(|w| Arc::ptr_eq(w, &write)) {
+        let address = |write: &Arc<Write>| Arc::as_ptr(write).addr();
+        let is_new = match self.depends.len() {
+            ..LINEAR => !self.depends.iter().any(|known| Arc::ptr_eq(known, &write)),
+            LINEAR.. => {
+                if self.depended.is_empty() {
+                    self.depended = self.depends.iter().map(address).collect();
+                }
+                self.depended.insert(address(&write))
+            }
+        };
+        if is_new {
             self.depends.push(write);
         }
         Ok(())

@@ -128,6 +128,7 @@ impl Transaction<'_> {
             self.trees.clear();
             self.forget_reads();
             self.depends.clear();
+            self.depended.clear();
         }
         Err(Fault::Wait(Wait::Changed))
     }

@@ -12,6 +12,8 @@ use crate::store::engine::{EVERYTHING, Engine, Failure};
 pub(super) enum Row {
     /// Format of keys and entries.
     Format,
+    /// Number of databases.
+    Databases,
     /// The counts are outdated: something was changed since they were written.
     Dirty,
     /// The generation of the spaces that are in use.
@@ -25,6 +27,7 @@ pub(super) enum Row {
 }
 
 const FORMAT: u8 = b'v';
+const DATABASES: u8 = b'n';
 const DIRTY: u8 = b'd';
 const GENERATION: u8 = b'g';
 const FLUSHED_BELOW: u8 = b'f';
@@ -38,6 +41,7 @@ impl Row {
         };
         match self {
             Row::Format => vec![FORMAT],
+            Row::Databases => vec![DATABASES],
             Row::Dirty => vec![DIRTY],
             Row::Generation { database } => [&[GENERATION][..], &database.to_be_bytes()].concat(),
             Row::FlushedBelow { database, partition } => of_partition(FLUSHED_BELOW, database, partition),
@@ -53,6 +57,7 @@ impl Row {
         let partition = partition.map(|partition| u32::from_be_bytes(*partition));
         let row = match (tag, database, partition) {
             (FORMAT, None, None) => Row::Format,
+            (DATABASES, None, None) => Row::Databases,
             (DIRTY, None, None) => Row::Dirty,
             (GENERATION, Some(database), None) => Row::Generation { database },
             (WALK, Some(database), None) => Row::Walk { database },
@@ -135,6 +140,7 @@ impl KeyCount {
 #[derive(Default)]
 pub(super) struct Rows {
     pub format: Option<u64>,
+    pub database_count: Option<u64>,
     pub is_dirty: bool,
     pub databases: BTreeMap<u16, OfDatabase>,
 }
@@ -166,6 +172,7 @@ impl Rows {
     fn take_in(&mut self, row: Row, numbers: &[u64]) -> Option<()> {
         match (row, numbers) {
             (Row::Format, &[format]) => self.format = Some(format),
+            (Row::Databases, &[count]) => self.database_count = Some(count),
             (Row::Dirty, &[]) => self.is_dirty = true,
             (Row::Generation { database }, &[generation]) => self.of(database).writer.generation = generation,
             (Row::FlushedBelow { database, partition }, &[offset]) => {
@@ -198,6 +205,7 @@ mod tests {
         let (database, partition) = (513, 70_000);
         for row in [
             Row::Format,
+            Row::Databases,
             Row::Dirty,
             Row::Generation { database },
             Row::FlushedBelow { database, partition },

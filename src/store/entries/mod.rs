@@ -15,6 +15,8 @@
 //!   otherwise at each checkpoint. If a crash took away the newest ones, a walk counts again. It
 //!   also counts after a flush that does not hide everything in its partition (a group with records
 //!   on both sides of the flush is applied before it).
+//! - A store kept for another number of databases is not taken up: users of the store number hidden
+//!   databases after the others.
 //! - Damage ends all use of the store, and the next open starts with an empty one.
 
 mod meta;

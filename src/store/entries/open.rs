@@ -75,6 +75,8 @@ fn start_empty<E: Engine>(directory: &Path, options: &Options) -> Result<Entries
     let mut batch = E::Batch::default();
     let meta = engine.space(&mut batch, META)?;
     Row::Format.set(&engine, &mut batch, &meta, &[E::FORMAT])?;
+    let count = u64::from(options.databases);
+    Row::Databases.set(&engine, &mut batch, &meta, &[count])?;
     engine.commit(&mut batch)?;
     engine.flush()?;
     Ok(assemble(directory, engine, meta, options))
@@ -97,6 +99,10 @@ fn take_up<E: Engine>(directory: &Path, options: &Options) -> Result<Option<Open
     let rows = meta::read(&engine, &meta)?;
     if rows.format != Some(E::FORMAT) {
         return Err(other_format());
+    }
+    if rows.database_count != Some(u64::from(options.databases)) {
+        let reason = "it was kept for another number of databases";
+        return Err(Unusable::Rebuild(reason.to_owned()));
     }
     let mut store = assemble(directory, engine, meta, options);
     store.writer.get_mut().checkpoint = checkpoint.clone();

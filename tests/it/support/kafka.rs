@@ -220,13 +220,20 @@ impl Kafka {
     /// A compacted topic whose old records and tombstones vanish within seconds, as long as other
     /// records keep coming (the active segment is never cleaned).
     pub fn quickly_compacted_topic(&self, hint: &str, partitions: i32) -> String {
+        self.topic_compacted_all_the_time(hint, partitions, Duration::from_secs(1))
+    }
+
+    /// As [`Kafka::quickly_compacted_topic`], but tombstones are kept for this long: a node that
+    /// stands still for less misses none.
+    pub fn topic_compacted_all_the_time(&self, hint: &str, partitions: i32, tombstones: Duration) -> String {
         let name = fresh_topic(hint);
+        let retention = tombstones.as_millis().to_string();
         let config = [
             ("cleanup.policy", "compact"),
             ("segment.ms", "1000"),
             ("min.cleanable.dirty.ratio", "0.001"),
             ("max.compaction.lag.ms", "2000"),
-            ("delete.retention.ms", "1000"),
+            ("delete.retention.ms", &retention),
         ];
         self.create_topic(&name, partitions, &config);
         name
