@@ -5,7 +5,6 @@ use super::*;
 use crate::database::together::Place;
 use crate::database::transaction::known;
 use crate::log::Read;
-use crate::model::{Collection, Element, ElementName, Packed, State};
 
 /// What the condition of the newest batch under way says of this key, among what was read or what
 /// was only written. `None`: it has no condition.
@@ -57,91 +56,6 @@ fn a_write_behind_one_with_a_condition_rests_on_it() {
     assert!(!has_failed(1));
     f.log.fail(not_written());
     assert!(has_failed(0), "and neither is written");
-}
-
-/// Reads a small collection and writes it, as HSET or RPUSH do, and with it perhaps another key.
-fn change_collection(f: &Fixture, owner: &Arc<Outstanding>, of: Collection, other: bool) {
-    let keys = Keys::Some(&[b"c", b"other"]);
-    written(f.service.transact(owner, keys, View::Update, |t| {
-        t.get_even_expired(0, b"c")?;
-        let value = Value::Packed(Packed::kept(of, vec![7; 20].into()));
-        let expire_at = None;
-        t.put(0, b"c", State { value, expire_at });
-        if other {
-            t.get_string(0, b"other")?;
-        }
-        Ok(())
-    }));
-}
-
-#[test]
-fn a_collection_is_contended_when_two_records_of_others_came_before_its_writes() {
-    let f = Fixture::new(false);
-    let lose = |after: u64| {
-        f.log.fail(ProduceError::Stale {
-            after: Some((HERE, after)),
-        })
-    };
-    let is_contended = || f.service.database(0).contention.is_contended(b"c");
-    let client = || Arc::new(Outstanding::in_order(1));
-    // The sweep's, a list's, and those that rest on other keys too.
-    for after in 1..4 {
-        change_collection(&f, &Arc::default(), Collection::Hash, false);
-        lose(after);
-        change_collection(&f, &client(), Collection::List, false);
-        lose(after);
-        change_collection(&f, &client(), Collection::Hash, true);
-        lose(after);
-    }
-    assert!(!is_contended());
-    // Two that were under way together.
-    let owner = client();
-    change_collection(&f, &owner, Collection::Hash, false);
-    change_collection(&f, &owner, Collection::Hash, false);
-    lose(5);
-    lose(5);
-    assert!(!is_contended(), "they lost against one record");
-    change_collection(&f, &client(), Collection::Hash, false);
-    lose(6);
-    assert!(is_contended());
-}
-
-#[test]
-fn what_rests_on_all_elements_rests_on_each_write_under_way_once() {
-    const SINGLE: u8 = 20;
-    let f = Fixture::new(false);
-    let owner = Arc::default();
-    let computed = f.transact(&owner, "c", View::Update, |t| {
-        let split = t.put_split(0, b"c", Collection::Set, b"", None);
-        for name in 0..100 {
-            t.put_element(0, b"c", &split, &[name], Some(Element::new(b"", None)));
-        }
-        Ok(split)
-    });
-    let Ok(Computed { value: split, .. }) = computed else {
-        panic!("it was not written")
-    };
-    for name in 0..SINGLE {
-        written(f.transact(&owner, "c", View::Update, |t| {
-            t.put_element(0, b"c", &split, &[name], None);
-            Ok(())
-        }));
-    }
-    let prefix = ElementName::prefix(b"c", split.version());
-    let depends = || {
-        let all = f.service.database(0).elements.all(&prefix, true);
-        all.expect("memory has all elements").depends.len()
-    };
-    assert_eq!(depends(), 1 + usize::from(SINGLE));
-    let read = f.transact(&owner, "c", View::Pending, |t| t.elements(0, b"c", &split));
-    let Ok(read) = read else { panic!("it can be read") };
-    assert_eq!(read.depends.len(), 1 + usize::from(SINGLE));
-    assert_eq!(read.value.len(), 100 - usize::from(SINGLE));
-    f.log.acknowledge();
-    assert_eq!(depends(), usize::from(SINGLE));
-    f.log.fail(not_written());
-    f.log.acknowledge_all();
-    assert_eq!(depends(), 0);
 }
 
 #[test]
