@@ -176,6 +176,11 @@ impl Exec {
             );
             let used = UsedMore::from(used);
             drop(keys);
+            if moment.lost {
+                for request in requests {
+                    moment.expect(request.database, request.keys().into_iter());
+                }
+            }
             // A script that was stopped is not run again.
             if !undeclared.learn(used, &moment) || matches!(computed, Err(Fault::Error(_))) {
                 return computed;
@@ -266,15 +271,8 @@ impl<'q> Request<'q> {
         };
         transaction.counts = !self.command.has(flag::WRITE);
         session.reads(shared, self.command, &self.args);
-        let computed = transaction.whole(|transaction| {
-            compute(
-                (self.command, handler),
-                shared,
-                self.database,
-                transaction,
-                &self.args,
-            )
-        });
+        let computed = transaction
+            .whole(|transaction| compute((self.command, handler), shared, self.database, transaction, &self.args));
         let reply = match computed {
             Err(Fault::Error(text)) => Reply::Error(text),
             reply => reply?,

@@ -19,8 +19,8 @@
 pub mod applier;
 mod as_of;
 pub mod consistency;
-mod contention;
 pub mod consumers;
+mod contention;
 pub mod copies;
 pub mod digest;
 mod elements;
@@ -536,6 +536,7 @@ impl Service {
                 return Err(format!("the local store was filled from {}", known.source));
             }
             self.databases[database as usize].features.restore(&known.features);
+            self.databases[database as usize].functions.restore(&known.functions);
             for (&partition, position) in &known.partitions {
                 if let Some(partition) = self.partition(&TopicPartition { database, partition }) {
                     partition.applied.store(position.next_offset, Ordering::Release);
