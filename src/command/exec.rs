@@ -176,6 +176,11 @@ impl Exec {
             );
             let used = UsedMore::from(used);
             drop(keys);
+            if moment.lost {
+                for request in requests {
+                    moment.expect(request.database, request.keys().into_iter());
+                }
+            }
             // A script that was stopped is not run again.
             if !undeclared.learn(used, &moment) || matches!(computed, Err(Fault::Error(_))) {
                 return computed;

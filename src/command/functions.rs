@@ -2,8 +2,9 @@
 //! live in the topic of database 0 (`database::functions`). A function is called as a script is
 //! run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -21,9 +22,12 @@ use super::{
 use crate::database::functions::Texts;
 use crate::database::{Turn, Wait};
 use crate::script::{Call, Index, Kill, Kind, Library, MEMORY, Refused, Stop, flags, metadata};
+use crate::telemetry::slowlog::shorten;
 
-/// What FUNCTION LOAD may take to run a library.
+/// What a library may take to be loaded.
 const LOADING: Duration = Duration::from_secs(2);
+/// What all libraries of one command may take.
+const LOADING_ALL: Duration = Duration::from_secs(5);
 /// Most bytes of all libraries. Each node keeps them in memory, and writes them with its
 /// checkpoints.
 const MOST_BYTES: usize = 8 << 20;
@@ -79,8 +83,9 @@ const SUBCOMMAND: Command = Command {
     ..Command::DEFAULT
 };
 
-/// What changes libraries. All keys are locked: it is rare.
-const CHANGES: u32 = flag::WRITE | flag::NOSCRIPT | flag::ALL_KEYS;
+/// What changes libraries. All keys are locked: it is rare. Libraries are loaded before that. What
+/// comes later in a pipeline sees the change: until it is acknowledged, nobody else does.
+const CHANGES: u32 = flag::WRITE | flag::NOSCRIPT | flag::ALL_KEYS | flag::BARRIER;
 
 const FUNCTION: &[Command] = &[
     Command {
@@ -96,6 +101,7 @@ const FUNCTION: &[Command] = &[
         arity: 2,
         complexity: "O(N), N being the number of functions.",
         summary: "Returns all libraries as bytes, in the format of Redis.",
+        reads: Reads::OtherDatabases,
         run: Run::Script(dump as ScriptHandler),
         ..SUBCOMMAND
     },
@@ -132,6 +138,7 @@ const FUNCTION: &[Command] = &[
         arity: -2,
         complexity: "O(N), N being the number of functions.",
         summary: "Lists the libraries and their functions.",
+        reads: Reads::OtherDatabases,
         run: Run::Script(list as ScriptHandler),
         ..SUBCOMMAND
     },
@@ -160,6 +167,7 @@ const FUNCTION: &[Command] = &[
         flags: flag::NOSCRIPT | flag::ALLOW_BUSY,
         summary: "Tells which function is running, and how many there are.",
         compatibility: Compatibility::Partial("of several functions that run, the one that has run for longest"),
+        reads: Reads::OtherDatabases,
         run: Run::Script(stats as ScriptHandler),
         ..SUBCOMMAND
     },
@@ -200,7 +208,7 @@ fn fcall(
         keys,
         args: arguments,
         time: time_of(commands.session.pace.turn),
-        command: args,
+        command: shorten(args),
     };
     let ended = shared.scripts.call(&mut commands, &call);
     outcome(
@@ -230,11 +238,18 @@ fn index(commands: &mut Commands<'_, '_, '_>, texts: &Arc<Texts>) -> Result<Arc<
 
 // ---- changing libraries ----
 
-/// What a command that changes libraries begins with: the libraries, and what they mean.
+/// A command that changes libraries: what it begins with, and what it is going to write.
+///
+/// Its first run locks nothing. It loads the libraries, which can take long. The next run has all
+/// keys locked, and the engine has the libraries by then. (In EXEC, all keys are locked at once.)
 struct Changing<'c, 't, 'k> {
     commands: Commands<'c, 't, 'k>,
+    /// All libraries, also those that this node cannot load and that `index` lacks.
     texts: Arc<Texts>,
     index: Index,
+    deadline: Instant,
+    /// Libraries with new texts, and those that are deleted.
+    changes: BTreeMap<Bytes, Option<Arc<Library>>>,
 }
 
 impl<'c, 't, 'k> Changing<'c, 't, 'k> {
@@ -244,56 +259,74 @@ impl<'c, 't, 'k> Changing<'c, 't, 'k> {
         transaction: &'c mut Transaction<'t>,
         used: &'c mut Used<'k>,
     ) -> Result<Self, Fault> {
-        used.all_keys();
-        used.check()?;
         if session.pace.turn == Turn::Short {
             return Err(Fault::Wait(Wait::Turn(Turn::Large)));
         }
+        used.all_keys();
         let texts = transaction.libraries_to_change()?;
         let mut commands = Commands::new(session, shared, transaction, used, 0);
         let index = Index::clone(&*index(&mut commands, &texts)?);
-        Ok(Changing { commands, texts, index })
+        Ok(Changing {
+            commands,
+            texts,
+            index,
+            deadline: Instant::now() + LOADING_ALL,
+            changes: BTreeMap::new(),
+        })
     }
 
     /// Loads a library. The error is a reply.
     fn load(&mut self, text: &Bytes) -> Result<Arc<Library>, Fault> {
         let shared = self.commands.shared.clone();
-        let loaded = shared.scripts.load(&mut self.commands, text, LOADING);
+        let time = LOADING.min(self.deadline.saturating_duration_since(Instant::now()));
+        let loaded = shared.scripts.load(&mut self.commands, text, time);
         loaded.map_err(|refused| match refused {
             Refused::Error(error) => Fault::error(error),
             Refused::Stopped(Stop::Memory) => Fault::error(format!(
                 "ERR Error registering functions: ERR the library wants more than {MEMORY} bytes of memory"
             )),
+            Refused::Unprepared(error) => Fault::Error(error),
             Refused::Stopped(_) => "ERR Error registering functions: ERR FUNCTION LOAD timeout".into(),
         })
     }
 
-    fn add(&mut self, library: &Arc<Library>) -> Result<(), Fault> {
+    fn has(&self, name: &[u8]) -> bool {
+        match self.changes.get(name) {
+            Some(change) => change.is_some(),
+            None => self.texts.contains_key(name),
+        }
+    }
+
+    /// Adds a library, or replaces one.
+    fn put(&mut self, library: &Arc<Library>) -> Result<(), Fault> {
+        self.index.remove(&library.name);
         let added = self.index.add(library);
-        added.map_err(|function| Fault::error([b"ERR Function ", &function[..], b" already exists"].concat()))
+        added.map_err(|function| Fault::error([b"ERR Function ", &function[..], b" already exists"].concat()))?;
+        self.changes.insert(library.name.clone(), Some(library.clone()));
+        Ok(())
+    }
+
+    /// Deletes all libraries that there were before this command.
+    fn delete_all(&mut self) {
+        self.index = Index::default();
+        self.changes = self.texts.keys().map(|name| (name.clone(), None)).collect();
     }
 
     /// Writes what has changed.
     fn write(self) -> Result<(), Fault> {
-        let Changing {
-            mut commands,
-            texts,
-            index,
-        } = self;
-        let all = index.libraries.values();
-        if all.map(|library| library.text.len()).sum::<usize>() > MOST_BYTES {
+        let kept = self.texts.iter().filter(|(name, _)| !self.changes.contains_key(*name));
+        let kept = kept.map(|(name, text)| self.index.libraries.get(name).map_or(text.len(), |of| of.bytes()));
+        let new = self.changes.values().flatten().map(|library| library.bytes());
+        if kept.chain(new).sum::<usize>() > MOST_BYTES {
             return Err(Fault::error(format!(
                 "ERR libraries of functions may have at most {MOST_BYTES} bytes together"
             )));
         }
-        for name in texts.keys().filter(|name| !index.libraries.contains_key(*name)) {
-            commands.put_library(name, None);
-        }
-        for (name, library) in &index.libraries {
-            if texts.get(name) != Some(&library.text) {
-                commands.put_library(name, Some(library.text.clone()));
-            }
-        }
+        let Changing {
+            mut commands, changes, ..
+        } = self;
+        let text = |library: Arc<Library>| library.text.clone();
+        commands.put_libraries(changes.into_iter().map(|(name, library)| (name, library.map(text))));
         Ok(())
     }
 }
@@ -318,15 +351,15 @@ fn load(
         Err(error) => return Ok(Reply::error(error)),
     };
     let mut changing = Changing::begin(session, shared, transaction, used)?;
-    if changing.texts.contains_key(&name) && options.is_empty() {
+    if changing.has(&name) && options.is_empty() {
         return Ok(Reply::error(format!("ERR Library '{}' already exists", text(&name))));
     }
-    replied(changing.load(&code).and_then(|library| {
-        changing.index.remove(&name);
-        changing.add(&library)?;
+    let loaded = changing.load(&code).and_then(|library| {
+        changing.put(&library)?;
         changing.write()?;
         Ok(Reply::Bulk(name))
-    }))
+    });
+    replied(used, loaded)
 }
 
 fn restore(
@@ -347,17 +380,18 @@ fn restore(
                 ));
             }
         },
-        _ => return replied(Err(unknown_subcommand("function", args[1]))),
+        _ => return replied(used, Err(unknown_subcommand("function", args[1]))),
     };
     let texts = match libraries_in(args[2], MOST_BYTES) {
         Ok(texts) => texts,
         Err(error) => return Ok(Reply::error(error)),
     };
     let mut changing = Changing::begin(session, shared, transaction, used)?;
-    replied(restored(&mut changing, &texts, policy).and_then(|()| {
+    let restored = restored(&mut changing, &texts, policy).and_then(|()| {
         changing.write()?;
         Ok(Reply::Ok)
-    }))
+    });
+    replied(used, restored)
 }
 
 /// Adds the libraries of a payload.
@@ -375,40 +409,40 @@ fn restored(changing: &mut Changing<'_, '_, '_>, texts: &[Bytes], policy: &str) 
         libraries.push(library);
     }
     if policy == "flush" {
-        changing.index = Index::default();
+        changing.delete_all();
     }
     for library in &libraries {
-        if policy == "append" && changing.index.libraries.contains_key(&library.name) {
+        if policy == "append" && changing.has(&library.name) {
             return Err(Fault::error(format!(
                 "ERR Library {} already exists",
                 text(&library.name)
             )));
         }
+        // Its functions may move to other libraries of the payload.
         changing.index.remove(&library.name);
     }
-    libraries.iter().try_for_each(|library| changing.add(library))
+    libraries.iter().try_for_each(|library| changing.put(library))
 }
 
 fn delete(
-    session: &mut Session,
-    shared: &Arc<Shared>,
+    _: &mut Session,
+    _: &Arc<Shared>,
     transaction: &mut Transaction,
     used: &mut Used,
     _: u16,
     args: Args,
 ) -> Outcome {
-    let changing = Changing::begin(session, shared, transaction, used)?;
-    if !changing.texts.contains_key(args[2]) {
+    let texts = to_delete(transaction, used)?;
+    if !texts.contains_key(args[2]) {
         return Ok(Reply::error("ERR Library not found"));
     }
-    drop(changing);
-    transaction.put_library(args[2], None);
+    transaction.put_libraries([(Bytes::copy_from_slice(args[2]), None)]);
     Ok(Reply::Ok)
 }
 
 fn flush(
-    session: &mut Session,
-    shared: &Arc<Shared>,
+    _: &mut Session,
+    _: &Arc<Shared>,
     transaction: &mut Transaction,
     used: &mut Used,
     _: u16,
@@ -417,22 +451,26 @@ fn flush(
     match &args[2..] {
         [] => {}
         [mode] if is(mode, "sync") || is(mode, "async") => {}
-        [_, _, ..] => return replied(Err(unknown_subcommand("function", args[1]))),
+        [_, _, ..] => return replied(used, Err(unknown_subcommand("function", args[1]))),
         _ => return Ok(Reply::error("ERR FUNCTION FLUSH only supports SYNC|ASYNC option")),
     }
-    let changing = Changing::begin(session, shared, transaction, used)?;
-    let texts = changing.texts.clone();
-    drop(changing);
-    for name in texts.keys() {
-        transaction.put_library(name, None);
-    }
+    let texts = to_delete(transaction, used)?;
+    transaction.put_libraries(texts.keys().map(|name| (name.clone(), None)));
     Ok(Reply::Ok)
 }
 
-/// An error of a command is its reply: in EXEC, the others are executed.
-fn replied(outcome: Outcome) -> Outcome {
+/// The libraries, for a command that only deletes some: it need not know what they mean.
+fn to_delete(transaction: &mut Transaction, used: &mut Used) -> Result<Arc<Texts>, Fault> {
+    used.all_keys();
+    used.check()?;
+    transaction.libraries_to_change()
+}
+
+/// An error of a command is its reply: in EXEC, the others are executed. An error of the run that
+/// locks nothing stays one, so that there is no other run.
+fn replied(used: &Used, outcome: Outcome) -> Outcome {
     match outcome {
-        Err(Fault::Error(error)) => Ok(Reply::Error(error)),
+        Err(Fault::Error(error)) if used.check().is_ok() => Ok(Reply::Error(error)),
         outcome => outcome,
     }
 }

@@ -198,6 +198,9 @@ pub(super) fn compute_script(
     let writes = command.may_write();
     let owner = session.outstanding.clone();
     let (mut undeclared, mut moment) = (Undeclared::default(), Moment::default());
+    if again && !writes {
+        moment.expect(database, declared.iter().copied());
+    }
     loop {
         let keys: KeyList<'_> = declared.iter().copied().chain(undeclared.found()).collect();
         let locks = match writes {
@@ -224,6 +227,9 @@ pub(super) fn compute_script(
         drop(keys);
         // A script that was stopped is not run again.
         let is_over = matches!(computed, Err(Fault::Error(_)));
+        if moment.lost {
+            moment.expect(database, declared.iter().copied());
+        }
         if undeclared.learn(used, &moment) && !is_over {
             continue;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -73,8 +74,10 @@ impl Libraries {
             .collect();
     }
 
-    pub(super) fn stored(&self) -> Stored {
-        let known = self.known.lock();
+    /// For a checkpoint. All records before `applied` are known.
+    pub(super) fn stored(&self, applied: u64) -> Stored {
+        let mut known = self.known.lock();
+        known.forget_deleted(applied);
         let offset = |name: &Bytes| known.offsets.get(name).copied().unwrap_or(0);
         let texts = known.texts.iter();
         texts
@@ -107,18 +110,86 @@ impl Libraries {
     }
 }
 
+impl Known {
+    /// Forgets where libraries were deleted of which no older record can come any more: neither
+    /// from the log nor by an acknowledgement of an own write.
+    fn forget_deleted(&mut self, applied: u64) {
+        self.under_way.take_if(|write| write.outcome().is_some());
+        if self.under_way.is_none() {
+            let texts = &self.texts;
+            let is_needed =
+                |name: &Bytes, offset: u64| name.is_empty() || offset >= applied || texts.contains_key(name);
+            self.offsets.retain(|name, offset| is_needed(name, *offset));
+        }
+    }
+}
+
+impl Database {
+    /// How far the partition of the libraries has been applied.
+    pub(super) fn applied_of_functions(&self) -> u64 {
+        let partition = self.partitions().get(PARTITION as usize);
+        partition.map_or(0, |partition| partition.applied.load(Ordering::Acquire))
+    }
+}
+
 impl Transaction<'_> {
     fn of_functions(&self) -> &Database {
         self.service().database(DATABASE)
     }
 
+    fn look_at_libraries(&mut self) -> Result<(), Fault> {
+        self.looks();
+        self.service().check_features(DATABASE)
+    }
+
     /// The libraries, with what this transaction has changed.
     pub fn libraries(&mut self) -> Result<Arc<Texts>, Fault> {
-        self.looks();
-        self.service().check_features(DATABASE)?;
-        let mut texts = self.of_functions().functions.texts();
+        self.look_at_libraries()?;
+        let texts = {
+            // Several libraries can become visible at once.
+            let _one_moment = self.service().groups.hold_again();
+            self.of_functions().functions.texts()
+        };
+        Ok(self.with_own(texts))
+    }
+
+    /// As [`Transaction::libraries`], for a command that changes them: what it writes rests on all
+    /// of them.
+    pub fn libraries_to_change(&mut self) -> Result<Arc<Texts>, Fault> {
+        if let Some(write) = self.of_functions().functions.under_way() {
+            return Err(Fault::Wait(Wait::Write(write)));
+        }
+        self.look_at_libraries()?;
+        let at = TopicPartition {
+            database: DATABASE,
+            partition: PARTITION,
+        };
+        let (known, texts) = {
+            // The libraries and the record that stands for all of them become visible together.
+            let _one_moment = self.service().groups.hold_again();
+            let of = self.of_functions();
+            // In this order: what is known is at least as new as what was applied before.
+            let applied = of.applied_of_functions();
+            let seen = At {
+                partition: PARTITION,
+                offset: of.functions.offset(),
+            };
+            (known(at, applied, Some(seen)), of.functions.texts())
+        };
+        if self.view() == View::Update && !self.service().log.chains() {
+            self.rests_on(Read {
+                at,
+                key: Some(function_key(b"")),
+                known,
+            });
+        }
+        Ok(self.with_own(texts))
+    }
+
+    /// The libraries with what this transaction has changed.
+    fn with_own(&self, mut texts: Arc<Texts>) -> Arc<Texts> {
         for item in self.items() {
-            if let Item::Function { library, text, .. } = item
+            if let Item::Function { library, text } = item
                 && !library.is_empty()
             {
                 let texts = Arc::make_mut(&mut texts);
@@ -128,47 +199,14 @@ impl Transaction<'_> {
                 }
             }
         }
-        Ok(texts)
+        texts
     }
 
-    /// As [`Transaction::libraries`], for a command that changes them: what it writes rests on all
-    /// of them.
-    pub fn libraries_to_change(&mut self) -> Result<Arc<Texts>, Fault> {
-        if let Some(write) = self.of_functions().functions.under_way() {
-            return Err(Fault::Wait(Wait::Write(write)));
-        }
-        if self.view() == View::Update && !self.service().log.chains() {
-            let of = self.of_functions();
-            // In this order: what is known is at least as new as what was applied before.
-            let applied = of.partitions().first().map_or(0, |partition| {
-                partition.applied.load(std::sync::atomic::Ordering::Acquire)
-            });
-            let at = TopicPartition {
-                database: DATABASE,
-                partition: PARTITION,
-            };
-            let seen = At {
-                partition: PARTITION,
-                offset: of.functions.offset(),
-            };
-            let known = known(at, applied, Some(seen));
-            self.rests_on(Read {
-                at,
-                key: Some(function_key(b"")),
-                known,
-            });
-        }
-        self.libraries()
-    }
-
-    /// Gives a library a new text, or deletes it. The caller has read them
+    /// Gives libraries new texts, or deletes them. The caller has read them
     /// ([`Transaction::libraries_to_change`]).
-    pub fn put_library(&mut self, library: &[u8], text: Option<Bytes>) {
-        for (library, text) in [(&b""[..], Some(Bytes::new())), (library, text)] {
-            self.put_function(Item::Function {
-                library: Bytes::copy_from_slice(library),
-                text,
-            });
+    pub fn put_libraries(&mut self, libraries: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) {
+        for (library, text) in libraries {
+            self.put_function(library, text);
         }
     }
 }
@@ -192,10 +230,16 @@ mod tests {
         meet(4, "a", Some("late"));
         let texts = |of: &Libraries| of.texts().keys().cloned().collect::<Vec<_>>();
         assert_eq!(texts(&libraries), ["b"]);
+        // The deletion is kept until no older record can come.
+        let kept = |applied| {
+            libraries.stored(applied);
+            libraries.known.lock().offsets.len()
+        };
+        assert_eq!((kept(5), kept(6)), (3, 2));
         let again = Libraries::default();
-        again.restore(&libraries.stored());
+        again.restore(&libraries.stored(0));
         assert_eq!(texts(&again), ["b"]);
-        assert_eq!(again.stored()[&b"b"[..]], (3, "two".into()));
+        assert_eq!(again.stored(0)[&b"b"[..]], (3, "two".into()));
         // A record elsewhere is none of ours.
         let elsewhere = At {
             partition: 1,

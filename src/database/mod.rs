@@ -540,6 +540,7 @@ impl Service {
                 return Err(format!("the local store was filled from {}", known.source));
             }
             self.databases[database as usize].features.restore(&known.features);
+            self.databases[database as usize].functions.restore(&known.functions);
             for (&partition, position) in &known.partitions {
                 if let Some(partition) = self.partition(&TopicPartition { database, partition }) {
                     partition.applied.store(position.next_offset, Ordering::Release);

@@ -892,10 +892,11 @@ impl Upkeep {
                 continue;
             };
             let of_database = checkpoint.databases.entry(at.database);
+            let database = &service.databases[at.database as usize];
             let of_database = of_database.or_insert_with(|| DatabaseCheckpoint {
                 source,
-                features: service.databases[at.database as usize].features.all(),
-                functions: service.databases[at.database as usize].functions.stored(),
+                features: database.features.all(),
+                functions: database.functions.stored(database.applied_of_functions()),
                 partitions: BTreeMap::new(),
             });
             of_database.partitions.insert(at.partition, position);

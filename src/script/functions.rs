@@ -16,6 +16,12 @@ use super::state::{Ended, Host, State};
 const NAME: &str = "@user_function";
 /// Most libraries that one state keeps.
 const MOST_LOADED: usize = 100;
+/// Most bytes of the name of a library.
+const MOST_NAME: usize = 1_024;
+/// Most bytes that the functions of one library may take besides its text.
+const MOST_REGISTERED: usize = 1 << 20;
+/// What a function counts besides its name and description.
+const FUNCTION_BYTES: usize = 128;
 
 pub const WRONG_NAME: &str =
     "ERR Library names can only contain letters, numbers, or underscores(_) and must be at least one character long";
@@ -53,6 +59,19 @@ pub enum Refused {
     /// The reply.
     Error(Vec<u8>),
     Stopped(Stop),
+    /// Lua could not be prepared. The reply.
+    Unprepared(Bytes),
+}
+
+impl Library {
+    /// Bytes that a node keeps of it.
+    pub fn bytes(&self) -> usize {
+        let functions = self.functions.iter().map(|function| {
+            let description = function.description.as_ref().map_or(0, Bytes::len);
+            FUNCTION_BYTES + function.name.len() + description
+        });
+        self.text.len() + functions.sum::<usize>()
+    }
 }
 
 impl From<&str> for Refused {
@@ -125,6 +144,9 @@ pub fn metadata(text: &Bytes) -> Result<(Bytes, Bytes), Vec<u8>> {
     let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     if name.is_empty() || !name.iter().all(is_letter) {
         return Err(WRONG_NAME.as_bytes().to_vec());
+    }
+    if name.len() > MOST_NAME {
+        return Err(format!("ERR Library names can have at most {MOST_NAME} bytes").into_bytes());
     }
     let engine = words.first().map_or(&b""[..], |word| &word[2..]);
     if !engine.eq_ignore_ascii_case(b"lua") {
@@ -247,22 +269,7 @@ impl State {
                 [b"ERR Error registering functions: ", &error[..]].concat(),
             ));
         }
-        let (mut functions, mut all) = (Functions::new(), Vec::new());
-        for of in result.sequence_values::<Table>() {
-            let of = of?;
-            let text = |name: &str| {
-                let text = of.raw_get::<Option<mlua::LuaString>>(name)?;
-                Ok::<_, mlua::Error>(text.map(|text| Bytes::copy_from_slice(&text.as_bytes())))
-            };
-            let name = text("function_name")?.unwrap_or_default();
-            functions.insert(name.clone(), of.raw_get("callback")?);
-            all.push(Registered {
-                name,
-                description: text("description")?,
-                flags: of.raw_get("flags")?,
-            });
-        }
-        Ok((functions, all))
+        registered(&result)
     }
 
     /// Calls a function; its time has begun.
@@ -273,16 +280,16 @@ impl State {
         keys: &[&[u8]],
         args: &[&[u8]],
     ) -> Ended {
+        let failed = |error: Bytes| Ended::Reply {
+            reply: crate::resp::Reply::Error(error),
+            counted: false,
+        };
         if !self.libraries.contains_key(&library.sha) {
             match self.load_library(host, &library.text) {
                 Ok(_) => {}
                 Err(Refused::Stopped(stop)) => return Ended::Stopped(stop),
-                Err(Refused::Error(error)) => {
-                    return Ended::Reply {
-                        reply: crate::resp::Reply::error(error),
-                        counted: false,
-                    };
-                }
+                Err(Refused::Error(error)) => return failed(error.into()),
+                Err(Refused::Unprepared(error)) => return failed(error),
             }
         }
         let ended = self.try_call(host, (library, name), keys, args);
@@ -308,6 +315,35 @@ impl State {
         let (ok, result) = self.with_host(host, || self.call.call::<(bool, Value)>((function, keys, args)))?;
         self.ended(name, ok, &result)
     }
+}
+
+/// What a library has registered.
+fn registered(all: &Table) -> Result<(Functions, Vec<Registered>), Failure> {
+    let (mut functions, mut list, mut bytes) = (Functions::new(), Vec::new(), 0);
+    for of in all.sequence_values::<Table>() {
+        let of = of?;
+        let text = |name: &str| of.raw_get::<Option<mlua::LuaString>>(name);
+        let (name, description) = (text("function_name")?, text("description")?);
+        let len = |text: &Option<mlua::LuaString>| text.as_ref().map_or(0, |text| text.as_bytes().len());
+        bytes += FUNCTION_BYTES + len(&name) + len(&description);
+        if bytes > MOST_REGISTERED {
+            return Err(Failure::Reply(
+                format!(
+                    "ERR Error registering functions: ERR the functions of a library take more than {MOST_REGISTERED} bytes"
+                )
+                .into(),
+            ));
+        }
+        let copied = |text: mlua::LuaString| Bytes::copy_from_slice(&text.as_bytes());
+        let name = name.map(copied).unwrap_or_default();
+        functions.insert(name.clone(), of.raw_get("callback")?);
+        list.push(Registered {
+            name,
+            description: description.map(copied),
+            flags: of.raw_get("flags")?,
+        });
+    }
+    Ok((functions, list))
 }
 
 enum Failure {
@@ -347,6 +383,9 @@ mod tests {
             assert_eq!(read(text), Err(format!("ERR {error}").into_bytes()), "{text}");
         }
         assert_eq!(read("#!lua name=a-b\n"), Err(WRONG_NAME.as_bytes().to_vec()));
+        let long = "x".repeat(MOST_NAME);
+        assert!(read(&format!("#!lua name={long}\n")).is_ok());
+        assert!(read(&format!("#!lua name={long}x\n")).is_err());
     }
 
     #[test]

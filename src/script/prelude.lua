@@ -15,6 +15,7 @@ local pcall, xpcall, load, loadstring = stock.pcall, stock.xpcall, stock.load, s
 local collectgarbage, unpack, setfenv = stock.collectgarbage, stock.unpack, stock.setfenv
 local resume, concat, gsub = stock.coroutine.resume, stock.table.concat, stock.string.gsub
 local stock_find, lower = stock.string.find, stock.string.lower
+local stock_byte, stock_match = stock.string.byte, stock.string.match
 local check, translate, place = native.check, native.translate, native.place
 
 local READ_ONLY = 'Attempt to modify a readonly table'
@@ -138,8 +139,9 @@ function globals.loadstring(code, name)
   if type(code) == 'number' then
     code = tostring(code)
   end
-  if type(code) == 'string' and code:byte(1) == 27 then
-    return nil, '[string "' .. (name or code:match('^[^%z]*')) .. '"]:1: unexpected symbol near \'char(27)\''
+  if type(code) == 'string' and stock_byte(code, 1) == 27 then
+    local source = name or stock_match(code, '^[^%z]*')
+    return nil, '[string "' .. source .. '"]:1: unexpected symbol near \'char(27)\''
   end
   local loaded, err = loadstring(code, name)
   if loaded == nil then
@@ -210,10 +212,6 @@ function strings.gmatch(text, pattern)
 end
 strings.gfind = strings.gmatch
 
-local of_strings = getmetatable('')
-of_strings.__index = strings
-of_strings.__metatable = protect({ __index = strings }, locked)
-
 local coroutines = {}
 for _, name in pairs({ 'create', 'running', 'status', 'wrap', 'yield' }) do
   coroutines[name] = stock.coroutine[name]
@@ -242,6 +240,12 @@ end
 tables.concat = native.concat
 
 library('string', strings)
+
+-- What a script sees of the metatable of strings leads to the read-only table.
+local of_strings = getmetatable('')
+of_strings.__index = strings
+of_strings.__metatable = protect({ __index = globals.string }, locked)
+
 library('coroutine', coroutines)
 library('math', maths)
 library('table', tables)

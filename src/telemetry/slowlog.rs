@@ -87,7 +87,8 @@ impl Slowlog {
     }
 }
 
-fn shorten(arguments: &[&[u8]]) -> Vec<Bytes> {
+/// A command as it is reported: its first arguments, and the beginnings of those.
+pub fn shorten(arguments: &[&[u8]]) -> Vec<Bytes> {
     let kept = match arguments.len() {
         all if all <= MAX_ARGUMENTS => all,
         _ => MAX_ARGUMENTS - 1,

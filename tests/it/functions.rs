@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
+use crate::hostile_producers::Hostile;
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::kafka::{self, fresh_topic};
@@ -144,6 +145,60 @@ fn libraries_survive_a_restart() {
     assert!(node.terminate().success());
     node.restart();
     client(&node).check("FCALL f 0", "-ERR Function not found");
+}
+
+/// EXEC finds what it has written itself, and what comes next in a pipeline finds the function.
+#[test]
+fn a_transaction_sees_its_own_functions_and_keys() {
+    let node = Highwater::embedded();
+    let mut client = client(&node);
+    let load = r##"FUNCTION LOAD "#!lua name=lib\nredis.register_function('f', function() return 7 end)""##;
+    for round in 0..20 {
+        client.check("FUNCTION FLUSH", "+OK");
+        client.check("DEL a", if round == 0 { ":0" } else { ":1" });
+        let sets = [
+            "SET b 1", "SET c 1", "SET d 1", "SET e 1", "SET f 1", "SET g 1", "SET h 1",
+        ];
+        let begin = ["MULTI", "SET a 5"].into_iter().chain(sets);
+        let lines: Vec<&str> = begin.chain([load, "INCR a", "EXEC", "FCALL f 0"]).collect();
+        let replies = client.pipeline(&lines);
+        let [.., exec, called] = &replies[..] else {
+            panic!("there are replies");
+        };
+        assert!(exec.ends_with(b"$3\r\nlib\r\n:6\r\n"), "{}", exec.escape_ascii());
+        assert_eq!(called.escape_ascii().to_string(), ":7\\r\\n");
+    }
+}
+
+/// A command removes nothing but what it names, also if this node cannot load what others wrote.
+#[test]
+fn a_library_that_cannot_be_loaded_is_kept() {
+    let (kafka, topic) = (kafka::shared(), fresh_topic("left-out-functions"));
+    let left_out = "a library of functions is left out";
+    let node = Highwater::builder().allow(left_out).kafka(kafka, &topic).start();
+    let mut client = client(&node);
+    assert_eq!(load(&mut client, &library("lib", "f", "return 1")), "$3\r\nlib");
+    let hostile = Hostile::new(kafka, &topic);
+    let header: &[(&str, &[u8])] = &[("redis-control", b"function")];
+    let other = "#!lua name=other\nredis.register_function('f', function() return 2 end)";
+    hostile.send(0, b"\0highwater:function:other", Some(other.as_bytes()), header);
+    hostile.flush();
+    let names = |client: &mut Client| String::from_utf8_lossy(&client.line("FUNCTION LIST")).into_owned();
+    eventually("the foreign library", PATIENCE, || names(&mut client).contains("other"));
+    client.check("FCALL f 0", ":1");
+    assert_eq!(load(&mut client, &library("third", "g", "return 3")), "$5\r\nthird");
+    assert!(names(&mut client).contains("other"));
+    let again = library("other", "h", "return 4");
+    let reply = client.send(&[b"FUNCTION", b"LOAD", again.as_bytes()]);
+    assert_eq!(reply, b"-ERR Library 'other' already exists\r\n");
+    // Once nothing is in its way, it is loaded.
+    client.check("FUNCTION DELETE lib", "+OK");
+    client.check("FCALL f 0", ":2");
+    client.check(
+        "FUNCTION RESTORE \"\\x0a\\x00]\\x9b\\x5c@\\x0f\\x7f\\xa2\\xda\" FLUSH",
+        "+OK",
+    );
+    client.check("FUNCTION LIST", "*0");
 }
 
 /// Each would run for ever while it is loaded, or take all memory, or change what others find.

@@ -180,6 +180,10 @@ pub fn dump_libraries<'t>(texts: impl Iterator<Item = &'t Bytes>) -> Bytes {
 
 /// The texts of the libraries in a payload. `most`: how many bytes they may have together.
 pub fn libraries_in(payload: &[u8], most: usize) -> Result<Vec<Bytes>, &'static str> {
+    // What stands between the texts is shorter than they are.
+    if payload.len() > most.saturating_mul(2).saturating_add(TRAILER) {
+        return Err("ERR failed loading the given functions payload");
+    }
     let mut content = verified(payload).ok_or("ERR DUMP payload version or checksum are wrong")?;
     let (mut texts, mut left) = (Vec::new(), most);
     while let Some((kind, after)) = content.split_first() {
@@ -188,6 +192,9 @@ pub fn libraries_in(payload: &[u8], most: usize) -> Result<Vec<Bytes>, &'static 
         }
         content = after;
         let text = take_text(&mut content, left).ok_or("ERR failed loading the given functions payload")?;
+        if text.is_empty() {
+            return Err("ERR Missing library metadata");
+        }
         left -= text.len();
         texts.push(text);
     }
@@ -467,6 +474,9 @@ mod tests {
         assert_eq!(&dump_libraries([].iter())[..], empty);
         let large = dump_libraries([Bytes::from(vec![b'x'; 100])].iter());
         assert!(libraries_in(&large, 99).is_err());
+        assert!(libraries_in(&dump_libraries([Bytes::new()].iter()), 99).is_err());
+        let many = dump_libraries(vec![Bytes::from("x"); 100].iter());
+        assert!(libraries_in(&many, 94).is_err() && libraries_in(&many, 100).is_ok());
         // As Redis compresses a text: two bytes, the last of which is repeated seven times.
         let mut payload = vec![TYPE_LIBRARY, length::LZF, 5, 9, 1, b'a', b'b', 5 << 5, 0];
         payload.extend(WRITTEN_VERSION.to_le_bytes());

@@ -83,9 +83,9 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
         errors.iter().for_each(|error| self.shared.stats.count_error(error));
     }
 
-    /// Gives a library of functions a new text, or deletes it.
-    pub fn put_library(&mut self, name: &[u8], text: Option<Bytes>) {
-        self.transaction.put_library(name, text);
+    /// Gives libraries of functions new texts, or deletes them.
+    pub fn put_libraries(&mut self, libraries: impl IntoIterator<Item = (Bytes, Option<Bytes>)>) {
+        self.transaction.put_libraries(libraries);
     }
 
     /// An error if a script may not call a command.

@@ -53,7 +53,7 @@ pub(super) struct SeenAll {
 }
 
 /// How many elements of one collection a transaction has written or removed.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Own {
     all: usize,
     /// Those that it has written, and that have not expired.

@@ -393,10 +393,29 @@ impl<'s> Transaction<'s> {
         self.view
     }
 
-    /// Writes a record about functions.
-    pub(super) fn put_function(&mut self, item: Item) {
+    /// Gives a library of functions a new text, or deletes it. The record that stands for all
+    /// libraries is written once, after them.
+    pub(super) fn put_function(&mut self, library: Bytes, text: Option<Bytes>) {
+        let of_all = Item::Function {
+            library: Bytes::new(),
+            text: Some(Bytes::new()),
+        };
+        let is_of_all = |item: &Item| matches!(item, Item::Function { library, .. } if library.is_empty());
+        let item = Item::Function { library, text };
         self.bytes += item.value_bytes() + RECORD_BYTES;
-        self.items.push(item);
+        match self.items.iter().rposition(is_of_all) {
+            Some(place) => {
+                let old = self.replace(place, item);
+                if let Some(undo) = &mut self.undo {
+                    undo.replaced(place, old);
+                }
+            }
+            None => {
+                self.bytes += RECORD_BYTES;
+                self.push(item);
+            }
+        }
+        self.push(of_all);
     }
 
     /// True if it writes anything.
@@ -442,7 +461,7 @@ impl<'s> Transaction<'s> {
     /// Writes a record that clients do not see, on this condition.
     pub(super) fn add(&mut self, read: Read, item: Item) {
         self.reads.push(read);
-        self.items.push(item);
+        self.push(item);
     }
 
     /// Hides everything in the database. Writes of this transaction that come after it stay.
@@ -453,7 +472,7 @@ impl<'s> Transaction<'s> {
         self.find_by_map();
         if !self.flushed.contains(&database) {
             self.flushed.push(database);
-            self.items.push(Item::Flush { database });
+            self.push(Item::Flush { database });
         }
         // Nothing that flushes can fail after it.
         self.undo = None;
@@ -584,16 +603,12 @@ impl<'s> Transaction<'s> {
             self.note(&item);
         }
         let Some((database, key)) = item.name() else {
-            return self.items.push(item);
+            return self.push(item);
         };
         self.bytes += item.value_bytes();
         if let Some(place) = self.place(database, key) {
             self.bytes -= self.items[place].value_bytes();
-            let old = std::mem::replace(&mut self.items[place], item);
-            if self.items.len() > LINEAR {
-                self.count_own(&old, false);
-                self.count_own(&self.items[place].clone(), true);
-            }
+            let old = self.replace(place, item);
             if let Some(undo) = &mut self.undo {
                 undo.replaced(place, old);
             }
@@ -601,19 +616,31 @@ impl<'s> Transaction<'s> {
         }
         self.bytes += key.len() + RECORD_BYTES;
         self.elements += usize::from(matches!(item, Item::Element { .. }));
-        match self.items.len() {
-            LINEAR => {
-                self.items.push(item);
-                self.find_by_map();
+        self.push(item);
+    }
+
+    /// Appends a record. From [`LINEAR`] on, the maps hold all of them.
+    fn push(&mut self, item: Item) {
+        let place = self.items.len();
+        if place > LINEAR {
+            if let Some((database, key)) = item.name() {
+                self.places.insert((database, key.clone()), place);
             }
-            place => {
-                if place > LINEAR {
-                    self.places.insert((database, key.clone()), place);
-                    self.count_own(&item, true);
-                }
-                self.items.push(item);
-            }
+            self.count_own(&item, true);
         }
+        self.items.push(item);
+        if place == LINEAR {
+            self.find_by_map();
+        }
+    }
+
+    /// Puts a record in place of another one, which it returns.
+    fn replace(&mut self, place: usize, item: Item) -> Item {
+        if self.items.len() > LINEAR {
+            self.count_own(&self.items[place].clone(), false);
+            self.count_own(&item, true);
+        }
+        std::mem::replace(&mut self.items[place], item)
     }
 
     /// Makes the maps of its own writes.

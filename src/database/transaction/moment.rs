@@ -4,8 +4,9 @@
 //! watched and then read, once: what was read stays for the rest of the run. When the run is over,
 //! nobody may have changed any of them meanwhile: then all of it was there at that time. Otherwise
 //! the script is computed again, and the keys that are known by then are read together before it
-//! begins ([`Transaction::read_together`]). A run that reads no other ones is right whatever
-//! changes meanwhile. So a script that runs for long comes to an end, and holds up nobody.
+//! begins ([`Transaction::read_together`]), and so are those that the script declares. A run that
+//! reads no other ones is right whatever changes meanwhile. So a script that runs for long comes to
+//! an end, and holds up nobody, unless it finds more and more keys that others keep changing.
 //!
 //! If the script writes, its write rests on what it has read, and this is not needed.
 
@@ -35,6 +36,16 @@ pub struct Moment {
     keys: Vec<(u16, Bytes)>,
     /// The last run has read what was not there at one time.
     pub lost: bool,
+}
+
+impl Moment {
+    /// The next run reads these keys too before it begins: it is going to read them anyway.
+    pub fn expect<'k>(&mut self, database: u16, keys: impl Iterator<Item = &'k [u8]>) {
+        let known: HashSet<(u16, Bytes)> = self.keys.drain(..).collect();
+        let keys = keys.map(|key| (database, Bytes::copy_from_slice(key)));
+        let all: HashSet<(u16, Bytes)> = known.into_iter().chain(keys).collect();
+        self.keys.extend(all);
+    }
 }
 
 /// What was read of a key, and how far its home partition was applied before, if the outcome rests

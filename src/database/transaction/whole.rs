@@ -99,3 +99,187 @@ impl Transaction<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+    use std::sync::Arc;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::database::functions::Texts;
+    use crate::database::tests::Fixture;
+    use crate::database::transaction::elements::Own;
+    use crate::database::transaction::{Keys, View};
+    use crate::model::{Collection, Element, Split, Value};
+
+    const KEYS: u8 = 12;
+    const COLLECTIONS: u8 = 2;
+    const FIELDS: u8 = 6;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Set(u8, u8),
+        Delete(u8),
+        Make(u8),
+        Put { collection: u8, field: u8, expired: bool },
+        Remove(u8, u8),
+        ReadAll(u8),
+        Library(u8, bool),
+    }
+
+    /// Several steps, and whether they fail in the end.
+    type Command = (Vec<Step>, bool);
+
+    /// What a transaction sees in the end.
+    #[derive(Debug, PartialEq)]
+    struct Seen {
+        keys: Vec<Option<Bytes>>,
+        /// Whether each seems to have elements, and those that it has.
+        collections: Vec<(bool, Vec<(Arc<[u8]>, bool)>)>,
+        libraries: Arc<Texts>,
+        items: usize,
+        bytes: usize,
+        elements: usize,
+    }
+
+    fn commands() -> impl Strategy<Value = Vec<Command>> {
+        let (key, collection, field) = (0..KEYS, 0..COLLECTIONS, 0..FIELDS);
+        let step = prop_oneof![
+            3 => (key.clone(), any::<u8>()).prop_map(|(key, value)| Step::Set(key, value)),
+            1 => key.prop_map(Step::Delete),
+            1 => collection.clone().prop_map(Step::Make),
+            3 => (collection.clone(), field.clone(), any::<bool>())
+                .prop_map(|(collection, field, expired)| Step::Put { collection, field, expired }),
+            2 => (collection.clone(), field).prop_map(|(collection, field)| Step::Remove(collection, field)),
+            1 => collection.prop_map(Step::ReadAll),
+            1 => (0..3_u8, any::<bool>()).prop_map(|(name, is_there)| Step::Library(name, is_there)),
+        ];
+        vec((vec(step, 0..6), any::<bool>()), 0..10)
+    }
+
+    fn split_of(t: &mut Transaction<'_>, collection: u8) -> Result<Option<Split>, Fault> {
+        let entry = t.head(0, &[b'c', collection])?;
+        Ok(entry.and_then(|entry| match entry.value {
+            Value::Split(split) => Some(split),
+            _ => None,
+        }))
+    }
+
+    fn take(t: &mut Transaction<'_>, step: &Step) -> Result<(), Fault> {
+        let element = |expired: bool| Element::new(b"v", expired.then_some(1));
+        match *step {
+            Step::Set(key, value) => t.set(0, &[b'k', key], vec![value; 3].into(), None),
+            Step::Delete(key) => t.delete(0, &[b'k', key]),
+            Step::Make(collection) => drop(t.put_split(0, &[b'c', collection], Collection::Hash, b"", None)),
+            Step::Put {
+                collection,
+                field,
+                expired,
+            } => {
+                if let Some(split) = split_of(t, collection)? {
+                    t.put_element(0, &[b'c', collection], &split, &[field], Some(element(expired)));
+                }
+            }
+            Step::Remove(collection, field) => {
+                if let Some(split) = split_of(t, collection)? {
+                    t.put_element(0, &[b'c', collection], &split, &[field], None);
+                }
+            }
+            Step::ReadAll(collection) => {
+                if let Some(split) = split_of(t, collection)? {
+                    t.elements(0, &[b'c', collection], &split)?;
+                }
+            }
+            Step::Library(name, is_there) => {
+                t.put_libraries([(vec![b'l', name].into(), is_there.then(|| Bytes::from_static(b"text")))]);
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(t: &mut Transaction<'_>) -> Result<Seen, Fault> {
+        let (items, bytes, elements) = (t.items.len(), t.bytes, t.elements);
+        let mut collections = Vec::new();
+        for collection in 0..COLLECTIONS {
+            let key = [b'c', collection];
+            let Some(split) = split_of(t, collection)? else {
+                collections.push((false, Vec::new()));
+                continue;
+            };
+            let seems = t.seems_to_have_elements(0, &key, &split)?;
+            let all = t.elements(0, &key, &split)?;
+            let all = all.iter().map(|held| (held.name.clone(), held.value.is_live(t.now)));
+            collections.push((seems, all.collect()));
+        }
+        Ok(Seen {
+            keys: (0..KEYS)
+                .map(|key| t.get_string(0, &[b'k', key]))
+                .collect::<Result<_, _>>()?,
+            collections,
+            libraries: t.libraries()?,
+            items,
+            bytes,
+            elements,
+        })
+    }
+
+    /// The maps of own writes are as if they were made from the items.
+    fn check_maps(t: &mut Transaction<'_>) {
+        if t.items.len() > LINEAR {
+            let counted = |t: &Transaction<'_>| -> HashMap<(u16, Bytes), Own> {
+                let own = t.own.iter().filter(|(_, own)| **own != Own::default());
+                own.map(|(of, own)| (of.clone(), *own)).collect()
+            };
+            let (places, own) = (t.places.clone(), counted(t));
+            t.find_by_map();
+            assert_eq!((places, own), (t.places.clone(), counted(t)));
+        }
+    }
+
+    /// What is seen after these commands. Nothing is written.
+    fn outcome(f: &Fixture, commands: &[&Command]) -> Seen {
+        let mut outcome = None;
+        let ended = f.service.transact(&Arc::default(), Keys::All, View::Update, |t| {
+            for (steps, fails) in commands {
+                let done = t.whole(|t| {
+                    steps.iter().try_for_each(|step| take(t, step))?;
+                    match fails {
+                        true => Err("ERR it fails".into()),
+                        false => Ok(()),
+                    }
+                });
+                assert_eq!(done.is_err(), *fails);
+                check_maps(t);
+            }
+            outcome = Some(seen(t)?);
+            Err::<(), Fault>("ERR nothing is written".into())
+        });
+        assert!(matches!(ended, Err(Fault::Error(_))));
+        outcome.expect("it was seen")
+    }
+
+    #[test]
+    fn of_commands_that_fail_nothing_is_left() {
+        let f = Fixture::new(true);
+        let config = ProptestConfig::with_cases(300);
+        proptest!(config, |(commands in commands())| {
+            let all: Vec<&Command> = commands.iter().collect();
+            let good: Vec<&Command> = commands.iter().filter(|(_, fails)| !fails).collect();
+            let seen = outcome(&f, &good);
+            prop_assert_eq!(&outcome(&f, &all), &seen);
+            let mut keys = BTreeMap::new();
+            for step in good.iter().flat_map(|(steps, _)| steps) {
+                match step {
+                    Step::Set(key, value) => drop(keys.insert(*key, Bytes::from(vec![*value; 3]))),
+                    Step::Delete(key) => drop(keys.remove(key)),
+                    _ => {}
+                }
+            }
+            let keys: Vec<Option<Bytes>> = (0..KEYS).map(|key| keys.get(&key).cloned()).collect();
+            prop_assert_eq!(&seen.keys, &keys);
+        });
+    }
+}
