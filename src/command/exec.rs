@@ -266,15 +266,8 @@ impl<'q> Request<'q> {
         };
         transaction.counts = !self.command.has(flag::WRITE);
         session.reads(shared, self.command, &self.args);
-        let computed = transaction.whole(|transaction| {
-            compute(
-                (self.command, handler),
-                shared,
-                self.database,
-                transaction,
-                &self.args,
-            )
-        });
+        let computed = transaction
+            .whole(|transaction| compute((self.command, handler), shared, self.database, transaction, &self.args));
         let reply = match computed {
             Err(Fault::Error(text)) => Reply::Error(text),
             reply => reply?,
