@@ -27,7 +27,7 @@ use super::{Args, Data, Fault, Reply};
 use crate::database::Wait;
 use crate::database::waiters::Ticket;
 use crate::database::write::Write;
-use crate::log::ProduceError;
+use crate::log::{Completion, ProduceError};
 use crate::model::Collection;
 
 /// A client whose write has lost more than once tries again after a random pause: at most so long
@@ -44,6 +44,16 @@ enum Found {
     Taken(PendingReply),
     /// Nothing, as these writes under way leave it.
     Nothing(Vec<Arc<Write>>),
+}
+
+impl Found {
+    /// The writes under way that it was computed on.
+    fn depends(&self) -> &[Arc<Write>] {
+        match self {
+            Found::Taken(taken) => &taken.depends,
+            Found::Nothing(depends) => depends,
+        }
+    }
 }
 
 /// Why a client waits no longer.
@@ -76,22 +86,26 @@ pub(super) fn begin(
     }
     let deadline = asked.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let waiters = &shared.service.waiters;
-    let blocks = |taken, resolved| {
+    let blocks = |taken, resolved, resolved_on| {
         Step::Blocks(Blocks {
             deadline,
             taken,
             resolved,
+            resolved_on,
         })
     };
     let look = Look::default();
-    // Who reads a stream takes nothing from those that wait for it.
+    // XREAD takes nothing from those that wait. A new XREADGROUP may come before them, as in Redis.
     if blocking.of != Collection::Stream && waiters.any_wait(blocking.of, session.database, asked.keys) {
-        return blocks(None, look.resolved);
+        return blocks(None, look.resolved, Vec::new());
     }
     match take(session, shared, (command, blocking), args, &look) {
         Err(fault) => refused(fault),
-        Ok(Found::Taken(taken)) => blocks(Some(taken), look.resolved),
-        Ok(Found::Nothing(_)) => blocks(None, look.resolved),
+        Ok(Found::Taken(taken)) => {
+            let depends = taken.depends.to_vec();
+            blocks(Some(taken), look.resolved, depends)
+        }
+        Ok(Found::Nothing(depends)) => blocks(None, look.resolved, depends),
     }
 }
 
@@ -150,7 +164,7 @@ pub async fn found_at_once(
 /// [`found_at_once`].
 pub async fn serve(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, blocks: Blocks) -> Option<Reply> {
     let mut waiter = Waiter::new(session, shared, args, blocks.deadline)?;
-    waiter.resolved = blocks.resolved;
+    (waiter.resolved, waiter.resolved_on) = (blocks.resolved, blocks.resolved_on);
     let blocked = Blocked::until_unblocked(waiter.session);
     let reply = match waiter.wait().await {
         Ok(reply) => reply,
@@ -179,6 +193,8 @@ struct Waiter<'w> {
     lost: u32,
     /// See [`Look::resolved`].
     resolved: Resolved,
+    /// The writes under way that the look was computed on that found these ids.
+    resolved_on: Vec<Arc<Write>>,
     /// How long it has computed, and waited for the log.
     took: Duration,
 }
@@ -201,6 +217,7 @@ impl<'w> Waiter<'w> {
             deadline,
             lost: 0,
             resolved: Resolved::default(),
+            resolved_on: Vec::new(),
             took: Duration::ZERO,
         })
     }
@@ -233,20 +250,27 @@ impl<'w> Waiter<'w> {
                     biased;
                     ended = self.ended() => return Err(ended),
                     () = ticket.turn() => {}
-                    () = one_failed(&rests_on), if !rests_on.is_empty() => {
+                    () = one_failed(rests_on.iter().chain(&self.resolved_on)) => {
                         rests_on.clear();
+                        self.check_resolved();
                         ticket.try_again();
                     }
                 }
                 continue;
             };
+            self.check_resolved();
             let resolved = self.resolved.clone();
+            let was_resolved = resolved.get().is_some();
             let look = Look {
                 has_waited,
                 ready,
                 resolved,
             };
-            match self.turn(&look).await? {
+            let found = self.turn(&look).await?;
+            if !was_resolved && let Ok(found) = &found {
+                self.resolved_on = found.depends().to_vec();
+            }
+            match found {
                 Err(fault) => return Ok(error_reply(fault)),
                 Ok(Found::Taken(taken)) => {
                     taken.write.iter().for_each(|write| ticket.took(write));
@@ -262,6 +286,16 @@ impl<'w> Waiter<'w> {
                 }
             }
         }
+    }
+
+    /// Forgets the ids that XREAD reads from if a write failed that they were found on: `$` may
+    /// then be the id of an entry that never was in the stream.
+    fn check_resolved(&mut self) {
+        if self.resolved_on.iter().any(|write| write.has_failed()) {
+            self.resolved = Resolved::default();
+            self.resolved_on.clear();
+        }
+        self.resolved_on.retain(|write| write.outcome().is_none());
     }
 
     /// Looks at the keys. What has to happen before that may take as long as the client waits.
@@ -322,8 +356,8 @@ impl<'w> Waiter<'w> {
         }
     }
 
-    /// Waits for the write that takes elements. `None`: another writer came first, or a write that
-    /// it rested on failed.
+    /// Waits for the write that takes elements, and for the writes that it was computed on. `None`:
+    /// another writer came first, or a write that it rested on failed.
     async fn settled(&mut self, taken: PendingReply) -> Option<Reply> {
         let started = Instant::now();
         let (outstanding, service) = (&self.session.outstanding, &self.shared.service);
@@ -334,7 +368,13 @@ impl<'w> Waiter<'w> {
             Some(write) => write.finished().await.clone(),
             None => Ok(()),
         };
+        let mut rests_on_failed = false;
+        for write in &taken.depends {
+            rests_on_failed |= write.finished().await.is_err();
+        }
         let reply = match own {
+            // With a write of its own it would have lost.
+            Ok(()) if rests_on_failed && taken.write.is_none() => None,
             Ok(()) => Some(taken.reply),
             Err(ProduceError::Stale { after }) => {
                 self.lost += 1;
@@ -382,7 +422,7 @@ async fn ended(client: Arc<Client>, shared: &Shared, deadline: Option<Instant>) 
 }
 
 /// Waits until one of these writes has failed.
-async fn one_failed(writes: &[Arc<Write>]) {
+async fn one_failed(writes: impl Iterator<Item = &Arc<Write>>) {
     for write in writes {
         if write.finished().await.is_err() {
             return;

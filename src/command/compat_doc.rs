@@ -54,7 +54,8 @@ const DIFFERENCES: &[&str] = &[
     "**A list is one record**, and so is a small hash, set or sorted set: a write of it sends the whole record, up to the topic's largest one. It is for hundreds of elements. \
      A large hash, set or sorted set has a record for each element (`split-collections`), and so has every stream.",
     "**Consumers of a group have no record.** Those with pending entries are known from these on every node; others only to the node that they have asked, \
-     until it restarts. A trim that removes more than 100,000 entries at once is an error.",
+     until it restarts. A trim that removes more than 100,000 entries at once is an error, also one of XADD with an exact MAXLEN or MINID. XREADGROUP gives \
+     at most 10,000 entries at once.",
     "**Memory is a cache.** `maxmemory` bounds the keys and values that are kept in memory; all keys are in the local store, and none is ever evicted. \
      `used_memory` of INFO is what `maxmemory` bounds; the resident set, with the store's cache and all else, is `used_memory_rss`.",
     "**Clients that do not read** are not buffered for without a bound: while their replies cannot be sent none of their further commands is run, but up to 64 MB of requests \

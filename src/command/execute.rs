@@ -308,4 +308,4 @@ fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
 
 #[cfg(test)]
 #[path = "execute_tests.rs"]
-mod tests;
+pub(crate) mod tests;

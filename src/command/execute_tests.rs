@@ -10,7 +10,7 @@ use crate::log::ProduceError;
 use crate::resp::Version;
 use crate::telemetry::Stats;
 
-fn shared(f: &Fixture) -> Arc<Shared> {
+pub(crate) fn shared(f: &Fixture) -> Arc<Shared> {
     Arc::new(Shared {
         service: f.service.clone(),
         config: Arc::new(Config::default()),

@@ -70,6 +70,8 @@ pub struct Blocks {
     pub(super) taken: Option<PendingReply>,
     /// What the first look has found, for the later ones.
     pub(super) resolved: Resolved,
+    /// The writes under way that the first look was computed on.
+    pub(super) resolved_on: Vec<Arc<Write>>,
 }
 
 /// What MULTI queued and WATCH found, so that EXEC can be computed again.

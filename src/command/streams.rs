@@ -11,6 +11,8 @@ mod groups;
 mod ids;
 mod info;
 mod reading;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use self::reading::{XREAD, XREADGROUP};

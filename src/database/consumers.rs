@@ -7,8 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// The most consumers that are remembered. Those that were not seen for longest go first.
+/// The most consumers that are remembered, and the most bytes of their names and their groups'.
+/// Those that were not seen for longest go first.
 const MOST: usize = 100_000;
+const MOST_BYTES: usize = 16 << 20;
+/// A consumer is not remembered if its name and that of its group have more bytes together.
+const LONGEST: usize = 2_048;
 
 /// When a consumer was seen, milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub struct SeenConsumer {
 pub type GroupName = (u16, Bytes, Bytes);
 
 /// What a command notes, once it has been computed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsumerNote {
     Seen {
         consumer: Bytes,
@@ -49,6 +53,21 @@ pub struct Consumers {
 struct Groups {
     by_group: HashMap<GroupName, ByName>,
     count: usize,
+    bytes: usize,
+}
+
+fn bytes_of(group: &GroupName) -> usize {
+    group.1.len() + group.2.len()
+}
+
+impl ConsumerNote {
+    /// Whether it can be remembered.
+    pub fn fits(&self, group: &GroupName) -> bool {
+        match self {
+            ConsumerNote::Seen { consumer, .. } => bytes_of(group) + consumer.len() <= LONGEST,
+            ConsumerNote::Gone { .. } | ConsumerNote::GroupGone => true,
+        }
+    }
 }
 
 /// Brings what is known of a group's consumers up to date.
@@ -72,35 +91,71 @@ impl Consumers {
         self.groups.lock().by_group.get(group).cloned().unwrap_or_default()
     }
 
+    /// Whether this consumer of a group was seen.
+    pub fn has(&self, group: &GroupName, consumer: &[u8]) -> bool {
+        let groups = self.groups.lock();
+        let of_group = groups.by_group.get(group);
+        of_group.is_some_and(|consumers| consumers.contains_key(consumer))
+    }
+
     pub fn note(&self, notes: &[(GroupName, ConsumerNote)]) {
         if notes.is_empty() {
             return;
         }
         let mut groups = self.groups.lock();
         for (group, what) in notes {
-            let consumers = groups.by_group.entry(group.clone()).or_default();
-            let before = consumers.len();
-            note(consumers, what);
-            let after = consumers.len();
-            if after == 0 {
-                groups.by_group.remove(group);
-            }
-            groups.count = groups.count + after - before;
+            groups.note(group, what);
         }
-        if groups.count > MOST {
+        while groups.count > MOST || groups.bytes > MOST_BYTES {
             groups.forget_oldest();
         }
     }
 }
 
 impl Groups {
+    fn note(&mut self, group: &GroupName, what: &ConsumerNote) {
+        let known = self.by_group.get_mut(group);
+        match (what, known) {
+            (ConsumerNote::Seen { consumer, .. }, Some(consumers)) => {
+                if !consumers.contains_key(consumer) {
+                    self.count += 1;
+                    self.bytes += consumer.len();
+                }
+                note(consumers, what);
+            }
+            (ConsumerNote::Seen { consumer, .. }, None) => {
+                let mut consumers = ByName::new();
+                note(&mut consumers, what);
+                self.by_group.insert(group.clone(), consumers);
+                self.count += 1;
+                self.bytes += bytes_of(group) + consumer.len();
+            }
+            (ConsumerNote::Gone { consumer }, Some(consumers)) => {
+                if consumers.remove(consumer).is_some() {
+                    self.count -= 1;
+                    self.bytes -= consumer.len();
+                }
+                if consumers.is_empty() {
+                    self.by_group.remove(group);
+                    self.bytes -= bytes_of(group);
+                }
+            }
+            (ConsumerNote::GroupGone, Some(_)) => {
+                let consumers = self.by_group.remove(group).unwrap_or_default();
+                self.count -= consumers.len();
+                self.bytes -= bytes_of(group) + consumers.keys().map(Bytes::len).sum::<usize>();
+            }
+            (ConsumerNote::Gone { .. } | ConsumerNote::GroupGone, None) => {}
+        }
+    }
+
     /// Forgets half of them.
     fn forget_oldest(&mut self) {
         let all = self.by_group.values().flat_map(|consumers| consumers.values());
         let mut times: Vec<u64> = all.map(|consumer| consumer.seen).collect();
         let middle = times.len() / 2;
         let (_, limit, _) = times.select_nth_unstable(middle);
-        let (limit, mut left) = (*limit, MOST / 2);
+        let (limit, mut left) = (*limit, times.len() - middle);
         self.by_group.retain(|_, consumers| {
             consumers.retain(|_, consumer| {
                 let stays = consumer.seen >= limit && left > 0;
@@ -110,6 +165,8 @@ impl Groups {
             !consumers.is_empty()
         });
         self.count = self.by_group.values().map(BTreeMap::len).sum();
+        let names = self.by_group.values().flat_map(BTreeMap::keys).map(Bytes::len);
+        self.bytes = self.by_group.keys().map(bytes_of).sum::<usize>() + names.sum::<usize>();
     }
 }
 
@@ -145,7 +202,29 @@ mod tests {
         assert_eq!(consumers.of(&group("g")).len(), 1);
         note(ConsumerNote::GroupGone);
         assert_eq!(consumers.of(&group("g")), ByName::new());
-        assert_eq!(consumers.groups.lock().count, 0);
+        let groups = consumers.groups.lock();
+        assert_eq!((groups.count, groups.bytes), (0, 0));
+    }
+
+    #[test]
+    fn their_names_are_bounded() {
+        let consumers = Consumers::default();
+        let name = |at: u64| format!("{at:0width$}", width = LONGEST - 100);
+        let last = 3 * (MOST_BYTES / LONGEST) as u64;
+        for at in 0..=last {
+            consumers.note(&[(group("g"), seen(name(at), at, false))]);
+        }
+        let of = consumers.of(&group("g"));
+        let bytes: usize = of.keys().map(Bytes::len).sum();
+        let groups = consumers.groups.lock();
+        assert_eq!((groups.count, groups.bytes), (of.len(), bytes + bytes_of(&group("g"))));
+        assert!(
+            (MOST_BYTES / 3..=MOST_BYTES).contains(&groups.bytes),
+            "{}",
+            groups.bytes
+        );
+        assert!(of.contains_key(name(last).as_bytes()), "the newest is known");
+        assert!(!seen(name(0).repeat(2), 0, false).fits(&group("g")));
     }
 
     #[test]

@@ -832,10 +832,12 @@ impl Service {
                     let database = &self.databases[*database as usize];
                     let alike = write.items[index..].iter();
                     let alike = alike.take_while(|other| other.is_of_collection(item));
-                    let names = alike.filter_map(|item| Some(&item.name()?.1[..]));
+                    let names = alike.clone().filter_map(|item| Some(&item.name()?.1[..]));
                     database.elements.pend(names, &write, index);
                     database.watches.changed(home_key(key));
-                    self.waiters.changed(item.database(), home_key(key));
+                    if self.waiters.any() {
+                        self.wake(item.database(), alike);
+                    }
                 }
                 Item::Flush { database } => {
                     let number = *database;
@@ -864,6 +866,15 @@ impl Service {
         );
         drop(given_up);
         write
+    }
+
+    /// Wakes those that wait at the collection of these elements, once for all of them.
+    fn wake<'i>(&self, database: u16, mut alike: impl Iterator<Item = &'i Item> + Clone) {
+        let first = alike.clone().next();
+        let concerning = alike.find(|item| item.concerns_readers());
+        if let Some(Item::Element { key, element, .. }) = concerning.or(first) {
+            self.waiters.element_changed(database, key, element.is_some());
+        }
     }
 
     /// True if so many states wait for the store that writes have to wait.

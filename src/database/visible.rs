@@ -14,7 +14,7 @@ use parking_lot::RwLock;
 
 use super::hot::{At, Lookup};
 use super::notices::Notice;
-use super::write::Write;
+use super::write::{Item, Write};
 use super::{Database, Seen, Service, now_ms};
 use crate::model::{Collection, Entry, Value, home_key};
 use crate::store::StoreError;
@@ -190,6 +190,11 @@ impl Service {
         }
         of.moments.changed(key);
         if is_new && changes {
+            // The others were asked when the write was handed over. Those that only read see it from
+            // now on.
+            if is_there {
+                self.waiters.shown(database, key);
+            }
             self.tell(database, key, (is_there, false), at, Some((write, in_group)));
         }
     }
@@ -225,6 +230,12 @@ impl Service {
                 of.watches.changed(key);
             }
             if is_told {
+                match (is_there, own.is_some()) {
+                    (true, true) => self.waiters.shown(database, key),
+                    (true, false) => self.waiters.changed(database, key),
+                    (false, true) => {}
+                    (false, false) => self.waiters.gone(database, key),
+                }
                 self.tell(
                     database,
                     key,
@@ -248,6 +259,7 @@ impl Service {
     ) {
         let of = &self.databases[database as usize];
         let value = write.items[item].element_value();
+        let is_there = value.is_some();
         let is_new = of
             .elements
             .resolve(record_key, write, Some((at, value)), of.stored(at.partition));
@@ -257,6 +269,12 @@ impl Service {
         }
         of.moments.changed(key);
         if is_new {
+            // One turn is enough for entries that stand side by side.
+            let next = write.items.get(item + 1);
+            let follows = |next: &Item| next.concerns_readers() && next.is_of_collection(&write.items[item]);
+            if self.waiters.any() && !next.is_some_and(follows) {
+                self.waiters.element_shown(database, record_key, is_there);
+            }
             self.tell(database, key, (true, false), at, Some((write, in_group)));
         }
     }
@@ -276,11 +294,16 @@ impl Service {
             true => of.elements.written_by(record_key, value.as_ref()),
             false => None,
         };
+        let is_there = value.is_some();
         if of.elements.apply(record_key, at, value, insert, stored) {
             let key = home_key(record_key);
             of.snapshots.changed(key);
             of.moments.changed(key);
             of.watches.changed(key);
+            match own.is_some() {
+                true => self.waiters.element_shown(database, record_key, is_there),
+                false => self.waiters.element_changed(database, record_key, is_there),
+            }
             self.tell(database, key, (true, false), at, own.as_ref().map(|own| (own, false)));
         }
     }
@@ -317,14 +340,6 @@ impl Service {
         at: At,
         own: Option<(&Arc<Write>, bool)>,
     ) {
-        // For own records they were asked when the write was handed over.
-        match (is_there, own.is_some()) {
-            // Those that only read see it from now on.
-            (true, true) => self.waiters.shown(database, key),
-            (false, true) => {}
-            (true, false) => self.waiters.changed(database, key),
-            (false, false) => self.waiters.gone(database, key),
-        }
         let what = match is_there {
             true => What::Written(key),
             false => What::Deleted(key),

@@ -22,8 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Service;
+use super::elements;
 use super::write::Write;
-use crate::model::Collection;
+use crate::model::{Collection, StreamPart, home_key};
 
 /// All clients of this node that wait for elements.
 #[derive(Default)]
@@ -106,6 +107,20 @@ impl Waiters {
         }
     }
 
+    /// As [`Waiters::changed`], for the collection of this element, which was written or removed.
+    pub(super) fn element_changed(&self, database: u16, record_key: &[u8], is_there: bool) {
+        if !self.any() {
+            return;
+        }
+        let key = home_key(record_key);
+        let mut queues = self.queues.lock();
+        queues.changed(Collection::List, database, key);
+        queues.changed(Collection::SortedSet, database, key);
+        if concerns_readers(record_key, is_there) {
+            queues.changed(Collection::Stream, database, key);
+        }
+    }
+
     /// Whether any client waits.
     pub(super) fn any(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
@@ -116,6 +131,13 @@ impl Waiters {
     pub(super) fn shown(&self, database: u16, key: &[u8]) {
         if self.any() {
             self.queues.lock().changed(Collection::Stream, database, key);
+        }
+    }
+
+    /// As [`Waiters::shown`], for this element of a collection.
+    pub(super) fn element_shown(&self, database: u16, record_key: &[u8], is_there: bool) {
+        if self.any() && concerns_readers(record_key, is_there) {
+            self.shown(database, home_key(record_key));
         }
     }
 
@@ -155,6 +177,17 @@ impl Waiters {
                 queues.changed(of, database, &key);
             }
         }
+    }
+}
+
+/// Whether those that wait for entries of a stream have to look again after this element was
+/// written or removed: an entry has come, or a group has gone. Deliveries and acknowledgements
+/// happen for each entry and bring nobody anything.
+pub(super) fn concerns_readers(record_key: &[u8], is_there: bool) -> bool {
+    let (_, sub_key) = elements::split(record_key);
+    match is_there {
+        true => StreamPart::is_entry(sub_key),
+        false => matches!(StreamPart::parse(sub_key), Ok(StreamPart::Group(_))),
     }
 }
 
@@ -331,12 +364,15 @@ impl Ticket {
         queues.next(of, database, &keys);
     }
 
-    /// Gives the next client in each of its queues a turn.
+    /// Gives the next client in each of its queues a turn. A change of a stream has done so already.
     fn pass_on(&self) {
         let mut queues = self.service.waiters.queues.lock();
         let Some(client) = queues.clients.get(&self.number) else {
             return;
         };
+        if client.of == Collection::Stream {
+            return;
+        }
         let (of, database, keys) = (client.of, client.database, client.keys.clone());
         // Those behind it look at the key first that it has looked at first.
         let first = client.looks_at.clone();
@@ -369,8 +405,9 @@ impl Drop for Ticket {
                 queues.by_type.remove(&(of, database));
             }
         }
-        // What it has not taken is for others.
+        // What it has not taken is for others. Those that wait at a stream have all been given a turn.
         let has_taken = match &client.state {
+            _ if of == Collection::Stream => true,
             State::Took(write) => matches!(write.outcome(), Some(Ok(()))),
             State::Waits => !client.unsure,
             State::Due => false,
@@ -379,5 +416,71 @@ impl Drop for Ticket {
             keys.iter().for_each(|key| queues.changed(of, database, key));
         }
         queues.next(of, database, &keys);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::database::tests::Fixture;
+    use crate::model::{ElementName, StreamId, Version};
+
+    /// How often each of these was woken, once or not at all.
+    fn woken(tickets: &[Ticket]) -> usize {
+        let is_woken = |ticket: &&Ticket| {
+            let turn = std::pin::pin!(ticket.turn());
+            turn.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+        };
+        tickets.iter().filter(is_woken).count()
+    }
+
+    #[test]
+    fn an_entry_gives_each_reader_of_a_stream_one_turn() {
+        const READERS: usize = 20;
+        let f = Fixture::new(false);
+        let waiters = &f.service.waiters;
+        let new = |_| Ticket::new(&f.service, Collection::Stream, 0, &[b"s"]);
+        let mut tickets: Vec<Ticket> = (0..READERS).map(new).collect();
+        for ticket in &tickets {
+            assert!(ticket.begin().is_some(), "it looks when it comes");
+            ticket.found_nothing(false);
+        }
+        woken(&tickets);
+        let version = Version::new(1);
+        let name = |part: StreamPart| {
+            let sub_key = &part.sub_key()[..];
+            ElementName {
+                key: b"s",
+                version,
+                sub_key,
+            }
+            .record_key()
+        };
+        let id = StreamId { ms: 1, seq: 1 };
+        for (part, is_there) in [
+            (StreamPart::Pending(b"g", id), true),
+            (StreamPart::Pending(b"g", id), false),
+            (StreamPart::Group(b"g"), true),
+            (StreamPart::Entry(id), false),
+        ] {
+            waiters.element_changed(0, &name(part), is_there);
+            waiters.element_shown(0, &name(part), is_there);
+            assert_eq!(woken(&tickets), 0, "{part:?}");
+        }
+        waiters.element_shown(0, &name(StreamPart::Entry(id)), true);
+        assert_eq!(woken(&tickets), READERS);
+        while !tickets.is_empty() {
+            let served = tickets.remove(0);
+            assert!(served.begin().is_some(), "it is its turn");
+            drop(served);
+            assert_eq!(woken(&tickets), tickets.len().min(1), "the next one alone");
+        }
+        let tickets = [new(0)];
+        assert!(tickets[0].begin().is_some());
+        tickets[0].found_nothing(false);
+        waiters.element_changed(0, &name(StreamPart::Group(b"g")), false);
+        assert_eq!(woken(&tickets), 1, "a group has gone");
     }
 }

@@ -14,6 +14,7 @@ use super::functions;
 use super::hot::At;
 use super::notices::Notice;
 use super::visible::Shown;
+use super::waiters;
 use crate::log::{Appended, Completion, Condition, ProduceError, Read, TopicPartition};
 use crate::model::{Collection, Element, ElementName, Entry, Features, State, Value, home_key};
 
@@ -65,6 +66,14 @@ impl Item {
         match self {
             Item::Key { database, key, .. } | Item::Element { database, key, .. } => Some((*database, key)),
             Item::Flush { .. } | Item::Tombstone { .. } | Item::Features { .. } | Item::Function { .. } => None,
+        }
+    }
+
+    /// See [`waiters::concerns_readers`].
+    pub fn concerns_readers(&self) -> bool {
+        match self {
+            Item::Element { key, element, .. } => waiters::concerns_readers(key, element.is_some()),
+            _ => false,
         }
     }
 

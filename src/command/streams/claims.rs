@@ -60,8 +60,12 @@ impl<'a> Claim<'a> {
             Some(pending) if data.now().saturating_sub(pending.delivered) < self.idle => return Ok(Claimed::Nothing),
             Some(pending) => pending.count,
             None if self.force => {
-                // A group that is destroyed meanwhile must not leave it behind.
-                stream.group_to_change(data, self.group)?;
+                // XGROUP DESTROY on another node does not know this pending entry and would leave it
+                // behind. It rests on the group, so that is written too, as it is.
+                let Some(group) = stream.group_to_change(data, self.group)? else {
+                    return Ok(Claimed::Nothing);
+                };
+                stream.put(data, &StreamPart::Group(self.group), Some(group.element()))?;
                 1
             }
             None => return Ok(Claimed::Nothing),
@@ -93,7 +97,7 @@ fn number(argument: &[u8], what: &str) -> Result<i64, Fault> {
 pub(super) fn xclaim(data: &mut Data, args: Args) -> Outcome {
     let (key, group) = (args[1], args[2]);
     let stream = match Stream::change(data, key)? {
-        Some(stream) if stream.group(group)?.is_some() => stream,
+        Some(stream) if stream.has_group(data, group)? => stream,
         _ => return Err(no_key_or_group(key, group, b"")),
     };
     let now = data.now();
@@ -178,7 +182,7 @@ pub(super) fn xautoclaim(data: &mut Data, args: Args) -> Outcome {
     }
     let (key, group) = (args[1], args[2]);
     let stream = match Stream::change(data, key)? {
-        Some(stream) if stream.group(group)?.is_some() => stream,
+        Some(stream) if stream.has_group(data, group)? => stream,
         _ => return Err(no_key_or_group(key, group, b"")),
     };
     let (mut taken, mut deleted) = (Vec::new(), Vec::new());
@@ -202,6 +206,9 @@ pub(super) fn xautoclaim(data: &mut Data, args: Args) -> Outcome {
         true => stream.pending_at(next)?.id,
         false => StreamId::MIN,
     };
+    if taken.is_empty() && deleted.is_empty() {
+        stream.depend_on_all(data)?;
+    }
     note_seen(data, &stream, (group, claim.consumer), !taken.is_empty());
     Ok(Reply::Array(vec![
         show_id(cursor),

@@ -159,7 +159,12 @@ pub(super) fn xtrim(data: &mut Data, args: Args) -> Outcome {
     let (Some(mut stream), Some(trim)) = (Stream::change(data, args[1])?, &options.trim) else {
         return Ok(Reply::Int(0));
     };
-    Ok(Reply::Int(remove_oldest(data, &mut stream, trim)? as i64))
+    let removed = remove_oldest(data, &mut stream, trim)?;
+    if removed == 0 {
+        // Perhaps others remove them just now.
+        stream.depend_on_all(data)?;
+    }
+    Ok(Reply::Int(removed as i64))
 }
 
 /// Removes what is not to be kept. Returns how many entries that were.
@@ -172,13 +177,15 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
         Keep::From(id) => stream.between(StreamId::MIN, id)?.len() - usize::from(stream.entry(id)?.is_some()),
     };
     let count = match trim.approximate {
-        true => whole_blocks(stream, &entries, surplus, (trim.limit, data.config.stream_block()))?,
+        true => whole_blocks(data, stream, surplus, trim.limit)?,
         false => surplus,
     };
     if count == 0 {
         return Ok(0);
     }
     let last = stream.last_to_rest_on(data)?;
+    // Another node that removes the oldest entries at the same time must not count them too.
+    stream.rest_on(data, &StreamPart::Entry(stream.id_at(entries.start)?))?;
     for place in entries.start..entries.start + count {
         data.transaction.works(REMOVED)?;
         let id = stream.id_at(place)?;
@@ -192,12 +199,8 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
 }
 
 /// How many of the surplus entries are in blocks that go as a whole.
-fn whole_blocks(
-    stream: &Stream,
-    entries: &Range<usize>,
-    surplus: usize,
-    (limit, block): (u64, u64),
-) -> Result<usize, Fault> {
+fn whole_blocks(data: &mut Data, stream: &Stream, surplus: usize, limit: u64) -> Result<usize, Fault> {
+    let (entries, block) = (stream.entries()?, data.config.stream_block());
     let most = match limit {
         0 => surplus,
         limit => surplus.min(usize::try_from(limit).unwrap_or(usize::MAX)),
@@ -205,6 +208,7 @@ fn whole_blocks(
     let block_of = |place: usize| Ok::<u64, Fault>(stream.ordinal_at(place)?.saturating_sub(1) / block);
     let mut whole = 0;
     while whole < most {
+        data.transaction.works(REMOVED)?;
         let this = block_of(entries.start + whole)?;
         // Entries of a block stand side by side, at most so many.
         let widest = usize::try_from(block).unwrap_or(usize::MAX);

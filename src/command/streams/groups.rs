@@ -160,15 +160,17 @@ pub(super) fn destroy(data: &mut Data, args: Args) -> Outcome {
 /// The stream and its group, for a command about a consumer.
 fn stream_with_group<'k>(data: &mut Data, args: Args<'k>) -> Result<Stream<'k>, Fault> {
     let stream = existing(data, args[2])?;
-    match stream.group(args[3])? {
-        Some(_) => Ok(stream),
-        None => Err(no_group(args[2], args[3])),
+    match stream.has_group(data, args[3])? {
+        true => Ok(stream),
+        false => Err(no_group(args[2], args[3])),
     }
 }
 
 pub(super) fn create_consumer(data: &mut Data, args: Args) -> Outcome {
     let stream = stream_with_group(data, args)?;
-    let known = consumers(data, &stream, args[3])?.contains_key(args[4]);
+    let name = stream.group_name(data.database, args[3]);
+    let known = data.transaction.has_seen_consumer(&name, args[4])
+        || with_pending(data, &stream, args[3])?.contains_key(args[4]);
     if !known {
         note_seen(data, &stream, (args[3], args[4]), false);
     }
@@ -197,6 +199,8 @@ pub(super) fn delete_consumer(data: &mut Data, args: Args) -> Outcome {
         stream.put(data, &StreamPart::Pending(group, pending.id), None)?;
         removed += 1;
     }
+    // Those that others have just taken from it are not counted.
+    stream.depend_on_all(data)?;
     let name = stream.group_name(data.database, group);
     let gone = ConsumerNote::Gone {
         consumer: own(consumer),
@@ -216,6 +220,18 @@ pub(super) struct Consumer {
 
 /// The consumers of a group: those with pending entries, and those that this node has seen.
 pub(super) fn consumers(data: &mut Data, stream: &Stream, group: &[u8]) -> Result<BTreeMap<Bytes, Consumer>, Fault> {
+    let mut consumers = with_pending(data, stream, group)?;
+    let seen = data.transaction.consumers(&stream.group_name(data.database, group));
+    for (name, seen) in seen {
+        let consumer = consumers.entry(name).or_default();
+        consumer.seen = consumer.seen.max(seen.seen);
+        consumer.active = consumer.active.max(seen.active);
+    }
+    Ok(consumers)
+}
+
+/// The consumers of a group that have pending entries.
+fn with_pending(data: &mut Data, stream: &Stream, group: &[u8]) -> Result<BTreeMap<Bytes, Consumer>, Fault> {
     let mut consumers: BTreeMap<Bytes, Consumer> = BTreeMap::new();
     for place in stream.all_pending(group)? {
         data.transaction.works(LOOKED_AT)?;
@@ -225,12 +241,6 @@ pub(super) fn consumers(data: &mut Data, stream: &Stream, group: &[u8]) -> Resul
         consumer.active = consumer.active.max(Some(pending.held.delivered));
         consumer.pending.push((pending.id, pending.held));
     }
-    let seen = data.transaction.consumers(&stream.group_name(data.database, group));
-    for (name, seen) in seen {
-        let consumer = consumers.entry(name).or_default();
-        consumer.seen = seen.seen;
-        consumer.active = seen.active.max(consumer.active.filter(|_| seen.active.is_none()));
-    }
     Ok(consumers)
 }
 
@@ -238,7 +248,7 @@ pub(super) fn xack(data: &mut Data, args: Args) -> Outcome {
     let (key, group) = (args[1], args[2]);
     let stream = Stream::change(data, key)?;
     let stream = match stream {
-        Some(stream) if stream.group(group)?.is_some() => stream,
+        Some(stream) if stream.has_group(data, group)? => stream,
         _ => return Ok(Reply::Int(0)),
     };
     let ids = args[3..].iter().map(|id| ids::strict(id, 0));
@@ -315,8 +325,7 @@ fn summary(data: &mut Data, stream: &Stream, group: &[u8]) -> Outcome {
         ]));
     }
     let [first, last] = [places.start, places.end - 1].map(|place| stream.pending_at(place));
-    let of_consumers = consumers(data, stream, group)?.into_iter();
-    let of_consumers = of_consumers.filter(|(_, consumer)| !consumer.pending.is_empty());
+    let of_consumers = with_pending(data, stream, group)?.into_iter();
     let of_consumers = of_consumers.map(|(name, consumer)| {
         let count = consumer.pending.len().to_string();
         Reply::Array(vec![Reply::Bulk(name), Reply::bulk(count)])

@@ -17,6 +17,8 @@ use crate::model::{Collection, StreamId, StreamPart, StreamPending};
 
 /// The most entries that a client gets that has waited and named no COUNT.
 const AFTER_WAITING: usize = 1_000;
+/// The most entries that XREADGROUP gives at once. Each is a record, and a write has a bound.
+const MOST_GIVEN: usize = 10_000;
 
 const UNBALANCED: &str = "ERR Unbalanced XREAD list of streams: for each stream key an ID or '$' must be specified.";
 const NO_DOLLAR: &str = "ERR The $ ID is meaningless in the context of XREADGROUP: you want to read the history of \
@@ -210,7 +212,7 @@ fn read_group(data: &mut Data, request: &Request, look: &Look) -> Result<Option<
         };
         wanted.push(Some((stream, id)));
     }
-    let mut found = Found::new();
+    let (mut found, mut left) = (Found::new(), MOST_GIVEN);
     for place in request.places(look) {
         // A key that is named twice is read twice.
         let Some((mut stream, id)) = wanted[place].take() else {
@@ -218,13 +220,14 @@ fn read_group(data: &mut Data, request: &Request, look: &Look) -> Result<Option<
         };
         stream.refresh(data)?;
         let entries = match id {
-            Some(id) => Some(history(data, &stream, request, id)?),
-            None => deliver(data, &stream, request, look)?,
+            Some(id) => Some(history(data, &stream, request, (id, left))?),
+            None => deliver(data, &stream, request, (look, left))?,
         };
         note_seen(data, &stream, (request.group, request.consumer), entries.is_some());
         if let Some(entries) = entries {
+            left -= entries.len();
             found.push((Reply::bulk(request.keys[place]), Reply::Array(entries)));
-            if look.has_waited {
+            if look.has_waited || left == 0 {
                 break;
             }
         }
@@ -252,16 +255,25 @@ fn no_such_group(key: &[u8], group: &[u8]) -> Fault {
     no_key_or_group(key, group, b" in XREADGROUP with GROUP option")
 }
 
-/// Gives the consumer entries that no consumer of the group was given. `None`: there are none.
-fn deliver(data: &mut Data, stream: &Stream, request: &Request, look: &Look) -> Result<Option<Vec<Reply>>, Fault> {
+/// Gives the consumer at most `left` entries that no consumer of the group was given. `None`: there
+/// are none.
+fn deliver(
+    data: &mut Data,
+    stream: &Stream,
+    request: &Request,
+    (look, left): (&Look, usize),
+) -> Result<Option<Vec<Reply>>, Fault> {
     let Some(mut group) = stream.group_to_change(data, request.group)? else {
         return Ok(None);
     };
     let Some(first) = group.last.next() else {
         return Ok(None);
     };
-    let places = page(stream.between(first, StreamId::MAX)?, request.most(look), false);
+    let most = request.most(look).unwrap_or(left).min(left);
+    let places = page(stream.between(first, StreamId::MAX)?, Some(most), false);
     if places.is_empty() {
+        // Perhaps others remove entries just now, and fail.
+        stream.depend_on_all(data)?;
         return Ok(None);
     }
     let added = stream.last()?.added;
@@ -290,9 +302,15 @@ fn deliver(data: &mut Data, stream: &Stream, request: &Request, look: &Look) -> 
     Ok(Some(shown))
 }
 
-/// The entries behind an id that the consumer was given and has not acknowledged. They count as
-/// given once more.
-fn history(data: &mut Data, stream: &Stream, request: &Request, after: StreamId) -> Result<Vec<Reply>, Fault> {
+/// At most `left` entries behind an id that the consumer was given and has not acknowledged. They
+/// count as given once more.
+fn history(
+    data: &mut Data,
+    stream: &Stream,
+    request: &Request,
+    (after, left): (StreamId, usize),
+) -> Result<Vec<Reply>, Fault> {
+    let most = request.count.unwrap_or(left).min(left);
     let mut shown = Vec::new();
     let first = after.next().unwrap_or(StreamId::MAX);
     for place in stream.pending_places(request.group, first, StreamId::MAX)? {
@@ -315,9 +333,12 @@ fn history(data: &mut Data, stream: &Stream, request: &Request, after: StreamId)
                 show_entry(data, pending.id, entry)?
             }
         });
-        if request.count == Some(shown.len()) {
+        if shown.len() == most {
             break;
         }
+    }
+    if shown.is_empty() {
+        stream.depend_on_all(data)?;
     }
     Ok(shown)
 }

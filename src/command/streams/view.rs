@@ -140,7 +140,10 @@ impl<'k> Stream<'k> {
 
     /// The id of the entry at a place.
     pub fn id_at(&self, place: usize) -> Result<StreamId, Fault> {
-        let held = self.at(place)?;
+        self.id_of(self.at(place)?)
+    }
+
+    fn id_of(&self, held: &Held) -> Result<StreamId, Fault> {
         match StreamPart::parse(&held.name) {
             Ok(StreamPart::Entry(id)) => Ok(id),
             Ok(_) => Err(self.broken("it is no entry")),
@@ -150,8 +153,8 @@ impl<'k> Stream<'k> {
 
     /// The entry at a place.
     pub fn entry_at(&self, place: usize) -> Result<(StreamId, StreamEntry), Fault> {
-        let id = self.id_at(place)?;
-        Ok((id, self.read_as(self.at(place)?, StreamEntry::of)?))
+        let held = self.at(place)?;
+        Ok((self.id_of(held)?, self.read_as(held, StreamEntry::of)?))
     }
 
     /// The ordinal of the entry at a place.
@@ -271,6 +274,25 @@ impl Stream<'_> {
         let element = self.rest_on(data, &StreamPart::Group(name))?;
         let group = element.map(|element| StreamGroup::of(&element)).transpose();
         group.map_err(|problem| self.broken(problem))
+    }
+
+    /// Whether there is such a group. The outcome depends on the write under way that it comes
+    /// from, or that has removed it. Nothing rests on the group's state: each delivery changes it.
+    pub fn has_group(&self, data: &mut Data, name: &[u8]) -> Result<bool, Fault> {
+        match self.named(&StreamPart::Group(name)) {
+            Some(held) => {
+                data.transaction
+                    .depend_on_picked(data.database, self.key, &self.split, held)?;
+                Ok(true)
+            }
+            None => Ok(self.group_to_change(data, name)?.is_some()),
+        }
+    }
+
+    /// The outcome depends on every write under way of the stream: for a command that finds
+    /// nothing, perhaps because others remove it just now.
+    pub fn depend_on_all(&self, data: &mut Data) -> Result<(), Fault> {
+        data.transaction.depend_on_seen(data.database, self.key, &self.split)
     }
 
     /// A pending entry; what is written rests on it.

@@ -278,9 +278,21 @@ impl Transaction<'_> {
         {
             return self.depend_on(write);
         }
-        // That write has ended since: perhaps it has failed.
-        let all = all.depends.clone();
-        all.into_iter().try_for_each(|write| self.depend_on(write))
+        // A write of it may have ended since: perhaps it has failed. No other write matters.
+        let writes_it = |item: &Item| item.name() == Some((database, name));
+        let of_it = all.depends.iter().filter(|write| write.items.iter().any(writes_it));
+        let of_it: Vec<Arc<Write>> = of_it.cloned().collect();
+        of_it.into_iter().try_for_each(|write| self.depend_on(write))
+    }
+
+    /// The outcome depends on all writes under way that the elements come from, which were read.
+    /// For a command that finds nothing, so that it need not rest on all elements.
+    pub fn depend_on_seen(&mut self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
+        let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) else {
+            return Ok(());
+        };
+        let depends = all.depends.clone();
+        depends.into_iter().try_for_each(|write| self.depend_on(write))
     }
 
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests

@@ -53,6 +53,8 @@ const MAX_BYTES: usize = 256 << 20;
 /// The most elements of split collections that one transaction writes: what Kafka can end within
 /// the write timeout.
 pub const MOST_ELEMENTS: usize = 100_000;
+/// The most that one transaction notes of consumers of streams.
+const MOST_NOTES: usize = 10_000;
 /// What each record counts besides its key and value. On its way to the log and to memory it takes
 /// three times as much.
 const RECORD_BYTES: usize = 256;
@@ -201,9 +203,26 @@ impl<'s> Transaction<'s> {
         self.service.databases[database as usize].contention.is_contended(key)
     }
 
-    /// Notes something of a consumer of a stream, once this has been computed.
+    /// Notes something of a consumer of a stream, once this has been computed. After
+    /// [`MOST_NOTES`] nothing is noted any more: only this node's memory lacks it then.
     pub fn note_consumer(&mut self, group: &GroupName, note: ConsumerNote) {
-        self.consumer_notes.push((group.clone(), note));
+        let mut newest = self.consumer_notes.iter().rev().take(LINEAR);
+        let is_known = newest.any(|(of, known)| of == group && *known == note);
+        if !is_known && note.fits(group) && self.consumer_notes.len() < MOST_NOTES {
+            self.consumer_notes.push((group.clone(), note));
+        }
+    }
+
+    /// Whether this node has seen a consumer of a group.
+    pub fn has_seen_consumer(&self, group: &GroupName, name: &[u8]) -> bool {
+        let notes = self.consumer_notes.iter().rev().filter(|(of, _)| of == group);
+        let mut notes = notes.filter_map(|(_, note)| match note {
+            ConsumerNote::Seen { consumer, .. } if consumer == name => Some(true),
+            ConsumerNote::Gone { consumer } if consumer == name => Some(false),
+            ConsumerNote::GroupGone => Some(false),
+            ConsumerNote::Seen { .. } | ConsumerNote::Gone { .. } => None,
+        });
+        notes.next().unwrap_or_else(|| self.service.consumers.has(group, name))
     }
 
     /// The consumers of a group that this node has seen.
