@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use super::{
     Command, CommandStats, bits, connection, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
-    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings,
-    transactions, wait,
+    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings, transactions,
+    wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;

@@ -19,8 +19,8 @@
 pub mod applier;
 mod as_of;
 pub mod consistency;
-mod contention;
 pub mod consumers;
+mod contention;
 pub mod copies;
 pub mod digest;
 mod elements;

@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 
-use super::{LINEAR, Transaction};
 use super::elements::SeenAll;
+use super::{LINEAR, Transaction};
 use crate::database::fault::Fault;
 use crate::database::write::Item;
 
