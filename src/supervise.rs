@@ -111,6 +111,8 @@ roles! {
     PROGRESS = "progress", CostsOne;
     /// Tells many connections of one change.
     INVALIDATIONS = "invalidations", StartsAgain;
+    /// Delivers keyspace events that were put off.
+    EVENTS = "keyspace-events", StartsAgain;
     /// Deletes expired and flushed keys.
     SWEEP = "sweep", StartsAgain;
     SWEEP_LOOK = "sweep-look", CostsOne;

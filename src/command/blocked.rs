@@ -228,6 +228,7 @@ impl<'w> Waiter<'w> {
         let (shared, command, took) = (self.shared, self.command, self.took);
         self.session.tally.computed(shared, command, took);
         replied(self.session, shared, command, self.args, took, reply.is_error(), false);
+        self.session.ends(Some(command));
         reply
     }
 

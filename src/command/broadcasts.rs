@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::event_queue::EventQueue;
 use super::hub::Hub;
 use super::{Fault, Reply};
 use crate::log::broadcast::{Broadcast, Receiver};
@@ -20,6 +21,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct PubSub {
     pub hub: Arc<Hub>,
     pub counters: Counters,
+    /// Keyspace events that wait to be delivered.
+    pub events: EventQueue,
     /// `None`: messages stay on this node.
     pub topic: Option<Arc<dyn Broadcast>>,
     /// Takes in what the topic brings. Set at the start, if there is a topic.

@@ -66,7 +66,8 @@ const DIFFERENCES: &[&str] = &[
      unlimited. Commands that take long wait for each other: of those that go on for seconds (KEYS, LCS, SWAPDB, more than 10,000 arguments, more than 1 GB of values), \
      and of those that take a fraction of a second (more than 4 MB of values, large parts of SCAN), so many are computed at one time as half of `--threads` allows.",
     "**Client-side caching:** an invalidation may come without need. What waits for a client that tracks or monitors is bounded by \
-     `client-output-buffer-limit pubsub`. A script counts as a reader of the keys that it reads, and of those that it declares if it reads any.",
+     `client-output-buffer-limit pubsub`. A script counts as a reader of the keys that it reads, and of those that it declares if it reads any. \
+     CLIENT TRACKING ON is refused inside MULTI. CLIENT CACHING YES inside MULTI holds for the whole transaction, and CLIENT CACHING NO has no effect there.",
     "**Keyspace events** stay on their node. What other nodes and producers write has an event by its outcome (`set`, `hset`, `rpush`, `sadd`, `zadd`, `del`, \
      `expired`; see docs/guarantees.md). `expired` comes when the key is deleted in the background. There is no `evicted`, and of newer versions than 7.2 no class.",
     "**Expired keys** are never shown, and deleted in the background; until then they count in DBSIZE and INFO.",

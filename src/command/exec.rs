@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::args::is;
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
 use super::session::{Queued, Session};
@@ -72,6 +73,9 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
     };
     let mut others = taken.others.take();
     let requests = taken.requests(shared);
+    if !again {
+        session.caches_in_exec(requests.iter().map(Request::caching));
+    }
     // When it is computed again, no later command may have been computed. That can happen where
     // others write too.
     let barrier =
@@ -101,6 +105,7 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
         }
     });
     drop(requests);
+    session.script_lines.clear();
     let database = taken.database;
     taken.others = others;
     conclude(session, computed, database, barrier, again, Some(taken))
@@ -200,6 +205,10 @@ impl Exec {
     ) -> Result<Computed<Option<Vec<Reply>>>, Fault> {
         let (watched, changed) = (&self.watch.keys, &self.watch.changed);
         let (service, pace) = (&shared.service, session.pace);
+        // Keys that are read together are read before the first command is computed.
+        for request in requests.iter().filter(|r| matches!(r.command.run, Run::Data(_))) {
+            session.reads(shared, request.command, &request.args);
+        }
         service.transact_of_moment(pace, owner, (locks, view), moment, |transaction| {
             // First the keys, then the flag: a transaction that watches what it reads notices later
             // changes.
@@ -233,6 +242,11 @@ impl Exec {
 }
 
 impl<'q> Request<'q> {
+    /// Its command, and whether its argument is YES, as that of CLIENT CACHING may be.
+    fn caching(&self) -> (&'static str, bool) {
+        (self.command.name, self.args.get(2).is_some_and(|word| is(word, "yes")))
+    }
+
     fn keys(&self) -> KeyList<'q> {
         keys_of(self.command.keys, &self.args)
     }
@@ -270,7 +284,6 @@ impl<'q> Request<'q> {
             _ => return Ok(Reply::None),
         };
         transaction.counts = !self.command.has(flag::WRITE);
-        session.reads(shared, self.command, &self.args);
         let computed = transaction
             .whole(|transaction| compute((self.command, handler), shared, self.database, transaction, &self.args));
         let reply = match computed {

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::step::{Before, Step, error_reply, refused};
 use super::table::CommandEntry;
 use super::undeclared::{self, compute_script};
-use super::{Args, Blocking, Fault, Outcome, Reply, Run, connection, exec, flag, monitor, publish};
+use super::{Args, Blocking, Command, Fault, Outcome, Reply, Run, connection, exec, flag, monitor, publish};
 use crate::database::SHORT_WORK;
 pub use crate::database::hot::PREFETCHED;
 use crate::database::{Turn, Wait, now_ms};
@@ -56,7 +56,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Ok(command) => command,
         Err(fault) => {
             session.client.came_with(NO_COMMAND, now_ms());
-            return reject(session, args, fault);
+            return reject(session, None, args, fault);
         }
     };
     let admitted = check_arity(command, args)
@@ -65,7 +65,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
     if let Err(fault) = admitted {
         session.client.came_with(command.number, now_ms());
         command.stats.own().rejected.fetch_add(1, Ordering::Relaxed);
-        return reject(session, args, fault);
+        return reject(session, Some(command), args, fault);
     }
     let started = session.tally.begin(shared, command);
     let since_start = started.saturating_duration_since(shared.started).as_millis() as u64;
@@ -99,9 +99,9 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         Step::Later(_) | Step::Blocks(_) => {}
     }
     monitor::executed(session, shared, command, args);
-    if let Some(tracks) = &mut session.tracks {
-        // As in Redis, what CLIENT CACHING said holds for one command, or a whole transaction.
-        tracks.caching &= session.multi.is_some() || command.name.starts_with("client|");
+    // A command that blocks will read its keys again.
+    if !matches!(step, Step::Blocks(_)) {
+        session.ends(Some(command));
     }
     step
 }
@@ -249,7 +249,9 @@ fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault)
         .waits_since
         .take()
         .map_or(Duration::ZERO, |since| since.elapsed());
+    session.script_lines.clear();
     if let Ok(command) = find(args) {
+        session.ends(Some(command));
         session.tally.computed(shared, command, Duration::ZERO);
         replied(session, shared, command, args, waited, true, true);
     }
@@ -293,8 +295,8 @@ fn refuse(session: &mut Session, fault: Fault) -> Reply {
 }
 
 /// The request cannot be looked into. For EXEC that is the end of its transaction.
-fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
-    match &fault {
+fn reject(session: &mut Session, command: Option<&Command>, args: Args<'_>, fault: Fault) -> Step {
+    let step = match &fault {
         Fault::Error(text) if is_exec(args) => {
             session.end_transaction();
             let reason = text.strip_prefix(b"ERR ").unwrap_or(text);
@@ -303,7 +305,9 @@ fn reject(session: &mut Session, args: Args<'_>, fault: Fault) -> Step {
             ))
         }
         _ => Step::Reply(refuse(session, fault)),
-    }
+    };
+    session.ends(command);
+    step
 }
 
 #[cfg(test)]

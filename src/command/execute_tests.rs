@@ -86,6 +86,44 @@ async fn what_loses_again_and_again_keeps_its_place_in_the_pipeline() {
     assert_eq!((&told[0], &told[4]), (&Reply::Int(11), &of_exec));
 }
 
+/// The replies of a new connection, and whether it tracks keys in the end.
+fn tracking(lines: &[&[&[u8]]]) -> (Vec<Reply>, bool) {
+    let f = Fixture::new(false);
+    let shared = shared(&f);
+    let ended = shared.clients.add(Waker::noop(), None, None, 0);
+    ended.pushes.close();
+    assert_eq!(ended.id, 1);
+    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
+    session.takes_pushes = true;
+    let replies = lines
+        .iter()
+        .map(|args| match execute(&mut session, &shared, args, false) {
+            Step::Reply(reply) => reply,
+            _ => panic!("it waits"),
+        });
+    (replies.collect(), session.tracks.is_some())
+}
+
+#[tokio::test]
+async fn what_tracking_refuses_leaves_it_off() {
+    let long = [b'x'; 2 << 20];
+    let refused: [&[&[u8]]; 2] = [
+        &[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", &long],
+        // Nothing can be pushed to it.
+        &[b"CLIENT", b"TRACKING", b"ON", b"REDIRECT", b"1"],
+    ];
+    for line in refused {
+        let (replies, tracks) = tracking(&[line]);
+        assert!(replies[0].is_error() && !tracks, "{replies:?}");
+    }
+    let on: &[&[u8]] = &[b"CLIENT", b"TRACKING", b"ON"];
+    let (replies, tracks) = tracking(&[&[b"MULTI"], on, &[b"EXEC"]]);
+    let Reply::Array(of_exec) = &replies[2] else {
+        panic!("{replies:?}");
+    };
+    assert!(of_exec[0].is_error() && !tracks, "{replies:?}");
+}
+
 #[tokio::test]
 async fn a_skip_in_a_transaction_that_is_computed_again_skips_one_reply() {
     let skip: &[&[u8]] = &[b"CLIENT", b"REPLY", b"SKIP"];

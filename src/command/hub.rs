@@ -43,6 +43,8 @@ struct Tables {
     patterns: IndexMap<Bytes, Listeners, FxBuildHasher>,
     /// The patterns, for publishers; `None` when they have changed.
     names: Option<Arc<[Bytes]>>,
+    /// Connections, once for each channel and pattern that they listen to.
+    listeners: usize,
 }
 
 /// A message as it is published.
@@ -104,23 +106,26 @@ impl Tables {
         };
         if let Err(at) = listeners.binary_search_by_key(&client.id, |client| client.id) {
             listeners.insert(at, client.clone());
+            self.listeners += 1;
         }
     }
 
     fn remove(&mut self, kind: Kind, name: &Bytes, id: u64) {
-        fn without(listeners: Option<&mut Listeners>, id: u64) -> bool {
+        fn without(listeners: Option<&mut Listeners>, id: u64, all: &mut usize) -> bool {
             let Some(listeners) = listeners else {
                 return false;
             };
             if let Ok(at) = listeners.binary_search_by_key(&id, |client| client.id) {
                 listeners.remove(at);
+                *all -= 1;
             }
             listeners.is_empty()
         }
+        let all = &mut self.listeners;
         match kind {
-            Kind::Channel if without(self.channels.get_mut(name), id) => drop(self.channels.remove(name)),
-            Kind::Shard if without(self.shards.get_mut(name), id) => drop(self.shards.remove(name)),
-            Kind::Pattern if without(self.patterns.get_mut(name), id) => {
+            Kind::Channel if without(self.channels.get_mut(name), id, all) => drop(self.channels.remove(name)),
+            Kind::Shard if without(self.shards.get_mut(name), id, all) => drop(self.shards.remove(name)),
+            Kind::Pattern if without(self.patterns.get_mut(name), id, all) => {
                 self.patterns.swap_remove(name);
                 self.names = None;
             }
@@ -191,6 +196,11 @@ impl Hub {
         let tables = self.tables.lock();
         let table = if shard { &tables.shards } else { &tables.channels };
         table.keys().cloned().collect()
+    }
+
+    /// How many connections listen, each once for each of its channels and patterns.
+    pub fn all_listeners(&self) -> usize {
+        self.tables.lock().listeners
     }
 
     /// How many connections listen to a channel.
@@ -388,7 +398,9 @@ mod tests {
         assert!(client.pushes.listens() && client.pushes.names.load(Ordering::Relaxed) > 0);
         listening.remove(Kind::Channel, b"c");
         assert_eq!(Kind::ALL.map(|kind| hub.count(kind)), [0, 1, 1]);
+        assert_eq!(hub.all_listeners(), 2);
         drop(listening);
+        assert_eq!(hub.all_listeners(), 0);
         assert_eq!(Kind::ALL.map(|kind| hub.count(kind)), [0, 0, 0]);
         assert!(!client.pushes.listens() && client.pushes.names.load(Ordering::Relaxed) == 0);
         assert_eq!(hub.deliver(&said("pc", "x"), &OutputLimit::default()).receivers, 0);

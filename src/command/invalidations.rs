@@ -29,7 +29,11 @@ const PUSH_BYTES: usize = 64 << 10;
 
 /// Something has become visible.
 pub fn heard(shared: &Shared, event: &Event<'_>) {
-    let changes = shared.tracking.heard(event);
+    let is_not_told = |id| {
+        let writer = shared.clients.get(id);
+        writer.is_some_and(|writer| writer.tracking.has(mode::NOLOOP))
+    };
+    let changes = shared.tracking.heard(event, is_not_told);
     if !changes.is_empty() {
         deliver_or_put_off(shared, changes);
     }
@@ -173,6 +177,25 @@ impl Session {
     pub(super) fn declares(&mut self, command: &Command, args: Args<'_>) {
         if let Some(tracks) = &mut self.tracks {
             tracks.declare(&keys_of(command.keys, args));
+        }
+    }
+
+    /// EXEC is about to compute its commands. If CLIENT CACHING YES is among them, it runs too late
+    /// for those after it, so it holds for all of them. CLIENT CACHING NO has no effect there.
+    pub(super) fn caches_in_exec(&mut self, mut requests: impl Iterator<Item = (&'static str, bool)>) {
+        if let Some(tracks) = &mut self.tracks
+            && tracks.has(mode::OPTIN)
+        {
+            tracks.caching |= requests.any(|(name, is_yes)| name == "client|caching" && is_yes);
+        }
+    }
+
+    /// A command is over, or was refused; `None` if there is no such command. As in Redis, what
+    /// CLIENT CACHING said holds for one command, or a whole transaction.
+    pub(super) fn ends(&mut self, command: Option<&Command>) {
+        let is_of_client = || command.is_some_and(|command| command.name.starts_with("client|"));
+        if let Some(tracks) = &mut self.tracks {
+            tracks.caching &= self.multi.is_some() || is_of_client();
         }
     }
 

@@ -25,6 +25,7 @@ mod compat_doc;
 mod compute;
 pub mod consistency;
 mod data;
+pub mod event_queue;
 mod events;
 mod exec;
 pub mod execute;

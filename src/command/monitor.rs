@@ -42,6 +42,9 @@ fn monitor(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
 /// A command was executed.
 pub(super) fn executed(session: &mut Session, shared: &Shared, command: &Command, args: Args<'_>) {
     if !shared.monitors.any() {
+        if command.is_script() {
+            session.script_lines.clear();
+        }
         return;
     }
     let is_shown = command.is_script() || !command.has(flag::ADMIN | flag::SKIP_MONITOR);
@@ -74,9 +77,9 @@ pub(super) fn script_executes(
 
 fn show(shared: &Shared, line: Bytes) {
     let push = Push::Plain(line);
-    for client in shared.monitors.list() {
-        add(shared, &client, &push);
-    }
+    shared.monitors.each(|client| {
+        add(shared, client, &push);
+    });
 }
 
 fn line(database: u16, source: &str, command: &Command, args: Args<'_>) -> Bytes {

@@ -27,8 +27,10 @@ impl Monitors {
         self.count.load(Ordering::Relaxed) > 0
     }
 
-    pub fn list(&self) -> Vec<Arc<Client>> {
-        self.clients.lock().clone()
+    /// Calls `show` for each of them. When a connection has left the mode, nothing more is shown
+    /// to it.
+    pub fn each(&self, show: impl Fn(&Arc<Client>)) {
+        self.clients.lock().iter().for_each(show);
     }
 }
 
@@ -75,7 +77,7 @@ enum Line {
 }
 
 impl ScriptLines {
-    /// What was noted is computed again.
+    /// What was noted is computed again, or not executed at all.
     pub fn clear(&mut self) {
         *self = ScriptLines::default();
     }

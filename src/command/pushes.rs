@@ -148,6 +148,11 @@ impl Pushes {
         self.queue.lock().closed = true;
     }
 
+    /// Whether nothing more is taken in.
+    pub fn is_closed(&self) -> bool {
+        self.queue.lock().closed
+    }
+
     fn drop_all(&self, queue: &mut Queue) {
         queue.closed = true;
         queue.waiting = VecDeque::new();

@@ -165,6 +165,8 @@ async fn compute_again(
         if let Some(tracks) = &mut session.tracks {
             tracks.again = false;
         }
+        // They were shown when it was computed first.
+        session.script_lines.clear();
         match step {
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {

@@ -35,6 +35,8 @@ const KEY_BYTES: usize = 96;
 const CLIENT_BYTES: usize = size_of::<u64>();
 /// Changes that are delivered together at most. A group may have more.
 const GATHERED: usize = 1_000;
+/// Once changes that were put off have so many readers, further ones are delivered later.
+const AT_ONCE: usize = 10_000;
 /// Bytes of changes that wait to be delivered. Above that they become one change of all keys.
 const MOST_WAITING: usize = 64 << 20;
 /// Bytes of prefixes that one connection may track.
@@ -150,14 +152,27 @@ impl Tracking {
         self.names.fetch_sub(key.len(), Ordering::Relaxed);
     }
 
-    /// Those that have read a key. They are not in the table any more.
-    fn take(&self, key: &[u8]) -> Readers {
+    /// Those that have read a key. They are not in the table any more, but for the writer if it is
+    /// not told of its own writes: it may have read the key while its write was under way, and the
+    /// next change of the key is for it.
+    fn take(&self, key: &[u8], writer: u64, is_not_told: impl Fn(u64) -> bool) -> Readers {
         if self.keys.load(Ordering::SeqCst) == 0 {
             return Vec::new();
         }
-        let Some((key, readers)) = self.shard(key).lock().swap_remove_entry(key) else {
+        let mut table = self.shard(key).lock();
+        let Some(readers) = table.get_mut(key) else {
             return Vec::new();
         };
+        let own = readers.binary_search(&writer).ok().filter(|_| is_not_told(writer));
+        if let Some(own) = own {
+            let mut taken = std::mem::replace(readers, vec![writer]);
+            taken.remove(own);
+            self.items.fetch_sub(taken.len(), Ordering::Relaxed);
+            return taken;
+        }
+        let removed = table.swap_remove_entry(key);
+        drop(table);
+        let (key, readers) = removed.unwrap_or_default();
         self.taken(&key, &readers);
         readers
     }
@@ -235,11 +250,12 @@ impl Tracking {
 
 /// What changes.
 impl Tracking {
-    /// Something has become visible. Returns what is to be delivered now.
-    pub(super) fn heard(&self, event: &Event<'_>) -> Vec<Change> {
+    /// Something has become visible. Returns what is to be delivered now. `is_not_told`: whether a
+    /// connection is not told of its own writes.
+    pub(super) fn heard(&self, event: &Event<'_>, is_not_told: impl Fn(u64) -> bool) -> Vec<Change> {
         let change = match event.what {
             What::Written(key) | What::Deleted(key) => {
-                let readers = self.take(key);
+                let readers = self.take(key, event.writer, is_not_told);
                 let is_tracked = !readers.is_empty() || self.broadcasting() > 0;
                 is_tracked.then(|| Change {
                     key: Some(Bytes::copy_from_slice(key)),
@@ -253,7 +269,11 @@ impl Tracking {
             }
             What::GroupShown => None,
         };
-        if change.is_none() && event.what != What::GroupShown {
+        // Another thread may be showing a group: its changes are not for this event to deliver.
+        if !event.in_group && event.what != What::GroupShown {
+            return change.into_iter().collect();
+        }
+        if change.is_none() && event.in_group {
             return Vec::new();
         }
         let mut gathered = self.gathered.lock();
@@ -320,10 +340,16 @@ impl Tracking {
         self.has_waiting.notify_one();
     }
 
-    /// Changes that were put off.
+    /// Changes that were put off: at least one, if there are any.
     pub(super) fn take_waiting(&self) -> Vec<Change> {
         let mut waiting = self.waiting.lock();
-        let some = waiting.changes.len().min(GATHERED);
+        let mut readers = 0;
+        let few = |change: &&Change| {
+            let before = readers;
+            readers += change.readers.len();
+            before < AT_ONCE
+        };
+        let some = waiting.changes.iter().take(GATHERED).take_while(few).count();
         let taken: Vec<Change> = waiting.changes.drain(..some).collect();
         waiting.bytes -= taken.iter().map(Change::bytes).sum::<usize>();
         taken
@@ -354,6 +380,16 @@ impl Prefixes {
             }
             self.lengths.retain(|_, count| *count > 0);
         }
+    }
+}
+
+/// An error if one connection cannot track these prefixes besides those that it tracks already.
+pub fn check_size(before: Option<&Tracks>, prefixes: &[&[u8]]) -> Result<(), TooMany> {
+    let known = before.into_iter().flat_map(Tracks::prefixes).map(|prefix| &prefix[..]);
+    let all = known.chain(prefixes.iter().copied());
+    match all.map(|prefix| prefix.len() + PREFIX_BYTES).sum::<usize>() > MOST_PREFIX_BYTES {
+        true => Err(TooMany),
+        false => Ok(()),
     }
 }
 
@@ -409,13 +445,8 @@ impl Tracks {
         self.prefixes.iter()
     }
 
-    /// Tracks more prefixes.
-    pub fn add_prefixes(&mut self, prefixes: &[&[u8]]) -> Result<(), TooMany> {
-        let known = self.prefixes.iter().map(|prefix| &prefix[..]);
-        let all = known.chain(prefixes.iter().copied());
-        if all.map(|prefix| prefix.len() + PREFIX_BYTES).sum::<usize>() > MOST_PREFIX_BYTES {
-            return Err(TooMany);
-        }
+    /// Tracks more prefixes. [`check_size`] has found that they are not too many.
+    pub fn add_prefixes(&mut self, prefixes: &[&[u8]]) {
         for prefix in prefixes {
             let prefix = Bytes::copy_from_slice(prefix);
             if self.prefixes.insert(prefix.clone()) {
@@ -423,7 +454,6 @@ impl Tracks {
                 self.tracking.prefixes.lock().add(&prefix, &self.client);
             }
         }
-        Ok(())
     }
 
     /// Keys are about to be read. Returns whether the table is above its bounds.
@@ -461,9 +491,10 @@ impl Drop for Tracks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::hot::At;
 
     fn readers(tracking: &Tracking, key: &str) -> Readers {
-        tracking.take(key.as_bytes())
+        tracking.take(key.as_bytes(), 0, |_| false)
     }
 
     #[test]
@@ -476,6 +507,65 @@ mod tests {
         assert_eq!(readers(&tracking, "k"), [1, 2, 3]);
         assert_eq!(readers(&tracking, "k"), [0; 0]);
         assert_eq!((tracking.keys(), tracking.items()), (0, 0));
+    }
+
+    #[test]
+    fn a_writer_that_is_not_told_of_its_writes_hears_of_the_next_change() {
+        let tracking = Tracking::default();
+        for client in 1..=3 {
+            tracking.enter(b"k", client, |_| true);
+        }
+        let take = |writer| tracking.take(b"k", writer, |id| id == 2);
+        assert_eq!(take(2), [1, 3]);
+        assert_eq!((tracking.keys(), tracking.items()), (1, 1));
+        assert_eq!(take(2), [0; 0]);
+        assert_eq!(take(3), [2]);
+        assert_eq!((tracking.keys(), tracking.items()), (0, 0));
+    }
+
+    #[test]
+    fn a_change_of_others_leaves_those_of_a_group_to_the_group() {
+        let tracking = Tracking::default();
+        let event = |key: &'static [u8], in_group| Event {
+            database: 0,
+            what: What::Written(key),
+            at: At {
+                partition: 0,
+                offset: 0,
+            },
+            own: in_group,
+            writer: 0,
+            expired: false,
+            in_group,
+        };
+        for key in ["one", "two", "other"] {
+            tracking.enter(key.as_bytes(), 1, |_| true);
+        }
+        let heard = |event| {
+            let changes = tracking.heard(&event, |_| false);
+            changes.into_iter().filter_map(|change| change.key).collect::<Vec<_>>()
+        };
+        assert_eq!(heard(event(b"one", true)), [""; 0]);
+        assert_eq!(heard(event(b"other", false)), ["other"]);
+        assert_eq!(heard(event(b"two", true)), [""; 0]);
+        let shown = Event {
+            what: What::GroupShown,
+            ..event(b"", false)
+        };
+        assert_eq!(heard(shown), ["one", "two"]);
+    }
+
+    #[test]
+    fn changes_with_many_readers_are_delivered_one_by_one() {
+        let tracking = Tracking::default();
+        let change = || Change {
+            key: Some(Bytes::from_static(b"k")),
+            writer: 0,
+            readers: vec![1; AT_ONCE / 2],
+        };
+        tracking.put_off((0..5).map(|_| change()).collect());
+        let taken: Vec<usize> = (0..4).map(|_| tracking.take_waiting().len()).collect();
+        assert_eq!(taken, [2, 2, 1, 0]);
     }
 
     #[test]

@@ -234,6 +234,13 @@ impl Write {
         if self.is_of_the_past() {
             return self.failed();
         }
+        self.show(appended);
+        // Others need not wait for those who listen.
+        self.service.listeners.tell_notices(&self.notices);
+    }
+
+    /// Makes it visible.
+    fn show(self: &Arc<Self>, appended: &[Appended]) {
         // Several keys become visible at once to everyone who reads several keys.
         let _group = (self.items.len() > 1).then(|| self.service.groups.show());
         let in_group = self.items.len() > 1;
@@ -284,7 +291,6 @@ impl Write {
         if in_group {
             self.service.listeners.tell_group_shown();
         }
-        self.service.listeners.tell_notices(&self.notices);
         // A state that was forgotten meanwhile must not come back.
         if self.is_of_the_past() {
             for item in &self.items {

@@ -92,6 +92,8 @@ impl Front {
         let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
         let connected = Connected::new(&shared, &task, &stream);
         let client = &connected.client;
+        // Nothing can be pushed to it.
+        client.pushes.close();
         let door = Door {
             routes: self.routes,
             shared: shared.clone(),

@@ -26,9 +26,9 @@ pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::command::Shared;
 use crate::command::broadcasts::PubSub;
-use crate::command::invalidations;
 use crate::command::publish::{Receiving, close_overdue};
 use crate::command::shared::Turns;
+use crate::command::{invalidations, notify};
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::{Service, Settings, Status, applier, now_ms, source};
@@ -350,6 +350,8 @@ fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<Tc
     });
     let telling = shared.clone();
     supervise::task_again(&supervise::INVALIDATIONS, move || invalidations::run(telling.clone()));
+    let telling = shared.clone();
+    supervise::task_again(&supervise::EVENTS, move || notify::run(telling.clone()));
     let shared = shared.clone();
     supervise::task_again(&supervise::NODE_WATCH, move || watch(shared.clone()));
     servers

@@ -350,8 +350,9 @@ impl Wire {
         let soft = self
             .above_soft
             .map(|since| Duration::from_secs(self.limit.soft_seconds).saturating_sub(since.elapsed()));
-        // As in Redis, a client that listens may be idle for as long as it likes.
-        let idle = self.shared.config.timeout().filter(|_| !self.client.pushes.listens());
+        // As in Redis, a client that listens or monitors may be idle for as long as it likes.
+        let is_told = self.client.pushes.listens() || self.client.monitors.load(Ordering::Relaxed);
+        let idle = self.shared.config.timeout().filter(|_| !is_told);
         match (idle, soft) {
             (Some(idle), Some(soft)) => Some(idle.min(soft)),
             (idle, soft) => idle.or(soft),

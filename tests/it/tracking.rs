@@ -125,6 +125,47 @@ fn a_key_that_many_track_is_invalidated_for_all_of_them() {
     wait_for("the connections to be gone", LONG, gone);
 }
 
+/// What this node tells in events is bounded by a queue, which keeps their order.
+#[test]
+fn events_for_many_listeners_come_in_order() {
+    let node = Highwater::embedded();
+    let mut listeners: Vec<Client> = (0..200).map(|_| node.client()).collect();
+    for listener in &mut listeners {
+        listener.line("SUBSCRIBE __keyspace@0__:k");
+    }
+    let mut writer = node.client();
+    writer.check("CONFIG SET notify-keyspace-events KA", "+OK");
+    for _ in 0..20 {
+        writer.check("SET k 1", "+OK");
+        writer.check("INCR k", ":2");
+        writer.check("DEL k", ":1");
+    }
+    for listener in &mut listeners {
+        for name in ["set", "incrby", "del"].iter().cycle().take(60) {
+            let event = listener.reply();
+            assert!(String::from_utf8_lossy(&event).ends_with(&format!("\r\n{name}\r\n")));
+        }
+    }
+}
+
+#[test]
+fn who_monitors_may_be_idle() {
+    let node = Highwater::embedded();
+    // The timeout is not for those that wait already.
+    let (mut monitor, mut writer) = (node.client(), node.client());
+    monitor.check("PING", "+PONG");
+    writer.check("PING", "+PONG");
+    node.client().check("CONFIG SET timeout 1", "+OK");
+    monitor.check("MONITOR", "+OK");
+    // The second one ends when the monitor has been idle for longer.
+    for _ in 0..2 {
+        assert!(node.client().is_closed());
+    }
+    writer.check("PING", "+PONG");
+    let line = monitor.reply();
+    assert!(String::from_utf8_lossy(&line).contains("PING"));
+}
+
 #[test]
 fn what_others_write_to_the_topic_is_told_on_every_node() {
     let topic = fresh_topic("tracking");

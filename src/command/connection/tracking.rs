@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::command::args::{SYNTAX, int, is};
-use crate::command::tracking::Tracks;
+use crate::command::tracking::{TooMany, Tracks, check_size};
 use crate::command::tracking_modes::mode;
-use crate::command::{Args, Command, Fault, Outcome, Reply, Run, Session, Shared, flag};
+use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag};
 
 const ROW: Command = Command {
     flags: flag::NOSCRIPT | flag::LOADING | flag::STALE,
@@ -37,6 +37,7 @@ pub(super) const TRACKING: Command = Command {
     arity: -3,
     since: "6.0.0",
     complexity: "O(1), and O(N) with N prefixes.",
+    compatibility: Compatibility::Partial("ON is refused inside MULTI"),
     summary: "Has the server tell when read keys change.",
     run: Run::Session(client_tracking),
     ..ROW
@@ -72,6 +73,8 @@ impl<'a> Options<'a> {
                     }
                     let id = u64::try_from(int(id)?).ok();
                     let client = id.and_then(|id| shared.clients.get(id));
+                    // Nothing can be pushed to a client of gRPC, or to one that ends.
+                    let client = client.filter(|client| !client.pushes.is_closed());
                     let client = client.ok_or("ERR The client ID you want redirect to does not exist")?;
                     options.redirect = client.id;
                 }
@@ -150,6 +153,14 @@ fn client_tracking(session: &mut Session, shared: &Arc<Shared>, args: Args) -> O
     if !session.takes_pushes {
         return Err("ERR only connections of the Redis protocol can track keys".into());
     }
+    if session.in_exec {
+        return Err(
+            "ERR CLIENT TRACKING ON is not allowed inside MULTI: the commands of EXEC have read their keys already"
+                .into(),
+        );
+    }
+    let too_many = |TooMany| Fault::from("ERR a connection tracks prefixes of at most 1 MB together");
+    check_size(session.tracks.as_deref(), &options.prefixes).map_err(too_many)?;
     options.check(session.tracks.as_deref())?;
     let client = &session.client;
     let new = || Box::new(Tracks::new(&shared.service, &shared.tracking, client));
@@ -159,12 +170,9 @@ fn client_tracking(session: &mut Session, shared: &Arc<Shared>, args: Args) -> O
         true => &[b""],
         false => &options.prefixes,
     };
-    let added = tracks.add_prefixes(prefixes);
+    tracks.add_prefixes(prefixes);
     session.tracks = Some(tracks);
-    match added {
-        Ok(()) => Ok(Reply::Ok),
-        Err(_) => Err("ERR a connection tracks prefixes of at most 1 MB together".into()),
-    }
+    Ok(Reply::Ok)
 }
 
 fn client_caching(session: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {

@@ -85,6 +85,7 @@ fn kafka_counters(shared: &Shared, to: &mut Fields) {
 /// Messages between nodes.
 fn pubsub_counters(shared: &Shared, to: &mut Fields) {
     let pubsub = &shared.pubsub;
+    fields!(to, "keyspace_events_dropped": get(&pubsub.events.dropped));
     let Some(topic) = &pubsub.topic else {
         return;
     };
