@@ -168,6 +168,7 @@ const PLAIN: &[&str] = &[
     "src/database/copies.rs",
     "src/database/digest.rs",
     "src/database/transaction/elements.rs",
+    "src/database/transaction/known_elements.rs",
     "src/database/source.rs",
     "src/database/orphans.rs",
     "src/database/elements.rs",

@@ -9,6 +9,7 @@
 
 mod compute;
 mod elements;
+mod known_elements;
 mod moment;
 mod whole;
 

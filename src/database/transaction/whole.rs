@@ -133,12 +133,15 @@ mod tests {
     /// Several steps, and whether they fail in the end.
     type Command = (Vec<Step>, bool);
 
+    /// Names of elements, and whether they are live.
+    type Elements = Vec<(Arc<[u8]>, bool)>;
+
     /// What a transaction sees in the end.
     #[derive(Debug, PartialEq)]
     struct Seen {
         keys: Vec<Option<Bytes>>,
         /// Whether each seems to have elements, and those that it has.
-        collections: Vec<(bool, Vec<(Arc<[u8]>, bool)>)>,
+        collections: Vec<(bool, Elements)>,
         libraries: Arc<Texts>,
         items: usize,
         bytes: usize,
