@@ -106,7 +106,7 @@ fn tracking(lines: &[&[&[u8]]]) -> (Vec<Reply>, bool) {
 
 #[tokio::test]
 async fn what_tracking_refuses_leaves_it_off() {
-    let long = [b'x'; 2 << 20];
+    let long = vec![b'x'; 2 << 20];
     let refused: [&[&[u8]]; 2] = [
         &[b"CLIENT", b"TRACKING", b"ON", b"BCAST", b"PREFIX", &long],
         // Nothing can be pushed to it.

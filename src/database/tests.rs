@@ -23,7 +23,7 @@ use crate::log::{
     Appended, Batch, Completion, Follower, Group, Known, Log, LogError, LogRecord, Positions, ProduceError, Record,
     TopicIdentity, TopicPartition,
 };
-use crate::model::{Change, Entry, Meta, Payload, Value};
+use crate::model::{Change, Entry, Features, Meta, Payload, Value};
 use crate::store::{self, EngineKind, Options};
 
 const HERE: TopicPartition = TopicPartition {
@@ -288,6 +288,12 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
+    /// The topic names these features of the format: what needs them is written at once.
+    pub fn names_features(&self, names: &str) {
+        let features = Features::parse(names.as_bytes());
+        self.service.databases[0].features.restore(&[(0, features)].into());
+    }
+
     pub fn new(chains: bool) -> Fixture {
         let log = Arc::new(ScriptedLog {
             chains,

@@ -180,8 +180,8 @@ pub fn dump_libraries<'t>(texts: impl Iterator<Item = &'t Bytes>) -> Bytes {
 
 /// The texts of the libraries in a payload. `most`: how many bytes they may have together.
 pub fn libraries_in(payload: &[u8], most: usize) -> Result<Vec<Bytes>, &'static str> {
-    // What stands between the texts is shorter than they are.
-    if payload.len() > most.saturating_mul(2).saturating_add(TRAILER) {
+    // What stands before a text is at most twice as long as the text.
+    if payload.len() > most.saturating_mul(3).saturating_add(TRAILER) {
         return Err("ERR failed loading the given functions payload");
     }
     let mut content = verified(payload).ok_or("ERR DUMP payload version or checksum are wrong")?;

@@ -14,6 +14,7 @@ use crate::command::step::{Blocks, PendingReply, Step};
 use crate::database::tests::Fixture;
 use crate::database::{Pace, Turn};
 use crate::log::ProduceError;
+use crate::model::Collection;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -26,6 +27,7 @@ impl Node {
     /// The log has what these requests write.
     fn new(requests: &[&str]) -> Node {
         let f = Fixture::new(false);
+        f.names_features("stream split");
         let shared = shared(&f);
         let node = Node { f, shared };
         requests.iter().for_each(|request| node.write(request));
@@ -33,7 +35,9 @@ impl Node {
     }
 
     fn session(&self) -> Session {
-        Session::new(self.shared.clients.add(Waker::noop(), None, None, 0), true)
+        let mut session = Session::new(self.shared.clients.add(Waker::noop(), None, None, 0), true);
+        session.may_block = true;
+        session
     }
 
     fn send(&self, session: &mut Session, request: &str) -> Step {
@@ -46,11 +50,17 @@ impl Node {
         self.f.log.acknowledge_all();
     }
 
+    /// Whether a client waits for the stream `s`.
+    fn waits(&self) -> bool {
+        let waiters = &self.shared.service.waiters;
+        waiters.any_wait(Collection::Stream, 0, &[b"s"])
+    }
+
     fn fail(&self) {
         self.f.log.fail(ProduceError::NotWritten("the test says so".to_owned()));
     }
 
-    /// What a command that waits answers in the end, after `then`.
+    /// What a command that waits answers in the end. `then` happens once it waits.
     async fn answer(&self, session: &mut Session, request: &str, mut blocks: Blocks, then: impl Fn(&Node)) -> String {
         let args: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
         let waiting = async {
@@ -61,7 +71,9 @@ impl Node {
             format!("{:?}", reply.expect("a reply"))
         };
         let acting = async {
-            tokio::task::yield_now().await;
+            while !self.waits() {
+                tokio::task::yield_now().await;
+            }
             then(self);
             loop {
                 self.f.log.acknowledge_all();
@@ -100,6 +112,8 @@ async fn an_entry_of_the_own_pipeline_that_fails_is_not_shown() {
         let request = format!("XREAD BLOCK 0 STREAMS s {from}");
         let waits = blocks(node.send(&mut session, &request));
         node.fail();
+        // The connection looks at what became of its XADD before it waits.
+        session.outstanding.settling();
         let then = |node: &Node| node.write("XADD s 2-2 a 2");
         let answer = node.answer(&mut session, &request, waits, then).await;
         assert!(answer.contains("2-2") && !answer.contains("5-5"), "{from}: {answer}");
