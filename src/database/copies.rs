@@ -5,8 +5,8 @@
 //! in whatever order they read the partitions: the value in the home partition, else that of the
 //! lowest partition that has one. For this every copy is kept, in a hidden database of the store
 //! after the ones that clients see (with another number of those, the store is rebuilt). What is
-//! shown is determined again when a copy comes or goes. A write through this node removes the copies
-//! of its keys.
+//! shown is determined again when a copy comes or goes. A write through this node removes the
+//! copies of its keys.
 //!
 //! A topic with one partition, the default, pays nothing for this. A topic without copies pays one
 //! hash of each key.

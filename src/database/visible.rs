@@ -190,8 +190,8 @@ impl Service {
         }
         of.moments.changed(key);
         if is_new && changes {
-            // The others were asked when the write was handed over. Those that only read see it from
-            // now on.
+            // The others were asked when the write was handed over. Those that only read see it
+            // from now on.
             if is_there {
                 self.waiters.shown(database, key);
             }

@@ -364,7 +364,8 @@ impl Ticket {
         queues.next(of, database, &keys);
     }
 
-    /// Gives the next client in each of its queues a turn. A change of a stream has done so already.
+    /// Gives the next client in each of its queues a turn. A change of a stream has done so
+    /// already.
     fn pass_on(&self) {
         let mut queues = self.service.waiters.queues.lock();
         let Some(client) = queues.clients.get(&self.number) else {
@@ -405,7 +406,8 @@ impl Drop for Ticket {
                 queues.by_type.remove(&(of, database));
             }
         }
-        // What it has not taken is for others. Those that wait at a stream have all been given a turn.
+        // What it has not taken is for others. Those that wait at a stream have all been given a
+        // turn.
         let has_taken = match &client.state {
             _ if of == Collection::Stream => true,
             State::Took(write) => matches!(write.outcome(), Some(Ok(()))),

@@ -60,8 +60,8 @@ impl<'a> Claim<'a> {
             Some(pending) if data.now().saturating_sub(pending.delivered) < self.idle => return Ok(Claimed::Nothing),
             Some(pending) => pending.count,
             None if self.force => {
-                // XGROUP DESTROY on another node does not know this pending entry and would leave it
-                // behind. It rests on the group, so that is written too, as it is.
+                // XGROUP DESTROY on another node does not know this pending entry and would leave
+                // it behind. It rests on the group, so that is written too, as it is.
                 let Some(group) = stream.group_to_change(data, self.group)? else {
                     return Ok(Claimed::Nothing);
                 };

@@ -397,8 +397,8 @@ impl Service {
                 continue;
             };
             let (under_way, seen) = match item {
-                // A blind write of an element is one of a new version, whose name nobody else knows,
-                // or it removes the element of a collection, and rests on another one of it.
+                // A blind write of an element is one of a new version, whose name nobody else
+                // knows, or it removes the element of a collection, and rests on another one of it.
                 Item::Element { .. } => continue,
                 _ => self.databases[database as usize].hot.newest(key),
             };

@@ -1,5 +1,5 @@
-//! Elements of split collections as this node knows them: from memory, from the writes under way, or
-//! from the store, which then fills memory.
+//! Elements of split collections as this node knows them: from memory, from the writes under way,
+//! or from the store, which then fills memory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
