@@ -13,7 +13,7 @@ use crate::load::{Load, Outcome, Pace, Plan, Until, Work};
 use crate::machine;
 use crate::options::Options;
 use crate::rows::usual;
-use crate::servers::{Kind, Server, Site};
+use crate::servers::{Kind, Server, Site, ask};
 
 /// One measurement of one server in one round.
 #[derive(Serialize, Clone, Debug)]
@@ -68,6 +68,7 @@ pub struct Bench {
     pub round: u32,
     fleet: BTreeMap<Kind, Server>,
     filled: BTreeSet<(Kind, Range, usize, Work)>,
+    prepared: BTreeSet<(Kind, Work)>,
     /// The broker has had work.
     warm: bool,
     raw: File,
@@ -83,6 +84,7 @@ impl Bench {
             round: 0,
             fleet: BTreeMap::new(),
             filled: BTreeSet::new(),
+            prepared: BTreeSet::new(),
             warm: false,
             raw,
         }
@@ -101,6 +103,7 @@ impl Bench {
     pub fn dismiss(&mut self) {
         self.fleet.clear();
         self.filled.clear();
+        self.prepared.clear();
     }
 
     /// Makes sure that the shared server has these keys.
@@ -173,7 +176,11 @@ impl Bench {
         if let Some(by) = case.work.fill() {
             self.fill_by(kind, case.range, case.value_bytes, by)?;
         }
-        self.server(kind)?;
+        let port = self.server(kind)?.port;
+        if let Some(command) = case.work.preparation().filter(|_| self.prepared.insert((kind, case.work))) {
+            let reply = ask(port, command)?;
+            ensure!(reply == "+OK", "{command}: {reply}");
+        }
         let broker = self.site.broker_pid().filter(|_| kind == Kind::OnKafka);
         Ok(self.measure_at(&self.fleet[&kind], broker, case)?.0)
     }

@@ -18,7 +18,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::keys::{Keys, Range, Spread};
-use crate::wire::{self, MGET_KEYS, Reply, Requests, SMALL_FIELDS, ZRANGE_MEMBERS};
+use crate::wire::{self, LRANGE_ITEMS, MGET_KEYS, Reply, Requests, SMALL_FIELDS, ZRANGE_MEMBERS};
 
 /// A server that answers nothing for so long is broken.
 const STALL: Duration = Duration::from_secs(60);
@@ -51,25 +51,58 @@ pub enum Work {
     Zadd,
     /// A hundred members of it.
     Zrange,
+    /// One list. The items are new ones.
+    Lpush,
+    /// A hundred items of it.
+    Lrange,
+    /// Another list: appends an item for each key.
+    FillQueue,
+    /// Of two commands on it one appends an item, the other takes the first one.
+    Queue,
+    /// One stream. The entries are new ones.
+    Xadd,
+    /// The first ten entries of it.
+    Xread,
+    /// Another stream: adds an entry, has the group deliver one, acknowledges it.
+    Jobs,
+    /// A script that gets a key and sets it.
+    EvalGetSet,
+    /// A script that takes a token from the bucket of a key, which is a hash.
+    EvalBucket,
 }
 
 impl Work {
     /// What fills a server for it.
     pub fn fill(self) -> Option<Work> {
         match self {
-            Work::Get | Work::Set | Work::Mget | Work::Mixed(_) => Some(Work::Set),
-            Work::Incr => None,
+            Work::Get | Work::Set | Work::Mget | Work::Mixed(_) | Work::EvalGetSet => Some(Work::Set),
+            Work::Incr | Work::Jobs | Work::EvalBucket => None,
             Work::FillSmall | Work::HsetSmall | Work::HgetSmall | Work::Hgetall => Some(Work::FillSmall),
             Work::Hset | Work::Hget => Some(Work::Hset),
             Work::Sadd => Some(Work::Sadd),
             Work::Zadd | Work::Zrange => Some(Work::Zadd),
+            Work::Lpush | Work::Lrange => Some(Work::Lpush),
+            Work::FillQueue | Work::Queue => Some(Work::FillQueue),
+            Work::Xadd | Work::Xread => Some(Work::Xadd),
         }
+    }
+
+    /// A command that comes before it, once for each server.
+    pub fn preparation(self) -> Option<&'static str> {
+        (self == Work::Jobs).then_some("XGROUP CREATE jobs workers $ MKSTREAM")
     }
 
     pub fn writes(self) -> bool {
         !matches!(
             self,
-            Work::Get | Work::Mget | Work::HgetSmall | Work::Hgetall | Work::Hget | Work::Zrange
+            Work::Get
+                | Work::Mget
+                | Work::HgetSmall
+                | Work::Hgetall
+                | Work::Hget
+                | Work::Zrange
+                | Work::Lrange
+                | Work::Xread
         )
     }
 }
@@ -137,6 +170,8 @@ struct Connection {
     /// Begin of a reply whose rest has not come.
     rest: Vec<u8>,
     asked: VecDeque<Asked>,
+    /// Jobs that were delivered here and are not acknowledged yet.
+    delivered: Vec<Vec<u8>>,
 }
 
 /// A plan with its connections open.
@@ -169,6 +204,7 @@ impl Load {
                 blocked: false,
                 rest: Vec::new(),
                 asked: VecDeque::new(),
+                delivered: Vec::new(),
             });
         }
         Ok(Load {
@@ -332,6 +368,32 @@ impl Load {
                 let last = (self.plan.range.count.saturating_sub(ZRANGE_MEMBERS as u64)).max(1);
                 self.requests.zrange(key % last, &mut connection.out);
             }
+            Work::Lpush => self.requests.push(b"LPUSH", b"list", key, &mut connection.out),
+            Work::Lrange => {
+                let last = (self.plan.range.count.saturating_sub(LRANGE_ITEMS as u64)).max(1);
+                self.requests.lrange(key % last, &mut connection.out);
+            }
+            Work::FillQueue => self.requests.push(b"RPUSH", b"queue", key, &mut connection.out),
+            Work::Queue => {
+                read = self.keys.percent() < 50;
+                match read {
+                    true => self.requests.lpop(&mut connection.out),
+                    false => self.requests.push(b"RPUSH", b"queue", key, &mut connection.out),
+                }
+            }
+            Work::Xadd => self.requests.xadd(b"stream", key, &mut connection.out),
+            Work::Xread => self.requests.xread(&mut connection.out),
+            Work::Jobs => {
+                let acknowledged = connection.delivered.pop();
+                read = acknowledged.is_none() && self.keys.percent() < 50;
+                match acknowledged {
+                    Some(id) => self.requests.xack(&id, &mut connection.out),
+                    None if read => self.requests.xreadgroup(&mut connection.out),
+                    None => self.requests.xadd(b"jobs", key, &mut connection.out),
+                }
+            }
+            Work::EvalGetSet => self.requests.eval_get_set(key, &mut connection.out),
+            Work::EvalBucket => self.requests.eval_bucket(key, &mut connection.out),
             Work::Mixed(reads) => {
                 read = self.keys.percent() < reads;
                 match read {
@@ -397,6 +459,10 @@ impl Load {
             };
             let asked = connection.asked.pop_front().context("a reply that nobody asked for")?;
             check(&self.plan, &asked, &reply)?;
+            if let (Work::Jobs, Reply::Bulks(None)) = (self.plan.work, &reply) {
+                let id = wire::first_entry(&buffer[from..from + length]).context("a delivered job has an id")?;
+                connection.delivered.push(id.to_vec());
+            }
             self.outcome.latency.record(now.saturating_sub(asked.at).max(1))?;
             from += length;
             replies += 1;
@@ -424,6 +490,19 @@ fn check(plan: &Plan, asked: &Asked, reply: &Reply) -> Result<()> {
         (Work::HgetSmall | Work::Hget, Reply::Bulk(bytes)) => value(bytes),
         (Work::Hgetall, Reply::Bulks(Some((count, _)))) => *count == 2 * SMALL_FIELDS,
         (Work::Zrange, Reply::Bulks(Some((count, _)))) => *count as u64 == plan.range.count.min(ZRANGE_MEMBERS as u64),
+        (Work::Lpush | Work::FillQueue, Reply::Int(number)) => *number > 0,
+        (Work::Queue, Reply::Int(number)) => !asked.read && *number > 0,
+        (Work::Queue, Reply::Bulk(bytes)) => asked.read && bytes.len() == plan.value_bytes,
+        (Work::Queue | Work::Jobs, Reply::Null) => asked.read,
+        (Work::Lrange, Reply::Bulks(Some((count, _)))) => *count as u64 == plan.range.count.min(LRANGE_ITEMS as u64),
+        (Work::Xadd, Reply::Bulk(id)) => id.contains(&b'-'),
+        // Arrays within arrays.
+        (Work::Xread, Reply::Bulks(None)) => true,
+        (Work::Jobs, Reply::Bulks(None)) => asked.read,
+        (Work::Jobs, Reply::Bulk(id)) => !asked.read && id.contains(&b'-'),
+        (Work::Jobs, Reply::Int(acknowledged)) => *acknowledged == 1,
+        (Work::EvalGetSet, Reply::Bulk(bytes)) => value(bytes),
+        (Work::EvalBucket, Reply::Int(allowed)) => matches!(allowed, 0 | 1),
         (Work::Mget, Reply::Bulks(Some((count, first)))) => *count == MGET_KEYS && value(first),
         _ => false,
     };

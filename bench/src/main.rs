@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod fanout;
 mod keys;
 mod load;
 mod machine;

@@ -1,4 +1,5 @@
-//! How long after its OK on one node a write is visible on another: sets one key there, and reads it here until it is new.
+//! How long after its OK on one node a write is visible on another: sets one key there, and reads it
+//! here until it is new; or pushes an item there, for which a client waits here.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -38,6 +39,34 @@ pub fn run(first: u16, second: u16, done: &AtomicBool) -> Result<Histogram<u64>>
         }
         seen.record(ok.elapsed().as_nanos() as u64)?;
         std::thread::sleep(PAUSE);
+    }
+    Ok(seen)
+}
+
+/// Pushes items on the first node, one at a time, for a client that blocks on the second: nanoseconds
+/// from the OK to the item. An item that comes before the OK counts as one nanosecond.
+pub fn hand_over(first: u16, second: u16, time: Duration) -> Result<Histogram<u64>> {
+    let mut seen = Histogram::new(3).expect("three digits are allowed");
+    let (mut producer, mut consumer) = (Client::connect(first)?, Client::connect(second)?);
+    let end = Instant::now() + time;
+    let mut number = 0u64;
+    while Instant::now() < end || number == 0 {
+        number += 1;
+        consumer.send("BLPOP hand-over 10\r\n")?;
+        // It waits by then.
+        std::thread::sleep(PAUSE);
+        std::thread::scope(|scope| -> Result<()> {
+            let waiting = scope.spawn(|| {
+                let item = consumer.expect(|reply| matches!(reply, Reply::Bulks(Some((2, _)))).then_some(()));
+                item.map(|()| Instant::now())
+            });
+            producer.send(&format!("RPUSH hand-over {number}\r\n"))?;
+            producer.expect(|reply| matches!(reply, Reply::Int(_)).then_some(()))?;
+            let ok = Instant::now();
+            let came = waiting.join().expect("a consumer does not panic")?;
+            seen.record((came.saturating_duration_since(ok).as_nanos() as u64).max(1))?;
+            Ok(())
+        })?;
     }
     Ok(seen)
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use crate::bench::{Bench, Case, Figures};
+use crate::fanout;
 use crate::keys::{Range, Spread};
 use crate::load::Work;
 use crate::options::{Options, short};
@@ -111,6 +112,7 @@ const LOAD: &[Column] = &[
 const BY_RATE_AND_CPU: &[&str] = &["per_second", "server_cpu"];
 
 const READERS: &[Kind] = &[Kind::Redis, Kind::Embedded, Kind::OnKafka];
+const SCRIPTS: &[Kind] = &[Kind::Redis, Kind::EmbeddedEverysec, Kind::OnKafka];
 const WRITERS: &[Kind] = &[Kind::RedisAlways, Kind::Embedded, Kind::OnKafka];
 
 const ROW: Row = Row {
@@ -368,6 +370,125 @@ pub const ROWS: &[Row] = &[
             cases: |options| pipelines(options, Work::Zrange, Spread::Uniform, &[1, 16]),
             redis_benchmark: false,
         },
+        ..ROW
+    },
+    Row {
+        name: "lpush",
+        title: "LPUSH to one large list, acknowledged when durable",
+        about: "New items; one record each.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Lpush, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "lrange",
+        title: "LRANGE of 100 of one large list",
+        about: "An item for each key; the figures count commands.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::Lrange, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "queue",
+        title: "RPUSH and LPOP of one list, acknowledged when durable",
+        about: "Each command is the one or the other, at random; the list has an item for each key.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Queue, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "xadd",
+        title: "XADD to one large stream, acknowledged when durable",
+        about: "Entries of one field; one record each.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Xadd, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "xread",
+        title: "XREAD of ten entries",
+        about: "The first ten of one large stream; the figures count commands.",
+        goal: "pipeline 16: 0.8 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: READERS,
+            cases: |options| pipelines(options, Work::Xread, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "jobs",
+        title: "XADD, XREADGROUP and XACK of one stream, acknowledged when durable",
+        about: "A client acknowledges what it was given; else it adds an entry or asks for one, at random.",
+        goal: "embedded, pipeline 16: 0.6 ×; on Kafka 50k/s",
+        measure: Measure::Load {
+            kinds: WRITERS,
+            cases: |options| pipelines(options, Work::Jobs, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "eval",
+        title: "EVAL of GET and SET",
+        about: "Each script gets a key and sets it.",
+        goal: "embedded with fsync everysec, pipeline 16: 0.5 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: SCRIPTS,
+            cases: |options| pipelines(options, Work::EvalGetSet, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "eval-bucket",
+        title: "EVAL of a token bucket",
+        about: "Each script reads and writes a small hash and its expiry.",
+        goal: "embedded with fsync everysec, pipeline 16: 0.5 ×",
+        compare: Compare::Ratio(BY_RATE_AND_CPU, Kind::Redis),
+        measure: Measure::Load {
+            kinds: SCRIPTS,
+            cases: |options| pipelines(options, Work::EvalBucket, Spread::Uniform, &[1, 16]),
+            redis_benchmark: false,
+        },
+        ..ROW
+    },
+    Row {
+        name: "publish",
+        title: "PUBLISH to 1, 100 and 1,000 subscribers",
+        about: "One client publishes, 16 messages at a time, until every subscriber has every message; the figure counts what was delivered.",
+        columns: fanout::COLUMNS,
+        compare: Compare::Ratio(&["per_second", "server_cpu"], Kind::Redis),
+        measure: Measure::Special(fanout::measure),
+        ..ROW
+    },
+    Row {
+        name: "hand-over",
+        title: "From OK of RPUSH on one node to BLPOP's reply on another",
+        about: "One item at a time; the list is empty in between.",
+        goal: "p99 20 ms",
+        columns: special::LATENCY,
+        compare: Compare::Nothing,
+        measure: Measure::Special(special::hand_over),
         ..ROW
     },
     Row {

@@ -101,7 +101,7 @@ impl Engine {
     }
 }
 
-fn wanted(bench: &Bench, kinds: &[Kind]) -> Vec<Kind> {
+pub fn wanted(bench: &Bench, kinds: &[Kind]) -> Vec<Kind> {
     let wanted = kinds.iter().filter(|kind| bench.options.wants(kind.name()));
     wanted.copied().collect()
 }
@@ -204,6 +204,22 @@ pub fn visible(bench: &mut Bench) -> Result<()> {
         "two nodes on Kafka",
         Figures::from(figures),
     )
+}
+
+pub fn hand_over(bench: &mut Bench) -> Result<()> {
+    let topic = bench.site.fresh_topic();
+    let first = on_topic(bench, &topic)?;
+    let second = on_topic(bench, &topic)?;
+    bench.settle(&[&first, &second]);
+    let seen = prober::hand_over(first.port, second.port, bench.options.time())?;
+    let at = |percent: f64| seen.value_at_percentile(percent) as f64 / 1e3;
+    let figures = [
+        ("p50", at(50.0)),
+        ("p99", at(99.0)),
+        ("p999", at(99.9)),
+        ("items", seen.len() as f64),
+    ];
+    bench.note("one at a time", "two nodes on Kafka", Figures::from(figures))
 }
 
 pub fn get_beside_set(bench: &mut Bench) -> Result<()> {

@@ -14,6 +14,21 @@ pub const MGET_KEYS: usize = 10;
 pub const SMALL_FIELDS: usize = 10;
 /// Members that ZRANGE asks for.
 pub const ZRANGE_MEMBERS: usize = 100;
+/// Items that LRANGE asks for.
+pub const LRANGE_ITEMS: usize = 100;
+const GET_SET: &[u8] = b"local old = redis.call('GET', KEYS[1]) redis.call('SET', KEYS[1], ARGV[1]) return old";
+/// A bucket holds ARGV[1] tokens and gets ARGV[2] a second.
+const BUCKET: &[u8] = b"
+    local time = redis.call('TIME')
+    local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+    local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+    local size, rate = tonumber(ARGV[1]), tonumber(ARGV[2])
+    local tokens = math.min(size, (tonumber(bucket[1]) or size) + (now - (tonumber(bucket[2]) or now)) * rate)
+    local allowed = tokens >= 1
+    if allowed then tokens = tokens - 1 end
+    redis.call('HSET', KEYS[1], 'tokens', tokens, 'at', now)
+    redis.call('PEXPIRE', KEYS[1], 60000)
+    return allowed and 1 or 0";
 
 /// Appends requests; holds what the values are filled with.
 pub struct Requests {
@@ -132,11 +147,93 @@ impl Requests {
         }
     }
 
+    pub fn push(&self, command: &[u8], list: &[u8], key: u64, out: &mut Vec<u8>) {
+        push_words(3, &[command, list], out);
+        self.push_value_alone(key, out);
+    }
+
+    pub fn lpop(&self, out: &mut Vec<u8>) {
+        push_words(2, &[b"LPOP", b"queue"], out);
+    }
+
+    pub fn lrange(&self, first: u64, out: &mut Vec<u8>) {
+        let last = first + LRANGE_ITEMS as u64 - 1;
+        let (first, last) = (first.to_string(), last.to_string());
+        push_words(4, &[b"LRANGE", b"list", first.as_bytes(), last.as_bytes()], out);
+    }
+
+    pub fn xadd(&self, stream: &[u8], key: u64, out: &mut Vec<u8>) {
+        push_words(5, &[b"XADD", stream, b"*", b"field"], out);
+        self.push_value_alone(key, out);
+    }
+
+    pub fn xread(&self, out: &mut Vec<u8>) {
+        push_words(6, &[b"XREAD", b"COUNT", b"10", b"STREAMS", b"stream", b"0"], out);
+    }
+
+    pub fn xreadgroup(&self, out: &mut Vec<u8>) {
+        let head: [&[u8]; 4] = [b"XREADGROUP", b"GROUP", b"workers", b"worker"];
+        push_words(9, &head, out);
+        push_arguments(&[b"COUNT", b"1", b"STREAMS", b"jobs", b">"], out);
+    }
+
+    pub fn xack(&self, id: &[u8], out: &mut Vec<u8>) {
+        push_words(4, &[b"XACK", b"jobs", b"workers", id], out);
+    }
+
+    pub fn eval_get_set(&self, key: u64, out: &mut Vec<u8>) {
+        push_words(5, &[b"EVAL", GET_SET, b"1"], out);
+        out.extend_from_slice(b"$16\r\nkey:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+        self.push_value_alone(key, out);
+    }
+
+    pub fn eval_bucket(&self, key: u64, out: &mut Vec<u8>) {
+        push_words(6, &[b"EVAL", BUCKET, b"1"], out);
+        out.extend_from_slice(b"$16\r\nbkt:");
+        push_digits(key, out);
+        out.extend_from_slice(b"\r\n");
+        push_arguments(&[b"100", b"10"], out);
+    }
+
+    /// A value where the line before it has ended.
+    fn push_value_alone(&self, key: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.value_header[2..]);
+        push_digits(key, out);
+        out.extend_from_slice(&self.filler);
+        out.extend_from_slice(b"\r\n");
+    }
+
     fn push_value(&self, key: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.value_header);
         push_digits(key, out);
         out.extend_from_slice(&self.filler);
     }
+}
+
+/// The head of a command of so many words, and its first ones.
+fn push_words(count: usize, words: &[&[u8]], out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("*{count}\r\n").as_bytes());
+    push_arguments(words, out);
+}
+
+fn push_arguments(words: &[&[u8]], out: &mut Vec<u8>) {
+    for word in words {
+        out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        out.extend_from_slice(word);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// The id of the first entry in a reply to XREAD or XREADGROUP of one stream.
+pub fn first_entry(reply: &[u8]) -> Option<&[u8]> {
+    // Arrays of one stream, of its name and entries; the name in two lines; arrays of the entries,
+    // of the first one's id and fields; the length of the id.
+    const LINES_BEFORE: usize = 7;
+    let mut lines = reply.split(|byte| *byte == b'\n');
+    let id = lines.nth(LINES_BEFORE)?.strip_suffix(b"\r")?;
+    id.contains(&b'-').then_some(id)
 }
 
 /// One of the ten fields of a small hash.
@@ -212,7 +309,10 @@ pub fn reply(buffer: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
                 };
             }
         },
-        b'*' => return bulks(buffer, end, number(rest)?),
+        b'*' => match number(rest)? {
+            -1 => Reply::Null,
+            count => return bulks(buffer, end, count),
+        },
         _ => return Err(Malformed),
     };
     Ok(Some((reply, end)))
@@ -284,6 +384,37 @@ mod tests {
             Reply::Bulks(None)
         );
         assert!(reply(b"what\r\n").is_err());
+    }
+
+    #[test]
+    fn the_first_entry_of_a_stream_is_found() {
+        let answer = b"*1\r\n*2\r\n$4\r\njobs\r\n*1\r\n*2\r\n$3\r\n7-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n";
+        let (found, length) = reply(answer).expect("well formed").expect("whole");
+        assert_eq!((found, length), (Reply::Bulks(None), answer.len()));
+        assert_eq!(first_entry(answer), Some(&b"7-1"[..]));
+        assert_eq!(first_entry(b"*1\r\n$1\r\na\r\n"), None);
+    }
+
+    #[test]
+    fn commands_have_as_many_words_as_they_announce() {
+        let requests = Requests::new(16);
+        let mut out = Vec::new();
+        requests.push(b"LPUSH", b"list", 1, &mut out);
+        requests.lpop(&mut out);
+        requests.lrange(0, &mut out);
+        requests.xadd(b"stream", 1, &mut out);
+        requests.xread(&mut out);
+        requests.xreadgroup(&mut out);
+        requests.xack(b"1-1", &mut out);
+        requests.eval_get_set(1, &mut out);
+        requests.eval_bucket(1, &mut out);
+        let mut rest = &out[..];
+        for _ in 0..9 {
+            let (command, length) = reply(rest).expect("well formed").expect("whole");
+            assert!(matches!(command, Reply::Bulks(Some(_))), "{command:?}");
+            rest = &rest[length..];
+        }
+        assert!(rest.is_empty());
     }
 
     #[test]
