@@ -5,12 +5,19 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::server::tls;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
+trait Stream: Read + Write {}
+impl<S: Read + Write> Stream for S {}
+
 /// Sends PING to the server on this machine's loopback interface. An error contains its answer.
 pub fn ping(config: &Config) -> Result<(), String> {
-    let port = config.port();
+    let (port, is_plain) = match config.port() {
+        0 => (config.tls_port(), false),
+        port => (port, true),
+    };
     let failed = |error: std::io::Error| match error.kind() {
         // The system's text for a timeout explains nothing.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
@@ -21,8 +28,12 @@ pub fn ping(config: &Config) -> Result<(), String> {
     };
     let address = ("127.0.0.1", port).to_socket_addrs().map_err(failed)?.next();
     let address = address.ok_or("resolve the loopback address")?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let mut stream: Box<dyn Stream> = match is_plain {
+        true => Box::new(stream),
+        false => Box::new(tls::as_client(&config.tls(), stream)?),
+    };
     let mut request = Vec::new();
     let mut replies = 1;
     if let Some(password) = config.requirepass() {

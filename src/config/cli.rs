@@ -13,6 +13,7 @@ use super::copy::{self, CopyOptions};
 use super::kind::{Kind, parse_memory};
 use super::sources::{Given, Place, unknown};
 use super::table::{Effect, Group, SETTINGS, Setting};
+use super::tls;
 
 const ABOUT: &str = "A Redis-protocol server whose data lives in a compacted Kafka topic or, without Kafka, in a durable log on local disk.";
 const EXAMPLES: &str = "\
@@ -65,7 +66,7 @@ pub fn command() -> Command {
 pub(super) fn flags(shown: impl Fn(&str) -> bool) -> impl Iterator<Item = Arg> {
     let hidden = move |setting: &Setting| setting.group == Group::WithoutEffect || !shown(setting.name);
     SETTINGS.iter().map(move |setting| {
-        let is_rare = setting.group == Group::Types;
+        let is_rare = setting.group == Group::Types || tls::is_rare(setting.name);
         flag(setting).hide(hidden(setting)).hide_short_help(is_rare)
     })
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::checks::{self, Mapping, OutputLimits};
+use super::tls::TlsSettings;
 use super::{Config, machine};
 use crate::model::{SPLIT, class};
 
@@ -196,6 +197,18 @@ impl Config {
 
     pub fn grpc_port(&self) -> u16 {
         self.number("grpc-port") as u16
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        self.number("tls-port") as u16
+    }
+
+    pub fn grpc_tls_port(&self) -> u16 {
+        self.number("grpc-tls-port") as u16
+    }
+
+    pub fn tls(&self) -> TlsSettings {
+        TlsSettings::read(|name| self.value(name))
     }
 
     pub fn dir(&self) -> PathBuf {

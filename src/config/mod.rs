@@ -17,6 +17,7 @@ pub mod kind;
 pub mod machine;
 mod sources;
 pub mod table;
+pub mod tls;
 mod values;
 mod without_effect;
 
@@ -27,16 +28,18 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tracing::warn;
 
 use copy::CopyOptions;
 use getters::Hot;
 use sources::Given;
-use table::{Change, Effect, SETTINGS};
+use table::{Change, Effect, Group, SETTINGS};
+use tls::TlsSettings;
 use values::{check_changeable, complete, new_value, shown, start_value};
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -74,6 +77,8 @@ pub enum SetError {
 /// The values of all settings, in the order of the table.
 type Values = Vec<Arc<str>>;
 type Hook = Box<dyn Fn(&Config) + Send + Sync>;
+/// Prepares other settings of TLS. They are in force once the result is called.
+type Trial = Box<dyn Fn(&TlsSettings) -> Result<Box<dyn FnOnce()>, String> + Send + Sync>;
 
 /// The configuration of the server.
 pub struct Config {
@@ -92,6 +97,8 @@ pub struct Config {
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
     hooks: Mutex<Vec<(usize, Hook)>>,
+    /// Where clients are served over TLS.
+    tls_trial: OnceLock<Trial>,
 }
 
 impl Config {
@@ -154,6 +161,7 @@ impl Config {
             exposed_files: Vec::new(),
             hot: Hot::default(),
             hooks: Mutex::default(),
+            tls_trial: OnceLock::new(),
         };
         config.refresh();
         config.check_as_a_whole()?;
@@ -223,16 +231,47 @@ impl Config {
             changes.push((place, name, value));
         }
         let mut changed = Vec::new();
+        // Also without a change: the file of that name may be another one.
+        let mut of_tls = None;
         for (place, name, value) in changes {
-            let value = new_value(&SETTINGS[place], value, &values[place])
-                .map_err(|reason| SetError::Failed { name, reason })?;
+            let value = new_value(&SETTINGS[place], value, &values[place]).map_err(|reason| SetError::Failed {
+                name: name.clone(),
+                reason,
+            })?;
             if let Some(value) = value {
                 values[place] = value.into();
                 changed.push(place);
             }
+            if SETTINGS[place].group == Group::Tls {
+                of_tls.get_or_insert(name);
+            }
         }
+        let tls = of_tls.map(|name| {
+            self.try_tls(&values).map_err(|cause| {
+                warn!(cause, "the settings of TLS stay as they are");
+                let reason = "Unable to update TLS configuration. Check server logs.".to_owned();
+                SetError::Failed { name, reason }
+            })
+        });
+        let tls = tls.transpose()?.flatten();
         self.take_over(&hooks, values, &changed);
+        tls.into_iter().for_each(|take_over| take_over());
         Ok(())
+    }
+
+    /// Prepares what these values mean for TLS. `None`: nobody is served over TLS.
+    fn try_tls(&self, values: &Values) -> Result<Option<Box<dyn FnOnce()>>, String> {
+        let prepare = |trial: &Trial| trial(&TlsSettings::read(|name| values[place_of(name)].clone()));
+        self.tls_trial.get().map(prepare).transpose()
+    }
+
+    /// From now on `trial` prepares what the settings of TLS become. If it fails, they stay.
+    pub fn on_tls_change(
+        &self,
+        trial: impl Fn(&TlsSettings) -> Result<Box<dyn FnOnce()>, String> + Send + Sync + 'static,
+    ) {
+        let is_first = self.tls_trial.set(Box::new(trial)).is_ok();
+        debug_assert!(is_first, "one part of the server has TLS");
     }
 
     fn take_over(&self, hooks: &[(usize, Hook)], values: Values, changed: &[usize]) {
@@ -275,7 +314,10 @@ impl Config {
                 _ => {}
             }
         }
+        // The files may be others under the same names.
+        let tls = self.try_tls(&values)?;
         self.take_over(&hooks, values, &changed);
+        tls.into_iter().for_each(|take_over| take_over());
         Ok(reloaded)
     }
 

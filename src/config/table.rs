@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::checks;
 use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};
-use super::without_effect;
+use super::{tls, without_effect};
 
 /// One setting.
 #[derive(Clone, Copy)]
@@ -59,6 +59,7 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     Server,
+    Tls,
     Log,
     Kafka,
     Store,
@@ -72,6 +73,7 @@ impl Group {
     pub fn heading(self) -> &'static str {
         match self {
             Group::Server => "Server",
+            Group::Tls => "TLS",
             Group::Log => "Log",
             Group::Kafka => "Kafka",
             Group::Store => "Store",
@@ -116,8 +118,14 @@ pub fn variable(name: &str) -> String {
 }
 
 /// Every setting: those with an effect, then the others.
-pub static SETTINGS: LazyLock<Vec<Setting>> =
-    LazyLock::new(|| EFFECTIVE.iter().chain(without_effect::SETTINGS).copied().collect());
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+    EFFECTIVE
+        .iter()
+        .chain(tls::SETTINGS)
+        .chain(without_effect::SETTINGS)
+        .copied()
+        .collect()
+});
 
 /// Index in [`SETTINGS`] by name and alias, in lower case.
 static PLACES: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {

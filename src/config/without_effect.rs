@@ -19,7 +19,7 @@ const PERSISTENCE: &str = "the log is the persistence: there are no append-only 
 const PROCESS: &str = "left to the system and its service manager";
 const REPLICATION: &str = "nodes follow the log; there is no replication between them";
 const SCRIPTS: &str = "there are no scripts";
-const TLS: &str = "clients are not served over TLS";
+const OTHERS: &str = "no connections are made to other servers of this kind";
 
 const YES_NO: Kind = Kind::YesNo;
 const TEXT: Kind = Kind::Text;
@@ -204,30 +204,16 @@ pub const SETTINGS: &[Setting] = &[
     row("enable-module-command", MODES, "no", MODULES).immutable(),
     row("enable-protected-configs", MODES, "no", "dir and dbfilename cannot change while the server runs").immutable(),
     // TLS and listening
-    row("bind-source-addr", TEXT, "", "no connections are made to other servers of this kind"),
+    row("bind-source-addr", TEXT, "", OTHERS),
     row("socket-mark-id", COUNT, "0", LISTEN).immutable(),
     row("unixsocket", TEXT, "", LISTEN).immutable().refused(),
     row("unixsocketperm", COUNT, "0", LISTEN).immutable(),
-    row("tls-auth-clients", Kind::Choice(&["no", "yes", "optional"]), "yes", TLS),
-    row("tls-ca-cert-dir", TEXT, "", TLS),
-    row("tls-ca-cert-file", TEXT, "", TLS),
-    row("tls-cert-file", TEXT, "", TLS),
-    row("tls-ciphers", TEXT, "", TLS),
-    row("tls-ciphersuites", TEXT, "", TLS),
-    row("tls-client-cert-file", TEXT, "", TLS),
-    row("tls-client-key-file", TEXT, "", TLS),
-    row("tls-client-key-file-pass", TEXT, "", TLS).secret(),
-    row("tls-cluster", YES_NO, "no", TLS),
-    row("tls-dh-params-file", TEXT, "", TLS),
-    row("tls-key-file", TEXT, "", TLS),
-    row("tls-key-file-pass", TEXT, "", TLS).secret(),
-    row("tls-port", PORT, "0", TLS).refused(),
-    row("tls-prefer-server-ciphers", YES_NO, "no", TLS),
-    row("tls-protocols", TEXT, "", TLS),
-    row("tls-replication", YES_NO, "no", TLS),
-    row("tls-session-cache-size", COUNT, "20480", TLS),
-    row("tls-session-cache-timeout", COUNT, "300", TLS),
-    row("tls-session-caching", YES_NO, "yes", TLS),
+    row("tls-client-cert-file", TEXT, "", OTHERS),
+    row("tls-client-key-file", TEXT, "", OTHERS),
+    row("tls-client-key-file-pass", TEXT, "", OTHERS).secret(),
+    row("tls-cluster", YES_NO, "no", OTHERS),
+    row("tls-replication", YES_NO, "no", OTHERS),
+    row("tls-session-cache-timeout", COUNT, "300", "sessions are remembered for as long as OpenSSL does by itself"),
     // The process
     row("always-show-logo", YES_NO, "no", "there is no logo").immutable(),
     row("aof_rewrite_cpulist", TEXT, "", PROCESS).immutable(),

@@ -2,10 +2,8 @@
 //! deadline, bounds on memory.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::Duration;
 
 use base64::Engine;
@@ -28,10 +26,11 @@ use super::memory::{Memory, Received, Sent};
 use super::status;
 use crate::command::admission::{DEFAULT_USER, Refusal, Wants, admit, login_delay, needs_no_login};
 use crate::command::clients::Client;
-use crate::command::shared::Connected;
 use crate::command::table::{self, CommandEntry};
 use crate::command::{Session, Shared};
 use crate::database::now_ms;
+use crate::server::stream::Stream;
+use crate::server::tls::Tls;
 use crate::{server, supervise};
 
 /// Requests under way on one connection. At this number its client waits before it sends more.
@@ -77,10 +76,18 @@ impl Front {
     }
 
     /// Serves a connection to its end.
-    pub async fn welcome(self, stream: TcpStream, shared: Arc<Shared>) {
+    pub async fn welcome(self, stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
         match server::admitted(&stream, &shared) {
-            Ok(()) => self.run(stream, shared).await,
+            Ok(()) => {
+                let connected = server::connected(&stream, &shared).await;
+                if let Some(stream) = server::secured(stream, tls.as_deref(), &shared).await {
+                    self.run(stream, &connected.client, shared).await;
+                }
+            }
+            // The handshake costs more than a refused client should.
+            Err(_) if tls.is_some() => {}
             Err(refusal) => {
+                let stream = Stream::Plain(stream);
                 if let Ok(_told) = self.refused.try_acquire() {
                     let _ = tokio::time::timeout(REFUSED_FOR, refuse(stream, refusal)).await;
                 }
@@ -88,10 +95,7 @@ impl Front {
         }
     }
 
-    async fn run(self, stream: TcpStream, shared: Arc<Shared>) {
-        let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
-        let connected = Connected::new(&shared, &task, &stream);
-        let client = &connected.client;
+    async fn run(self, stream: Stream, client: &Arc<Client>, shared: Arc<Shared>) {
         // Nothing can be pushed to it.
         client.pushes.close();
         let door = Door {
@@ -130,7 +134,7 @@ async fn idle(shared: &Shared, client: &Client) {
 
 /// Answers requests until the client closes the connection or, once `stopped`, until those under
 /// way are answered.
-async fn serve<F>(stream: TcpStream, answer: impl Fn(Request<Incoming>) -> F, stopped: impl Future<Output = ()>)
+async fn serve<F>(stream: Stream, answer: impl Fn(Request<Incoming>) -> F, stopped: impl Future<Output = ()>)
 where
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
 {
@@ -163,7 +167,7 @@ where
 }
 
 /// Answers the first requests of a refused connection with the reason.
-async fn refuse(stream: TcpStream, refusal: Refusal) {
+async fn refuse(stream: Stream, refusal: Refusal) {
     let told = Arc::new(Notify::new());
     let tell = told.clone();
     let answer = move |_| {

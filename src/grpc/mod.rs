@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tonic_health::ServingStatus;
@@ -22,7 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::command::execute::execute_alone;
 use crate::command::{Reply, Shared};
-use crate::server;
+use crate::server::{self, Listener};
 use connection::{Caller, Front};
 
 #[allow(clippy::all, reason = "generated code")]
@@ -45,7 +44,7 @@ const MAX_KEYS: usize = 100_000;
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Serves until shutdown is asked.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), String> {
+pub async fn serve(listener: Listener, shared: Arc<Shared>) -> Result<(), String> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -58,7 +57,9 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Result<(), Str
         .max_encoding_message_size(usize::MAX);
     let front = Front::new(Routes::new(health).add_service(reflection).add_service(api));
     tokio::select! {
-        () = server::accept(listener, shared.clone(), |stream, shared| front.clone().welcome(stream, shared)) => {}
+        () = server::accept(listener.socket, shared.clone(), |stream, shared| {
+            front.clone().welcome(stream, listener.tls.clone(), shared)
+        }) => {}
         () = report_health(reporter, &shared) => {}
     }
     Ok(())

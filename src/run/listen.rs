@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
@@ -9,9 +10,11 @@ use tracing::warn;
 
 use super::Problem;
 use crate::config::Config;
+use crate::server::Listener;
+use crate::server::tls::Tls;
 
 /// Listens on the addresses of `bind`, or on none if the port is 0.
-pub(super) async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
+async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
     let mut listeners = Vec::new();
     if port == 0 {
         return Ok(listeners);
@@ -66,21 +69,78 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     socket.listen(backlog)
 }
 
-pub(super) fn addresses(listeners: &[TcpListener], grpc: &[TcpListener]) -> String {
-    let of = |listeners: &[TcpListener], what: &str| -> Vec<String> {
-        let known = listeners.iter().filter_map(|listener| listener.local_addr().ok());
-        known.map(|address| format!("{address}{what}")).collect()
-    };
-    [of(listeners, ""), of(grpc, " (gRPC)")].concat().join(", ")
+/// All that is listened on.
+pub(super) struct Listeners {
+    pub redis: Vec<Listener>,
+    pub grpc: Vec<Listener>,
+}
+
+impl Listeners {
+    /// Listens on every port that the settings name. If any is for TLS, reads what that needs, and
+    /// again when its settings change.
+    pub(super) async fn open(config: &Arc<Config>) -> Result<Listeners, Problem> {
+        let tls = match (config.tls_port(), config.grpc_tls_port()) {
+            (0, 0) => None,
+            _ => Some(Tls::new(&config.tls()).map_err(|cause| format!("serve clients over TLS: {cause}"))?),
+        };
+        if let Some(tls) = tls.clone() {
+            config.on_tls_change(move |settings| Ok(Box::new(tls.prepare(settings)?)));
+        }
+        let mut all = Listeners {
+            redis: Vec::new(),
+            grpc: Vec::new(),
+        };
+        add(&mut all.redis, config, config.port(), None).await?;
+        add(&mut all.redis, config, config.tls_port(), tls.clone()).await?;
+        add(&mut all.grpc, config, config.grpc_port(), None).await?;
+        add(&mut all.grpc, config, config.grpc_tls_port(), tls).await?;
+        if all.iter().next().is_none() {
+            return Err(
+                "serve anybody: no port is given; give --port, --tls-port, --grpc-port or --grpc-tls-port".into(),
+            );
+        }
+        Ok(all)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.redis.iter().chain(&self.grpc)
+    }
+
+    /// The addresses, for people.
+    pub(super) fn addresses(&self) -> String {
+        let of = |listeners: &[Listener], protocol: &str| -> Vec<String> {
+            let known = listeners.iter().filter_map(|listener| {
+                let what = match (protocol, listener.tls.is_some()) {
+                    ("", false) => String::new(),
+                    ("", true) => " (TLS)".to_owned(),
+                    (protocol, false) => format!(" ({protocol})"),
+                    (protocol, true) => format!(" ({protocol}, TLS)"),
+                };
+                let address = listener.socket.local_addr().ok()?;
+                Some(format!("{address}{what}"))
+            });
+            known.collect()
+        };
+        [of(&self.redis, ""), of(&self.grpc, "gRPC")].concat().join(", ")
+    }
+}
+
+async fn add(listeners: &mut Vec<Listener>, config: &Config, port: u16, tls: Option<Arc<Tls>>) -> Result<(), Problem> {
+    let sockets = listen(config, port).await?;
+    listeners.extend(sockets.into_iter().map(|socket| Listener {
+        socket,
+        tls: tls.clone(),
+    }));
+    Ok(())
 }
 
 /// Warns if there is no password, and says what then protects the data from other machines.
-pub(super) fn warn_of_strangers<'l>(config: &Config, mut listeners: impl Iterator<Item = &'l TcpListener>) {
-    let is_open = |listener: &TcpListener| {
-        let address = listener.local_addr();
+pub(super) fn warn_of_strangers(config: &Config, listeners: &Listeners) {
+    let is_open = |listener: &Listener| {
+        let address = listener.socket.local_addr();
         address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
     };
-    if config.requirepass().is_some() || !listeners.any(is_open) {
+    if config.requirepass().is_some() || !listeners.iter().any(is_open) {
         return;
     }
     match config.protected_mode() {

@@ -15,12 +15,11 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use self::listen::{addresses, listen, warn_of_strangers};
+use self::listen::{Listeners, warn_of_strangers};
 use self::open::{Parts, open, owner};
 pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
@@ -141,14 +140,10 @@ fn provide_files(config: &Config) {
 async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging>) -> Result<(), Problem> {
     // Bound first: a port in use is reported before anything else is touched, and clients get
     // answers while the data is loaded.
-    let listeners = listen(&config, config.port()).await?;
-    let grpc_listeners = listen(&config, config.grpc_port()).await?;
-    if listeners.is_empty() && grpc_listeners.is_empty() {
-        return Err("serve anybody: neither --port nor --grpc-port is given; give one of them".into());
-    }
-    let addresses = addresses(&listeners, &grpc_listeners);
+    let listeners = Listeners::open(&config).await?;
+    let addresses = listeners.addresses();
     let mut signals = Signals::new(&config, &logging)?;
-    warn_of_strangers(&config, listeners.iter().chain(&grpc_listeners));
+    warn_of_strangers(&config, &listeners);
     let opening = config.clone();
     let opened = supervise::blocking(&supervise::OPEN, move || {
         open(&opening, &mut directory).map(|opened| (opened, directory))
@@ -183,7 +178,7 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     }
     end_when_failed(&shared);
     supervise::task(&supervise::SIGNALS, signals.watch(shared.clone()));
-    let servers = start_servers(&shared, listeners, grpc_listeners);
+    let servers = start_servers(&shared, listeners);
     info!("listening on {addresses}");
     let (following, refused) = match follow(&shared, kafka, directory, checkpoint).await {
         Some(Ok(following)) => (Some(following), None),
@@ -331,16 +326,16 @@ fn unstored_bound(memory_limit: usize) -> u64 {
     (memory_limit as u64 / 4).clamp(64 << 20, 512 << 20)
 }
 
-fn start_servers(shared: &Arc<Shared>, listeners: Vec<TcpListener>, grpc: Vec<TcpListener>) -> Servers {
+fn start_servers(shared: &Arc<Shared>, listeners: Listeners) -> Servers {
     let mut servers = JoinSet::new();
-    for listener in listeners {
+    for listener in listeners.redis {
         let shared = shared.clone();
         supervise::task_of(&mut servers, &supervise::LISTENER, async move {
             server::serve(listener, shared).await;
             Ok(())
         });
     }
-    for listener in grpc {
+    for listener in listeners.grpc {
         supervise::task_of(&mut servers, &supervise::GRPC, grpc::serve(listener, shared.clone()));
     }
     let sweeping = shared.clone();

@@ -4,23 +4,21 @@
 //! Replies that wait for the log are held back. A pipeline of writes is handed to the log as one
 //! burst and waited for once.
 
-use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
-use tokio::net::TcpStream;
 use tracing::debug;
 
+use super::stream::Stream;
 use super::wire::Wire;
 use crate::command::admission::needs_no_login;
 use crate::command::blocked::{found_at_once, serve};
+use crate::command::clients::Client;
 use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
 use crate::command::settle::{HeldReply, settle_all};
-use crate::command::shared::Connected;
 use crate::command::step::{Blocks, PendingReply, Step};
 use crate::command::{Session, Shared};
 use crate::resp::{Decoder, Encoding, Limits, Next, ProtocolError, Reply, Version, Weight, encode};
@@ -40,7 +38,8 @@ const MAX_HELD: usize = 1 << 20;
 const MAX_WRITING: usize = 16 << 20;
 
 struct Connection {
-    /// Dropped before the socket: who sees the connection end knows that it listens no more.
+    /// Dropped before the socket is closed: who sees the connection end knows that it listens no
+    /// more.
     session: Session,
     wire: Wire,
     shared: Arc<Shared>,
@@ -48,10 +47,7 @@ struct Connection {
 }
 
 /// Serves a connection to its end.
-pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
-    let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
-    let connected = Connected::new(&shared, &task, &stream);
-    let client = &connected.client;
+pub async fn run(stream: Stream, client: &Arc<Client>, shared: Arc<Shared>) {
     let authenticated = needs_no_login(&shared);
     let mut connection = Connection {
         wire: Wire::new(stream, client.clone(), shared.clone()),
@@ -64,6 +60,9 @@ pub async fn run(stream: TcpStream, shared: Arc<Shared>) {
     if let Err(error) = connection.serve().await {
         debug!(client = client.id, %error, "connection ended");
     }
+    let Connection { session, wire, .. } = connection;
+    drop(session);
+    wire.close().await;
 }
 
 impl Connection {

@@ -2,10 +2,14 @@
 //! commands, not the databases.
 
 pub mod connection;
+pub mod stream;
+pub mod tls;
 mod wire;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -15,7 +19,10 @@ use tracing::warn;
 
 use crate::command::Shared;
 use crate::command::admission::{Refusal, Wants, admit};
+use crate::command::shared::Connected;
 use crate::supervise;
+use stream::Stream;
+use tls::Tls;
 
 /// How long connections get to send their last replies when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -25,9 +32,19 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// all connections. Bytes that are already on their way do not count.
 const UNSENT: u32 = 256 << 10;
 
+/// An address that is listened on.
+pub struct Listener {
+    pub socket: TcpListener,
+    /// With TLS, if there is any.
+    pub tls: Option<Arc<Tls>>,
+}
+
 /// Serves Redis clients until shutdown is asked.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    accept(listener, shared, welcome).await;
+pub async fn serve(listener: Listener, shared: Arc<Shared>) {
+    accept(listener.socket, shared, |stream, shared| {
+        welcome(stream, listener.tls.clone(), shared)
+    })
+    .await;
 }
 
 /// Accepts connections until shutdown is asked, then waits until the open ones have finished what
@@ -63,11 +80,41 @@ where
     }
 }
 
-/// A Redis client that is refused gets the reason as an error in its protocol.
-async fn welcome(stream: TcpStream, shared: Arc<Shared>) {
+/// A Redis client that is refused gets the reason as an error in its protocol. A client of TLS gets
+/// none, as in Redis: the handshake costs more than a refused client should.
+async fn welcome(stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
     match admitted(&stream, &shared) {
-        Ok(()) => connection::run(stream, shared).await,
-        Err(refusal) => drop(stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes())),
+        Ok(()) => {
+            let connected = connected(&stream, &shared).await;
+            if let Some(stream) = secured(stream, tls.as_deref(), &shared).await {
+                connection::run(stream, &connected.client, shared).await;
+            }
+        }
+        Err(refusal) if tls.is_none() => drop(stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes())),
+        Err(_) => {}
+    }
+}
+
+/// Makes the connection one of the clients, until the result is dropped.
+pub async fn connected(stream: &TcpStream, shared: &Arc<Shared>) -> Connected {
+    let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+    Connected::new(shared, &task, stream)
+}
+
+/// The stream of a connection, after the handshake of TLS if that is wanted. `None` if that failed.
+pub async fn secured(stream: TcpStream, tls: Option<&Tls>, shared: &Shared) -> Option<Stream> {
+    let Some(tls) = tls else {
+        return Some(Stream::Plain(stream));
+    };
+    let peer = stream.peer_addr().ok();
+    match tls.accept(stream).await {
+        Ok(stream) => Some(Stream::Tls(Box::new(stream))),
+        Err(reason) => {
+            shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
+            let lines = &shared.stats.handshakes_failed;
+            lines.warn(|suppressed| warn!(?peer, reason, suppressed, "a client's TLS handshake failed"));
+            None
+        }
     }
 }
 

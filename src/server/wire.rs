@@ -10,7 +10,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -18,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use super::stream::Stream;
 use crate::command::Shared;
 use crate::command::clients::Client;
 use crate::config::checks::OutputLimit;
@@ -38,9 +37,19 @@ const KEPT: usize = 64 << 10;
 /// Once so many bytes wait in the output, further pushes wait in their queue.
 const PUSHED: usize = 64 << 10;
 
+/// What has happened on a connection.
+#[derive(Clone, Copy)]
+enum Progress {
+    /// So many bytes were sent.
+    Sent(usize),
+    /// So many bytes were read. None: the client will send no more.
+    Read(usize),
+    /// Something is to be pushed.
+    Pushed,
+}
+
 pub struct Wire {
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
+    stream: Stream,
     client: Arc<Client>,
     shared: Arc<Shared>,
     /// What was read and has not been taken yet.
@@ -61,11 +70,9 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub fn new(stream: TcpStream, client: Arc<Client>, shared: Arc<Shared>) -> Self {
-        let (reader, writer) = stream.into_split();
+    pub fn new(stream: Stream, client: Arc<Client>, shared: Arc<Shared>) -> Self {
         Wire {
-            reader,
-            writer,
+            stream,
             client,
             shared,
             input: BytesMut::new(),
@@ -142,33 +149,13 @@ impl Wire {
             }
             if self.taken + self.input.len() >= READ_AHEAD {
                 tokio::time::sleep(LOOK_EVERY).await;
-                let ready = self.reader.ready(Interest::READABLE).await;
-                self.ended = ready.is_ok_and(|ready| ready.is_read_closed());
+                self.ended = self.stream.is_read_closed().await;
                 continue;
             }
             self.input.reserve(LEAST_ROOM);
-            let socket = SockRef::from(self.writer.as_ref());
-            let mut reading = pin!(self.reader.read_buf(&mut self.input));
-            let read = poll_fn(|context| match is_closed(&socket) {
-                true => Poll::Ready(Ok(0)),
-                false => reading.as_mut().poll(context),
-            });
-            let read = tokio::select! {
-                // The socket is looked at first.
-                biased;
-                read = read => read,
-                _ = self.writer.writable(), if !self.output.is_empty() => continue,
-                () = pushed(&self.client), if takes_pushes && self.output.len() < PUSHED => continue,
-            };
-            match read {
-                Ok(0) | Err(_) => self.ended = true,
-                Ok(read) => {
-                    self.news = true;
-                    let traffic = self.shared.stats.traffic.own();
-                    traffic.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
-                    let waiting = self.taken + self.input.len();
-                    self.client.input_bytes.store(waiting, Ordering::Relaxed);
-                }
+            match self.progress(true, takes_pushes, true).await {
+                Ok(progress) => self.note(progress),
+                Err(_) => self.ended = true,
             }
         }
     }
@@ -189,6 +176,11 @@ impl Wire {
     pub async fn finish(&mut self) -> io::Result<()> {
         self.send()?;
         self.flush_to(0).await
+    }
+
+    /// Ends the connection in good order, as far as the client waits for that.
+    pub async fn close(mut self) {
+        self.stream.close().await;
     }
 
     #[cold]
@@ -269,8 +261,7 @@ impl Wire {
             tokio::select! {
                 biased;
                 done = &mut doing => return Ok(done),
-                sent = self.writer.write(&self.output), if !self.output.is_empty() => self.sent(sent?),
-                () = pushed(&self.client), if self.output.len() < PUSHED => {}
+                progress = self.progress(false, true, false) => self.note(progress?),
             }
         }
     }
@@ -279,7 +270,7 @@ impl Wire {
     #[inline]
     fn send(&mut self) -> io::Result<()> {
         while !self.output.is_empty() {
-            match self.writer.try_write(&self.output) {
+            match self.stream.try_write(&self.output) {
                 Ok(sent) => self.sent(sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -315,29 +306,62 @@ impl Wire {
     }
 
     async fn sent_or_read(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
-        let ended = self.client.killed_or(|| idle && self.shared.shutdown.is_asked());
-        let read = tokio::select! {
+        let (client, shared) = (self.client.clone(), self.shared.clone());
+        let ended = client.killed_or(|| idle && shared.shutdown.is_asked());
+        let progress = tokio::select! {
             biased;
-            sent = self.writer.write(&self.output), if !self.output.is_empty() => {
-                match sent? {
-                    0 => return Ok(false),
-                    sent => self.sent(sent),
-                }
-                self.note_output();
-                return Ok(true);
-            }
-            read = self.reader.read_buf(&mut self.input), if may_read => read?,
+            progress = self.progress(may_read, idle, false) => progress?,
             () = ended => return Ok(false),
-            () = pushed(&self.client), if idle && self.output.len() < PUSHED => return Ok(true),
         };
+        self.note(progress);
+        if let Progress::Sent(_) = progress {
+            self.note_output();
+        }
+        Ok(!matches!(progress, Progress::Sent(0)))
+    }
+
+    /// Waits until something was sent or read, or is to be pushed. `looks`: each poll first looks
+    /// whether the socket is closed.
+    async fn progress(&mut self, may_read: bool, takes_pushes: bool, looks: bool) -> io::Result<Progress> {
+        let takes_pushes = takes_pushes && self.output.len() < PUSHED;
+        poll_fn(|context| {
+            if looks && is_closed(&self.stream.socket()) {
+                return Poll::Ready(Ok(Progress::Read(0)));
+            }
+            if !self.output.is_empty()
+                && let Poll::Ready(sent) = Pin::new(&mut self.stream).poll_write(context, &self.output)
+            {
+                return Poll::Ready(sent.map(Progress::Sent));
+            }
+            if may_read && let Poll::Ready(read) = pin!(self.stream.read_buf(&mut self.input)).poll(context) {
+                return Poll::Ready(read.map(Progress::Read));
+            }
+            // Who pushes wakes the task.
+            match takes_pushes && !self.client.pushes.is_empty() {
+                true => Poll::Ready(Ok(Progress::Pushed)),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    #[inline]
+    fn note(&mut self, progress: Progress) {
+        match progress {
+            Progress::Sent(sent) => self.sent(sent),
+            Progress::Read(read) => self.read_more(read),
+            Progress::Pushed => {}
+        }
+    }
+
+    #[inline]
+    fn read_more(&mut self, read: usize) {
         self.ended = read == 0;
         self.news |= read > 0;
         let traffic = self.shared.stats.traffic.own();
         traffic.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        self.client
-            .input_bytes
-            .store(self.taken + self.input.len(), Ordering::Relaxed);
-        Ok(true)
+        let waiting = self.taken + self.input.len();
+        self.client.input_bytes.store(waiting, Ordering::Relaxed);
     }
 
     fn note_output(&self) {
@@ -358,16 +382,6 @@ impl Wire {
             (idle, soft) => idle.or(soft),
         }
     }
-}
-
-/// Waits until something is to be pushed to the client.
-async fn pushed(client: &Client) {
-    poll_fn(|_| match client.pushes.is_empty() {
-        false => Poll::Ready(()),
-        // Who pushes wakes the task.
-        true => Poll::Pending,
-    })
-    .await;
 }
 
 /// Whether the other side has closed the connection, and nothing is left to read.

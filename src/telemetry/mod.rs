@@ -53,6 +53,8 @@ pub struct Stats {
     pub patterns_given_up: Sparing,
     /// Log lines about connections that could not be accepted.
     pub not_accepted: Sparing,
+    /// Log lines about handshakes of TLS that failed.
+    pub handshakes_failed: Sparing,
     pub slowlog: Slowlog,
     pub latency: Latency,
     /// Error replies by their first word.

@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("server", &["command", "resp", "config", "supervise"]),
     ("grpc", &["command", "database", "server", "supervise"]),
     // Programs.
-    ("probe", &["config"]),
+    ("probe", &["config", "server"]),
     (
         "run",
         &[

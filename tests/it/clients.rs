@@ -37,21 +37,38 @@ clients! {
 }
 
 fn run_redis_py(port: u16) {
-    let mut client = Command::new(parts::python());
-    client.arg(parts::clients_dir().join("python/client.py"));
-    run("redis-py", client, port);
+    run("redis-py", redis_py(), &url(port));
 }
 
 fn run_node_redis(port: u16) {
+    run("node-redis", node_redis(), &url(port));
+}
+
+fn run_go_redis(port: u16) {
+    run("go-redis", go_redis(), &url(port));
+}
+
+fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}")
+}
+
+/// Takes a URL, as the two after it do.
+pub fn redis_py() -> Command {
+    let mut client = Command::new(parts::python());
+    client.arg(parts::clients_dir().join("python/client.py"));
+    client
+}
+
+pub fn node_redis() -> Command {
     let mut client = parts::node();
     client
         .env("NODE_PATH", parts::node_modules())
         .arg(parts::clients_dir().join("node/client.cjs"));
-    run("node-redis", client, port);
+    client
 }
 
-fn run_go_redis(port: u16) {
-    run("go-redis", Command::new(parts::go_client()), port);
+pub fn go_redis() -> Command {
+    Command::new(parts::go_client())
 }
 
 fn run_jedis(port: u16) {
@@ -60,12 +77,12 @@ fn run_jedis(port: u16) {
         .arg("-cp")
         .arg(parts::jedis_jars().join("*"))
         .arg(parts::clients_dir().join("java/Client.java"));
-    run("Jedis", client, port);
+    run("Jedis", client, &port.to_string());
 }
 
 /// Runs one of the programs, which print OK as their last line when all went well.
-fn run(name: &str, mut client: Command, port: u16) {
-    client.arg(port.to_string());
+pub fn run(name: &str, mut client: Command, server: &str) {
+    client.arg(server);
     let output = process::run(name, client, b"", DEADLINE);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(text.lines().last(), Some("OK"), "{name} printed:\n{text}");

@@ -1,8 +1,11 @@
-//! Every front door (RESP, gRPC) refuses the same, with the same words. A check that one of them lacks fails here.
+//! Every front door (RESP and gRPC, each also over TLS) refuses the same, with the same words. A check that one of them lacks fails here.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use openssl::ssl::SslVerifyMode;
+
+use crate::support::certificates::Authority;
 use crate::support::client::Client;
 use crate::support::grpc::{Call, Ended, Grpc};
 use crate::support::resp;
@@ -11,13 +14,17 @@ use crate::support::{ports, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
+const TOO_MANY: &str = "ERR max number of clients reached";
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A node with both doors.
+/// A node with all doors.
 struct House {
     node: Highwater,
+    tls_port: u16,
     grpc_port: u16,
+    grpc_tls_port: u16,
     grpc: Grpc,
+    authority: Authority,
 }
 
 impl House {
@@ -26,11 +33,26 @@ impl House {
     }
 
     fn start(builder: Builder) -> House {
-        let grpc_port = ports::free();
+        let [tls_port, grpc_port, grpc_tls_port] = [(); 3].map(|()| ports::free());
+        let authority = Authority::new("tests");
+        let server = authority.issue("server");
+        let builder = [
+            ("--tls-port", tls_port.to_string()),
+            ("--grpc-port", grpc_port.to_string()),
+            ("--grpc-tls-port", grpc_tls_port.to_string()),
+            ("--tls-auth-clients", "no".to_owned()),
+            ("--tls-cert-file", server.certificate.display().to_string()),
+            ("--tls-key-file", server.key.display().to_string()),
+        ]
+        .iter()
+        .fold(builder, |builder, (name, value)| builder.args(&[name, value]));
         House {
-            node: builder.args(&["--grpc-port", &grpc_port.to_string()]).start(),
+            node: builder.start(),
+            tls_port,
             grpc_port,
+            grpc_tls_port,
             grpc: Grpc::start(),
+            authority,
         }
     }
 
@@ -38,25 +60,11 @@ impl House {
         Call::new(format!("{LOOPBACK}:{}", self.grpc_port), method, key)
     }
 
-    /// What GET of a missing key, on a connection of its own, is answered at either door; `None` where it is served.
+    /// What GET of a missing key, on a connection of its own, is answered at the doors without TLS;
+    /// `None` where it is served.
     fn refusals(&mut self, from: IpAddr, password: Option<&str>) -> (Option<String>, Option<Ended>) {
-        let mut client = Client::connect_to((from, self.node.port));
-        let mut refused = None;
-        for line in password
-            .map(|p| format!("AUTH {p}"))
-            .iter()
-            .map(String::as_str)
-            .chain(["GET missing"])
-        {
-            let reply = client
-                .try_write(&resp::command_line(line))
-                .and_then(|()| client.try_reply());
-            let reply = String::from_utf8_lossy(&reply.expect("a reply").expect("a reply")).into_owned();
-            if let Some(error) = reply.strip_prefix('-') {
-                refused = Some(error.trim_end().to_owned());
-                break;
-            }
-        }
+        let client = Client::connect_to((from, self.node.port));
+        let refused = refusal(client, password).expect("a reply");
         let ended = self.grpc.call(&Call {
             target: format!("{from}:{}", self.grpc_port),
             login: password.map(|password| format!("default:{password}")),
@@ -65,6 +73,24 @@ impl House {
         (refused, Some(ended).filter(|ended| ended.code != "OK"))
     }
 
+    /// The same at the doors with TLS. The error: there was no handshake.
+    fn refusals_with_tls(
+        &mut self,
+        from: IpAddr,
+        password: Option<&str>,
+    ) -> (std::io::Result<Option<String>>, Option<Ended>) {
+        let mut ssl = self.authority.client(None);
+        // The certificate is for the loopback interface.
+        ssl.set_verify(SslVerifyMode::NONE);
+        let client = Client::try_connect_securely((from, self.tls_port), ssl);
+        let refused = client.and_then(|client| refusal(client, password));
+        let ended = self.grpc.call(&Call {
+            target: format!("{}@{from}:{}", self.authority.file().display(), self.grpc_tls_port),
+            login: password.map(|password| format!("default:{password}")),
+            ..self.call("Get", "missing")
+        });
+        (refused, Some(ended).filter(|ended| ended.code != "OK"))
+    }
     #[track_caller]
     fn refuses_alike(&mut self, from: IpAddr, password: Option<&str>, expected: Option<(&str, &str)>) {
         let (resp, grpc) = self.refusals(from, password);
@@ -72,8 +98,33 @@ impl House {
         let begins = |refused: Option<&str>| refused.map(|refused| refused.starts_with(text.unwrap_or("served")));
         assert_eq!(begins(resp.as_deref()), text.map(|_| true), "RESP: {resp:?}");
         assert_eq!(grpc.as_ref().map(|ended| &*ended.code), code, "gRPC: {grpc:?}");
-        assert_eq!(resp, grpc.map(|ended| ended.details), "the same words");
+        assert_eq!(resp, grpc.clone().map(|ended| ended.details), "the same words");
+        match self.refusals_with_tls(from, password) {
+            // Who may not connect at all has no handshake, and so no reason.
+            (Err(_), Some(ended)) if matches!(text, Some("DENIED " | TOO_MANY)) => {
+                assert_eq!(ended.code, "UNAVAILABLE", "{ended:?}");
+            }
+            (with_tls, ended) if from == LOOPBACK => {
+                assert_eq!((with_tls.expect("a reply"), ended), (resp, grpc), "with TLS");
+            }
+            // The certificate is not for that address, so gRPC does not trust it.
+            (with_tls, _) => assert_eq!(with_tls.expect("a reply"), resp, "with TLS"),
+        }
     }
+}
+
+/// What GET of a missing key is answered; `None` if it is served.
+fn refusal(mut client: Client, password: Option<&str>) -> std::io::Result<Option<String>> {
+    let login = password.map(|password| format!("AUTH {password}"));
+    for line in login.iter().map(String::as_str).chain(["GET missing"]) {
+        client.try_write(&resp::command_line(line))?;
+        let reply = client.try_reply()?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let reply = String::from_utf8_lossy(&reply).into_owned();
+        if let Some(error) = reply.strip_prefix('-') {
+            return Ok(Some(error.trim_end().to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// An address of this machine that is not the loopback interface's.
@@ -118,7 +169,7 @@ fn who_is_not_let_in_is_refused_alike() {
 
 #[test]
 fn both_doors_share_maxclients() {
-    let full = Some(("ERR max number of clients reached", "RESOURCE_EXHAUSTED"));
+    let full = Some((TOO_MANY, "RESOURCE_EXHAUSTED"));
     let mut house = House::new(&["--maxclients", "2"]);
     // It stays open: a connection that asks and goes may still have its place when the next ones come.
     let mut first = house.node.client();

@@ -56,5 +56,6 @@ mod starting;
 mod streams;
 mod support;
 mod tidy;
+mod tls;
 mod tracking;
 mod transactions;

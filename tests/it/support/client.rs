@@ -5,13 +5,32 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use openssl::ssl::{Ssl, SslStream};
+
 use super::resp::{self, Reply};
 use super::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// What a client speaks over: TCP, or TLS.
+trait Transport: Read + Write + Send {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for SslStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref()
+    }
+}
+
 pub struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Transport>,
     received: Vec<u8>,
     deadline: Duration,
 }
@@ -31,14 +50,25 @@ impl Client {
     }
 
     fn try_connect_to(address: impl ToSocketAddrs) -> io::Result<Client> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        Ok(Client {
+        Ok(Client::over(Box::new(connected(address)?)))
+    }
+
+    /// Over TLS. The error is that of the handshake.
+    pub fn try_connect_securely(address: impl ToSocketAddrs, ssl: Ssl) -> io::Result<Client> {
+        let stream = connected(address)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let stream = ssl
+            .connect(stream)
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Client::over(Box::new(stream)))
+    }
+
+    fn over(stream: Box<dyn Transport>) -> Client {
+        Client {
             stream,
             received: Vec::new(),
             deadline: DEADLINE,
-        })
+        }
     }
 
     /// How long a reply may take from now on.
@@ -156,7 +186,7 @@ impl Client {
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        self.stream.set_read_timeout(Some(left))?;
+        self.stream.tcp().set_read_timeout(Some(left))?;
         let mut chunk = [0; 64 * 1024];
         match self.stream.read(&mut chunk) {
             Ok(count) => {
@@ -170,4 +200,11 @@ impl Client {
             Err(error) => Err(error),
         }
     }
+}
+
+fn connected(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(stream)
 }

@@ -15,7 +15,7 @@ pub struct Grpc {
 /// One call, or several at once.
 #[derive(Clone)]
 pub struct Call {
-    /// HOST:PORT.
+    /// HOST:PORT, or over TLS CA_FILE@HOST:PORT.
     pub target: String,
     /// Stays open; none: a connection of its own.
     pub channel: Option<String>,

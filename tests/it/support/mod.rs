@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 pub mod attempt;
+pub mod certificates;
 pub mod client;
 pub mod foreign;
 pub mod grpc;

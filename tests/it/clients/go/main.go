@@ -1,4 +1,4 @@
-// Round-trips through go-redis with its defaults. Usage: client PORT
+// Round-trips through go-redis with its defaults. Usage: client URL
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 var ctx = context.Background()
 
 func main() {
-	options, err := redis.ParseURL("redis://127.0.0.1:" + os.Args[1])
+	options, err := redis.ParseURL(os.Args[1])
 	must(err)
 	client := redis.NewClient(options)
 	defer client.Close()

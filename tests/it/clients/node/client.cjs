@@ -1,8 +1,8 @@
-// Round-trips through node-redis with its defaults. Usage: node client.cjs PORT
+// Round-trips through node-redis with its defaults. Usage: node client.cjs URL
 const assert = require("node:assert/strict");
 const { BasicClientSideCache, createClient, RESP_TYPES, WatchError } = require("redis");
 
-const url = `redis://127.0.0.1:${process.argv[2]}`;
+const url = process.argv[2];
 
 async function binary(client) {
   const bytes = Buffer.from(Array.from({ length: 256 }, (_, i) => i));

@@ -1,10 +1,10 @@
-"""Round-trips through redis-py with its defaults. Usage: python client.py PORT"""
+"""Round-trips through redis-py with its defaults. Usage: python client.py URL"""
 
 import sys
 
 import redis
 
-URL = f"redis://127.0.0.1:{sys.argv[1]}"
+URL = sys.argv[1]
 
 
 def binary(client):

@@ -55,10 +55,20 @@ def call(channel, method, key, number, metadata, deadline):
     return channel.stream_unary(path, *plain).future(iter([b"\x3a\x00"]), **arguments)
 
 
+def open_channel(target):
+    """To HOST:PORT, or over TLS to CA_FILE@HOST:PORT."""
+    authority, _, address = target.rpartition("@")
+    if not authority:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    with open(authority, "rb") as file:
+        credentials = grpc.ssl_channel_credentials(file.read())
+    return grpc.secure_channel(address, credentials, options=OPTIONS)
+
+
 print("READY", flush=True)
 for line in sys.stdin:
     name, target, method, key, number, login, deadline, times = line.rstrip("\n").split("\t")
-    channel = channels.get(name) or grpc.insecure_channel(target, options=OPTIONS)
+    channel = channels.get(name) or open_channel(target)
     if name != "-":
         channels[name] = channel
     encoded = base64.b64encode(login.encode()).decode()

@@ -1,0 +1,190 @@
+//! TLS for clients, by OpenSSL, which the Kafka client brings along. So ciphers and protocols are
+//! written as in Redis (docs/decisions/tls.md).
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use openssl::dh::Dh;
+use openssl::error::ErrorStack;
+use openssl::pkey::PKey;
+use openssl::ssl::{
+    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
+    SslStream as SyncStream, SslVerifyMode, select_next_proto,
+};
+use openssl::x509::X509Name;
+use tokio::net::TcpStream;
+use tokio_openssl::SslStream;
+
+use crate::config::tls::{AuthClients, TlsSettings};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// What gRPC clients ask for (RFC 7301). Redis clients ask for nothing.
+const HTTP2: &[u8] = b"\x02h2";
+const PROTOCOLS: [(&str, SslOptions); 4] = [
+    ("TLSv1", SslOptions::NO_TLSV1),
+    ("TLSv1.1", SslOptions::NO_TLSV1_1),
+    ("TLSv1.2", SslOptions::NO_TLSV1_2),
+    ("TLSv1.3", SslOptions::NO_TLSV1_3),
+];
+const DEFAULT_PROTOCOLS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
+
+/// What a listener needs to speak TLS. It can be replaced while the server runs: connections that
+/// are open stay as they are.
+pub struct Tls {
+    context: ArcSwap<SslContext>,
+}
+
+impl Tls {
+    /// Reads the certificate and the other files. The error says what is wrong.
+    pub fn new(settings: &TlsSettings) -> Result<Arc<Tls>, String> {
+        let context = ArcSwap::from_pointee(context(settings)?);
+        Ok(Arc::new(Tls { context }))
+    }
+
+    /// Reads the files for these settings. They are in force once the result is called.
+    pub fn prepare(self: &Arc<Tls>, settings: &TlsSettings) -> Result<impl FnOnce() + use<>, String> {
+        let (tls, context) = (self.clone(), context(settings)?);
+        Ok(move || tls.context.store(Arc::new(context)))
+    }
+
+    /// Does the handshake with a client.
+    pub async fn accept(&self, stream: TcpStream) -> Result<SslStream<TcpStream>, String> {
+        let ssl = Ssl::new(&self.context.load()).map_err(|error| error.to_string())?;
+        let mut stream = SslStream::new(ssl, stream).map_err(|error| error.to_string())?;
+        match tokio::time::timeout(HANDSHAKE, Pin::new(&mut stream).accept()).await {
+            Ok(Ok(())) => Ok(stream),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it took more than {} s", HANDSHAKE.as_secs())),
+        }
+    }
+}
+
+/// A connection of this machine to its own server, with the server's certificate as the client's.
+/// It does not check who answers.
+pub fn as_client(
+    settings: &TlsSettings,
+    stream: std::net::TcpStream,
+) -> Result<SyncStream<std::net::TcpStream>, String> {
+    let plain = |error: ErrorStack| error.to_string();
+    let mut builder = SslContext::builder(SslMethod::tls_client()).map_err(plain)?;
+    use_certificate(&mut builder, settings)?;
+    let ssl = Ssl::new(&builder.build()).map_err(plain)?;
+    ssl.connect(stream)
+        .map_err(|error| format!("reach the server over TLS: {error}"))
+}
+
+fn context(settings: &TlsSettings) -> Result<SslContext, String> {
+    let plain = |error: ErrorStack| error.to_string();
+    let mut builder = SslContext::builder(SslMethod::tls_server()).map_err(plain)?;
+    // Without these, a write that would block had to be repeated with the same buffer.
+    builder.set_mode(
+        SslMode::ENABLE_PARTIAL_WRITE
+            | SslMode::ACCEPT_MOVING_WRITE_BUFFER
+            | SslMode::AUTO_RETRY
+            | SslMode::RELEASE_BUFFERS,
+    );
+    builder.set_options(protocols(&settings.protocols)? | SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION);
+    if settings.prefer_server_ciphers {
+        builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
+    }
+    use_certificate(&mut builder, settings)?;
+    authenticate_clients(&mut builder, settings)?;
+    if let Some(ciphers) = &settings.ciphers {
+        let set = builder.set_cipher_list(ciphers);
+        set.map_err(|error| format!("tls-ciphers {ciphers}: {error}"))?;
+    }
+    if let Some(ciphers) = &settings.ciphersuites {
+        let set = builder.set_ciphersuites(ciphers);
+        set.map_err(|error| format!("tls-ciphersuites {ciphers}: {error}"))?;
+    }
+    if let Some(file) = &settings.dh_params_file {
+        let params = Dh::params_from_pem(&read("tls-dh-params-file", file)?);
+        params
+            .and_then(|params| builder.set_tmp_dh(&params))
+            .map_err(|error| of_file("tls-dh-params-file", file, &error))?;
+    }
+    remember_sessions(&mut builder, settings).map_err(plain)?;
+    builder.set_alpn_select_callback(|_, offered| select_next_proto(HTTP2, offered).ok_or(AlpnError::NOACK));
+    Ok(builder.build())
+}
+
+fn use_certificate(builder: &mut SslContextBuilder, settings: &TlsSettings) -> Result<(), String> {
+    let (Some(cert), Some(key)) = (&settings.cert_file, &settings.key_file) else {
+        return Err("tls-cert-file and tls-key-file must be given".into());
+    };
+    builder
+        .set_certificate_chain_file(cert)
+        .map_err(|error| of_file("tls-cert-file", cert, &error))?;
+    let pem = read("tls-key-file", key)?;
+    let parsed = match &settings.key_file_pass {
+        Some(pass) => PKey::private_key_from_pem_passphrase(&pem, pass.as_bytes()),
+        // Without a passphrase OpenSSL would ask for one on the terminal.
+        None => PKey::private_key_from_pem_callback(&pem, |_| Ok(0)),
+    };
+    let parsed = parsed.map_err(|error| of_file("tls-key-file", key, &error))?;
+    builder
+        .set_private_key(&parsed)
+        .and_then(|()| builder.check_private_key())
+        .map_err(|error| of_file("tls-key-file", key, &error))
+}
+
+fn authenticate_clients(builder: &mut SslContextBuilder, settings: &TlsSettings) -> Result<(), String> {
+    let (file, directory) = (&settings.ca_cert_file, &settings.ca_cert_dir);
+    if file.is_some() || directory.is_some() {
+        builder
+            .load_verify_locations(file.as_deref(), directory.as_deref())
+            .map_err(|error| format!("tls-ca-cert-file, tls-ca-cert-dir: {error}"))?;
+    } else if settings.auth_clients != AuthClients::No {
+        return Err("tls-auth-clients needs tls-ca-cert-file or tls-ca-cert-dir; without them set it to no".into());
+    }
+    if let Some(file) = file {
+        let names = X509Name::load_client_ca_file(file);
+        builder.set_client_ca_list(names.map_err(|error| of_file("tls-ca-cert-file", file, &error))?);
+    }
+    builder.set_verify(match settings.auth_clients {
+        AuthClients::No => SslVerifyMode::NONE,
+        AuthClients::Optional => SslVerifyMode::PEER,
+        AuthClients::Yes => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
+    });
+    Ok(())
+}
+
+fn remember_sessions(builder: &mut SslContextBuilder, settings: &TlsSettings) -> Result<(), ErrorStack> {
+    if !settings.session_caching {
+        builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+        builder.set_options(SslOptions::NO_TICKET);
+        return Ok(());
+    }
+    builder.set_session_cache_mode(SslSessionCacheMode::SERVER);
+    builder.set_session_cache_size(i32::try_from(settings.session_cache_size).unwrap_or(i32::MAX));
+    // Needed where clients have certificates.
+    builder.set_session_id_context(b"highwater")
+}
+
+/// The options that forbid what is not among these.
+fn protocols(wanted: &[String]) -> Result<SslOptions, String> {
+    let is_known = |name: &&String| PROTOCOLS.iter().any(|(known, _)| name.eq_ignore_ascii_case(known));
+    if wanted.iter().any(|name| !is_known(&name)) {
+        return Err(
+            "Invalid tls-protocols specified. Use a combination of 'TLSv1', 'TLSv1.1', 'TLSv1.2' and 'TLSv1.3'.".into(),
+        );
+    }
+    let is_wanted = |name: &str| match wanted.is_empty() {
+        true => DEFAULT_PROTOCOLS.contains(&name),
+        false => wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name)),
+    };
+    let forbidden = PROTOCOLS.iter().filter(|(name, _)| !is_wanted(name));
+    Ok(forbidden.fold(SslOptions::NO_SSLV3, |all, (_, option)| all | *option))
+}
+
+fn read(setting: &str, file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|error| format!("{setting} {}: {error}", file.display()))
+}
+
+fn of_file(setting: &str, file: &Path, error: &ErrorStack) -> String {
+    format!("{setting} {}: {error}", file.display())
+}

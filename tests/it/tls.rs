@@ -1,0 +1,309 @@
+//! Clients over TLS. What holds for all front doors alike is in `front_doors`.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use openssl::ssl::SslVersion;
+
+use crate::clients;
+use crate::support::certificates::{Authority, Pair};
+use crate::support::client::Client;
+use crate::support::server::{Builder, Highwater};
+use crate::support::{parts, ports, process, resp, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+const CANNOT: &str = "Unable to update TLS configuration. Check server logs.";
+
+/// A node with a port for TLS, and whom its clients trust.
+struct Secured {
+    node: Highwater,
+    port: u16,
+    authority: Authority,
+    server: Pair,
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+impl Secured {
+    fn start(args: &[&str]) -> Secured {
+        Secured::start_with(Highwater::builder().args(args), None)
+    }
+
+    fn start_with(builder: Builder, passphrase: Option<&str>) -> Secured {
+        let authority = Authority::new("tests");
+        let server = authority.issue_locked("server", passphrase);
+        let port = ports::free();
+        let node = builder
+            .args(&["--tls-port", &port.to_string()])
+            .args(&["--tls-cert-file", text(&server.certificate)])
+            .args(&["--tls-key-file", text(&server.key)])
+            .args(&["--tls-ca-cert-file", text(&authority.file())])
+            .allow("TLS")
+            .start();
+        Secured {
+            node,
+            port,
+            authority,
+            server,
+        }
+    }
+
+    /// A client without a certificate.
+    fn client(&self) -> Client {
+        self.client_with(None).expect("a connection over TLS")
+    }
+
+    /// A client, once the server has answered: with TLS 1.3, only then it has taken the certificate.
+    fn client_with(&self, own: Option<&Pair>) -> Result<Client, String> {
+        self.connect(self.authority.client(own))
+    }
+
+    fn connect(&self, ssl: openssl::ssl::Ssl) -> Result<Client, String> {
+        let connected = Client::try_connect_securely(("127.0.0.1", self.port), ssl);
+        let mut client = connected.map_err(|error| error.to_string())?;
+        let asked = client.try_write(&resp::command_line("PING"));
+        match asked.and_then(|()| client.try_reply()) {
+            Ok(Some(reply)) if reply == b"+PONG\r\n" => Ok(client),
+            other => Err(format!("{other:?}")),
+        }
+    }
+}
+
+#[test]
+fn clients_with_a_certificate_are_served() {
+    let secured = Secured::start(&[]);
+    assert!(secured.client_with(None).is_err(), "the default asks for one");
+    let known = secured.authority.issue("client");
+    let mut client = secured.client_with(Some(&known)).expect("is known");
+    client.check("SET k v", "+OK");
+    let others = Authority::new("others");
+    let stranger = others.issue("stranger");
+    assert!(secured.client_with(Some(&stranger)).is_err());
+    // What they say is the same data.
+    secured.node.client().check("GET k", "$1\r\nv");
+    client.check("CONFIG SET tls-auth-clients optional", "+OK");
+    assert!(secured.client_with(Some(&stranger)).is_err());
+    assert!(secured.client_with(None).is_ok());
+    client.check("CONFIG SET tls-auth-clients no", "+OK");
+    assert!(secured.client_with(Some(&stranger)).is_ok());
+}
+
+#[test]
+fn large_values_and_long_pipelines_pass_in_both_directions() {
+    let secured = Secured::start(&["--tls-auth-clients", "no"]);
+    let mut client = secured.client();
+    let large: Vec<u8> = (0..20_000_000u32).map(|n| (n % 251) as u8).collect();
+    assert_eq!(client.send(&[b"SET", b"large", &large]), b"+OK\r\n");
+    let reply = client.send(&[b"GET", b"large"]);
+    assert!(
+        reply.len() > large.len() && reply[11..].starts_with(&large),
+        "{} bytes",
+        reply.len()
+    );
+    let mut pipeline = Vec::new();
+    for number in 0..20_000 {
+        pipeline.extend(resp::command_line(&format!("SET key:{number} {number}")));
+        pipeline.extend(resp::command_line(&format!("GET key:{number}")));
+    }
+    client.write(&pipeline);
+    for number in 0..20_000 {
+        assert_eq!(client.reply(), b"+OK\r\n");
+        let number = number.to_string();
+        assert_eq!(client.reply(), format!("${}\r\n{number}\r\n", number.len()).as_bytes());
+    }
+    // Pushes, and a client that waits.
+    client.check("SUBSCRIBE news", "*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1");
+    secured.node.client().check("PUBLISH news hello", ":1");
+    assert_eq!(client.reply(), b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n$5\r\nhello\r\n");
+    let mut waiting = secured.client();
+    waiting.write(&resp::command_line("BLPOP list 0"));
+    let mut other = secured.node.client();
+    wait_for("a blocked client", SOON, || {
+        other.info("blocked_clients").filter(|n| n == "1")
+    });
+    other.check("RPUSH list a", ":1");
+    assert_eq!(waiting.reply(), b"*2\r\n$4\r\nlist\r\n$1\r\na\r\n");
+    // A client that goes while it waits takes nothing.
+    waiting.write(&resp::command_line("BLPOP list 0"));
+    wait_for("a blocked client", SOON, || {
+        other.info("blocked_clients").filter(|n| n == "1")
+    });
+    drop(waiting);
+    wait_for("no blocked client", SOON, || {
+        other.info("blocked_clients").filter(|n| n == "0")
+    });
+    other.check("RPUSH list b", ":1");
+    other.check("LRANGE list 0 -1", "*1\r\n$1\r\nb");
+}
+
+#[test]
+fn a_new_certificate_is_taken_over_while_it_runs() {
+    let secured = Secured::start(&["--tls-auth-clients", "no"]);
+    let mut old = secured.client();
+    // Of another authority, under the same name.
+    let next = Authority::new("next");
+    let pair = next.issue("server");
+    std::fs::copy(&pair.certificate, &secured.server.certificate).expect("copy a certificate");
+    let file = text(&secured.server.certificate).to_owned();
+    let wrong = format!("-ERR CONFIG SET failed (possibly related to argument 'tls-cert-file') - {CANNOT}");
+    old.check(&format!("CONFIG SET tls-cert-file {file}"), &wrong);
+    assert!(
+        secured.client_with(None).is_ok(),
+        "the key does not fit: nothing has changed"
+    );
+    std::fs::copy(&pair.key, &secured.server.key).expect("copy a key");
+    old.check(&format!("CONFIG SET tls-cert-file {file}"), "+OK");
+    assert!(
+        secured.client_with(None).is_err(),
+        "it is another server for who trusts the first"
+    );
+    assert!(secured.connect(next.client(None)).is_ok());
+    old.check("PING", "+PONG");
+    for (setting, value) in [
+        ("tls-key-file", "/no/such/file"),
+        ("tls-ca-cert-file", "/no/such/file"),
+        ("tls-protocols", "SSLv3"),
+        ("tls-ciphers", "none-of-these"),
+        ("tls-ciphersuites", "none-of-these"),
+    ] {
+        let wrong = format!("-ERR CONFIG SET failed (possibly related to argument '{setting}') - {CANNOT}");
+        old.check(&format!("CONFIG SET {setting} {value}"), &wrong);
+    }
+    assert!(secured.connect(next.client(None)).is_ok());
+}
+
+#[test]
+fn a_hangup_reads_the_certificate_again() {
+    let authority = Authority::new("tests");
+    let server = authority.issue("server");
+    let file = authority.dir().join("highwater.conf");
+    let port = ports::free();
+    let lines = format!(
+        "tls-port {port}\ntls-auth-clients no\ntls-cert-file {}\ntls-key-file {}\n",
+        text(&server.certificate),
+        text(&server.key)
+    );
+    std::fs::write(&file, lines).expect("write a file of settings");
+    let node = Highwater::builder().arg(text(&file)).allow("TLS").start();
+    let secured = Secured {
+        node,
+        port,
+        authority,
+        server,
+    };
+    assert!(secured.client_with(None).is_ok());
+    let next = Authority::new("next");
+    let pair = next.issue("server");
+    std::fs::copy(&pair.certificate, &secured.server.certificate).expect("copy a certificate");
+    std::fs::copy(&pair.key, &secured.server.key).expect("copy a key");
+    secured.node.signal(libc::SIGHUP);
+    wait_for("the new certificate", SOON, || secured.connect(next.client(None)).ok());
+}
+
+#[test]
+fn protocols_and_passphrases_are_those_of_the_settings() {
+    let builder = Highwater::builder().args(&["--tls-auth-clients", "no", "--tls-key-file-pass", "open sesame"]);
+    let secured = Secured::start_with(builder, Some("open sesame"));
+    let speaks = |version| {
+        let ssl = secured.authority.client_of(None, Some(version));
+        secured.connect(ssl).is_ok()
+    };
+    let spoken = || [SslVersion::TLS1_1, SslVersion::TLS1_2, SslVersion::TLS1_3].map(speaks);
+    assert_eq!(spoken(), [false, true, true], "by default");
+    let mut client = secured.node.client();
+    client.check("CONFIG SET tls-protocols TLSv1.3", "+OK");
+    assert_eq!(spoken(), [false, false, true]);
+    client.check("CONFIG SET tls-protocols \"TLSv1.2\"", "+OK");
+    assert_eq!(spoken(), [false, true, false]);
+    client.check(
+        "CONFIG SET tls-key-file-pass wrong",
+        &format!("-ERR CONFIG SET failed (possibly related to argument 'tls-key-file-pass') - {CANNOT}"),
+    );
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused_at_the_start() {
+    let authority = Authority::new("tests");
+    let (server, other) = (authority.issue("server"), authority.issue("other"));
+    let locked = authority.issue_locked("locked", Some("secret"));
+    let (cert, key) = (text(&server.certificate), text(&server.key));
+    for (args, reason) in [
+        (vec![], "tls-cert-file and tls-key-file must be given"),
+        (
+            vec!["--tls-cert-file", cert, "--tls-key-file", key],
+            "tls-auth-clients needs tls-ca-cert-file or tls-ca-cert-dir",
+        ),
+        (
+            vec!["--tls-cert-file", cert, "--tls-key-file", text(&other.key)],
+            "tls-key-file",
+        ),
+        (
+            vec!["--tls-cert-file", "/none", "--tls-key-file", key],
+            "tls-cert-file /none",
+        ),
+        (
+            vec![
+                "--tls-cert-file",
+                text(&locked.certificate),
+                "--tls-key-file",
+                text(&locked.key),
+            ],
+            "tls-key-file",
+        ),
+    ] {
+        let port = ports::free().to_string();
+        let builder = Highwater::builder().args(&["--tls-port", &port]).args(&args);
+        let (status, log) = builder.refuse(SOON);
+        assert!(!status.success() && log.contains(reason), "{args:?}: {log}");
+        assert!(log.contains("serve clients over TLS"), "{args:?}: {log}");
+    }
+}
+
+#[test]
+fn who_begins_no_handshake_holds_up_nobody_and_counts_as_a_client() {
+    let secured = Secured::start(&["--tls-auth-clients", "no", "--maxclients", "3"]);
+    let mut silent = TcpStream::connect(("127.0.0.1", secured.port)).expect("connect");
+    // Not TLS.
+    let mut plain = TcpStream::connect(("127.0.0.1", secured.port)).expect("connect");
+    plain.write_all(b"PING\r\nPING\r\n").expect("send");
+    let mut observer = secured.node.client();
+    wait_for("the silent one to be counted", SOON, || {
+        observer.info("connected_clients").filter(|n| n == "2")
+    });
+    let mut served = secured.client();
+    served.check("PING", "+PONG");
+    assert!(secured.client_with(None).is_err(), "maxclients");
+    silent.write_all(b"\x16\x03\x01").expect("send");
+    drop(silent);
+    wait_for("a free place", SOON, || secured.client_with(None).ok());
+}
+
+#[test]
+fn redis_cli_and_clients_in_three_languages_connect() {
+    let secured = Secured::start(&["--tls-auth-clients", "optional"]);
+    let authority = secured.authority.file();
+    let mut cli = parts::redis_cli();
+    cli.args(["--tls", "--cacert", text(&authority), "-p", &secured.port.to_string()]);
+    let output = process::run("redis-cli", cli, b"SET k v\nGET k\n", SOON);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "OK\nv\n");
+    let url = format!("rediss://127.0.0.1:{}", secured.port);
+    let mut python = clients::redis_py();
+    python.env("SSL_CERT_FILE", &authority);
+    clients::run("redis-py", python, &url);
+    let mut node = clients::node_redis();
+    node.env("NODE_EXTRA_CA_CERTS", &authority);
+    clients::run("node-redis", node, &url);
+    let mut go = clients::go_redis();
+    go.env("SSL_CERT_FILE", &authority);
+    clients::run("go-redis", go, &url);
+    // The healthcheck finds the port.
+    let mut ping = std::process::Command::new(crate::support::server::binary());
+    ping.args(["--ping", "--port", "0", "--tls-port", &secured.port.to_string()]);
+    ping.args(["--tls-cert-file", text(&secured.server.certificate)]);
+    ping.args(["--tls-key-file", text(&secured.server.key)]);
+    process::run("highwater --ping", ping, b"", SOON);
+}
