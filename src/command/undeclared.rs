@@ -13,7 +13,7 @@ use super::session::Session;
 use super::shared::Shared;
 use super::step::{Before, Step, refused};
 use super::table::CommandEntry;
-use super::{Args, Fault, ScriptHandler};
+use super::{Args, Fault, ScriptHandler, flag};
 use crate::database::Wait;
 use crate::database::transaction::{Keys as Locks, Moment, View};
 
@@ -238,7 +238,12 @@ pub(super) fn compute_script(
         }
         return match computed {
             Err(fault) => refused(fault),
-            Ok(computed) => conclude(session, computed, database, writes, again, None),
+            Ok(computed) => {
+                // As for EXEC: when it is computed again, it may write other keys. So no later
+                // command may have been computed by then. That can happen where others write too.
+                let barrier = command.has(flag::BARRIER) || writes && !shared.service.log.chains();
+                conclude(session, computed, database, barrier, again, None)
+            }
         };
     }
 }
