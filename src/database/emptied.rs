@@ -1,5 +1,6 @@
 //! Split collections that may have lost their last element while their head is still there. Nobody
-//! finds such a key, but its head is in the counts. It is removed some time later ([`crate::sweep`]).
+//! finds such a key, but its head is in the counts. The head is removed some time later
+//! ([`crate::sweep`]).
 //!
 //! A list that serves as a queue is empty again and again. Its head stays meanwhile: else the node
 //! that takes the last item and the one that puts in the next would hinder each other.

@@ -124,13 +124,17 @@ impl<'k> List<'k> {
         Fault::unreadable_element(self.key, problem)
     }
 
+    fn missing_item(&self) -> Fault {
+        self.broken("it is missing")
+    }
+
     /// The item at a place, which is there.
     pub fn at(&self, data: &mut Data, place: usize) -> Result<Bytes, Fault> {
         match &self.held {
-            Kind::Packed { items, .. } => items.get(place).cloned().ok_or_else(|| self.broken("it is missing")),
+            Kind::Packed { items, .. } => items.get(place).cloned().ok_or_else(|| self.missing_item()),
             Kind::Split { all, .. } => {
                 data.transaction.works(LOOKED_AT)?;
-                let held = all.nth(ORDER, place).ok_or_else(|| self.broken("it is missing"))?;
+                let held = all.nth(ORDER, place).ok_or_else(|| self.missing_item())?;
                 self.item_of(held)
             }
         }
@@ -262,7 +266,7 @@ impl List<'_> {
             Kind::Split { split, all, .. } => {
                 let name = all.nth(ORDER, place).map(|held| held.name.clone());
                 let Some(name) = name else {
-                    return Err(self.broken("it is missing"));
+                    return Err(self.missing_item());
                 };
                 put(data, self.key, split, &name, Some(item))?;
                 self.refresh(data)
@@ -290,7 +294,7 @@ impl List<'_> {
             (Some(before), Some(after)) => order_key::between(&before, Some(&after), near),
             (Some(before), None) => order_key::after(&before),
             (None, Some(after)) => order_key::before(&after),
-            (None, None) => return Err(self.broken("it is missing")),
+            (None, None) => return Err(self.missing_item()),
         };
         match key.filter(|key| key.len() <= order_key::LONGEST) {
             Some(key) => {
@@ -392,8 +396,9 @@ impl List<'_> {
             Kind::Packed { is_changed: false, .. } => Ok(()),
             Kind::Packed { items, .. } => {
                 let is_contended = data.transaction.is_contended(database, key);
-                if items.is_empty() && is_contended && self.expire_at.is_none() && data.config.may_split() {
-                    // It serves as a queue between nodes.
+                let is_queue = is_contended && self.expire_at.is_none() && data.config.may_split();
+                if is_queue && items.is_empty() {
+                    // The next item may come from another node.
                     data.transaction.put_split(database, key, Collection::List, b"", None);
                     data.transaction.note_emptied(database, key);
                 } else if self.exists || !items.is_empty() {
