@@ -1,5 +1,5 @@
 //! Deletes in the background what is not shown any more: keys and fields of hashes that have
-//! expired, what a flush has hidden, and what is left of split collections. This frees space, and
+//! expired, what a flush has hidden, what is left of split collections, and heads without elements. This frees space, and
 //! informs consumers that know nothing of expiry and flush markers. A tombstone is a conditional
 //! write: where others write to the log too, it never comes after a new value. So is the record of
 //! a hash without its expired fields.
@@ -84,6 +84,8 @@ struct Look {
     /// A feature that a topic has to name before such a hash is written to it.
     unnamed: Option<(u16, &'static str)>,
     flushed: Vec<Buried>,
+    /// Tombstones of heads without elements.
+    emptied: Vec<Arc<Write>>,
     /// Groups of tombstones for orphans, with the number of those.
     orphans: Vec<(usize, Arc<Write>)>,
 }
@@ -183,6 +185,9 @@ fn look(service: &Arc<Service>, passes: &mut [Pass], orphans: &mut Found, trims:
             bury_orphans(service, database, orphans, &mut look).map_err(text)?;
         }
     }
+    for database in (0..count).filter(|database| is_writable(*database)) {
+        remove_emptied(service, database, &mut look).map_err(text)?;
+    }
     if service.settings.active_expire.load(Ordering::Relaxed) {
         for database in (0..count).filter(|database| is_writable(*database)) {
             // Flushed keys go first: any number of expired ones can be among them.
@@ -200,6 +205,7 @@ impl Look {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
         let (trimmed, _) = done(&self.trimmed).await;
+        done(&self.emptied).await;
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
         for (buried, write) in self.orphans {
             if write.finished().await.is_ok() {
@@ -335,6 +341,19 @@ fn bury_orphans(service: &Arc<Service>, database: u16, known: &mut Found, look: 
             }
             // They are handled at a later look.
             Err(Fault::Wait(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Removes heads whose collections have had no elements for a while.
+fn remove_emptied(service: &Arc<Service>, database: u16, look: &mut Look) -> Result<(), Fault> {
+    for key in service.emptied.take_due(database, KEYS) {
+        match service.remove_emptied(database, &key) {
+            Ok(write) => look.emptied.extend(write),
+            // It is handled at a later look.
+            Err(Fault::Wait(_)) => service.emptied.note(database, &key),
             Err(error) => return Err(error),
         }
     }

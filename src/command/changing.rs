@@ -194,6 +194,7 @@ impl Data<'_, '_> {
     /// contended. An empty one deletes the key.
     fn put_named<E: Named>(&mut self, key: &[u8], mut whole: Whole<E>, is_contended: bool) {
         whole.elements.all_added();
+        let is_contended = is_contended && whole.elements.len() > 1;
         match whole.elements.pack() {
             Some(packed) if self.is_to_split(&packed, whole.elements.len(), is_contended) => {
                 self.put_split(key, whole);
@@ -214,9 +215,9 @@ impl Data<'_, '_> {
 
     /// True if a collection is too large to be one record, or if other nodes write other elements
     /// of it: they would hinder each other again and again.
-    fn is_to_split(&self, packed: &Packed, elements: usize, is_contended: bool) -> bool {
+    pub(super) fn is_to_split(&self, packed: &Packed, elements: usize, is_contended: bool) -> bool {
         let (bytes, most) = self.config.packed_limits();
-        let is_contended = is_contended && elements > 1 && most < usize::MAX;
+        let is_contended = is_contended && self.config.may_split();
         let is_large = packed.bytes().len() > bytes || elements > most;
         // What one transaction could not write stays one record.
         (is_contended || is_large) && elements <= MOST_ELEMENTS

@@ -51,8 +51,10 @@ const DIFFERENCES: &[&str] = &[
      nothing but a conflict on an unwatched key was the cause, if keys are watched.",
     "**On Kafka, FLUSHDB and FLUSHALL** put a marker into the topic that every Highwater hides the older records by at once; other consumers of the topic \
      see those until their tombstones have come, which are written in the background.",
-    "**A list is one record**, and so is a small hash, set or sorted set: a write of it sends the whole record, up to the topic's largest one. It is for hundreds of elements. \
-     A large hash, set or sorted set has a record for each element (`split-collections`), and so has every stream.",
+    "**A small hash, set, sorted set or list is one record**: a write of it sends the whole record. A large one has a record for each element, and so has one \
+     that several nodes write (`split-collections`), and every stream. On Kafka DBSIZE and SCAN may show a list for some seconds after its last item has gone.",
+    "**On Kafka, a push or a pop of a list that has a record for each item** rests on what it takes and on its end of the list. The length that a push replies, \
+     and how many items a pop with a count takes, are what this node knew.",
     "**Consumers of a group have no record.** Those with pending entries are known from these on every node; others only to the node that they have asked, \
      until it restarts. A trim that removes more than 100,000 entries at once is an error, also one of XADD with an exact MAXLEN or MINID. XREADGROUP gives \
      at most 10,000 entries at once.",

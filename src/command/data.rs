@@ -8,7 +8,7 @@ use super::{Fault, Transaction};
 use crate::config::Config;
 use crate::database::hot::own;
 use crate::database::transaction::element_of;
-use crate::database::{Form, Held};
+use crate::database::{Form, Held, Order};
 use crate::model::{Collection, Element, Elements, Entry, Named, Packed, State, Tree, Value};
 
 /// A collection that a command changes. The key's expiry stays.
@@ -178,12 +178,13 @@ impl Data<'_, '_> {
                 Ok(elements)
             }
             Form::Split(split) => {
-                let all = self.transaction.elements(self.database, key, split)?;
-                self.transaction.works(all.len() * size_of::<Held>())?;
+                let order = E::IN_ORDER.then_some(Order::Name);
+                let all = self.transaction.all_of(self.database, key, split, order)?;
+                self.transaction.works(all.by_name().len() * size_of::<Held>())?;
                 let mut elements = E::default();
-                for held in all.iter().filter(|held| held.is_live(now)) {
+                for held in all.iter(order).filter(|held| held.is_live(now)) {
                     let added = elements.add(own(&held.name), element_of(key, held)?);
-                    added.map_err(|problem| entry.unreadable(problem))?;
+                    added.map_err(|problem| Fault::unreadable_element(key, problem))?;
                 }
                 elements.all_added();
                 Ok(elements)

@@ -221,6 +221,7 @@ fn record_of_element(
             };
             return Ok(service.element_record(database, key, split, &name)?);
         }
+        Value::Split(split) if split.of() == Collection::List => return Err(WRONG_TYPE.into()),
         Value::Split(split) => return Ok(service.element_record(database, key, split, name)?),
         Value::Packed(packed) => packed,
         Value::String(_) | Value::Element(_) => return Err(WRONG_TYPE.into()),

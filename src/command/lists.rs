@@ -1,21 +1,23 @@
 //! Lists: <https://redis.io/docs/latest/commands/?group=list>. What works on the ends of a list is
-//! in [`ends`], what waits for items in [`blocking`]; this file has the other rows, and what works
-//! on items by their place or their value.
+//! in [`ends`], what waits for items in [`blocking`], how a list is read and changed in [`view`];
+//! this file has the other rows, and what works on items by their place or their value.
 
 pub mod blocking;
 mod ends;
+#[cfg(test)]
+mod tests;
+mod view;
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::args::{NOT_AN_INTEGER, SYNTAX, count_of, int, is, parse_int};
-use super::data::Whole;
 use super::key_specs::access::{self, READS};
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
-use crate::database::hot::own;
-use crate::model::{Collection, Items};
+use crate::model::Collection;
+use crate::model::order_key::Near;
+use view::List;
 
 /// What the rows have in common.
 const ROW: Command = Command {
@@ -198,11 +200,6 @@ pub static COMMANDS: &[Command] = &[
     },
 ];
 
-fn items(data: &mut Data, key: &[u8]) -> Result<VecDeque<Bytes>, Fault> {
-    let whole: Whole<Items> = data.collection(key)?;
-    Ok(whole.elements.0)
-}
-
 fn array(items: impl IntoIterator<Item = Bytes>) -> Reply {
     Reply::Array(items.into_iter().map(Reply::Bulk).collect())
 }
@@ -236,89 +233,99 @@ fn llen(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn lindex(data: &mut Data, args: Args) -> Outcome {
-    let items = items(data, args[1])?;
+    let list = List::read(data, args[1])?;
     // As in Redis, the index of what does not exist is not read.
-    if items.is_empty() {
+    if list.is_empty() {
         return Ok(Reply::Null);
     }
-    let place = place(int(args[2])?, items.len());
-    Ok(place.map(|place| items[place].clone()).into())
+    match place(int(args[2])?, list.len()) {
+        Some(place) => Ok(Reply::Bulk(list.at(data, place)?)),
+        None => Ok(Reply::Null),
+    }
 }
 
 fn lrange(data: &mut Data, args: Args) -> Outcome {
     let (start, stop) = (int(args[2])?, int(args[3])?);
-    let items = items(data, args[1])?;
-    let range = range(start, stop, items.len());
-    Ok(array(items.range(range).cloned()))
+    let list = List::read(data, args[1])?;
+    let range = range(start, stop, list.len());
+    Ok(array(list.items(data, range)?))
 }
 
 fn lset(data: &mut Data, args: Args) -> Outcome {
-    let mut list: Whole<Items> = data.collection(args[1])?;
-    let items = &mut list.elements.0;
-    if items.is_empty() {
+    let mut list = List::read(data, args[1])?;
+    if list.is_empty() {
         return Err("ERR no such key".into());
     }
-    let place = place(int(args[2])?, items.len()).ok_or("ERR index out of range")?;
-    items[place] = own(args[3]);
-    data.put_collection(args[1], list);
+    let place = place(int(args[2])?, list.len()).ok_or("ERR index out of range")?;
+    list.set(data, place, args[3])?;
+    list.write(data)?;
     Ok(Reply::Ok)
 }
 
 fn linsert(data: &mut Data, args: Args) -> Outcome {
-    let behind = match () {
-        () if is(args[2], "before") => 0,
-        () if is(args[2], "after") => 1,
+    // An item that is put beside the same one again and again has the most room at its other side.
+    let near = match () {
+        () if is(args[2], "before") => Near::Lower,
+        () if is(args[2], "after") => Near::Upper,
         () => return Err(SYNTAX.into()),
     };
-    let mut list: Whole<Items> = data.collection(args[1])?;
-    let items = &mut list.elements.0;
-    if items.is_empty() {
+    let mut list = List::read(data, args[1])?;
+    if list.is_empty() {
         return Ok(Reply::Int(0));
     }
-    let Some(pivot) = items.iter().position(|item| item == args[3]) else {
+    let Some(pivot) = find(data, &list, 0..list.len(), args[3])? else {
         return Ok(Reply::Int(-1));
     };
-    items.insert(pivot + behind, own(args[4]));
-    let len = items.len();
-    data.put_collection(args[1], list);
+    list.insert(data, pivot, near, args[4])?;
+    let len = list.len();
+    list.write(data)?;
     Ok(Reply::Int(len as i64))
+}
+
+/// The first of these places whose item is equal to this one.
+fn find(
+    data: &mut Data,
+    list: &List,
+    places: impl IntoIterator<Item = usize>,
+    item: &[u8],
+) -> Result<Option<usize>, Fault> {
+    for place in places {
+        if list.at(data, place)? == item {
+            return Ok(Some(place));
+        }
+    }
+    Ok(None)
 }
 
 fn lrem(data: &mut Data, args: Args) -> Outcome {
     let count = int(args[2])?;
-    let mut list: Whole<Items> = data.collection(args[1])?;
-    let items = &mut list.elements.0;
-    let equal = items.iter().filter(|item| *item == args[3]).count();
-    let removed = match usize::try_from(count.unsigned_abs()) {
-        Ok(most @ 1..) => equal.min(most),
-        _ => equal,
+    let mut list = List::read(data, args[1])?;
+    let most = match usize::try_from(count.unsigned_abs()) {
+        Ok(0) | Err(_) => usize::MAX,
+        Ok(most) => most,
     };
+    let len = list.len();
     // A negative count removes the last ones.
-    let kept = if count < 0 { equal - removed } else { 0 };
-    let mut met = 0;
-    items.retain(|item| {
-        if item != args[3] {
-            return true;
-        }
-        met += 1;
-        !(kept + 1..=kept + removed).contains(&met)
-    });
-    if removed > 0 {
-        data.put_collection(args[1], list);
+    let nth = |nth: usize| if count < 0 { len - 1 - nth } else { nth };
+    let (mut equal, mut next) = (Vec::new(), 0);
+    while equal.len() < most
+        && let Some(found) = find(data, &list, (next..len).map(nth), args[3])?
+    {
+        equal.push(found);
+        next = nth(found) + 1;
     }
-    Ok(Reply::Int(removed as i64))
+    equal.sort_unstable();
+    list.remove_each(data, &equal)?;
+    list.write(data)?;
+    Ok(Reply::Int(equal.len() as i64))
 }
 
 fn ltrim(data: &mut Data, args: Args) -> Outcome {
     let (start, stop) = (int(args[2])?, int(args[3])?);
-    let mut list: Whole<Items> = data.collection(args[1])?;
-    let items = &mut list.elements.0;
-    let range = range(start, stop, items.len());
-    if range.len() < items.len() {
-        items.truncate(range.end);
-        items.drain(..range.start);
-        data.put_collection(args[1], list);
-    }
+    let mut list = List::read(data, args[1])?;
+    let range = range(start, stop, list.len());
+    list.keep(data, range)?;
+    list.write(data)?;
     Ok(Reply::Ok)
 }
 
@@ -378,49 +385,21 @@ fn rank_of(argument: &[u8]) -> Result<i64, Fault> {
 
 fn lpos(data: &mut Data, args: Args) -> Outcome {
     let search = Search::parse(&args[3..])?;
-    let items = items(data, args[1])?;
-    let len = items.len();
-    let places = (0..len.min(search.most)).map(|nth| if search.from_end { len - 1 - nth } else { nth });
-    let matches = places.filter(|place| items[*place] == args[2]).skip(search.rank - 1);
-    let mut found = matches.map(|place| Reply::Int(place as i64));
-    Ok(match search.count {
-        None => found.next().unwrap_or(Reply::Null),
-        Some(count) => Reply::Array(found.take(count).collect()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_and_ranges_are_those_of_redis() {
-        for (index, expected) in [
-            (0, Some(0)),
-            (4, Some(4)),
-            (5, None),
-            (-1, Some(4)),
-            (-5, Some(0)),
-            (-6, None),
-            (i64::MAX, None),
-            (i64::MIN, None),
-        ] {
-            assert_eq!(place(index, 5), expected, "{index}");
+    let list = List::read(data, args[1])?;
+    let len = list.len();
+    let mut places = (0..len.min(search.most)).map(|nth| if search.from_end { len - 1 - nth } else { nth });
+    let (mut found, mut to_pass) = (Vec::new(), search.rank - 1);
+    let most = search.count.unwrap_or(1);
+    while found.len() < most
+        && let Some(place) = find(data, &list, &mut places, args[2])?
+    {
+        match to_pass {
+            0 => found.push(Reply::Int(place as i64)),
+            _ => to_pass -= 1,
         }
-        for (start, stop, expected) in [
-            (0, -1, 0..5),
-            (1, 2, 1..3),
-            (-3, -2, 2..4),
-            (-9, 0, 0..1),
-            (-9, -6, 0..0),
-            (3, 2, 0..0),
-            (5, 9, 0..0),
-            (i64::MIN, i64::MAX, 0..5),
-            (i64::MAX, i64::MIN, 0..0),
-        ] {
-            assert_eq!(range(start, stop, 5), expected, "{start} {stop}");
-        }
-        assert_eq!(place(0, 0), None);
-        assert_eq!(range(0, -1, 0), 0..0);
     }
+    Ok(match search.count {
+        None => found.pop().unwrap_or(Reply::Null),
+        Some(_) => Reply::Array(found),
+    })
 }

@@ -324,9 +324,8 @@ fn run(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
         })
         .collect();
     let len = items.len();
-    match Items(items).pack() {
-        None if !data.exists(target)? => {}
-        packed => data.put_packed(target, packed, None),
+    if len > 0 || data.exists(target)? {
+        data.put_items(target, Items(items), None, false)?;
     }
     Ok(Reply::Int(len as i64))
 }

@@ -170,6 +170,11 @@ impl Config {
         )
     }
 
+    /// True if large and contended collections are split.
+    pub fn may_split(&self) -> bool {
+        self.packed_limits().1 < usize::MAX
+    }
+
     pub fn databases(&self) -> u16 {
         self.hot.databases.load(Ordering::Relaxed) as u16
     }

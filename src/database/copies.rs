@@ -167,6 +167,7 @@ impl Service {
         partitions.map(move |(partition, progress)| Read {
             at: TopicPartition { database, partition },
             key: Some(key.clone()),
+            added: None,
             known: progress.applied.load(Ordering::Acquire),
         })
     }

@@ -175,6 +175,7 @@ impl Transaction<'_> {
             let read = Read {
                 at,
                 key: Some(Bytes::from_static(FEATURES_KEY)),
+                added: None,
                 known: known(at, applied, Some(At { partition, offset })),
             };
             let item = Item::Features {

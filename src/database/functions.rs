@@ -180,6 +180,7 @@ impl Transaction<'_> {
             self.rests_on(Read {
                 at,
                 key: Some(function_key(b"")),
+                added: None,
                 known,
             });
         }

@@ -24,6 +24,7 @@ mod contention;
 pub mod copies;
 pub mod digest;
 mod elements;
+pub mod emptied;
 mod expired;
 mod fault;
 mod features;
@@ -186,6 +187,7 @@ pub struct Service {
     pub waiters: waiters::Waiters,
     /// Consumers of groups of streams that have asked for entries here.
     pub consumers: consumers::Consumers,
+    pub emptied: emptied::Emptied,
     behind: WriteBehind,
     pub reads: consistency::Reads,
     digests: digest::Digests,
@@ -403,6 +405,7 @@ impl Service {
             listeners: Default::default(),
             waiters: Default::default(),
             consumers: Default::default(),
+            emptied: Default::default(),
             behind: WriteBehind::default(),
             reads: Default::default(),
             stripes: Stripes::default(),

@@ -75,6 +75,15 @@ impl Transaction<'_> {
         self.notes = Some(notes);
     }
 
+    /// The command has removed the last element of this key, whose head stays for now.
+    pub fn note_emptied(&mut self, database: u16, key: &[u8]) {
+        let touched = self.notes.iter_mut().flat_map(|notes| &mut notes.touched);
+        for touched in touched.filter(|touched| touched.database == database && touched.key == key) {
+            touched.is_there = false;
+        }
+        self.service().emptied.note(database, key);
+    }
+
     /// A key was read that does not exist.
     pub(super) fn note_missed(&mut self, database: u16, key: &[u8]) {
         if let Some(notes) = &mut self.notes

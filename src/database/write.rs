@@ -16,7 +16,7 @@ use super::notices::Notice;
 use super::visible::Shown;
 use super::waiters;
 use crate::log::{Appended, Completion, Condition, ProduceError, Read, TopicPartition};
-use crate::model::{Collection, Element, ElementName, Entry, Features, State, Value, home_key};
+use crate::model::{Element, ElementName, Entry, Features, State, Value, home_key};
 
 /// One record of a write.
 #[derive(Clone, Debug)]
@@ -128,22 +128,25 @@ impl Item {
     }
 }
 
-/// The place of the only key among these items, if it gets a collection that could be split, and if
-/// they rest on that key alone.
+/// The place of the only key among these items, if it gets a collection that could be split or may
+/// have held one, and if they rest on that key alone.
 fn only_collection(items: &[Item], condition: &Condition) -> Option<usize> {
     let mut keys = items.iter().enumerate().filter(|(_, item)| item.name().is_some());
     let (Some((place, only)), None) = (keys.next(), keys.next()) else {
         return None;
     };
-    let Some(Value::Packed(packed)) = only.state().map(|state| &state.value) else {
+    // Who takes the last item out of a list deletes it.
+    let Item::Key { database, key, state } = only else {
         return None;
     };
-    let (database, key) = only.name()?;
+    if !matches!(state.as_ref().map(|state| &state.value), None | Some(Value::Packed(_))) {
+        return None;
+    }
     let is_of_key = |read: &Read| {
         let name = read.key.as_deref();
-        read.at.database == database && name.is_some_and(|name| home_key(name) == key)
+        read.at.database == *database && name.is_some_and(|name| home_key(name) == key)
     };
-    (packed.of() != Collection::List && condition.reads.iter().all(is_of_key)).then_some(place)
+    condition.reads.iter().all(is_of_key).then_some(place)
 }
 
 /// One batch under way to the log.

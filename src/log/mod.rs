@@ -21,6 +21,8 @@ use smallvec::SmallVec;
 
 pub use record::{Group, LogRecord, Record};
 
+use crate::model::Span;
+
 /// One partition of one database's topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicPartition {
@@ -90,9 +92,11 @@ pub struct Condition {
 pub struct Read {
     pub at: TopicPartition,
     /// Of the record. `None`: all keys of the partition. The name of an element without a sub-key
-    /// stands for all elements of its collection; with the first byte of a stream's entries alone,
-    /// for all entries that are added.
+    /// stands for all elements of its collection.
     pub key: Option<Bytes>,
+    /// With the name of a collection: only those elements that are written here, and not those that
+    /// are removed.
+    pub added: Option<Span>,
     /// Every record of the key below this offset was known, except those of the batches that the
     /// condition rests on.
     pub known: u64,

@@ -13,6 +13,7 @@ pub mod class;
 mod features;
 mod functions;
 mod msgpack;
+pub mod order_key;
 mod packed;
 mod split;
 mod stream;
@@ -25,7 +26,7 @@ use bytes::Bytes;
 pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
 pub use functions::{FUNCTION, FUNCTION_KEY, function_key, function_of};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
-pub use split::{Element, ElementName, Split, Version, home_key, is_control};
+pub use split::{Element, ElementName, Span, Split, Version, home_key, is_control, place_of};
 pub use stream::{
     StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart, StreamPending, max_deleted_element, max_deleted_of,
 };

@@ -118,8 +118,8 @@ pub struct ElementName<'k> {
     /// The user's key, which the head has.
     pub key: &'k [u8],
     pub version: Version,
-    /// Of a hash the field, of a set or a sorted set the member, of a stream its
-    /// [`StreamPart`](super::StreamPart).
+    /// Of a hash the field, of a set or a sorted set the member, of a list the item's
+    /// [`order_key`](super::order_key), of a stream its [`StreamPart`](super::StreamPart).
     pub sub_key: &'k [u8],
 }
 
@@ -188,6 +188,42 @@ fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
 /// record's own key.
 pub fn home_key(record_key: &[u8]) -> &[u8] {
     ElementName::parse(record_key).map_or(record_key, |name| name.key)
+}
+
+/// The first 8 bytes of a sub-key as a number. The order of these numbers is that of the sub-keys,
+/// but for those that are equal in them.
+pub fn place_of(sub_key: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let len = sub_key.len().min(8);
+    bytes[..len].copy_from_slice(&sub_key[..len]);
+    u64::from_be_bytes(bytes)
+}
+
+/// Sub-keys from one [`place_of`] to another, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Span {
+    pub from: u64,
+    pub to: u64,
+}
+
+impl Span {
+    pub const ALL: Span = Span { from: 0, to: u64::MAX };
+
+    /// Up to this sub-key.
+    pub fn up_to(sub_key: &[u8]) -> Span {
+        Span {
+            to: place_of(sub_key),
+            ..Span::ALL
+        }
+    }
+
+    /// From this sub-key on.
+    pub fn since(sub_key: &[u8]) -> Span {
+        Span {
+            from: place_of(sub_key),
+            ..Span::ALL
+        }
+    }
 }
 
 /// True for the record keys that clients do not see and that a flush does not hide.
@@ -259,8 +295,8 @@ impl Element {
         }
     }
 
-    /// Of a hash the value, of a sorted set the score, of a set nothing; of a stream see
-    /// [`stream`](super::stream).
+    /// Of a hash the value, of a list the item, of a sorted set the score, of a set nothing; of a
+    /// stream see [`stream`](super::stream).
     pub fn payload(&self) -> Bytes {
         let start = if self.bytes[1] == HAS_EXPIRY { 10 } else { 2 };
         self.bytes.slice(start..)

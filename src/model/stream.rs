@@ -11,9 +11,9 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes};
 
-use super::Element;
 use super::msgpack::{Problem, Reader, put_array, put_bytes};
 use super::packed::{part_of, room};
+use super::{Element, Span, place_of};
 
 /// The id of an entry: a time in milliseconds, and a number that tells entries of one time apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +90,15 @@ impl<'k> StreamPart<'k> {
     pub const ENTRIES: (&'static [u8], &'static [u8]) = (&[ENTRY], &[ENTRY + 1]);
     /// The same of groups.
     pub const GROUPS: (&'static [u8], &'static [u8]) = (&[GROUP], &[GROUP + 1]);
+
+    /// Where entries are.
+    pub fn span_of_entries() -> Span {
+        Span {
+            from: place_of(&[ENTRY]),
+            to: place_of(&[ENTRY + 1]) - 1,
+        }
+    }
+
     /// True for the sub-key of an entry.
     pub fn is_entry(sub_key: &[u8]) -> bool {
         sub_key.first() == Some(&ENTRY) && sub_key.len() == 1 + StreamId::BYTES

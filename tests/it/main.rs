@@ -51,6 +51,7 @@ mod soak;
 mod sort;
 mod split;
 mod split_compaction;
+mod split_lists;
 mod split_sorted_sets;
 mod starting;
 mod streams;

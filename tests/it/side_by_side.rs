@@ -67,6 +67,18 @@ mod tables {
         against_redis("blocking");
     }
 
+    /// Each list of more than one item is split.
+    #[test]
+    fn split_lists() {
+        against_redis_with("lists", &["--max-packed-elements", "1"]);
+    }
+
+    /// As for [`split_lists`].
+    #[test]
+    fn split_blocking() {
+        against_redis_with("blocking", &["--max-packed-elements", "1"]);
+    }
+
     #[test]
     fn hash_expiry() {
         against_redis("hash_expiry");

@@ -5,13 +5,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::array;
+use super::view::List;
 use crate::command::args::{SYNTAX, count_of, is, wrong_arity};
 use crate::command::blocking::Look;
 use crate::command::collections::Pops;
-use crate::command::data::Whole;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::database::hot::own;
-use crate::model::Items;
 
 #[derive(Clone, Copy)]
 pub(super) enum End {
@@ -28,17 +26,10 @@ impl End {
         }
     }
 
-    fn push(self, items: &mut VecDeque<Bytes>, item: Bytes) {
+    pub(super) fn push(self, items: &mut VecDeque<Bytes>, item: Bytes) {
         match self {
             End::Left => items.push_front(item),
             End::Right => items.push_back(item),
-        }
-    }
-
-    fn pop(self, items: &mut VecDeque<Bytes>) -> Option<Bytes> {
-        match self {
-            End::Left => items.pop_front(),
-            End::Right => items.pop_back(),
         }
     }
 }
@@ -62,35 +53,21 @@ pub(super) fn rpushx(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn push(data: &mut Data, args: Args, to: End, creates: bool) -> Outcome {
-    let mut list: Whole<Items> = data.collection(args[1])?;
-    let items = &mut list.elements.0;
-    if items.is_empty() && !creates {
-        return Ok(Reply::Int(0));
+    let mut list = List::at_ends(data, args[1])?;
+    if !creates {
+        if list.is_empty() {
+            list.rest_on_none(data)?;
+            return Ok(Reply::Int(0));
+        }
+        list.rest_on_an_item(data);
     }
-    for item in &args[2..] {
-        to.push(items, own(item));
-    }
-    let len = items.len();
-    data.put_collection(args[1], list);
+    list.push(data, to, &args[2..])?;
+    let len = list.len();
+    list.write(data)?;
     Ok(Reply::Int(len as i64))
 }
 
 // ---- taking out ----
-
-/// Takes up to so many items out of a list that has some. They come in the order in which they are
-/// taken.
-fn take(data: &mut Data, key: &[u8], mut list: Whole<Items>, count: usize, from: End) -> Vec<Bytes> {
-    let items = &mut list.elements.0;
-    let count = count.min(items.len());
-    let taken = match from {
-        End::Left => items.drain(..count).collect(),
-        End::Right => items.drain(items.len() - count..).rev().collect(),
-    };
-    if count > 0 {
-        data.put_collection(key, list);
-    }
-    taken
-}
 
 pub(super) fn lpop(data: &mut Data, args: Args) -> Outcome {
     pop(data, args, "lpop", End::Left)
@@ -106,24 +83,29 @@ fn pop(data: &mut Data, args: Args, command: &str, from: End) -> Outcome {
         [count] => Some(count_of(count, 0, "ERR value is out of range, must be positive")?),
         _ => return Err(wrong_arity(command)),
     };
-    let list: Whole<Items> = data.collection(args[1])?;
-    if list.elements.0.is_empty() {
+    let mut list = List::at_ends(data, args[1])?;
+    if list.is_empty() {
+        list.rest_on_none(data)?;
         return Ok(match count {
             Some(_) => Reply::NullArray,
             None => Reply::Null,
         });
     }
-    let taken = take(data, args[1], list, count.unwrap_or(1), from);
+    let taken = list.pop(data, from, count.unwrap_or(1))?;
+    list.write(data)?;
     Ok(match count {
         Some(_) => array(taken),
         None => taken.into_iter().next().into(),
     })
 }
 
-/// As [`take`]; nothing if the list is missing.
+/// Takes up to so many items out; nothing if the list is missing. They come in the order in which
+/// they are taken.
 pub(super) fn take_some(data: &mut Data, key: &[u8], count: usize, from: End) -> Result<Vec<Bytes>, Fault> {
-    let list: Whole<Items> = data.collection(key)?;
-    Ok(take(data, key, list, count, from))
+    let mut list = List::at_ends(data, key)?;
+    let taken = list.pop(data, from, count)?;
+    list.write(data)?;
+    Ok(taken)
 }
 
 pub(super) fn lmpop(data: &mut Data, args: Args) -> Outcome {
@@ -163,20 +145,20 @@ pub(super) fn shift(
     (target, to): (&[u8], End),
     look: &Look,
 ) -> Result<Option<Reply>, Fault> {
-    let mut list: Whole<Items> = match data.collection(source) {
+    let mut list = match List::at_ends(data, source) {
         Err(fault) if look.passes_over(&fault) => return Ok(None),
         list => list?,
     };
-    let Some(item) = from.pop(&mut list.elements.0) else {
+    let Some(item) = list.pop(data, from, 1)?.pop() else {
         return Ok(None);
     };
     if source == target {
-        to.push(&mut list.elements.0, item.clone());
+        list.push(data, to, &[&item])?;
     } else {
-        let mut other: Whole<Items> = data.collection(target)?;
-        to.push(&mut other.elements.0, item.clone());
-        data.put_collection(target, other);
+        let mut other = List::at_ends(data, target)?;
+        other.push(data, to, &[&item])?;
+        other.write(data)?;
     }
-    data.put_collection(source, list);
+    list.write(data)?;
     Ok(Some(Reply::Bulk(item)))
 }

@@ -20,7 +20,7 @@ const PLACED: usize = 1_024;
 pub enum Order {
     /// Of sorted sets: by score, then by member.
     Score,
-    /// Of streams: by name.
+    /// Of lists and streams: by name.
     Name,
 }
 
@@ -96,6 +96,21 @@ impl Indexed {
             .as_ref()
             .filter(|(of, _)| *of == order)
             .map(|(_, ordered)| ordered)
+    }
+
+    /// The element at a place in this order, if they have been put in it.
+    pub fn nth(&self, order: Order, place: usize) -> Option<&Held> {
+        let ranked = self.in_order(order)?.nth(place)?;
+        self.by_name.get(Held::named(&ranked.name))
+    }
+
+    /// All elements: in this order, if one is given and they have been put in it.
+    pub fn iter(&self, order: Option<Order>) -> impl Iterator<Item = &Held> {
+        let ordered = order.and_then(|order| self.in_order(order));
+        let by_name = ordered.is_none().then(|| self.by_name.iter());
+        let ordered = ordered.into_iter().flat_map(|ordered| ordered.iter());
+        let ordered = ordered.filter_map(|ranked| self.by_name.get(Held::named(&ranked.name)));
+        by_name.into_iter().flatten().chain(ordered)
     }
 
     /// The place of an element in this order, whether they have been put in it or not.

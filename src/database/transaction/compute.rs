@@ -408,6 +408,7 @@ impl Service {
             written.push(Read {
                 at,
                 key: Some(key.clone()),
+                added: None,
                 known: known(at, applied, seen),
             });
         }

@@ -12,7 +12,9 @@ use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
 use crate::log::Read;
-use crate::model::{Collection, Element, ElementName, Entry, Meta, Split, State, StreamPart, Tree, Value, Version};
+use crate::model::{
+    Collection, Element, ElementName, Entry, Meta, Span, Split, State, StreamPart, Tree, Value, Version,
+};
 use std::sync::Arc;
 
 /// The most elements that are read one by one while nothing else may become visible.
@@ -57,7 +59,14 @@ impl Transaction<'_> {
     /// What a key holds. A split collection may have no elements any more: then it does not exist.
     /// For commands that look at single elements, and so find that out or need not know it.
     pub fn head(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
-        let entry = self.peek_head(database, key)?;
+        let mut entry = self.peek_head(database, key)?;
+        // A list that serves as a queue is empty again and again.
+        if let Some(Value::Split(split)) = entry.as_ref().map(|entry| &entry.value)
+            && split.of() == Collection::List
+            && !self.keeps_elements(database, key, split)?
+        {
+            entry = None;
+        }
         if self.counts {
             match entry {
                 Some(_) => self.lookups.hits += 1,
@@ -65,6 +74,12 @@ impl Transaction<'_> {
             }
         }
         Ok(entry)
+    }
+
+    /// As [`Transaction::head`], but a list without items is there, too. For commands that write
+    /// items.
+    pub fn head_of_list(&mut self, database: u16, key: &[u8]) -> Result<Option<Entry>, Fault> {
+        self.peek_head(database, key)
     }
 
     /// An element of the split collection that a key holds, unless it has expired.
@@ -140,17 +155,7 @@ impl Transaction<'_> {
         }
         if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
             let held = all.elements.by_name().get(Held::named(sub_key)).cloned();
-            if let Some(Read { at, known, .. }) = all.rest {
-                // An element is at home where its collection is.
-                let stored = held.as_ref().filter(|held| held.offset < u64::MAX);
-                let place = stored.map(|held| At {
-                    partition: at.partition,
-                    offset: held.offset,
-                });
-                let known = newest(at, known, place);
-                let key = Some(name.clone());
-                self.rests_on(Read { at, key, known });
-            }
+            self.rests_on_seen_element(database, key, split, sub_key);
             self.depend_on_element(database, key, split, (&name, held.as_ref()))?;
             return Ok(held.map(|held| held.value));
         }
@@ -175,6 +180,7 @@ impl Transaction<'_> {
             self.rests_on(Read {
                 at,
                 key: Some(name),
+                added: None,
                 known: newest(at, applied, seen.at),
             });
         }
@@ -186,6 +192,46 @@ impl Transaction<'_> {
         }
         drop(one_moment);
         Ok(seen.value)
+    }
+
+    /// What is written rests on this element, or on its absence, as it is among all elements that
+    /// were read.
+    pub fn rests_on_seen_element(&mut self, database: u16, key: &[u8], split: &Split, sub_key: &[u8]) {
+        let name = record_key(key, split, sub_key);
+        if self.place(database, &name).is_some() {
+            return;
+        }
+        let all = self.trees.get(&(database, record_key(key, split, b"")));
+        let Some((all, &Read { at, known, .. })) = all.and_then(|all| Some((all, all.rest.as_ref()?))) else {
+            return;
+        };
+        let held = all.elements.by_name().get(Held::named(sub_key));
+        // An element is at home where its collection is.
+        let place = held.filter(|held| held.offset < u64::MAX).map(|held| At {
+            partition: at.partition,
+            offset: held.offset,
+        });
+        let known = newest(at, known, place);
+        self.rests_on(Read {
+            at,
+            key: Some(name),
+            added: None,
+            known,
+        });
+    }
+
+    /// What is written rests on no element being added in this span since all were read.
+    pub fn rests_on_none_added(&mut self, database: u16, key: &[u8], split: &Split, span: Span) {
+        let prefix = record_key(key, split, b"");
+        let all = self.trees.get(&(database, prefix.clone()));
+        if let Some(&Read { at, known, .. }) = all.and_then(|all| all.rest.as_ref()) {
+            self.rests_on(Read {
+                at,
+                key: Some(prefix),
+                added: Some(span),
+                known,
+            });
+        }
     }
 
     /// All elements of the split collection that a key holds, also those that have expired.
@@ -204,7 +250,8 @@ impl Transaction<'_> {
         self.all_of(database, key, split, Some(order))
     }
 
-    fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
+    /// As [`Transaction::elements`], in this order as well if one is given.
+    pub fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
         let all = self.see_all(database, key, split, order)?;
         let elements = all.elements.clone();
         self.rest_on_seen(database, key, split)?;
@@ -269,6 +316,15 @@ impl Transaction<'_> {
         };
         let depends = all.depends.clone();
         depends.into_iter().try_for_each(|write| self.depend_on(write))
+    }
+
+    /// As [`Transaction::depend_on_seen`], for a command that writes. On a log that chains its
+    /// write fails by itself if one before it does.
+    pub fn write_after_seen(&mut self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
+        match self.is_conditional() {
+            true => self.depend_on_seen(database, key, split),
+            false => Ok(()),
+        }
     }
 
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
@@ -369,8 +425,12 @@ impl Transaction<'_> {
             return None;
         }
         let (at, known) = self.service.applied_at_home(database, prefix)?;
-        let key = Some(prefix.clone());
-        Some(Read { at, key, known })
+        Some(Read {
+            at,
+            key: Some(prefix.clone()),
+            added: None,
+            known,
+        })
     }
 
     /// True if a split collection has an element that has not expired.
@@ -415,7 +475,11 @@ impl Transaction<'_> {
         }
         // As for one element that is missing.
         let _one_moment = service.groups.hold_again();
-        Ok(service.has_elements(database, place, &prefix, pending, now)?)
+        let has = service.has_elements(database, place, &prefix, pending, now)?;
+        if !has {
+            service.emptied.note(database, key);
+        }
+        Ok(has)
     }
 
     /// Elements of a collection that it has written or removed.
@@ -457,11 +521,7 @@ impl Transaction<'_> {
 
     /// What is written rests on no entry being added to this stream since its elements were read.
     pub fn rests_on_last_entry(&mut self, database: u16, key: &[u8], split: &Split) {
-        let all = self.trees.get(&(database, record_key(key, split, b"")));
-        if let Some(&Read { at, known, .. }) = all.and_then(|all| all.rest.as_ref()) {
-            let key = Some(record_key(key, split, StreamPart::ENTRIES.0));
-            self.rests_on(Read { at, key, known });
-        }
+        self.rests_on_none_added(database, key, split, StreamPart::span_of_entries());
     }
 
     /// What is written rests on this element, which was found by
@@ -502,6 +562,7 @@ impl Transaction<'_> {
         let read = Read {
             at,
             key: Some(name.clone()),
+            added: None,
             known: newest(at, applied, Some(place)),
         };
         let item = Item::Tombstone {

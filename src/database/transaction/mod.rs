@@ -35,7 +35,7 @@ use super::notices::{Notes, Notice};
 use super::together::Together;
 use super::write::{Item, Write};
 use crate::log::{Read, TopicPartition};
-use crate::model::{Entry, State, Value};
+use crate::model::{Entry, Span, State, Value};
 use crate::store::Scanned;
 
 /// From this many items on, a transaction finds its own writes by a map instead of a linear search.
@@ -98,7 +98,7 @@ pub struct Transaction<'s> {
     /// The reads that its outcome rests on, if others write to the log too.
     reads: Vec<Read>,
     /// Where and of what these are, once there are more than [`LINEAR`].
-    noted: HashSet<(TopicPartition, Option<Bytes>)>,
+    noted: HashSet<(TopicPartition, Option<Bytes>, Option<Span>)>,
     /// What a script has read, to be of one moment.
     moment: Option<Reads<'s>>,
     /// How to take back what the command under way has written.
@@ -199,6 +199,11 @@ impl<'s> Transaction<'s> {
         self.view == View::Update && !self.service.log.chains()
     }
 
+    /// True if nobody else writes to the log.
+    pub fn is_only_writer(&self) -> bool {
+        self.service.log.chains()
+    }
+
     /// True if writes of this key have lost against other nodes a short time ago.
     pub fn is_contended(&self, database: u16, key: &[u8]) -> bool {
         self.service.databases[database as usize].contention.is_contended(key)
@@ -277,6 +282,7 @@ impl<'s> Transaction<'s> {
             let read = Read {
                 at,
                 key: Some(key.clone()),
+                added: None,
                 known: known(at, applied, seen.at),
             };
             if self.rests_on(read) {
@@ -330,13 +336,14 @@ impl<'s> Transaction<'s> {
     pub(super) fn rests_on(&mut self, read: Read) -> bool {
         let is_new = if self.reads.len() < LINEAR {
             let mut reads = self.reads.iter();
-            !reads.any(|other| other.at == read.at && other.key == read.key)
+            !reads.any(|other| other.at == read.at && other.key == read.key && other.added == read.added)
         } else {
             if self.noted.is_empty() {
                 let reads = self.reads.iter();
-                self.noted.extend(reads.map(|read| (read.at, read.key.clone())));
+                self.noted
+                    .extend(reads.map(|read| (read.at, read.key.clone(), read.added)));
             }
-            self.noted.insert((read.at, read.key.clone()))
+            self.noted.insert((read.at, read.key.clone(), read.added))
         };
         if is_new {
             self.reads.push(read);
@@ -383,6 +390,7 @@ impl<'s> Transaction<'s> {
             self.rests_on(Read {
                 at: TopicPartition { database, partition },
                 key: None,
+                added: None,
                 known: progress.stored.load(Ordering::Acquire),
             });
         }
@@ -466,6 +474,7 @@ impl<'s> Transaction<'s> {
             let read = Read {
                 at: *at,
                 key: Some(key.clone()),
+                added: None,
                 known,
             };
             let item = Item::Tombstone {

@@ -236,7 +236,6 @@ fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>, split: Opt
     };
     if let Some(text) = split {
         return Some(match (of, Version::parse(text)) {
-            (Some(Collection::List), _) => unreadable(HEADER_SPLIT, text, "stands on a list"),
             (Some(of), Some(version)) => State {
                 value: Value::Split(Split::new(of, version, value)),
                 expire_at,

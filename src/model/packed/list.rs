@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::{Collection, Packed, at_end, part_of, room};
+use crate::model::Element;
 use crate::model::msgpack::{Problem, Reader, put_array, put_bytes};
 
 /// The items of a list, in their order. The same item may stand there several times.
@@ -22,6 +23,14 @@ impl Items {
         put_array(self.0.len(), &mut out);
         self.0.iter().for_each(|item| put_bytes(item, &mut out));
         Some(Packed::kept(Collection::List, out.into()))
+    }
+
+    /// The item that an element's record holds. Items do not expire.
+    pub fn of(element: &Element) -> Result<Bytes, Problem> {
+        match element.expire_at() {
+            Some(_) => Err("an item of a list does not expire"),
+            None => Ok(element.payload()),
+        }
     }
 }
 

@@ -174,6 +174,8 @@ impl Packed {
 /// The elements of a type of collection, taken apart.
 pub trait Elements: Default {
     const OF: Collection;
+    /// [`Elements::add`] has to be called in the order of the names.
+    const IN_ORDER: bool = false;
 
     fn unpack(packed: &Packed) -> Result<Self, Problem>;
 
@@ -435,13 +437,15 @@ impl Named for Scores {
 
 impl Elements for Items {
     const OF: Collection = Collection::List;
+    const IN_ORDER: bool = true;
 
     fn unpack(packed: &Packed) -> Result<Items, Problem> {
         list::read(&packed.bytes)
     }
 
-    fn add(&mut self, _: Bytes, _: &Element) -> Result<(), Problem> {
-        Err("a list with a record for each item is not known to this version")
+    fn add(&mut self, _: Bytes, element: &Element) -> Result<(), Problem> {
+        self.0.push_back(Items::of(element)?);
+        Ok(())
     }
 
     fn pack(&self) -> Option<Packed> {

@@ -409,6 +409,7 @@ fn questions(key: &str) -> Vec<String> {
         "ZCARD K".to_owned(),
         format!("ZMSCORE K {fields}"),
         "LRANGE K 0 -1".to_owned(),
+        "LLEN K".to_owned(),
     ]
     .map(|line| line.replacen('K', key, 1))
     .into_iter()
@@ -427,7 +428,7 @@ fn read_on(port: u16, over: &AtomicBool) {
             continue;
         };
         let key = ALL_KEYS.choose(&mut random).expect("a key");
-        let line = ["HGETALL", "HLEN", "SMEMBERS", "SCARD", "ZCARD", "TYPE"]
+        let line = ["HGETALL", "HLEN", "SMEMBERS", "SCARD", "ZCARD", "LLEN", "TYPE"]
             .choose(&mut random)
             .expect("a command");
         let asked = client.try_write(format!("{line} {key}\r\nSELECT {}\r\n", random.random_range(0..2)).as_bytes());

@@ -543,6 +543,12 @@ fn lists() {
     against_redis(Oracle::Redis7, LISTS, &[]);
 }
 
+/// As for [`split_hashes`].
+#[test]
+fn split_lists() {
+    against_redis(Oracle::Redis7, LISTS, &["--max-packed-elements", "1"]);
+}
+
 #[test]
 fn streams() {
     against_redis(Oracle::Redis7, STREAMS, &[]);

@@ -647,6 +647,7 @@ mod tests {
         let read = |&(partition, known): &(u32, u64)| Read {
             at: at(partition),
             key: Some(key.clone()),
+            added: None,
             known,
         };
         let record = Record {
@@ -765,6 +766,7 @@ mod tests {
                 .map(|partition| Read {
                     at: at(partition),
                     key: None,
+                    added: None,
                     known: 5,
                 })
                 .into();

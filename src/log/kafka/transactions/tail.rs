@@ -2,7 +2,7 @@
 //! This module owns a consumer that reads uncommitted records, on a thread of its own, and a
 //! bounded window over each partition.
 //!
-//! Only the offset of a record and a hash of its key are kept. Two keys with the same hash look
+//! Only the offset of a record and hashes of its names are kept. Two keys with the same hash look
 //! like a conflict where there is none. That costs a repetition, never an update. The tail is read
 //! only while the lane is in use.
 
@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::super::config::{Config, Isolation};
 use super::super::context::Health;
@@ -24,10 +24,10 @@ use super::super::topics::Topics;
 use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
-use crate::model::{ElementName, StreamPart};
+use crate::model::{ElementName, Span, place_of};
 use crate::supervise;
 
-/// How many records a window holds (16 bytes each). A batch that was computed on an older state
+/// How many names of records a window holds (24 bytes each). A batch that was computed on an older state
 /// than that is computed again.
 const WINDOW: usize = 1 << 20;
 /// After this long without a batch the tail is not read any more.
@@ -65,30 +65,46 @@ struct Windows {
     ended: Option<String>,
 }
 
-/// Hashes of the names by which a record is read: that of its key; of an element that of its
-/// collection, for those who read all elements; and of an entry that is added to a stream that of
-/// all entries, for those who rest on the last one.
-type Hashes = SmallVec<[u64; 3]>;
+/// A name by which a record is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Name {
+    hash: u64,
+    /// With the name of a collection: where it is given an element, at least 1; 0 if the element is
+    /// removed. See [`Read::added`].
+    added: u64,
+}
 
-fn hashes(hasher: &KeyHasher, key: &[u8], has_value: bool) -> Hashes {
-    let sub_key = ElementName::parse(key).map_or(&b""[..], |name| name.sub_key);
+/// That of the record's key; and of an element that of its collection, for those who read all of it
+/// or a part of it.
+type Names = SmallVec<[Name; 2]>;
+
+fn names(hasher: &KeyHasher, key: &[u8], has_value: bool) -> Names {
+    let name = |of: &[u8], added| Name {
+        hash: hasher.hash_one(of),
+        added,
+    };
+    let Some(ElementName { sub_key, .. }) = ElementName::parse(key) else {
+        return smallvec![name(key, 0)];
+    };
+    let added = if has_value { added_at(place_of(sub_key)) } else { 0 };
     let collection = &key[..key.len() - sub_key.len()];
-    let mut names: SmallVec<[&[u8]; 3]> = SmallVec::from_slice(&[key]);
-    if !sub_key.is_empty() {
-        names.push(collection);
+    match sub_key.is_empty() {
+        // Both have one name.
+        true => smallvec![name(key, added)],
+        false => smallvec![name(key, 0), name(collection, added)],
     }
-    if has_value && StreamPart::is_entry(sub_key) {
-        names.push(&key[..collection.len() + StreamPart::ENTRIES.0.len()]);
-    }
-    names.into_iter().map(|name| hasher.hash_one(name)).collect()
+}
+
+/// The two lowest places count as one: 0 stands for an element that is removed.
+fn added_at(place: u64) -> u64 {
+    place.max(1)
 }
 
 /// The newest records of other writers in one partition.
 #[derive(Default)]
 struct Window {
-    /// Offset and hash of the key, in order. An element's record stands here several
-    /// times, see [`Hashes`].
-    records: VecDeque<(u64, u64)>,
+    /// Their offsets and names, in order. An element's record stands here twice, see [`Names`].
+    records: VecDeque<(u64, Name)>,
     /// Nothing is known of the records below this offset.
     from: u64,
     /// The next offset to be read.
@@ -98,20 +114,20 @@ struct Window {
 }
 
 impl Window {
-    fn push(&mut self, offset: u64, hashes: Hashes) {
+    fn push(&mut self, offset: u64, names: Names) {
         self.next = offset + 1;
         if !self.decided.remove(&offset) {
-            hashes.into_iter().for_each(|hash| self.keep(offset, hash));
+            names.into_iter().for_each(|name| self.keep(offset, name));
         }
     }
 
-    fn keep(&mut self, offset: u64, hash: u64) {
+    fn keep(&mut self, offset: u64, name: Name) {
         if self.records.len() == WINDOW
             && let Some((gone, _)) = self.records.pop_front()
         {
             self.from = gone + 1;
         }
-        self.records.push_back((offset, hash));
+        self.records.push_back((offset, name));
     }
 
     fn decide(&mut self, offset: u64) {
@@ -126,7 +142,7 @@ impl Window {
     }
 
     /// The records from `known` on, below `limit`.
-    fn between(&self, known: u64, limit: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+    fn between(&self, known: u64, limit: u64) -> impl Iterator<Item = (u64, Name)> + '_ {
         let first = self.records.partition_point(|(offset, _)| *offset < known);
         let records = self.records.range(first..).copied();
         records.take_while(move |(offset, _)| *offset < limit)
@@ -139,6 +155,14 @@ struct Wanted {
     known: u64,
     /// Records from this offset on do not matter.
     limit: u64,
+    /// See [`Read::added`].
+    added: Option<Span>,
+}
+
+/// Whether a record with the name that was read, which is a collection's if there is a span, is
+/// among what was read.
+fn concerns(added: Option<Span>, name: Name) -> bool {
+    added.is_none_or(|span| name.added > 0 && (added_at(span.from)..=added_at(span.to)).contains(&name.added))
 }
 
 /// The reads of a group in one partition.
@@ -273,10 +297,10 @@ impl Tail {
                 return Some((read.at, window.from));
             }
             let key = self.hash(read);
-            let conflicts = |hash| key.is_none_or(|key| key == hash) || hash == self.shared.flush;
+            let is_read = |name: Name| key.is_none_or(|key| key == name.hash && concerns(read.added, name));
             let mut records = window.between(read.known, u64::MAX);
             records
-                .find(|(_, hash)| conflicts(*hash))
+                .find(|(_, name)| is_read(*name) || name.hash == self.shared.flush)
                 .map(|(offset, _)| (read.at, offset + 1))
         })
     }
@@ -318,14 +342,15 @@ impl Tail {
                 all.filter(old)
                     .for_each(|wanted| conflict(wanted, window.from.min(wanted.limit)));
             }
-            for (offset, hash) in window.between(reads.lowest, reads.limit) {
-                let flush = hash == self.shared.flush;
-                let of_key = reads.by_key.get(&hash);
+            for (offset, name) in window.between(reads.lowest, reads.limit) {
+                let flush = name.hash == self.shared.flush;
+                let of_key = reads.by_key.get(&name.hash);
                 if (of_key.is_none() && reads.all.is_empty() && !flush) || own.contains(&(*at, offset)) {
                     continue;
                 }
-                let everybody = reads.by_key.values().filter(|_| flush);
-                for wanted in everybody.chain(of_key).flatten().chain(&reads.all) {
+                let everybody = reads.by_key.values().filter(|_| flush).flatten();
+                let of_key = of_key.into_iter().flatten().filter(|read| concerns(read.added, name));
+                for wanted in everybody.chain(of_key).chain(&reads.all) {
                     conflict(wanted, offset + 1);
                 }
             }
@@ -356,6 +381,7 @@ impl Tail {
                     batch: place,
                     known: read.known,
                     limit: limit.unwrap_or(u64::MAX),
+                    added: read.added,
                 };
                 all.entry(read.at).or_default().add(self.hash(read), wanted);
             }
@@ -432,21 +458,21 @@ impl Shared {
 
     /// Reads until it is stopped or fails; returns why it ended.
     fn read_until_stopped(&self, follower: &mut KafkaFollower) -> String {
-        let mut records: Vec<(TopicPartition, u64, Hashes)> = Vec::new();
+        let mut records: Vec<(TopicPartition, u64, Names)> = Vec::new();
         loop {
             supervise::busy(Duration::ZERO);
             if self.stop.load(Ordering::Acquire) {
                 return "the log's tail is not read any more".to_owned();
             }
             let mut take = |at, offset, key: &[u8], has_value| {
-                records.push((at, offset, hashes(&self.hasher, key, has_value)));
+                records.push((at, offset, names(&self.hasher, key, has_value)));
             };
             if let Err(error) = follower.poll_keys(&mut take, POLL) {
                 return error.to_string();
             }
             let mut windows = self.windows.lock();
-            for (at, offset, hashes) in records.drain(..) {
-                windows.by_partition.entry(at).or_default().push(offset, hashes);
+            for (at, offset, names) in records.drain(..) {
+                windows.by_partition.entry(at).or_default().push(offset, names);
             }
             for (at, next) in follower.positions() {
                 let window = windows.by_partition.entry(at).or_default();
@@ -460,11 +486,9 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use smallvec::smallvec;
-
     use super::super::tests::{appended, at, batch};
     use super::*;
-    use crate::model::{StreamId, Version};
+    use crate::model::{StreamId, StreamPart, Version};
 
     const SHORT: Duration = Duration::from_millis(10);
 
@@ -479,7 +503,7 @@ mod tests {
             let window = windows.by_partition.entry(at(partition)).or_default();
             (window.from, window.next) = (from, from);
             for (_, offset, key) in records.iter().filter(|(of, ..)| *of == partition) {
-                window.push(*offset, hashes(&tail.shared.hasher, key, true));
+                window.push(*offset, names(&tail.shared.hasher, key, true));
             }
             window.next = 20;
         }
@@ -544,22 +568,49 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_added_conflicts_with_who_adds_another() {
-        let hasher = KeyHasher::default();
+    fn an_element_that_is_added_conflicts_with_who_rests_on_its_place() {
         let (key, version) = (b"s", Version::new(1));
         let name = |sub_key: &[u8]| ElementName { key, version, sub_key }.record_key();
-        let last = hasher.hash_one(&name(StreamPart::ENTRIES.0)[..]);
+        let conflicts = |span: Span, sub_key: &[u8], has_value: bool| {
+            let tail = tail(&[]);
+            let names = names(&tail.shared.hasher, &name(sub_key), has_value);
+            let mut read = batch(&[(0, 5)]);
+            let reads = &mut read.condition.as_mut().expect("a condition").reads;
+            (reads[0].key, reads[0].added) = (Some(name(b"")), Some(span));
+            let mut windows = tail.shared.windows.lock();
+            let window = windows.by_partition.get_mut(&at(0)).expect("a window");
+            window.push(7, names);
+            window.next = 20;
+            drop(windows);
+            let seen = tail.seen_conflict(&read).is_some();
+            let found = super::tests::conflicts(&tail, &[read], &[appended(0, 9)], None);
+            assert_eq!(seen, !found.is_empty());
+            seen
+        };
+        let entries = StreamPart::span_of_entries();
         let entry = StreamPart::Entry(StreamId { ms: 1, seq: 1 }).sub_key();
         let pending = StreamPart::Pending(b"e", StreamId { ms: 1, seq: 1 }).sub_key();
-        for (sub_key, has_value, is_conflict) in [
-            (&entry[..], true, true),
-            (&entry, false, false),
-            (&pending, true, false),
-            (b"gexxxxxxxxxxxxxxxx", true, false),
-            (b"exxxx", true, false),
+        for (span, sub_key, has_value, is_conflict) in [
+            (entries, &entry[..], true, true),
+            (entries, &entry, false, false),
+            (entries, &pending, true, false),
+            (entries, b"gexxxxxxxxxxxxxxxx", true, false),
+            (Span::up_to(b"11111111"), b"11111111", true, true),
+            (Span::up_to(b"11111111"), b"11111110x", true, true),
+            (Span::up_to(b"11111111"), b"11111112", true, false),
+            (Span::up_to(b"11111111"), b"11111110", false, false),
+            (Span::since(b"11111111"), b"11111110", true, false),
+            (Span::since(b"11111111"), b"2", true, true),
+            (Span::ALL, b"", true, true),
+            (Span::up_to(b""), b"\0", true, true),
+            (Span::ALL, b"x", true, true),
+            (Span::ALL, b"x", false, false),
         ] {
-            let hashes = hashes(&hasher, &name(sub_key), has_value);
-            assert_eq!(hashes.contains(&last), is_conflict, "{sub_key:?} {has_value}");
+            assert_eq!(
+                conflicts(span, sub_key, has_value),
+                is_conflict,
+                "{sub_key:?} {has_value}"
+            );
         }
     }
 
@@ -637,7 +688,7 @@ mod tests {
                 .by_partition
                 .get_mut(&at(0))
                 .expect("a window")
-                .push(offset, smallvec![key]);
+                .push(offset, smallvec![Name { hash: key, added: 0 }]);
         };
         push(21);
         assert_eq!(tail.seen_conflict(&read), None, "it is read only now");
@@ -671,11 +722,12 @@ mod tests {
     #[test]
     fn a_window_is_bounded_and_knows_where_it_begins() {
         let mut window = Window::default();
-        (0..WINDOW as u64).for_each(|offset| window.push(offset * 2, smallvec![1]));
+        let name = Name { hash: 1, added: 0 };
+        (0..WINDOW as u64).for_each(|offset| window.push(offset * 2, smallvec![name]));
         assert_eq!((window.records.len(), window.from), (WINDOW, 0));
-        window.push(WINDOW as u64 * 2, smallvec![1]);
+        window.push(WINDOW as u64 * 2, smallvec![name]);
         assert_eq!((window.records.len(), window.from), (WINDOW, 1));
-        assert_eq!(window.between(0, 5).collect::<Vec<_>>(), [(2, 1), (4, 1)]);
+        assert_eq!(window.between(0, 5).collect::<Vec<_>>(), [(2, name), (4, name)]);
         assert_eq!(window.next, WINDOW as u64 * 2 + 1);
     }
 }
