@@ -70,6 +70,96 @@ fn a_stream_is_the_same_after_a_restart_and_without_its_store() {
     assert_eq!(node.client().line("HIGHWATER DIGEST"), digest);
 }
 
+/// Entries 1-1 to 600-1, of which a group was given two, and then only the last hundred.
+fn trimmed(client: &mut Client) {
+    let lines: Vec<String> = (1..=600).map(|n| format!("XADD s {n}-1 f {n}")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    assert_eq!(client.pipeline(&lines)[599], b"$5\r\n600-1\r\n");
+    client.check("XGROUP CREATE s g 0", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 2 STREAMS s >");
+    client.check("XTRIM s MAXLEN 100", ":500");
+    check_trimmed(client);
+}
+
+fn check_trimmed(client: &mut Client) {
+    client.check_soon("XLEN s", ":100");
+    assert_eq!(all_ids(client, "s")[0], "501-1");
+    client.check("XRANGE s 500-1 500-1", "*0");
+    let first = "*1\r\n*2\r\n$5\r\n501-1\r\n*2\r\n$1\r\nf\r\n$3\r\n501";
+    client.check("XRANGE s - + COUNT 1", first);
+    client.check("XREAD COUNT 1 STREAMS s 0", &format!("*1\r\n*2\r\n$1\r\ns\r\n{first}"));
+    client.check("XTRIM s MAXLEN 100", ":0");
+    client.check("XDEL s 500-1", ":0");
+    client.check("XPENDING s g - + 10 c2", "*0");
+    let gone = "*2\r\n$3\r\n1-1\r\n*-1\r\n*2\r\n$3\r\n2-1\r\n*-1";
+    client.check(
+        "XREADGROUP GROUP g c STREAMS s 0",
+        &format!("*1\r\n*2\r\n$1\r\ns\r\n*2\r\n{gone}"),
+    );
+    client.check("EXISTS s", ":1");
+}
+
+#[test]
+fn a_long_trim_is_the_same_after_a_restart_and_without_its_store() {
+    let mut node = Highwater::builder().start();
+    let mut client = node.client();
+    trimmed(&mut client);
+    let digest = client.line("HIGHWATER DIGEST");
+    node.kill9();
+    node.restart();
+    check_trimmed(&mut node.client());
+    assert_eq!(node.client().line("HIGHWATER DIGEST"), digest);
+    node.terminate();
+    std::fs::remove_dir_all(node.dir().join("store")).expect("the store can be removed");
+    node.restart();
+    let mut client = node.client();
+    check_trimmed(&mut client);
+    assert_eq!(client.line("HIGHWATER DIGEST"), digest);
+    client.check("COPY s t", ":1");
+    client.check("XLEN t", ":100");
+    // All go, and ids begin again below those that were trimmed.
+    client.check("XADD s MAXLEN 0 700-1 f v", "$5\r\n700-1");
+    client.check("XLEN s", ":0");
+    client.check("XTRIM t MINID 900", ":100");
+    client.check("XSETID s 5-1", "+OK");
+    client.check("XSETID t 5-1", "+OK");
+    for key in ["s", "t"] {
+        client.check(&format!("XADD {key} 5-2 f v"), "$3\r\n5-2");
+        assert_eq!(all_ids(&mut client, key), ["5-2"]);
+        client.check(&format!("XPENDING {key} g - + 10 c2"), "*0");
+    }
+}
+
+#[test]
+fn a_long_trim_is_one_record_and_orphans_get_tombstones() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams-trim");
+    let (one, other) = (node(kafka, &topic), node(kafka, &topic));
+    let mut client = one.client();
+    trimmed(&mut client);
+    let head = compacted(kafka, &topic)[&b"s"[..]].value.clone().expect("a head");
+    assert_eq!(
+        head[24..],
+        [&b"\x11e\0\0\0\0\0\0\x01\xf5"[..], &1u64.to_be_bytes()].concat()
+    );
+    let mut others = other.client();
+    check_trimmed(&mut others);
+    others.check("XADD s 700-1 f v", "$5\r\n700-1");
+    eventually("what was trimmed gets tombstones", SOON, || {
+        let records = compacted(kafka, &topic).into_iter();
+        let entries = records
+            .filter(|(key, record)| is_element(key) && key[ELEMENT.len() + 2 + 12] == b'e' && record.value.is_some());
+        entries.count() == 101
+    });
+    shows(&mut client, "XLEN s", ":101");
+    let digest = client.line("HIGHWATER DIGEST");
+    for node in [&other, &node(kafka, &topic)] {
+        let mut client = node.client();
+        shows(&mut client, "XLEN s", ":101");
+        eventually("the nodes agree", SOON, || client.line("HIGHWATER DIGEST") == digest);
+    }
+}
+
 #[test]
 fn a_stream_has_a_record_for_each_entry() {
     let kafka = kafka::shared();

@@ -123,6 +123,7 @@ const PLAIN: &[&str] = &[
     "src/command/streams/reading.rs",
     "src/command/streams/view.rs",
     "src/database/consumers.rs",
+    "src/model/bounds.rs",
     "src/model/stream.rs",
     "src/command/sorted_sets.rs",
     "src/command/tracking.rs",

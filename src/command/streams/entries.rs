@@ -10,6 +10,9 @@ use crate::model::{StreamEntry, StreamHead, StreamId, StreamPart, max_deleted_el
 
 /// What it costs to remove an entry, as bytes to go through.
 const REMOVED: usize = 200;
+/// A trim of more entries than this is one record, the head, which says which id is the first. On
+/// Kafka such a trim conflicts with XADD on other nodes, one of fewer entries does not.
+const MOST_SINGLY: usize = 200;
 /// An approximate trim without LIMIT removes at most so many blocks, and at most so many entries.
 const BLOCKS: u64 = 100;
 const MOST_APPROXIMATE: u64 = 1_000_000;
@@ -186,6 +189,15 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
     let last = stream.last_to_rest_on(data)?;
     // Another node that removes the oldest entries at the same time must not count them too.
     stream.rest_on(data, &StreamPart::Entry(stream.id_at(entries.start)?))?;
+    // The first id that stays. No entry can have a lower one any more.
+    let first = match count == entries.len() {
+        false => Some(stream.id_at(entries.start + count)?),
+        true => last.last.next(),
+    };
+    if let Some(first) = first.filter(|_| count > MOST_SINGLY) {
+        stream.put_head(data, StreamHead { first, ..last });
+        return Ok(count);
+    }
     for place in entries.start..entries.start + count {
         data.transaction.works(REMOVED)?;
         let id = stream.id_at(place)?;
@@ -345,6 +357,16 @@ pub(super) fn xsetid(data: &mut Data, args: Args) -> Outcome {
         stream.put(data, &StreamPart::MaxDeleted, Some(element))?;
     }
     let added = added.unwrap_or(last.added);
-    stream.put_head(data, StreamHead { last: id, added });
+    let mut first = last.first;
+    if id.next().is_some_and(|next| next < first) {
+        // The stream has no entry. Lower ids than were trimmed need a new version.
+        let database = data.database;
+        let head = data.transaction.head(database, stream.key)?.ok_or("ERR no such key")?;
+        let taken = data.transaction.take(database, stream.key, head)?;
+        data.transaction.give(database, stream.key, taken)?;
+        stream = Stream::change(data, stream.key)?.ok_or("ERR no such key")?;
+        first = StreamId::MIN;
+    }
+    stream.put_head(data, StreamHead { last: id, added, first });
     Ok(Reply::Ok)
 }

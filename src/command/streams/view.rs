@@ -53,7 +53,7 @@ impl<'k> Stream<'k> {
         let Form::Split(split) = entry.collection(Collection::Stream)? else {
             return Err(entry.unreadable("a stream has a record for each entry"));
         };
-        let head = StreamHead::parse(&split.metadata()).map_err(|problem| entry.unreadable(problem))?;
+        let head = StreamHead::of(split).map_err(|problem| entry.unreadable(problem))?;
         let mut stream = Stream {
             key,
             split: split.clone(),
@@ -121,7 +121,7 @@ impl<'k> Stream<'k> {
 
     /// The places of all entries.
     pub fn entries(&self) -> Result<Range<usize>, Fault> {
-        self.places(StreamPart::ENTRIES)
+        self.between(StreamId::MIN, StreamId::MAX)
     }
 
     pub fn len(&self) -> Result<usize, Fault> {
@@ -130,6 +130,7 @@ impl<'k> Stream<'k> {
 
     /// The places of the entries from this id to that one, both included.
     pub fn between(&self, first: StreamId, last: StreamId) -> Result<Range<usize>, Fault> {
+        let first = first.max(self.head.first);
         let start = self.place(&StreamPart::Entry(first).sub_key())?;
         let end = match last.next() {
             Some(next) => self.place(&StreamPart::Entry(next).sub_key())?,
@@ -163,7 +164,7 @@ impl<'k> Stream<'k> {
     }
 
     pub fn entry(&self, id: StreamId) -> Result<Option<StreamEntry>, Fault> {
-        let held = self.named(&StreamPart::Entry(id));
+        let held = self.named(&StreamPart::Entry(id)).filter(|_| id >= self.head.first);
         held.map(|held| self.read_as(held, StreamEntry::of)).transpose()
     }
 
@@ -188,6 +189,7 @@ impl<'k> Stream<'k> {
             last if last > self.head.last => Ok(StreamHead {
                 last,
                 added: self.ordinal_at(newest)?,
+                first: self.head.first,
             }),
             _ => Ok(self.head),
         }
@@ -369,7 +371,7 @@ impl Stream<'_> {
 
     /// How many entries have been added up to this id, if that can be said.
     pub fn read_up_to(&self, id: StreamId) -> Result<Option<i64>, Fault> {
-        let StreamHead { last, added } = self.last()?;
+        let StreamHead { last, added, .. } = self.last()?;
         let length = self.len()? as u64;
         if added == 0 {
             return Ok(Some(0));

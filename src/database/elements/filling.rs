@@ -1,6 +1,6 @@
 //! Collections that come into memory: what memory lacks is read from the store, and all elements
 //! are put in an order. Both take a while. No lock is held meanwhile, and what becomes visible in
-//! that time is merged at the end.
+//! that time is merged at the end. Elements that the head excludes leave memory again.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -95,6 +95,28 @@ impl Elements {
             order,
             elements: loaded.shown.clone(),
         }))
+    }
+}
+
+impl Elements {
+    /// Forgets elements that the head of their collection excludes for ever.
+    pub fn forget_excluded(&self, prefix: &[u8], names: &[Box<[u8]>]) {
+        let mut shard = self.shard(prefix);
+        let Some(loaded) = shard.collections.get_mut(prefix) else {
+            return;
+        };
+        for name in names {
+            if loaded.makers > 0 {
+                loaded.changed.insert(name.clone());
+            }
+            let place = loaded.shown.weight_of_place();
+            let old = loaded.shown.remove(name);
+            self.release(old.map_or(0, |old| old.weight() + place));
+            loaded.refresh(name);
+        }
+        if loaded.is_unused() {
+            shard.collections.swap_remove(prefix);
+        }
     }
 }
 

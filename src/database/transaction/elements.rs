@@ -134,6 +134,9 @@ impl Transaction<'_> {
         split: &Split,
         sub_key: &[u8],
     ) -> Result<Option<Value>, Fault> {
+        if split.excludes(sub_key) {
+            return Ok(None);
+        }
         let name = record_key(key, split, sub_key);
         if let Some(place) = self.place(database, &name) {
             return Ok(self.items[place].element_value());
@@ -190,10 +193,21 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
-        Ok(self.all_of(database, key, split, None)?.by_name().clone())
+        let all = self.all_of(database, key, split, None)?.by_name().clone();
+        self.admitted(split, all)
     }
 
-    /// As [`Transaction::elements`], in this order as well.
+    /// Those of all elements that the head does not exclude.
+    fn admitted(&mut self, split: &Split, all: Tree<Held>) -> Result<Tree<Held>, Fault> {
+        if split.bounds().is_none() {
+            return Ok(all);
+        }
+        self.works(all.len() * size_of::<Held>())?;
+        let admitted = all.iter().filter(|held| !split.excludes(&held.name));
+        Ok(admitted.cloned().collect())
+    }
+
+    /// As [`Transaction::elements`], in this order as well, and with those that the head excludes.
     pub fn elements_in_order(
         &mut self,
         database: u16,
@@ -277,7 +291,7 @@ impl Transaction<'_> {
         let all = self.see_all(database, key, split, None)?;
         let (elements, depends) = (all.elements.by_name().clone(), std::mem::take(&mut all.depends));
         depends.into_iter().try_for_each(|write| self.depend_on(write))?;
-        Ok(elements)
+        self.admitted(split, elements)
     }
 
     fn see_all(
@@ -340,15 +354,15 @@ impl Transaction<'_> {
         })
     }
 
-    /// Orphans get tombstones: elements that were read after their head has gone may be missing.
-    /// Then all is read again. (What is written rests on the head anyway.)
+    /// Orphans get tombstones: elements that were read after their head has gone, or has excluded
+    /// them, may be missing. Then all is read again. (What is written rests on the head anyway.)
     fn check_head(&self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
         if self.view == View::Update || self.place(database, key).is_some() {
             return Ok(());
         }
         let seen = self.service.read(database, key, self.view != View::Committed)?;
         match seen.entry.map(|entry| entry.value) {
-            Some(Value::Split(now)) if now.version() == split.version() => Ok(()),
+            Some(Value::Split(now)) if now.version() == split.version() && now.bounds() == split.bounds() => Ok(()),
             _ => Err(Fault::Wait(Wait::Changed)),
         }
     }
@@ -394,6 +408,10 @@ impl Transaction<'_> {
         }
         let prefix = record_key(key, split, b"");
         let now = self.now;
+        if !split.bounds().is_none() {
+            let admitted = self.elements_to_pick(database, key, split)?;
+            return Ok(has_live(&admitted, now));
+        }
         if let Some(all) = self.trees.get(&(database, prefix.clone())) {
             // With what is written here.
             return Ok(has_live(all.elements.by_name(), now));

@@ -91,6 +91,9 @@ impl Service {
         split: &Split,
         sub_key: &[u8],
     ) -> Result<Option<Entry>, StoreError> {
+        if split.excludes(sub_key) {
+            return Ok(None);
+        }
         let name = record_key(key, split, sub_key);
         let known = self.databases[number as usize].elements.get(&name, false);
         let entry = self.beneath(number, &name, usize::MAX)?;

@@ -39,9 +39,9 @@ use super::engine::{EVERYTHING, Engine, Failure};
 use super::entry::{self, Body, Head};
 use super::files::{directory_bytes, io_error, is_gone};
 use super::{Change, Checkpoint, Entry, PASSED, Scanned, Store, StoreError, panic_text};
-use crate::model::{ElementName, Meta, Value, Version};
+use crate::model::{ElementName, Meta, Value, Version, as_range};
 use spaces::{Spaces, View};
-use writer::Writer;
+use writer::{Writer, garbage};
 
 #[cfg(test)]
 mod tests;
@@ -224,13 +224,19 @@ impl<E: Engine> Entries<E> {
         let (Some(spaces), Some(prefix)) = (&view.spaces, prefix) else {
             return Ok(());
         };
-        let range = (Bound::Included(&prefix[..]), Bound::Unbounded);
-        for found in self.engine.range(&spaces.elements, range).take(at_most) {
-            let (store_key, stored) = found?;
-            let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
-                return Ok(());
-            };
-            visit(sub_key, entry::decode(&stored)?.0.meta);
+        // A batch that is under way has not to be seen.
+        let head = spaces.head(&self.engine, &E::Batch::default(), key, version)?;
+        let mut left = at_most;
+        for range in garbage(head.as_ref()) {
+            let range = range.behind(&prefix);
+            for found in self.engine.range(&spaces.elements, as_range(&range)).take(left) {
+                let (store_key, stored) = found?;
+                let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
+                    break;
+                };
+                visit(sub_key, entry::decode(&stored)?.0.meta);
+                left -= 1;
+            }
         }
         Ok(())
     }
