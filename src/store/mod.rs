@@ -102,6 +102,14 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(&[u8], Entry),
     ) -> Result<Option<Bytes>, StoreError>;
 
+    /// The highest sub-key of such a collection within a range, whose end is excluded.
+    fn highest_element(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        range: (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, StoreError>;
+
     /// Up to `limit` split collections with elements here that have no head, or that the head
     /// excludes: the user's key and the version. The head has gone, or is on its way, or has bounds.
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError>;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::ids::{self, NewId};
-use super::view::{Stream, show_id};
+use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, wrong_arity};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::model::{StreamEntry, StreamHead, StreamId, StreamPart, max_deleted_element};
@@ -117,7 +117,9 @@ pub(super) fn xadd(data: &mut Data, args: Args) -> Outcome {
     if id == NewId::Given(StreamId::MIN) {
         return Err("ERR The ID specified in XADD must be greater than 0-0".into());
     }
-    let found = Stream::change(data, args[1])?;
+    // To trim, it has to know which entries are there.
+    let reach = options.trim.as_ref().map_or(Reach::Newest, |_| Reach::All);
+    let found = Stream::change_from(data, args[1], reach)?;
     if found.is_none() && options.no_stream {
         return Ok(Reply::Null);
     }

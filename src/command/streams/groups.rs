@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::ids;
-use super::view::{Stream, show_id};
+use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, unknown_subcommand};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::consumers::ConsumerNote;
@@ -246,7 +246,7 @@ fn with_pending(data: &mut Data, stream: &Stream, group: &[u8]) -> Result<BTreeM
 
 pub(super) fn xack(data: &mut Data, args: Args) -> Outcome {
     let (key, group) = (args[1], args[2]);
-    let stream = Stream::change(data, key)?;
+    let stream = Stream::change_from(data, key, Reach::Groups)?;
     let stream = match stream {
         Some(stream) if stream.has_group(data, group)? => stream,
         _ => return Ok(Reply::Int(0)),

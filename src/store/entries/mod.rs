@@ -212,6 +212,24 @@ impl<E: Engine> Entries<E> {
         Ok(None)
     }
 
+    /// What a flush has hidden counts, too: the caller looks at what is there from here on.
+    fn try_highest(
+        &self,
+        database: u16,
+        (key, version): (&[u8], Version),
+        (start, end): (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, Failure> {
+        let view = self.database(database)?.view.load_full();
+        let prefix = entry::element_key(&ElementName::prefix(key, version));
+        let (Some(spaces), Some(prefix)) = (&view.spaces, prefix) else {
+            return Ok(None);
+        };
+        let [start, end] = [start, end].map(|sub_key| [&prefix[..], sub_key].concat());
+        let range = (Bound::Included(&start[..]), Bound::Excluded(&end[..]));
+        let last = self.engine.last(&spaces.elements, range)?;
+        Ok(last.map(|key| Bytes::copy_from_slice(&key[prefix.len()..])))
+    }
+
     fn try_orphaned(
         &self,
         database: u16,
@@ -373,6 +391,15 @@ impl<E: Engine> Store for Entries<E> {
         self.call("read elements", || {
             self.try_elements(database, of, from, at_most, visit)
         })
+    }
+
+    fn highest_element(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        range: (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call("find an element", || self.try_highest(database, of, range))
     }
 
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError> {
