@@ -240,6 +240,7 @@ const WITHOUT_EVENTS: &[&str] = &[
     "xack",
     "xautoclaim",
     "xclaim",
+    "xgroup|createconsumer",
     "xreadgroup",
 ];
 

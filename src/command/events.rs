@@ -119,7 +119,6 @@ const RULES: &[(&str, Rule)] = &[
     ("xadd", Writes(STREAM, "xadd")),
     ("xdel", Writes(STREAM, "xdel")),
     ("xgroup|create", Writes(STREAM, "xgroup-create")),
-    ("xgroup|createconsumer", Writes(STREAM, "xgroup-createconsumer")),
     ("xgroup|delconsumer", Writes(STREAM, "xgroup-delconsumer")),
     ("xgroup|destroy", Writes(STREAM, "xgroup-destroy")),
     ("xgroup|setid", Writes(STREAM, "xgroup-setid")),

@@ -223,7 +223,7 @@ fn read_group(data: &mut Data, request: &Request, look: &Look) -> Result<Option<
             Some(id) => Some(history(data, &stream, request, (id, left))?),
             None => deliver(data, &stream, request, (look, left))?,
         };
-        note_seen(data, &stream, (request.group, request.consumer), entries.is_some());
+        note_seen(data, &stream, (request.group, request.consumer), entries.is_some())?;
         if let Some(entries) = entries {
             left -= entries.len();
             found.push((Reply::bulk(request.keys[place]), Reply::Array(entries)));
