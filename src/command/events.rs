@@ -117,7 +117,9 @@ const RULES: &[(&str, Rule)] = &[
     ("zunionstore", Writes(ZSET, "zunionstore")),
     // Streams
     ("xadd", Writes(STREAM, "xadd")),
+    ("xackdel", Writes(STREAM, "xdel")),
     ("xdel", Writes(STREAM, "xdel")),
+    ("xdelex", Writes(STREAM, "xdel")),
     ("xgroup|create", Writes(STREAM, "xgroup-create")),
     ("xgroup|delconsumer", Writes(STREAM, "xgroup-delconsumer")),
     ("xgroup|destroy", Writes(STREAM, "xgroup-destroy")),

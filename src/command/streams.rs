@@ -6,6 +6,7 @@
 //! what this node has seen of them.
 
 mod claims;
+mod deleting;
 mod entries;
 mod groups;
 mod ids;
@@ -67,6 +68,17 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
+        name: "xackdel",
+        arity: -6,
+        flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE | access::DELETE)],
+        since: "8.2.0",
+        complexity: "O(log N) for each entry and group.",
+        summary: "Confirms that entries were handled, and removes them.",
+        run: Run::Data(deleting::xackdel),
+        ..ROW
+    },
+    Command {
         name: "xadd",
         arity: -5,
         flags: FAST_WRITE | flag::DENYOOM,
@@ -106,6 +118,17 @@ pub static COMMANDS: &[Command] = &[
         complexity: FINDS,
         summary: "Removes entries.",
         run: Run::Data(entries::xdel),
+        ..ROW
+    },
+    Command {
+        name: "xdelex",
+        arity: -5,
+        flags: FAST_WRITE,
+        keys: REMOVE,
+        since: "8.2.0",
+        complexity: "O(log N) for each entry and group.",
+        summary: "Removes entries, also from what groups have delivered or only if all have.",
+        run: Run::Data(deleting::xdelex),
         ..ROW
     },
     Command {

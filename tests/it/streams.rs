@@ -160,6 +160,70 @@ fn a_long_trim_is_one_record_and_orphans_get_tombstones() {
     }
 }
 
+/// XDELEX, XACKDEL, and the option of XTRIM and XADD. No server that tests run has them, so what is
+/// expected comes from the documentation of Redis 8.2.
+#[test]
+fn entries_are_removed_with_regard_to_groups() {
+    let node = Highwater::builder().start();
+    let mut client = node.client();
+    let ints = |numbers: &[i64]| {
+        let each: Vec<String> = numbers.iter().map(|number| format!(":{number}")).collect();
+        format!("*{}\r\n{}", numbers.len(), each.join("\r\n"))
+    };
+    client.check("XDELEX none IDS 2 1-1 2", &ints(&[-1, -1]));
+    client.check("XACKDEL none g IDS 1 1-1", &ints(&[-1]));
+    for n in 1..=9 {
+        client.check(&format!("XADD s {n}-1 f v"), &format!("$3\r\n{n}-1"));
+    }
+    for group in ["g", "h"] {
+        client.check(&format!("XGROUP CREATE s {group} 0"), "+OK");
+        client.line(&format!("XREADGROUP GROUP {group} c COUNT 7 STREAMS s >"));
+    }
+    let pending = |client: &mut Client, group: &str| {
+        let reply = client.tree(&format!("XPENDING s {group} - + 20"));
+        ids(&reply).join(" ")
+    };
+    client.check("XDELEX s ACKED IDS 2 1-1 9-1", &ints(&[2, 2]));
+    client.check("XACK s g 1-1", ":1");
+    client.check("XACKDEL s h ACKED IDS 3 1-1 2-1 9-1", &ints(&[1, 2, -1]));
+    client.check("XACKDEL s h IDS 1 2-1", &ints(&[-1]));
+    assert_eq!(all_ids(&mut client, "s").join(" "), "2-1 3-1 4-1 5-1 6-1 7-1 8-1 9-1");
+    client.check("XDELEX s KEEPREF IDS 2 3-1 3-1", &ints(&[1, -1]));
+    assert_eq!(pending(&mut client, "h"), "3-1 4-1 5-1 6-1 7-1");
+    client.check("XDELEX s delref ids 3 3-1 4-1 0-1", &ints(&[-1, 1, -1]));
+    assert_eq!(pending(&mut client, "h"), "5-1 6-1 7-1");
+    assert_eq!(pending(&mut client, "g"), "2-1 5-1 6-1 7-1");
+    client.check("XACKDEL s g IDS 1 5-1 DELREF", &ints(&[1]));
+    assert_eq!(pending(&mut client, "h"), "6-1 7-1");
+    client.check("XTRIM s MAXLEN 0 ACKED", ":0");
+    client.check("XACK s g 2-1 7-1", ":2");
+    client.check("XACK s h 7-1", ":1");
+    client.check("XTRIM s MAXLEN 2 ACKED", ":2");
+    assert_eq!(all_ids(&mut client, "s").join(" "), "6-1 8-1 9-1");
+    client.check("XADD s DELREF MAXLEN 1 9-2 f v", "$3\r\n9-2");
+    assert_eq!(pending(&mut client, "g") + &pending(&mut client, "h"), "");
+    client.check("XADD s MINID 10-1 ACKED 10-1 f v", "$4\r\n10-1");
+    assert_eq!(all_ids(&mut client, "s").join(" "), "9-2 10-1");
+    client.check("XLEN s", ":2");
+    // All that every group has handled goes, and the last id stays.
+    for group in ["g", "h"] {
+        client.line(&format!("XREADGROUP GROUP {group} c NOACK STREAMS s >"));
+    }
+    client.check("XDELEX s ACKED IDS 2 10-1 9-2", &ints(&[1, 1]));
+    let too_low = "-ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    client.check("XADD s 10-1 f v", too_low);
+    for wrong in [
+        "XDELEX s KEEPREF ACKED IDS 1 1",
+        "XDELEX s KEEPREF x IDS 1",
+        "XTRIM s ACKED DELREF MAXLEN 1",
+    ] {
+        client.check(wrong, "-ERR syntax error");
+    }
+    client.check("XDELEX s IDS 0 1", "-ERR Number of IDs must be a positive integer");
+    let unequal = "-ERR The `numids` parameter must match the number of arguments";
+    client.check("XACKDEL s g IDS 3 1 2", unequal);
+}
+
 #[test]
 fn a_stream_has_a_record_for_each_entry() {
     let kafka = kafka::shared();

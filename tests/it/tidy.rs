@@ -116,6 +116,7 @@ const PLAIN: &[&str] = &[
     "src/command/sort.rs",
     "src/command/streams.rs",
     "src/command/streams/claims.rs",
+    "src/command/streams/deleting.rs",
     "src/command/streams/entries.rs",
     "src/command/streams/groups.rs",
     "src/command/streams/ids.rs",

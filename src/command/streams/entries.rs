@@ -1,7 +1,9 @@
 //! Commands about entries: XADD, XDEL, XLEN, XRANGE, XREVRANGE, XSETID, XTRIM.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::deleting::References;
 use super::ids::{self, NewId};
 use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, wrong_arity};
@@ -30,6 +32,7 @@ struct Trim {
     approximate: bool,
     /// The most entries that are removed; 0: as many as there are.
     limit: u64,
+    references: References,
 }
 
 /// The options of XADD and XTRIM.
@@ -42,7 +45,7 @@ struct Options {
 
 impl Options {
     fn parse(args: Args, is_add: bool, block: u64) -> Result<Options, Fault> {
-        let (mut keep, mut approximate, mut limit) = (None, false, None);
+        let (mut keep, mut approximate, mut limit, mut references) = (None, false, None, None);
         let mut options = Options {
             trim: None,
             no_stream: false,
@@ -72,6 +75,10 @@ impl Options {
             } else if is(word, "limit") && more > 0 {
                 at += 1;
                 limit = Some(u64::try_from(int(args[at])?).map_err(|_| "ERR The LIMIT argument must be >= 0.")?);
+            } else if let Some(found) = References::parse(word) {
+                if references.replace(found).is_some() {
+                    return Err(SYNTAX.into());
+                }
             } else if is_add && is(word, "nomkstream") {
                 options.no_stream = true;
             } else if is_add {
@@ -100,6 +107,7 @@ impl Options {
             keep,
             approximate,
             limit,
+            references: references.unwrap_or(References::Keep),
         });
         Ok(options)
     }
@@ -188,6 +196,9 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
     if count == 0 {
         return Ok(0);
     }
+    if trim.references == References::Acked {
+        return remove_acknowledged(data, stream, trim, (surplus, count));
+    }
     let last = stream.last_to_rest_on(data)?;
     // Another node that removes the oldest entries at the same time must not count them too.
     stream.rest_on(data, &StreamPart::Entry(stream.id_at(entries.start)?))?;
@@ -196,6 +207,13 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
         false => Some(stream.id_at(entries.start + count)?),
         true => last.last.next(),
     };
+    if trim.references == References::Delete {
+        for place in entries.start..entries.start + count {
+            data.transaction.works(REMOVED)?;
+            let id = stream.id_at(place)?;
+            References::Delete.release(data, stream, id)?;
+        }
+    }
     if let Some(first) = first.filter(|_| count > MOST_SINGLY) {
         stream.put_head(data, StreamHead { first, ..last });
         return Ok(count);
@@ -210,6 +228,43 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
         stream.put_head(data, last);
     }
     Ok(count)
+}
+
+/// Removes the oldest entries that no group has to deliver or to hear of, until nothing is surplus.
+/// An approximate trim looks only at the first `count` entries.
+fn remove_acknowledged(
+    data: &mut Data,
+    stream: &mut Stream,
+    trim: &Trim,
+    (surplus, count): (usize, usize),
+) -> Result<usize, Fault> {
+    let entries = stream.entries()?;
+    let looked_at = match trim.keep {
+        Keep::Newest(_) if !trim.approximate => entries.len(),
+        _ => count,
+    };
+    let mut ids = BTreeSet::new();
+    for place in entries.clone().take(looked_at) {
+        if ids.len() == surplus {
+            break;
+        }
+        data.transaction.works(REMOVED)?;
+        let id = stream.id_at(place)?;
+        // Another node that removes it at the same time must not count it too.
+        stream.rest_on(data, &StreamPart::Entry(id))?;
+        if References::Acked.release(data, stream, id)? {
+            ids.insert(id);
+        }
+    }
+    let last = stream.last_to_rest_on(data)?;
+    for id in &ids {
+        stream.put(data, &StreamPart::Entry(*id), None)?;
+    }
+    if !ids.is_empty() && ids.last().copied() == stream.newest_id()? {
+        // It knew the last id.
+        stream.put_head(data, last);
+    }
+    Ok(ids.len())
 }
 
 /// How many of the surplus entries are in blocks that go as a whole.
@@ -247,12 +302,12 @@ pub(super) fn xdel(data: &mut Data, args: Args) -> Outcome {
         return Ok(Reply::Int(0));
     };
     let ids = args[2..].iter().map(|argument| ids::strict(argument, 0));
-    let ids: Vec<StreamId> = ids.collect::<Result<_, _>>()?;
+    let ids: BTreeSet<StreamId> = ids.collect::<Result<_, _>>()?;
     Ok(Reply::Int(delete(data, &mut stream, &ids)? as i64))
 }
 
 /// Removes entries. Returns how many were there.
-fn delete(data: &mut Data, stream: &mut Stream, ids: &[StreamId]) -> Result<usize, Fault> {
+pub(super) fn delete(data: &mut Data, stream: &mut Stream, ids: &BTreeSet<StreamId>) -> Result<usize, Fault> {
     let last = stream.last_to_rest_on(data)?;
     let newest = stream.newest_id()?;
     let (mut count, mut highest) = (0, StreamId::MIN);
