@@ -53,6 +53,7 @@ mod split;
 mod split_compaction;
 mod split_sorted_sets;
 mod starting;
+mod stream_queues;
 mod streams;
 mod support;
 mod tidy;

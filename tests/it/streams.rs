@@ -160,6 +160,47 @@ fn a_long_trim_is_one_record_and_orphans_get_tombstones() {
     }
 }
 
+/// After a restart a command that needs the end of a stream reads no more than that from the store.
+#[test]
+fn a_cold_stream_is_read_from_its_end() {
+    const ENTRIES: usize = 3_000;
+    // Memory has room for nothing.
+    let mut node = Highwater::builder().args(&["--maxmemory", "1mb"]).start();
+    let mut client = node.client();
+    let lines: Vec<String> = (1..=ENTRIES)
+        .map(|n| format!("XADD s {n}-1 f {}", "v".repeat(100)))
+        .collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    client.pipeline(&lines);
+    client.check("XGROUP CREATE s g 2990", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 2 STREAMS s >");
+    let reads = |node: &Highwater, line: &str, expected: &str| {
+        let mut client = node.client();
+        let count = |client: &mut Client| client.info("store_reads").and_then(|count| count.parse::<u64>().ok());
+        let before = count(&mut client).expect("INFO has it");
+        client.check(line, expected);
+        count(&mut client).expect("INFO has it") - before
+    };
+    for (line, expected) in [
+        (
+            "XADD s 3000-1 f v",
+            "-ERR The ID specified in XADD is equal or smaller than the target stream top item",
+        ),
+        ("XADD s 3000-2 f v", "$6\r\n3000-2"),
+        ("XREAD STREAMS s 3000-2", "*-1"),
+        ("XREAD BLOCK 1 STREAMS s $", "*-1"),
+        ("XACK s g 2990-1 2991-1", ":2"),
+    ] {
+        node.restart();
+        let reads = reads(&node, line, expected);
+        assert!(reads <= 6, "{line}: {reads} reads");
+    }
+    node.client().check("XLEN s", ":3001");
+    let newest = "*1\r\n*2\r\n$6\r\n3000-2\r\n*2\r\n$1\r\nf\r\n$1\r\nv";
+    node.client().check("XREVRANGE s + - COUNT 1", newest);
+    node.client().check("XADD s 3000-3 f v", "$6\r\n3000-3");
+}
+
 /// XDELEX, XACKDEL, and the option of XTRIM and XADD. No server that tests run has them, so what is
 /// expected comes from the documentation of Redis 8.2.
 #[test]

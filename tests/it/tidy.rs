@@ -126,6 +126,7 @@ const PLAIN: &[&str] = &[
     "src/database/consumers.rs",
     "src/model/bounds.rs",
     "src/model/stream.rs",
+    "tests/it/stream_queues.rs",
     "src/command/sorted_sets.rs",
     "src/command/tracking.rs",
     "src/command/tracking_modes.rs",

@@ -27,12 +27,13 @@ pub(super) enum References {
 
 impl References {
     pub fn parse(word: &[u8]) -> Option<References> {
-        match () {
-            () if is(word, "keepref") => Some(References::Keep),
-            () if is(word, "delref") => Some(References::Delete),
-            () if is(word, "acked") => Some(References::Acked),
-            () => None,
-        }
+        const WORDS: [(&str, References); 3] = [
+            ("keepref", References::Keep),
+            ("delref", References::Delete),
+            ("acked", References::Acked),
+        ];
+        let found = WORDS.into_iter().find(|(option, _)| is(word, option));
+        found.map(|(_, references)| references)
     }
 
     /// Does what is to be done before an entry is removed. Returns whether it may be removed.
