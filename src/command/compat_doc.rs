@@ -242,6 +242,7 @@ const WITHOUT_EVENTS: &[&str] = &[
     "xack",
     "xautoclaim",
     "xclaim",
+    "xgroup|createconsumer",
     "xreadgroup",
 ];
 

@@ -179,10 +179,11 @@ impl Data<'_, '_> {
             }
             Form::Split(split) => {
                 let order = E::IN_ORDER.then_some(Order::Name);
-                let all = self.transaction.all_of(self.database, key, split, order)?;
+                let all = self.transaction.all_of(self.database, key, split, (order, b""))?;
                 self.transaction.works(all.by_name().len() * size_of::<Held>())?;
                 let mut elements = E::default();
-                for held in all.iter(order).filter(|held| held.is_live(now)) {
+                let is_there = |held: &&Held| held.is_live(now) && !split.excludes(&held.name);
+                for held in all.iter(order).filter(is_there) {
                     let added = elements.add(own(&held.name), element_of(key, held)?);
                     added.map_err(|problem| Fault::unreadable_element(key, problem))?;
                 }

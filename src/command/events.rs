@@ -117,9 +117,10 @@ const RULES: &[(&str, Rule)] = &[
     ("zunionstore", Writes(ZSET, "zunionstore")),
     // Streams
     ("xadd", Writes(STREAM, "xadd")),
+    ("xackdel", Writes(STREAM, "xdel")),
     ("xdel", Writes(STREAM, "xdel")),
+    ("xdelex", Writes(STREAM, "xdel")),
     ("xgroup|create", Writes(STREAM, "xgroup-create")),
-    ("xgroup|createconsumer", Writes(STREAM, "xgroup-createconsumer")),
     ("xgroup|delconsumer", Writes(STREAM, "xgroup-delconsumer")),
     ("xgroup|destroy", Writes(STREAM, "xgroup-destroy")),
     ("xgroup|setid", Writes(STREAM, "xgroup-setid")),

@@ -47,6 +47,15 @@ pub(super) fn noting<'t, T>(
         written(shared, &missed.collect::<Vec<_>>());
     }
     let notices = &mut transaction.notices;
+    if classes & class::STREAM != 0 {
+        let made = notes.consumers_made.into_iter();
+        notices.extend(made.map(|(database, key)| Notice {
+            database,
+            key,
+            class: class::STREAM,
+            name: "xgroup-createconsumer",
+        }));
+    }
     events::of(command.name, args, &notes.touched, &mut |class, name, key| {
         if classes & class != 0 {
             notices.push(Notice {

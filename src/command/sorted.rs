@@ -148,7 +148,7 @@ impl Data<'_, '_> {
         };
         let indexed = self
             .transaction
-            .elements_in_order(self.database, key, split, Order::Score)?;
+            .elements_in_order(self.database, key, split, (Order::Score, b""))?;
         if indexed.by_name().least_mark() <= self.now() {
             // Only another producer gives members an expiry.
             return Ok(Sorted::Packed(self.elements(key, entry)?));

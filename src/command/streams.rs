@@ -6,6 +6,7 @@
 //! what this node has seen of them.
 
 mod claims;
+mod deleting;
 mod entries;
 mod groups;
 mod ids;
@@ -67,11 +68,22 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
+        name: "xackdel",
+        arity: -6,
+        flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, access::RW | access::UPDATE | access::DELETE)],
+        since: "8.2.0",
+        complexity: "O(log N) for each entry and group.",
+        summary: "Confirms that entries were handled, and removes them.",
+        run: Run::Data(deleting::xackdel),
+        ..ROW
+    },
+    Command {
         name: "xadd",
         arity: -5,
         flags: FAST_WRITE | flag::DENYOOM,
         keys: UPDATE,
-        complexity: "O(log N); with a trim O(log N) for each entry removed.",
+        complexity: "O(log N); with a trim O(log N) for each entry removed, up to 200.",
         summary: "Adds an entry.",
         compatibility: Compatibility::Partial("blocks of an approximate trim are counted from the first entry ever"),
         run: Run::Data(entries::xadd),
@@ -106,6 +118,17 @@ pub static COMMANDS: &[Command] = &[
         complexity: FINDS,
         summary: "Removes entries.",
         run: Run::Data(entries::xdel),
+        ..ROW
+    },
+    Command {
+        name: "xdelex",
+        arity: -5,
+        flags: FAST_WRITE,
+        keys: REMOVE,
+        since: "8.2.0",
+        complexity: "O(log N) for each entry and group.",
+        summary: "Removes entries, also from what groups have delivered or only if all have.",
+        run: Run::Data(deleting::xdelex),
         ..ROW
     },
     Command {
@@ -205,7 +228,7 @@ pub static COMMANDS: &[Command] = &[
         arity: -4,
         flags: flag::WRITE,
         keys: REMOVE,
-        complexity: "O(log N) for each entry removed.",
+        complexity: "O(log N) for each entry removed, up to 200.",
         summary: "Removes the oldest entries.",
         compatibility: Compatibility::Partial("blocks of an approximate trim are counted from the first entry ever"),
         run: Run::Data(entries::xtrim),

@@ -3,9 +3,12 @@
 //! when.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+
+use crate::model::{ElementName, StreamPart};
 
 /// The most consumers that are remembered, and the most bytes of their names and their groups'.
 /// Those that were not seen for longest go first.
@@ -51,7 +54,7 @@ pub struct Consumers {
 
 #[derive(Default)]
 struct Groups {
-    by_group: HashMap<GroupName, ByName>,
+    by_group: HashMap<GroupName, Arc<ByName>>,
     count: usize,
     bytes: usize,
 }
@@ -87,7 +90,7 @@ pub fn note(consumers: &mut ByName, note: &ConsumerNote) {
 
 impl Consumers {
     /// The consumers of a group that were seen.
-    pub fn of(&self, group: &GroupName) -> ByName {
+    pub fn of(&self, group: &GroupName) -> Arc<ByName> {
         self.groups.lock().by_group.get(group).cloned().unwrap_or_default()
     }
 
@@ -96,6 +99,23 @@ impl Consumers {
         let groups = self.groups.lock();
         let of_group = groups.by_group.get(group);
         of_group.is_some_and(|consumers| consumers.contains_key(consumer))
+    }
+
+    /// Another node, or another producer, has removed an element. If it was a group, its consumers
+    /// have gone with it: a group of that name that is made later has others.
+    pub fn element_removed(&self, database: u16, record_key: &[u8]) {
+        let Some(name) = ElementName::parse(record_key) else {
+            return;
+        };
+        let Ok(StreamPart::Group(group)) = StreamPart::parse(name.sub_key) else {
+            return;
+        };
+        let mut groups = self.groups.lock();
+        if groups.count > 0 {
+            let stream = ElementName::prefix(name.key, name.version);
+            let group = (database, stream, Bytes::copy_from_slice(group));
+            groups.note(&group, &ConsumerNote::GroupGone);
+        }
     }
 
     pub fn note(&self, notes: &[(GroupName, ConsumerNote)]) {
@@ -121,17 +141,17 @@ impl Groups {
                     self.count += 1;
                     self.bytes += consumer.len();
                 }
-                note(consumers, what);
+                note(Arc::make_mut(consumers), what);
             }
             (ConsumerNote::Seen { consumer, .. }, None) => {
                 let mut consumers = ByName::new();
                 note(&mut consumers, what);
-                self.by_group.insert(group.clone(), consumers);
+                self.by_group.insert(group.clone(), Arc::new(consumers));
                 self.count += 1;
                 self.bytes += bytes_of(group) + consumer.len();
             }
             (ConsumerNote::Gone { consumer }, Some(consumers)) => {
-                if consumers.remove(consumer).is_some() {
+                if Arc::make_mut(consumers).remove(consumer).is_some() {
                     self.count -= 1;
                     self.bytes -= consumer.len();
                 }
@@ -157,15 +177,19 @@ impl Groups {
         let (_, limit, _) = times.select_nth_unstable(middle);
         let (limit, mut left) = (*limit, times.len() - middle);
         self.by_group.retain(|_, consumers| {
-            consumers.retain(|_, consumer| {
+            Arc::make_mut(consumers).retain(|_, consumer| {
                 let stays = consumer.seen >= limit && left > 0;
                 left -= usize::from(stays);
                 stays
             });
             !consumers.is_empty()
         });
-        self.count = self.by_group.values().map(BTreeMap::len).sum();
-        let names = self.by_group.values().flat_map(BTreeMap::keys).map(Bytes::len);
+        self.count = self.by_group.values().map(|consumers| consumers.len()).sum();
+        let names = self
+            .by_group
+            .values()
+            .flat_map(|consumers| consumers.keys())
+            .map(Bytes::len);
         self.bytes = self.by_group.keys().map(bytes_of).sum::<usize>() + names.sum::<usize>();
     }
 }
@@ -173,6 +197,7 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{StreamId, Version};
 
     fn group(name: &str) -> GroupName {
         (
@@ -197,13 +222,31 @@ mod tests {
         let [c, d] = ["c", "d"].map(|name| consumers.of(&group("g")).get(name.as_bytes()).copied());
         let at = |seen, active| Some(SeenConsumer { seen, active });
         assert_eq!((c, d), (at(7, Some(5)), at(6, None)));
-        assert_eq!(consumers.of(&group("h")), ByName::new());
+        assert_eq!(*consumers.of(&group("h")), ByName::new());
         note(ConsumerNote::Gone { consumer: "c".into() });
         assert_eq!(consumers.of(&group("g")).len(), 1);
         note(ConsumerNote::GroupGone);
-        assert_eq!(consumers.of(&group("g")), ByName::new());
+        assert_eq!(*consumers.of(&group("g")), ByName::new());
         let groups = consumers.groups.lock();
         assert_eq!((groups.count, groups.bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_group_that_others_remove_has_no_consumers() {
+        let consumers = Consumers::default();
+        let (version, key) = (Version::new(0), &b"s"[..]);
+        let prefix = ElementName::prefix(key, version);
+        let [g, h] = ["g", "h"].map(|name| (0, prefix.clone(), Bytes::from(name)));
+        consumers.note(&[(g.clone(), seen("c", 1, false)), (h.clone(), seen("c", 1, false))]);
+        let remove = |part: StreamPart| {
+            let sub_key = &part.sub_key()[..];
+            let name = ElementName { key, version, sub_key };
+            consumers.element_removed(0, &name.record_key());
+        };
+        remove(StreamPart::Pending(b"g", StreamId::MIN));
+        assert_eq!(consumers.of(&g).len(), 1);
+        remove(StreamPart::Group(b"g"));
+        assert_eq!((consumers.of(&g).len(), consumers.of(&h).len()), (0, 1));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! that are at that position. It shows whether nodes, or a node and its own past, have diverged.
 //!
 //! Per partition it is the sum (modulo 2^128) of a hash over key, value and expiry of each visible
-//! key, and of each element of a split collection that has its head. So the order does not matter.
+//! key, and of each element of a split collection that has its head and is within the bounds there.
+//! So the order does not matter.
 //! Expired keys count until their tombstone comes: the sum is a function of the log alone, not of
 //! the time.
 //!
@@ -291,8 +292,10 @@ impl Making {
         let mut from = Some(Bytes::new());
         while let Some(start) = from {
             let mut meet = |sub_key: &[u8], entry: Entry| {
-                let name = ElementName { key, version, sub_key };
-                self.add(&name.record_key(), &entry, sign);
+                if !split.excludes(sub_key) {
+                    let name = ElementName { key, version, sub_key };
+                    self.add(&name.record_key(), &entry, sign);
+                }
             };
             from = store.elements(database, (key, version), &start, PART, &mut meet)?;
         }
@@ -310,6 +313,7 @@ impl Making {
         let head = store.get(self.database, name.key)?.map(|entry| entry.value);
         if let Some(Value::Split(split)) = head
             && split.version() == name.version
+            && !split.excludes(name.sub_key)
             && let Some(entry) = store.get(self.database, record_key)?
         {
             self.add(record_key, &entry, sign);

@@ -14,7 +14,8 @@
 //! begin again at each change would never end.
 //!
 //! A collection that has all its elements here can have them in the order of its type, too, from
-//! the first command on that asks for it ([`Indexed`]).
+//! the first command on that asks for it ([`Indexed`]). Of a long one memory can have all elements
+//! from a name on: XADD needs only the newest entry.
 
 mod filling;
 mod indexed;
@@ -34,7 +35,7 @@ use super::write::Write;
 use crate::model::{ElementName, Item, Sought, Tree, Value};
 use crate::store::key_hash;
 
-pub(super) use self::filling::{Fill, InOrder};
+pub(super) use self::filling::InOrder;
 pub use self::indexed::{Indexed, Order, Ranked};
 
 const SHARDS: usize = 16;
@@ -132,8 +133,8 @@ type UnderWay = SmallVec<[(Arc<Write>, usize); 1]>;
 /// What memory has of one collection.
 #[derive(Default)]
 struct Loaded {
-    /// All elements are here.
-    is_complete: bool,
+    /// All elements are here whose names are not lower than this. `None`: some may be missing.
+    from: Option<Box<[u8]>>,
     shown: Indexed,
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
@@ -233,7 +234,7 @@ impl Elements {
         }
         match loaded.shown.by_name().get(Held::named(name)) {
             Some(held) => Known::Here(Some(held.clone()), None),
-            None if loaded.is_complete || loaded.gone.contains_key(name) => Known::Here(None, None),
+            None if loaded.covers(name) || loaded.gone.contains_key(name) => Known::Here(None, None),
             None => Known::Unknown,
         }
     }
@@ -247,27 +248,12 @@ impl Elements {
         writes.iter().find(gives).map(|(write, _)| write.clone())
     }
 
-    /// All elements of a collection; `None` if memory has not all of them.
-    pub fn all(&self, prefix: &[u8], pending: bool) -> Option<All> {
-        let mut shard = self.shard(prefix);
-        let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.is_complete)?;
-        loaded.touched = true;
-        Some(loaded.all(pending))
-    }
-
-    /// This node makes a collection, whose version nobody else knows: so far it has no elements.
-    pub fn begin<'e>(&'e self, prefix: &'e [u8], stored: At) -> Fill<'e> {
-        let fill = self.fill(prefix, stored);
-        self.shard(prefix).of(prefix).is_complete = true;
-        fill
-    }
-
     /// Whether a collection has an element that has not expired at this time; `None` if the store
     /// has to be asked.
     pub fn has_live(&self, prefix: &[u8], pending: bool, now: u64) -> Option<bool> {
         let mut shard = self.shard(prefix);
         let loaded = shard.collections.get_mut(prefix)?;
-        let is_complete = loaded.is_complete;
+        let is_complete = loaded.covers(b"");
         let shown = loaded.shown.by_name();
         if shown.least_mark() > now && shown.len() > loaded.under_way.len() {
             // At least one of them is not being removed.
@@ -435,7 +421,7 @@ impl Elements {
         if loaded.shown.by_name().iter().all(|held| held.offset >= stored) {
             return;
         }
-        loaded.is_complete = false;
+        loaded.from = None;
         self.release(loaded.shown.weight_of_order());
         let is_stored = |held: &&Held| held.offset < stored;
         let all = loaded.shown.by_name();
@@ -486,7 +472,7 @@ impl Elements {
                     self.release(loaded.shown.weight());
                     loaded.shown = Indexed::default();
                     loaded.gone.clear();
-                    loaded.is_complete = false;
+                    loaded.from = None;
                     loaded.ahead = None;
                     loaded.epoch += 1;
                 }
@@ -518,9 +504,14 @@ impl Shard {
 }
 
 impl Loaded {
-    /// What is here; with `pending` also what is under way, if all elements are here.
+    /// Whether all elements from this name on are here.
+    fn covers(&self, from: &[u8]) -> bool {
+        self.from.as_ref().is_some_and(|covered| covered[..] <= *from)
+    }
+
+    /// What is here; with `pending` also what is under way, if it is known what is missing.
     fn elements(&mut self, pending: bool) -> Indexed {
-        if pending && self.is_complete && !self.under_way.is_empty() {
+        if pending && self.from.is_some() && !self.under_way.is_empty() {
             if self.ahead.is_none() {
                 self.look_ahead();
             }
@@ -589,7 +580,7 @@ impl Loaded {
 
     /// Brings one element up to date in what is ahead.
     fn refresh(&mut self, name: &[u8]) {
-        if self.under_way.is_empty() || !self.is_complete {
+        if self.under_way.is_empty() || self.from.is_none() {
             self.ahead = None;
         }
         if let Some(mut ahead) = self.ahead.take() {
@@ -736,11 +727,11 @@ mod tests {
                             let found = newest.into_iter().filter_map(|(name, (offset, to))| {
                                 Some(Held::new(&[name], value(to?), offset))
                             });
-                            prop_assert!(fill.complete(found.collect(), false).is_some());
+                            prop_assert!(fill.complete(found.collect(), b"", false).is_some());
                         }
                     }
                     Step::Order => {
-                        if let Some(InOrder::ToMake(begun)) = elements.in_order(&prefix, Order::Score, at(stored as u64), false) {
+                        if let Some(InOrder::ToMake(begun)) = elements.in_order(&prefix, (Order::Score, b""), at(stored as u64), false) {
                             making = Some(begun);
                         }
                     }
@@ -776,7 +767,7 @@ mod tests {
                             };
                             prop_assert_eq!(found, expected.get(&name).copied());
                         }
-                        if let Some(all) = elements.all(&prefix, false) {
+                        if let Some(all) = elements.all(&prefix, b"", false) {
                             let all = all.elements;
                             let tree = all.by_name().iter().map(|held| (held.name[0], byte(held)));
                             prop_assert_eq!(tree.collect::<BTreeMap<u8, u8>>(), expected.clone());

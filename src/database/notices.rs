@@ -39,6 +39,8 @@ pub struct Notes {
     pub touched: Vec<Touched>,
     /// Keys that were read and did not exist.
     pub missed: Vec<(u16, Bytes)>,
+    /// Streams of which it has made a consumer, which is in no record.
+    pub consumers_made: Vec<(u16, Bytes)>,
     /// Written keys are looked up: [`Touched::is_new`] is wanted.
     pub looks_for_new: bool,
 }
@@ -82,6 +84,18 @@ impl Transaction<'_> {
             touched.is_there = false;
         }
         self.service().emptied.note(database, key);
+    }
+
+    /// A consumer of a group of this stream is made.
+    pub fn note_consumer_made(&mut self, database: u16, key: &[u8]) {
+        if let Some(notes) = &mut self.notes {
+            notes.consumers_made.push((database, Bytes::copy_from_slice(key)));
+        }
+    }
+
+    /// True if events are wanted.
+    pub fn is_noting(&self) -> bool {
+        self.notes.is_some()
     }
 
     /// A key was read that does not exist.

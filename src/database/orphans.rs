@@ -1,8 +1,9 @@
-//! Elements that have lost their head: it was deleted, replaced, or hidden by a flush. No reader
-//! finds them. On Kafka they get tombstones, so that other consumers hear of it and compaction
+//! Elements that have lost their head: it was deleted, replaced, or hidden by a flush. Or it has
+//! bounds that exclude them. No reader finds them. On Kafka they get tombstones, so that other consumers hear of it and compaction
 //! frees the space. (The embedded log drops them by itself, and the store with it.)
 //!
-//! A tombstone rests on the head: it is not written if the key has that version again.
+//! A tombstone rests on the head: it is not written if the key has that version again, and admits
+//! the element.
 
 use std::sync::Arc;
 
@@ -11,14 +12,15 @@ use bytes::Bytes;
 use super::fault::Fault;
 use super::transaction::{Keys, View};
 use super::write::Write;
-use super::{Service, Transaction};
-use crate::model::{ElementName, Meta, Value, Version};
+use super::{Service, elements};
+use crate::model::{ElementName, Meta, Split, Value, Version};
 use crate::store::StoreError;
 
 /// Collections that one step looks at.
 const COLLECTIONS: usize = 100;
 
-/// A collection that has lost its head and has elements left.
+/// A collection that has lost its head, or a part of its elements by its head, and has some of them
+/// left.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Orphans {
     pub database: u16,
@@ -43,9 +45,16 @@ impl Service {
             for (key, version) in self.store.orphans(number, COLLECTIONS)? {
                 // A head can be in memory before it is in the store, and its elements after it.
                 let head = self.read(number, &key, false)?.entry.map(|entry| entry.value);
-                let gone = !matches!(head, Some(Value::Split(split)) if split.version() == version);
+                let gone = split_of(head, version).is_none();
+                let prefix = ElementName::prefix(&key, version);
                 if gone {
-                    database.elements.forget(&ElementName::prefix(&key, version));
+                    database.elements.forget(&prefix);
+                } else if self.log.chains() {
+                    // Where others read the log, the tombstones do it.
+                    let mut names = Vec::new();
+                    let mut meet = |sub_key: &[u8], _| names.push(Box::from(sub_key));
+                    self.store.orphaned(number, (&key, version), budget, &mut meet)?;
+                    database.elements.forget_excluded(&prefix, &names);
                 }
                 more |= self.store.sweep_orphans(number, (&key, version), gone, budget)?;
             }
@@ -73,22 +82,25 @@ impl Service {
         self.store.orphaned(*database, (key, *version), limit, &mut meet)?;
         // With an owner of its own: it rests on no other write.
         let computed = self.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
-            if transaction.has_head(*database, key, *version)? {
-                return Ok(0);
-            }
-            for (name, meta) in &names {
+            let head = transaction.get_even_expired(*database, key)?.map(|entry| entry.value);
+            let head = split_of(head, *version);
+            let is_garbage = |sub_key: &[u8]| head.as_ref().is_none_or(|head| head.excludes(sub_key));
+            let garbage = names.iter().filter(|(name, _)| is_garbage(elements::split(name).1));
+            let mut buried = 0;
+            for (name, meta) in garbage {
                 transaction.bury_element(*database, name, meta);
+                buried += 1;
             }
-            Ok(names.len())
+            Ok(buried)
         })?;
         Ok((computed.value, computed.write))
     }
 }
 
-impl Transaction<'_> {
-    /// True if the key holds the split collection of this version, expired or not.
-    fn has_head(&mut self, database: u16, key: &[u8], version: Version) -> Result<bool, Fault> {
-        let entry = self.get_even_expired(database, key)?;
-        Ok(matches!(entry.map(|entry| entry.value), Some(Value::Split(split)) if split.version() == version))
+/// The head of the split collection of this version, expired or not, if that is what a key holds.
+fn split_of(value: Option<Value>, version: Version) -> Option<Split> {
+    match value {
+        Some(Value::Split(split)) if split.version() == version => Some(split),
+        _ => None,
     }
 }

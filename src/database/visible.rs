@@ -300,6 +300,9 @@ impl Service {
             of.snapshots.changed(key);
             of.moments.changed(key);
             of.watches.changed(key);
+            if !is_there && own.is_none() {
+                self.consumers.element_removed(database, record_key);
+            }
             match own.is_some() {
                 true => self.waiters.element_shown(database, record_key, is_there),
                 false => self.waiters.element_changed(database, record_key, is_there),

@@ -17,11 +17,15 @@ const NAMES: usize = 64;
 
 /// Collections with a record for each element, of whatever type.
 pub const SPLIT: &str = "split";
+/// Heads of split collections that exclude elements ([`Bounds`](super::Bounds)).
+pub const BOUNDS: &str = "bounds";
+
+const OTHERS: [&str; 3] = [SPLIT, BOUNDS, FUNCTION];
 
 /// A feature that this version knows. One for each type: a node that does not know a type cannot
 /// show its keys.
 pub fn is_known(feature: &str) -> bool {
-    feature == SPLIT || feature == FUNCTION || Collection::ALL.iter().any(|of| of.name() == feature)
+    OTHERS.contains(&feature) || Collection::ALL.iter().any(|of| of.name() == feature)
 }
 
 /// Names of features.
@@ -43,7 +47,7 @@ impl Features {
     /// All that this version knows.
     pub fn known() -> Features {
         let types = Collection::ALL.iter().map(|of| of.name());
-        Features(types.chain([SPLIT, FUNCTION]).map(str::to_owned).collect())
+        Features(types.chain(OTHERS).map(str::to_owned).collect())
     }
 
     pub fn has(&self, name: &str) -> bool {

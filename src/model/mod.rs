@@ -9,6 +9,7 @@
 //! below refuses `_`), so the compiler names the places that have to handle the new one.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+mod bounds;
 pub mod class;
 mod features;
 mod functions;
@@ -23,7 +24,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use features::{FEATURES_KEY, Features, SPLIT, is_known};
+pub use bounds::{Bounds, SubKeys, as_range};
+pub use features::{BOUNDS, FEATURES_KEY, Features, SPLIT, is_known};
 pub use functions::{FUNCTION, FUNCTION_KEY, function_key, function_of};
 pub use packed::{Collection, Elements, Field, Fields, Items, Members, Named, Names, Packed, Scores, order};
 pub use split::{Element, ElementName, Span, Split, Version, home_key, is_control, place_of};
@@ -97,12 +99,15 @@ impl Value {
 
     /// The features of the topic's format that it needs, see [`Features`].
     pub fn features(&self) -> impl Iterator<Item = &'static str> {
-        let (of, split) = match self {
-            Value::String(_) | Value::Unreadable(_) | Value::Element(_) => (None, None),
-            Value::Packed(packed) => (Some(packed.of().name()), None),
-            Value::Split(split) => (Some(split.of().name()), Some(features::SPLIT)),
+        let (of, split, bounds) = match self {
+            Value::String(_) | Value::Unreadable(_) | Value::Element(_) => (None, None, None),
+            Value::Packed(packed) => (Some(packed.of().name()), None, None),
+            Value::Split(split) => {
+                let bounds = (!split.bounds().is_none()).then_some(features::BOUNDS);
+                (Some(split.of().name()), Some(features::SPLIT), bounds)
+            }
         };
-        of.into_iter().chain(split)
+        of.into_iter().chain(split).chain(bounds)
     }
 
     /// When elements that have expired are to be removed, milliseconds since the epoch.

@@ -73,7 +73,8 @@ impl fmt::Debug for Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     of: Collection,
-    /// The version, then the metadata of the type: only streams have some.
+    /// The version, then the head's value: what the type keeps there (only streams do), and the
+    /// [`Bounds`](super::Bounds).
     bytes: Bytes,
 }
 
@@ -89,7 +90,9 @@ impl Split {
     /// What [`Split::bytes`] gave, as it comes back from memory or the store. `None` for bytes that
     /// it cannot have given.
     pub fn kept(of: Collection, bytes: Bytes) -> Option<Split> {
-        (bytes.len() >= Version::BYTES).then_some(Split { of, bytes })
+        let metadata = bytes.get(Version::BYTES..)?;
+        Split::check_bounds(of, metadata).ok()?;
+        Some(Split { of, bytes })
     }
 
     pub fn of(&self) -> Collection {
@@ -105,6 +108,10 @@ impl Split {
     /// The head's value in the topic.
     pub fn metadata(&self) -> Bytes {
         self.bytes.slice(Version::BYTES..)
+    }
+
+    pub(super) fn metadata_bytes(&self) -> &[u8] {
+        &self.bytes[Version::BYTES..]
     }
 
     pub fn bytes(&self) -> &Bytes {
@@ -158,12 +165,7 @@ impl<'k> ElementName<'k> {
     pub fn record_key(&self) -> Bytes {
         let mut record_key = BytesMut::with_capacity(self.key.len() + self.sub_key.len() + 32);
         record_key.put_slice(ELEMENT);
-        let mut len = self.key.len();
-        while len >= 0x80 {
-            record_key.put_u8(len as u8 | 0x80);
-            len >>= 7;
-        }
-        record_key.put_u8(len as u8);
+        put_length(self.key.len(), &mut record_key);
         record_key.put_slice(self.key);
         record_key.put_slice(&self.version.0);
         record_key.put_slice(self.sub_key);
@@ -171,8 +173,16 @@ impl<'k> ElementName<'k> {
     }
 }
 
+pub(super) fn put_length(mut len: usize, out: &mut impl BufMut) {
+    while len >= 0x80 {
+        out.put_u8(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.put_u8(len as u8);
+}
+
 /// A length in LEB128, in its shortest form.
-fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
+pub(super) fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let mut length = 0;
     for (place, byte) in bytes.iter().enumerate().take(5) {
         length |= usize::from(byte & 0x7f) << (7 * place);

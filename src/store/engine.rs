@@ -79,6 +79,9 @@ pub(super) trait Engine: Sized + Send + Sync + 'static {
         range: Range<'_>,
     ) -> impl Iterator<Item = Result<(Self::Bytes, Self::Bytes), Failure>>;
 
+    /// The last key of such a range.
+    fn last(&self, space: &Self::Space, range: Range<'_>) -> Result<Option<Self::Bytes>, Failure>;
+
     /// As [`Engine::get`], with what the batch has written.
     fn get_in(&self, batch: &Self::Batch, space: &Self::Space, key: &[u8]) -> Result<Option<Self::Bytes>, Failure>;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::model::{ElementName, Meta, Split, Type, Value, Version};
+use crate::model::{ElementName, Meta, Split, Type, Value};
 use crate::store::key_hash;
 
 /// A length above this in the head of an entry is damage.
@@ -142,10 +142,10 @@ impl Body<'_> {
         }
     }
 
-    /// The version of a split collection, of which this is the head.
-    pub fn version(&self) -> Option<Version> {
+    /// The split collection of which this is the head.
+    pub fn split(&self) -> Option<Split> {
         match self {
-            Body::Inline(Type::Split(of), bytes) => Some(Split::kept(*of, Bytes::copy_from_slice(bytes))?.version()),
+            Body::Inline(Type::Split(of), bytes) => Split::kept(*of, Bytes::copy_from_slice(bytes)),
             Body::Inline(..) | Body::Cut(..) | Body::Unreadable(_) => None,
         }
     }

@@ -102,12 +102,20 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(&[u8], Entry),
     ) -> Result<Option<Bytes>, StoreError>;
 
-    /// Up to `limit` split collections whose elements are here without their head: the user's key
-    /// and the version. The head has gone, or is on its way.
+    /// The highest sub-key of such a collection within a range, whose end is excluded.
+    fn highest_element(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        range: (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, StoreError>;
+
+    /// Up to `limit` split collections with elements here that have no head, or that the head
+    /// excludes: the user's key and the version. The head has gone, or is on its way, or has bounds.
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError>;
 
-    /// Visits up to `at_most` elements of such a collection, also those that a flush has hidden:
-    /// the sub-key, and the record's place.
+    /// Visits up to `at_most` elements of such a collection that do not exist by the head that is
+    /// here, also those that a flush has hidden: the sub-key, and the record's place.
     fn orphaned(
         &self,
         database: u16,
@@ -116,10 +124,10 @@ pub trait Store: Send + Sync + 'static {
         visit: &mut dyn FnMut(&[u8], Meta),
     ) -> Result<(), StoreError>;
 
-    /// Removes up to `budget` elements of such a collection, where nothing else is going to remove
-    /// them (see [`Options::keeps_hidden`]). The collection is no longer listed once it has none.
-    /// If it is not `gone`, its head is on its way to the store: then it is no longer listed once
-    /// the head is here. Returns true if there is more to be done now.
+    /// Removes up to `budget` of these elements, where nothing else is going to remove them (see
+    /// [`Options::keeps_hidden`]). The collection is no longer listed once it has none. If it is not
+    /// `gone` and has no head here, its head is on its way to the store, and nothing is removed.
+    /// Returns true if there is more to be done now.
     fn sweep_orphans(&self, database: u16, of: (&[u8], Version), gone: bool, budget: usize)
     -> Result<bool, StoreError>;
 

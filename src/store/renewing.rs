@@ -120,6 +120,15 @@ impl Store for Renewing {
         })
     }
 
+    fn highest_element(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        range: (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call("find an element", |store| store.highest_element(database, of, range))
+    }
+
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError> {
         self.call("find orphans", |store| store.orphans(database, limit))
     }

@@ -54,6 +54,7 @@ mod split_compaction;
 mod split_lists;
 mod split_sorted_sets;
 mod starting;
+mod stream_queues;
 mod streams;
 mod support;
 mod tidy;

@@ -70,6 +70,201 @@ fn a_stream_is_the_same_after_a_restart_and_without_its_store() {
     assert_eq!(node.client().line("HIGHWATER DIGEST"), digest);
 }
 
+/// Entries 1-1 to 600-1, of which a group was given two, and then only the last hundred.
+fn trimmed(client: &mut Client) {
+    let lines: Vec<String> = (1..=600).map(|n| format!("XADD s {n}-1 f {n}")).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    assert_eq!(client.pipeline(&lines)[599], b"$5\r\n600-1\r\n");
+    client.check("XGROUP CREATE s g 0", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 2 STREAMS s >");
+    client.check("XTRIM s MAXLEN 100", ":500");
+    check_trimmed(client);
+}
+
+fn check_trimmed(client: &mut Client) {
+    client.check_soon("XLEN s", ":100");
+    assert_eq!(all_ids(client, "s")[0], "501-1");
+    client.check("XRANGE s 500-1 500-1", "*0");
+    let first = "*1\r\n*2\r\n$5\r\n501-1\r\n*2\r\n$1\r\nf\r\n$3\r\n501";
+    client.check("XRANGE s - + COUNT 1", first);
+    client.check("XREAD COUNT 1 STREAMS s 0", &format!("*1\r\n*2\r\n$1\r\ns\r\n{first}"));
+    client.check("XTRIM s MAXLEN 100", ":0");
+    client.check("XDEL s 500-1", ":0");
+    client.check("XPENDING s g - + 10 c2", "*0");
+    let gone = "*2\r\n$3\r\n1-1\r\n*-1\r\n*2\r\n$3\r\n2-1\r\n*-1";
+    client.check(
+        "XREADGROUP GROUP g c STREAMS s 0",
+        &format!("*1\r\n*2\r\n$1\r\ns\r\n*2\r\n{gone}"),
+    );
+    client.check("EXISTS s", ":1");
+}
+
+#[test]
+fn a_long_trim_is_the_same_after_a_restart_and_without_its_store() {
+    let mut node = Highwater::builder().start();
+    let mut client = node.client();
+    trimmed(&mut client);
+    let digest = client.line("HIGHWATER DIGEST");
+    node.kill9();
+    node.restart();
+    check_trimmed(&mut node.client());
+    assert_eq!(node.client().line("HIGHWATER DIGEST"), digest);
+    node.terminate();
+    std::fs::remove_dir_all(node.dir().join("store")).expect("the store can be removed");
+    node.restart();
+    let mut client = node.client();
+    check_trimmed(&mut client);
+    assert_eq!(client.line("HIGHWATER DIGEST"), digest);
+    client.check("COPY s t", ":1");
+    client.check("XLEN t", ":100");
+    // All go, and ids begin again below those that were trimmed.
+    client.check("XADD s MAXLEN 0 700-1 f v", "$5\r\n700-1");
+    client.check("XLEN s", ":0");
+    client.check("XTRIM t MINID 900", ":100");
+    client.check("XSETID s 5-1", "+OK");
+    client.check("XSETID t 5-1", "+OK");
+    for key in ["s", "t"] {
+        client.check(&format!("XADD {key} 5-2 f v"), "$3\r\n5-2");
+        assert_eq!(all_ids(&mut client, key), ["5-2"]);
+        client.check(&format!("XPENDING {key} g - + 10 c2"), "*0");
+    }
+}
+
+#[test]
+fn a_long_trim_is_one_record_and_orphans_get_tombstones() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams-trim");
+    let (one, other) = (node(kafka, &topic), node(kafka, &topic));
+    let mut client = one.client();
+    trimmed(&mut client);
+    let head = compacted(kafka, &topic)[&b"s"[..]].value.clone().expect("a head");
+    assert_eq!(
+        head[24..],
+        [&b"\x11e\0\0\0\0\0\0\x01\xf5"[..], &1u64.to_be_bytes()].concat()
+    );
+    let mut others = other.client();
+    check_trimmed(&mut others);
+    others.check("XADD s 700-1 f v", "$5\r\n700-1");
+    eventually("what was trimmed gets tombstones", SOON, || {
+        let records = compacted(kafka, &topic).into_iter();
+        let entries = records
+            .filter(|(key, record)| is_element(key) && key[ELEMENT.len() + 2 + 12] == b'e' && record.value.is_some());
+        entries.count() == 101
+    });
+    shows(&mut client, "XLEN s", ":101");
+    let digest = client.line("HIGHWATER DIGEST");
+    for node in [&other, &node(kafka, &topic)] {
+        let mut client = node.client();
+        shows(&mut client, "XLEN s", ":101");
+        eventually("the nodes agree", SOON, || client.line("HIGHWATER DIGEST") == digest);
+    }
+}
+
+/// After a restart a command that needs the end of a stream reads no more than that from the store.
+#[test]
+fn a_cold_stream_is_read_from_its_end() {
+    const ENTRIES: usize = 3_000;
+    // Memory has room for nothing.
+    let mut node = Highwater::builder().args(&["--maxmemory", "1mb"]).start();
+    let mut client = node.client();
+    let lines: Vec<String> = (1..=ENTRIES)
+        .map(|n| format!("XADD s {n}-1 f {}", "v".repeat(100)))
+        .collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    client.pipeline(&lines);
+    client.check("XGROUP CREATE s g 2990", "+OK");
+    client.line("XREADGROUP GROUP g c COUNT 2 STREAMS s >");
+    let reads = |node: &Highwater, line: &str, expected: &str| {
+        let mut client = node.client();
+        let count = |client: &mut Client| client.info("store_reads").and_then(|count| count.parse::<u64>().ok());
+        let before = count(&mut client).expect("INFO has it");
+        client.check(line, expected);
+        count(&mut client).expect("INFO has it") - before
+    };
+    for (line, expected) in [
+        (
+            "XADD s 3000-1 f v",
+            "-ERR The ID specified in XADD is equal or smaller than the target stream top item",
+        ),
+        ("XADD s 3000-2 f v", "$6\r\n3000-2"),
+        ("XREAD STREAMS s 3000-2", "*-1"),
+        ("XREAD BLOCK 1 STREAMS s $", "*-1"),
+        ("XACK s g 2990-1 2991-1", ":2"),
+    ] {
+        node.restart();
+        let reads = reads(&node, line, expected);
+        assert!(reads <= 6, "{line}: {reads} reads");
+    }
+    node.client().check("XLEN s", ":3001");
+    let newest = "*1\r\n*2\r\n$6\r\n3000-2\r\n*2\r\n$1\r\nf\r\n$1\r\nv";
+    node.client().check("XREVRANGE s + - COUNT 1", newest);
+    node.client().check("XADD s 3000-3 f v", "$6\r\n3000-3");
+}
+
+/// XDELEX, XACKDEL, and the option of XTRIM and XADD. No server that tests run has them, so what is
+/// expected comes from the documentation of Redis 8.2.
+#[test]
+fn entries_are_removed_with_regard_to_groups() {
+    let node = Highwater::builder().start();
+    let mut client = node.client();
+    let ints = |numbers: &[i64]| {
+        let each: Vec<String> = numbers.iter().map(|number| format!(":{number}")).collect();
+        format!("*{}\r\n{}", numbers.len(), each.join("\r\n"))
+    };
+    client.check("XDELEX none IDS 2 1-1 2", &ints(&[-1, -1]));
+    client.check("XACKDEL none g IDS 1 1-1", &ints(&[-1]));
+    for n in 1..=9 {
+        client.check(&format!("XADD s {n}-1 f v"), &format!("$3\r\n{n}-1"));
+    }
+    for group in ["g", "h"] {
+        client.check(&format!("XGROUP CREATE s {group} 0"), "+OK");
+        client.line(&format!("XREADGROUP GROUP {group} c COUNT 7 STREAMS s >"));
+    }
+    let pending = |client: &mut Client, group: &str| {
+        let reply = client.tree(&format!("XPENDING s {group} - + 20"));
+        ids(&reply).join(" ")
+    };
+    client.check("XDELEX s ACKED IDS 2 1-1 9-1", &ints(&[2, 2]));
+    client.check("XACK s g 1-1", ":1");
+    client.check("XACKDEL s h ACKED IDS 3 1-1 2-1 9-1", &ints(&[1, 2, -1]));
+    client.check("XACKDEL s h IDS 1 2-1", &ints(&[-1]));
+    assert_eq!(all_ids(&mut client, "s").join(" "), "2-1 3-1 4-1 5-1 6-1 7-1 8-1 9-1");
+    client.check("XDELEX s KEEPREF IDS 2 3-1 3-1", &ints(&[1, -1]));
+    assert_eq!(pending(&mut client, "h"), "3-1 4-1 5-1 6-1 7-1");
+    client.check("XDELEX s delref ids 3 3-1 4-1 0-1", &ints(&[-1, 1, -1]));
+    assert_eq!(pending(&mut client, "h"), "5-1 6-1 7-1");
+    assert_eq!(pending(&mut client, "g"), "2-1 5-1 6-1 7-1");
+    client.check("XACKDEL s g IDS 1 5-1 DELREF", &ints(&[1]));
+    assert_eq!(pending(&mut client, "h"), "6-1 7-1");
+    client.check("XTRIM s MAXLEN 0 ACKED", ":0");
+    client.check("XACK s g 2-1 7-1", ":2");
+    client.check("XACK s h 7-1", ":1");
+    client.check("XTRIM s MAXLEN 2 ACKED", ":2");
+    assert_eq!(all_ids(&mut client, "s").join(" "), "6-1 8-1 9-1");
+    client.check("XADD s DELREF MAXLEN 1 9-2 f v", "$3\r\n9-2");
+    assert_eq!(pending(&mut client, "g") + &pending(&mut client, "h"), "");
+    client.check("XADD s MINID 10-1 ACKED 10-1 f v", "$4\r\n10-1");
+    assert_eq!(all_ids(&mut client, "s").join(" "), "9-2 10-1");
+    client.check("XLEN s", ":2");
+    // All that every group has handled goes, and the last id stays.
+    for group in ["g", "h"] {
+        client.line(&format!("XREADGROUP GROUP {group} c NOACK STREAMS s >"));
+    }
+    client.check("XDELEX s ACKED IDS 2 10-1 9-2", &ints(&[1, 1]));
+    let too_low = "-ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    client.check("XADD s 10-1 f v", too_low);
+    for wrong in [
+        "XDELEX s KEEPREF ACKED IDS 1 1",
+        "XDELEX s KEEPREF x IDS 1",
+        "XTRIM s ACKED DELREF MAXLEN 1",
+    ] {
+        client.check(wrong, "-ERR syntax error");
+    }
+    client.check("XDELEX s IDS 0 1", "-ERR Number of IDs must be a positive integer");
+    let unequal = "-ERR The `numids` parameter must match the number of arguments";
+    client.check("XACKDEL s g IDS 3 1 2", unequal);
+}
+
 #[test]
 fn a_stream_has_a_record_for_each_entry() {
     let kafka = kafka::shared();

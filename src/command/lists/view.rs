@@ -53,8 +53,10 @@ impl<'k> List<'k> {
         };
         let held = match entry.collection(Collection::List)? {
             Form::Packed(_) => Kind::packed(data.elements(key, &entry)?),
+            // No node writes such a head. A change gives the list another version.
+            Form::Split(split) if !split.bounds().is_none() => Kind::packed(data.elements(key, &entry)?),
             Form::Split(split) => {
-                let all = data.transaction.all_of(data.database, key, split, Some(ORDER))?;
+                let all = data.transaction.all_of(data.database, key, split, (Some(ORDER), b""))?;
                 Kind::split(split, all)
             }
         };
@@ -81,14 +83,15 @@ impl<'k> List<'k> {
         };
         list.held = match entry.collection(Collection::List)? {
             Form::Packed(_) => Kind::packed(data.elements(key, &entry)?),
+            Form::Split(split) if !split.bounds().is_none() => Kind::packed(data.elements(key, &entry)?),
             Form::Split(split) => {
                 let database = data.database;
                 let all = data
                     .transaction
-                    .elements_in_order_to_pick(database, key, split, ORDER)?;
+                    .elements_in_order_to_pick(database, key, split, (ORDER, b""))?;
                 if all.by_name().is_empty() && list.expire_at.is_some() {
                     // What comes now has another version, and no expiry.
-                    data.transaction.all_of(database, key, split, Some(ORDER))?;
+                    data.transaction.all_of(database, key, split, (Some(ORDER), b""))?;
                     list.expire_at = None;
                     Kind::packed(Items::default())
                 } else {
@@ -370,7 +373,7 @@ impl List<'_> {
         if let Kind::Split { split, all, .. } = &mut self.held {
             *all = data
                 .transaction
-                .elements_in_order_to_pick(data.database, self.key, split, ORDER)?;
+                .elements_in_order_to_pick(data.database, self.key, split, (ORDER, b""))?;
         }
         Ok(())
     }
@@ -379,7 +382,8 @@ impl List<'_> {
     /// it would be too long.
     fn take_apart(&mut self, data: &mut Data) -> Result<(), Fault> {
         if let Kind::Split { split, .. } = &self.held {
-            data.transaction.all_of(data.database, self.key, split, Some(ORDER))?;
+            data.transaction
+                .all_of(data.database, self.key, split, (Some(ORDER), b""))?;
             let items = self.items(data, 0..self.len())?.into();
             self.held = Kind::Packed {
                 items,

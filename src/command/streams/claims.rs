@@ -116,7 +116,7 @@ pub(super) fn xclaim(data: &mut Data, args: Args) -> Outcome {
             taken.push(reply);
         }
     }
-    note_seen(data, &stream, (claim.group, claim.consumer), !taken.is_empty());
+    note_seen(data, &stream, (claim.group, claim.consumer), !taken.is_empty())?;
     Ok(Reply::Array(taken))
 }
 
@@ -209,7 +209,7 @@ pub(super) fn xautoclaim(data: &mut Data, args: Args) -> Outcome {
     if taken.is_empty() && deleted.is_empty() {
         stream.depend_on_all(data)?;
     }
-    note_seen(data, &stream, (group, claim.consumer), !taken.is_empty());
+    note_seen(data, &stream, (group, claim.consumer), !taken.is_empty())?;
     Ok(Reply::Array(vec![
         show_id(cursor),
         Reply::Array(taken),

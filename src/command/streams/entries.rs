@@ -1,15 +1,20 @@
 //! Commands about entries: XADD, XDEL, XLEN, XRANGE, XREVRANGE, XSETID, XTRIM.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::deleting::References;
 use super::ids::{self, NewId};
-use super::view::{Stream, show_id};
+use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, wrong_arity};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::model::{StreamEntry, StreamHead, StreamId, StreamPart, max_deleted_element};
 
 /// What it costs to remove an entry, as bytes to go through.
 const REMOVED: usize = 200;
+/// A trim of more entries than this is one record, the head, which says which id is the first. On
+/// Kafka such a trim conflicts with XADD on other nodes, one of fewer entries does not.
+const MOST_SINGLY: usize = 200;
 /// An approximate trim without LIMIT removes at most so many blocks, and at most so many entries.
 const BLOCKS: u64 = 100;
 const MOST_APPROXIMATE: u64 = 1_000_000;
@@ -27,6 +32,7 @@ struct Trim {
     approximate: bool,
     /// The most entries that are removed; 0: as many as there are.
     limit: u64,
+    references: References,
 }
 
 /// The options of XADD and XTRIM.
@@ -39,7 +45,7 @@ struct Options {
 
 impl Options {
     fn parse(args: Args, is_add: bool, block: u64) -> Result<Options, Fault> {
-        let (mut keep, mut approximate, mut limit) = (None, false, None);
+        let (mut keep, mut approximate, mut limit, mut references) = (None, false, None, None);
         let mut options = Options {
             trim: None,
             no_stream: false,
@@ -69,6 +75,10 @@ impl Options {
             } else if is(word, "limit") && more > 0 {
                 at += 1;
                 limit = Some(u64::try_from(int(args[at])?).map_err(|_| "ERR The LIMIT argument must be >= 0.")?);
+            } else if let Some(found) = References::parse(word) {
+                if references.replace(found).is_some() {
+                    return Err(SYNTAX.into());
+                }
             } else if is_add && is(word, "nomkstream") {
                 options.no_stream = true;
             } else if is_add {
@@ -97,6 +107,7 @@ impl Options {
             keep,
             approximate,
             limit,
+            references: references.unwrap_or(References::Keep),
         });
         Ok(options)
     }
@@ -114,7 +125,9 @@ pub(super) fn xadd(data: &mut Data, args: Args) -> Outcome {
     if id == NewId::Given(StreamId::MIN) {
         return Err("ERR The ID specified in XADD must be greater than 0-0".into());
     }
-    let found = Stream::change(data, args[1])?;
+    // To trim, it has to know which entries are there.
+    let reach = options.trim.as_ref().map_or(Reach::Newest, |_| Reach::All);
+    let found = Stream::change_from(data, args[1], reach)?;
     if found.is_none() && options.no_stream {
         return Ok(Reply::Null);
     }
@@ -183,9 +196,28 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
     if count == 0 {
         return Ok(0);
     }
+    if trim.references == References::Acked {
+        return remove_acknowledged(data, stream, trim, (surplus, count));
+    }
     let last = stream.last_to_rest_on(data)?;
     // Another node that removes the oldest entries at the same time must not count them too.
     stream.rest_on(data, &StreamPart::Entry(stream.id_at(entries.start)?))?;
+    // The first id that stays. No entry can have a lower one any more.
+    let first = match count == entries.len() {
+        false => Some(stream.id_at(entries.start + count)?),
+        true => last.last.next(),
+    };
+    if trim.references == References::Delete {
+        for place in entries.start..entries.start + count {
+            data.transaction.works(REMOVED)?;
+            let id = stream.id_at(place)?;
+            References::Delete.release(data, stream, id)?;
+        }
+    }
+    if let Some(first) = first.filter(|_| count > MOST_SINGLY) {
+        stream.put_head(data, StreamHead { first, ..last });
+        return Ok(count);
+    }
     for place in entries.start..entries.start + count {
         data.transaction.works(REMOVED)?;
         let id = stream.id_at(place)?;
@@ -196,6 +228,43 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
         stream.put_head(data, last);
     }
     Ok(count)
+}
+
+/// Removes the oldest entries that no group has to deliver or to hear of, until nothing is surplus.
+/// An approximate trim looks only at the first `count` entries.
+fn remove_acknowledged(
+    data: &mut Data,
+    stream: &mut Stream,
+    trim: &Trim,
+    (surplus, count): (usize, usize),
+) -> Result<usize, Fault> {
+    let entries = stream.entries()?;
+    let looked_at = match trim.keep {
+        Keep::Newest(_) if !trim.approximate => entries.len(),
+        _ => count,
+    };
+    let mut ids = BTreeSet::new();
+    for place in entries.clone().take(looked_at) {
+        if ids.len() == surplus {
+            break;
+        }
+        data.transaction.works(REMOVED)?;
+        let id = stream.id_at(place)?;
+        // Another node that removes it at the same time must not count it too.
+        stream.rest_on(data, &StreamPart::Entry(id))?;
+        if References::Acked.release(data, stream, id)? {
+            ids.insert(id);
+        }
+    }
+    let last = stream.last_to_rest_on(data)?;
+    for id in &ids {
+        stream.put(data, &StreamPart::Entry(*id), None)?;
+    }
+    if !ids.is_empty() && ids.last().copied() == stream.newest_id()? {
+        // It knew the last id.
+        stream.put_head(data, last);
+    }
+    Ok(ids.len())
 }
 
 /// How many of the surplus entries are in blocks that go as a whole.
@@ -233,12 +302,12 @@ pub(super) fn xdel(data: &mut Data, args: Args) -> Outcome {
         return Ok(Reply::Int(0));
     };
     let ids = args[2..].iter().map(|argument| ids::strict(argument, 0));
-    let ids: Vec<StreamId> = ids.collect::<Result<_, _>>()?;
+    let ids: BTreeSet<StreamId> = ids.collect::<Result<_, _>>()?;
     Ok(Reply::Int(delete(data, &mut stream, &ids)? as i64))
 }
 
 /// Removes entries. Returns how many were there.
-fn delete(data: &mut Data, stream: &mut Stream, ids: &[StreamId]) -> Result<usize, Fault> {
+pub(super) fn delete(data: &mut Data, stream: &mut Stream, ids: &BTreeSet<StreamId>) -> Result<usize, Fault> {
     let last = stream.last_to_rest_on(data)?;
     let newest = stream.newest_id()?;
     let (mut count, mut highest) = (0, StreamId::MIN);
@@ -345,6 +414,16 @@ pub(super) fn xsetid(data: &mut Data, args: Args) -> Outcome {
         stream.put(data, &StreamPart::MaxDeleted, Some(element))?;
     }
     let added = added.unwrap_or(last.added);
-    stream.put_head(data, StreamHead { last: id, added });
+    let mut first = last.first;
+    if id.next().is_some_and(|next| next < first) {
+        // The stream has no entry. Lower ids than were trimmed need a new version.
+        let database = data.database;
+        let head = data.transaction.head(database, stream.key)?.ok_or("ERR no such key")?;
+        let taken = data.transaction.take(database, stream.key, head)?;
+        data.transaction.give(database, stream.key, taken)?;
+        stream = Stream::change(data, stream.key)?.ok_or("ERR no such key")?;
+        first = StreamId::MIN;
+    }
+    stream.put_head(data, StreamHead { last: id, added, first });
     Ok(Reply::Ok)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::ids;
-use super::view::{Stream, show_id};
+use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, unknown_subcommand};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::consumers::ConsumerNote;
@@ -168,20 +168,36 @@ fn stream_with_group<'k>(data: &mut Data, args: Args<'k>) -> Result<Stream<'k>, 
 
 pub(super) fn create_consumer(data: &mut Data, args: Args) -> Outcome {
     let stream = stream_with_group(data, args)?;
-    let name = stream.group_name(data.database, args[3]);
-    let known = data.transaction.has_seen_consumer(&name, args[4])
-        || with_pending(data, &stream, args[3])?.contains_key(args[4]);
+    let known = is_known(data, &stream, args[3], args[4])?;
     if !known {
-        note_seen(data, &stream, (args[3], args[4]), false);
+        note_seen(data, &stream, (args[3], args[4]), false)?;
     }
     Ok(Reply::Int(i64::from(!known)))
 }
 
-pub(super) fn note_seen(data: &mut Data, stream: &Stream, (group, consumer): (&[u8], &[u8]), active: bool) {
+fn is_known(data: &mut Data, stream: &Stream, group: &[u8], consumer: &[u8]) -> Result<bool, Fault> {
+    let name = stream.group_name(data.database, group);
+    Ok(
+        data.transaction.has_seen_consumer(&name, consumer)
+            || with_pending(data, stream, group)?.contains_key(consumer),
+    )
+}
+
+/// Notes that a consumer has asked for entries, and the event if it is a new one.
+pub(super) fn note_seen(
+    data: &mut Data,
+    stream: &Stream,
+    (group, consumer): (&[u8], &[u8]),
+    active: bool,
+) -> Result<(), Fault> {
+    if data.transaction.is_noting() && !is_known(data, stream, group, consumer)? {
+        data.transaction.note_consumer_made(data.database, stream.key);
+    }
     let group = stream.group_name(data.database, group);
     let (consumer, at) = (own(consumer), data.now());
-    data.transaction
-        .note_consumer(&group, ConsumerNote::Seen { consumer, at, active });
+    let note = ConsumerNote::Seen { consumer, at, active };
+    data.transaction.note_consumer(&group, note);
+    Ok(())
 }
 
 pub(super) fn delete_consumer(data: &mut Data, args: Args) -> Outcome {
@@ -222,8 +238,8 @@ pub(super) struct Consumer {
 pub(super) fn consumers(data: &mut Data, stream: &Stream, group: &[u8]) -> Result<BTreeMap<Bytes, Consumer>, Fault> {
     let mut consumers = with_pending(data, stream, group)?;
     let seen = data.transaction.consumers(&stream.group_name(data.database, group));
-    for (name, seen) in seen {
-        let consumer = consumers.entry(name).or_default();
+    for (name, seen) in seen.iter() {
+        let consumer = consumers.entry(name.clone()).or_default();
         consumer.seen = consumer.seen.max(seen.seen);
         consumer.active = consumer.active.max(seen.active);
     }
@@ -246,7 +262,7 @@ fn with_pending(data: &mut Data, stream: &Stream, group: &[u8]) -> Result<BTreeM
 
 pub(super) fn xack(data: &mut Data, args: Args) -> Outcome {
     let (key, group) = (args[1], args[2]);
-    let stream = Stream::change(data, key)?;
+    let stream = Stream::change_from(data, key, Reach::Groups)?;
     let stream = match stream {
         Some(stream) if stream.has_group(data, group)? => stream,
         _ => return Ok(Reply::Int(0)),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::entries::page;
 use super::groups::{no_key_or_group, note_seen};
 use super::ids;
-use super::view::{Stream, show_entry, show_id};
+use super::view::{Reach, Stream, show_entry, show_id};
 use crate::command::args::{SYNTAX, int, is, parse_int};
 use crate::command::blocking::{Asked, Blocking, Look};
 use crate::command::{Args, Data, Fault, Reply};
@@ -162,14 +162,14 @@ fn read(data: &mut Data, request: &Request, look: &Look) -> Result<Option<Reply>
     let mut found = Found::new();
     for place in request.places(look) {
         let key = request.keys[place];
-        let stream = match Stream::read(data, key) {
+        let Some(first) = from[place].next() else {
+            continue;
+        };
+        let stream = match Stream::read_from(data, key, Reach::From(first)) {
             Ok(Some(stream)) => stream,
             Ok(None) => continue,
             Err(fault) if look.passes_over(&fault) => continue,
             Err(fault) => return Err(fault),
-        };
-        let Some(first) = from[place].next() else {
-            continue;
         };
         let places = page(stream.between(first, StreamId::MAX)?, request.most(look), false);
         if places.is_empty() {
@@ -187,7 +187,7 @@ fn read(data: &mut Data, request: &Request, look: &Look) -> Result<Option<Reply>
 fn last_known(data: &mut Data, request: &Request) -> Result<Vec<StreamId>, Fault> {
     let mut ids = Vec::with_capacity(request.ids.len());
     for (key, id) in request.keys.iter().zip(request.ids) {
-        let stream = Stream::read(data, key)?;
+        let stream = Stream::read_from(data, key, Reach::Newest)?;
         ids.push(match *id {
             b"$" => stream.map_or(Ok(StreamId::MIN), |stream| Ok::<_, Fault>(stream.last()?.last))?,
             b">" => return Err(NO_GREATER.into()),
@@ -223,7 +223,7 @@ fn read_group(data: &mut Data, request: &Request, look: &Look) -> Result<Option<
             Some(id) => Some(history(data, &stream, request, (id, left))?),
             None => deliver(data, &stream, request, (look, left))?,
         };
-        note_seen(data, &stream, (request.group, request.consumer), entries.is_some());
+        note_seen(data, &stream, (request.group, request.consumer), entries.is_some())?;
         if let Some(entries) = entries {
             left -= entries.len();
             found.push((Reply::bulk(request.keys[place]), Reply::Array(entries)));

@@ -18,6 +18,18 @@ use crate::model::{
 /// What it costs to answer an entry, as bytes to go through.
 pub const SHOWN: usize = 200;
 
+/// Which elements a command needs. A stream that is not in memory is read from the store only from
+/// there on.
+pub enum Reach {
+    All,
+    /// The newest entry, groups, and what they have delivered.
+    Newest,
+    /// The entries from this one on, groups, and what they have delivered.
+    From(StreamId),
+    /// Groups, and what they have delivered.
+    Groups,
+}
+
 pub struct Stream<'k> {
     pub key: &'k [u8],
     pub split: Split,
@@ -25,6 +37,8 @@ pub struct Stream<'k> {
     pub expire_at: Option<u64>,
     head: StreamHead,
     all: Indexed,
+    /// Elements with lower names may be missing, see [`Reach`].
+    from: Bytes,
 }
 
 /// A pending entry of a group.
@@ -37,36 +51,52 @@ impl<'k> Stream<'k> {
     /// The stream at a key. What is written rests on all of it. `None` if the key is missing; the
     /// error of Redis if it holds something else.
     pub fn read(data: &mut Data, key: &'k [u8]) -> Result<Option<Self>, Fault> {
-        Self::open(data, key, true)
+        Self::open(data, key, Reach::All, true)
+    }
+
+    /// As [`Stream::read`], for a command that need not know all of it.
+    pub fn read_from(data: &mut Data, key: &'k [u8], reach: Reach) -> Result<Option<Self>, Fault> {
+        Self::open(data, key, reach, true)
     }
 
     /// As [`Stream::read`], for a command that writes. What it writes rests only on what it reads
     /// by itself.
     pub fn change(data: &mut Data, key: &'k [u8]) -> Result<Option<Self>, Fault> {
-        Self::open(data, key, false)
+        Self::open(data, key, Reach::All, false)
     }
 
-    fn open(data: &mut Data, key: &'k [u8], rests_on_all: bool) -> Result<Option<Self>, Fault> {
+    /// As [`Stream::change`], for a command that need not know all of it.
+    pub fn change_from(data: &mut Data, key: &'k [u8], reach: Reach) -> Result<Option<Self>, Fault> {
+        Self::open(data, key, reach, false)
+    }
+
+    fn open(data: &mut Data, key: &'k [u8], reach: Reach, rests_on_all: bool) -> Result<Option<Self>, Fault> {
         let Some(entry) = data.transaction.head(data.database, key)? else {
             return Ok(None);
         };
         let Form::Split(split) = entry.collection(Collection::Stream)? else {
             return Err(entry.unreadable("a stream has a record for each entry"));
         };
-        let head = StreamHead::parse(&split.metadata()).map_err(|problem| entry.unreadable(problem))?;
+        let head = StreamHead::of(split).map_err(|problem| entry.unreadable(problem))?;
         let mut stream = Stream {
             key,
             split: split.clone(),
             expire_at: entry.meta.expire_at,
             head,
             all: Indexed::default(),
+            from: Bytes::new(),
         };
-        let (database, order) = (data.database, Order::Name);
+        let (database, transaction) = (data.database, &mut data.transaction);
+        stream.from = match reach {
+            Reach::All => Bytes::new(),
+            Reach::Newest => transaction.from_highest(database, key, split, StreamPart::ENTRIES)?,
+            Reach::From(first) => StreamPart::Entry(first).sub_key().into(),
+            Reach::Groups => Bytes::from_static(StreamPart::GROUPS.0),
+        };
+        let how = (Order::Name, &stream.from[..]);
         stream.all = match rests_on_all {
-            true => data.transaction.elements_in_order(database, key, split, order)?,
-            false => data
-                .transaction
-                .elements_in_order_to_pick(database, key, split, order)?,
+            true => transaction.elements_in_order(database, key, split, how)?,
+            false => transaction.elements_in_order_to_pick(database, key, split, how)?,
         };
         Ok(Some(stream))
     }
@@ -83,12 +113,21 @@ impl<'k> Stream<'k> {
             expire_at: None,
             head: StreamHead::default(),
             all,
+            from: Bytes::new(),
         }
     }
 
     fn order(&self) -> Result<&Tree<Ranked>, Fault> {
         let order = self.all.in_order(Order::Name);
         order.ok_or_else(|| self.broken("its elements have no order"))
+    }
+
+    /// An error unless the stream was read with [`Reach::All`].
+    fn check_whole(&self) -> Result<(), Fault> {
+        match self.from.is_empty() {
+            true => Ok(()),
+            false => Err(self.broken("the stream was not read whole")),
+        }
     }
 
     fn broken(&self, problem: &str) -> Fault {
@@ -119,18 +158,20 @@ impl<'k> Stream<'k> {
         read(element_of(self.key, held)?).map_err(|problem| self.broken(problem))
     }
 
-    /// The places of all entries.
+    /// The places of all entries that were read.
     pub fn entries(&self) -> Result<Range<usize>, Fault> {
-        self.places(StreamPart::ENTRIES)
+        self.between(StreamId::MIN, StreamId::MAX)
     }
 
     pub fn len(&self) -> Result<usize, Fault> {
+        self.check_whole()?;
         Ok(self.entries()?.len())
     }
 
     /// The places of the entries from this id to that one, both included.
     pub fn between(&self, first: StreamId, last: StreamId) -> Result<Range<usize>, Fault> {
-        let start = self.place(&StreamPart::Entry(first).sub_key())?;
+        let first = StreamPart::Entry(first.max(self.head.first)).sub_key();
+        let start = self.place(first.as_slice().max(&self.from))?;
         let end = match last.next() {
             Some(next) => self.place(&StreamPart::Entry(next).sub_key())?,
             None => self.place(StreamPart::ENTRIES.1)?,
@@ -163,11 +204,13 @@ impl<'k> Stream<'k> {
     }
 
     pub fn entry(&self, id: StreamId) -> Result<Option<StreamEntry>, Fault> {
-        let held = self.named(&StreamPart::Entry(id));
+        self.check_whole()?;
+        let held = self.named(&StreamPart::Entry(id)).filter(|_| id >= self.head.first);
         held.map(|held| self.read_as(held, StreamEntry::of)).transpose()
     }
 
     pub fn first_id(&self) -> Result<Option<StreamId>, Fault> {
+        self.check_whole()?;
         let entries = self.entries()?;
         (!entries.is_empty()).then(|| self.id_at(entries.start)).transpose()
     }
@@ -188,6 +231,7 @@ impl<'k> Stream<'k> {
             last if last > self.head.last => Ok(StreamHead {
                 last,
                 added: self.ordinal_at(newest)?,
+                first: self.head.first,
             }),
             _ => Ok(self.head),
         }
@@ -207,6 +251,7 @@ impl<'k> Stream<'k> {
 
     /// The highest id that XDEL has removed.
     pub fn max_deleted(&self) -> Result<StreamId, Fault> {
+        self.check_whole()?;
         match self.named(&StreamPart::MaxDeleted) {
             Some(held) => self.read_as(held, max_deleted_of),
             None => Ok(StreamId::MIN),
@@ -325,11 +370,9 @@ impl Stream<'_> {
 
     /// Takes in what this command has written.
     pub fn refresh(&mut self, data: &mut Data) -> Result<(), Fault> {
-        let database = data.database;
-        let all = data
-            .transaction
-            .elements_in_order_to_pick(database, self.key, &self.split, Order::Name)?;
-        self.all = all;
+        let (database, how) = (data.database, (Order::Name, &self.from[..]));
+        let transaction = &mut data.transaction;
+        self.all = transaction.elements_in_order_to_pick(database, self.key, &self.split, how)?;
         Ok(())
     }
 
@@ -369,7 +412,7 @@ impl Stream<'_> {
 
     /// How many entries have been added up to this id, if that can be said.
     pub fn read_up_to(&self, id: StreamId) -> Result<Option<i64>, Fault> {
-        let StreamHead { last, added } = self.last()?;
+        let StreamHead { last, added, .. } = self.last()?;
         let length = self.len()? as u64;
         if added == 0 {
             return Ok(Some(0));

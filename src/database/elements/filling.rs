@@ -1,6 +1,6 @@
 //! Collections that come into memory: what memory lacks is read from the store, and all elements
 //! are put in an order. Both take a while. No lock is held meanwhile, and what becomes visible in
-//! that time is merged at the end.
+//! that time is merged at the end. Elements that the head excludes leave memory again.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,6 +59,27 @@ impl Drop for Making<'_> {
 }
 
 impl Elements {
+    /// All elements of a collection from this name on, and perhaps others; `None` if memory has not
+    /// all of them.
+    pub fn all(&self, prefix: &[u8], from: &[u8], pending: bool) -> Option<All> {
+        let mut shard = self.shard(prefix);
+        let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.covers(from))?;
+        loaded.touched = true;
+        Some(loaded.all(pending))
+    }
+
+    /// This node makes a collection, whose version nobody else knows: so far it has no elements.
+    pub fn begin<'e>(&'e self, prefix: &'e [u8], stored: At) -> Fill<'e> {
+        let fill = self.fill(prefix, stored);
+        self.shard(prefix).of(prefix).from = Some(Box::default());
+        fill
+    }
+
+    /// The name from which on memory has all elements of a collection.
+    pub fn covered_from(&self, prefix: &[u8]) -> Option<Box<[u8]>> {
+        self.shard(prefix).collections.get(prefix)?.from.clone()
+    }
+
     /// Begins to fill in what memory lacks of a collection. What becomes visible from now on is
     /// kept. `stored`: the store has everything before this place in the collection's partition.
     pub fn fill<'e>(&'e self, prefix: &'e [u8], stored: At) -> Fill<'e> {
@@ -75,9 +96,15 @@ impl Elements {
     }
 
     /// As [`Elements::all`], in an order. To put them in order takes a while, and no lock is held.
-    pub fn in_order<'e>(&'e self, prefix: &'e [u8], order: Order, stored: At, pending: bool) -> Option<InOrder<'e>> {
+    pub fn in_order<'e>(
+        &'e self,
+        prefix: &'e [u8],
+        (order, from): (Order, &[u8]),
+        stored: At,
+        pending: bool,
+    ) -> Option<InOrder<'e>> {
         let mut shard = self.shard(prefix);
-        let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.is_complete)?;
+        let loaded = shard.collections.get_mut(prefix).filter(|loaded| loaded.covers(from))?;
         loaded.touched = true;
         if loaded.shown.in_order(order).is_some() {
             return Some(InOrder::Here(loaded.all(pending)));
@@ -95,6 +122,28 @@ impl Elements {
             order,
             elements: loaded.shown.clone(),
         }))
+    }
+}
+
+impl Elements {
+    /// Forgets elements that the head of their collection excludes for ever.
+    pub fn forget_excluded(&self, prefix: &[u8], names: &[Box<[u8]>]) {
+        let mut shard = self.shard(prefix);
+        let Some(loaded) = shard.collections.get_mut(prefix) else {
+            return;
+        };
+        for name in names {
+            if loaded.makers > 0 {
+                loaded.changed.insert(name.clone());
+            }
+            let place = loaded.shown.weight_of_place();
+            let old = loaded.shown.remove(name);
+            self.release(old.map_or(0, |old| old.weight() + place));
+            loaded.refresh(name);
+        }
+        if loaded.is_unused() {
+            shard.collections.swap_remove(prefix);
+        }
     }
 }
 
@@ -119,20 +168,23 @@ impl Fill<'_> {
         }
     }
 
-    /// Merges what the store had. From now on all elements are in memory, as long as there is room.
-    /// `None`: what was read is of no use, since all was forgotten meanwhile.
-    pub fn complete(self, found: Vec<Held>, pending: bool) -> Option<All> {
+    /// Merges what the store had from this name on. From now on all elements from there on are in
+    /// memory, as long as there is room. `None`: what was read is of no use, since all was forgotten
+    /// meanwhile.
+    pub fn complete(self, found: Vec<Held>, from: &[u8], pending: bool) -> Option<All> {
         let elements = self.elements;
         let mut shard = elements.shard(self.prefix);
         let loaded = shard.of(self.prefix);
         if loaded.epoch != self.epoch {
             return None;
         }
-        if !loaded.is_complete {
+        if !loaded.covers(from) {
             for held in found {
                 self.merge(loaded, held);
             }
-            loaded.is_complete = true;
+            loaded.from = Some(from.into());
+            // It may have been made of what was here.
+            loaded.ahead = None;
         }
         loaded.touched = true;
         loaded.stored = loaded.stored.max(self.stored.offset);
@@ -162,7 +214,7 @@ impl Making<'_> {
         } = self.fill;
         let mut shard = elements.shard(prefix);
         let loaded = shard.of(prefix);
-        if loaded.epoch != epoch || !loaded.is_complete {
+        if loaded.epoch != epoch || loaded.from.is_none() {
             return None;
         }
         if loaded.shown.in_order(self.order).is_none() {

@@ -313,6 +313,8 @@ impl Service {
             ..
         } = transaction;
         let write = if items.is_empty() {
+            // Consumers of streams are made without a record.
+            self.listeners.tell_notices(&notices);
             None
         } else {
             let items = self.with_copies(items)?;

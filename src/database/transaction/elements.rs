@@ -20,10 +20,12 @@ use std::sync::Arc;
 /// The most elements that are read one by one while nothing else may become visible.
 const MOST_AT_ONCE: usize = 64;
 
-/// All elements of a collection, as they were read and with what the transaction has written.
+/// All elements of a collection from one on, as they were read and with what the transaction has written.
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
+    /// Those with lower names may be missing.
+    from: Bytes,
     /// What the outcome rests on once it depends on all of them: this, and the writes under way
     /// that they come from.
     rest: Option<Read>,
@@ -149,11 +151,16 @@ impl Transaction<'_> {
         split: &Split,
         sub_key: &[u8],
     ) -> Result<Option<Value>, Fault> {
+        if split.excludes(sub_key) {
+            return Ok(None);
+        }
         let name = record_key(key, split, sub_key);
         if let Some(place) = self.place(database, &name) {
             return Ok(self.items[place].element_value());
         }
-        if let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) {
+        if let Some(all) = self.trees.get(&(database, record_key(key, split, b"")))
+            && *sub_key >= *all.from
+        {
             let held = all.elements.by_name().get(Held::named(sub_key)).cloned();
             self.rests_on_seen_element(database, key, split, sub_key);
             self.depend_on_element(database, key, split, (&name, held.as_ref()))?;
@@ -236,23 +243,42 @@ impl Transaction<'_> {
 
     /// All elements of the split collection that a key holds, also those that have expired.
     pub fn elements(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
-        Ok(self.all_of(database, key, split, None)?.by_name().clone())
+        let all = self.all_of(database, key, split, (None, b""))?.by_name().clone();
+        self.admitted(split, all)
     }
 
-    /// As [`Transaction::elements`], in this order as well.
+    /// Those of all elements that the head does not exclude.
+    fn admitted(&mut self, split: &Split, all: Tree<Held>) -> Result<Tree<Held>, Fault> {
+        if split.bounds().is_none() {
+            return Ok(all);
+        }
+        self.works(all.len() * size_of::<Held>())?;
+        let admitted = all.iter().filter(|held| !split.excludes(&held.name));
+        Ok(admitted.cloned().collect())
+    }
+
+    /// As [`Transaction::elements`], in this order as well, and with those that the head excludes.
+    /// Elements with names lower than `from` may be missing.
     pub fn elements_in_order(
         &mut self,
         database: u16,
         key: &[u8],
         split: &Split,
-        order: Order,
+        (order, from): (Order, &[u8]),
     ) -> Result<Indexed, Fault> {
-        self.all_of(database, key, split, Some(order))
+        self.all_of(database, key, split, (Some(order), from))
     }
 
-    /// As [`Transaction::elements`], in this order as well if one is given.
-    pub fn all_of(&mut self, database: u16, key: &[u8], split: &Split, order: Option<Order>) -> Result<Indexed, Fault> {
-        let all = self.see_all(database, key, split, order)?;
+    /// As [`Transaction::elements`], in this order as well if one is given, and with those that the
+    /// head excludes. Elements with names lower than the second part of `how` may be missing.
+    pub fn all_of(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        how: (Option<Order>, &[u8]),
+    ) -> Result<Indexed, Fault> {
+        let all = self.see_all(database, key, split, how)?;
         let elements = all.elements.clone();
         self.rest_on_seen(database, key, split)?;
         Ok(elements)
@@ -275,9 +301,29 @@ impl Transaction<'_> {
         database: u16,
         key: &[u8],
         split: &Split,
-        order: Order,
+        (order, from): (Order, &[u8]),
     ) -> Result<Indexed, Fault> {
-        Ok(self.see_all(database, key, split, Some(order))?.elements.clone())
+        let how = (Some(order), from);
+        Ok(self.see_all(database, key, split, how)?.elements.clone())
+    }
+
+    /// A name from which on to read, so that the highest element within this range is among what is
+    /// read. The end of the range is excluded.
+    pub fn from_highest(
+        &mut self,
+        database: u16,
+        key: &[u8],
+        split: &Split,
+        range: (&[u8], &[u8]),
+    ) -> Result<Bytes, Fault> {
+        let prefix = record_key(key, split, b"");
+        if let Some(all) = self.trees.get(&(database, prefix.clone()))
+            && *all.from < *range.1
+        {
+            return Ok(all.from.clone());
+        }
+        let of = (key, split.version());
+        Ok(self.service.from_highest(database, of, &prefix, range)?)
     }
 
     /// Notes the write under way that an element comes from, or that has removed it. `held`: the
@@ -330,10 +376,10 @@ impl Transaction<'_> {
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
     /// only on those that it reads once more, with [`Transaction::element`].
     pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
-        let all = self.see_all(database, key, split, None)?;
+        let all = self.see_all(database, key, split, (None, b""))?;
         let (elements, depends) = (all.elements.by_name().clone(), std::mem::take(&mut all.depends));
         depends.into_iter().try_for_each(|write| self.depend_on(write))?;
-        Ok(elements)
+        self.admitted(split, elements)
     }
 
     fn see_all(
@@ -341,13 +387,21 @@ impl Transaction<'_> {
         database: u16,
         key: &[u8],
         split: &Split,
-        order: Option<Order>,
+        (order, from): (Option<Order>, &[u8]),
     ) -> Result<&mut SeenAll, Fault> {
         let prefix = record_key(key, split, b"");
         let place = (database, prefix.clone());
         let mut all = match self.trees.remove(&place) {
-            Some(all) => all,
-            None => self.read_all(database, key, split, &prefix, order)?,
+            Some(all) if *all.from <= *from => all,
+            before => {
+                let mut all = self.read_all(database, key, split, &prefix, (order, from))?;
+                if let Some(before) = before {
+                    // What was found earlier is what the outcome rests on.
+                    all.rest = before.rest.or(all.rest);
+                    all.depends.extend(before.depends);
+                }
+                all
+            }
         };
         if let Some(order) = order.filter(|order| all.elements.in_order(*order).is_none()) {
             self.works(all.elements.work())?;
@@ -356,14 +410,14 @@ impl Transaction<'_> {
         Ok(self.trees.entry(place).or_insert(all))
     }
 
-    /// All elements, with what this transaction has written. They may lack the order.
+    /// All elements from one on, with what this transaction has written. They may lack the order.
     fn read_all(
         &mut self,
         database: u16,
         key: &[u8],
         split: &Split,
         prefix: &Bytes,
-        order: Option<Order>,
+        (order, from): (Option<Order>, &[u8]),
     ) -> Result<SeenAll, Fault> {
         // In this order: what is read is at least as new as what was applied before.
         let rest = self.rest_on_all(database, prefix);
@@ -374,6 +428,7 @@ impl Transaction<'_> {
             of: (key, split.version()),
             prefix,
             order,
+            from,
         };
         let All { mut elements, depends } =
             service.elements(database, &whole, pending, &mut |bytes| self.works(bytes))?;
@@ -391,20 +446,21 @@ impl Transaction<'_> {
         }
         Ok(SeenAll {
             elements,
+            from: Bytes::copy_from_slice(from),
             rest,
             depends,
         })
     }
 
-    /// Orphans get tombstones: elements that were read after their head has gone may be missing.
-    /// Then all is read again. (What is written rests on the head anyway.)
+    /// Orphans get tombstones: elements that were read after their head has gone, or has excluded
+    /// them, may be missing. Then all is read again. (What is written rests on the head anyway.)
     fn check_head(&self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
         if self.view == View::Update || self.place(database, key).is_some() {
             return Ok(());
         }
         let seen = self.service.read(database, key, self.view != View::Committed)?;
         match seen.entry.map(|entry| entry.value) {
-            Some(Value::Split(now)) if now.version() == split.version() => Ok(()),
+            Some(Value::Split(now)) if now.version() == split.version() && now.bounds() == split.bounds() => Ok(()),
             _ => Err(Fault::Wait(Wait::Changed)),
         }
     }
@@ -454,6 +510,10 @@ impl Transaction<'_> {
         }
         let prefix = record_key(key, split, b"");
         let now = self.now;
+        if !split.bounds().is_none() {
+            let admitted = self.elements_to_pick(database, key, split)?;
+            return Ok(has_live(&admitted, now));
+        }
         if let Some(all) = self.trees.get(&(database, prefix.clone())) {
             // With what is written here.
             return Ok(has_live(all.elements.by_name(), now));

@@ -20,13 +20,15 @@ use crate::store::StoreError;
 const PART: usize = 256;
 const FEW: usize = 8;
 
-/// A collection to be read whole.
+/// A collection to be read whole, or from an element on.
 pub(super) struct Whole<'k> {
     /// The user's key, and the version.
     pub of: (&'k [u8], Version),
     /// What the names of its elements begin with.
     pub prefix: &'k Bytes,
     pub order: Option<Order>,
+    /// Elements with lower names may be missing.
+    pub from: &'k [u8],
 }
 
 /// One element, as it was read.
@@ -91,6 +93,9 @@ impl Service {
         split: &Split,
         sub_key: &[u8],
     ) -> Result<Option<Entry>, StoreError> {
+        if split.excludes(sub_key) {
+            return Ok(None);
+        }
         let name = record_key(key, split, sub_key);
         let known = self.databases[number as usize].elements.get(&name, false);
         let entry = self.beneath(number, &name, usize::MAX)?;
@@ -127,19 +132,26 @@ impl Service {
         pending: bool,
         works: &mut dyn FnMut(usize) -> Result<(), Fault>,
     ) -> Result<All, Fault> {
-        let Whole { of, prefix, order } = *whole;
+        let Whole {
+            of,
+            prefix,
+            order,
+            from,
+        } = *whole;
         let database = &self.databases[number as usize];
         let mut filled = None;
         loop {
             // Several elements can become visible at once.
             let one_moment = self.groups.hold_again();
             let all = match order {
-                None => database.elements.all(prefix, pending),
+                None => database.elements.all(prefix, from, pending),
                 Some(order) => {
-                    match database
-                        .elements
-                        .in_order(prefix, order, self.stored_at_home(number, prefix), pending)
-                    {
+                    match database.elements.in_order(
+                        prefix,
+                        (order, from),
+                        self.stored_at_home(number, prefix),
+                        pending,
+                    ) {
                         Some(InOrder::Here(all)) => Some(all),
                         Some(InOrder::ToMake(mut making)) => {
                             drop(one_moment);
@@ -166,15 +178,15 @@ impl Service {
             let fill = database.elements.fill(prefix, self.stored_at_home(number, prefix));
             let buffered = self.behind.elements(number, prefix);
             let mut found = Vec::new();
-            let mut from = Some(Bytes::new());
-            while let Some(start) = from {
+            let mut next = Some(Bytes::copy_from_slice(from));
+            while let Some(start) = next {
                 self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
                 let (mut bytes, before) = (0, found.len());
                 let mut meet = |sub_key: &[u8], entry: Entry| {
                     bytes += sub_key.len() + entry.value.bytes();
                     found.push(Held::new(sub_key, entry.value, entry.meta.offset));
                 };
-                from = self.store.elements(number, of, &start, PART, &mut meet)?;
+                next = self.store.elements(number, of, &start, PART, &mut meet)?;
                 works(bytes + STORE_READ + (found.len() - before) * size_of::<Held>())?;
             }
             found.retain(|held| {
@@ -189,8 +201,26 @@ impl Service {
                 }
             }
             let _one_moment = self.groups.hold_again();
-            filled = fill.complete(found, pending);
+            filled = fill.complete(found, from, pending);
         }
+    }
+
+    /// A name of a collection from which on to read, so that the highest element within this range
+    /// is among what is read. It is the store's highest one, or what memory covers.
+    pub(super) fn from_highest(
+        &self,
+        number: u16,
+        of: (&[u8], Version),
+        prefix: &Bytes,
+        (start, end): (&[u8], &[u8]),
+    ) -> Result<Bytes, StoreError> {
+        let elements = &self.databases[number as usize].elements;
+        if let Some(covered) = elements.covered_from(prefix).filter(|covered| covered[..] < *end) {
+            return Ok(Bytes::from(covered));
+        }
+        self.counters.store_reads.fetch_add(1, Ordering::Relaxed);
+        let highest = self.store.highest_element(number, of, (start, end))?;
+        Ok(highest.unwrap_or_else(|| Bytes::copy_from_slice(start)))
     }
 
     /// True if a collection has an element that has not expired at this time. It reads no more than

@@ -232,10 +232,10 @@ impl<'s> Transaction<'s> {
     }
 
     /// The consumers of a group that this node has seen.
-    pub fn consumers(&self, group: &GroupName) -> ByName {
+    pub fn consumers(&self, group: &GroupName) -> Arc<ByName> {
         let mut consumers = self.service.consumers.of(group);
         for (_, what) in self.consumer_notes.iter().filter(|(of, _)| of == group) {
-            note(&mut consumers, what);
+            note(Arc::make_mut(&mut consumers), what);
         }
         consumers
     }

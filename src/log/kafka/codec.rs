@@ -236,9 +236,12 @@ fn state(value: &[u8], expire_at: Option<&[u8]>, kind: Option<&[u8]>, split: Opt
     };
     if let Some(text) = split {
         return Some(match (of, Version::parse(text)) {
-            (Some(of), Some(version)) => State {
-                value: Value::Split(Split::new(of, version, value)),
-                expire_at,
+            (Some(of), Some(version)) => match Split::check_bounds(of, value) {
+                Ok(()) => State {
+                    value: Value::Split(Split::new(of, version, value)),
+                    expire_at,
+                },
+                Err(problem) => State::unreadable(problem),
             },
             (Some(_), None) => unreadable(HEADER_SPLIT, text, "is no version"),
             (None, _) => unreadable(HEADER_SPLIT, text, "stands on a string"),

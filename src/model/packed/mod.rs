@@ -15,8 +15,8 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use super::Element;
 use super::msgpack::{Problem, Reader};
+use super::{Element, StreamHead};
 
 pub use hash::{Field, Fields};
 pub use list::Items;
@@ -72,6 +72,14 @@ impl Collection {
     /// True if a collection without elements exists until it is deleted.
     pub fn may_be_empty(self) -> bool {
         self == Collection::Stream
+    }
+
+    /// Bytes that it keeps in the head of a split collection, in front of the bounds.
+    pub(super) fn metadata_bytes(self) -> usize {
+        match self {
+            Collection::Stream => StreamHead::BYTES,
+            Collection::Hash | Collection::Set | Collection::SortedSet | Collection::List => 0,
+        }
     }
 
     pub fn of_number(number: u8) -> Option<Collection> {

@@ -39,9 +39,9 @@ use super::engine::{EVERYTHING, Engine, Failure};
 use super::entry::{self, Body, Head};
 use super::files::{directory_bytes, io_error, is_gone};
 use super::{Change, Checkpoint, Entry, PASSED, Scanned, Store, StoreError, panic_text};
-use crate::model::{ElementName, Meta, Value, Version};
+use crate::model::{ElementName, Meta, Value, Version, as_range};
 use spaces::{Spaces, View};
-use writer::Writer;
+use writer::{Writer, garbage};
 
 #[cfg(test)]
 mod tests;
@@ -212,6 +212,24 @@ impl<E: Engine> Entries<E> {
         Ok(None)
     }
 
+    /// What a flush has hidden counts, too: the caller looks at what is there from here on.
+    fn try_highest(
+        &self,
+        database: u16,
+        (key, version): (&[u8], Version),
+        (start, end): (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, Failure> {
+        let view = self.database(database)?.view.load_full();
+        let prefix = entry::element_key(&ElementName::prefix(key, version));
+        let (Some(spaces), Some(prefix)) = (&view.spaces, prefix) else {
+            return Ok(None);
+        };
+        let [start, end] = [start, end].map(|sub_key| [&prefix[..], sub_key].concat());
+        let range = (Bound::Included(&start[..]), Bound::Excluded(&end[..]));
+        let last = self.engine.last(&spaces.elements, range)?;
+        Ok(last.map(|key| Bytes::copy_from_slice(&key[prefix.len()..])))
+    }
+
     fn try_orphaned(
         &self,
         database: u16,
@@ -224,13 +242,19 @@ impl<E: Engine> Entries<E> {
         let (Some(spaces), Some(prefix)) = (&view.spaces, prefix) else {
             return Ok(());
         };
-        let range = (Bound::Included(&prefix[..]), Bound::Unbounded);
-        for found in self.engine.range(&spaces.elements, range).take(at_most) {
-            let (store_key, stored) = found?;
-            let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
-                return Ok(());
-            };
-            visit(sub_key, entry::decode(&stored)?.0.meta);
+        // A batch that is under way has not to be seen.
+        let head = spaces.head(&self.engine, &E::Batch::default(), key, version)?;
+        let mut left = at_most;
+        for range in garbage(head.as_ref()) {
+            let range = range.behind(&prefix);
+            for found in self.engine.range(&spaces.elements, as_range(&range)).take(left) {
+                let (store_key, stored) = found?;
+                let Some(sub_key) = store_key.strip_prefix(&prefix[..]) else {
+                    break;
+                };
+                visit(sub_key, entry::decode(&stored)?.0.meta);
+                left -= 1;
+            }
         }
         Ok(())
     }
@@ -367,6 +391,15 @@ impl<E: Engine> Store for Entries<E> {
         self.call("read elements", || {
             self.try_elements(database, of, from, at_most, visit)
         })
+    }
+
+    fn highest_element(
+        &self,
+        database: u16,
+        of: (&[u8], Version),
+        range: (&[u8], &[u8]),
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call("find an element", || self.try_highest(database, of, range))
     }
 
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::model::{Meta, State, Version};
+use crate::model::{Meta, Split, State, Version};
 use crate::store::engine::{Engine, Failure};
 use crate::store::entry::{self, Body, Head, KeyBuf};
 
@@ -103,13 +103,13 @@ impl<E: Engine> Spaces<E> {
         }
     }
 
-    /// Whether the head of a split collection has this version, with what the batch has written.
-    pub fn has_head(&self, engine: &E, batch: &E::Batch, key: &[u8], version: Version) -> Result<bool, Failure> {
+    /// The head of a split collection if it has this version, with what the batch has written.
+    pub fn head(&self, engine: &E, batch: &E::Batch, key: &[u8], version: Version) -> Result<Option<Split>, Failure> {
         let Some(stored) = engine.get_in(batch, &self.entries, &entry::store_key(key))? else {
-            return Ok(false);
+            return Ok(None);
         };
         let (_, body) = entry::decode(&stored)?;
-        Ok(body.version() == Some(version))
+        Ok(body.split().filter(|split| split.version() == version))
     }
 
     /// Database and generation of a space with this name. `None` if it belongs to neither.

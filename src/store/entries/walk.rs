@@ -158,7 +158,7 @@ impl<E: Engine> Step<'_, E> {
     }
 
     fn visit_entry(&mut self, counting: bool, key: &[u8], stored: &[u8]) -> Result<(), Failure> {
-        let Old { head, pieces, version } = Old::of::<E>(stored)?;
+        let Old { head, pieces, split } = Old::of::<E>(stored)?;
         let meta = &head.meta;
         let is_hidden = self.view.hides(meta);
         let goes = is_hidden && !self.keeps_hidden;
@@ -174,9 +174,9 @@ impl<E: Engine> Step<'_, E> {
         if !goes {
             return Ok(());
         }
-        if let Some(version) = version {
+        if let Some(split) = split {
             let (_, user_key) = entry::split_store_key(key)?;
-            self.note_orphans(user_key, version)?;
+            self.note_orphans(user_key, split.version())?;
         }
         let entries = &self.spaces.entries;
         self.spaces
@@ -193,11 +193,13 @@ impl<E: Engine> Step<'_, E> {
                 .remove_entry(self.engine, self.batch, elements, key, &head, pieces);
         }
         let record_key = entry::record_key(key)?;
-        match ElementName::parse(&record_key) {
-            Some(name) if !self.spaces.has_head(self.engine, self.batch, name.key, name.version)? => {
-                self.note_orphans(name.key, name.version)
-            }
-            _ => Ok(()),
+        let Some(name) = ElementName::parse(&record_key) else {
+            return Ok(());
+        };
+        let head = self.spaces.head(self.engine, self.batch, name.key, name.version)?;
+        match head.is_some_and(|head| !head.excludes(name.sub_key)) {
+            true => Ok(()),
+            false => self.note_orphans(name.key, name.version),
         }
     }
 

@@ -8,7 +8,6 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,7 +17,7 @@ use super::Entries;
 use super::meta::{KeyCount, Row};
 use super::spaces::{Spaces, View};
 use super::walk::Walk;
-use crate::model::{Change, Control, ElementName, Meta, Payload, State, Version};
+use crate::model::{Change, Control, ElementName, Meta, Payload, Split, State, SubKeys, Version, as_range};
 use crate::store::Checkpoint;
 use crate::store::engine::{Engine, Failure};
 use crate::store::entry::{self, Body, Head};
@@ -35,8 +34,18 @@ pub(super) struct Writer<E: Engine> {
     /// Generations to be dropped once no reader holds them.
     pub retired: Vec<Arc<Spaces<E>>>,
     pub encoded: Vec<u8>,
-    /// The collection whose head was last looked up, in this call of [`Writer::apply`].
-    pub looked_up: Option<(u16, Bytes)>,
+    /// The head that was last looked up, in this call of [`Writer::apply`].
+    pub looked_up: Option<LookedUp>,
+}
+
+/// The head of a collection as it was before some of its elements came.
+pub(super) struct LookedUp {
+    database: u16,
+    /// What the record keys of its elements begin with.
+    collection: Bytes,
+    head: Option<Split>,
+    /// It is noted that it has elements that are not there by this head.
+    noted: bool,
 }
 
 /// What the writer knows about one database.
@@ -219,7 +228,10 @@ impl<E: Engine> Writer<E> {
                 spaces.remove_expiry(engine, &mut self.batch, &place.key, &old.head)?;
             }
             spaces.remove_pieces(engine, &mut self.batch, &place.key, &old.head.meta, old.pieces)?;
-            if old.version != body.version() {
+            let same = |old: &Split, new: &Split| old.version() == new.version() && old.bounds() == new.bounds();
+            if let Some(before) = &old.split
+                && !body.split().is_some_and(|now| same(before, &now))
+            {
                 self.orphaned(engine, spaces, change, old)?;
             }
         }
@@ -228,37 +240,47 @@ impl<E: Engine> Writer<E> {
             self.database(change.database)?
                 .count(view, &place.key, old, Some(&meta));
         } else if old.is_none() {
-            self.note_without_head(engine, spaces, change)?;
+            self.note_garbage(engine, spaces, change)?;
         }
         Ok(())
     }
 
-    /// Notes the collection of a new element, if the head is not here: it may have gone before it
-    /// came here.
-    fn note_without_head(&mut self, engine: &E, spaces: &Spaces<E>, change: &Change) -> Result<(), Failure> {
+    /// Notes the collection of a new element, if the head is not here or excludes the element: that
+    /// may have been so before it came here.
+    fn note_garbage(&mut self, engine: &E, spaces: &Spaces<E>, change: &Change) -> Result<(), Failure> {
         let Some(name) = ElementName::parse(&change.key) else {
             return Ok(());
         };
         let collection = change.key.slice(..change.key.len() - name.sub_key.len());
         // Elements of one collection come side by side.
-        if self.looked_up.as_ref() == Some(&(change.database, collection.clone())) {
-            return Ok(());
-        }
-        if !spaces.has_head(engine, &self.batch, name.key, name.version)?
-            && let Some(row) = entry::element_key(&collection)
+        let is_it = |of: &LookedUp| of.database == change.database && of.collection == collection;
+        let mut looked_up = match self.looked_up.take().filter(is_it) {
+            Some(looked_up) => looked_up,
+            None => LookedUp {
+                database: change.database,
+                head: spaces.head(engine, &self.batch, name.key, name.version)?,
+                collection,
+                noted: false,
+            },
+        };
+        let is_there = |head: &Split| !head.excludes(name.sub_key);
+        if !looked_up.noted
+            && !looked_up.head.as_ref().is_some_and(is_there)
+            && let Some(row) = entry::element_key(&looked_up.collection)
         {
             engine.set(&mut self.batch, &spaces.orphans, &row, &[])?;
+            looked_up.noted = true;
         }
-        self.looked_up = Some((change.database, collection));
+        self.looked_up = Some(looked_up);
         Ok(())
     }
 
-    /// Notes that a head is no more: its elements are orphans.
+    /// Notes that a head is no more, or another one: its elements, or some of them, are orphans.
     fn orphaned(&mut self, engine: &E, spaces: &Spaces<E>, change: &Change, old: &Old) -> Result<(), Failure> {
-        let Some(version) = old.version else {
+        let Some(split) = &old.split else {
             return Ok(());
         };
-        let prefix = ElementName::prefix(&change.key, version);
+        let prefix = ElementName::prefix(&change.key, split.version());
         match entry::element_key(&prefix) {
             Some(prefix) => engine.set(&mut self.batch, &spaces.orphans, &prefix, &[]),
             None => Ok(()),
@@ -390,20 +412,20 @@ impl<E: Engine> Writer<E> {
         let (Some(spaces), Some(row)) = (&view.spaces, row) else {
             return Ok(false);
         };
-        let mut is_left = !gone;
-        let mut removed = 0;
-        if spaces.has_head(engine, &self.batch, key, version)? {
-            is_left = false;
-        } else if gone {
-            let range = (Bound::Included(&row[..]), Bound::Unbounded);
-            for found in engine.range(&spaces.elements, range) {
+        // Only what the head excludes that is here: a digest is made of what is here.
+        let head = spaces.head(engine, &self.batch, key, version)?;
+        let (mut is_left, mut removed) = (!gone && head.is_none(), 0);
+        let garbage = if is_left { Vec::new() } else { garbage(head.as_ref()) };
+        'garbage: for range in garbage {
+            let range = range.behind(&row);
+            for found in engine.range(&spaces.elements, as_range(&range)) {
                 let (key, stored) = found?;
                 if !key.starts_with(&row) {
                     break;
                 }
                 is_left = self.keeps_hidden || removed == budget;
                 if is_left {
-                    break;
+                    break 'garbage;
                 }
                 self.mark_dirty(store)?;
                 let old = Old::of::<E>(&stored)?;
@@ -437,6 +459,14 @@ impl<E: Engine> Writer<E> {
     }
 }
 
+/// The sub-keys of a collection whose elements do not exist, by its head.
+pub(super) fn garbage(head: Option<&Split>) -> Vec<SubKeys> {
+    match head {
+        Some(split) => split.excluded().collect(),
+        None => vec![SubKeys::all()],
+    }
+}
+
 /// Only a higher offset of the same partition replaces an entry. A record of another partition
 /// always does: copies of a key in several partitions are not kept apart.
 fn is_outdated(change: &Change, old: &Meta) -> bool {
@@ -447,8 +477,8 @@ fn is_outdated(change: &Change, old: &Meta) -> bool {
 pub(super) struct Old {
     pub head: Head,
     pub pieces: u32,
-    /// Of the head of a split collection.
-    pub version: Option<Version>,
+    /// If it is the head of a split collection.
+    pub split: Option<Split>,
 }
 
 impl Old {
@@ -457,7 +487,7 @@ impl Old {
         Ok(Old {
             head,
             pieces: body.pieces(E::PIECE_BYTES),
-            version: body.version(),
+            split: body.split(),
         })
     }
 }

@@ -227,6 +227,25 @@ impl Engine for FjallEngine {
         Found::new(&self.keyspace, *space, range)
     }
 
+    fn last(&self, space: &u32, range: Range<'_>) -> Result<Option<Bytes>, Failure> {
+        let Some(places) = long::places(*space, range) else {
+            return Ok(None);
+        };
+        let Some(found) = self.keyspace.range(places).next_back() else {
+            return Ok(None);
+        };
+        let stored = Bytes::from(found.key()?);
+        if !long::is_long(&stored) {
+            return Ok(Some(stored.slice(long::NUMBER..)));
+        }
+        // Long keys that begin alike are not in their order.
+        let mut last = None;
+        for found in self.range(space, range) {
+            last = Some(found?.0);
+        }
+        Ok(last)
+    }
+
     fn get_in(&self, batch: &Batch, space: &u32, key: &[u8]) -> Result<Option<Bytes>, Failure> {
         let stored = long::place(*space, key);
         value_at(&stored, key, self.read_in(batch, &stored)?)

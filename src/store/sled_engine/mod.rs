@@ -151,6 +151,11 @@ impl Engine for SledEngine {
         tree.range::<&[u8], _>(range).map(|found| Ok(found?))
     }
 
+    fn last(&self, tree: &sled::Tree, range: Range<'_>) -> Result<Option<sled::IVec>, Failure> {
+        let last = tree.range::<&[u8], _>(range).next_back().transpose()?;
+        Ok(last.map(|(key, _)| key))
+    }
+
     fn get_in(&self, _: &(), tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
         self.get(tree, key)
     }

@@ -1,12 +1,13 @@
 //! Elements of split collections, on every engine.
 
 use super::*;
-use crate::model::{Collection, Element, ElementName, Split, Version};
+use crate::model::{Bounds, Collection, Element, ElementName, Split, Version};
 
 on_every_engine!(
     elements_are_kept_apart_from_keys_and_come_in_order,
     a_head_that_goes_leaves_orphans_that_are_swept,
     orphans_stay_until_their_tombstones_where_others_read_the_log,
+    what_a_head_excludes_is_garbage,
     a_flush_hides_elements,
     elements_that_expire_are_due,
 );
@@ -23,6 +24,16 @@ fn name(key: &[u8], number: u64, sub_key: &[u8]) -> Bytes {
 
 fn head(key: &[u8], number: u64, offset: u64) -> Change {
     let value = Value::Split(Split::new(Collection::Hash, version(number), b""));
+    let meta = meta(offset);
+    change(key, Some(Entry { meta, value }), 0, offset)
+}
+
+/// The head of a list with only these elements.
+fn bounded(key: &[u8], (low, high): (u8, u8), offset: u64) -> Change {
+    let mut metadata = Vec::new();
+    let high = Some(&[high][..]);
+    Bounds { low: &[low], high }.put(&mut metadata);
+    let value = Value::Split(Split::new(Collection::List, version(1), &metadata));
     let meta = meta(offset);
     change(key, Some(Entry { meta, value }), 0, offset)
 }
@@ -172,6 +183,55 @@ fn orphans_stay_until_their_tombstones_where_others_read_the_log(engine: EngineK
     store.apply(&tombstones).unwrap();
     sweep_orphans_to_end(&*store);
     assert_eq!(store.orphans(0, 10).unwrap(), []);
+}
+
+fn what_a_head_excludes_is_garbage(engine: EngineKind) {
+    for keeps_hidden in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            keeps_hidden,
+            ..options()
+        };
+        let store = crate::store::open(engine, directory.path(), &options).unwrap().store;
+        let element = |at: u8, offset| element(&name(b"l", 1, &[at]), b"v", None, offset);
+        let elements = (1..=20).map(|at| element(at, u64::from(at)));
+        let changes: Vec<Change> = elements.chain([bounded(b"l", (1, 20), 21)]).collect();
+        store.apply(&changes).unwrap();
+        sweep_orphans_to_end(&*store);
+        assert_eq!(store.orphans(0, 10).unwrap(), [], "all are within the bounds");
+        store.apply(&[bounded(b"l", (6, 14), 22)]).unwrap();
+        let garbage = || {
+            let mut found = Vec::new();
+            let mut meet = |sub_key: &[u8], _| found.push(sub_key[0]);
+            store.orphaned(0, (b"l", version(1)), 100, &mut meet).unwrap();
+            found
+        };
+        let outside: Vec<u8> = (1..6).chain(15..=20).collect();
+        assert_eq!(garbage(), outside);
+        sweep_orphans_to_end(&*store);
+        let listed = [(Bytes::from("l"), version(1))];
+        if keeps_hidden {
+            assert_eq!(
+                (garbage(), store.orphans(0, 10).unwrap()),
+                (outside.clone(), listed.to_vec())
+            );
+            let tombstones: Vec<Change> = outside.iter().map(|at| delete(&name(b"l", 1, &[*at]), 0, 30)).collect();
+            store.apply(&tombstones).unwrap();
+            sweep_orphans_to_end(&*store);
+        }
+        assert_eq!((garbage(), store.orphans(0, 10).unwrap()), (Vec::new(), Vec::new()));
+        let left: Vec<Bytes> = (6..=14).map(|at| Bytes::from(vec![at])).collect();
+        assert_eq!(sub_keys(&*store, b"l", 1, 4), left);
+        // One that comes late is garbage too.
+        store.apply(&[element(10, 40), element(3, 41), element(4, 42)]).unwrap();
+        assert_eq!(
+            (garbage(), store.orphans(0, 10).unwrap()),
+            (vec![3, 4], listed.to_vec())
+        );
+        // When the head goes, all of them are.
+        store.apply(&[delete(b"l", 0, 50)]).unwrap();
+        assert_eq!(garbage().len(), 11);
+    }
 }
 
 fn a_flush_hides_elements(engine: EngineKind) {

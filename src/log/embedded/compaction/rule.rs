@@ -24,6 +24,8 @@ pub(super) struct Rule {
     /// Of the keys whose newest record is the head of a split collection: its version. Elements
     /// before that record go if they are of another version.
     heads: HashMap<[u64; 2], Version, FxBuildHasher>,
+    /// Those of these heads that exclude elements of their own version.
+    bounded: HashMap<[u64; 2], Split, FxBuildHasher>,
     /// Per database: the newest flush marker among the new records.
     flushed: HashMap<u16, u64>,
     /// The map knows every record from the last pass up to here; records from here on are not
@@ -50,6 +52,7 @@ impl Rule {
             seed: rand::random(),
             newest: HashMap::default(),
             heads: HashMap::default(),
+            bounded: HashMap::default(),
             flushed: HashMap::new(),
             covered: end,
             purge_below: 0,
@@ -84,17 +87,21 @@ impl Rule {
             return false;
         }
         self.newest.insert(name, record.offset);
-        match record.kind {
-            Kind::Value {
-                of: Type::Split(of),
-                value,
-                ..
-            } => {
-                let split = Split::kept(of, Bytes::copy_from_slice(value));
-                self.heads.extend(split.map(|split| (name, split.version())));
+        if !self.heads.is_empty() {
+            self.heads.remove(&name);
+            self.bounded.remove(&name);
+        }
+        if let Kind::Value {
+            of: Type::Split(of),
+            value,
+            ..
+        } = record.kind
+            && let Some(split) = Split::kept(of, Bytes::copy_from_slice(value))
+        {
+            self.heads.insert(name, split.version());
+            if !split.bounds().is_none() {
+                self.bounded.insert(name, split);
             }
-            _ if self.heads.is_empty() => {}
-            _ => drop(self.heads.remove(&name)),
         }
         true
     }
@@ -105,14 +112,21 @@ impl Rule {
         [keyed, xxhash_rust::xxh3::xxh3_64_with_seed(key, seed)]
     }
 
-    /// True for an element that has lost its head by a later record of the user's key.
+    /// True for an element that a later record of the user's key has ended: it is no head, or one of
+    /// another version, or one that excludes the element.
     fn is_orphan(&self, record: &RawRecord<'_>) -> bool {
         let Some(element) = ElementName::parse(record.key) else {
             return false;
         };
         let name = self.name(record.database, element.key);
         self.newest.get(&name).is_some_and(|newest| record.offset < *newest)
-            && self.heads.get(&name) != Some(&element.version)
+            && match self.heads.get(&name) {
+                Some(version) if *version == element.version => {
+                    let split = self.bounded.get(&name);
+                    split.is_some_and(|split| split.excludes(element.sub_key))
+                }
+                _ => true,
+            }
     }
 
     fn judge(&self, record: &RawRecord<'_>) -> Verdict {

@@ -2,6 +2,7 @@
 //! or runs beside writers and readers.
 
 use super::*;
+use crate::model::{Bounds, Collection, Element, ElementName, Split, Version};
 
 /// What a store makes of the log: per database and key the newest value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,50 @@ fn a_flush_removes_no_record_with_a_reserved_key() {
         (FLUSH_KEY, &Payload::FLUSH),
     ];
     assert_eq!(left, expected);
+}
+
+#[test]
+fn what_a_newer_head_excludes_goes() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    let version = Version::new(1);
+    let record = |key: Bytes, value| Record {
+        to: at(0),
+        key,
+        payload: Payload::Key(Some(State { value, expire_at: None })),
+    };
+    let head = |low: &[u8]| {
+        let mut metadata = Vec::new();
+        Bounds { low, high: Some(b"w") }.put(&mut metadata);
+        let split = Split::new(Collection::List, version, &metadata);
+        record("l".into(), Value::Split(split))
+    };
+    let element = |sub_key: &[u8]| {
+        let name = ElementName {
+            key: b"l",
+            version,
+            sub_key,
+        };
+        record(name.record_key(), Value::Element(Element::new(b"v", None)))
+    };
+    written(&log, vec![head(b"a")]);
+    for sub_key in [&b"b"[..], b"m", b"mm", b"x"] {
+        written(&log, vec![element(sub_key)]);
+    }
+    let left = |log: &EmbeddedLog| {
+        log.shared.close_segment();
+        compact(log);
+        let records = read_all(log).into_iter();
+        let names = records.filter_map(|record| Some(ElementName::parse(&record.key)?.sub_key.to_vec()));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(left(&log), [&b"b"[..], b"m", b"mm", b"x"], "no head is newer");
+    written(&log, vec![head(b"m")]);
+    // It is not older than the head.
+    written(&log, vec![element(b"c")]);
+    assert_eq!(left(&log), [&b"m"[..], b"mm", b"c"]);
+    written(&log, vec![put(0, "l", b"string")]);
+    assert_eq!(left(&log), Vec::<Vec<u8>>::new());
 }
 
 fn compacting(rng: &mut StdRng) -> EmbeddedOptions {
