@@ -1,6 +1,7 @@
 //! Elements that have lost their head: it was deleted, replaced, or hidden by a flush. Or it has
-//! bounds that exclude them. No reader finds them. On Kafka they get tombstones, so that other consumers hear of it and compaction
-//! frees the space. (The embedded log drops them by itself, and the store with it.)
+//! bounds that exclude them. No reader finds them. On Kafka they get tombstones, so that other
+//! consumers hear of it and compaction frees the space. (The embedded log drops them by itself, and
+//! the store with it.)
 //!
 //! A tombstone rests on the head: it is not written if the key has that version again, and admits
 //! the element.

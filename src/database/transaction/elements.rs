@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// The most elements that are read one by one while nothing else may become visible.
 const MOST_AT_ONCE: usize = 64;
 
-/// All elements of a collection from one on, as they were read and with what the transaction has written.
+/// All elements of a collection from one on, as they were read and with what the transaction has
+/// written.
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
