@@ -262,7 +262,7 @@ impl Transaction<'_> {
 
     /// A name from which on to read, so that the highest element within this range is among what is
     /// read. The end of the range is excluded.
-    pub fn from_highest(
+    pub fn highest_from(
         &mut self,
         database: u16,
         key: &[u8],
@@ -276,7 +276,7 @@ impl Transaction<'_> {
             return Ok(all.from.clone());
         }
         let of = (key, split.version());
-        Ok(self.service.from_highest(database, of, &prefix, range)?)
+        Ok(self.service.highest_from(database, of, &prefix, range)?)
     }
 
     /// Notes the write under way that an element comes from, or that has removed it. `held`: the
