@@ -1,6 +1,7 @@
 //! Elements that have lost their head: it was deleted, replaced, or hidden by a flush. Or it has
-//! bounds that exclude them. No reader finds them. On Kafka they get tombstones, so that other consumers hear of it and compaction
-//! frees the space. (The embedded log drops them by itself, and the store with it.)
+//! bounds that exclude them. No reader finds them. On Kafka they get tombstones, so that other
+//! consumers hear of it and compaction frees the space. (The embedded log drops them by itself, and
+//! the store with it.)
 //!
 //! A tombstone rests on the head: it is not written if the key has that version again, and admits
 //! the element.
@@ -45,18 +46,27 @@ impl Service {
             for (key, version) in self.store.orphans(number, COLLECTIONS)? {
                 // A head can be in memory before it is in the store, and its elements after it.
                 let head = self.read(number, &key, false)?.entry.map(|entry| entry.value);
-                let gone = split_of(head, version).is_none();
+                let head = split_of(head, version);
                 let prefix = ElementName::prefix(&key, version);
-                if gone {
-                    database.elements.forget(&prefix);
-                } else if self.log.chains() {
-                    // Where others read the log, the tombstones do it.
-                    let mut names = Vec::new();
-                    let mut meet = |sub_key: &[u8], _| names.push(Box::from(sub_key));
-                    self.store.orphaned(number, (&key, version), budget, &mut meet)?;
-                    database.elements.forget_excluded(&prefix, &names);
+                match &head {
+                    None => database.elements.forget(&prefix),
+                    // The store can lack the head: then it takes all elements for garbage.
+                    Some(head) if self.log.chains() && !head.bounds().is_none() => {
+                        let mut names: Vec<Box<[u8]>> = Vec::new();
+                        let mut meet = |sub_key: &[u8], _| {
+                            if head.excludes(sub_key) {
+                                names.push(sub_key.into());
+                            }
+                        };
+                        self.store.orphaned(number, (&key, version), budget, &mut meet)?;
+                        database.elements.forget_excluded(&prefix, &names);
+                    }
+                    // Where others read the log, tombstones do it.
+                    Some(_) => {}
                 }
-                more |= self.store.sweep_orphans(number, (&key, version), gone, budget)?;
+                more |= self
+                    .store
+                    .sweep_orphans(number, (&key, version), head.is_none(), budget)?;
             }
         }
         Ok(more)

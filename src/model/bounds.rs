@@ -1,6 +1,6 @@
-//! Bounds of a split collection: its head can say which sub-keys are the lowest and the highest that
-//! are valid. So one record removes any number of elements at the ends. What is outside is garbage,
-//! wherever it stands in the log. `docs/topic-format.md` is the contract.
+//! Bounds of a split collection: its head can say which sub-keys are the lowest and the highest
+//! that are valid. So one record removes any number of elements at the ends. What is outside is
+//! garbage, wherever it stands in the log. `docs/topic-format.md` is the contract.
 //!
 //! Bounds only tighten while the version stays. Who writes an element rests on the head, so it
 //! writes no element outside. To write there, a collection needs a new version.
@@ -80,9 +80,10 @@ impl Bounds<'_> {
 
 /// The sub-keys that bounds are about. Groups of a stream, and what they have delivered, have none.
 fn bounded(of: Collection) -> (&'static [u8], Option<&'static [u8]>) {
+    use Collection::{Hash, List, Set, SortedSet, Stream};
     match of {
-        Collection::Stream => (StreamPart::ENTRIES.0, Some(StreamPart::ENTRIES.1)),
-        Collection::Hash | Collection::Set | Collection::SortedSet | Collection::List => (b"", None),
+        Stream => (StreamPart::ENTRIES.0, Some(StreamPart::ENTRIES.1)),
+        Hash | Set | SortedSet | List => (b"", None),
     }
 }
 
@@ -166,7 +167,9 @@ mod tests {
     proptest! {
         #[test]
         fn the_ranges_are_what_is_excluded(
-            low in sub_key(), high in prop::option::of(sub_key()), keys in prop::collection::vec(sub_key(), 20),
+            low in sub_key(),
+            high in prop::option::of(sub_key()),
+            keys in prop::collection::vec(sub_key(), 20),
         ) {
             let high = high.as_deref().filter(|high| !high.is_empty());
             let bounds = Bounds { low: &low, high };
@@ -174,7 +177,10 @@ mod tests {
                 let split = split(of, &bounds);
                 prop_assert_eq!(split.bounds(), bounds);
                 for key in keys.iter().chain([&low]) {
-                    let is_in = |range: SubKeys| range.from <= key[..] && range.to.is_none_or(|to| key[..] < to);
+                    let is_in = |range: SubKeys| {
+                        let SubKeys { from, to } = range;
+                        from <= key[..] && to.is_none_or(|to| key[..] < to)
+                    };
                     prop_assert_eq!(split.excludes(key), split.excluded().any(is_in), "{:?}", key);
                     let is_group = of == Collection::Stream && key.first() != Some(&b'e');
                     prop_assert!(!(is_group && split.excludes(key)));
@@ -183,7 +189,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_bounds_of_one_form_or_a_problem(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
+        fn any_bytes_are_bounds_of_one_form_or_a_problem(
+            bytes in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
             if let Some(bounds) = Bounds::parse(&bytes) {
                 let mut written = Vec::new();
                 bounds.put(&mut written);

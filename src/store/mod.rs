@@ -111,7 +111,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<Bytes>, StoreError>;
 
     /// Up to `limit` split collections with elements here that have no head, or that the head
-    /// excludes: the user's key and the version. The head has gone, or is on its way, or has bounds.
+    /// excludes: the user's key and the version. The head has gone, or is on its way, or has
+    /// bounds.
     fn orphans(&self, database: u16, limit: usize) -> Result<Vec<(Bytes, Version)>, StoreError>;
 
     /// Visits up to `at_most` elements of such a collection that do not exist by the head that is
@@ -125,9 +126,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<(), StoreError>;
 
     /// Removes up to `budget` of these elements, where nothing else is going to remove them (see
-    /// [`Options::keeps_hidden`]). The collection is no longer listed once it has none. If it is not
-    /// `gone` and has no head here, its head is on its way to the store, and nothing is removed.
-    /// Returns true if there is more to be done now.
+    /// [`Options::keeps_hidden`]). The collection is no longer listed once it has none. If it is
+    /// not `gone` and has no head here, its head is on its way to the store, and nothing is
+    /// removed. Returns true if there is more to be done now.
     fn sweep_orphans(&self, database: u16, of: (&[u8], Version), gone: bool, budget: usize)
     -> Result<bool, StoreError>;
 

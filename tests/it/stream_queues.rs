@@ -55,7 +55,8 @@ fn an_entry_wakes_those_who_wait_on_another_node() {
     client.check("XADD s 1-1 f v", "$3\r\n1-1");
     shows(&mut other.client(), "XLEN s", ":1");
     let [mut reader, mut consumer] = [other.client(), other.client()];
-    let entry = |id: &str| format!("*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n{id}\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
+    let fields = "*2\r\n$1\r\nf\r\n$1\r\nv\r\n";
+    let entry = |id: &str| format!("*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n{id}\r\n{fields}");
     let first = consumer.line("XREADGROUP GROUP g c COUNT 1 STREAMS s >");
     assert_eq!(String::from_utf8_lossy(&first), entry("1-1"));
     reader.write(&command_line("XREAD BLOCK 0 STREAMS s $"));
@@ -83,8 +84,8 @@ fn add(client: &mut Client, count: usize) {
 /// Takes and acknowledges entries until `done` says that there are enough.
 fn consume(client: &mut Client, name: &str, mut done: impl FnMut(&[String]) -> bool) {
     loop {
-        let reply = client.tree(&format!("XREADGROUP GROUP g {name} COUNT 10 BLOCK 100 STREAMS s >"));
-        let ids = given(&reply);
+        let of = format!("GROUP g {name} COUNT 10 BLOCK 100");
+        let ids = given(&client.tree(&format!("XREADGROUP {of} STREAMS s >")));
         if !ids.is_empty() {
             let reply = client.line(&format!("XACK s g {}", ids.join(" ")));
             assert_eq!(reply, format!(":{}\r\n", ids.len()).into_bytes());

@@ -115,7 +115,8 @@ pub(super) fn xdelex(data: &mut Data, args: Args) -> Outcome {
     };
     let (mut outcomes, mut removed) = (Vec::with_capacity(ids.len()), BTreeSet::new());
     for id in ids {
-        let is_there = stream.rest_on(data, &StreamPart::Entry(id))?.is_some() && !removed.contains(&id);
+        let found = stream.rest_on(data, &StreamPart::Entry(id))?;
+        let is_there = found.is_some() && !removed.contains(&id);
         // References of an entry that has gone before are removed, too.
         let releases = is_there || references == References::Delete;
         let may_go = releases && references.release(data, &stream, id)?;

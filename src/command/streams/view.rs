@@ -89,7 +89,7 @@ impl<'k> Stream<'k> {
         let (database, transaction) = (data.database, &mut data.transaction);
         stream.from = match reach {
             Reach::All => Bytes::new(),
-            Reach::Newest => transaction.from_highest(database, key, split, StreamPart::ENTRIES)?,
+            Reach::Newest => transaction.highest_from(database, key, split, StreamPart::ENTRIES)?,
             Reach::From(first) => StreamPart::Entry(first).sub_key().into(),
             Reach::Groups => Bytes::from_static(StreamPart::GROUPS.0),
         };

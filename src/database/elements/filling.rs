@@ -169,8 +169,8 @@ impl Fill<'_> {
     }
 
     /// Merges what the store had from this name on. From now on all elements from there on are in
-    /// memory, as long as there is room. `None`: what was read is of no use, since all was forgotten
-    /// meanwhile.
+    /// memory, as long as there is room. `None`: what was read is of no use, since all was
+    /// forgotten meanwhile.
     pub fn complete(self, found: Vec<Held>, from: &[u8], pending: bool) -> Option<All> {
         let elements = self.elements;
         let mut shard = elements.shard(self.prefix);

@@ -20,7 +20,8 @@ use std::sync::Arc;
 /// The most elements that are read one by one while nothing else may become visible.
 const MOST_AT_ONCE: usize = 64;
 
-/// All elements of a collection from one on, as they were read and with what the transaction has written.
+/// All elements of a collection from one on, as they were read and with what the transaction has
+/// written.
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
@@ -309,7 +310,7 @@ impl Transaction<'_> {
 
     /// A name from which on to read, so that the highest element within this range is among what is
     /// read. The end of the range is excluded.
-    pub fn from_highest(
+    pub fn highest_from(
         &mut self,
         database: u16,
         key: &[u8],
@@ -323,7 +324,7 @@ impl Transaction<'_> {
             return Ok(all.from.clone());
         }
         let of = (key, split.version());
-        Ok(self.service.from_highest(database, of, &prefix, range)?)
+        Ok(self.service.highest_from(database, of, &prefix, range)?)
     }
 
     /// Notes the write under way that an element comes from, or that has removed it. `held`: the

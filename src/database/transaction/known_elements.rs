@@ -207,7 +207,7 @@ impl Service {
 
     /// A name of a collection from which on to read, so that the highest element within this range
     /// is among what is read. It is the store's highest one, or what memory covers.
-    pub(super) fn from_highest(
+    pub(super) fn highest_from(
         &self,
         number: u16,
         of: (&[u8], Version),

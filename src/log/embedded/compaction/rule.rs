@@ -112,8 +112,8 @@ impl Rule {
         [keyed, xxhash_rust::xxh3::xxh3_64_with_seed(key, seed)]
     }
 
-    /// True for an element that a later record of the user's key has ended: it is no head, or one of
-    /// another version, or one that excludes the element.
+    /// True for an element that a later record of the user's key has ended: it is no head, or one
+    /// of another version, or one that excludes the element.
     fn is_orphan(&self, record: &RawRecord<'_>) -> bool {
         let Some(element) = ElementName::parse(record.key) else {
             return false;
