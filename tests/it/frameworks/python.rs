@@ -6,12 +6,13 @@ use super::{Log, Program};
 use crate::support::parts;
 
 const PROGRAMS: &[Program] = &[
-    ("caches", Log::Embedded),
+    ("django_caches", Log::Embedded),
     ("leaderboard", Log::Embedded),
     ("limiters", Log::Embedded),
     ("rq_jobs", Log::Embedded),
     ("celery_tasks", Log::Kafka),
     ("channel_layers", Log::Kafka),
+    ("dogpile_regions", Log::Kafka),
     ("huey_tasks", Log::Kafka),
     ("locks", Log::Kafka),
 ];

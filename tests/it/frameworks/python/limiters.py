@@ -53,7 +53,7 @@ def as_many_as_allowed(strategy):
 
 
 def a_window_passes(strategy):
-    limiter, second = strategy(storage_from_string(URL)), limits.parse("2/second")
+    limiter, second = strategy(storage_from_string(URL)), limits.parse("2 per 3 second")
     name = strategy.__name__
     assert eventually("a full window", lambda: not limiter.hit(second, name, "patient"))
     eventually("the next one", lambda: limiter.hit(second, name, "patient"), deadline=10)

@@ -10,7 +10,7 @@ URL = os.environ["REDIS_URL"]
 SECOND_URL = os.environ["SECOND_URL"]
 
 
-def eventually(what, reached, deadline=30):
+def eventually(what, reached, deadline=60):
     """Waits until `reached` answers something true, and returns that."""
     end = time.monotonic() + deadline
     while not (answer := reached()):
