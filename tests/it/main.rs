@@ -22,6 +22,7 @@ mod examples;
 mod field_expiry;
 mod fights;
 mod flushes;
+mod frameworks;
 mod front_doors;
 mod functions;
 mod grpc;

@@ -342,6 +342,8 @@ const PLAIN: &[&str] = &[
     "tests/it/architecture.rs",
     "tests/it/blocking.rs",
     "tests/it/examples.rs",
+    "tests/it/frameworks.rs",
+    "tests/it/frameworks/python.rs",
     "tests/it/pubsub.rs",
     "tests/it/functions.rs",
     "tests/it/sort.rs",

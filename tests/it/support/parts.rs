@@ -169,25 +169,28 @@ pub fn redis_8_source() -> PathBuf {
 /// A Python with the packages of `tests/it/clients/python/requirements.txt`.
 pub fn python() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    let pins = clients_dir().join("python/requirements.txt");
-    let part = PART.get_or_init(|| {
-        fetched("python", &fingerprint(&[&pins]), |into| {
-            let requirements = format!("-r{}", pins.display());
-            install_from_pypi(into, "redis-py and gRPC for Python", &requirements);
-        })
-    });
-    part.join("bin/python")
+    let fetch = || python_with("python", &clients_dir().join("python/requirements.txt"));
+    PART.get_or_init(fetch).clone()
 }
 
 /// A Python with the packages of `docs/examples/requirements.txt`.
 pub fn example_python() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    let pins = examples_dir().join("requirements.txt");
-    let part = PART.get_or_init(|| {
-        fetched("example-python", &fingerprint(&[&pins]), |into| {
-            let requirements = format!("-r{}", pins.display());
-            install_from_pypi(into, "librdkafka and MessagePack for Python", &requirements);
-        })
+    let fetch = || python_with("example-python", &examples_dir().join("requirements.txt"));
+    PART.get_or_init(fetch).clone()
+}
+
+/// A Python with the packages of `tests/it/frameworks/python/requirements.txt`.
+pub fn framework_python() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || python_with("framework-python", &frameworks_dir().join("python/requirements.txt"));
+    PART.get_or_init(fetch).clone()
+}
+
+fn python_with(name: &str, pins: &Path) -> PathBuf {
+    let part = fetched(name, &fingerprint(&[pins]), |into| {
+        let requirements = format!("-r{}", pins.display());
+        install_from_pypi(into, &format!("the packages of {}", pins.display()), &requirements);
     });
     part.join("bin/python")
 }
@@ -293,6 +296,11 @@ pub fn clients_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients")
 }
 
+/// Where the small programs for frameworks live.
+pub fn frameworks_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/frameworks")
+}
+
 /// Where the examples of other producers and consumers live.
 pub fn examples_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples")
@@ -311,6 +319,7 @@ pub fn prefetch() {
     cargo_deny();
     python();
     example_python();
+    framework_python();
     node_modules();
     go_client();
     judge();
