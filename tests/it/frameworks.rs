@@ -8,6 +8,9 @@
 //! - `SECOND_URL`: the same database on another node; on the embedded log it is the same node. The
 //!   second node shows what was written on the first a moment later.
 
+mod go;
+mod java;
+mod node;
 mod python;
 
 use std::process::Command;
