@@ -22,7 +22,7 @@ const (
 	deadline = 110 * time.Second
 	// go-redis gives up after 5 s by default and sends a script again, though the server goes on:
 	// too little for a busy machine, and others who write to the same keys from another node.
-	patience = 30 * time.Second
+	patience = 40 * time.Second
 )
 
 var ctx = context.Background()

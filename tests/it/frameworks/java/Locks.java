@@ -40,7 +40,7 @@ class Locks {
                 .setAddress("redis://" + url.getAuthority())
                 .setDatabase(Frameworks.database(url))
                 // A busy machine, and others who write to the same key from another node.
-                .setTimeout(30_000)
+                .setTimeout(40_000)
                 .setConnectionPoolSize(16)
                 .setConnectionMinimumIdleSize(2);
         return Redisson.create(config);

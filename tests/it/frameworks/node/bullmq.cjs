@@ -89,7 +89,8 @@ async function orderDelayAndRetries() {
     }
   });
   await eventually("all jobs are done", async () => (await queue.getCompletedCount()) === 5);
-  assert.deepEqual(seen.slice(0, 3), ["high", "middle", "low"]);
+  const byPriority = seen.filter((name) => ["high", "middle", "low"].includes(name));
+  assert.deepEqual(byPriority, ["high", "middle", "low"]);
   assert.equal(seen.filter((name) => name === "failing").length, 3);
   const [failed] = await eventually("a failed job", async () => {
     const found = await queue.getFailed();

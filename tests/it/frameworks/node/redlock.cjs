@@ -30,15 +30,15 @@ async function counting() {
 }
 
 async function refusedExtendedExpired() {
-  const lock = await lockers[0].lock(["a", "b"], 500);
+  const lock = await lockers[0].lock(["a", "b"], 2000);
   await assert.rejects(impatient.lock("b", 500), { name: "LockError" });
-  const extended = await lock.extend(1000);
-  await sleep(600);
+  const extended = await lock.extend(60_000);
+  await sleep(2100);
   await assert.rejects(impatient.lock("a", 500), { name: "LockError" });
   await extended.unlock();
-  const next = await lockers[1].lock("a", 300);
-  await sleep(350);
-  const taken = await lockers[0].lock("a", 5000);
+  const next = await lockers[1].lock("a", 1000);
+  await sleep(1050);
+  const taken = await lockers[0].lock("a", 60_000);
   // Its time is over and another one has the lock: it cannot be given back.
   await assert.rejects(next.unlock(), { name: "LockError" });
   assert.equal(await clients[0].exists("a"), 1);
