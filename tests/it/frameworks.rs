@@ -8,6 +8,9 @@
 //! - `SECOND_URL`: the same database on another node; on the embedded log it is the same node. The
 //!   second node shows what was written on the first a moment later.
 
+mod go;
+mod java;
+mod node;
 mod python;
 
 use std::process::Command;
@@ -58,7 +61,10 @@ fn start_nodes(log: Log) -> Vec<Highwater> {
         Log::Embedded => vec![Highwater::embedded()],
         Log::Kafka => {
             let topic = kafka::fresh_topic("frameworks");
-            (0..2).map(|_| Highwater::on_kafka(kafka::shared(), &topic)).collect()
+            let node = Highwater::builder().kafka(kafka::shared(), &topic);
+            // What a busy machine delays is no fault of a framework.
+            let node = node.args(&["--write-timeout", "15s"]);
+            (0..2).map(|_| node.clone().start()).collect()
         }
     }
 }

@@ -21,7 +21,7 @@ pub const REDIS_8_VERSION: &str = "8.0.2";
 
 /// What today's node-redis and go-redis need.
 const NODE_AT_LEAST: (u32, u32) = (20, 0);
-const GO_AT_LEAST: (u32, u32) = (1, 24);
+const GO_AT_LEAST: (u32, u32) = (1, 26);
 const NODE_ON_PYPI: &str = "24.19.0";
 const GO_ON_PYPI: &str = "1.27.3";
 /// Its own compilation takes minutes.
@@ -101,20 +101,44 @@ pub fn example_classes() -> String {
         ("org.msgpack", "msgpack-core", "0.9.11"),
         ("org.slf4j", "slf4j-nop", "1.7.36"),
     ]);
-    let compiled = || {
-        let jars = jars("example-java", &pom).join("*").display().to_string();
-        let source = examples_dir().join("Hashes.java");
-        let classes = fetched("example-classes", &fingerprint(&[&source]), |into| {
-            let mut javac = Command::new("javac");
-            javac
-                .args(["--release", "17", "-cp", &jars, "-d"])
-                .arg(into)
-                .arg(&source);
-            remedied("the classes of Hashes.java", "needs Java 17", javac);
-        });
-        format!("{}:{jars}", classes.display())
+    let compile = || compiled("example", &pom, &[examples_dir().join("Hashes.java")]);
+    PART.get_or_init(compile).clone()
+}
+
+/// The class path of `tests/it/frameworks/java`, compiled.
+pub fn framework_classes() -> String {
+    static PART: OnceLock<String> = OnceLock::new();
+    let pom = pom(&[
+        ("org.redisson", "redisson", "4.7.0"),
+        ("com.bucket4j", "bucket4j_jdk17-lettuce", "8.19.0"),
+        ("io.lettuce", "lettuce-core", "7.6.0.RELEASE"),
+        ("org.springframework.data", "spring-data-redis", "4.1.2"),
+        ("org.springframework.session", "spring-session-data-redis", "4.1.0"),
+        ("org.slf4j", "slf4j-nop", "2.0.17"),
+    ]);
+    let compile = || {
+        let folder = frameworks_dir().join("java");
+        let listed = fs::read_dir(&folder).expect("list the sources");
+        let mut sources: Vec<PathBuf> = listed.map(|file| file.expect("list the sources").path()).collect();
+        sources.sort();
+        compiled("framework", &pom, &sources)
     };
-    PART.get_or_init(compiled).clone()
+    PART.get_or_init(compile).clone()
+}
+
+/// Compiles sources against the jars of a pom; returns the class path of both.
+fn compiled(name: &str, pom: &str, sources: &[PathBuf]) -> String {
+    let jars = jars(&format!("{name}-java"), pom).join("*").display().to_string();
+    let inputs: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    let classes = fetched(&format!("{name}-classes"), &fingerprint(&inputs), |into| {
+        let mut javac = Command::new("javac");
+        javac
+            .args(["--release", "17", "-cp", &jars, "-d"])
+            .arg(into)
+            .args(sources);
+        remedied(&format!("the classes of the {name} sources"), "needs Java 17", javac);
+    });
+    format!("{}:{jars}", classes.display())
 }
 
 pub fn redis_server() -> Command {
@@ -198,18 +222,28 @@ fn python_with(name: &str, pins: &Path) -> PathBuf {
 /// The `node_modules` of `tests/it/clients/node/package-lock.json`.
 pub fn node_modules() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
-    let project = clients_dir().join("node");
+    let fetch = || modules_of("node", &clients_dir().join("node"));
+    PART.get_or_init(fetch).clone()
+}
+
+/// The `node_modules` of `tests/it/frameworks/node/package-lock.json`.
+pub fn framework_node_modules() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || modules_of("framework-node", &frameworks_dir().join("node"));
+    PART.get_or_init(fetch).clone()
+}
+
+fn modules_of(name: &str, project: &Path) -> PathBuf {
     let (package, lock) = (project.join("package.json"), project.join("package-lock.json"));
-    let part = PART.get_or_init(|| {
-        fetched("node", &fingerprint(&[&package, &lock]), |into| {
-            for file in [&package, &lock] {
-                fs::copy(file, into.join(file.file_name().expect("a file has a name"))).expect("copy a package file");
-            }
-            let mut npm = npm();
-            npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
-                .current_dir(into);
-            remedied("node-redis", "needs a way to registry.npmjs.org", npm);
-        })
+    let part = fetched(name, &fingerprint(&[&package, &lock]), |into| {
+        for file in [&package, &lock] {
+            fs::copy(file, into.join(file.file_name().expect("a file has a name"))).expect("copy a package file");
+        }
+        let mut npm = npm();
+        npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"])
+            .current_dir(into);
+        let what = format!("the packages of {}", package.display());
+        remedied(&what, "needs a way to registry.npmjs.org", npm);
     });
     part.join("node_modules")
 }
@@ -218,6 +252,13 @@ pub fn node_modules() -> PathBuf {
 pub fn go_client() -> PathBuf {
     static PART: OnceLock<PathBuf> = OnceLock::new();
     let build = || go_program("go", "client", &clients_dir().join("go"));
+    PART.get_or_init(build).clone()
+}
+
+/// The program of `tests/it/frameworks/go`, built.
+pub fn framework_go() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let build = || go_program("framework-go", "frameworks", &frameworks_dir().join("go"));
     PART.get_or_init(build).clone()
 }
 
@@ -321,7 +362,10 @@ pub fn prefetch() {
     example_python();
     framework_python();
     node_modules();
+    framework_node_modules();
+    framework_classes();
     go_client();
+    framework_go();
     judge();
 }
 
