@@ -30,6 +30,7 @@ pub mod grpc;
 pub mod log;
 pub mod model;
 pub mod probe;
+pub mod rdb;
 pub mod resp;
 pub mod room;
 pub mod run;

@@ -6,6 +6,7 @@
 //! what this node has seen of them.
 
 mod claims;
+pub mod dumped;
 mod entries;
 mod groups;
 mod ids;

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("room", &["files"]),
     // What is kept, and where.
     ("model", &[]),
+    ("rdb", &["model"]),
     ("log", &["model", "files", "room", "supervise"]),
     ("store", &["model", "files", "room", "supervise"]),
     ("datadir", &["log", "files"]),
@@ -28,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "command",
         &[
             "model",
+            "rdb",
             "database",
             "resp",
             "script",

@@ -11,8 +11,8 @@ use crate::database::hot::own;
 use crate::database::transaction::element_of;
 use crate::database::{Form, Held, Indexed, Order, Ranked};
 use crate::model::{
-    Collection, Element, ElementName, Split, StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart, StreamPending,
-    Tree, max_deleted_of,
+    Collection, Element, ElementName, Entry, Split, StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart,
+    StreamPending, Tree, max_deleted_of,
 };
 
 /// What it costs to answer an entry, as bytes to go through.
@@ -47,9 +47,12 @@ impl<'k> Stream<'k> {
     }
 
     fn open(data: &mut Data, key: &'k [u8], rests_on_all: bool) -> Result<Option<Self>, Fault> {
-        let Some(entry) = data.transaction.head(data.database, key)? else {
-            return Ok(None);
-        };
+        let entry = data.transaction.head(data.database, key)?;
+        entry.map(|entry| Self::of(data, key, &entry, rests_on_all)).transpose()
+    }
+
+    /// The stream that was read at a key; `rests_on_all`: see [`Stream::read`].
+    pub fn of(data: &mut Data, key: &'k [u8], entry: &Entry, rests_on_all: bool) -> Result<Self, Fault> {
         let Form::Split(split) = entry.collection(Collection::Stream)? else {
             return Err(entry.unreadable("a stream has a record for each entry"));
         };
@@ -68,7 +71,7 @@ impl<'k> Stream<'k> {
                 .transaction
                 .elements_in_order_to_pick(database, key, split, order)?,
         };
-        Ok(Some(stream))
+        Ok(stream)
     }
 
     /// Makes an empty stream at a key that holds nothing.
