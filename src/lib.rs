@@ -27,6 +27,7 @@ pub mod database;
 pub mod datadir;
 pub mod files;
 pub mod grpc;
+pub mod import;
 pub mod log;
 pub mod model;
 pub mod probe;

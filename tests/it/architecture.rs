@@ -45,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("grpc", &["command", "database", "server", "supervise"]),
     // Programs.
     ("probe", &["config"]),
+    ("import", &["model", "rdb", "config", "telemetry"]),
     (
         "run",
         &[
