@@ -28,7 +28,7 @@ const SETTINGS: &[&str] = &["loglevel", "logfile", "log-format"];
 #[derive(Args, Clone)]
 #[command(next_help_heading = "The import")]
 pub struct ImportOptions {
-    /// An RDB file (of version 5 to 12, or of Valkey 9), `-` for standard input, or a running server.
+    /// An RDB file (version 5 to 12, or of Valkey 9), `-` for standard input, or a server.
     #[arg(
         value_name = "FILE or redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]",
         default_value = "",
