@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::{copy, files, probe, run};
+use highwater::{copy, files, import, probe, run};
 
 fn main() -> ExitCode {
     files::restrict_new();
@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         probe::ping(&config)
     } else if let Some(options) = config.copy() {
         copy::copy(&config, options)
+    } else if let Some(options) = config.import() {
+        import::import(&config, options)
     } else {
         run::run(config)
     };

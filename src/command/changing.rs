@@ -192,7 +192,7 @@ impl<'k, E: Named> Changing<'k, E> {
 impl Data<'_, '_> {
     /// Gives a key a collection: one record, or a record for each element if it is large or
     /// contended. An empty one deletes the key.
-    fn put_named<E: Named>(&mut self, key: &[u8], mut whole: Whole<E>, is_contended: bool) {
+    pub fn put_named<E: Named>(&mut self, key: &[u8], mut whole: Whole<E>, is_contended: bool) {
         whole.elements.all_added();
         let is_contended = is_contended && whole.elements.len() > 1;
         match whole.elements.pack() {

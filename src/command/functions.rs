@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::args::{int, is, text, unknown_subcommand};
-use super::keys::dump::{dump_libraries, libraries_in};
 use super::pattern;
 use super::scripts::host::Commands;
 use super::scripts::{FLAGS, MAY_CHANGE, READ, SHORT, outcome, time_of};
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::database::functions::Texts;
 use crate::database::{Turn, Wait};
+use crate::rdb::{dump_libraries, libraries_in};
 use crate::script::{Call, Index, Kill, Kind, Library, MEMORY, Refused, Stop, flags, metadata};
 use crate::telemetry::slowlog::shorten;
 

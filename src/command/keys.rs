@@ -1,6 +1,5 @@
 //! Keys of any type: <https://redis.io/docs/latest/commands/?group=generic>.
 
-pub(super) mod dump;
 mod expiry;
 mod moving;
 mod object;
@@ -38,18 +37,6 @@ pub static COMMANDS: &[Command] = &[
         complexity: "O(N), N being the number of keys.",
         summary: "Deletes keys and tells how many there were.",
         run: Run::Data(del),
-        ..ROW
-    },
-    Command {
-        name: "dump",
-        arity: 2,
-        flags: flag::READONLY,
-        keys: &[KeySpec::at(1, READS)],
-        since: "2.6.0",
-        complexity: "O(N), N being the length of the value.",
-        summary: "Gives a key's value as bytes that RESTORE takes.",
-        compatibility: Compatibility::Partial("long values are not compressed; Redis reads them all the same"),
-        run: Run::Data(dump::dump),
         ..ROW
     },
     Command {
@@ -204,19 +191,6 @@ pub static COMMANDS: &[Command] = &[
         ],
         summary: "Gives a key another name unless that name is taken.",
         run: Run::Data(moving::renamenx),
-        ..ROW
-    },
-    Command {
-        name: "restore",
-        arity: -4,
-        flags: flag::WRITE | flag::DENYOOM,
-        keys: &[KeySpec::at(1, SETS)],
-        categories: &["keyspace", "dangerous"],
-        since: "2.6.0",
-        complexity: "O(N), N being the length of the value.",
-        summary: "Makes a key of what DUMP gave.",
-        compatibility: Compatibility::Partial("strings only; IDLETIME and FREQ have no effect"),
-        run: Run::Data(dump::restore),
         ..ROW
     },
     Command {

@@ -54,6 +54,7 @@ pub mod undeclared;
 pub mod bits;
 mod collections;
 pub mod connection;
+pub mod dump;
 pub mod functions;
 pub mod geo;
 pub mod hashes;

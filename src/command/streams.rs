@@ -7,6 +7,7 @@
 
 mod claims;
 mod deleting;
+pub mod dumped;
 mod entries;
 mod groups;
 mod ids;

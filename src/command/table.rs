@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
+    Command, CommandStats, bits, connection, dump, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
     lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings, transactions,
     wait,
 };
@@ -27,6 +27,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Geo", geo::COMMANDS),
     ("HyperLogLog", hyperloglog::COMMANDS),
     ("Keys", keys::COMMANDS),
+    ("Dumped values", dump::COMMANDS),
     ("Sorting", sort::COMMANDS),
     ("Transactions", transactions::COMMANDS),
     ("Pub/sub", pubsub::COMMANDS),

@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Refused;
 use super::copy::{self, CopyOptions};
+use super::import::{self, ImportOptions};
 use super::kind::{Kind, parse_memory};
 use super::sources::{Given, Place, unknown};
 use super::table::{Effect, Group, SETTINGS, Setting};
@@ -21,7 +22,8 @@ Examples:
   highwater                                                   embedded log in ./data, port 6379
   highwater --bootstrap-servers 127.0.0.1:9092 --topic kv     the compacted topic kv
   highwater my.conf --port 7000                               settings from a file, one overridden
-  highwater copy --help                                       how to move the data to another topic";
+  highwater copy --help                                       how to move the data to another topic
+  highwater import --help                                     how to take over the data of a Redis";
 const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
 syntax (port 7000); the first of these that has it holds. SIGHUP makes a running server read FILE again, as CONFIG SET would, and go on in \
@@ -36,8 +38,14 @@ pub struct CommandLine {
     pub given: Vec<Given>,
     /// Ask a running server instead of being one.
     pub ping: bool,
-    /// Copy data instead of being a server.
-    pub copy: Option<CopyOptions>,
+    /// Another program than the server.
+    pub program: Option<Program>,
+}
+
+/// What a subcommand names.
+pub enum Program {
+    Copy(CopyOptions),
+    Import(ImportOptions),
 }
 
 /// The whole command line, for parsing and for `--help`.
@@ -59,6 +67,7 @@ pub fn command() -> Command {
     command
         .args(flags(|_| true))
         .subcommand(copy::command())
+        .subcommand(import::command())
         .disable_help_subcommand(true)
 }
 
@@ -96,15 +105,19 @@ pub fn version() -> String {
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, Refused> {
     let matches = command().try_get_matches_from(arguments).map_err(refusal)?;
     let ping = matches.get_flag(PING);
-    let copying = matches.subcommand_matches(copy::NAME);
-    let copy = copying.map(CopyOptions::from_matches).transpose()?;
+    let program = match matches.subcommand() {
+        Some((copy::NAME, matches)) => Some(Program::Copy(CopyOptions::from_matches(matches)?)),
+        Some((import::NAME, matches)) => Some(Program::Import(ImportOptions::from_matches(matches)?)),
+        _ => None,
+    };
+    let of_program = matches.subcommand().map(|(_, matches)| matches);
     // What comes before the subcommand counts too, but what comes after it takes precedence.
     let (mut file, mut given) = (None, Vec::new());
-    for matches in [copying, Some(&matches)].into_iter().flatten() {
+    for matches in [of_program, Some(&matches)].into_iter().flatten() {
         let named = |id: &&str| matches.try_get_one::<PathBuf>(id).ok().flatten().cloned();
         file = file.or_else(|| [FILE, CONFIG].iter().find_map(named));
     }
-    for matches in [Some(&matches), copying].into_iter().flatten() {
+    for matches in [Some(&matches), of_program].into_iter().flatten() {
         for (place, setting) in SETTINGS.iter().enumerate() {
             given.extend(of_setting(matches, place, setting));
         }
@@ -113,7 +126,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, R
         file,
         given,
         ping,
-        copy,
+        program,
     })
 }
 

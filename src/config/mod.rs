@@ -13,6 +13,7 @@ pub mod checks;
 pub mod cli;
 pub mod copy;
 mod getters;
+pub mod import;
 pub mod kind;
 pub mod machine;
 mod sources;
@@ -35,8 +36,10 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tracing::warn;
 
+use cli::Program;
 use copy::CopyOptions;
 use getters::Hot;
+use import::ImportOptions;
 use sources::Given;
 use table::{Change, Effect, Group, SETTINGS};
 use tls::TlsSettings;
@@ -92,7 +95,7 @@ pub struct Config {
     /// file.
     above_file: Vec<bool>,
     ping: bool,
-    copy: Option<CopyOptions>,
+    program: Option<Program>,
     exposed_files: Vec<PathBuf>,
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
@@ -115,7 +118,7 @@ impl Config {
         };
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
-        let mut config = Config::from_given(&given, line.file, line.copy).map_err(Refused::Wrong)?;
+        let mut config = Config::from_given(&given, line.file, line.program).map_err(Refused::Wrong)?;
         config.exposed_files = sources::exposed_files(&given);
         config.ping = line.ping;
         Ok(config)
@@ -137,7 +140,7 @@ impl Config {
     }
 
     /// `given` is in ascending precedence.
-    fn from_given(given: &[Given], file: Option<PathBuf>, copy: Option<CopyOptions>) -> Result<Config, String> {
+    fn from_given(given: &[Given], file: Option<PathBuf>, program: Option<Program>) -> Result<Config, String> {
         let mut values: Values = SETTINGS.iter().map(|setting| setting.default.into()).collect();
         let mut is_given = vec![false; values.len()];
         let mut above_file = is_given.clone();
@@ -157,7 +160,7 @@ impl Config {
             is_given,
             file: file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             ping: false,
-            copy,
+            program,
             exposed_files: Vec::new(),
             hot: Hot::default(),
             hooks: Mutex::default(),
@@ -165,7 +168,7 @@ impl Config {
         };
         config.refresh();
         config.check_as_a_whole()?;
-        config.copy.as_ref().map_or(Ok(()), |copy| copy.check(&config))?;
+        config.copy().map_or(Ok(()), |copy| copy.check(&config))?;
         Ok(config)
     }
 
@@ -181,7 +184,7 @@ impl Config {
             "kafka-property",
         ] {
             // A copy goes to Kafka in any case, and these settings apply to that side too.
-            let of_copy = self.copy.is_some() && !matches!(setting, "topic" | "database");
+            let of_copy = self.copy().is_some() && !matches!(setting, "topic" | "database");
             if !kafka && !of_copy && self.is_given(setting) {
                 return Err(format!(
                     "--{setting} means nothing without Kafka; name its brokers with --bootstrap-servers HOST:PORT"
@@ -361,7 +364,18 @@ impl Config {
 
     /// `highwater copy`: copy data instead of being a server.
     pub fn copy(&self) -> Option<&CopyOptions> {
-        self.copy.as_ref()
+        match &self.program {
+            Some(Program::Copy(options)) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// `highwater import`: import data instead of being a server.
+    pub fn import(&self) -> Option<&ImportOptions> {
+        match &self.program {
+            Some(Program::Import(options)) => Some(options),
+            _ => None,
+        }
     }
 
     /// Files that contain a password and that every user of this machine can read.

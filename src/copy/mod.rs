@@ -66,7 +66,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
         &*source,
         &ends,
         patience,
-        &mut Progress::new(&logging, "reading"),
+        &mut Progress::new(&logging, "reading", "records"),
         |record| {
             index.see(&record, target.max_record_bytes(record.at.database));
             Ok(())
@@ -77,7 +77,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     chosen.tell(&*source)?;
     let wanted = chosen.count();
     let mut writer = Writer::new(&*target, chosen);
-    let progress = &mut Progress::new(&logging, "copying");
+    let progress = &mut Progress::new(&logging, "copying", "records");
     let read = read(&*source, &ends, patience, progress, |record| writer.take(record));
     let copied = read.and_then(|()| writer.finish()).map_err(|problem| {
         format!("{problem}; what was copied by then is in topic {}: do the same again with --into-existing, or delete the topic first", options.to_topic)

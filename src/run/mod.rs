@@ -459,7 +459,7 @@ async fn stop_all(shared: &Arc<Shared>, applier: Option<JoinHandle<Option<()>>>)
 /// Shows the progress of loading, and its end.
 async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
     let service = &shared.service;
-    let mut progress = Progress::new(&logging, "loading");
+    let mut progress = Progress::new(&logging, "loading", "records");
     let status = loop {
         let Status::Loading { applied, total, .. } = *service.status() else {
             break service.status();

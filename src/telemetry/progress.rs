@@ -15,17 +15,20 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub struct Progress<'l> {
     logging: &'l Logging,
     what: &'static str,
+    unit: &'static str,
     bar: Option<ProgressBar>,
     started: Instant,
     told: Instant,
 }
 
 impl<'l> Progress<'l> {
-    pub fn new(logging: &'l Logging, what: &'static str) -> Self {
+    /// `unit`: of what is counted, "records" for one.
+    pub fn new(logging: &'l Logging, what: &'static str, unit: &'static str) -> Self {
         let now = Instant::now();
         Progress {
             logging,
             what,
+            unit,
             bar: None,
             started: now,
             told: now,
@@ -44,7 +47,7 @@ impl<'l> Progress<'l> {
         } else if self.told.elapsed() >= PAUSE {
             self.told = Instant::now();
             let percent = u128::from(done) * 100 / u128::from(total);
-            tracing::info!("{}: {percent}% ({done} of {total} records)", self.what);
+            tracing::info!("{}: {percent}% ({done} of {total} {})", self.what, self.unit);
         }
     }
 }

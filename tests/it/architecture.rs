@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("room", &["files"]),
     // What is kept, and where.
     ("model", &[]),
+    ("rdb", &["model"]),
     ("log", &["model", "files", "room", "supervise"]),
     ("store", &["model", "files", "room", "supervise"]),
     ("datadir", &["log", "files"]),
@@ -28,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "command",
         &[
             "model",
+            "rdb",
             "database",
             "resp",
             "script",
@@ -43,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("grpc", &["command", "database", "server", "supervise"]),
     // Programs.
     ("probe", &["config", "server"]),
+    ("import", &["model", "rdb", "config", "telemetry"]),
     (
         "run",
         &[

@@ -17,6 +17,7 @@ mod deaths;
 mod dependencies;
 mod disk_full;
 mod documents;
+mod dump;
 mod embedded_node;
 mod examples;
 mod field_expiry;

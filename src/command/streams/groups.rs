@@ -13,7 +13,7 @@ use crate::database::hot::own;
 use crate::model::{StreamGroup, StreamId, StreamPart, StreamPending};
 
 /// What it costs to look at a pending entry, as bytes to go through.
-const LOOKED_AT: usize = 100;
+pub(super) const LOOKED_AT: usize = 100;
 
 const NO_KEY: &str = "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to use \
     the MKSTREAM option to create an empty stream automatically.";

@@ -11,8 +11,8 @@ use crate::database::hot::own;
 use crate::database::transaction::element_of;
 use crate::database::{Form, Held, Indexed, Order, Ranked};
 use crate::model::{
-    Collection, Element, ElementName, Split, StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart, StreamPending,
-    Tree, max_deleted_of,
+    Collection, Element, ElementName, Entry, Split, StreamEntry, StreamGroup, StreamHead, StreamId, StreamPart,
+    StreamPending, Tree, max_deleted_of,
 };
 
 /// What it costs to answer an entry, as bytes to go through.
@@ -71,9 +71,23 @@ impl<'k> Stream<'k> {
     }
 
     fn open(data: &mut Data, key: &'k [u8], reach: Reach, rests_on_all: bool) -> Result<Option<Self>, Fault> {
-        let Some(entry) = data.transaction.head(data.database, key)? else {
-            return Ok(None);
-        };
+        let entry = data.transaction.head(data.database, key)?;
+        let stream = entry.map(|entry| Self::reaching(data, key, &entry, reach, rests_on_all));
+        stream.transpose()
+    }
+
+    /// The stream that was read at a key. What is written rests on all of it.
+    pub fn of(data: &mut Data, key: &'k [u8], entry: &Entry) -> Result<Self, Fault> {
+        Self::reaching(data, key, entry, Reach::All, true)
+    }
+
+    fn reaching(
+        data: &mut Data,
+        key: &'k [u8],
+        entry: &Entry,
+        reach: Reach,
+        rests_on_all: bool,
+    ) -> Result<Self, Fault> {
         let Form::Split(split) = entry.collection(Collection::Stream)? else {
             return Err(entry.unreadable("a stream has a record for each entry"));
         };
@@ -98,7 +112,7 @@ impl<'k> Stream<'k> {
             true => transaction.elements_in_order(database, key, split, how)?,
             false => transaction.elements_in_order_to_pick(database, key, split, how)?,
         };
-        Ok(Some(stream))
+        Ok(stream)
     }
 
     /// Makes an empty stream at a key that holds nothing.

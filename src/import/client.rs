@@ -1,0 +1,161 @@
+//! A connection to a Redis server, for requests in pipelines.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use redis_protocol::codec::Resp2;
+use redis_protocol::resp2::types::{BytesFrame, Resp2Frame};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+use tokio_util::codec::FramedRead;
+
+use super::Problem;
+use crate::config::import::Server;
+
+/// The longest that a server may take to take a request, or to answer one.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Requests of so many bytes are sent at once.
+const SEND: usize = 64 << 10;
+
+pub struct Client {
+    replies: FramedRead<OwnedReadHalf, Resp2>,
+    requests: OwnedWriteHalf,
+    unsent: BytesMut,
+    /// For messages.
+    name: String,
+}
+
+impl Client {
+    pub async fn connect(server: &Server) -> Result<Client, Problem> {
+        let name = server.to_string();
+        let connected = timeout(PATIENCE, TcpStream::connect((&server.host[..], server.port))).await;
+        let stream = match connected {
+            Ok(connected) => connected.map_err(|error| format!("reach {name}: {error}"))?,
+            Err(_) => return Err(format!("reach {name}: no connection within {} s", PATIENCE.as_secs())),
+        };
+        stream
+            .set_nodelay(true)
+            .map_err(|error| format!("reach {name}: {error}"))?;
+        let (replies, requests) = stream.into_split();
+        let mut client = Client {
+            replies: FramedRead::new(replies, Resp2::new(false)),
+            requests,
+            unsent: BytesMut::new(),
+            name,
+        };
+        if let Some(password) = &server.password {
+            let user = server.user.iter().map(|user| user.as_bytes());
+            let parts: Vec<&[u8]> = [&b"AUTH"[..]]
+                .into_iter()
+                .chain(user)
+                .chain([password.as_bytes()])
+                .collect();
+            client.ask(&parts).await?;
+        }
+        // Tells a server that is loading, or that wants a password, at once.
+        client.ask(&[b"PING"]).await?;
+        Ok(client)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sends a request, now or with the next ones.
+    pub async fn send(&mut self, parts: &[&[u8]]) -> Result<(), Problem> {
+        self.unsent.put_slice(format!("*{}\r\n", parts.len()).as_bytes());
+        for part in parts {
+            self.unsent.put_slice(format!("${}\r\n", part.len()).as_bytes());
+            self.unsent.put_slice(part);
+            self.unsent.put_slice(b"\r\n");
+        }
+        match self.unsent.len() < SEND {
+            true => Ok(()),
+            false => self.flush().await,
+        }
+    }
+
+    pub async fn flush(&mut self) -> Result<(), Problem> {
+        let sent = timeout(PATIENCE, self.requests.write_all(&self.unsent)).await;
+        self.unsent.clear();
+        match sent {
+            Ok(sent) => sent.map_err(|error| format!("write to {}: {error}", self.name)),
+            Err(_) => Err(format!(
+                "write to {}: it takes nothing for {} s",
+                self.name,
+                PATIENCE.as_secs()
+            )),
+        }
+    }
+
+    /// The next reply, which may be an error. All requests must have been flushed.
+    pub async fn reply(&mut self) -> Result<BytesFrame, Problem> {
+        match timeout(PATIENCE, self.replies.next()).await {
+            Ok(Some(Ok(reply))) => Ok(reply),
+            Ok(Some(Err(error))) => Err(format!("read from {}: {error}", self.name)),
+            Ok(None) => Err(format!("read from {}: it closed the connection", self.name)),
+            Err(_) => Err(format!(
+                "read from {}: no answer within {} s",
+                self.name,
+                PATIENCE.as_secs()
+            )),
+        }
+    }
+
+    /// The next reply; an error of the server is an error.
+    pub async fn good_reply(&mut self) -> Result<BytesFrame, Problem> {
+        match self.reply().await? {
+            BytesFrame::Error(error) => Err(format!("use {}: it answers {error}", self.name)),
+            reply => Ok(reply),
+        }
+    }
+
+    pub async fn ask(&mut self, parts: &[&[u8]]) -> Result<BytesFrame, Problem> {
+        self.send(parts).await?;
+        self.flush().await?;
+        self.good_reply().await
+    }
+
+    pub async fn select(&mut self, database: u64) -> Result<(), Problem> {
+        self.ask(&[b"SELECT", database.to_string().as_bytes()]).await.map(drop)
+    }
+
+    /// A reply that must be bytes, or null.
+    pub fn bytes(&self, reply: BytesFrame) -> Result<Option<Bytes>, Problem> {
+        match reply {
+            BytesFrame::BulkString(bytes) | BytesFrame::SimpleString(bytes) => Ok(Some(bytes)),
+            BytesFrame::Null => Ok(None),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    pub fn integer(&self, reply: BytesFrame) -> Result<i64, Problem> {
+        match reply {
+            BytesFrame::Integer(number) => Ok(number),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    pub fn unexpected(&self, reply: &BytesFrame) -> Problem {
+        let kind = reply.kind();
+        format!("use {}: it answers with another type, {kind:?}", self.name)
+    }
+
+    /// The databases that have keys, and how many each has.
+    pub async fn databases(&mut self) -> Result<Vec<(u64, u64)>, Problem> {
+        let reply = self.ask(&[b"INFO", b"keyspace"]).await?;
+        let text = self.bytes(reply)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("db")?.split_once(":keys="));
+        let read = |(database, rest): (&str, &str)| {
+            let keys = rest.split(',').next()?;
+            Some((database.parse().ok()?, keys.parse().ok()?))
+        };
+        Ok(lines.filter_map(read).collect())
+    }
+}

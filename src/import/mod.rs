@@ -1,0 +1,126 @@
+//! `highwater import`: an RDB file, or what a running Redis holds, goes into a running server.
+//!
+//! Values go through in pipelines, as payloads of RESTORE. Of a file each value is read and written
+//! again in the form that every version of Redis takes; what a server dumped goes as it is.
+
+mod client;
+mod file;
+mod sample;
+mod server;
+mod target;
+
+use std::io::Write;
+use std::time::Instant;
+
+use tracing::warn;
+
+use self::client::Client;
+use self::sample::Sampled;
+use self::target::Target;
+use crate::config::Config;
+use crate::config::import::{ImportOptions, ImportSource};
+use crate::telemetry::logging::{self, Logging};
+
+/// What cannot be done, why, and what to do. Shown after "highwater: cannot".
+type Problem = String;
+
+const INTERRUPTED: &str = "it was interrupted";
+
+/// What was read of a source.
+#[derive(Default)]
+struct Imported {
+    /// Values that were read, also those that the target has refused.
+    keys: u64,
+    /// Keys that had expired, and collections without elements.
+    left_out: u64,
+    /// Keys with values that only a module of Redis can read.
+    of_modules: u64,
+    libraries: u64,
+    /// Values to be compared.
+    sample: Vec<Sampled>,
+    /// How many keys each database of the source has, as far as that is known.
+    counts: Vec<(u64, u64)>,
+}
+
+/// Imports everything, or reports how far it came.
+pub fn import(config: &Config, options: &ImportOptions) -> Result<(), Problem> {
+    let logging = logging::start(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("start: {error}"))?;
+    runtime.block_on(run(options, &logging))
+}
+
+async fn run(options: &ImportOptions, logging: &Logging) -> Result<(), Problem> {
+    let started = Instant::now();
+    let server = options.target()?;
+    let mut client = Client::connect(&server).await?;
+    let filled = client.databases().await?.into_iter().find(|(_, keys)| *keys > 0);
+    if let Some((database, keys)) = filled.filter(|_| !options.into_existing && options.resume.is_none()) {
+        return Err(format!(
+            "import into {server}: its database {database} has {keys} keys already; say --into-existing: keys of the source are \
+             overwritten there then, and what else it has stays"
+        ));
+    }
+    let mut target = Target::new(client);
+    let imported = match options.source()? {
+        ImportSource::File(path) => file::import(&path, options.resume, &mut target, logging).await?,
+        ImportSource::Server(source) => server::import(&source, options.resume, &mut target, logging).await?,
+    };
+    finish(imported, &mut target, options, started).await
+}
+
+/// Compares, and tells what was done.
+async fn finish(
+    imported: Imported,
+    target: &mut Target,
+    options: &ImportOptions,
+    started: Instant,
+) -> Result<(), Problem> {
+    let name = target.idle().await?.name().to_owned();
+    let compared = sample::compare(target, imported.sample).await?;
+    let is_whole = !options.into_existing && options.resume.is_none();
+    let counts = target.idle().await?.databases().await?;
+    for (database, keys) in imported.counts.iter().filter(|_| is_whole) {
+        let copied = counts
+            .iter()
+            .find(|(other, _)| other == database)
+            .map_or(0, |(_, keys)| *keys);
+        if copied != *keys {
+            warn!(
+                database,
+                "the source has {keys} keys, the target {copied}: keys may have expired, or the source was written to"
+            );
+        }
+    }
+    if imported.of_modules > 0 {
+        warn!(
+            "{} keys hold values of modules, which are not imported",
+            imported.of_modules
+        );
+    }
+    if target.refused > 0 {
+        return Err(format!(
+            "import everything: {} of {} keys were refused by {name}, and {} were written",
+            target.refused, imported.keys, target.written
+        ));
+    }
+    let (keys, seconds) = (target.written, started.elapsed().as_secs_f64());
+    let mut told = format!("imported {keys} keys into {name}");
+    for (count, what) in [
+        (imported.libraries, "libraries of functions"),
+        (imported.left_out, "expired or empty keys left out"),
+        (compared as u64, "values compared"),
+    ] {
+        if count > 0 {
+            told.push_str(&format!(", {count} {what}"));
+        }
+    }
+    // The import is done, even if its output is not read.
+    let _ = writeln!(std::io::stdout(), "{told}, {seconds:.1} seconds");
+    Ok(())
+}
+
+/// What a message about an interrupted import ends with.
+fn how_to_go_on((database, place): (u64, u64)) -> String {
+    format!("; everything before was written: go on with --resume {database}:{place}")
+}

@@ -1,0 +1,114 @@
+//! The server that is written to. Values go there in pipelines: so many at once, no more.
+
+use bytes::Bytes;
+use redis_protocol::resp2::types::BytesFrame;
+use tracing::warn;
+
+use super::Problem;
+use super::client::Client;
+
+/// The most keys, and about the most bytes, whose answers are waited for at once.
+const MOST_KEYS: usize = 256;
+const MOST_BYTES: usize = 4 << 20;
+/// So many refused keys are named.
+const NAMED: u64 = 20;
+
+/// When a key expires.
+#[derive(Clone, Copy)]
+pub enum Expiry {
+    Never,
+    /// Milliseconds since the epoch.
+    At(u64),
+    /// Milliseconds from now on.
+    In(u64),
+}
+
+pub struct Target {
+    client: Client,
+    database: u64,
+    /// Keys that were sent and not answered.
+    waiting: Vec<Bytes>,
+    bytes: usize,
+    pub written: u64,
+    /// Keys that the server does not take.
+    pub refused: u64,
+}
+
+impl Target {
+    pub fn new(client: Client) -> Target {
+        Target {
+            client,
+            database: 0,
+            waiting: Vec::new(),
+            bytes: 0,
+            written: 0,
+            refused: 0,
+        }
+    }
+
+    /// Writes a value, now or with the next ones. It replaces what the key held.
+    pub async fn restore(&mut self, database: u64, key: &Bytes, expiry: Expiry, payload: &[u8]) -> Result<(), Problem> {
+        if database != self.database {
+            self.settle().await?;
+            self.client.select(database).await?;
+            self.database = database;
+        }
+        let (ttl, is_absolute) = match expiry {
+            Expiry::Never => (0, false),
+            Expiry::At(at) => (at.max(1), true),
+            Expiry::In(ms) => (ms.max(1), false),
+        };
+        let ttl = ttl.to_string();
+        let mut parts: Vec<&[u8]> = vec![b"RESTORE", key, ttl.as_bytes(), payload, b"REPLACE"];
+        if is_absolute {
+            parts.push(b"ABSTTL");
+        }
+        self.client.send(&parts).await?;
+        self.waiting.push(key.clone());
+        self.bytes += key.len() + payload.len();
+        match self.waiting.len() < MOST_KEYS && self.bytes < MOST_BYTES {
+            true => Ok(()),
+            false => self.settle().await,
+        }
+    }
+
+    /// Waits until everything that was sent is answered.
+    pub async fn settle(&mut self) -> Result<(), Problem> {
+        self.client.flush().await?;
+        for key in std::mem::take(&mut self.waiting) {
+            match self.client.reply().await? {
+                BytesFrame::Error(error) if error.starts_with("ERR ") => {
+                    self.refused += 1;
+                    if self.refused <= NAMED {
+                        let key = String::from_utf8_lossy(&key);
+                        warn!(database = self.database, %key, "{} does not take it: {error}", self.client.name());
+                    }
+                }
+                // It is about the server: the next keys would fare no better.
+                BytesFrame::Error(error) => {
+                    return Err(format!("write to {}: it answers {error}", self.client.name()));
+                }
+                _ => self.written += 1,
+            }
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// The connection, when nothing is on its way.
+    pub async fn idle(&mut self) -> Result<&mut Client, Problem> {
+        self.settle().await?;
+        Ok(&mut self.client)
+    }
+
+    /// The payload of what a key holds.
+    pub async fn dump(&mut self, database: u64, key: &[u8]) -> Result<Option<Bytes>, Problem> {
+        self.settle().await?;
+        if database != self.database {
+            self.client.select(database).await?;
+            self.database = database;
+        }
+        let reply = self.client.ask(&[b"DUMP", key]).await?;
+        self.client.bytes(reply)
+    }
+}
