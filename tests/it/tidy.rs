@@ -333,6 +333,7 @@ const PLAIN: &[&str] = &[
     "tests/it/examples.rs",
     "tests/it/frameworks.rs",
     "tests/it/frameworks/python.rs",
+    "tests/it/redis_py.rs",
     "tests/it/pubsub.rs",
     "tests/it/functions.rs",
     "tests/it/sort.rs",
