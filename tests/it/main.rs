@@ -43,6 +43,7 @@ mod linearizability;
 mod long_commands;
 mod observing;
 mod pubsub;
+mod redis_py;
 mod redis_suite;
 mod replies;
 mod scripts;

@@ -366,6 +366,7 @@ const PLAIN: &[&str] = &[
     "tests/it/frameworks/java.rs",
     "tests/it/frameworks/node.rs",
     "tests/it/frameworks/python.rs",
+    "tests/it/redis_py.rs",
     "tests/it/pubsub.rs",
     "tests/it/functions.rs",
     "tests/it/sort.rs",

@@ -211,6 +211,30 @@ pub fn framework_python() -> PathBuf {
     PART.get_or_init(fetch).clone()
 }
 
+/// The unpacked source distribution of redis-py, of which only the tests are used, in the version
+/// of `tests/it/clients/python/requirements.txt`.
+pub fn redis_py_source() -> PathBuf {
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let fetch = || {
+        let pins = clients_dir().join("python/requirements.txt");
+        fetched("redis-py-source", &fingerprint(&[&pins]), |into| {
+            let mut download = Command::new(python());
+            download
+                .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check"])
+                .args(["--no-deps", "--no-binary", "redis", "redis", "--constraint"])
+                .arg(&pins)
+                .current_dir(into);
+            remedied("the source of redis-py", "needs a way to pypi.org", download);
+            let mut unpack = Command::new("sh");
+            unpack
+                .args(["-c", "tar xzf redis-*.tar.gz --strip-components=1"])
+                .current_dir(into);
+            remedied("the source of redis-py", "needs tar", unpack);
+        })
+    };
+    PART.get_or_init(fetch).clone()
+}
+
 fn python_with(name: &str, pins: &Path) -> PathBuf {
     let part = fetched(name, &fingerprint(&[pins]), |into| {
         let requirements = format!("-r{}", pins.display());
@@ -359,6 +383,7 @@ pub fn prefetch() {
     redis_8_source();
     cargo_deny();
     python();
+    redis_py_source();
     example_python();
     framework_python();
     node_modules();
