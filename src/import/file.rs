@@ -77,7 +77,7 @@ struct Reading<R> {
 
 impl<R: Read> Reading<R> {
     async fn all(&mut self, target: &mut Target, mut show: impl FnMut(u64)) -> Result<(), Problem> {
-        while let Some(found) = self.file.next().map_err(|problem| self.told(&problem))? {
+        while let Some(found) = self.file.next_found().map_err(|problem| self.told(&problem))? {
             self.take(found, target).await?;
             show(self.file.position());
             if self.imported.keys.is_multiple_of(STEP) {

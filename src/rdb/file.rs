@@ -95,7 +95,7 @@ impl<R: Read> File<R> {
     }
 
     /// What comes next; `None` at the end. After an error there is nothing more to read.
-    pub fn next(&mut self) -> Result<Option<Found>, Problem> {
+    pub fn next_found(&mut self) -> Result<Option<Found>, Problem> {
         self.reader.next_value();
         let reader = &mut self.reader;
         let mut expire_at = None;

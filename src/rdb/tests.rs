@@ -175,7 +175,7 @@ fn the_forms_of_other_servers_hold_the_same() {
 fn keys_of(file: &[u8]) -> Result<Vec<(Bytes, Object)>, Problem> {
     let mut file = File::open(file, LIMITS)?;
     let mut keys = Vec::new();
-    while let Some(found) = file.next()? {
+    while let Some(found) = file.next_found()? {
         if let Found::Key { key, object, .. } = found {
             keys.push((key, object));
         }
