@@ -1,8 +1,8 @@
 //! Deletes in the background what is not shown any more: keys and fields of hashes that have
-//! expired, what a flush has hidden, what is left of split collections, and heads without elements. This frees space, and
-//! informs consumers that know nothing of expiry and flush markers. A tombstone is a conditional
-//! write: where others write to the log too, it never comes after a new value. So is the record of
-//! a hash without its expired fields.
+//! expired, what a flush has hidden, what is left of split collections, and heads without elements.
+//! This frees space, and informs consumers that know nothing of expiry and flush markers. A
+//! tombstone is a conditional write: where others write to the log too, it never comes after a new
+//! value. So is the record of a hash without its expired fields.
 //!
 //! The nodes of one topic do not communicate about this; the second one finds the work done. So
 //! that they do not all do it at once, each leaves an expired key for a time of its own. What a
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tracing::warn;
 
 use crate::database::copies::databases_with_copies;
@@ -84,8 +85,10 @@ struct Look {
     /// A feature that a topic has to name before such a hash is written to it.
     unnamed: Option<(u16, &'static str)>,
     flushed: Vec<Buried>,
-    /// Tombstones of heads without elements.
-    emptied: Vec<Arc<Write>>,
+    /// Tombstones of heads without elements, with their keys.
+    emptied: Vec<(u16, Bytes, Arc<Write>)>,
+    /// Why some of those heads could not be looked at.
+    problem: Option<String>,
     /// Groups of tombstones for orphans, with the number of those.
     orphans: Vec<(usize, Arc<Write>)>,
 }
@@ -130,10 +133,14 @@ pub async fn run(service: Arc<Service>, may_use: impl Fn(&str) -> bool) {
             {
                 look = Err(text(fault));
             }
-            if let (Err(reason), false) = (&look, failing) {
+            let problem = match &look {
+                Ok(look) => look.problem.clone(),
+                Err(reason) => Some(reason.clone()),
+            };
+            if let (Some(reason), false) = (&problem, failing) {
                 warn!(reason, "cannot delete expired and flushed keys; trying again");
             }
-            failing = look.is_err();
+            failing = problem.is_some();
             let look = look.unwrap_or_default();
             more_flushed = !look.flushed.is_empty();
             more_expired = look.finish(&service, &mut passes).await;
@@ -186,7 +193,7 @@ fn look(service: &Arc<Service>, passes: &mut [Pass], orphans: &mut Found, trims:
         }
     }
     for database in (0..count).filter(|database| is_writable(*database)) {
-        remove_emptied(service, database, &mut look).map_err(text)?;
+        remove_emptied(service, database, &mut look);
     }
     if service.settings.active_expire.load(Ordering::Relaxed) {
         for database in (0..count).filter(|database| is_writable(*database)) {
@@ -205,7 +212,12 @@ impl Look {
         // At most one look's writes are under way.
         let (deleted, _) = done(&self.expired).await;
         let (trimmed, _) = done(&self.trimmed).await;
-        done(&self.emptied).await;
+        for (database, key, write) in &self.emptied {
+            if write.finished().await.is_err() {
+                // It is looked at again later.
+                service.emptied.note(*database, key);
+            }
+        }
         service.counters.expired.fetch_add(deleted as u64, Ordering::Relaxed);
         for (buried, write) in self.orphans {
             if write.finished().await.is_ok() {
@@ -347,17 +359,21 @@ fn bury_orphans(service: &Arc<Service>, database: u16, known: &mut Found, look: 
     Ok(())
 }
 
-/// Removes heads whose collections have had no elements for a while.
-fn remove_emptied(service: &Arc<Service>, database: u16, look: &mut Look) -> Result<(), Fault> {
+/// Removes heads whose collections have had no elements for a while. What fails is handled at a
+/// later look.
+fn remove_emptied(service: &Arc<Service>, database: u16, look: &mut Look) {
     for key in service.emptied.take_due(database, KEYS) {
-        match service.remove_emptied(database, &key) {
-            Ok(write) => look.emptied.extend(write),
-            // It is handled at a later look.
-            Err(Fault::Wait(_)) => service.emptied.note(database, &key),
-            Err(error) => return Err(error),
+        let removed = service.remove_emptied(database, &key);
+        match removed {
+            Ok(write) => look.emptied.extend(write.map(|write| (database, key, write))),
+            Err(fault) => {
+                service.emptied.note(database, &key);
+                if matches!(fault, Fault::Error(_)) {
+                    look.problem = Some(text(fault));
+                }
+            }
         }
     }
-    Ok(())
 }
 
 fn remove_expired(service: &Arc<Service>, database: u16, trims: bool, look: &mut Look) -> Result<(), Fault> {

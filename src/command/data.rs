@@ -193,11 +193,6 @@ impl Data<'_, '_> {
         }
     }
 
-    /// Gives a key a collection. An empty one deletes the key.
-    pub fn put_collection<E: Elements>(&mut self, key: &[u8], whole: Whole<E>) {
-        self.put_packed(key, whole.elements.pack(), whole.expire_at);
-    }
-
     /// Gives a key a collection as one record, or deletes the key.
     pub fn put_packed(&mut self, key: &[u8], packed: Option<Packed>, expire_at: Option<u64>) {
         match packed.map(Value::Packed) {

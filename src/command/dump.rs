@@ -35,7 +35,10 @@ pub static COMMANDS: &[Command] = &[
         keys: &[KeySpec::at(1, SETS)],
         categories: &["keyspace", "dangerous"],
         summary: "Makes a key of what DUMP gave, also that of Redis 4 to 8 and Valkey 8 and 9.",
-        compatibility: Compatibility::Partial("IDLETIME and FREQ have no effect; no values of modules"),
+        compatibility: Compatibility::Partial(
+            "IDLETIME and FREQ have no effect; no values of modules; a stream has at most 100,000 entries, \
+             pending entries and groups together",
+        ),
         run: Run::Data(restore),
         ..ROW
     },
@@ -43,6 +46,8 @@ pub static COMMANDS: &[Command] = &[
 
 /// A value may take so many times the memory that its bytes may have in a request.
 const MEMORY: usize = 4;
+/// And never more than so many bytes.
+const MOST_MEMORY: usize = 1 << 30;
 
 fn dump(data: &mut Data, args: Args) -> Outcome {
     let key = args[1];
@@ -70,14 +75,17 @@ fn restore(data: &mut Data, args: Args) -> Outcome {
     }
     let ttl = u64::try_from(int(args[2])?).map_err(|_| Fault::from("ERR Invalid TTL value, must be >= 0"))?;
     let payload = rdb::verified(args[3]).ok_or("ERR DUMP payload version or checksum are wrong")?;
-    data.transaction.works(rdb::most_bytes(payload.1))?;
+    data.transaction.works(rdb::most_bytes(payload.1).min(MOST_MEMORY))?;
     let string = data.config.proto_max_bulk_len();
-    let memory = string.saturating_mul(MEMORY);
+    let memory = string.saturating_mul(MEMORY).min(MOST_MEMORY);
     let object = rdb::read(payload, Limits { string, memory }).map_err(refusal)?;
     let expire_at = match ttl {
         0 => None,
         ttl if options.absolute => Some(ttl),
-        ttl => Some(ttl.saturating_add(data.now())),
+        ttl => {
+            let at = ttl.checked_add(data.now()).filter(|at| i64::try_from(*at).is_ok());
+            Some(at.ok_or("ERR invalid expire time in 'restore' command")?)
+        }
     };
     if expire_at.is_some_and(|at| at <= data.now()) {
         if exists {
@@ -103,7 +111,7 @@ fn refusal(problem: Problem) -> Fault {
 fn put(data: &mut Data, key: &[u8], object: Object, expire_at: Option<u64>) -> Result<(), Fault> {
     match object {
         Object::String(value) => data.set(key, value, expire_at),
-        Object::List(elements) => data.put_collection(key, Whole { elements, expire_at }),
+        Object::List(elements) => data.put_items(key, elements, expire_at, false)?,
         Object::Set(elements) => data.put_named(key, Whole { elements, expire_at }, false),
         Object::SortedSet(elements) => data.put_named(key, Whole { elements, expire_at }, false),
         Object::Hash(mut elements) => {

@@ -240,7 +240,9 @@ pub(super) fn compute_script(
             Err(fault) => refused(fault),
             Ok(computed) => {
                 // As for EXEC: when it is computed again, it may write other keys. So no later
-                // command may have been computed by then. That can happen where others write too.
+                // command may have been computed by then. Where others write too, that is usual;
+                // else it takes a batch that fails, and then later commands wait
+                // (`Outstanding::is_unsettled`).
                 let barrier = command.has(flag::BARRIER) || writes && !shared.service.log.chains();
                 conclude(session, computed, database, barrier, again, None)
             }

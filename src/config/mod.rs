@@ -268,6 +268,14 @@ impl Config {
         self.tls_trial.get().map(prepare).transpose()
     }
 
+    /// Reads the files of TLS again, which may be others under the same names.
+    pub fn reload_tls(&self) -> Result<(), String> {
+        let _one_at_a_time = self.hooks.lock();
+        let values = Vec::clone(&self.values.load());
+        self.try_tls(&values)?.into_iter().for_each(|take_over| take_over());
+        Ok(())
+    }
+
     /// From now on `trial` prepares what the settings of TLS become. If it fails, they stay.
     pub fn on_tls_change(
         &self,

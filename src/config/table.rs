@@ -349,7 +349,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::Checked(checks::FEATURES),
         default: checks::ALL_FEATURES,
         group: Group::Kafka,
-        summary: "Types that this node may begin to write to a topic: all, none, or names with commas, as hash,zset. While older nodes follow a topic, leave out what they do not know.",
+        summary: "Features of the topic's format (types, split, bounds, function) that this node may begin to use in a topic: all, none, or names with commas, as hash,zset. While older nodes follow a topic, leave out what they do not know.",
         ..D
     },
     Setting {
@@ -608,7 +608,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::YesNo,
         default: "yes",
         group: Group::Types,
-        summary: "Give each element of a large hash, set or sorted set a record of its own. With no, a collection stays one record, for consumers that know only those; it is then at most as large as a record.",
+        summary: "Give each element of a large hash, set, sorted set or list a record of its own. With no, a collection stays one record, for consumers that know only those; it is then at most as large as a record.",
         ..D
     },
     Setting {
@@ -616,7 +616,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: MEMORY,
         default: "4096",
         group: Group::Types,
-        summary: "A hash, set or sorted set of more bytes is split: each element gets a record of its own.",
+        summary: "A hash, set, sorted set or list of more bytes is split: each element gets a record of its own.",
         ..D
     },
     Setting {
@@ -624,7 +624,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: LARGE,
         default: "512",
         group: Group::Types,
-        summary: "A hash, set or sorted set of more elements is split: each of them gets a record of its own.",
+        summary: "A hash, set, sorted set or list of more elements is split: each of them gets a record of its own.",
         ..D
     },
     Setting {

@@ -90,6 +90,18 @@ pub(super) const SETTINGS: &[Setting] = &[
             "Number of sessions that are remembered; 0 for any.",
         )
     },
+    text(
+        "tls-client-cert-file",
+        "File with the certificate that --ping shows; by default the server's.",
+    ),
+    text(
+        "tls-client-key-file",
+        "File with the private key of that certificate (PEM).",
+    ),
+    Setting {
+        secret: true,
+        ..text("tls-client-key-file-pass", "Passphrase of that key.")
+    },
 ];
 
 /// Whether a setting is one of TLS that few need.
@@ -107,11 +119,18 @@ pub enum AuthClients {
     Optional,
 }
 
-/// The settings as they are read. Names of files are not checked.
-pub struct TlsSettings {
+/// A certificate and its key.
+pub struct Identity {
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
     pub key_file_pass: Option<Arc<str>>,
+}
+
+/// The settings as they are read. Names of files are not checked.
+pub struct TlsSettings {
+    pub server: Identity,
+    /// What `--ping` shows.
+    pub client: Identity,
     pub ca_cert_file: Option<PathBuf>,
     pub ca_cert_dir: Option<PathBuf>,
     pub auth_clients: AuthClients,
@@ -131,9 +150,16 @@ impl TlsSettings {
         let given = |name: &str| Some(value(name)).filter(|value| !value.is_empty());
         let file = |name: &str| given(name).map(|value| PathBuf::from(&*value));
         TlsSettings {
-            cert_file: file("tls-cert-file"),
-            key_file: file("tls-key-file"),
-            key_file_pass: given("tls-key-file-pass"),
+            server: Identity {
+                cert_file: file("tls-cert-file"),
+                key_file: file("tls-key-file"),
+                key_file_pass: given("tls-key-file-pass"),
+            },
+            client: Identity {
+                cert_file: file("tls-client-cert-file"),
+                key_file: file("tls-client-key-file"),
+                key_file_pass: given("tls-client-key-file-pass"),
+            },
             ca_cert_file: file("tls-ca-cert-file"),
             ca_cert_dir: file("tls-ca-cert-dir"),
             auth_clients: match &*value("tls-auth-clients") {

@@ -139,9 +139,9 @@ struct Loaded {
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
     under_way: HashMap<Box<[u8]>, UnderWay, foldhash::fast::RandomState>,
-    /// Each of these writes, with the number of its elements, by its address: one write can be of
-    /// very many elements.
-    writes: HashMap<usize, (Arc<Write>, usize), foldhash::fast::RandomState>,
+    /// Each of these writes, oldest first, with the number of its elements, by its address: one
+    /// write can be of very many elements.
+    writes: IndexMap<usize, (Arc<Write>, usize), foldhash::fast::RandomState>,
     /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
     /// to date until nothing is under way.
     ahead: Option<Indexed>,
@@ -181,7 +181,7 @@ pub(super) enum Known {
 /// All elements of a collection.
 pub struct All {
     pub elements: Indexed,
-    /// The writes under way that it comes from.
+    /// The writes under way that it comes from, oldest first.
     pub depends: Vec<Arc<Write>>,
 }
 
@@ -551,7 +551,7 @@ impl Loaded {
         if let Some((_, elements)) = self.writes.get_mut(&address) {
             *elements -= ended;
             if *elements == 0 {
-                self.writes.remove(&address);
+                self.writes.shift_remove(&address);
             }
         }
     }

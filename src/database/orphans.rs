@@ -4,7 +4,7 @@
 //! the store with it.)
 //!
 //! A tombstone rests on the head: it is not written if the key has that version again, and admits
-//! the element.
+//! the element, and is not written while the head cannot be read.
 
 use std::sync::Arc;
 
@@ -93,6 +93,10 @@ impl Service {
         // With an owner of its own: it rests on no other write.
         let computed = self.transact(&Arc::default(), Keys::Some(&[key]), View::Update, |transaction| {
             let head = transaction.get_even_expired(*database, key)?.map(|entry| entry.value);
+            // Its producer may put it right, and then the elements are there again.
+            if matches!(head, Some(Value::Unreadable(_))) {
+                return Ok(0);
+            }
             let head = split_of(head, *version);
             let is_garbage = |sub_key: &[u8]| head.as_ref().is_none_or(|head| head.excludes(sub_key));
             let garbage = names.iter().filter(|(name, _)| is_garbage(elements::split(name).1));

@@ -80,7 +80,7 @@ impl Front {
         match server::admitted(&stream, &shared) {
             Ok(()) => {
                 let connected = server::connected(&stream, &shared).await;
-                if let Some(stream) = server::secured(stream, tls.as_deref(), &shared).await {
+                if let Some(stream) = server::secured(stream, tls.as_deref(), &connected.client, &shared).await {
                     self.run(stream, &connected.client, shared).await;
                 }
             }

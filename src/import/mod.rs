@@ -1,7 +1,8 @@
 //! `highwater import`: an RDB file, or what a running Redis holds, goes into a running server.
 //!
 //! Values go through in pipelines, as payloads of RESTORE. Of a file each value is read and written
-//! again in the form that every version of Redis takes; what a server dumped goes as it is.
+//! again in a form that Redis 7.0 and newer take (7.4 if fields expire); what a server dumped goes
+//! as it is.
 
 mod client;
 mod file;
@@ -77,7 +78,6 @@ async fn finish(
     started: Instant,
 ) -> Result<(), Problem> {
     let name = target.idle().await?.name().to_owned();
-    let compared = sample::compare(target, imported.sample).await?;
     let is_whole = !options.into_existing && options.resume.is_none();
     let counts = target.idle().await?.databases().await?;
     for (database, keys) in imported.counts.iter().filter(|_| is_whole) {
@@ -104,11 +104,13 @@ async fn finish(
             target.refused, imported.keys, target.written
         ));
     }
+    let compared = sample::compare(target, imported.sample).await?;
     let (keys, seconds) = (target.written, started.elapsed().as_secs_f64());
     let mut told = format!("imported {keys} keys into {name}");
     for (count, what) in [
         (imported.libraries, "libraries of functions"),
         (imported.left_out, "expired or empty keys left out"),
+        (imported.of_modules, "keys of modules left out"),
         (compared as u64, "values compared"),
     ] {
         if count > 0 {
@@ -121,6 +123,10 @@ async fn finish(
 }
 
 /// What a message about an interrupted import ends with.
-fn how_to_go_on((database, place): (u64, u64)) -> String {
-    format!("; everything before was written: go on with --resume {database}:{place}")
+fn how_to_go_on((database, place): (u64, u64), refused: u64) -> String {
+    let but = match refused {
+        0 => String::new(),
+        refused => format!(", but {refused} keys were refused"),
+    };
+    format!("; everything before was written{but}: go on with --resume {database}:{place}")
 }

@@ -45,7 +45,7 @@ pub async fn import(
             };
             let next = next.map_err(|problem| match (database, cursor) {
                 (0, 0) => problem,
-                place => format!("{problem}{}", how_to_go_on(place)),
+                place => format!("{problem}{}", how_to_go_on(place, target.refused)),
             })?;
             progress.show(imported.keys, total);
             if next == 0 {
@@ -112,17 +112,23 @@ async fn functions(client: &mut Client, target: &mut Target) -> Result<u64, Prob
     client.flush().await?;
     let (list, dump) = (client.reply().await?, client.reply().await?);
     match (list, dump) {
-        (BytesFrame::Array(libraries), BytesFrame::BulkString(dump)) if !libraries.is_empty() => {
+        (BytesFrame::Array(libraries), _) if libraries.is_empty() => Ok(0),
+        (BytesFrame::Array(libraries), BytesFrame::BulkString(dump)) => {
             let target = target.idle().await?;
             target.ask(&[b"FUNCTION", b"RESTORE", &dump, b"REPLACE"]).await?;
             Ok(libraries.len() as u64)
         }
-        // Before Redis 7.0 there were none.
-        (BytesFrame::Error(error), _) => {
+        // Before Redis 7.0 there were none: the command is unknown.
+        (BytesFrame::Error(error), _) if error.starts_with("ERR ") => {
             info!("no functions are imported: {} answers {error}", client.name());
             Ok(0)
         }
-        _ => Ok(0),
+        (BytesFrame::Error(error), _) | (_, BytesFrame::Error(error)) => Err(format!(
+            "copy the libraries of functions of {}: it answers {error}; its user must be allowed \
+             FUNCTION LIST and FUNCTION DUMP",
+            client.name()
+        )),
+        (BytesFrame::Array(_), other) | (other, _) => Err(client.unexpected(&other)),
     }
 }
 

@@ -10,6 +10,9 @@ use super::client::Client;
 /// The most keys, and about the most bytes, whose answers are waited for at once.
 const MOST_KEYS: usize = 256;
 const MOST_BYTES: usize = 4 << 20;
+/// The longest payload that a server takes in a request, by default (`proto-max-bulk-len`). It
+/// closes the connection of who sends more.
+const MOST_PAYLOAD: usize = 512 << 20;
 /// So many refused keys are named.
 const NAMED: u64 = 20;
 
@@ -53,6 +56,13 @@ impl Target {
             self.client.select(database).await?;
             self.database = database;
         }
+        if payload.len() > MOST_PAYLOAD {
+            self.refuse(
+                key,
+                &format!("its {} bytes are more than a request may have", payload.len()),
+            );
+            return Ok(());
+        }
         let (ttl, is_absolute) = match expiry {
             Expiry::Never => (0, false),
             Expiry::At(at) => (at.max(1), true),
@@ -76,14 +86,9 @@ impl Target {
     pub async fn settle(&mut self) -> Result<(), Problem> {
         self.client.flush().await?;
         for key in std::mem::take(&mut self.waiting) {
-            match self.client.reply().await? {
-                BytesFrame::Error(error) if error.starts_with("ERR ") => {
-                    self.refused += 1;
-                    if self.refused <= NAMED {
-                        let key = String::from_utf8_lossy(&key);
-                        warn!(database = self.database, %key, "{} does not take it: {error}", self.client.name());
-                    }
-                }
+            let reply = self.client.reply().await?;
+            match reply {
+                BytesFrame::Error(error) if error.starts_with("ERR ") => self.refuse(&key, &error),
                 // It is about the server: the next keys would fare no better.
                 BytesFrame::Error(error) => {
                     return Err(format!("write to {}: it answers {error}", self.client.name()));
@@ -93,6 +98,15 @@ impl Target {
         }
         self.bytes = 0;
         Ok(())
+    }
+
+    /// Counts a key that the server does not take, and names it.
+    fn refuse(&mut self, key: &[u8], why: &str) {
+        self.refused += 1;
+        if self.refused <= NAMED {
+            let key = String::from_utf8_lossy(key);
+            warn!(database = self.database, %key, "{} does not take it: {why}", self.client.name());
+        }
     }
 
     /// The connection, when nothing is on its way.

@@ -134,6 +134,13 @@ impl<R: Read> File<R> {
                 return Err(Problem::Bad("the checksum of the file is wrong: it is damaged"));
             }
         }
+        // An append-only file may begin as an RDB file. Commands follow, or their times.
+        if let Some(b'*' | b'#') = self.reader.source.file.fill_buf()?.first() {
+            return Err(Problem::Bad(
+                "commands of an append-only file follow, which are not read: import an RDB file (BGSAVE), or the \
+                 running server",
+            ));
+        }
         Ok(None)
     }
 }

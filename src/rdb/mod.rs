@@ -129,7 +129,22 @@ pub fn most_bytes(content: &[u8]) -> usize {
     const ELEMENT: usize = 32;
     // Where nothing is compressed this byte may be missing.
     let is_compressed = content.contains(&source::LZF);
-    let factor = if is_compressed { lzf::EXPANDS } else { ELEMENT };
+    let factor = match content.first() {
+        _ if !is_compressed => ELEMENT,
+        Some(
+            &(form::STRING
+            | form::LIST
+            | form::SET
+            | form::SORTED_SET
+            | form::HASH
+            | form::SORTED_SET_2
+            | form::HASH_EXPIRING_EARLY
+            | form::HASH_EXPIRING),
+        ) => lzf::EXPANDS,
+        // Packed elements are compressed together. Two of them have at least three bytes, in a
+        // zipmap; elsewhere four.
+        _ => lzf::EXPANDS * ELEMENT * 2 / 3,
+    };
     content.len().saturating_mul(factor)
 }
 

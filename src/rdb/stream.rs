@@ -1,7 +1,7 @@
 //! Streams. Entries stand in listpacks, each with the id of its first entry. Groups, pending
 //! entries and consumers follow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -76,9 +76,10 @@ pub fn read<S: Source>(reader: &mut Reader<S>, of: u8) -> Result<Stream, Problem
     if !are_right {
         return Err(BROKEN);
     }
+    let mut known = HashSet::new();
     for _ in 0..reader.length()? {
         let group = read_group(reader, of, &stream)?;
-        if stream.groups.iter().any(|other| other.name == group.name) {
+        if !known.insert(group.name.clone()) {
             return Err(TWICE);
         }
         stream.groups.push(group);
@@ -189,7 +190,7 @@ fn read_group<S: Source>(reader: &mut Reader<S>, of: u8, stream: &Stream) -> Res
         pending.push((id, held));
     }
     let mut consumers: Vec<Consumer> = Vec::new();
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     for _ in 0..reader.length()? {
         let name = reader.string()?;
         let seen = millis(reader.time()?);

@@ -194,6 +194,16 @@ fn files_of_old_servers_are_read() {
     assert!(files >= 5, "the files of payloads.txt");
 }
 
+#[test]
+fn commands_after_a_file_are_noticed() {
+    let file = [&b"REDIS0011\xff"[..], &[0; 8]].concat();
+    assert!(keys_of(&file).is_ok_and(|keys| keys.is_empty()));
+    for commands in [&b"*1\r\n$4\r\nPING\r\n"[..], b"#TS:1700000000\r\n"] {
+        let result = keys_of(&[&file[..], commands].concat());
+        assert!(matches!(result, Err(Problem::Bad(_))), "{result:?}");
+    }
+}
+
 /// Whatever is done to what a real server has written, reading it ends, within its limits.
 #[test]
 fn mutated_payloads_are_read_or_refused() {
@@ -270,6 +280,9 @@ fn small_payloads_take_no_more_than_the_limit() {
     assert!(matches!(result, Err(Problem::Bad(_))), "{result:?}");
     let dumped = dump(&Object::List(Items(vec![Bytes::new(); 1000].into())));
     assert!(most_bytes(&dumped) >= 1000 * size_of::<Bytes>());
+    // Compressed listpacks have elements of two bytes.
+    let packed = most_bytes(&[form::LIST_QUICKLIST_2, source::LZF]);
+    assert!(packed >= lzf::EXPANDS * size_of::<Bytes>(), "{packed}");
 }
 
 #[test]

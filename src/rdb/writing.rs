@@ -1,6 +1,6 @@
 //! Values as payloads. Collections have the plain form of their type, one element after the other:
-//! every version of Redis and Valkey reads it, and chooses by itself how to keep it in memory.
-//! Nothing is compressed.
+//! whoever reads it chooses how to keep it in memory. Redis from 7.0 on and Valkey read it; Redis
+//! from 7.4 on if fields of a hash expire. Nothing is compressed.
 
 use bytes::{BufMut, Bytes, BytesMut};
 

@@ -61,7 +61,10 @@ impl Signals {
     fn reload(&self) {
         self.logging.reopen();
         let Some(file) = self.config.file() else {
-            return info!("SIGHUP: there is no file of settings to read again");
+            return match self.config.reload_tls() {
+                Ok(()) => info!("SIGHUP: there is no file of settings to read again"),
+                Err(reason) => warn!("SIGHUP: the settings of TLS stay as they are: {reason}"),
+            };
         };
         let file = file.display();
         match self.config.reload() {

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use crate::command::Shared;
 use crate::command::admission::{Refusal, Wants, admit};
+use crate::command::clients::Client;
 use crate::command::shared::Connected;
 use crate::supervise;
 use stream::Stream;
@@ -86,7 +87,7 @@ async fn welcome(stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) 
     match admitted(&stream, &shared) {
         Ok(()) => {
             let connected = connected(&stream, &shared).await;
-            if let Some(stream) = secured(stream, tls.as_deref(), &shared).await {
+            if let Some(stream) = secured(stream, tls.as_deref(), &connected.client, &shared).await {
                 connection::run(stream, &connected.client, shared).await;
             }
         }
@@ -102,12 +103,17 @@ pub async fn connected(stream: &TcpStream, shared: &Arc<Shared>) -> Connected {
 }
 
 /// The stream of a connection, after the handshake of TLS if that is wanted. `None` if that failed.
-pub async fn secured(stream: TcpStream, tls: Option<&Tls>, shared: &Shared) -> Option<Stream> {
+pub async fn secured(stream: TcpStream, tls: Option<&Tls>, client: &Client, shared: &Shared) -> Option<Stream> {
     let Some(tls) = tls else {
         return Some(Stream::Plain(stream));
     };
     let peer = stream.peer_addr().ok();
-    match tls.accept(stream).await {
+    let accepted = tokio::select! {
+        biased;
+        accepted = tls.accept(stream) => accepted,
+        () = client.killed_or(|| shared.shutdown.is_asked()) => return None,
+    };
+    match accepted {
         Ok(stream) => Some(Stream::Tls(Box::new(stream))),
         Err(reason) => {
             shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);

@@ -80,6 +80,22 @@ impl AsyncWrite for Stream {
         }
     }
 
+    /// hyper writes the head and the body of a frame at once where it can.
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Stream::Plain(_))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(context, parts),
+        }
+    }
+
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),

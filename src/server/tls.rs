@@ -18,7 +18,7 @@ use openssl::x509::X509Name;
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
-use crate::config::tls::{AuthClients, TlsSettings};
+use crate::config::tls::{AuthClients, Identity, TlsSettings};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -63,15 +63,19 @@ impl Tls {
     }
 }
 
-/// A connection of this machine to its own server, with the server's certificate as the client's.
-/// It does not check who answers.
+/// A connection of this machine to its own server, with the client's certificate, or else with the
+/// server's. It does not check who answers.
 pub fn as_client(
     settings: &TlsSettings,
     stream: std::net::TcpStream,
 ) -> Result<SyncStream<std::net::TcpStream>, String> {
     let plain = |error: ErrorStack| error.to_string();
     let mut builder = SslContext::builder(SslMethod::tls_client()).map_err(plain)?;
-    use_certificate(&mut builder, settings)?;
+    let own = match settings.client.cert_file {
+        Some(_) => ("tls-client-", &settings.client),
+        None => ("tls-", &settings.server),
+    };
+    use_certificate(&mut builder, own)?;
     let ssl = Ssl::new(&builder.build()).map_err(plain)?;
     ssl.connect(stream)
         .map_err(|error| format!("reach the server over TLS: {error}"))
@@ -91,7 +95,7 @@ fn context(settings: &TlsSettings) -> Result<SslContext, String> {
     if settings.prefer_server_ciphers {
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
     }
-    use_certificate(&mut builder, settings)?;
+    use_certificate(&mut builder, ("tls-", &settings.server))?;
     authenticate_clients(&mut builder, settings)?;
     if let Some(ciphers) = &settings.ciphers {
         let set = builder.set_cipher_list(ciphers);
@@ -112,28 +116,34 @@ fn context(settings: &TlsSettings) -> Result<SslContext, String> {
     Ok(builder.build())
 }
 
-fn use_certificate(builder: &mut SslContextBuilder, settings: &TlsSettings) -> Result<(), String> {
-    let (Some(cert), Some(key)) = (&settings.cert_file, &settings.key_file) else {
-        return Err("tls-cert-file and tls-key-file must be given".into());
+/// `prefix`: how the names of these settings begin.
+fn use_certificate(builder: &mut SslContextBuilder, (prefix, own): (&str, &Identity)) -> Result<(), String> {
+    let (of_cert, of_key) = (format!("{prefix}cert-file"), format!("{prefix}key-file"));
+    let (Some(cert), Some(key)) = (&own.cert_file, &own.key_file) else {
+        return Err(format!("{of_cert} and {of_key} must be given"));
     };
+    check_file(&of_cert, cert)?;
     builder
         .set_certificate_chain_file(cert)
-        .map_err(|error| of_file("tls-cert-file", cert, &error))?;
-    let pem = read("tls-key-file", key)?;
-    let parsed = match &settings.key_file_pass {
+        .map_err(|error| of_file(&of_cert, cert, &error))?;
+    let pem = read(&of_key, key)?;
+    let parsed = match &own.key_file_pass {
         Some(pass) => PKey::private_key_from_pem_passphrase(&pem, pass.as_bytes()),
         // Without a passphrase OpenSSL would ask for one on the terminal.
         None => PKey::private_key_from_pem_callback(&pem, |_| Ok(0)),
     };
-    let parsed = parsed.map_err(|error| of_file("tls-key-file", key, &error))?;
+    let parsed = parsed.map_err(|error| of_file(&of_key, key, &error))?;
     builder
         .set_private_key(&parsed)
         .and_then(|()| builder.check_private_key())
-        .map_err(|error| of_file("tls-key-file", key, &error))
+        .map_err(|error| of_file(&of_key, key, &error))
 }
 
 fn authenticate_clients(builder: &mut SslContextBuilder, settings: &TlsSettings) -> Result<(), String> {
     let (file, directory) = (&settings.ca_cert_file, &settings.ca_cert_dir);
+    if let Some(file) = file {
+        check_file("tls-ca-cert-file", file)?;
+    }
     if file.is_some() || directory.is_some() {
         builder
             .load_verify_locations(file.as_deref(), directory.as_deref())
@@ -182,7 +192,18 @@ fn protocols(wanted: &[String]) -> Result<SslOptions, String> {
 }
 
 fn read(setting: &str, file: &Path) -> Result<Vec<u8>, String> {
+    check_file(setting, file)?;
     std::fs::read(file).map_err(|error| format!("{setting} {}: {error}", file.display()))
+}
+
+/// A device or a pipe could keep its reader for ever.
+fn check_file(setting: &str, file: &Path) -> Result<(), String> {
+    let wrong = |reason: String| format!("{setting} {}: {reason}", file.display());
+    let kind = std::fs::metadata(file).map_err(|error| wrong(error.to_string()))?;
+    match kind.is_file() {
+        true => Ok(()),
+        false => Err(wrong("is no file".to_owned())),
+    }
 }
 
 fn of_file(setting: &str, file: &Path, error: &ErrorStack) -> String {

@@ -46,6 +46,20 @@ enum Progress {
     Read(usize),
     /// Something is to be pushed.
     Pushed,
+    /// The connection has to end.
+    Ended,
+}
+
+/// What ends a wait for a connection's progress besides an error of the socket.
+#[derive(Clone, Copy)]
+enum Ends {
+    Nothing,
+    /// The client is killed, or, with `stop`, the server stops.
+    With {
+        stop: bool,
+    },
+    /// The socket is closed, which each poll looks at first.
+    WhenClosed,
 }
 
 pub struct Wire {
@@ -153,7 +167,7 @@ impl Wire {
                 continue;
             }
             self.input.reserve(LEAST_ROOM);
-            match self.progress(true, takes_pushes, true).await {
+            match self.progress(true, takes_pushes, Ends::WhenClosed).await {
                 Ok(progress) => self.note(progress),
                 Err(_) => self.ended = true,
             }
@@ -261,7 +275,7 @@ impl Wire {
             tokio::select! {
                 biased;
                 done = &mut doing => return Ok(done),
-                progress = self.progress(false, true, false) => self.note(progress?),
+                progress = self.progress(false, true, Ends::Nothing) => self.note(progress?),
             }
         }
     }
@@ -306,26 +320,20 @@ impl Wire {
     }
 
     async fn sent_or_read(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
-        let (client, shared) = (self.client.clone(), self.shared.clone());
-        let ended = client.killed_or(|| idle && shared.shutdown.is_asked());
-        let progress = tokio::select! {
-            biased;
-            progress = self.progress(may_read, idle, false) => progress?,
-            () = ended => return Ok(false),
-        };
+        let progress = self.progress(may_read, idle, Ends::With { stop: idle }).await?;
         self.note(progress);
         if let Progress::Sent(_) = progress {
             self.note_output();
         }
-        Ok(!matches!(progress, Progress::Sent(0)))
+        Ok(!matches!(progress, Progress::Sent(0) | Progress::Ended))
     }
 
-    /// Waits until something was sent or read, or is to be pushed. `looks`: each poll first looks
-    /// whether the socket is closed.
-    async fn progress(&mut self, may_read: bool, takes_pushes: bool, looks: bool) -> io::Result<Progress> {
+    /// Waits until something was sent or read, or is to be pushed, or until the connection has to
+    /// end.
+    async fn progress(&mut self, may_read: bool, takes_pushes: bool, ends: Ends) -> io::Result<Progress> {
         let takes_pushes = takes_pushes && self.output.len() < PUSHED;
         poll_fn(|context| {
-            if looks && is_closed(&self.stream.socket()) {
+            if matches!(ends, Ends::WhenClosed) && is_closed(&self.stream.socket()) {
                 return Poll::Ready(Ok(Progress::Read(0)));
             }
             if !self.output.is_empty()
@@ -336,7 +344,12 @@ impl Wire {
             if may_read && let Poll::Ready(read) = pin!(self.stream.read_buf(&mut self.input)).poll(context) {
                 return Poll::Ready(read.map(Progress::Read));
             }
-            // Who pushes wakes the task.
+            // Who kills the client, stops the server or pushes wakes the task.
+            if let Ends::With { stop } = ends
+                && (self.client.is_killed() || stop && self.shared.shutdown.is_asked())
+            {
+                return Poll::Ready(Ok(Progress::Ended));
+            }
             match takes_pushes && !self.client.pushes.is_empty() {
                 true => Poll::Ready(Ok(Progress::Pushed)),
                 false => Poll::Pending,
@@ -350,7 +363,7 @@ impl Wire {
         match progress {
             Progress::Sent(sent) => self.sent(sent),
             Progress::Read(read) => self.read_more(read),
-            Progress::Pushed => {}
+            Progress::Pushed | Progress::Ended => {}
         }
     }
 

@@ -277,16 +277,14 @@ fn values_are_restored_into_a_topic() {
     let mut from = redis.client();
     fill(&mut from);
     let [mut one, mut other] = [nodes[0].client(), nodes[1].client()];
-    let mut last = Vec::new();
     for key in keys(&mut from) {
         let at = expiry(&mut from, &key);
         restore(&mut one, &key, &at, &dump(&mut from, &key));
-        last = key;
     }
-    crate::support::eventually("the other node has all", SOON, || {
-        other.send(&[b"EXISTS", &last]) == b":1\r\n"
-    });
     for key in keys(&mut from) {
+        crate::support::eventually("the other node has the key", SOON, || {
+            other.send(&[b"EXISTS", &key]) == b":1\r\n"
+        });
         assert_eq!(
             shown(&mut other, &key),
             shown(&mut from, &key),
@@ -410,8 +408,21 @@ fn files_of_old_servers_are_imported() {
     assert!(seen >= 6, "{seen} files");
 }
 
+/// The place in a file after so many keys, as `--resume` takes it.
+fn place_after(bytes: &[u8], keys: usize) -> String {
+    let (string, memory) = (1 << 20, 1 << 30);
+    let mut file = rdb::File::open(bytes, rdb::Limits { string, memory }).expect("it has a header");
+    let mut passed = 0;
+    while passed < keys {
+        if let Some(rdb::Found::Key { .. }) = file.next_found().expect("it can be read") {
+            passed += 1;
+        }
+    }
+    format!("{}:{}", file.database(), file.position())
+}
+
 #[test]
-fn a_file_is_imported_also_in_two_parts() {
+fn a_file_is_imported_also_from_a_place_on() {
     let keep = temp::dir("saved");
     let dir = keep.path().display().to_string();
     let redis = RedisServer::start(&["--dir", &dir, "--dbfilename", "saved.rdb"]);
@@ -438,8 +449,14 @@ fn a_file_is_imported_also_in_two_parts() {
     // What is there is not overwritten unasked.
     refused(&import(&[&path, "--to", &url(node.port)]), &["--into-existing"]);
     imported(&import(&[&path, "--to", &url(node.port), "--into-existing"]));
-    // A damaged file is noticed, and a file that ends too early.
     let bytes = fs::read(&path).expect("read the file");
+    to.check("FLUSHALL", "+OK");
+    let place = place_after(&bytes, 10);
+    imported(&import(&[&path, "--to", &url(node.port), "--resume", &place]));
+    let (all, rest) = (all_shown(&mut from), all_shown(&mut to));
+    assert_eq!(rest.len(), all.len() - 10, "after {place}");
+    assert!(rest.iter().all(|(key, shown)| all.get(key) == Some(shown)), "{rest:?}");
+    // A damaged file is noticed, and a file that ends too early.
     let damaged = keep.path().join("damaged.rdb").display().to_string();
     let mut changed = bytes.clone();
     let at = changed.windows(4).position(|bytes| bytes == b"text").expect("a value");
@@ -492,7 +509,15 @@ fn a_running_redis_is_imported() {
         told.contains("1 libraries") && told.contains("values compared"),
         "{told}"
     );
-    assert_eq!(all_shown(&mut to), all_shown(&mut from));
+    let [mut there, mut here] = [all_shown(&mut from), all_shown(&mut to)];
+    // A server is asked for the time that is left, so the expiry moves by the time on the way.
+    let moved = [&mut there, &mut here].map(|all| all.remove(&(0, b"expiring".to_vec())).map(|shown| shown[1].clone()));
+    let at = moved.map(|at| {
+        at.and_then(|at| at.get(1..)?.trim().parse::<i64>().ok())
+            .expect("an expiry")
+    });
+    assert!((at[0]..at[0] + 5_000).contains(&at[1]), "{at:?}");
+    assert_eq!(here, there);
     to.check("FCALL f 0", ":1");
     // One database, from a place on: a cursor of SCAN.
     to.check("FLUSHALL", "+OK");

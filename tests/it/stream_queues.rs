@@ -73,6 +73,28 @@ fn an_entry_wakes_those_who_wait_on_another_node() {
     shows(&mut client, "XPENDING s g", pending);
 }
 
+/// Who waits for ids that are far ahead has not seen the newest entry. XADD sees it all the same.
+#[test]
+fn who_waits_for_later_ids_gives_no_id_twice() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("queue-ahead");
+    let (one, other) = (node(kafka, &topic), node(kafka, &topic));
+    let mut reader = one.client();
+    reader.write(&command_line("XREAD BLOCK 0 STREAMS s 5-0"));
+    let mut client = one.client();
+    eventually("it waits", SOON, || {
+        client.info("blocked_clients").is_some_and(|count| count == "1")
+    });
+    other.client().check("XADD s 1-1 f v", "$3\r\n1-1");
+    // Unlike XLEN it does not read all entries.
+    shows(&mut client, "EXISTS s", ":1");
+    let too_low = "-ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    client.check("XADD s 1-1 f w", too_low);
+    client.check("XADD s 6-1 f v", "$3\r\n6-1");
+    let entry = "*1\r\n*2\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n6-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n";
+    assert_eq!(String::from_utf8_lossy(&reader.reply()), entry);
+}
+
 /// Adds entries one after the other.
 fn add(client: &mut Client, count: usize) {
     for n in 0..count {

@@ -160,6 +160,49 @@ fn a_long_trim_is_one_record_and_orphans_get_tombstones() {
     }
 }
 
+/// A node that must not write bounds yet writes a tombstone for each entry.
+#[test]
+fn a_long_trim_without_bounds_gives_each_entry_a_tombstone() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams-no-bounds");
+    let node = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--max-features", "stream,split"])
+        .start();
+    trimmed(&mut node.client());
+    let records = compacted(kafka, &topic).into_iter();
+    let gone = records.filter(|(key, record)| is_element(key) && record.value.is_none());
+    assert_eq!(gone.count(), 500);
+}
+
+/// Memory can have a stream only from an entry on that has gone. Lower ids are found all the same.
+#[test]
+fn a_lower_last_id_is_no_risk_for_a_cold_stream() {
+    let kafka = kafka::shared();
+    let topic = fresh_topic("streams-lower");
+    let (one, mut other) = (node(kafka, &topic), node(kafka, &topic));
+    let mut client = one.client();
+    for id in ["1-1", "9-1"] {
+        client.check(&format!("XADD s {id} f v"), &format!("$3\r\n{id}"));
+    }
+    client.check("XGROUP CREATE s g 0", "+OK");
+    client.check("SET added 1", "+OK");
+    shows(&mut other.client(), "GET added", "$1\r\n1");
+    other.restart();
+    let mut cold = other.client();
+    // It reads the newest entry alone.
+    cold.check("XREAD BLOCK 1 STREAMS s $", "*-1");
+    client.check("XDEL s 9-1", ":1");
+    client.check("XSETID s 2-1", "+OK");
+    client.check("XADD s 3-1 f v", "$3\r\n3-1");
+    client.check("SET lowered 1", "+OK");
+    shows(&mut cold, "GET lowered", "$1\r\n1");
+    let too_low = "-ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    cold.check("XADD s 3-1 f w", too_low);
+    assert_eq!(all_ids(&mut cold, "s"), ["1-1", "3-1"]);
+    assert_eq!(cold.tree("XINFO GROUPS s").items().len(), 1);
+}
+
 /// After a restart a command that needs the end of a stream reads no more than that from the store.
 #[test]
 fn a_cold_stream_is_read_from_its_end() {

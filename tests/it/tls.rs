@@ -202,6 +202,12 @@ fn a_hangup_reads_the_certificate_again() {
     std::fs::copy(&pair.key, &secured.server.key).expect("copy a key");
     secured.node.signal(libc::SIGHUP);
     wait_for("the new certificate", SOON, || secured.connect(next.client(None)).ok());
+    // Without a file of settings, too.
+    let secured = Secured::start(&["--tls-auth-clients", "no"]);
+    std::fs::copy(&pair.certificate, &secured.server.certificate).expect("copy a certificate");
+    std::fs::copy(&pair.key, &secured.server.key).expect("copy a key");
+    secured.node.signal(libc::SIGHUP);
+    wait_for("the new certificate", SOON, || secured.connect(next.client(None)).ok());
 }
 
 #[test]
@@ -280,6 +286,12 @@ fn who_begins_no_handshake_holds_up_nobody_and_counts_as_a_client() {
     silent.write_all(b"\x16\x03\x01").expect("send");
     drop(silent);
     wait_for("a free place", SOON, || secured.client_with(None).ok());
+    // The stop of the server does not wait for one.
+    let mut secured = secured;
+    let _silent = TcpStream::connect(("127.0.0.1", secured.port)).expect("connect");
+    let began = std::time::Instant::now();
+    assert!(secured.node.terminate().success());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -303,7 +315,8 @@ fn redis_cli_and_clients_in_three_languages_connect() {
     // The healthcheck finds the port.
     let mut ping = std::process::Command::new(crate::support::server::binary());
     ping.args(["--ping", "--port", "0", "--tls-port", &secured.port.to_string()]);
-    ping.args(["--tls-cert-file", text(&secured.server.certificate)]);
-    ping.args(["--tls-key-file", text(&secured.server.key)]);
+    let client = secured.authority.issue("client");
+    ping.args(["--tls-client-cert-file", text(&client.certificate)]);
+    ping.args(["--tls-client-key-file", text(&client.key)]);
     process::run("highwater --ping", ping, b"", SOON);
 }

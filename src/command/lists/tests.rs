@@ -122,6 +122,16 @@ fn a_command_depends_on_those_under_way() {
 }
 
 #[test]
+fn a_write_depends_on_the_newest_one_alone() {
+    let node = Node::new();
+    node.begin("RPUSH l a");
+    node.begin("LPOP l");
+    let newest = node.begin("LPUSH l b").write.expect("a write");
+    let depends = node.begin("RPOP l").depends;
+    assert!(matches!(&depends[..], [only] if Arc::ptr_eq(only, &newest)));
+}
+
+#[test]
 fn an_empty_list_keeps_its_head_for_a_while() {
     let node = Node::new();
     let head = || {

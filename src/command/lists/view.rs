@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::ends::End;
 use crate::command::{Data, Fault};
 use crate::database::hot::own;
-use crate::database::transaction::element_of;
+use crate::database::transaction::{MOST_ELEMENTS, element_of};
 use crate::database::{Form, Held, Indexed, Order};
 use crate::model::order_key::{self, Near};
 use crate::model::{Collection, Element, Items, Span, Split};
@@ -85,21 +85,26 @@ impl<'k> List<'k> {
             Form::Packed(_) => Kind::packed(data.elements(key, &entry)?),
             Form::Split(split) if !split.bounds().is_none() => Kind::packed(data.elements(key, &entry)?),
             Form::Split(split) => {
-                let database = data.database;
-                let all = data
-                    .transaction
-                    .elements_in_order_to_pick(database, key, split, (ORDER, b""))?;
+                let (database, transaction) = (data.database, &mut data.transaction);
+                let all = match transaction.may_decide() {
+                    // The length that a script sees can decide on what it writes elsewhere.
+                    true => transaction.all_of(database, key, split, (Some(ORDER), b""))?,
+                    false => transaction.elements_in_order_to_pick(database, key, split, (ORDER, b""))?,
+                };
                 if all.by_name().is_empty() && list.expire_at.is_some() {
                     // What comes now has another version, and no expiry.
-                    data.transaction.all_of(database, key, split, (Some(ORDER), b""))?;
-                    list.expire_at = None;
+                    transaction.all_of(database, key, split, (Some(ORDER), b""))?;
                     Kind::packed(Items::default())
                 } else {
-                    data.transaction.write_after_seen(database, key, split)?;
+                    transaction.write_after_seen(database, key, split)?;
                     Kind::split(split, all)
                 }
             }
         };
+        if list.is_empty() {
+            // The next list does not inherit it.
+            list.expire_at = None;
+        }
         Ok(list)
     }
 
@@ -356,7 +361,8 @@ impl List<'_> {
     pub fn keep(&mut self, data: &mut Data, places: Range<usize>) -> Result<(), Fault> {
         let len = self.len();
         let removed = len - places.len();
-        if matches!(self.held, Kind::Split { .. }) && removed > MANY.max(places.len()) {
+        let fits = places.len() <= MOST_ELEMENTS;
+        if matches!(self.held, Kind::Split { .. }) && removed > MANY.max(places.len()) && fits {
             let items = self.items(data, places)?.into();
             self.held = Kind::Packed {
                 items,
@@ -379,9 +385,12 @@ impl List<'_> {
     }
 
     /// All items, to be written again whole: there is no room for a key between two others, or
-    /// it would be too long.
+    /// it would be too long. An error if that is more than one transaction can write.
     fn take_apart(&mut self, data: &mut Data) -> Result<(), Fault> {
         if let Kind::Split { split, .. } = &self.held {
+            if self.len() > MOST_ELEMENTS {
+                return Err("ERR this list has no room for an item there, and is too long to be written again".into());
+            }
             data.transaction
                 .all_of(data.database, self.key, split, (Some(ORDER), b""))?;
             let items = self.items(data, 0..self.len())?.into();

@@ -3,15 +3,20 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+
 use super::entries::delete;
 use super::ids;
 use super::view::Stream;
 use crate::command::args::{SYNTAX, is, parse_int};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::model::{StreamId, StreamPart};
+use crate::model::{StreamGroup, StreamId, StreamPart};
 
 /// What it costs to look at a group, as bytes to go through.
 const LOOKED_AT: usize = 100;
+
+/// Groups of a stream, by name. A command reads them once, not for each entry.
+type Groups = Vec<(Bytes, StreamGroup)>;
 
 /// What becomes of an entry that groups have delivered and that is not acknowledged, or that they
 /// have still to deliver.
@@ -36,35 +41,55 @@ impl References {
         found.map(|(_, references)| references)
     }
 
+    /// The groups that [`References::release`] has to look at.
+    pub fn groups(self, data: &mut Data, stream: &Stream) -> Result<Groups, Fault> {
+        if self == References::Keep {
+            return Ok(Groups::new());
+        }
+        let groups = stream.groups()?;
+        data.transaction.works(groups.len() * LOOKED_AT)?;
+        Ok(groups)
+    }
+
     /// Does what is to be done before an entry is removed. Returns whether it may be removed.
-    pub fn release(self, data: &mut Data, stream: &Stream, id: StreamId) -> Result<bool, Fault> {
+    pub fn release(
+        self,
+        data: &mut Data,
+        stream: &Stream,
+        (groups, id): (&[(Bytes, StreamGroup)], StreamId),
+    ) -> Result<bool, Fault> {
         match self {
             References::Keep => Ok(true),
             References::Delete => {
-                forget(data, stream, id)?;
+                forget(data, stream, groups, id)?;
                 Ok(true)
             }
-            References::Acked => Ok(!is_referenced(data, stream, id)?),
+            References::Acked => Ok(!is_referenced(data, stream, groups, id)?),
         }
     }
 }
 
 /// The entry is pending in no group any more.
-fn forget(data: &mut Data, stream: &Stream, id: StreamId) -> Result<(), Fault> {
-    for (name, _) in stream.groups()? {
+fn forget(data: &mut Data, stream: &Stream, groups: &[(Bytes, StreamGroup)], id: StreamId) -> Result<(), Fault> {
+    for (name, _) in groups {
         data.transaction.works(LOOKED_AT)?;
-        if stream.pending_to_change(data, &name, id)?.is_some() {
-            stream.put(data, &StreamPart::Pending(&name, id), None)?;
+        if stream.pending_to_change(data, name, id)?.is_some() {
+            stream.put(data, &StreamPart::Pending(name, id), None)?;
         }
     }
     Ok(())
 }
 
 /// True if a group has not delivered the entry yet, or not heard that it was handled.
-fn is_referenced(data: &mut Data, stream: &Stream, id: StreamId) -> Result<bool, Fault> {
-    for (name, group) in stream.groups()? {
+fn is_referenced(
+    data: &mut Data,
+    stream: &Stream,
+    groups: &[(Bytes, StreamGroup)],
+    id: StreamId,
+) -> Result<bool, Fault> {
+    for (name, group) in groups {
         data.transaction.works(LOOKED_AT)?;
-        if group.last < id || stream.pending_to_change(data, &name, id)?.is_some() {
+        if group.last < id || stream.pending_to_change(data, name, id)?.is_some() {
             return Ok(true);
         }
     }
@@ -113,13 +138,14 @@ pub(super) fn xdelex(data: &mut Data, args: Args) -> Outcome {
     let Some(mut stream) = Stream::change(data, args[1])? else {
         return reply(vec![MISSING; ids.len()]);
     };
+    let groups = references.groups(data, &stream)?;
     let (mut outcomes, mut removed) = (Vec::with_capacity(ids.len()), BTreeSet::new());
     for id in ids {
         let found = stream.rest_on(data, &StreamPart::Entry(id))?;
         let is_there = found.is_some() && !removed.contains(&id);
         // References of an entry that has gone before are removed, too.
         let releases = is_there || references == References::Delete;
-        let may_go = releases && references.release(data, &stream, id)?;
+        let may_go = releases && references.release(data, &stream, (&groups, id))?;
         outcomes.push(match (is_there, may_go) {
             (false, _) => MISSING,
             (true, false) => REFERENCED,
@@ -140,6 +166,7 @@ pub(super) fn xackdel(data: &mut Data, args: Args) -> Outcome {
         Some(stream) if stream.has_group(data, group)? => stream,
         _ => return reply(vec![MISSING; ids.len()]),
     };
+    let groups = references.groups(data, &stream)?;
     let (mut outcomes, mut removed) = (Vec::with_capacity(ids.len()), BTreeSet::new());
     for id in ids {
         if stream.pending_to_change(data, group, id)?.is_none() {
@@ -147,7 +174,7 @@ pub(super) fn xackdel(data: &mut Data, args: Args) -> Outcome {
             continue;
         }
         stream.put(data, &StreamPart::Pending(group, id), None)?;
-        let may_go = references.release(data, &stream, id)?;
+        let may_go = references.release(data, &stream, (&groups, id))?;
         outcomes.push(if may_go { REMOVED } else { REFERENCED });
         if may_go {
             removed.insert(id);

@@ -4,16 +4,18 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::deleting::References;
+use super::groups::carry_consumers;
 use super::ids::{self, NewId};
 use super::view::{Reach, Stream, show_id};
 use crate::command::args::{SYNTAX, int, is, wrong_arity};
 use crate::command::{Args, Data, Fault, Outcome, Reply};
-use crate::model::{StreamEntry, StreamHead, StreamId, StreamPart, max_deleted_element};
+use crate::model::{BOUNDS, StreamEntry, StreamHead, StreamId, StreamPart, max_deleted_element};
 
 /// What it costs to remove an entry, as bytes to go through.
 const REMOVED: usize = 200;
 /// A trim of more entries than this is one record, the head, which says which id is the first. On
-/// Kafka such a trim conflicts with XADD on other nodes, one of fewer entries does not.
+/// Kafka such a trim conflicts with XADD on other nodes, one of fewer entries does not. While
+/// `max-features` holds bounds back, each entry gets a tombstone.
 const MOST_SINGLY: usize = 200;
 /// An approximate trim without LIMIT removes at most so many blocks, and at most so many entries.
 const BLOCKS: u64 = 100;
@@ -208,13 +210,15 @@ fn remove_oldest(data: &mut Data, stream: &mut Stream, trim: &Trim) -> Result<us
         true => last.last.next(),
     };
     if trim.references == References::Delete {
+        let groups = References::Delete.groups(data, stream)?;
         for place in entries.start..entries.start + count {
             data.transaction.works(REMOVED)?;
             let id = stream.id_at(place)?;
-            References::Delete.release(data, stream, id)?;
+            References::Delete.release(data, stream, (&groups, id))?;
         }
     }
-    if let Some(first) = first.filter(|_| count > MOST_SINGLY) {
+    let may_bound = count > MOST_SINGLY && data.config.may_use(BOUNDS);
+    if let Some(first) = first.filter(|_| may_bound) {
         stream.put_head(data, StreamHead { first, ..last });
         return Ok(count);
     }
@@ -243,6 +247,7 @@ fn remove_acknowledged(
         Keep::Newest(_) if !trim.approximate => entries.len(),
         _ => count,
     };
+    let groups = References::Acked.groups(data, stream)?;
     let mut ids = BTreeSet::new();
     for place in entries.clone().take(looked_at) {
         if ids.len() == surplus {
@@ -252,7 +257,7 @@ fn remove_acknowledged(
         let id = stream.id_at(place)?;
         // Another node that removes it at the same time must not count it too.
         stream.rest_on(data, &StreamPart::Entry(id))?;
-        if References::Acked.release(data, stream, id)? {
+        if References::Acked.release(data, stream, (&groups, id))? {
             ids.insert(id);
         }
     }
@@ -415,13 +420,16 @@ pub(super) fn xsetid(data: &mut Data, args: Args) -> Outcome {
     }
     let added = added.unwrap_or(last.added);
     let mut first = last.first;
-    if id.next().is_some_and(|next| next < first) {
-        // The stream has no entry. Lower ids than were trimmed need a new version.
+    if id < last.last {
+        // Lower ids than the stream has had need a new version: what was trimmed may be below a
+        // bound, and memory may have only entries behind the newest one that there was.
         let database = data.database;
         let head = data.transaction.head(database, stream.key)?.ok_or("ERR no such key")?;
         let taken = data.transaction.take(database, stream.key, head)?;
         data.transaction.give(database, stream.key, taken)?;
-        stream = Stream::change(data, stream.key)?.ok_or("ERR no such key")?;
+        let renewed = Stream::change(data, stream.key)?.ok_or("ERR no such key")?;
+        carry_consumers(data, &stream, &renewed)?;
+        stream = renewed;
         first = StreamId::MIN;
     }
     stream.put_head(data, StreamHead { last: id, added, first });

@@ -200,6 +200,24 @@ pub(super) fn note_seen(
     Ok(())
 }
 
+/// The stream has a new version. What this node knows of its consumers stays.
+pub(super) fn carry_consumers(data: &mut Data, old: &Stream, new: &Stream) -> Result<(), Fault> {
+    for (name, _) in old.groups()? {
+        let seen = data.transaction.consumers(&old.group_name(data.database, &name));
+        let group = new.group_name(data.database, &name);
+        for (consumer, known) in seen.iter() {
+            data.transaction.works(LOOKED_AT)?;
+            for (at, active) in [(Some(known.seen), false), (known.active, true)] {
+                let Some(at) = at else { continue };
+                let consumer = consumer.clone();
+                let note = ConsumerNote::Seen { consumer, at, active };
+                data.transaction.note_consumer(&group, note);
+            }
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn delete_consumer(data: &mut Data, args: Args) -> Outcome {
     let stream = stream_with_group(data, args)?;
     let (group, consumer) = (args[3], args[4]);

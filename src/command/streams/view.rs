@@ -24,7 +24,7 @@ pub enum Reach {
     All,
     /// The newest entry, groups, and what they have delivered.
     Newest,
-    /// The entries from this one on, groups, and what they have delivered.
+    /// The entries from this one on, the newest entry, groups, and what they have delivered.
     From(StreamId),
     /// Groups, and what they have delivered.
     Groups,
@@ -91,7 +91,9 @@ impl<'k> Stream<'k> {
         let Form::Split(split) = entry.collection(Collection::Stream)? else {
             return Err(entry.unreadable("a stream has a record for each entry"));
         };
-        let head = StreamHead::of(split).map_err(|problem| entry.unreadable(problem))?;
+        let mut head = StreamHead::of(split).map_err(|problem| entry.unreadable(problem))?;
+        // Another producer's bound can be above the last id. XADD gives no id that it excludes.
+        head.last = head.last.max(head.first.previous().unwrap_or(StreamId::MIN));
         let mut stream = Stream {
             key,
             split: split.clone(),
@@ -104,7 +106,10 @@ impl<'k> Stream<'k> {
         stream.from = match reach {
             Reach::All => Bytes::new(),
             Reach::Newest => transaction.highest_from(database, key, split, StreamPart::ENTRIES)?,
-            Reach::From(first) => StreamPart::Entry(first).sub_key().into(),
+            // Memory keeps this range, and XADD finds the newest entry in it: so it has to be there.
+            Reach::From(first) => transaction
+                .highest_from(database, key, split, StreamPart::ENTRIES)?
+                .min(StreamPart::Entry(first).sub_key().into()),
             Reach::Groups => Bytes::from_static(StreamPart::GROUPS.0),
         };
         let how = (Order::Name, &stream.from[..]);

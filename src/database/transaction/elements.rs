@@ -30,6 +30,7 @@ pub(super) struct SeenAll {
     /// What the outcome rests on once it depends on all of them: this, and the writes under way
     /// that they come from.
     rest: Option<Read>,
+    /// Oldest first.
     depends: Vec<Arc<Write>>,
 }
 
@@ -365,13 +366,25 @@ impl Transaction<'_> {
         depends.into_iter().try_for_each(|write| self.depend_on(write))
     }
 
-    /// As [`Transaction::depend_on_seen`], for a command that writes. On a log that chains its
-    /// write fails by itself if one before it does.
+    /// As [`Transaction::depend_on_seen`], for a command that writes a list. Each client's write of
+    /// a list fails if one before it does: so the newest one stands for all before it. On a log
+    /// that chains, that holds without a condition.
     pub fn write_after_seen(&mut self, database: u16, key: &[u8], split: &Split) -> Result<(), Fault> {
-        match self.is_conditional() {
-            true => self.depend_on_seen(database, key, split),
-            false => Ok(()),
+        if !self.is_conditional() {
+            return Ok(());
         }
+        let Some(all) = self.trees.get(&(database, record_key(key, split, b""))) else {
+            return Ok(());
+        };
+        let mut depends: Vec<Arc<Write>> = Vec::new();
+        for write in all.depends.iter().rev() {
+            depends.push(write.clone());
+            // Nobody's writes, those of the sweep, rest on their element alone.
+            if write.writer() != 0 {
+                break;
+            }
+        }
+        depends.into_iter().try_for_each(|write| self.depend_on(write))
     }
 
     /// As [`Transaction::elements`], for a command that picks some of them. What is written rests
@@ -537,7 +550,8 @@ impl Transaction<'_> {
         // As for one element that is missing.
         let _one_moment = service.groups.hold_again();
         let has = service.has_elements(database, place, &prefix, pending, now)?;
-        if !has {
+        // Others can write the head of another collection first, and its elements later.
+        if !has && split.of() == Collection::List {
             service.emptied.note(database, key);
         }
         Ok(has)

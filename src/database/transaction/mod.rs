@@ -199,6 +199,12 @@ impl<'s> Transaction<'s> {
         self.view == View::Update && !self.service.log.chains()
     }
 
+    /// True if scripts are computed in it, which can decide on what they write by each reply. (Not
+    /// on a log that chains: nobody else writes there.)
+    pub fn may_decide(&self) -> bool {
+        self.moment.is_some()
+    }
+
     /// True if nobody else writes to the log.
     pub fn is_only_writer(&self) -> bool {
         self.service.log.chains()

@@ -165,6 +165,9 @@ pub fn try_run(mut command: Command, stdin: &[u8], deadline: Duration) -> io::Re
     if status.is_none() {
         kill_group(&mut child);
     }
+    // What the program has left running may hold its pipes open.
+    // SAFETY: plain system call; the group has the id of the child that led it.
+    unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
     let joined = "the thread that reads a child's output does not panic";
     writer.join().expect(joined);
     Ok(Outcome {

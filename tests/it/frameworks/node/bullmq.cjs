@@ -38,13 +38,14 @@ async function eachJobOnce() {
       async (job) => {
         runs.set(job.data.n, (runs.get(job.data.n) ?? 0) + 1);
         by.add(n);
-        await sleep(2);
+        await eventually("both workers have a job", () => by.size === 2);
         await job.updateProgress(50);
         return job.data.n * 2;
       },
       { concurrency: 2 },
     ),
   );
+  await Promise.all(workers.map((one) => one.waitUntilReady()));
   const jobs = Array.from({ length: 30 }, (_, n) => ({ name: "double", data: { n } }));
   const added = await queue.addBulk(jobs);
   await eventually("all jobs are done", () => done.size === jobs.length);
@@ -53,7 +54,6 @@ async function eachJobOnce() {
     jobs.map(() => 1),
   );
   assert.equal(runs.size, jobs.length);
-  assert.equal(by.size, 2, "one of the workers had no job");
   assert.equal(await queue.getCompletedCount(), jobs.length);
   assert.equal(await queue.getActiveCount(), 0);
   assert.equal((await queue.getJob(added[21].id)).returnvalue, 42);
@@ -160,8 +160,9 @@ async function limited() {
   const process = async () => times.push(Date.now());
   const workers = connections.map((connection) => worker("limited", connection, process, options));
   await eventually("six jobs", () => times.length === 6);
-  // Three windows: the last of six begins two windows after the first, less what the clock rounds.
-  assert.ok(times[5] - times[0] >= 700, `six jobs, two in 400 ms, took ${times[5] - times[0]} ms`);
+  // Three windows: the last of six begins two windows after the first. The first job may be late
+  // by almost a window on a busy machine.
+  assert.ok(times[5] - times[0] >= 400, `six jobs, two in 400 ms, took ${times[5] - times[0]} ms`);
   await close(...workers, queue);
 }
 

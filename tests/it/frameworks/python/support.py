@@ -1,7 +1,9 @@
 """What the programs share: where their nodes are, waiting, and other processes."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,13 +21,27 @@ def eventually(what, reached, deadline=60):
     return answer
 
 
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent():
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def python(*args, url):
     """Runs Python with this node as its first one, until the block ends."""
     here = os.path.dirname(os.path.abspath(__file__))
     environment = os.environ | {"REDIS_URL": url}
     # Its standard output is no place for the log of a worker.
-    child = subprocess.Popen([sys.executable, *args], cwd=here, env=environment, stdout=sys.stderr)
+    child = subprocess.Popen(
+        [sys.executable, *args],
+        cwd=here,
+        env=environment,
+        stdout=sys.stderr,
+        preexec_fn=die_with_parent,
+    )
     try:
         yield
         assert child.poll() is None, f"{args} ended by itself: {child.returncode}"
