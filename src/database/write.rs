@@ -361,8 +361,9 @@ impl Completion for Write {
                     conflicts.fetch_add(1, Ordering::Relaxed);
                     self.note_loss(after);
                 }
-                // The flag is set before the write disappears from memory, so nothing can miss it. On a
-                // log that chains, what follows a batch that failed is stale without a condition.
+                // The flag is set before the write disappears from memory, so nothing can miss it.
+                // On a log that chains, what follows a batch that failed is stale without a
+                // condition.
                 if self.conditional || matches!(error, ProduceError::Stale { .. }) {
                     self.owner.failed.store(true, Ordering::Release);
                 }

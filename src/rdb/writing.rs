@@ -1,5 +1,5 @@
 //! Values as payloads. Collections have the plain form of their type, one element after the other:
-//! whoever reads it chooses how to keep it in memory. Redis from 7.0 on and Valkey read it; Redis
+//! the reader chooses how to keep it in memory. Redis from 7.0 on and Valkey read it; Redis
 //! from 7.4 on if fields of a hash expire. Nothing is compressed.
 
 use bytes::{BufMut, Bytes, BytesMut};

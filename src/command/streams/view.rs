@@ -106,7 +106,8 @@ impl<'k> Stream<'k> {
         stream.from = match reach {
             Reach::All => Bytes::new(),
             Reach::Newest => transaction.highest_from(database, key, split, StreamPart::ENTRIES)?,
-            // Memory keeps this range, and XADD finds the newest entry in it: so it has to be there.
+            // Memory keeps this range, and XADD finds the newest entry in it: so it has to be
+            // there.
             Reach::From(first) => transaction
                 .highest_from(database, key, split, StreamPart::ENTRIES)?
                 .min(StreamPart::Entry(first).sub_key().into()),

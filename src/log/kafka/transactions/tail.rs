@@ -27,8 +27,8 @@ use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPart
 use crate::model::{ElementName, Span, place_of};
 use crate::supervise;
 
-/// How many names of records a window holds (24 bytes each). A batch that was computed on an older state
-/// than that is computed again.
+/// How many names of records a window holds (24 bytes each). A batch that was computed on an older
+/// state than that is computed again.
 const WINDOW: usize = 1 << 20;
 /// After this long without a batch the tail is not read any more.
 const UNUSED: Duration = Duration::from_secs(10);
