@@ -1,5 +1,5 @@
-//! The row of PUBLISH: one client publishes to a channel with many subscribers. One thread reads what
-//! all subscribers get, and checks each message.
+//! The row of PUBLISH: one client publishes to a channel with many subscribers. One thread reads
+//! what all subscribers get, and checks each message.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,6 @@
-//! How long after its OK on one node a write is visible on another: sets one key there, and reads it
-//! here until it is new; or pushes an item there, for which a client waits here.
+//! How long after its OK on one node a write is visible on another. It sets a key on the first
+//! node, and reads the key on the second node until it is new. Or it pushes an item on the first
+//! node, for which a client waits on the second.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -43,8 +44,8 @@ pub fn run(first: u16, second: u16, done: &AtomicBool) -> Result<Histogram<u64>>
     Ok(seen)
 }
 
-/// Pushes items on the first node, one at a time, for a client that blocks on the second: nanoseconds
-/// from the OK to the item. An item that comes before the OK counts as one nanosecond.
+/// Pushes items on the first node, one at a time, for a client that blocks on the second. Returns
+/// the nanoseconds from the OK to the item. An item that comes before the OK counts as one.
 pub fn hand_over(first: u16, second: u16, time: Duration) -> Result<Histogram<u64>> {
     let mut seen = Histogram::new(3).expect("three digits are allowed");
     let (mut producer, mut consumer) = (Client::connect(first)?, Client::connect(second)?);
