@@ -177,7 +177,11 @@ impl Bench {
             self.fill_by(kind, case.range, case.value_bytes, by)?;
         }
         let port = self.server(kind)?.port;
-        if let Some(command) = case.work.preparation().filter(|_| self.prepared.insert((kind, case.work))) {
+        if let Some(command) = case
+            .work
+            .preparation()
+            .filter(|_| self.prepared.insert((kind, case.work)))
+        {
             let reply = ask(port, command)?;
             ensure!(reply == "+OK", "{command}: {reply}");
         }

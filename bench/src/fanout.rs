@@ -171,6 +171,10 @@ fn read_replies(publisher: &mut TcpStream, subscribers: usize) -> Result<()> {
         ensure!(count > 0, "the server closed the publisher's connection");
         text.extend_from_slice(&chunk[..count]);
     }
-    ensure!(text == expected.as_bytes(), "wrong replies to PUBLISH: {}", text.escape_ascii());
+    ensure!(
+        text == expected.as_bytes(),
+        "wrong replies to PUBLISH: {}",
+        text.escape_ascii()
+    );
     Ok(())
 }
