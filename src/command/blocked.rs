@@ -141,7 +141,6 @@ fn take(
             messages: computed.messages,
             exec: None,
             asked: None,
-            repeated: 0,
         }),
     })
 }

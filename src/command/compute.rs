@@ -238,6 +238,5 @@ pub(super) fn conclude(
         messages,
         exec,
         asked: None,
-        repeated: 0,
     })
 }

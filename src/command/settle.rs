@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::checks::{admit, find, takes_long};
 use super::compute::{compute_one, replied, take_turn};
@@ -15,12 +15,6 @@ use super::{Args, Reply, Run, exec};
 use crate::database::Wait;
 use crate::log::{Completion, ProduceError};
 use crate::resp::Version;
-
-/// A command that lost against another writer is computed again after a random pause: at most so
-/// many milliseconds for each time that it lost.
-const PAUSE_MS: u64 = 2;
-
-const MAX_PAUSE_MS: u64 = 50;
 
 /// A reply that is held back, its own or an earlier one's write being under way.
 pub struct HeldReply<'a> {
@@ -108,10 +102,6 @@ async fn settle(
                 "NOTWRITTEN gave up after the write timeout: {cause}"
             )));
         }
-        if pending.repeated > 0 {
-            let most = (PAUSE_MS * pending.repeated).min(MAX_PAUSE_MS);
-            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=most))).await;
-        }
     }
     if Instant::now() >= deadline {
         return Ok(Reply::error(LOST));
@@ -171,7 +161,6 @@ async fn compute_again(
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {
                 return Err(PendingReply {
-                    repeated: pending.repeated + 1,
                     asked: pending.asked,
                     ..next
                 });

@@ -106,7 +106,7 @@ impl Index {
                 return;
             }
             // The target names its own. Libraries go with FUNCTION DUMP and FUNCTION RESTORE.
-            Payload::Control(Control::Features(_) | Control::Function(_)) => return,
+            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed) => return,
             Payload::Key(None) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
             Payload::Control(Control::Unknown) => Found::Unreadable,

@@ -523,7 +523,7 @@ impl Applier {
             key,
             payload,
         };
-        if change.payload == Payload::UNKNOWN {
+        if let Payload::Control(Control::Passed | Control::Unknown) = change.payload {
             self.service.met_reserved(&change);
             return Ok(());
         }
@@ -607,7 +607,7 @@ impl Applier {
                     database.functions.meet(At::of(&change), library, text.as_ref());
                 }
             }
-            Payload::Control(Control::Unknown) => {}
+            Payload::Control(Control::Passed | Control::Unknown) => {}
         }
         if self.exact_from.is_none() && database.only_partition().is_some() && change.payload != Payload::FLUSH {
             self.in_memory += 1;

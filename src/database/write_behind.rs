@@ -608,7 +608,9 @@ impl Buffer {
                 self.last_run().flush = Some(change);
                 return;
             }
-            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown) => return,
+            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed | Control::Unknown) => {
+                return;
+            }
         }
         let new = change_bytes(&change);
         let name = Name::new(change.database, change.key.clone());

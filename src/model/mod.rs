@@ -210,6 +210,11 @@ pub enum Payload {
 /// not know of them is never shown.
 pub const RESERVED: &[u8; 11] = b"\0highwater:";
 
+/// Key of the tombstone that a node writes behind records that it has aborted. A consumer of
+/// librdkafka does not hear that records were aborted before something else comes, so without it
+/// every node would take them for undecided for as long as a fetch may wait.
+pub const PASSED_KEY: &[u8; 17] = b"\0highwater:passed";
+
 pub fn is_reserved(key: &[u8]) -> bool {
     key.starts_with(RESERVED)
 }
@@ -223,6 +228,8 @@ pub enum Control {
     Features(Features),
     /// The text of the library that the key names ([`function_of`]); `None`: it is deleted.
     Function(Option<Bytes>),
+    /// Nothing but its place: see [`PASSED_KEY`].
+    Passed,
     /// Nothing that this version understands: from a newer one, or from a producer that does not
     /// know that the key is reserved.
     Unknown,
@@ -231,6 +238,7 @@ pub enum Control {
 impl Payload {
     pub const TOMBSTONE: Payload = Payload::Key(None);
     pub const FLUSH: Payload = Payload::Control(Control::Flush);
+    pub const PASSED: Payload = Payload::Control(Control::Passed);
     pub const UNKNOWN: Payload = Payload::Control(Control::Unknown);
 
     pub fn string(value: Bytes, expire_at: Option<u64>) -> Payload {
@@ -251,7 +259,7 @@ impl Payload {
             Payload::Key(state) => state.as_ref().map_or(0, |state| state.value.bytes()),
             Payload::Control(Control::Features(features)) => features.to_string().len(),
             Payload::Control(Control::Function(text)) => text.as_ref().map_or(0, Bytes::len),
-            Payload::Control(Control::Flush | Control::Unknown) => 0,
+            Payload::Control(Control::Flush | Control::Passed | Control::Unknown) => 0,
         }
     }
 

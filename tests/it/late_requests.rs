@@ -222,6 +222,29 @@ fn a_transaction_that_somebody_else_commits_is_never_said_not_to_be_written() {
         .check("GET counter", &format!("${}\r\n{last}", last.len()));
 }
 
+/// Other nodes hear at once that records were aborted: a tombstone behind them says so. It is no data.
+#[test]
+fn what_was_aborted_is_marked_for_other_nodes() {
+    let scene = Scene::new(1, &[]);
+    let other = Highwater::builder().kafka(&scene.kafka, &scene.topic).start();
+    let reply = scene.between("INCR counter", 0, || scene.foreign.write("counter", Some("50")));
+    assert_eq!(reply, ":51");
+    let marks = || {
+        let records = scene.kafka.records(&scene.topic, "read_committed").into_iter();
+        let marks = records.filter(|record| record.key.as_deref() == Some(b"\0highwater:passed"));
+        marks.map(|mark| mark.value).collect::<Vec<_>>()
+    };
+    wait_for("the mark", SOON, || (!marks().is_empty()).then_some(()));
+    assert_eq!(marks(), [None]);
+    for node in [&scene.node, &other] {
+        let mut client = node.client();
+        client.check_soon("GET counter", "$2\r\n51");
+        client.check("DBSIZE", ":1");
+        assert_eq!(client.info("records_reserved").as_deref(), Some("0"));
+        client.check("GET \"\\x00highwater:passed\"", "$-1");
+    }
+}
+
 /// Records that the broker refuses cost their own command alone, also where Kafka blames those behind them.
 #[test]
 fn a_refused_record_costs_no_other_command_its_transaction() {

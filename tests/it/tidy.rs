@@ -283,6 +283,7 @@ const PLAIN: &[&str] = &[
     "src/log/kafka/topics/refresh.rs",
     "src/log/kafka/transactions/client.rs",
     "src/log/kafka/transactions/mod.rs",
+    "src/log/kafka/transactions/queue.rs",
     "src/log/kafka/transactions/tail.rs",
     "src/log/mod.rs",
     "src/log/record.rs",

@@ -155,7 +155,7 @@ impl<'a> RawRecord<'a> {
             },
             Payload::Control(Control::Function(None)) => Kind::Tombstone,
             // One version writes and reads this log: a feature that it does not know is a flag.
-            Payload::Control(Control::Features(_) | Control::Unknown) => return None,
+            Payload::Control(Control::Features(_) | Control::Passed | Control::Unknown) => return None,
         };
         Some(Self {
             offset,

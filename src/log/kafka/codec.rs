@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 use crate::log::record::{FLUSH_KEY, HEADER_CONTROL, HEADER_EXPIRE_AT, HEADER_GROUP, HEADER_SPLIT, HEADER_TYPE};
 use crate::log::{Record, TopicPartition};
 use crate::model::{
-    Collection, Control, Element, ElementName, FEATURES_KEY, Features, Packed, Payload, Split, State, Type, Value,
-    Version, function_of, is_reserved,
+    Collection, Control, Element, ElementName, FEATURES_KEY, Features, PASSED_KEY, Packed, Payload, Split, State, Type,
+    Value, Version, function_of, is_reserved,
 };
 
 /// Longest piece of a foreign header that a reason quotes.
@@ -148,6 +148,7 @@ pub fn encode(record: &Record, group: Option<Vec<u8>>) -> Result<Wire<'_>, Strin
             }
             text.as_ref().map(|text| Cow::Borrowed(text.as_ref()))
         }
+        Payload::Control(Control::Passed) => None,
         Payload::Control(Control::Unknown) => {
             return Err("a control record that is not understood cannot be written".into());
         }
@@ -193,6 +194,7 @@ pub fn decode<'h>(
         None if function_of(key).is_some() => Payload::Control(Control::Function(None)),
         Some(value) if ElementName::parse(key).is_some() => Payload::Key(Some(element(value, kind))),
         None if ElementName::parse(key).is_some() => Payload::TOMBSTONE,
+        None if key == PASSED_KEY => Payload::PASSED,
         _ if is_reserved(key) => Payload::UNKNOWN,
         Some(value) => Payload::Key(state(value, expire_at, kind, split)),
         None => Payload::TOMBSTONE,
@@ -499,6 +501,7 @@ mod tests {
             value,
             bytes().prop_map(|key| (key, Payload::TOMBSTONE)),
             Just((FLUSH_KEY.to_vec(), Payload::FLUSH)),
+            Just((PASSED_KEY.to_vec(), Payload::PASSED)),
             Just((
                 FEATURES_KEY.to_vec(),
                 Payload::Control(Control::Features(Features::parse(b"hash from-the-future"))),

@@ -125,7 +125,7 @@ impl KafkaLog {
         let (config, health) = (&self.config, &self.health);
         let topics = Arc::new(Topics::connect(config, health, patience)?);
         let lane = Arc::new(Lane::start(config, &topics, health)?);
-        let transactions = TransactionLane::start(config, &topics, health)?;
+        let transactions = TransactionLane::start(config, &topics, health, &lane)?;
         let open = Arc::new(OpenTransactions::new(config, &topics, health));
         let watch = {
             let (topics, lane, stop) = (Arc::clone(&topics), Arc::clone(&lane), Arc::clone(&self.stop));

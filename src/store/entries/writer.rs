@@ -105,7 +105,9 @@ impl<E: Engine> Writer<E> {
                     Payload::Key(Some(state)) => self.put(&store.engine, change, &view, state)?,
                     Payload::Key(None) => self.delete(&store.engine, change, &view)?,
                     Payload::Control(Control::Flush) => self.flush(store, change, &view)?,
-                    Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown) => {}
+                    Payload::Control(
+                        Control::Features(_) | Control::Function(_) | Control::Passed | Control::Unknown,
+                    ) => {}
                 }
                 if E::is_full(&self.batch) {
                     self.commit(store)?;

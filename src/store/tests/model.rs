@@ -84,7 +84,7 @@ impl Model {
         if let Some(hidden) = &mut self.hidden {
             match change.payload {
                 Payload::Key(_) => drop(hidden.remove(&change.key)),
-                Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown) => {}
+                Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed | Control::Unknown) => {}
                 Payload::Control(Control::Flush) => {
                     let goes = self.entries.iter().filter(|(_, entry)| is_hidden_by(change, entry));
                     hidden.extend(goes.map(|(key, entry)| (key.clone(), entry.meta.offset)));
@@ -94,7 +94,10 @@ impl Model {
         match (change.entry(), &change.payload) {
             (Some(entry), _) => drop(self.entries.insert(change.key.clone(), entry)),
             (None, Payload::Key(_)) => drop(self.entries.remove(&change.key)),
-            (None, Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown)) => {}
+            (
+                None,
+                Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed | Control::Unknown),
+            ) => {}
             (None, Payload::Control(Control::Flush)) => self.entries.retain(|_, entry| !is_hidden_by(change, entry)),
         }
         self.log.push(change.clone());

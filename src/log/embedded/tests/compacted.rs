@@ -18,7 +18,9 @@ impl Model {
                 self.0.remove(&(database, key.clone()));
             }
             Payload::Control(Control::Flush) => self.0.retain(|(d, _), _| *d != database),
-            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Unknown) => panic!("never written"),
+            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed | Control::Unknown) => {
+                panic!("never written")
+            }
         }
     }
 

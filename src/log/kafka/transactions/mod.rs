@@ -18,33 +18,29 @@
 //!   After it, the outcome is found out ([`client`]) before anything is reported.
 
 mod client;
+mod queue;
 mod tail;
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use bytes::Bytes;
+use parking_lot::Mutex;
 
 use self::client::{AGAIN, Client, Decided, FailureKind, GLANCE, TransactionFailure};
+use self::queue::{Handed, Queue};
 use self::tail::Tail;
 use super::codec::Stamp;
 use super::config::Config;
 use super::context::Health;
-use super::producer::{CLOSED, QUEUE_FULL, check};
+use super::producer::{Lane, check};
 use super::topics::Topics;
-use crate::log::{Appended, Batch, LogError, Positions, ProduceError, Read, Record, TopicPartition};
+use crate::log::{Appended, Batch, Completion, LogError, Positions, ProduceError, Read, Record, TopicPartition};
+use crate::model::{PASSED_KEY, Payload};
 use crate::supervise;
 
-/// The most that may wait to be sent: the bound on the lane's memory.
-const MAX_WAITING_RECORDS: usize = 250_000;
-const MAX_WAITING_BYTES: usize = 256 << 20;
-/// A group is full at these bounds. A single batch may be larger.
-const MAX_GROUP_RECORDS: usize = 10_000;
-const MAX_GROUP_BYTES: usize = 16 << 20;
-/// How often the lane checks whether a producer has to be mended, or the tail is no longer in use.
-const TICK: Duration = Duration::from_millis(500);
 /// How long a begun group waits for the clients that the last group answered and that are about to
 /// send more. Without this wait, two groups would take turns for good, each with a part of the
 /// clients. It costs next to nothing: librdkafka tells the coordinator of the partition a
@@ -70,66 +66,20 @@ pub(super) struct TransactionLane {
     thread: Mutex<Option<JoinHandle<Option<()>>>>,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    /// Notified when as many batches wait as the lane wants, or the queue is closed.
-    changed: Condvar,
-    /// Notified when the lane has nothing more to do.
-    idle: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    batches: VecDeque<Handed>,
-    records: usize,
-    bytes: usize,
-    /// A group is being committed.
-    busy: bool,
-    /// How many batches are likely to be in the next group: those that came while the last one was
-    /// committed, and as many as that one answered.
-    expected: usize,
-    /// How many batches the lane waits for.
-    wanted: usize,
-    /// How often this node has begun to read the log.
-    reading: u64,
-    closed: bool,
-}
-
-/// A batch, when it was handed over, and in which reading of the log.
-struct Handed {
-    batch: Batch,
-    since: Instant,
-    reading: u64,
-}
-
-impl Handed {
-    fn stale(self, after: Option<(TopicPartition, u64)>) {
-        self.batch.completion.complete(Err(ProduceError::Stale { after }));
-    }
-
-    fn failed(self, error: ProduceError) {
-        self.batch.completion.complete(Err(error));
-    }
-
-    fn bytes(&self) -> usize {
-        self.batch.records.iter().map(Record::size).sum()
-    }
-
-    /// A batch that it was computed on failed.
-    fn rests_on_failed(&self) -> bool {
-        let condition = self.batch.condition.as_ref();
-        condition.is_some_and(|c| c.rests_on.iter().any(|before| before.has_failed()))
-    }
-}
-
 impl TransactionLane {
-    pub fn start(config: &Arc<Config>, topics: &Arc<Topics>, health: &Arc<Health>) -> Result<Self, LogError> {
+    /// `lane`: that of plain writes.
+    pub fn start(
+        config: &Arc<Config>,
+        topics: &Arc<Topics>,
+        health: &Arc<Health>,
+        lane: &Arc<Lane>,
+    ) -> Result<Self, LogError> {
         let queue = Arc::new(Queue::default());
         let committer = Committer {
             queue: queue.clone(),
             config: config.clone(),
             topics: topics.clone(),
+            lane: lane.clone(),
             clients: (0..CLIENTS).map(|n| Client::new(config, topics, health, n)).collect(),
             turn: 0,
             tail: Tail::new(config, topics, health),
@@ -164,21 +114,16 @@ impl TransactionLane {
 
     /// The node begins to read the log. What it computes from now on rests on this reading.
     pub fn reads_anew(&self) {
-        self.queue.waiting.lock().reading += 1;
+        self.queue.reads_anew();
     }
 
     /// Takes in no more batches, and waits for those under way.
     pub fn close(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
-        let mut waiting = self.queue.waiting.lock();
-        waiting.closed = true;
-        self.queue.changed.notify_all();
-        while waiting.busy || !waiting.batches.is_empty() {
-            if self.queue.idle.wait_until(&mut waiting, end).timed_out() {
-                return;
-            }
+        self.queue.close();
+        if !self.queue.is_done_by(end) {
+            return;
         }
-        drop(waiting);
         if let Some(thread) = self.thread.lock().take() {
             // The thread has reported it if it panicked.
             let _ = thread.join();
@@ -188,107 +133,7 @@ impl TransactionLane {
 
 impl Drop for TransactionLane {
     fn drop(&mut self) {
-        self.queue.waiting.lock().closed = true;
-        self.queue.changed.notify_all();
-    }
-}
-
-impl Queue {
-    fn push(&self, batch: Batch) -> Result<(), String> {
-        let mut handed = Handed {
-            batch,
-            since: Instant::now(),
-            reading: 0,
-        };
-        let (records, bytes) = (handed.batch.records.len(), handed.bytes());
-        let mut waiting = self.waiting.lock();
-        handed.reading = waiting.reading;
-        if waiting.closed {
-            return Err(CLOSED.into());
-        }
-        let full = waiting.records + records > MAX_WAITING_RECORDS || waiting.bytes + bytes > MAX_WAITING_BYTES;
-        if full && !waiting.batches.is_empty() {
-            return Err(QUEUE_FULL.into());
-        }
-        waiting.records += records;
-        waiting.bytes += bytes;
-        waiting.batches.push_back(handed);
-        let is_waited_for = waiting.batches.len() >= waiting.wanted;
-        drop(waiting);
-        if is_waited_for {
-            self.changed.notify_one();
-        }
-        Ok(())
-    }
-
-    /// The batches that the next group begins with, in order, at most `most` of them. Empty after a
-    /// [`TICK`] without any; `None` when the lane is closed and done.
-    fn next_group(&self, most: usize) -> Option<Vec<Handed>> {
-        let mut waiting = self.waiting.lock();
-        waiting.busy = false;
-        if waiting.batches.is_empty() {
-            self.idle.notify_all();
-            if waiting.closed {
-                return None;
-            }
-            waiting.wanted = 1;
-            self.changed.wait_for(&mut waiting, TICK);
-        }
-        waiting.busy = !waiting.batches.is_empty();
-        let mut group = Vec::new();
-        waiting.move_to(&mut group, most);
-        Some(group)
-    }
-
-    /// Adds the batches that are likely to come to a group, and waits for them for at most
-    /// `patience`. Returns whether they came, if any were missing.
-    fn gather(&self, group: &mut Vec<Handed>, patience: Duration) -> Option<bool> {
-        let until = Instant::now() + patience;
-        let mut waiting = self.waiting.lock();
-        waiting.wanted = waiting.expected.saturating_sub(group.len());
-        let mut came = None;
-        while came != Some(false) && waiting.batches.len() < waiting.wanted && !waiting.closed {
-            came = Some(!self.changed.wait_until(&mut waiting, until).timed_out());
-        }
-        waiting.wanted = usize::MAX;
-        waiting.move_to(group, usize::MAX);
-        waiting.expected = group.len();
-        came
-    }
-
-    /// A group of `count` batches is about to be answered.
-    fn answers(&self, count: usize) {
-        let mut waiting = self.waiting.lock();
-        waiting.expected = waiting.batches.len() + count;
-    }
-
-    /// Puts the batches back to the front, in their order.
-    fn put_back(&self, group: Vec<Handed>) {
-        let mut waiting = self.waiting.lock();
-        for handed in group.into_iter().rev() {
-            waiting.records += handed.batch.records.len();
-            waiting.bytes += handed.bytes();
-            waiting.batches.push_front(handed);
-        }
-    }
-}
-
-impl Waiting {
-    /// Adds the next batches to a group, as many as it has room for.
-    fn move_to(&mut self, group: &mut Vec<Handed>, most: usize) {
-        let mut records: usize = group.iter().map(|handed| handed.batch.records.len()).sum();
-        let mut bytes: usize = group.iter().map(Handed::bytes).sum();
-        while let Some(next) = self.batches.front() {
-            let (more, larger) = (next.batch.records.len(), next.bytes());
-            records += more;
-            bytes += larger;
-            if !group.is_empty() && (records > MAX_GROUP_RECORDS || bytes > MAX_GROUP_BYTES || group.len() >= most) {
-                break;
-            }
-            self.records -= more;
-            self.bytes -= larger;
-            group.extend(self.batches.pop_front());
-        }
+        self.queue.close();
     }
 }
 
@@ -297,6 +142,7 @@ struct Committer {
     queue: Arc<Queue>,
     config: Arc<Config>,
     topics: Arc<Topics>,
+    lane: Arc<Lane>,
     clients: Vec<Client>,
     turn: usize,
     tail: Tail,
@@ -492,6 +338,16 @@ impl Committer {
         }
     }
 
+    /// Lets every reader of these partitions, this node too, know at once that these records were
+    /// aborted: see [`PASSED_KEY`]. Without the mark they know it later.
+    fn mark_passed(&self, aborted: &[Appended]) {
+        let partitions: BTreeSet<TopicPartition> = aborted.iter().map(|record| record.at).collect();
+        for to in partitions {
+            let (key, payload) = (Bytes::from_static(PASSED_KEY), Payload::PASSED);
+            self.lane.produce(Record { to, key, payload }, Arc::new(Unnoticed));
+        }
+    }
+
     /// Commits a group, and adds to it the batches that come in time.
     fn try_commit(&mut self, group: &mut Vec<Handed>, deadline: Instant) -> Outcome {
         let not_written = |cause: String| Outcome::Failed(ProduceError::NotWritten(cause));
@@ -528,6 +384,7 @@ impl Committer {
                 return Outcome::Failed(ProduceError::Uncertain(cause));
             }
             self.tail.decided(&appended);
+            self.mark_passed(&appended);
             return outcome;
         }
         match client.commit(&appended, deadline) {
@@ -544,6 +401,17 @@ impl Committer {
                 }
             }
             Decided::Unknown(cause) => Outcome::Failed(ProduceError::Uncertain(cause)),
+        }
+    }
+}
+
+/// Nobody waits for this record, and nothing is lost if it is not written.
+struct Unnoticed;
+
+impl Completion for Unnoticed {
+    fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>) {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "the mark behind aborted records was not written");
         }
     }
 }
@@ -627,7 +495,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::{Completion, Condition};
+    use crate::log::Condition;
     use crate::model::Payload;
 
     struct Nobody;
@@ -664,85 +532,6 @@ mod tests {
             condition: Some(condition),
             completion: Arc::new(Nobody),
         }
-    }
-
-    /// A group of `waiting` batches, where `expected` are expected.
-    fn group_of(queue: &Queue, waiting: usize, expected: usize) -> Vec<Handed> {
-        (0..waiting).for_each(|_| queue.push(batch(&[])).expect("room"));
-        queue.waiting.lock().expected = expected;
-        queue.next_group(usize::MAX).expect("an open queue")
-    }
-
-    /// Returns when somebody waits for two more.
-    fn eventually_waits(queue: &Queue) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while queue.waiting.lock().wanted != 2 {
-            assert!(Instant::now() < end, "nobody waits");
-            std::thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn a_group_waits_for_those_who_are_expected_and_no_longer() {
-        const LONG: Duration = Duration::from_secs(60);
-        let queue = Queue::default();
-        let mut group = group_of(&queue, 2, 2);
-        assert_eq!(queue.gather(&mut group, LONG), None, "all are there");
-        assert_eq!(group.len(), 2);
-
-        let mut group = group_of(&queue, 1, 3);
-        std::thread::scope(|threads| {
-            threads.spawn(|| {
-                eventually_waits(&queue);
-                (0..2).for_each(|_| queue.push(batch(&[])).expect("room"));
-            });
-            assert_eq!(queue.gather(&mut group, LONG), Some(true), "two more came");
-        });
-        assert_eq!(group.len(), 3);
-
-        let mut group = group_of(&queue, 1, 3);
-        queue.push(batch(&[])).expect("room");
-        let outcome = queue.gather(&mut group, Duration::from_millis(1));
-        assert_eq!(outcome, Some(false), "one is missing");
-        assert_eq!(group.len(), 2, "but the other is taken along");
-        assert_eq!(queue.waiting.lock().expected, 2, "and is not expected again");
-
-        queue.answers(group.len());
-        let mut group = group_of(&queue, 1, 2);
-        queue.waiting.lock().closed = true;
-        assert_eq!(
-            queue.gather(&mut group, LONG),
-            None,
-            "nobody comes when the lane is closed"
-        );
-    }
-
-    #[test]
-    fn a_group_takes_batches_in_their_order_and_is_full_at_a_bound() {
-        let queue = Queue::default();
-        let large = |first: u32| {
-            let mut large = batch(&[(first, 0)]);
-            large.records = large
-                .records
-                .iter()
-                .cycle()
-                .take(MAX_GROUP_RECORDS / 2)
-                .cloned()
-                .collect();
-            large
-        };
-        (0..5).for_each(|n| queue.push(large(n)).expect("room"));
-        let order = |group: &[Handed]| -> Vec<u32> {
-            let condition = |handed: &Handed| handed.batch.condition.as_ref().map(|c| c.reads[0].at.partition);
-            group.iter().filter_map(condition).collect()
-        };
-        let mut group = queue.next_group(1).expect("an open queue");
-        assert_eq!(order(&group), [0]);
-        queue.gather(&mut group, Duration::ZERO);
-        assert_eq!(order(&group), [0, 1], "the third is above the bound");
-        queue.put_back(group);
-        assert_eq!(order(&queue.next_group(usize::MAX).expect("an open queue")), [0, 1]);
-        assert_eq!(queue.waiting.lock().records, 3 * (MAX_GROUP_RECORDS / 2));
     }
 
     pub(super) fn appended(partition: u32, offset: u64) -> Appended {

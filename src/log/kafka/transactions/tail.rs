@@ -24,7 +24,7 @@ use super::super::topics::Topics;
 use super::{Conflict, checked, is_in_one_partition, with_places};
 use crate::log::record::FLUSH_KEY;
 use crate::log::{Appended, Batch, Follower, LogError, Positions, Read, TopicPartition};
-use crate::model::{ElementName, Span, place_of};
+use crate::model::{ElementName, PASSED_KEY, Span, place_of};
 use crate::supervise;
 
 /// How many names of records a window holds (24 bytes each). A batch that was computed on an older
@@ -465,6 +465,9 @@ impl Shared {
                 return "the log's tail is not read any more".to_owned();
             }
             let mut take = |at, offset, key: &[u8], has_value| {
+                if key == PASSED_KEY {
+                    return;
+                }
                 records.push((at, offset, names(&self.hasher, key, has_value)));
             };
             if let Err(error) = follower.poll_keys(&mut take, POLL) {
