@@ -75,8 +75,8 @@ fn events_tell_what_changed() {
     }
 }
 
-/// A lock that is taken by SET IFEQ and given back by SET IFEQ or DELEX, on two nodes: whoever is
-/// told that it has the lock has it alone, and whoever is told that it gave it back did.
+/// A lock that is taken by SET NX or SET IFEQ and given back by DELEX or SET IFEQ, on two nodes. A
+/// client that is told that it has the lock has it alone until it gives it back.
 #[test]
 fn a_lock_has_one_holder_over_all_nodes() {
     const TIME: Duration = Duration::from_secs(2);

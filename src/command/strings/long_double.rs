@@ -1,7 +1,7 @@
-//! The numbers of INCRBYFLOAT and INCREX. Redis computes them with the x87's 80-bit floating point and prints
-//! 17 decimals, and the digits depend on exactly that. Rust has no such type. So this file does the
-//! three things needed with integers: read (as C's `strtold`), add, and print. Each rounds once, to
-//! nearest, ties to even.
+//! The numbers of INCRBYFLOAT and INCREX. Redis computes them with the x87's 80-bit floating point
+//! and prints 17 decimals, and the digits depend on exactly that. Rust has no such type. So this
+//! file does with integers what is needed: it reads (as C's `strtold`), adds, compares, and prints.
+//! Each rounds once, to nearest, ties to even.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -110,10 +110,15 @@ impl LongDouble {
 
     /// By their values: both zeros are equal.
     pub fn compare(self, other: LongDouble) -> Ordering {
-        let size = |number: LongDouble| match number.normalized() {
-            _ if number.infinite => (i64::MAX, 0),
-            (0, _) => (i64::MIN, 0),
-            (mantissa, exponent) => (exponent, mantissa),
+        let size = |number: LongDouble| {
+            if number.infinite {
+                return (i64::MAX, 0);
+            }
+            if number.mantissa == 0 {
+                return (i64::MIN, 0);
+            }
+            let (mantissa, exponent) = number.normalized();
+            (exponent, mantissa)
         };
         let (a, b) = (size(self), size(other));
         match (self.is_below_zero(), other.is_below_zero()) {
@@ -124,7 +129,7 @@ impl LongDouble {
         }
     }
 
-    /// Mantissa and exponent, with the mantissa's highest bit set.
+    /// Mantissa and exponent, with the mantissa's highest bit set. The number must not be 0.
     fn normalized(self) -> (u64, i64) {
         let zeros = self.mantissa.leading_zeros();
         (self.mantissa << zeros, i64::from(self.exponent) - i64::from(zeros))
