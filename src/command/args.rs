@@ -60,9 +60,12 @@ pub fn clip(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize
     (start <= end).then(|| start as usize..end as usize + 1)
 }
 
+/// Keys, each with its value.
+pub type Pairs<'r, 'a> = &'r [[&'a [u8]; 2]];
+
 /// Of a request whose argument 1 says how many keys there are: the keys with their values, and the
 /// options behind them.
-pub fn counted_pairs<'r, 'a>(args: &'r [&'a [u8]]) -> Result<(&'r [[&'a [u8]; 2]], &'r [&'a [u8]]), Fault> {
+pub fn counted_pairs<'r, 'a>(args: &'r [&'a [u8]]) -> Result<(Pairs<'r, 'a>, &'r [&'a [u8]]), Fault> {
     let (count, rest) = match args {
         [_, count, rest @ ..] => (parse_int(count), rest),
         _ => (None, args),

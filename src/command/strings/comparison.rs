@@ -118,7 +118,8 @@ mod tests {
     fn conditions_compare_strings_or_digests() {
         const HELLO: &str = "9555E8555C62DCFD";
         let allows = |word: &str, argument: &'static str, value: &str| {
-            let comparison = Comparison::parse(word.as_bytes(), argument.as_bytes()).expect("a condition");
+            let comparison = Comparison::parse(word.as_bytes(), argument.as_bytes());
+            let comparison = comparison.expect("a condition");
             comparison.allows(value.as_bytes()).ok()
         };
         for (word, argument, allowed) in [

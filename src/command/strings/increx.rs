@@ -91,6 +91,8 @@ impl Number for LongDouble {
     }
 }
 
+const NO_EXPIRY: &str = "ERR ENX flag requires an expiration";
+
 struct Options<'a> {
     /// BYINT or BYFLOAT; true if it is the latter.
     by: Option<(bool, &'a [u8])>,
@@ -138,7 +140,7 @@ impl<'a> Options<'a> {
         }
         match options.expiry {
             Expiry::Remove if options.only_first_expiry => Err(SYNTAX.into()),
-            Expiry::Unsaid if options.only_first_expiry => Err("ERR ENX flag requires an expiration".into()),
+            Expiry::Unsaid if options.only_first_expiry => Err(NO_EXPIRY.into()),
             _ => Ok(options),
         }
     }
@@ -156,11 +158,15 @@ pub fn increx(data: &mut Data, args: Args) -> Outcome {
     }
 }
 
+/// Reads one of the numbers of a request, or the one at the key. `what` is its name for the error.
+fn read<N: Number>(what: &str, text: &[u8]) -> Result<N, Fault> {
+    let number = N::parse(text);
+    number.ok_or_else(|| Fault::error(format!("ERR {what} {}", N::NO_NUMBER)))
+}
+
 /// Replies the number that the key has now, and what was added to it.
 fn count<N: Number>(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
-    let read =
-        |what: &str, text: &[u8]| N::parse(text).ok_or_else(|| Fault::error(format!("ERR {what} {}", N::NO_NUMBER)));
-    let by = read("Increment", options.by.map_or(b"1", |(_, by)| by))?;
+    let by: N = read("Increment", options.by.map_or(b"1", |(_, by)| by))?;
     let lower = options.lower.map_or(Ok(N::LEAST), |lower| read("LBOUND", lower))?;
     let upper = options.upper.map_or(Ok(N::MOST), |upper| read("UBOUND", upper))?;
     if lower.compare(upper).is_gt() {
@@ -178,7 +184,7 @@ fn count<N: Number>(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
     if !old.is_finite() {
         return Err("ERR value cannot be Infinity".into());
     }
-    let Some((new, added)) = add(old, by, (lower, upper), options.saturates)? else {
+    let Some([new, added]) = add(old, by, [lower, upper], options.saturates)? else {
         return Ok(Reply::Array(vec![old.reply(), N::ZERO.reply()]));
     };
     let expire_at = current.and_then(|current| current.expire_at);
@@ -201,18 +207,19 @@ fn count<N: Number>(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
 
 /// The sum, and what was added for it: less than was asked for if the sum is brought back to its
 /// bounds. `None` if the sum is out of bounds.
-fn add<N: Number>(old: N, by: N, (lower, upper): (N, N), saturates: bool) -> Result<Option<(N, N)>, Fault> {
+fn add<N: Number>(old: N, by: N, bounds: [N; 2], clamps: bool) -> Result<Option<[N; 2]>, Fault> {
+    let [lower, upper] = bounds;
     let sum = old.plus(by);
     let is_above = match sum {
         Some(sum) if sum.compare(upper).is_gt() => true,
         Some(sum) if sum.compare(lower).is_lt() => false,
-        Some(sum) => return Ok(Some((sum, by))),
+        Some(sum) => return Ok(Some([sum, by])),
         None => by.compare(N::ZERO).is_gt(),
     };
-    if !saturates {
+    if !clamps {
         return Ok(None);
     }
     let bound = if is_above { upper } else { lower };
     let added = bound.minus(old).ok_or(N::TOO_FAR)?;
-    Ok(Some((bound, added)))
+    Ok(Some([bound, added]))
 }
