@@ -135,6 +135,7 @@ const PLAIN: &[&str] = &[
     "src/import/sample.rs",
     "src/import/server.rs",
     "src/import/target.rs",
+    "src/import/tls.rs",
     "src/rdb/crc64.rs",
     "src/rdb/file.rs",
     "src/rdb/lzf.rs",
