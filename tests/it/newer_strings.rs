@@ -4,11 +4,11 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::Stopping;
 use crate::support::client::Client;
 use crate::support::kafka::{self, fresh_topic};
 use crate::support::resp;
 use crate::support::server::Highwater;
+use crate::support::{Stopping, eventually};
 
 const TABLE: &str = include_str!("newer_strings.txt");
 
@@ -79,7 +79,8 @@ fn events_tell_what_changed() {
 /// client that is told that it has the lock has it alone until it gives it back.
 #[test]
 fn a_lock_has_one_holder_over_all_nodes() {
-    const TIME: Duration = Duration::from_secs(2);
+    const TIMES: usize = 8;
+    const DEADLINE: Duration = Duration::from_secs(60);
     let topic = fresh_topic("compared");
     let nodes = [(); 2].map(|()| Highwater::on_kafka(kafka::shared(), &topic));
     let (over, holders, times) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -112,13 +113,12 @@ fn a_lock_has_one_holder_over_all_nodes() {
                 scope.spawn(move || fight(client, token))
             })
             .collect();
-        std::thread::sleep(TIME);
+        eventually("the lock to be held by several", DEADLINE, || {
+            times.load(Ordering::Acquire) >= TIMES
+        });
         drop(stopping);
         clients.into_iter().for_each(|client| client.join().expect("a client"));
     });
-    let times = times.into_inner();
-    println!("the lock was held {times} times");
-    assert!(times > 10, "{times} times");
 }
 
 /// Several clients on two nodes delete the same key on the same condition at the same time.
