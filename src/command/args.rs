@@ -60,6 +60,26 @@ pub fn clip(start: i64, end: i64, length: usize) -> Option<std::ops::Range<usize
     (start <= end).then(|| start as usize..end as usize + 1)
 }
 
+/// Keys, each with its value.
+pub type Pairs<'r, 'a> = &'r [[&'a [u8]; 2]];
+
+/// Of a request whose argument 1 says how many keys there are: the keys with their values, and the
+/// options behind them.
+pub fn counted_pairs<'r, 'a>(args: &'r [&'a [u8]]) -> Result<(Pairs<'r, 'a>, &'r [&'a [u8]]), Fault> {
+    let (count, rest) = match args {
+        [_, count, rest @ ..] => (parse_int(count), rest),
+        _ => (None, args),
+    };
+    let count = count
+        .and_then(|count| i32::try_from(count).ok())
+        .filter(|count| *count > 0);
+    let count = count.ok_or("ERR invalid numkeys value")? as usize;
+    let (pairs, options) = rest
+        .split_at_checked(2 * count)
+        .ok_or("ERR wrong number of key-value pairs")?;
+    Ok((pairs.as_chunks().0, options))
+}
+
 /// The argument as text for an error message.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -101,6 +121,29 @@ mod tests {
         }
         assert_eq!(clip(0, -1, 0), None);
         assert_eq!(clip(0, 0, 0), None);
+    }
+
+    #[test]
+    fn pairs_are_counted() {
+        let counted = |request: &str| {
+            let args: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+            counted_pairs(&args)
+                .ok()
+                .map(|(pairs, options)| (pairs.len(), options.len()))
+        };
+        for (request, expected) in [
+            ("msetex 1 k v", Some((1, 0))),
+            ("msetex 2 k v ex 1 nx", Some((2, 1))),
+            ("msetex 2 k v ex", None),
+            ("msetex 0 k v", None),
+            ("msetex -1 k v", None),
+            ("msetex k v ex 1", None),
+            ("msetex 2147483647 k v", None),
+            ("msetex 9223372036854775807 k v", None),
+            ("msetex", None),
+        ] {
+            assert_eq!(counted(request), expected, "{request}");
+        }
     }
 
     #[test]

@@ -272,20 +272,23 @@ fn wanted_first(chunk: &[u8], bit: bool) -> Option<usize> {
 
 fn bitop(data: &mut Data, args: Args) -> Outcome {
     let (to, from) = (args[2], &args[3..]);
-    let operations = [
-        ("AND", Some(Operation::And)),
-        ("OR", Some(Operation::Or)),
-        ("XOR", Some(Operation::Xor)),
-        ("NOT", None),
-    ];
-    let (_, operation) = operations
-        .into_iter()
-        .find(|(name, _)| is(args[1], name))
-        .ok_or(SYNTAX)?;
-    let result = match (operation, from) {
-        (Some(operation), _) => combine_keys(data, from, operation)?,
-        (None, [key]) => invert_key(data, key)?,
-        (None, _) => return Err("ERR BITOP NOT must be called with a single source key.".into()),
+    let names = ["AND", "OR", "XOR", "NOT", "DIFF", "DIFF1", "ANDOR", "ONE"];
+    let name = names.into_iter().find(|name| is(args[1], name)).ok_or(SYNTAX)?;
+    let result = match (name, from) {
+        ("AND", _) => combine_keys(data, from, Operation::And)?,
+        ("OR", _) => combine_keys(data, from, Operation::Or)?,
+        ("XOR", _) => combine_keys(data, from, Operation::Xor)?,
+        ("NOT", [key]) => invert_key(data, key)?,
+        ("NOT", _) => return Err("ERR BITOP NOT must be called with a single source key.".into()),
+        ("ONE", _) => in_exactly_one(data, from)?,
+        (_, [_]) => {
+            return Err(Fault::error(format!(
+                "ERR BITOP {name} must be called with at least two source keys."
+            )));
+        }
+        ("DIFF", _) => combine_keys(data, from, Operation::Without)?,
+        ("DIFF1", _) => in_any_but_first(data, from, Operation::Without)?,
+        (_, _) => in_any_but_first(data, from, Operation::And)?,
     };
     let length = result.len();
     if length > 0 {
@@ -301,6 +304,8 @@ enum Operation {
     And,
     Or,
     Xor,
+    /// The bits of the result that the other does not have.
+    Without,
 }
 
 fn invert_key(data: &mut Data, key: &[u8]) -> Result<Vec<u8>, Fault> {
@@ -334,6 +339,30 @@ fn combine_keys(data: &mut Data, keys: Args, operation: Operation) -> Result<Vec
     Ok(result)
 }
 
+/// DIFF1 and ANDOR: the bits of any key but the first, combined with those of the first.
+fn in_any_but_first(data: &mut Data, keys: Args, operation: Operation) -> Result<Vec<u8>, Fault> {
+    let mut result = combine_keys(data, &keys[1..], Operation::Or)?;
+    let first = data.read_string(keys[0])?.unwrap_or_default();
+    data.transaction.works(first.len())?;
+    combine(&mut result, &[first], operation);
+    Ok(result)
+}
+
+/// ONE: the bits that exactly one of the keys has.
+fn in_exactly_one(data: &mut Data, keys: Args) -> Result<Vec<u8>, Fault> {
+    let (mut in_some, mut in_several) = (Vec::new(), Vec::new());
+    for key in keys {
+        let value = data.read_string(key)?.unwrap_or_default();
+        data.transaction.works(value.len())?;
+        let mut again = value.to_vec();
+        combine(&mut again, &[&in_some], Operation::And);
+        combine(&mut in_several, &[again], Operation::Or);
+        combine(&mut in_some, &[value], Operation::Or);
+    }
+    combine(&mut in_some, &[in_several], Operation::Without);
+    Ok(in_some)
+}
+
 /// Combines a value with others. The shorter ones are padded with zeros.
 fn combine<V: AsRef<[u8]>>(result: &mut Vec<u8>, others: &[V], operation: Operation) {
     /// Bytes of the result that stay in the processor's cache while they are combined with all
@@ -354,6 +383,7 @@ fn combine<V: AsRef<[u8]>>(result: &mut Vec<u8>, others: &[V], operation: Operat
                 }
                 Operation::Or => by_words(with, other, |a, b| a | b),
                 Operation::Xor => by_words(with, other, |a, b| a ^ b),
+                Operation::Without => by_words(with, other, |a, b| a & !b),
             }
         }
     }
@@ -388,6 +418,10 @@ mod tests {
         assert_eq!(combined(&others, Operation::And), b"\xaa\x00\x00");
         assert_eq!(combined(&others, Operation::Or), b"\xff\xff\x11");
         assert_eq!(combined(&others, Operation::Xor), b"\xaa\xf0\x11");
+        assert_eq!(
+            combined(&[b"\xaa", b"\x01\x03\xff"], Operation::Without),
+            b"\x54\x0c\x00"
+        );
         assert_eq!(combined(&[], Operation::And), b"\xff\x0f");
     }
 
@@ -408,10 +442,11 @@ mod tests {
         let value = |seed: usize, length| (0..length).map(|i| (i * 7 + i / 256 + seed) as u8).collect::<Vec<u8>>();
         let lengths = [0, 1, 7, 8, 9, 32_767, 32_768, 32_769, 70_000];
         type OfBytes = fn(u8, u8) -> u8;
-        let operations: [(_, OfBytes); 3] = [
+        let operations: [(_, OfBytes); 4] = [
             (Operation::And, |a, b| a & b),
             (Operation::Or, |a, b| a | b),
             (Operation::Xor, |a, b| a ^ b),
+            (Operation::Without, |a, b| a & !b),
         ];
         for (a, b) in lengths.iter().flat_map(|a| lengths.iter().map(move |b| (*a, *b))) {
             for (operation, of_bytes) in operations {

@@ -2,7 +2,7 @@
 //! names are Redis's (<https://redis.io/docs/latest/develop/pubsub/keyspace-notifications/>).
 
 use super::Args;
-use super::args::is;
+use super::args::{self, is};
 use crate::database::notices::Touched;
 use crate::model::class;
 
@@ -41,7 +41,9 @@ const RULES: &[(&str, Rule)] = &[
     ("incr", Writes(STRING, "incrby")),
     ("incrby", Writes(STRING, "incrby")),
     ("incrbyfloat", Writes(STRING, "incrbyfloat")),
+    ("increx", Of(increx)),
     ("mset", Writes(STRING, "set")),
+    ("msetex", Of(msetex)),
     ("msetnx", Writes(STRING, "set")),
     ("pfadd", Writes(STRING, "pfadd")),
     ("pfmerge", Writes(STRING, "pfadd")),
@@ -174,8 +176,27 @@ fn has(args: Args<'_>, words: &[&str]) -> bool {
 }
 
 fn set(args: Args<'_>, touched: &[Touched], emit: Emit<'_>) {
-    match args.len() > 3 && has(&args[3..], &["ex", "px", "exat", "pxat"]) {
-        true => set_with_expiry(args, touched, emit),
+    set_perhaps_with_expiry(args.get(3..).unwrap_or_default(), touched, emit);
+}
+
+fn msetex(args: Args<'_>, touched: &[Touched], emit: Emit<'_>) {
+    let options = args::counted_pairs(args).map_or(&[][..], |(_, options)| options);
+    set_perhaps_with_expiry(options, touched, emit);
+}
+
+fn set_perhaps_with_expiry(options: Args<'_>, touched: &[Touched], emit: Emit<'_>) {
+    let mut words = options.iter();
+    let mut expires = false;
+    while let Some(word) = words.next() {
+        let is_one_of = |names: &[&str]| names.iter().any(|name| is(word, name));
+        expires |= is_one_of(&["ex", "px", "exat", "pxat"]);
+        if is_one_of(&["ifeq", "ifne", "ifdeq", "ifdne"]) {
+            // A value follows, which may look like an option.
+            words.next();
+        }
+    }
+    match expires {
+        true => set_with_expiry(options, touched, emit),
         false => touched.iter().for_each(|key| writes(STRING, "set", key, emit)),
     }
 }
@@ -196,6 +217,16 @@ fn getex(args: Args<'_>, touched: &[Touched], emit: Emit<'_>) {
         "expire"
     };
     touched.iter().for_each(|key| writes(G, name, key, emit));
+}
+
+fn increx(args: Args<'_>, touched: &[Touched], emit: Emit<'_>) {
+    let (is_float, persists) = (has(&args[2..], &["byfloat"]), has(&args[2..], &["persist"]));
+    for key in touched {
+        writes(STRING, if is_float { "incrbyfloat" } else { "incrby" }, key, emit);
+        if key.is_there && key.has_new_expiry {
+            emit(G, if persists { "persist" } else { "expire" }, key);
+        }
+    }
 }
 
 /// The key that this argument names.
@@ -306,6 +337,7 @@ mod tests {
             key: Bytes::copy_from_slice(key.as_bytes()),
             is_there: *is_there,
             is_new: false,
+            has_new_expiry: args.contains(&&b"enx"[..]),
         });
         let touched: Vec<Touched> = touched.collect();
         let mut events = Vec::new();
@@ -326,6 +358,15 @@ mod tests {
             ("set k v", &[("k", true)][..], "set k"),
             ("set k v ex 1", &[("k", true)], "set k, expire k"),
             ("set k ex", &[("k", true)], "set k"),
+            ("set k v ifeq ex", &[("k", true)], "set k"),
+            ("set k v ifne ifeq px 1", &[("k", true)], "set k, expire k"),
+            ("msetex 1 ex v nx", &[("ex", true)], "set ex"),
+            ("msetex 1 k ex exat 1", &[("k", true)], "set k, expire k"),
+            ("delex k ifeq v", &[("k", false)], "del k"),
+            ("increx k ex 1", &[("k", true)], "incrby k"),
+            ("increx k ex 1 enx", &[("k", true)], "incrby k, expire k"),
+            ("increx k byfloat 1", &[("k", true)], "incrbyfloat k"),
+            ("increx k exat 1 enx", &[("k", false)], "del k"),
             ("getex k persist", &[("k", true)], "persist k"),
             ("del a b", &[("a", false), ("b", false)], "del a, del b"),
             ("lpop l", &[("l", false)], "lpop l, del l"),

@@ -14,6 +14,7 @@ use super::key_specs::{Begin, Find};
 use super::sorted::Sorted;
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 use crate::model::Scores;
+use crate::resp::format_decimal;
 use cells::Point;
 
 const READ: &[KeySpec] = &[KeySpec::at(1, READS)];
@@ -188,7 +189,8 @@ fn distance_reply(distance: f64) -> Reply {
 }
 
 fn point_reply(point: Point) -> Reply {
-    Reply::Array(vec![Reply::Decimal(point.longitude), Reply::Decimal(point.latitude)])
+    let decimal = |number| Reply::Decimal(format_decimal(number));
+    Reply::Array(vec![decimal(point.longitude), decimal(point.latitude)])
 }
 
 fn geoadd(data: &mut Data, args: Args) -> Outcome {

@@ -174,9 +174,9 @@ fn describe_spec(spec: &KeySpec) -> Reply {
                 number("limit", 0),
             ],
         ),
-        Find::Counted => typed(
+        Find::Counted { step } => typed(
             "keynum",
-            vec![number("keynumidx", 0), number("firstkey", 1), number("keystep", 1)],
+            vec![number("keynumidx", 0), number("firstkey", 1), number("keystep", step)],
         ),
         Find::FirstHalf => typed(
             "range",

@@ -37,8 +37,8 @@ pub enum Find {
     /// Up to `last` arguments further on (negative: counted from the end of the request, -1 being
     /// its last argument), each `step`th one.
     Range { last: i32, step: usize },
-    /// The number of keys stands where the search begins, the keys follow.
-    Counted,
+    /// The number of keys stands where the search begins. Each `step`th argument after it is one.
+    Counted { step: usize },
     /// The first half of the arguments from where the search begins.
     FirstHalf,
     /// At most the argument where the search begins.
@@ -104,7 +104,15 @@ impl KeySpec {
         KeySpec {
             access,
             begin: Begin::Index(index),
-            find: Find::Counted,
+            find: Find::Counted { step: 1 },
+        }
+    }
+
+    /// The number of keys is this argument, the keys follow, each with a value.
+    pub const fn counted_pairs(index: usize, access: u16) -> KeySpec {
+        KeySpec {
+            find: Find::Counted { step: 2 },
+            ..KeySpec::counted(index, access)
         }
     }
 
@@ -118,9 +126,9 @@ impl KeySpec {
         let (first, behind, step) = match self.find {
             Find::Range { last, step } if last < 0 => (first, request.len().saturating_sub((-1 - last) as usize), step),
             Find::Range { last, step } => (first, first + last as usize + 1, step),
-            Find::Counted => {
+            Find::Counted { step } => {
                 let count = count_at(first, request).unwrap_or(0);
-                (first + 1, (first + 1).saturating_add(count), 1)
+                (first + 1, (first + 1).saturating_add(count.saturating_mul(step)), step)
             }
             Find::FirstHalf => (first, first + request.len().saturating_sub(first) / 2, 1),
             Find::Unknown => (first, first.saturating_add(1), 1),
@@ -131,11 +139,11 @@ impl KeySpec {
 
     /// False if a request says a number of keys that it does not have.
     pub fn fits(&self, request: &[&[u8]]) -> bool {
-        if self.find != Find::Counted {
+        let Find::Counted { step } = self.find else {
             return true;
-        }
+        };
         let first = self.first(request);
-        let most = request.len().saturating_sub(first + 1);
+        let most = request.len().saturating_sub(first + 1).div_ceil(step);
         count_at(first, request).is_some_and(|count| (1..=most).contains(&count))
     }
 
@@ -251,6 +259,9 @@ mod tests {
             (counted, "eval s -1 a", ""),
             (counted, "eval s x a", ""),
             (counted, "eval", ""),
+            (KeySpec::counted_pairs(1, SETS), "msetex 2 a 1 b 2 ex 3", "a b"),
+            (KeySpec::counted_pairs(1, SETS), "msetex 9 a 1 b", "a b"),
+            (KeySpec::counted_pairs(1, SETS), "msetex 9223372036854775807 a", "a"),
             (
                 behind("streams", Find::Range { last: -1, step: 1 }),
                 "xread STREAMS a b",
@@ -316,6 +327,10 @@ mod tests {
             let arguments: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
             assert_eq!(KeySpec::counted(1, READS).fits(&arguments), fits, "{request}");
             assert!(KeySpec::at(1, READS).fits(&arguments), "{request}");
+        }
+        for (request, fits) in [("msetex 2 a 1 b 2", true), ("msetex 3 a 1 b 2", false)] {
+            let arguments: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
+            assert_eq!(KeySpec::counted_pairs(1, SETS).fits(&arguments), fits, "{request}");
         }
     }
 

@@ -6,7 +6,6 @@ use super::args::{SYNTAX, is, parse_int};
 use super::changing::Changing;
 use super::collections::{RandomCount, Scan, distinct, nothing_scanned};
 use super::key_specs::access::{self, READS, SETS};
-use super::key_specs::{Begin, Find};
 use super::{Args, Command, Data, Fault, KeySpec, Outcome, Reply, Run, flag};
 use crate::database::Wait;
 use crate::database::hot::own;
@@ -78,11 +77,7 @@ pub static COMMANDS: &[Command] = &[
         name: "sintercard",
         arity: -3,
         flags: flag::READONLY | flag::MOVABLEKEYS,
-        keys: &[KeySpec {
-            access: READS,
-            begin: Begin::Index(1),
-            find: Find::Counted,
-        }],
+        keys: &[KeySpec::counted(1, READS)],
         since: "7.0.0",
         summary: "Counts the members that all sets have.",
         run: Run::Data(sintercard),

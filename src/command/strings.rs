@@ -1,5 +1,7 @@
 //! Strings: <https://redis.io/docs/latest/commands/?group=string>.
 
+mod comparison;
+mod increx;
 mod lcs;
 pub(super) mod long_double;
 mod options;
@@ -12,6 +14,7 @@ use super::key_specs::access::{self, CHANGES, READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, MAX_REPLY_MEMORY, Outcome, Reads, Reply, Run, flag};
 use crate::database::hot::{PREFETCHED, own};
 use crate::resp::Weight;
+use comparison::Comparison;
 use long_double::LongDouble;
 use options::{Expiry, SetCondition, SetOptions, Time, Unit};
 
@@ -54,6 +57,39 @@ pub static COMMANDS: &[Command] = &[
         keys: &[KeySpec::at(1, CHANGES)],
         summary: "Takes an integer from a counter; a missing one counts as 0.",
         run: Run::Data(decrby),
+        ..ROW
+    },
+    Command {
+        name: "delex",
+        arity: -2,
+        flags: flag::WRITE | flag::FAST,
+        keys: &[KeySpec::at(1, access::RW | access::DELETE | access::VARIABLE_FLAGS)],
+        since: "8.4.0",
+        complexity: "O(1); O(N) with IFDEQ and IFDNE, N being the length of the string.",
+        summary: "Deletes a key if its string, or the digest of that, is or is not the given one.",
+        access: Some(delex_access),
+        run: Run::Data(delex),
+        ..ROW
+    },
+    Command {
+        name: "delifeq",
+        arity: 3,
+        flags: flag::WRITE,
+        keys: &[KeySpec::at(1, access::RM | access::ACCESS | access::DELETE)],
+        since: "9.0.0",
+        summary: "Deletes a key if its string is the given one, as DELEX with IFEQ; of Valkey 9.",
+        run: Run::Data(delifeq),
+        ..ROW
+    },
+    Command {
+        name: "digest",
+        arity: 2,
+        flags: FAST_READ,
+        keys: &[KeySpec::at(1, READS)],
+        since: "8.4.0",
+        complexity: "O(N), N being the length of the string.",
+        summary: "Returns the digest (64-bit XXH3) of the string at a key.",
+        run: Run::Data(digest),
         ..ROW
     },
     Command {
@@ -134,6 +170,16 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
+        name: "increx",
+        arity: -2,
+        flags: FAST_WRITE,
+        keys: &[KeySpec::at(1, CHANGES)],
+        since: "8.8.0",
+        summary: "Adds a number to the one at a key within bounds, and sets or removes the key's expiry.",
+        run: Run::Data(increx::increx),
+        ..ROW
+    },
+    Command {
         name: "lcs",
         arity: -3,
         flags: flag::READONLY | flag::LONG,
@@ -167,6 +213,18 @@ pub static COMMANDS: &[Command] = &[
         summary: "Gives several keys their strings, all at once.",
         reads: Reads::KeysUnless(|_| true),
         run: Run::Data(mset),
+        ..ROW
+    },
+    Command {
+        name: "msetex",
+        arity: -4,
+        flags: WRITE | flag::MOVABLEKEYS,
+        keys: &[KeySpec::counted_pairs(1, SETS)],
+        since: "8.4.0",
+        complexity: "O(N), N being the number of keys.",
+        summary: "Gives several keys their strings and one expiry, all at once, on a condition.",
+        reads: Reads::KeysUnless(|args| msetex_options(args).is_ok_and(|options| !options.reads_the_key())),
+        run: Run::Data(msetex),
         ..ROW
     },
     Command {
@@ -295,16 +353,17 @@ fn set(data: &mut Data, args: Args) -> Outcome {
         .transpose()?;
     // The key is read only if an option asks for it, because a read waits for writes of others that
     // are under way.
-    let reads = options.get || options.condition.is_some() || options.expiry == Expiry::Keep;
-    let old = match reads {
+    let old = match options.reads_the_key() {
         true if options.get => data.read(key)?,
         true => data.get(key)?,
         false => None,
     };
-    let refused = match options.condition {
-        Some(SetCondition::Missing) => old.is_some(),
-        Some(SetCondition::Exists) => old.is_none(),
-        None => false,
+    let refused = match (options.condition, &old) {
+        (None, _) => false,
+        (Some(SetCondition::Missing), old) => old.is_some(),
+        (Some(SetCondition::Exists), old) => old.is_none(),
+        (Some(SetCondition::Compares(comparison)), None) => !comparison.allows_missing(),
+        (Some(SetCondition::Compares(comparison)), Some(old)) => !allows(data, comparison, &old.string()?)?,
     };
     let reply = match &old {
         Some(old) if options.get => Reply::Bulk(old.string()?),
@@ -321,10 +380,17 @@ fn set(data: &mut Data, args: Args) -> Outcome {
 }
 
 fn set_access(args: Args) -> u16 {
-    match args[3..].iter().any(|option| is(option, "get")) {
+    let reads = |option: &&[u8]| is(option, "get") || Comparison::parse(option, b"").is_some();
+    match args[3..].iter().any(reads) {
         true => CHANGES,
         false => SETS,
     }
+}
+
+/// Whether a key with this string may be changed. The string is gone through.
+fn allows(data: &mut Data, comparison: Comparison, value: &[u8]) -> Result<bool, Fault> {
+    data.transaction.works(value.len())?;
+    comparison.allows(value)
 }
 
 fn setex(data: &mut Data, args: Args) -> Outcome {
@@ -381,6 +447,34 @@ fn msetnx(data: &mut Data, args: Args) -> Outcome {
     Ok(Reply::Int(1))
 }
 
+fn msetex(data: &mut Data, args: Args) -> Outcome {
+    let (pairs, _) = args::counted_pairs(args)?;
+    let options = msetex_options(args)?;
+    let time = options.expiry.time();
+    let given = time.map(|time| time.absolute(data.now(), "msetex")).transpose()?;
+    if let Some(condition) = options.condition {
+        for [key, _] in pairs {
+            if data.exists(key)? == (condition == SetCondition::Missing) {
+                return Ok(Reply::Int(0));
+            }
+        }
+    }
+    for [key, value] in pairs {
+        let kept = match options.expiry {
+            Expiry::Keep => data.get(key)?.and_then(|old| old.meta.expire_at),
+            _ => None,
+        };
+        set_until(data, key, own(value), given.or(kept));
+        data.transaction.check_size()?;
+    }
+    Ok(Reply::Int(1))
+}
+
+fn msetex_options<'a>(args: &[&'a [u8]]) -> Result<SetOptions<'a>, Fault> {
+    let (_, options) = args::counted_pairs(args)?;
+    SetOptions::of_msetex(options)
+}
+
 fn set_pairs(data: &mut Data, args: Args, command: &str) -> Result<(), Fault> {
     let (pairs, []) = args[1..].as_chunks() else {
         return Err(wrong_arity(command));
@@ -404,6 +498,55 @@ fn getdel(data: &mut Data, args: Args) -> Outcome {
         data.delete(args[1]);
     }
     Ok(old.into())
+}
+
+fn delex(data: &mut Data, args: Args) -> Outcome {
+    let key = args[1];
+    let (word, argument) = match args[2..] {
+        [] => {
+            let is_there = data.exists(key)?;
+            return Ok(deleted(data, key, is_there));
+        }
+        [word, argument] => (word, argument),
+        _ => return Err(wrong_arity("delex")),
+    };
+    let Some(old) = data.get(key)? else {
+        return Ok(Reply::Int(0));
+    };
+    if old.value.collection().is_some() {
+        return Err("ERR Key should be of string type if conditions are specified".into());
+    }
+    let comparison = Comparison::parse(word, argument);
+    let comparison = comparison.ok_or("ERR Invalid condition. Use IFEQ, IFNE, IFDEQ, or IFDNE")?;
+    let is_allowed = allows(data, comparison, &old.string()?)?;
+    Ok(deleted(data, key, is_allowed))
+}
+
+fn delex_access(args: Args) -> u16 {
+    match args.len() {
+        2 => access::RM | access::DELETE,
+        _ => access::RW | access::ACCESS | access::DELETE,
+    }
+}
+
+fn delifeq(data: &mut Data, args: Args) -> Outcome {
+    let is_equal = data.get_string(args[1])?.is_some_and(|value| value == args[2]);
+    Ok(deleted(data, args[1], is_equal))
+}
+
+/// Deletes a key that exists if this is said, and tells whether it was.
+fn deleted(data: &mut Data, key: &[u8], is_wanted: bool) -> Reply {
+    if is_wanted {
+        data.delete(key);
+    }
+    Reply::Int(is_wanted.into())
+}
+
+fn digest(data: &mut Data, args: Args) -> Outcome {
+    let value = data.get_string(args[1])?;
+    data.transaction.works(value.as_ref().map_or(0, Bytes::len))?;
+    let digest = value.map(|value| comparison::digest(&value).into());
+    Ok(digest.into())
 }
 
 fn getex(data: &mut Data, args: Args) -> Outcome {

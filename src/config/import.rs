@@ -1,6 +1,7 @@
 //! The options of `highwater import`, and the names of servers.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::{Args, Command, FromArgMatches};
 
@@ -20,7 +21,8 @@ const EXAMPLES: &str = "\
 Examples:
   highwater import dump.rdb --to redis://127.0.0.1:6379
   highwater import redis://:password@10.0.0.7:6379 --to redis://127.0.0.1:6379
-  highwater import redis://10.0.0.7:6379/3 --to redis://127.0.0.1:6379     database 3 alone";
+  highwater import redis://10.0.0.7:6379/3 --to redis://127.0.0.1:6379     database 3 alone
+  highwater import rediss://user:password@HOST --to redis://127.0.0.1:6379     over TLS";
 /// The settings that have a meaning here.
 const SETTINGS: &[&str] = &["loglevel", "logfile", "log-format"];
 
@@ -30,7 +32,7 @@ const SETTINGS: &[&str] = &["loglevel", "logfile", "log-format"];
 pub struct ImportOptions {
     /// An RDB file (version 5 to 12, or of Valkey 9), `-` for standard input, or a server.
     #[arg(
-        value_name = "FILE or redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]",
+        value_name = "FILE or redis[s]://[USER:PASSWORD@]HOST[:PORT][/DATABASE]",
         default_value = "",
         hide_default_value = true
     )]
@@ -38,7 +40,7 @@ pub struct ImportOptions {
     /// The running server to write to.
     #[arg(
         long,
-        value_name = "redis://[USER:PASSWORD@]HOST[:PORT]",
+        value_name = "redis[s]://[USER:PASSWORD@]HOST[:PORT]",
         default_value = "",
         hide_default_value = true
     )]
@@ -49,6 +51,19 @@ pub struct ImportOptions {
     /// Go on where an import of the same source stopped: it said where.
     #[arg(long, value_name = "DATABASE:PLACE", value_parser = parse_place)]
     pub resume: Option<(u64, u64)>,
+    #[command(flatten)]
+    pub trust: Trust,
+}
+
+/// Which servers are trusted over TLS.
+#[derive(Args, Clone, Debug)]
+pub struct Trust {
+    /// Certificates of the authorities to trust for rediss://, instead of this machine's.
+    #[arg(long = "cacert", value_name = "FILE")]
+    pub authorities: Option<PathBuf>,
+    /// Do not check who answers over TLS.
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// What is read.
@@ -58,9 +73,11 @@ pub enum ImportSource {
     Server(Server),
 }
 
-/// A server, as a `redis://` URL names it.
+/// A server, as a `redis://` or `rediss://` URL names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
+    /// `rediss://`: over TLS.
+    pub tls: bool,
     pub host: String,
     pub port: u16,
     pub user: Option<String>,
@@ -130,11 +147,14 @@ fn parse_place(text: &str) -> Result<(u64, u64), String> {
 
 impl Server {
     pub fn parse(url: &str) -> Result<Server, String> {
-        if url.starts_with("rediss://") {
-            return Err("TLS is not supported: go through a tunnel, and name its near end as redis://".into());
-        }
-        let wrong = || "a server is named as redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]".to_owned();
-        let rest = url.strip_prefix("redis://").ok_or_else(wrong)?;
+        let wrong = || {
+            "a server is named as redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], or as rediss://… for TLS".to_owned()
+        };
+        let (tls, rest) = match url.split_once("://") {
+            Some(("redis", rest)) => (false, rest),
+            Some(("rediss", rest)) => (true, rest),
+            _ => return Err(wrong()),
+        };
         let (login, rest) = match rest.rsplit_once('@') {
             Some((login, rest)) => (Some(login), rest),
             None => (None, rest),
@@ -162,6 +182,7 @@ impl Server {
         }
         let decoded = |text: Option<&str>| text.map(|text| decode(text).ok_or_else(wrong)).transpose();
         Ok(Server {
+            tls,
             host: host.to_owned(),
             port,
             user: decoded(user)?,
@@ -190,6 +211,7 @@ mod tests {
     #[test]
     fn servers_are_named_as_elsewhere() {
         let server = |host: &str, port, user: Option<&str>, password: Option<&str>, database| Server {
+            tls: false,
             host: host.into(),
             port,
             user: user.map(Into::into),
@@ -209,7 +231,7 @@ mod tests {
             assert_eq!(Server::parse(url), Ok(expected), "{url}");
         }
         for url in [
-            "rediss://h",
+            "rediss:/h",
             "http://h",
             "redis://",
             "redis://h:x",
@@ -220,6 +242,9 @@ mod tests {
         ] {
             assert!(Server::parse(url).is_err(), "{url}");
         }
+        let over_tls = Server::parse("rediss://:p@h").expect("it is one");
+        assert!(over_tls.tls);
+        assert_eq!((&over_tls.host[..], over_tls.port), ("h", 6379));
         let shown = Server::parse("redis://:secret@[::1]:7").expect("it is one").to_string();
         assert_eq!(shown, "[::1]:7");
     }

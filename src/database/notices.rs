@@ -30,6 +30,8 @@ pub struct Touched {
     pub is_there: bool,
     /// It did not exist before, as far as this node knows.
     pub is_new: bool,
+    /// The command set or removed its expiry besides writing it, and tells so.
+    pub has_new_expiry: bool,
 }
 
 /// What one command did.
@@ -71,6 +73,7 @@ impl Transaction<'_> {
                     key,
                     is_there,
                     is_new,
+                    has_new_expiry: false,
                 });
             }
         }
@@ -84,6 +87,15 @@ impl Transaction<'_> {
             touched.is_there = false;
         }
         self.service().emptied.note(database, key);
+    }
+
+    /// The command has set or removed the expiry of this key, which it has written. For commands
+    /// whose arguments do not tell that.
+    pub fn note_new_expiry(&mut self, database: u16, key: &[u8]) {
+        let touched = self.notes.iter_mut().flat_map(|notes| &mut notes.touched);
+        for touched in touched.filter(|touched| touched.database == database && touched.key == key) {
+            touched.has_new_expiry = true;
+        }
     }
 
     /// A consumer of a group of this stream is made.

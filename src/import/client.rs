@@ -5,41 +5,51 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use redis_protocol::codec::Resp2;
 use redis_protocol::resp2::types::{BytesFrame, Resp2Frame};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_util::codec::FramedRead;
 
-use super::Problem;
-use crate::config::import::Server;
+use super::{Problem, tls};
+use crate::config::import::{Server, Trust};
 
 /// The longest that a server may take to take a request, or to answer one.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests of so many bytes are sent at once.
 const SEND: usize = 64 << 10;
 
+/// Both directions of a connection, over TCP or TLS.
+type Halves = (Box<dyn AsyncRead + Unpin>, Box<dyn AsyncWrite + Unpin>);
+
 pub struct Client {
-    replies: FramedRead<OwnedReadHalf, Resp2>,
-    requests: OwnedWriteHalf,
+    replies: FramedRead<Box<dyn AsyncRead + Unpin>, Resp2>,
+    requests: Box<dyn AsyncWrite + Unpin>,
     unsent: BytesMut,
     /// For messages.
     name: String,
 }
 
+async fn reach(server: &Server, trust: &Trust) -> Result<Halves, String> {
+    let stream = TcpStream::connect((&server.host[..], server.port)).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    if !server.tls {
+        let (replies, requests) = stream.into_split();
+        return Ok((Box::new(replies), Box::new(requests)));
+    }
+    let stream = tls::connect(stream, &server.host, trust).await?;
+    let (replies, requests) = tokio::io::split(stream);
+    Ok((Box::new(replies), Box::new(requests)))
+}
+
 impl Client {
-    pub async fn connect(server: &Server) -> Result<Client, Problem> {
+    pub async fn connect(server: &Server, trust: &Trust) -> Result<Client, Problem> {
         let name = server.to_string();
-        let connected = timeout(PATIENCE, TcpStream::connect((&server.host[..], server.port))).await;
-        let stream = match connected {
-            Ok(connected) => connected.map_err(|error| format!("reach {name}: {error}"))?,
+        let (replies, requests) = match timeout(PATIENCE, reach(server, trust)).await {
+            Ok(reached) => reached.map_err(|error| format!("reach {name}: {error}"))?,
             Err(_) => return Err(format!("reach {name}: no connection within {} s", PATIENCE.as_secs())),
         };
-        stream
-            .set_nodelay(true)
-            .map_err(|error| format!("reach {name}: {error}"))?;
-        let (replies, requests) = stream.into_split();
         let mut client = Client {
             replies: FramedRead::new(replies, Resp2::new(false)),
             requests,

@@ -9,6 +9,7 @@ mod file;
 mod sample;
 mod server;
 mod target;
+mod tls;
 
 use std::io::Write;
 use std::time::Instant;
@@ -54,7 +55,7 @@ pub fn import(config: &Config, options: &ImportOptions) -> Result<(), Problem> {
 async fn run(options: &ImportOptions, logging: &Logging) -> Result<(), Problem> {
     let started = Instant::now();
     let server = options.target()?;
-    let mut client = Client::connect(&server).await?;
+    let mut client = Client::connect(&server, &options.trust).await?;
     let filled = client.databases().await?.into_iter().find(|(_, keys)| *keys > 0);
     if let Some((database, keys)) = filled.filter(|_| !options.into_existing && options.resume.is_none()) {
         return Err(format!(
@@ -65,7 +66,10 @@ async fn run(options: &ImportOptions, logging: &Logging) -> Result<(), Problem> 
     let mut target = Target::new(client);
     let imported = match options.source()? {
         ImportSource::File(path) => file::import(&path, options.resume, &mut target, logging).await?,
-        ImportSource::Server(source) => server::import(&source, options.resume, &mut target, logging).await?,
+        ImportSource::Server(source) => {
+            let client = Client::connect(&source, &options.trust).await?;
+            server::import(client, source.database, options.resume, &mut target, logging).await?
+        }
     };
     finish(imported, &mut target, options, started).await
 }

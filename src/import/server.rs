@@ -1,4 +1,5 @@
-//! Import from a running server: SCAN finds the keys, DUMP and PTTL tell what they hold.
+//! Import from a running server: SCAN finds the keys, DUMP tells what they hold, and PEXPIRETIME or
+//! PTTL when they expire.
 
 use bytes::Bytes;
 use redis_protocol::resp2::types::BytesFrame;
@@ -8,7 +9,6 @@ use super::client::Client;
 use super::sample::{self, Sampled};
 use super::target::{Expiry, Target};
 use super::{INTERRUPTED, Imported, Problem, how_to_go_on};
-use crate::config::import::Server;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::progress::Progress;
 
@@ -17,31 +17,46 @@ const PAGE: &[u8] = b"1000";
 /// Keys whose values the source is asked for at once: it holds the answers in its memory.
 const AT_ONCE: usize = 32;
 
+/// A command that asks when a key expires, and what its answer means.
+type Asked = (&'static [u8], fn(u64) -> Expiry);
+
+const WHEN: Asked = (b"PEXPIRETIME", Expiry::At);
+/// Before Redis 7.0. The time on the way comes on top.
+const HOW_LONG: Asked = (b"PTTL", Expiry::In);
+
+struct Source {
+    client: Client,
+    expiry: Asked,
+}
+
+/// Imports one database of a server, or all.
 pub async fn import(
-    source: &Server,
+    client: Client,
+    database: Option<u64>,
     resume: Option<(u64, u64)>,
     target: &mut Target,
     logging: &Logging,
 ) -> Result<Imported, Problem> {
-    let mut client = Client::connect(source).await?;
-    let counts = client.databases().await?.into_iter();
-    let is_wanted = |database: u64| source.database.is_none_or(|only| only == database);
+    let source = &mut Source::new(client).await?;
+    let counts = source.client.databases().await?.into_iter();
+    let is_wanted = |number: u64| database.is_none_or(|only| only == number);
     let first = resume.map_or(0, |(database, _)| database);
     let mut imported = Imported {
         counts: counts.filter(|(database, _)| is_wanted(*database)).collect(),
         ..Imported::default()
     };
-    imported.libraries = functions(&mut client, target).await?;
+    imported.libraries = functions(&mut source.client, target).await?;
     let total = imported.counts.iter().map(|(_, keys)| keys).sum();
     let progress = &mut Progress::new(logging, "importing", "keys");
     let databases: Vec<u64> = imported.counts.iter().map(|(database, _)| *database).collect();
     for database in databases.iter().copied().filter(|database| *database >= first) {
         let mut cursor = resume.filter(|(of, _)| *of == database).map_or(0, |(_, cursor)| cursor);
-        client.select(database).await?;
+        source.client.select(database).await?;
         loop {
+            let name = source.client.name().to_owned();
             let next = tokio::select! {
-                next = page(&mut client, database, cursor, target, &mut imported) => next,
-                _ = tokio::signal::ctrl_c() => Err(format!("read {source}: {INTERRUPTED}")),
+                next = page(source, database, cursor, target, &mut imported) => next,
+                _ = tokio::signal::ctrl_c() => Err(format!("read {name}: {INTERRUPTED}")),
             };
             let next = next.map_err(|problem| match (database, cursor) {
                 (0, 0) => problem,
@@ -54,18 +69,33 @@ pub async fn import(
             cursor = next;
         }
     }
-    imported.sample = sample(&mut client, &databases).await?;
+    imported.sample = sample(&mut source.client, &databases).await?;
     Ok(imported)
+}
+
+impl Source {
+    async fn new(mut client: Client) -> Result<Source, Problem> {
+        client.send(&[WHEN.0, b""]).await?;
+        client.flush().await?;
+        let expiry = match client.reply().await? {
+            BytesFrame::Integer(_) => WHEN,
+            // The command is unknown, or not allowed.
+            _ => HOW_LONG,
+        };
+        Ok(Source { client, expiry })
+    }
 }
 
 /// Imports the keys of one page of SCAN. Returns the next cursor.
 async fn page(
-    client: &mut Client,
+    source: &mut Source,
     database: u64,
     cursor: u64,
     target: &mut Target,
     imported: &mut Imported,
 ) -> Result<u64, Problem> {
+    let Source { client, expiry } = source;
+    let (asks, meaning) = *expiry;
     let reply = client
         .ask(&[b"SCAN", cursor.to_string().as_bytes(), b"COUNT", PAGE])
         .await?;
@@ -84,19 +114,19 @@ async fn page(
     let keys: Vec<Bytes> = keys.collect::<Result<_, _>>()?;
     for keys in keys.chunks(AT_ONCE) {
         for key in keys {
-            client.send(&[b"PTTL", key]).await?;
+            client.send(&[asks, key]).await?;
             client.send(&[b"DUMP", key]).await?;
         }
         client.flush().await?;
         for key in keys {
             let reply = client.good_reply().await?;
-            let ttl = client.integer(reply)?;
+            let told = client.integer(reply)?;
             let reply = client.good_reply().await?;
             let Some(payload) = client.bytes(reply)? else {
                 imported.left_out += 1;
                 continue;
             };
-            let expiry = u64::try_from(ttl).map_or(Expiry::Never, Expiry::In);
+            let expiry = u64::try_from(told).map_or(Expiry::Never, meaning);
             target.restore(database, key, expiry, &payload).await?;
             imported.keys += 1;
         }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use bytes::{BufMut, Bytes, BytesMut};
 use rustc_hash::FxHashSet;
 
-use super::{format_decimal, format_double};
+use super::format_double;
 
 /// The version of the protocol that a connection speaks (HELLO).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +47,9 @@ pub enum Reply {
     Push(Vec<Reply>),
     /// RESP2: a bulk string.
     Double(f64),
-    /// A finite double with up to 17 decimals, as Redis prints coordinates; RESP2: a bulk string.
-    Decimal(f64),
+    /// The text of a number with up to 17 decimals, as Redis prints coordinates; RESP2: a bulk
+    /// string.
+    Decimal(String),
     /// RESP2: 1 or 0.
     Bool(bool),
     /// Text with its format, three letters (`txt`, `mkd`); RESP2: a bulk string.
@@ -92,6 +93,7 @@ impl Reply {
     pub fn size(&self) -> usize {
         match self {
             Reply::Bulk(bytes) | Reply::Error(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len() + 16,
+            Reply::Decimal(text) => text.len() + 16,
             Reply::Array(items) | Reply::Set(items) | Reply::Push(items) | Reply::Several(items) => {
                 items.iter().map(Reply::size).sum::<usize>() + 16
             }
@@ -167,8 +169,8 @@ pub fn encode(reply: &Reply, version: Version, out: &mut BytesMut) {
         Reply::Push(items) => write_items(out, if resp3 { b'>' } else { b'*' }, items, version),
         Reply::Double(value) if resp3 => write_line(out, b',', format_double(*value).as_bytes()),
         Reply::Double(value) => write_bulk(out, format_double(*value).as_bytes()),
-        Reply::Decimal(value) if resp3 => write_line(out, b',', format_decimal(*value).as_bytes()),
-        Reply::Decimal(value) => write_bulk(out, format_decimal(*value).as_bytes()),
+        Reply::Decimal(text) if resp3 => write_line(out, b',', text.as_bytes()),
+        Reply::Decimal(text) => write_bulk(out, text.as_bytes()),
         Reply::Bool(value) if resp3 => out.put_slice(if *value { b"#t\r\n" } else { b"#f\r\n" }),
         Reply::Bool(value) => write_int(out, i64::from(*value)),
         Reply::Verbatim { format, text } if resp3 => write_verbatim(out, *format, text),

@@ -51,7 +51,7 @@ fn scalars() {
     check(Reply::Double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n");
     check(Reply::Double(f64::NAN), "$3\r\nnan\r\n", ",nan\r\n");
     check(
-        Reply::Decimal(85.05112878),
+        Reply::Decimal("85.0511287799999991".into()),
         "$19\r\n85.0511287799999991\r\n",
         ",85.0511287799999991\r\n",
     );

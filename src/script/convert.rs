@@ -48,9 +48,13 @@ pub fn to_lua(lua: &Lua, reply: &Reply, version: Version) -> mlua::Result<Value>
             field(lua, "set", Value::Table(set))?
         }
         Reply::Set(items) | Reply::Push(items) => array(lua, items, version)?,
-        Reply::Double(number) | Reply::Decimal(number) if resp3 => field(lua, "double", Value::Number(*number))?,
+        Reply::Double(number) if resp3 => field(lua, "double", Value::Number(*number))?,
         Reply::Double(number) => text(format_double(*number).as_bytes())?,
-        Reply::Decimal(number) => text(crate::resp::format_decimal(*number).as_bytes())?,
+        Reply::Decimal(number) if resp3 => {
+            let number = number.parse().expect("it is the text of a number");
+            field(lua, "double", Value::Number(number))?
+        }
+        Reply::Decimal(number) => text(number.as_bytes())?,
         Reply::Bool(on) if resp3 => Value::Boolean(*on),
         Reply::Bool(on) => Value::Number(f64::from(u8::from(*on))),
         Reply::Verbatim { format, text: bytes } if resp3 => {

@@ -42,7 +42,12 @@ fn any_operation(actor: &mut Actor, random: &mut StdRng, round: u32, client: u32
         30..45 => actor.incr(&format!("counter-{round}")),
         45..55 => actor.get(&format!("counter-{round}")),
         55..65 => actor.set_nx(&format!("lock-{round}"), &client.to_string()),
-        65..75 => actor.delete_if(&format!("lock-{round}"), &client.to_string()),
+        65..70 => actor.delete_if(&format!("lock-{round}"), &client.to_string()),
+        70..75 => {
+            let lock = format!("lock-{round}");
+            let line = format!("DELEX {lock} IFEQ {client}");
+            actor.act(&lock, "delete-if", &client.to_string(), &line)
+        }
         75..80 => actor.get(&format!("lock-{round}")),
         80..82 => actor.del(&format!("lock-{round}")),
         82..86 => actor.get(&format!("shared-{round}")),

@@ -1,4 +1,4 @@
-//! Facts that COMMAND reports about the commands of Redis 7.2 and 8.0, besides those in their rows:
+//! Facts that COMMAND reports about the commands of Redis 7.2 to 8.4, besides those in their rows:
 //! hints for clients that talk to many nodes
 //! (<https://redis.io/docs/latest/develop/reference/command-tips/>).
 
@@ -54,6 +54,7 @@ const TIPS: &[(&str, &[&str])] = &[
     ("memory|doctor", &[VARIES, ALL_SHARDS, SPECIAL]),
     ("mget", &[MULTI_SHARD]),
     ("mset", &[MULTI_SHARD, ALL_SUCCEED]),
+    ("msetex", &[MULTI_SHARD, ALL_SUCCEED]),
     ("msetnx", &[MULTI_SHARD, LEAST]),
     ("object|encoding", &[VARIES]),
     ("object|freq", &[VARIES]),

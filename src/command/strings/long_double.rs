@@ -1,8 +1,9 @@
-//! The numbers of INCRBYFLOAT. Redis computes them with the x87's 80-bit floating point and prints
-//! 17 decimals, and the digits depend on exactly that. Rust has no such type. So this file does the
-//! three things needed with integers: read (as C's `strtold`), add, and print. Each rounds once, to
-//! nearest, ties to even.
+//! The numbers of INCRBYFLOAT and INCREX. Redis computes them with the x87's 80-bit floating point
+//! and prints 17 decimals, and the digits depend on exactly that. Rust has no such type. So this
+//! file does with integers what is needed: it reads (as C's `strtold`), adds, compares, and prints.
+//! Each rounds once, to nearest, ties to even.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// The number is `mantissa × 2^exponent`.
@@ -32,6 +33,13 @@ impl LongDouble {
         negative: false,
         mantissa: 0,
         exponent: 0,
+        infinite: false,
+    };
+    /// The largest finite number.
+    pub const MAX: LongDouble = LongDouble {
+        negative: false,
+        mantissa: u64::MAX,
+        exponent: (MAX_EXPONENT - MANTISSA_BITS) as i32,
         infinite: false,
     };
 
@@ -89,7 +97,39 @@ impl LongDouble {
         round(negative, sum, large.1 - BELOW)
     }
 
-    /// Mantissa and exponent, with the mantissa's highest bit set.
+    pub const fn negated(self) -> LongDouble {
+        LongDouble {
+            negative: !self.negative,
+            ..self
+        }
+    }
+
+    fn is_below_zero(self) -> bool {
+        self.negative && (self.infinite || self.mantissa != 0)
+    }
+
+    /// By their values: both zeros are equal.
+    pub fn compare(self, other: LongDouble) -> Ordering {
+        let size = |number: LongDouble| {
+            if number.infinite {
+                return (i64::MAX, 0);
+            }
+            if number.mantissa == 0 {
+                return (i64::MIN, 0);
+            }
+            let (mantissa, exponent) = number.normalized();
+            (exponent, mantissa)
+        };
+        let (a, b) = (size(self), size(other));
+        match (self.is_below_zero(), other.is_below_zero()) {
+            (false, false) => a.cmp(&b),
+            (true, true) => b.cmp(&a),
+            (true, false) => Ordering::Less,
+            (false, true) => Ordering::Greater,
+        }
+    }
+
+    /// Mantissa and exponent, with the mantissa's highest bit set. The number must not be 0.
     fn normalized(self) -> (u64, i64) {
         let zeros = self.mantissa.leading_zeros();
         (self.mantissa << zeros, i64::from(self.exponent) - i64::from(zeros))
@@ -400,6 +440,33 @@ mod tests {
             };
             assert_eq!(sum(a, b), expected, "{a} + {b}");
         }
+    }
+
+    #[test]
+    fn numbers_are_ordered_by_their_values() {
+        let number = |text: &str| LongDouble::parse(text.as_bytes()).expect("a number");
+        let ascending = [
+            "-inf", "-1e4932", "-2", "-1.5", "-1", "-1e-4950", "0", "1e-4950", "1", "0x1.8p0", "2", "3", "1e4932",
+            "inf",
+        ];
+        for (place, one) in ascending.iter().enumerate() {
+            for (other_place, other) in ascending.iter().enumerate() {
+                let expected = place.cmp(&other_place);
+                assert_eq!(number(one).compare(number(other)), expected, "{one} {other}");
+            }
+        }
+        for (one, other) in [("0", "-0"), ("1", "1.000"), ("256", "0x1p8"), ("0.5", "5e-1")] {
+            assert!(number(one).compare(number(other)).is_eq(), "{one} {other}");
+        }
+        assert!(number("1.18973149535723176502e4932").compare(LongDouble::MAX).is_eq());
+        assert_eq!(LongDouble::MAX.plus(LongDouble::MAX), None);
+        assert_eq!(
+            LongDouble::MAX
+                .plus(LongDouble::MAX.negated())
+                .map(|sum| sum.to_string())
+                .as_deref(),
+            Some("0")
+        );
     }
 
     #[test]

@@ -1,22 +1,29 @@
-//! The options of SET and GETEX, and times of expiry.
+//! The options of SET, MSETEX and GETEX, and times of expiry.
 
+use super::comparison::Comparison;
 use crate::command::Fault;
 use crate::command::args::{SYNTAX, int, is};
 
+/// What each command takes besides times of expiry.
+const OF_SET: &[&str] = &["NX", "XX", "IFEQ", "IFNE", "IFDEQ", "IFDNE", "GET", "KEEPTTL"];
+const OF_MSETEX: &[&str] = &["NX", "XX", "KEEPTTL"];
+const OF_GETEX: &[&str] = &["PERSIST"];
+
 #[derive(Debug, PartialEq)]
 pub struct SetOptions<'a> {
-    pub condition: Option<SetCondition>,
+    pub condition: Option<SetCondition<'a>>,
     /// Reply with the old value.
     pub get: bool,
     pub expiry: Expiry<'a>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum SetCondition {
+pub enum SetCondition<'a> {
     /// NX
     Missing,
     /// XX
     Exists,
+    Compares(Comparison<'a>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,16 +53,20 @@ pub enum Unit {
 
 impl<'a> SetOptions<'a> {
     pub fn of_set(words: &[&'a [u8]]) -> Result<Self, Fault> {
-        Self::parse(words, true)
+        Self::parse(words, OF_SET)
+    }
+
+    pub fn of_msetex(words: &[&'a [u8]]) -> Result<Self, Fault> {
+        Self::parse(words, OF_MSETEX)
     }
 
     pub fn of_getex(words: &[&'a [u8]]) -> Result<Self, Fault> {
-        Self::parse(words, false)
+        Self::parse(words, OF_GETEX)
     }
 
     /// If an option comes twice, the last one counts. Options that contradict each other are
     /// refused.
-    fn parse(words: &[&'a [u8]], set: bool) -> Result<Self, Fault> {
+    fn parse(words: &[&'a [u8]], known: &[&str]) -> Result<Self, Fault> {
         let mut options = SetOptions {
             condition: None,
             get: false,
@@ -63,24 +74,34 @@ impl<'a> SetOptions<'a> {
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            match word {
-                word if set && is(word, "NX") => options.require(SetCondition::Missing)?,
-                word if set && is(word, "XX") => options.require(SetCondition::Exists)?,
-                word if set && is(word, "GET") => options.get = true,
-                word if set && is(word, "KEEPTTL") => options.expire(Expiry::Keep)?,
-                word if !set && is(word, "PERSIST") => options.expire(Expiry::Remove)?,
-                word => {
-                    let (unit, from_now) = unit(word).ok_or(SYNTAX)?;
-                    let number = words.next().ok_or(SYNTAX)?;
-                    options.expire(Expiry::Given(Time { unit, from_now, number }))?;
+            match known.iter().copied().find(|name| is(word, name)) {
+                Some("NX") => options.require(SetCondition::Missing)?,
+                Some("XX") => options.require(SetCondition::Exists)?,
+                Some("GET") => options.get = true,
+                Some("KEEPTTL") => options.expire(Expiry::Keep)?,
+                Some("PERSIST") => options.expire(Expiry::Remove)?,
+                Some(_) => {
+                    let comparison = words.next().and_then(|argument| Comparison::parse(word, argument));
+                    options.require(SetCondition::Compares(comparison.ok_or(SYNTAX)?))?;
                 }
+                None => options.expire(Expiry::Given(Time::parse(word, &mut words)?))?,
             }
         }
         Ok(options)
     }
 
-    fn require(&mut self, condition: SetCondition) -> Result<(), Fault> {
-        if self.condition.is_some_and(|other| other != condition) {
+    /// Whether the outcome depends on what the key holds.
+    pub fn reads_the_key(&self) -> bool {
+        self.get || self.condition.is_some() || self.expiry == Expiry::Keep
+    }
+
+    fn require(&mut self, condition: SetCondition<'a>) -> Result<(), Fault> {
+        let fits = match (self.condition, condition) {
+            (None, _) => true,
+            (Some(SetCondition::Compares(old)), SetCondition::Compares(new)) => old.is_like(new),
+            (Some(old), new) => old == new,
+        };
+        if !fits {
             return Err(SYNTAX.into());
         }
         self.condition = Some(condition);
@@ -110,7 +131,14 @@ impl<'a> Expiry<'a> {
     }
 }
 
-impl Time<'_> {
+impl<'a> Time<'a> {
+    /// Reads the time that this word begins.
+    pub fn parse(word: &[u8], rest: &mut std::slice::Iter<'_, &'a [u8]>) -> Result<Self, Fault> {
+        let (unit, from_now) = unit(word).ok_or(SYNTAX)?;
+        let number = rest.next().ok_or(SYNTAX)?;
+        Ok(Time { unit, from_now, number })
+    }
+
     /// Milliseconds since the epoch. `command` is the name for the error.
     pub fn absolute(self, now: u64, command: &str) -> Result<u64, Fault> {
         let number = int(self.number)?;
@@ -161,6 +189,11 @@ mod tests {
             ("nx GET", Some("Some(Missing) true Unsaid")),
             ("XX XX", Some("Some(Exists) false Unsaid")),
             ("NX XX", None),
+            ("IFEQ", None),
+            ("IFEQ a NX", None),
+            ("XX IFNE a", None),
+            ("IFEQ a IFNE b", None),
+            ("IFEQ a IFDEQ b", None),
             ("EX 1 EX 2", Some("None false Seconds true 2")),
             ("EX 1 PX 2", None),
             ("EX 1 EXAT 2", None),
@@ -174,6 +207,15 @@ mod tests {
         ] {
             assert_eq!(set(line).as_deref(), expected, "{line}");
         }
+        let same = |one: &[&'static str], other: &[&'static str]| {
+            let options = [one, other].map(|words| words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>());
+            SetOptions::of_set(&options[0]).ok() == SetOptions::of_set(&options[1]).ok()
+        };
+        assert!(same(&["IFEQ", "a", "IFEQ", "b"], &["ifeq", "b"]));
+        assert!(same(&["IFEQ", "NX", "EX", "1"], &["EX", "1", "IFEQ", "NX"]));
+        assert!(!same(&["IFEQ", "a"], &["IFNE", "a"]));
+        let msetex = |word: &'static str| SetOptions::of_msetex(&[word.as_bytes()]).is_ok();
+        assert!(msetex("nx") && msetex("KEEPTTL") && !msetex("GET"));
         let getex = |word: &'static str| SetOptions::of_getex(&[word.as_bytes()]).map(|o| o.expiry).ok();
         assert_eq!(getex("persist"), Some(Expiry::Remove));
         assert_eq!(getex("KEEPTTL"), None);
