@@ -64,3 +64,4 @@ mod tidy;
 mod tls;
 mod tracking;
 mod transactions;
+mod users;
