@@ -74,7 +74,7 @@ impl Refusal {
             Refusal::NotAuthenticated => "NOAUTH Authentication required.",
             Refusal::NotAllowed(_, text) => return format!("NOPERM {text}").into(),
             Refusal::OtherKeys(option) => {
-                return format!("ERR {option} option of SORT denied due to insufficient ACL permissions").into();
+                return format!("ERR {option} option of SORT denied due to insufficient ACL permissions.").into();
             }
         };
         text.into()

@@ -177,7 +177,9 @@ pub(super) fn before(
             return Some(Before::Unpaused);
         }
     }
-    if !prepared && changes_user(command, queued(session, command)) {
+    // It may change the user. Scripts before it may have to be computed again, with the rights of
+    // their own user.
+    if !prepared && command.has(flag::NO_AUTH) {
         return Some(Before::Settled);
     }
     if let Some(need) = needs_messages(shared, command, queued(session, command)) {
@@ -191,13 +193,6 @@ pub(super) fn before(
     }
     let turn = takes_long(command, queued(session, command), args)?;
     (session.pace.turn < turn).then_some(Before::Wait(Wait::Turn(turn)))
-}
-
-/// Whether a command, or one that EXEC runs, may change the user of the connection. What came
-/// before it may have to be computed again, with the rights of its own user.
-fn changes_user(command: &Command, queued: Option<&Multi>) -> bool {
-    let changes = |command: &Command| command.has(flag::NO_AUTH);
-    changes(command) || queued.is_some_and(|multi| multi.queued.iter().any(|queued| changes(queued.command)))
 }
 
 /// What the topic of messages is not ready for, though this command, or one that EXEC runs, needs

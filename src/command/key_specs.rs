@@ -194,7 +194,8 @@ pub fn keys_and_access<'a>(command: &Command, request: &[&'a [u8]]) -> SmallVec<
     let takes = command.takes(request.len());
     let of_request = command.access.filter(|_| takes).map(|access| access(request));
     let mut keys = SmallVec::new();
-    for spec in command.keys {
+    // A request that says a wrong number of keys is refused by its command, before it uses one.
+    for spec in command.keys.iter().filter(|spec| spec.fits(request)) {
         let access = of_request.unwrap_or(spec.access);
         // Behind the first STREAMS of XREAD, the word is a key.
         let found = match spec.find {
