@@ -228,7 +228,6 @@ fn what_is_wrong_is_told_with_its_place_and_the_nearest_name() {
         "requirepass \"x",
         "requirepass \"x\"y",
         "rename-command GET \"\"",
-        "user a on",
     ] {
         let conf = file(text);
         assert!(
