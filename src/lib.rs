@@ -20,12 +20,14 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests start threads of their own"))]
 
+pub mod acl;
 pub mod command;
 pub mod config;
 pub mod copy;
 pub mod database;
 pub mod datadir;
 pub mod files;
+pub mod glob;
 pub mod grpc;
 pub mod import;
 pub mod log;

@@ -1,51 +1,69 @@
 //! Access control. Every listener (RESP, gRPC) asks [`admit`], and nothing else decides: a check
 //! that is added here holds for all of them.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::args::text;
 use super::clients::Client;
+use super::rights::{self, Lack};
 use super::shared::Shared;
-use super::{Command, flag};
+use super::table::CommandEntry;
+use super::{Args, flag};
+use crate::acl::{Account, Context, Reason};
+use crate::database::now_ms;
 
 /// Delay after a connection's first failed login. It doubles with each further one, up to
 /// [`MAX_LOGIN_DELAY`].
 const LOGIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_LOGIN_DELAY: Duration = Duration::from_secs(2);
-/// The only user.
-pub const DEFAULT_USER: &[u8] = b"default";
 
 /// A request for permission.
 pub enum Wants<'a> {
     /// To connect, from this address.
     Connect(Option<SocketAddr>),
-    /// To log in on a connection.
-    LogIn {
-        client: &'a Client,
-        user: &'a [u8],
-        password: &'a [u8],
-    },
     /// To ask whether this node serves (gRPC's health service). Probes have no password, and the
     /// reply says nothing else.
     Health,
-    /// To run a command, logged in or not.
-    Run { authenticated: bool, command: &'a Command },
+    /// To run a command.
+    Run {
+        caller: Caller<'a>,
+        command: &'a CommandEntry,
+        args: Args<'a>,
+    },
+}
+
+/// Who wants to run a command, and where the command comes from.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub client: &'a Client,
+    pub user: &'a Account,
+    /// It has logged in, or was let in without.
+    pub authenticated: bool,
+    pub context: Context,
 }
 
 /// Why permission is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     TooManyClients,
     Protected,
     WrongPassword,
     NotAuthenticated,
+    /// The user's rights do not allow the command, a key or a channel; the text says which, without
+    /// a code.
+    NotAllowed(Reason, String),
+    /// The user may not read every key, which this option of SORT needs.
+    OtherKeys(&'static str),
 }
 
 impl Refusal {
     /// The error reply: its code, then the reason.
-    pub fn text(self) -> &'static str {
-        match self {
+    pub fn text(&self) -> Cow<'static, str> {
+        let text = match self {
             Refusal::TooManyClients => "ERR max number of clients reached",
             Refusal::Protected => concat!(
                 "DENIED Highwater is running in protected mode because protected mode is enabled and no password is set. ",
@@ -54,36 +72,85 @@ impl Refusal {
             ),
             Refusal::WrongPassword => "WRONGPASS invalid username-password pair or user is disabled.",
             Refusal::NotAuthenticated => "NOAUTH Authentication required.",
-        }
+            Refusal::NotAllowed(_, text) => return format!("NOPERM {text}").into(),
+            Refusal::OtherKeys(option) => {
+                return format!("ERR {option} option of SORT denied due to insufficient ACL permissions.").into();
+            }
+        };
+        text.into()
     }
 }
 
-/// Gives permission, or says why not. After [`Refusal::WrongPassword`] the caller waits for
-/// [`login_delay`] before it answers.
+/// Gives permission, or says why not.
 pub fn admit(shared: &Shared, wants: Wants<'_>) -> Result<(), Refusal> {
     match wants {
         Wants::Connect(_) if shared.clients.len() >= shared.config.maxclients() => Err(Refusal::TooManyClients),
         Wants::Connect(peer) if is_protected(shared, peer) => Err(Refusal::Protected),
         Wants::Connect(_) => Ok(()),
-        // There is one user. If no password is set, any password is right.
-        Wants::LogIn { client, user, password } => {
-            if user == DEFAULT_USER && shared.config.password_is(password) {
-                client.failed_logins.store(0, Ordering::Relaxed);
-                return Ok(());
-            }
-            client.failed_logins.fetch_add(1, Ordering::Relaxed);
-            Err(Refusal::WrongPassword)
-        }
-        Wants::Run { authenticated, command } if !authenticated && !command.has(flag::NO_AUTH) => {
+        Wants::Health => Ok(()),
+        Wants::Run { caller, command, .. }
+            if !caller.authenticated && !command.has(flag::NO_AUTH) && !shared.users.needs_no_login() =>
+        {
             Err(Refusal::NotAuthenticated)
         }
-        Wants::Health | Wants::Run { .. } => Ok(()),
+        Wants::Run { caller, .. } if caller.user.may_everything() => Ok(()),
+        Wants::Run { caller, command, args } => check_rights(shared, caller, command, args),
     }
 }
 
-/// Whether a connection counts as logged in from the start.
+/// Checks what the user may do, and notes what it may not.
+#[cold]
+fn check_rights(shared: &Shared, caller: Caller<'_>, command: &CommandEntry, args: Args<'_>) -> Result<(), Refusal> {
+    let Err(lack) = rights::check(&caller.user.user(), command, args) else {
+        return Ok(());
+    };
+    if let Some((reason, object)) = lack.logged(command) {
+        note(
+            shared,
+            (reason, caller.context),
+            caller.client,
+            caller.user.name(),
+            object,
+        );
+    }
+    let user = text(caller.user.name());
+    Err(match lack {
+        Lack::Command => {
+            let told = format!("User {user} has no permissions to run the '{}' command", command.name);
+            Refusal::NotAllowed(Reason::Command, told)
+        }
+        Lack::Key(_) => Refusal::NotAllowed(Reason::Key, "No permissions to access a key".into()),
+        Lack::Channel(_) => Refusal::NotAllowed(Reason::Channel, "No permissions to access a channel".into()),
+        Lack::OtherKeys(option) => Refusal::OtherKeys(option),
+    })
+}
+
+fn note(shared: &Shared, what: (Reason, Context), client: &Client, user: &[u8], object: &[u8]) {
+    let longest = shared.config.acllog_max_len();
+    let denials = &shared.users.denials;
+    denials.note(what, (user, object), client.describe(), now_ms(), longest);
+}
+
+/// The user that a connection becomes by logging in. `by`: the word with which it does so. After an
+/// error the caller waits for [`login_delay`] before it answers.
+pub fn log_in(
+    shared: &Shared,
+    (client, context): (&Client, Context),
+    (user, password): (&[u8], &[u8]),
+    by: &[u8],
+) -> Result<Arc<Account>, Refusal> {
+    if let Some(account) = shared.users.log_in(user, password) {
+        client.failed_logins.store(0, Ordering::Relaxed);
+        return Ok(account);
+    }
+    client.failed_logins.fetch_add(1, Ordering::Relaxed);
+    note(shared, (Reason::LogIn, context), client, user, by);
+    Err(Refusal::WrongPassword)
+}
+
+/// Whether connections need not log in.
 pub fn needs_no_login(shared: &Shared) -> bool {
-    shared.config.requirepass().is_none()
+    shared.users.needs_no_login()
 }
 
 /// How long the answer to a failed login is delayed, so that a connection cannot try many

@@ -314,7 +314,7 @@ impl<'w> Waiter<'w> {
     async fn look(&mut self, look: &Look) -> Result<Found, Fault> {
         loop {
             let (session, shared, args) = (&mut *self.session, self.shared, self.args);
-            if let Err(fault) = admit(session, shared, self.command, None) {
+            if let Err(fault) = admit(session, shared, (self.command, args), None) {
                 let service = &shared.service;
                 // While the node loads it shows nothing. It says when it serves again.
                 return match service.is_serving() || service.failure().is_some() {

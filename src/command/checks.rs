@@ -1,7 +1,7 @@
 //! What is checked before every command: that it exists, its arity, who may run it, whether this
 //! node can give a right answer, and what has to happen first.
 
-use super::admission::{self, Wants};
+use super::admission::{self, Caller, Wants};
 use super::args::{text, wrong_arity};
 use super::broadcasts::Need;
 use super::session::{Multi, Session};
@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::step::Before;
 use super::table::CommandEntry;
 use super::{Args, Command, Fault, Run, consistency, flag, table};
+use crate::acl::Context;
 use crate::database::SHORT_WORK;
 use crate::database::{Status, Turn, Wait};
 use crate::resp::Version;
@@ -77,20 +78,26 @@ pub(super) fn unknown(args: Args<'_>) -> Fault {
     Fault::error(message)
 }
 
-/// Checks that are the same for every command: authentication, and whether this node can be right.
+/// Checks that are the same for every command: authentication, the user's rights, and whether this
+/// node can be right.
 pub(super) fn admit(
     session: &Session,
     shared: &Shared,
-    command: &Command,
+    (command, args): (&CommandEntry, Args<'_>),
     queued: Option<&Multi>,
 ) -> Result<(), Fault> {
     if command.has(flag::DEBUG) && !may_debug(session, shared) {
         return Err("ERR DEBUG command not allowed. If the enable-debug-command option is set to \"local\", you can run it from a local connection, otherwise you need to set this option in the configuration file, and then restart the server.".into());
     }
-    let authenticated = session.authenticated;
-    if let Err(refusal) = admission::admit(shared, Wants::Run { authenticated, command }) {
-        return Err(refusal.text().into());
+    let caller = caller(session, session.context());
+    if let Err(refusal) = admission::admit(shared, Wants::Run { caller, command, args }) {
+        return Err(Fault::error(refusal.text().into_owned()));
     }
+    ready(shared, command, queued)
+}
+
+/// Checks whether this node can be right now.
+pub(super) fn ready(shared: &Shared, command: &Command, queued: Option<&Multi>) -> Result<(), Fault> {
     // What EXEC runs was queued while this node could be right, and is computed now.
     let may_load = |command: &Command| command.has(flag::LOADING);
     let may_load = may_load(command) && queued.is_none_or(|m| m.queued.iter().all(|q| may_load(q.command)));
@@ -129,6 +136,16 @@ pub(super) fn admit(
     }))
 }
 
+/// Who the connection is, for a command that comes from here.
+pub(super) fn caller(session: &Session, context: Context) -> Caller<'_> {
+    Caller {
+        client: &session.client,
+        user: &session.user,
+        authenticated: session.authenticated,
+        context,
+    }
+}
+
 fn may_debug(session: &Session, shared: &Shared) -> bool {
     match &*shared.config.enable_debug_command() {
         "yes" => true,
@@ -159,6 +176,11 @@ pub(super) fn before(
         {
             return Some(Before::Unpaused);
         }
+    }
+    // It may change the user. Scripts before it may have to be computed again, with the rights of
+    // their own user.
+    if !prepared && command.has(flag::NO_AUTH) {
+        return Some(Before::Settled);
     }
     if let Some(need) = needs_messages(shared, command, queued(session, command)) {
         return Some(Before::Messages(need));

@@ -11,8 +11,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::pushes::Pushes;
-use super::tracking_modes::Modes;
+use super::args::text;
+use super::pushes::{Kind, Pushes};
+use super::table;
+use super::tracking_modes::{Modes, mode};
+use crate::acl::{Account, DEFAULT};
 use crate::database::now_ms;
 use crate::database::watch::Changed;
 
@@ -86,6 +89,8 @@ pub struct ClientDetails {
     pub name: Bytes,
     pub library_name: Bytes,
     pub library_version: Bytes,
+    /// Its user; `None` before a command has come.
+    pub user: Option<Arc<Account>>,
 }
 
 impl ClientDetails {
@@ -106,6 +111,85 @@ impl Client {
     pub fn came_with(&self, command: u32, at: u64) {
         self.last_command.store(command, Ordering::Relaxed);
         self.last_command_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Its line in CLIENT LIST.
+    pub fn describe(&self) -> String {
+        let client = self;
+        let ClientDetails {
+            name,
+            library_name,
+            library_version,
+            user,
+        } = client.details.lock().clone();
+        let address = |a: Option<SocketAddr>| a.map_or("?:0".to_owned(), |a| a.to_string());
+        let last_command = table::name_of(client.last_command.load(Ordering::Relaxed)).unwrap_or("NULL");
+        let queued = client.queued.load(Ordering::Relaxed);
+        let input = client.input_bytes.load(Ordering::Relaxed);
+        let output = client.output_bytes.load(Ordering::Relaxed);
+        let mut flags = String::new();
+        let redirect = match client.tracking.has(mode::ON) {
+            true => client.tracking.redirect().map_or(0, |id| id as i64),
+            false => -1,
+        };
+        for (set, letter) in [
+            (client.monitors.load(Ordering::Relaxed), 'O'),
+            (client.pushes.listens(), 'P'),
+            (queued != usize::MAX, 'x'),
+            (client.blocked.load(Ordering::Relaxed), 'b'),
+            (client.tracking.has(mode::ON), 't'),
+            (client.tracking.has(mode::BROKEN), 'R'),
+            (client.tracking.has(mode::BCAST), 'B'),
+            (client.has_lost_its_watch(), 'd'),
+            (client.is_killed(), 'A'),
+            (client.no_evict.load(Ordering::Relaxed), 'e'),
+            (client.no_touch.load(Ordering::Relaxed), 'T'),
+        ] {
+            if set {
+                flags.push(letter);
+            }
+        }
+        if flags.is_empty() {
+            flags.push('N');
+        }
+        format!(
+            "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={} qbuf={} \
+             qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user={} redir={} \
+             resp={} lib-name={} lib-ver={}",
+            client.id,
+            address(client.address),
+            address(client.local_address),
+            client.descriptor,
+            text(&name),
+            client.connected_at.elapsed().as_secs(),
+            now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed)) / 1000,
+            flags,
+            client.database.load(Ordering::Relaxed),
+            client.pushes.listens_to(Kind::Channel),
+            client.pushes.listens_to(Kind::Pattern),
+            client.pushes.listens_to(Kind::Shard),
+            if queued == usize::MAX { -1 } else { queued as i64 },
+            input,
+            client.queued_bytes.load(Ordering::Relaxed),
+            output,
+            client.pushes.len(),
+            output + client.pushes.bytes(),
+            client.memory(),
+            last_command,
+            text(user.as_ref().map_or(DEFAULT, |user| user.name())),
+            redirect,
+            if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
+            text(&library_name),
+            text(&library_version),
+        )
+    }
+
+    /// Whether this is its user.
+    pub fn is_of(&self, user: &Arc<Account>) -> bool {
+        match &self.details.lock().user {
+            Some(own) => Arc::ptr_eq(own, user),
+            None => user.name() == DEFAULT,
+        }
     }
 
     /// Whether a watched key has changed.

@@ -3,9 +3,9 @@
 
 use super::args::{SYNTAX, count_of, int, is};
 use super::keys::scan::{CURSOR_SHIFT, parse_cursor};
-use super::pattern::KeyPattern;
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply};
 use crate::database::Held;
+use crate::glob::KeyPattern;
 use crate::model::Tree;
 use crate::store::key_hash;
 

@@ -87,7 +87,8 @@ const DIFFERENCES: &[&str] = &[
      writes of its keys, room in the store), but not for CLIENT PAUSE. `INFO commandstats` tells both: `cmdstat_` lines the time of computing, as in Redis, \
      `cmdwait_` lines the time that clients waited.",
     "**Secrets.** CONFIG GET shows `requirepass` and the like to everyone who may ask for it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
-    "**There is one user**, `default`, with the password of `requirepass` or none.",
+    "**Users** belong to a node: nodes of a topic do not share them (docs/decisions/acl.md). ACL LOAD closes the connections of users that are gone or changed, not \
+     those of all users. ACL LOG keeps 1,024 bytes of a name. There is no CONFIG REWRITE to keep users in the configuration. SORT GET # needs no right to read every key.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone, and so does a long computation (KEYS, LCS, BITOP of large values): it runs beside the threads that serve the others.",
     "**Commands of newer versions than 7.2** are there as their version has them: fields that expire (7.4), HSETEX and its kin (8.0), XDELEX, XACKDEL, the options \

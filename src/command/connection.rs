@@ -10,11 +10,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use self::client::check_name;
-use super::admission::{self, DEFAULT_USER, Wants, admit, login_delay};
+use super::admission::{log_in, login_delay, needs_no_login};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Replies, Session};
 use super::shared::Shared;
 use super::{Args, Command, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
+use crate::acl::DEFAULT;
 use crate::resp::Version;
 
 pub static COMMANDS: &[Command] = &[
@@ -164,7 +165,6 @@ fn quit(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
 }
 
 fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
-    let authenticated = admission::needs_no_login(shared);
     session.end_transaction();
     // CLIENT REPLY SKIP before RESET holds for the reply to RESET too.
     session.replies = Replies {
@@ -175,7 +175,7 @@ fn reset(session: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     session.listening = None;
     session.tracks = None;
     session.monitoring = None;
-    session.authenticated = authenticated;
+    session.log_out(&shared.users);
     set_version(session, Version::Resp2);
     session.select(0);
     session.client.no_evict.store(false, Ordering::Relaxed);
@@ -193,11 +193,11 @@ fn set_version(session: &mut Session, version: Version) {
 
 fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     match args {
-        [_, _] if admission::needs_no_login(shared) => {
+        [_, _] if needs_no_login(shared) => {
             Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
         }
-        [_, password] => authenticate(session, shared, DEFAULT_USER, password),
-        [_, user, password] => authenticate(session, shared, user, password),
+        [by, password] => authenticate(session, shared, (DEFAULT, password), by),
+        [by, user, password] => authenticate(session, shared, (user, password), by),
         _ => Err(SYNTAX.into()),
     }
 }
@@ -208,16 +208,16 @@ fn secrets_of_hello(args: Args) -> Vec<usize> {
     at.map_or_else(Vec::new, |at| (at + 3..at + 5).collect())
 }
 
-fn authenticate(session: &mut Session, shared: &Arc<Shared>, user: &[u8], password: &[u8]) -> Outcome {
+fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: (&[u8], &[u8]), by: &[u8]) -> Outcome {
     let client = &session.client;
-    match admit(shared, Wants::LogIn { client, user, password }) {
-        Ok(()) => {
-            session.authenticated = true;
+    match log_in(shared, (client, session.context()), given, by) {
+        Ok(user) => {
+            session.log_in(user);
             Ok(Reply::Ok)
         }
         Err(refusal) => {
             session.delay = Some(login_delay(client));
-            Err(refusal.text().into())
+            Err(Fault::error(refusal.text().into_owned()))
         }
     }
 }
@@ -253,10 +253,10 @@ fn hello(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
             }
         };
     }
-    if let Some((user, password)) = login {
-        authenticate(session, shared, user, password)?;
+    if let Some(given) = login {
+        authenticate(session, shared, given, args[0])?;
     }
-    if !session.authenticated {
+    if !session.is_authenticated(&shared.users) {
         return Err("NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time".into());
     }
     if let Some(name) = name {

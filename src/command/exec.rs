@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::admission::{Refusal, Wants, admit};
 use super::args::is;
+use super::checks::caller;
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
 use super::session::{Queued, Session};
@@ -20,6 +22,7 @@ use super::step::{Exec, Step, refused};
 use super::table::CommandEntry;
 use super::undeclared::{Undeclared, Used, UsedMore};
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag, monitor};
+use crate::acl::{Context, Reason};
 use crate::database::transaction::{Computed, Keys as Locks, Moment, Posted, Transaction, View};
 use crate::database::watch::Found;
 use crate::database::write::Outstanding;
@@ -34,6 +37,8 @@ struct Request<'q> {
     args: Vec<&'q [u8]>,
     /// The database that is selected by then.
     database: u16,
+    /// Why it is not run: the user's rights have changed since it was queued.
+    refused: Option<&'q Reply>,
 }
 
 /// Runs what the connection has queued.
@@ -47,7 +52,9 @@ pub fn begin(session: &mut Session, shared: &Arc<Shared>) -> Step {
             "EXECABORT Transaction discarded because of previous errors.",
         ));
     }
+    let refused = multi.queued.iter().map(|queued| refused_now(session, shared, queued));
     let mut exec = Some(Box::new(Exec {
+        refused: refused.collect(),
         multi,
         watch: session.watch.take().unwrap_or_default(),
         database: session.database,
@@ -116,13 +123,14 @@ impl Exec {
     fn requests(&self, shared: &Shared) -> Vec<Request<'_>> {
         let mut database = self.database;
         let mut requests = Vec::with_capacity(self.multi.queued.len());
-        for Queued { command, args } in &self.multi.queued {
+        for (Queued { command, args }, refused) in self.multi.queued.iter().zip(&self.refused) {
             let args: Vec<&[u8]> = args.iter().map(|argument| &argument[..]).collect();
             if matches!(command.run, Run::Select) {
                 // If there is no such database, the one before stays.
                 database = connection::selected(shared, &args).unwrap_or(database);
             }
             requests.push(Request {
+                refused: refused.as_ref(),
                 command,
                 args,
                 database,
@@ -206,7 +214,10 @@ impl Exec {
         let (watched, changed) = (&self.watch.keys, &self.watch.changed);
         let (service, pace) = (&shared.service, session.pace);
         // Keys that are read together are read before the first command is computed.
-        for request in requests.iter().filter(|r| matches!(r.command.run, Run::Data(_))) {
+        for request in requests
+            .iter()
+            .filter(|r| matches!(r.command.run, Run::Data(_)) && r.refused.is_none())
+        {
             session.reads(shared, request.command, &request.args);
         }
         service.transact_of_moment(pace, owner, (locks, view), moment, |transaction| {
@@ -253,7 +264,8 @@ impl<'q> Request<'q> {
 
     /// Its message, if it is a PUBLISH: it is sent when the log has the transaction.
     fn post(&self, transaction: &mut Transaction<'_>, place: usize) {
-        if let (Run::Publish { shard }, [_, channel, payload]) = (self.command.run, &self.args[..]) {
+        if let (Run::Publish { shard }, [_, channel, payload], None) = (self.command.run, &self.args[..], self.refused)
+        {
             transaction.messages.push(Posted {
                 shard,
                 channel: Bytes::copy_from_slice(channel),
@@ -263,7 +275,7 @@ impl<'q> Request<'q> {
         }
     }
 
-    /// Its reply if it is about data, else [`Reply::None`].
+    /// Its reply if it is about data or refused, else [`Reply::None`].
     fn reply(
         &self,
         session: &mut Session,
@@ -271,6 +283,9 @@ impl<'q> Request<'q> {
         transaction: &mut Transaction<'_>,
         used: &mut Used<'_>,
     ) -> Result<Reply, Fault> {
+        if let Some(refused) = self.refused {
+            return Ok(refused.clone());
+        }
         let handler = match self.command.run {
             Run::Data(handler) => handler,
             // If a script is stopped, nothing of the whole is written.
@@ -295,6 +310,28 @@ impl<'q> Request<'q> {
     }
 }
 
+/// The reply in the place of a queued command that the user may not run any more.
+fn refused_now(session: &Session, shared: &Shared, queued: &Queued) -> Option<Reply> {
+    if session.user.may_everything() {
+        return None;
+    }
+    let (command, args) = (queued.command, &queued.args);
+    let args: &[&[u8]] = &args.iter().map(|argument| &argument[..]).collect::<Vec<_>>();
+    let caller = caller(session, Context::Multi);
+    let why = match admit(shared, Wants::Run { caller, command, args }).err()? {
+        Refusal::NotAllowed(Reason::Command, _) => "no permission to execute the command or subcommand",
+        Refusal::NotAllowed(Reason::Key, _) => "no permission to touch the specified keys",
+        Refusal::NotAllowed(Reason::Channel, _) => {
+            "no permission to access one of the channels used as arguments to the command"
+        }
+        refusal => return Some(Reply::error(refusal.text().into_owned())),
+    };
+    Some(Reply::error(format!(
+        "NOPERM ACLs rules changed between the moment the transaction was accumulated and the EXEC call. This \
+         command is no longer allowed for the following reason: {why}"
+    )))
+}
+
 fn too_much() -> String {
     format!("ERR the reply of EXEC would take more than {MAX_REPLY_MEMORY} bytes of memory")
 }
@@ -314,7 +351,11 @@ fn do_others(
     of_data.iter().for_each(|reply| weight.add(reply));
     let mut done = Vec::new();
     session.in_exec = true;
-    for (place, request) in requests.iter().enumerate() {
+    for (place, request) in requests
+        .iter()
+        .enumerate()
+        .filter(|(_, request)| request.refused.is_none())
+    {
         let started = session.tally.begin(shared, request.command);
         let reply = match do_other(session, shared, request.command, &request.args) {
             None => continue,

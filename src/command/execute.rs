@@ -42,7 +42,7 @@ pub fn prefetch<'a>(session: &Session, shared: &Shared, requests: impl Iterator<
 }
 
 /// Executes a request as far as that is possible at once. `prepared`: the caller has awaited
-/// [`Before::WholeStore`] or [`Before::Fresh`].
+/// [`Before::WholeStore`], [`Before::Fresh`] or [`Before::Settled`].
 pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prepared: bool) -> Step {
     if is_http(args[0]) {
         tracing::debug!(
@@ -60,7 +60,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         }
     };
     let admitted = check_arity(command, args)
-        .and_then(|()| admit(session, shared, command, queued(session, command)))
+        .and_then(|()| admit(session, shared, (command, args), queued(session, command)))
         .and_then(|()| check_mode(session, command));
     if let Err(fault) = admitted {
         session.client.came_with(command.number, now_ms());
@@ -173,7 +173,7 @@ pub async fn execute_waiting(session: &mut Session, shared: &Arc<Shared>, args: 
                 }
                 let _blocked = matches!(before, Before::Unpaused).then(|| Blocked::new(session));
                 let whole_store = matches!(before, Before::WholeStore);
-                prepared |= whole_store || matches!(before, Before::Fresh(_));
+                prepared |= whole_store || matches!(before, Before::Fresh(_) | Before::Settled);
                 if let Err(fault) = before.happened(&session.outstanding, shared).await
                     // What answers even while loading (INFO) then tells of the store as it is.
                     && !(whole_store && find(args).is_ok_and(|command| command.has(flag::LOADING)))

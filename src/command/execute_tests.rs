@@ -2,6 +2,8 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
+use crate::acl::Users;
+use crate::command::rights;
 use crate::command::session::Replies;
 use crate::command::shared::Turns;
 use crate::config::Config;
@@ -15,6 +17,7 @@ pub(crate) fn shared(f: &Fixture) -> Arc<Shared> {
         service: f.service.clone(),
         config: Arc::new(Config::default()),
         clients: Default::default(),
+        users: Users::new(&rights::CATALOGUE),
         pubsub: Default::default(),
         monitors: Default::default(),
         tracking: Default::default(),
@@ -37,7 +40,7 @@ async fn answers(pipeline: &[&[&[u8]]]) -> (Vec<Reply>, Replies) {
     f.wait(|f| f.service.read(0, b"a", false).is_ok_and(|seen| seen.entry.is_some()));
     let shared = shared(&f);
     let client = shared.clients.add(Waker::noop(), None, None, 0);
-    let mut session = Session::new(client, true);
+    let mut session = Session::new(client, &shared.users);
     let mut held = Vec::new();
     for args in pipeline {
         let reply = match execute(&mut session, &shared, args, false) {
@@ -93,7 +96,7 @@ fn tracking(lines: &[&[&[u8]]]) -> (Vec<Reply>, bool) {
     let ended = shared.clients.add(Waker::noop(), None, None, 0);
     ended.pushes.close();
     assert_eq!(ended.id, 1);
-    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
+    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), &shared.users);
     session.takes_pushes = true;
     let replies = lines
         .iter()
@@ -140,7 +143,7 @@ async fn a_skip_in_a_transaction_that_is_computed_again_skips_one_reply() {
 async fn when_what_exec_waits_for_does_not_come_its_transaction_is_over() {
     let f = Fixture::new(false);
     let shared = shared(&f);
-    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
+    let mut session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), &shared.users);
     let queue: [&[&[u8]]; 2] = [&[b"MULTI"], &[b"SET", b"k", b"v"]];
     for request in queue {
         execute(&mut session, &shared, request, false);
@@ -168,7 +171,7 @@ impl One {
         f.log.foreign("k", "0");
         f.wait(|f| f.service.read(0, b"k", false).is_ok_and(|seen| seen.entry.is_some()));
         let shared = shared(&f);
-        let session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), true);
+        let session = Session::new(shared.clients.add(Waker::noop(), None, None, 0), &shared.users);
         One { f, shared, session }
     }
 

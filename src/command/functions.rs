@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::args::{int, is, text, unknown_subcommand};
-use super::pattern;
 use super::scripts::host::Commands;
 use super::scripts::{FLAGS, MAY_CHANGE, READ, SHORT, outcome, time_of};
 use super::step::{BUSY_SCRIPT, NOT_BUSY};
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::database::functions::Texts;
 use crate::database::{Turn, Wait};
+use crate::glob;
 use crate::rdb::{dump_libraries, libraries_in};
 use crate::script::{Call, Index, Kill, Kind, Library, MEMORY, Refused, Stop, flags, metadata};
 use crate::telemetry::slowlog::shorten;
@@ -502,7 +502,7 @@ fn list(
     let texts = transaction.libraries()?;
     let mut commands = Commands::new(session, shared, transaction, used, database);
     let index = index(&mut commands, &texts)?;
-    let is_wanted = |name: &[u8]| wanted.is_none_or(|wanted| pattern::matches_any_case(wanted, name));
+    let is_wanted = |name: &[u8]| wanted.is_none_or(|wanted| glob::matches_any_case(wanted, name));
     let libraries = texts.iter().filter(|(name, _)| is_wanted(name));
     let library = |(name, text): (&Bytes, &Bytes)| {
         let library = index.libraries.get(name);

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 
 use super::clients::Client;
-use super::pattern::KeyPattern;
 use super::pushes::{Added, Kind, Push};
 use crate::config::checks::OutputLimit;
+use crate::glob::KeyPattern;
 use crate::resp::{write_bulk, write_length};
 
 /// Most bytes that the names of one connection's channels and patterns may take.
@@ -179,6 +179,19 @@ impl Hub {
         };
         let by_pattern = matching.iter().filter_map(|name| tables.patterns.get(*name));
         by_pattern.map(Vec::len).sum::<usize>() + table.get(message.channel).map_or(0, Vec::len)
+    }
+
+    /// The connections that listen to something of which `is_meant` says so.
+    pub fn listeners_where(&self, is_meant: impl Fn(&Arc<Client>, Kind, &[u8]) -> bool) -> Vec<Arc<Client>> {
+        let tables = self.tables.lock();
+        let channels = tables.channels.iter().map(|entry| (Kind::Channel, entry));
+        let shards = tables.shards.iter().map(|entry| (Kind::Shard, entry));
+        let patterns = tables.patterns.iter().map(|entry| (Kind::Pattern, entry));
+        let mut found = Vec::new();
+        for (kind, (name, listeners)) in channels.chain(shards).chain(patterns) {
+            found.extend(listeners.iter().filter(|client| is_meant(client, kind, name)).cloned());
+        }
+        found
     }
 
     /// How many channels or patterns of this kind somebody listens to.

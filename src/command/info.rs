@@ -15,6 +15,7 @@ use super::pushes::Kind;
 use super::shared::Shared;
 use super::table::{self, CommandEntry};
 use super::{Args, Fault, Outcome, REDIS_VERSION, Reply, Session};
+use crate::acl::Reason;
 use crate::config::{COMMIT, TARGET, VERSION, machine};
 use crate::database::{Status, now_ms};
 use crate::store::{Store, key_hash};
@@ -331,6 +332,10 @@ fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "tracking_total_keys": shared.tracking.keys(),
         "tracking_total_items": shared.tracking.items(),
         "tracking_total_prefixes": shared.tracking.prefixes(),
+        "acl_access_denied_auth": shared.users.denials.count(Reason::LogIn),
+        "acl_access_denied_cmd": shared.users.denials.count(Reason::Command),
+        "acl_access_denied_key": shared.users.denials.count(Reason::Key),
+        "acl_access_denied_channel": shared.users.denials.count(Reason::Channel),
         "unexpected_error_replies": unexpected,
         "total_error_replies": get(&stats.error_replies),
         "dump_payload_sanitizations": 0,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use super::args::{SYNTAX, is};
 use super::categories::categories;
 use super::key_specs::{Begin, Find, KeySpec, access, range_of};
-use super::pattern;
 use super::table::{self, CommandEntry, find_there, subcommands_there, there};
 use super::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
+use crate::glob;
 use docs::document;
 
 const ROW: Command = Command {
@@ -226,7 +226,7 @@ fn list(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
                 // There are no modules.
                 () if is(kind, "module") => Vec::new(),
                 () if is(kind, "aclcat") => names(|entry| categories(entry).iter().any(|own| is(by, own))),
-                () if is(kind, "pattern") => names(|entry| pattern::matches_any_case(by, entry.name.as_bytes())),
+                () if is(kind, "pattern") => names(|entry| glob::matches_any_case(by, entry.name.as_bytes())),
                 () => return Err(SYNTAX.into()),
             };
             Ok(Reply::Array(found))

@@ -4,7 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::args;
+use super::{Command, args};
 
 /// Keys of one command, in the order of its specs.
 pub type KeyList<'a> = SmallVec<[&'a [u8]; 4]>;
@@ -193,6 +193,24 @@ pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
                 words.for_each(|at| keys.extend(spec.keys_at(at + 1, request)));
             }
         }
+    }
+    keys
+}
+
+/// The keys that a request names, each with the [`access`] that the command needs to it.
+pub fn keys_and_access<'a>(command: &Command, request: &[&'a [u8]]) -> SmallVec<[(&'a [u8], u16); 4]> {
+    let takes = command.takes(request.len());
+    let of_request = command.access.filter(|_| takes).map(|access| access(request));
+    let mut keys = SmallVec::new();
+    // A request that says a wrong number of keys is refused by its command, before it uses one.
+    for spec in command.keys.iter().filter(|spec| spec.fits(request)) {
+        let access = of_request.unwrap_or(spec.access);
+        // Behind the first STREAMS of XREAD, the word is a key.
+        let found = match spec.find {
+            Find::FirstHalf => spec.keys(request).collect(),
+            _ => keys_of(std::slice::from_ref(spec), request),
+        };
+        keys.extend(found.into_iter().map(|key| (key, access)));
     }
     keys
 }

@@ -36,9 +36,9 @@ pub mod invalidations;
 pub mod key_specs;
 pub mod monitors;
 pub mod notify;
-pub mod pattern;
 pub mod publish;
 pub mod pushes;
+pub mod rights;
 pub mod session;
 pub mod settle;
 pub mod shared;
@@ -51,6 +51,7 @@ pub mod tracking_modes;
 pub mod undeclared;
 
 // Families, each with its rows and its functions.
+pub mod acl;
 pub mod bits;
 mod collections;
 pub mod connection;
@@ -157,9 +158,9 @@ pub enum Reads {
     /// Its keys, unless the function says that a request with these arguments writes without
     /// reading.
     KeysUnless(fn(Args<'_>) -> bool),
-    /// Its keys, and others that only its computation finds, if the function says so of a request
-    /// with these arguments.
-    KeysAndOthersIf(fn(Args<'_>) -> bool),
+    /// Its keys, and others that only its computation finds, if the function returns the option of
+    /// a request with these arguments that names them.
+    KeysAndOthersIf(fn(Args<'_>) -> Option<&'static str>),
     /// Keys of other databases too.
     OtherDatabases,
     /// A script reads its keys, and what else it likes.
@@ -284,10 +285,14 @@ impl Command {
 
     /// Whether a request reads keys that it does not declare.
     pub fn finds_keys(&self, args: Args<'_>) -> bool {
+        matches!(self.reads, Reads::Script) || self.other_keys(args).is_some()
+    }
+
+    /// The option of a request that names keys which only its computation finds.
+    pub fn other_keys(&self, args: Args<'_>) -> Option<&'static str> {
         match self.reads {
-            Reads::KeysAndOthersIf(finds) => finds(args),
-            Reads::Script => true,
-            _ => false,
+            Reads::KeysAndOthersIf(option) => option(args),
+            _ => None,
         }
     }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::hub::Listening;
-use super::pattern::KeyPattern;
 use super::pushes::Kind;
 use super::{Args, Command, Compatibility, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag, help_of};
 use crate::command::key_specs::access::NOT_KEY;
+use crate::glob::KeyPattern;
 
 const STOPS: u32 = flag::PUBSUB | flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::WHILE_LISTENING;
 const LISTENS: u32 = STOPS | flag::LISTENS;

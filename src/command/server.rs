@@ -3,7 +3,6 @@
 
 mod observe;
 mod settings;
-mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,17 +30,6 @@ const ROW: Command = Command {
 };
 
 pub static COMMANDS: &[Command] = &[
-    Command {
-        name: "acl",
-        arity: -2,
-        since: "6.0.0",
-        complexity: "Depends on the subcommand.",
-        summary: "Commands about users.",
-        compatibility: Compatibility::Partial("there is one user, default, who may do everything"),
-        run: Run::Container,
-        subcommands: users::ACL,
-        ..ROW
-    },
     Command {
         name: "bgrewriteaof",
         arity: 1,

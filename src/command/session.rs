@@ -13,6 +13,7 @@ use super::monitors::{Monitoring, ScriptLines};
 use super::table::CommandEntry;
 use super::tally::Tally;
 use super::tracking::Tracks;
+use crate::acl::{Account, Context, Users};
 use crate::database::Pace;
 use crate::database::consistency::Consistency;
 use crate::database::watch::{Changed, Found};
@@ -24,6 +25,9 @@ pub struct Session {
     pub client: Arc<Client>,
     pub database: u16,
     pub version: Version,
+    /// Whose rights hold: the default user's until another one logs in.
+    pub user: Arc<Account>,
+    /// It needs not log in any more, whatever becomes of the default user.
     pub authenticated: bool,
     pub outstanding: Arc<Outstanding>,
     pub multi: Option<Multi>,
@@ -126,13 +130,14 @@ impl Default for ReadPolicy {
 }
 
 impl Session {
-    pub fn new(client: Arc<Client>, authenticated: bool) -> Self {
+    pub fn new(client: Arc<Client>, users: &Users) -> Self {
         let outstanding = Arc::new(Outstanding::in_order(client.id));
         Session {
             client,
             database: 0,
             version: Version::Resp2,
-            authenticated,
+            user: users.default_account().clone(),
+            authenticated: users.needs_no_login(),
             outstanding,
             multi: None,
             watch: None,
@@ -151,6 +156,32 @@ impl Session {
             waits_since: None,
             may_block: false,
             close: false,
+        }
+    }
+
+    /// Makes this the user of the connection.
+    pub fn log_in(&mut self, user: Arc<Account>) {
+        self.client.details.lock().user = Some(user.clone());
+        self.user = user;
+        self.authenticated = true;
+    }
+
+    /// The connection has the default user again, as a new one.
+    pub fn log_out(&mut self, users: &Users) {
+        self.log_in(users.default_account().clone());
+        self.authenticated = users.needs_no_login();
+    }
+
+    /// Whether commands are served without a login.
+    pub fn is_authenticated(&self, users: &Users) -> bool {
+        self.authenticated || users.needs_no_login()
+    }
+
+    /// Where a command of the client itself comes from.
+    pub fn context(&self) -> Context {
+        match self.multi.is_some() || self.in_exec {
+            true => Context::Multi,
+            false => Context::TopLevel,
         }
     }
 

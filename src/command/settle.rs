@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::checks::{admit, find, takes_long};
+use super::checks::{find, ready, takes_long};
 use super::compute::{compute_one, replied, take_turn};
 use super::session::Session;
 use super::shared::Shared;
@@ -127,7 +127,7 @@ async fn compute_again(
     let mut store_is_whole = whole_store;
     loop {
         let queued = exec.as_ref().map(|exec| &exec.multi);
-        if let Err(fault) = admit(session, shared, command, queued) {
+        if let Err(fault) = ready(shared, command, queued) {
             return Ok(error_reply(fault));
         }
         let turn = takes_long(command, queued, request);

@@ -16,6 +16,7 @@ use super::broadcasts::PubSub;
 use super::clients::{Client, Clients};
 use super::monitors::Monitors;
 use super::tracking::Tracking;
+use crate::acl::Users;
 use crate::config::Config;
 use crate::database::{Service, Turn, now_ms};
 use crate::script::Engine;
@@ -26,6 +27,7 @@ pub struct Shared {
     pub service: Arc<Service>,
     pub config: Arc<Config>,
     pub clients: Clients,
+    pub users: Users,
     pub pubsub: PubSub,
     pub monitors: Arc<Monitors>,
     /// Who tracks which keys.

@@ -71,9 +71,11 @@ fn sort_ro(data: &mut Data, args: Args) -> Outcome {
     run(data, args[1], &options)
 }
 
-/// Whether a request may read keys that it does not declare. What cannot be parsed reads none.
-fn names_other_keys(args: Args) -> bool {
-    Options::parse(&args[2..], true).is_ok_and(|options| options.names_other_keys())
+/// The option of a request that names keys which it does not declare. What cannot be parsed has
+/// none.
+fn names_other_keys(args: Args) -> Option<&'static str> {
+    let options = Options::parse(args.get(2..)?, true).ok()?;
+    options.names_other_keys()
 }
 
 // ---- options ----
@@ -136,9 +138,11 @@ impl<'a> Options<'a> {
         Ok(options)
     }
 
-    fn names_other_keys(&self) -> bool {
+    fn names_other_keys(&self) -> Option<&'static str> {
         let names = |pattern: &&[u8]| star(pattern).is_some();
-        self.by.iter().filter(|_| !self.is_unsorted).any(names) || self.get.iter().any(names)
+        let by = self.by.iter().filter(|_| !self.is_unsorted).any(names);
+        let get = || self.get.iter().any(names);
+        by.then_some("BY").or_else(|| get().then_some("GET"))
     }
 
     /// The part of so many sorted elements that is wanted.

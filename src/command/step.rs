@@ -80,6 +80,8 @@ pub struct Exec {
     pub(super) database: u16,
     /// Replies of the commands that are not about data, with their places, once they have run.
     pub(super) others: Option<Vec<(usize, Reply)>>,
+    /// Replies of the commands that the user may not run any more, in their places.
+    pub(super) refused: Vec<Option<Reply>>,
 }
 
 /// What must happen before a command can be computed.
@@ -89,6 +91,8 @@ pub enum Before {
     /// This node new enough, as the read consistency in force asks.
     Fresh(Fresh),
     Unpaused,
+    /// Earlier commands of the connection answered.
+    Settled,
     /// Endless scripts leave no turn to this one.
     Busy,
     /// The topic of messages ready for this.
@@ -155,6 +159,8 @@ impl Before {
                 service.store_caught_up().await
             }
             Before::Fresh(fresh) => fresh.reached(owner, service).await,
+            // The connection has seen to it.
+            Before::Settled => Ok(()),
             Before::Busy => Err(busy(shared)),
             Before::Messages(need) => shared.pubsub.provide(need, service.write_timeout()).await,
             Before::Unpaused => {

@@ -5,9 +5,9 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, bits, connection, dump, functions, geo, hashes, highwater, hyperloglog, introspection, keys,
-    lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings, transactions,
-    wait,
+    Command, CommandStats, acl, bits, connection, dump, functions, geo, hashes, highwater, hyperloglog, introspection,
+    keys, lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings,
+    transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -35,6 +35,7 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Functions", functions::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
+    ("Users", acl::COMMANDS),
     ("Introspection", introspection::COMMANDS),
     ("Monitoring", monitor::COMMANDS),
     ("Waiting", wait::COMMANDS),

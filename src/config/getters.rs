@@ -18,7 +18,6 @@ pub(super) struct Hot {
     proto_max_bulk_len: AtomicUsize,
     client_query_buffer_limit: AtomicUsize,
     output_limits: ArcSwap<OutputLimits>,
-    requirepass: ArcSwap<Option<Arc<str>>>,
     protected_mode: AtomicBool,
     maxclients: AtomicUsize,
     timeout_seconds: AtomicU64,
@@ -40,7 +39,6 @@ impl Default for Hot {
             proto_max_bulk_len: AtomicUsize::default(),
             client_query_buffer_limit: AtomicUsize::default(),
             output_limits: ArcSwap::from_pointee(OutputLimits::default()),
-            requirepass: ArcSwap::from_pointee(None),
             protected_mode: AtomicBool::default(),
             maxclients: AtomicUsize::default(),
             timeout_seconds: AtomicU64::default(),
@@ -84,27 +82,6 @@ impl Config {
 
     pub fn output_limits(&self) -> OutputLimits {
         **self.hot.output_limits.load()
-    }
-
-    /// The password, if there is one. Do not compare with `==`: see [`Config::password_is`].
-    pub fn requirepass(&self) -> Option<Arc<str>> {
-        Option::clone(&self.hot.requirepass.load())
-    }
-
-    /// True if this is the password, or if there is none. Takes the same time wherever the first
-    /// difference is.
-    pub fn password_is(&self, given: &[u8]) -> bool {
-        let Some(password) = self.requirepass() else {
-            return true;
-        };
-        let password = password.as_bytes();
-        let differences = given
-            .iter()
-            .enumerate()
-            .fold(password.len() ^ given.len(), |found, (at, byte)| {
-                found | usize::from(byte ^ password[at % password.len()])
-            });
-        std::hint::black_box(differences) == 0
     }
 
     pub fn protected_mode(&self) -> bool {
@@ -400,6 +377,27 @@ impl Config {
         self.value("enable-debug-command")
     }
 
+    /// The password of the default user, if it is set here.
+    pub fn requirepass(&self) -> Option<Arc<str>> {
+        Some(self.value("requirepass")).filter(|password| !password.is_empty())
+    }
+
+    /// The file of users.
+    pub fn acl_file(&self) -> Option<PathBuf> {
+        let file = Some(self.value("aclfile")).filter(|file| !file.is_empty());
+        file.map(|file| self.dir().join(&*file))
+    }
+
+    /// Whether new users may use every channel.
+    pub fn acl_every_channel(&self) -> bool {
+        self.is("acl-pubsub-default", "allchannels")
+    }
+
+    /// Entries that ACL LOG keeps at most.
+    pub fn acllog_max_len(&self) -> usize {
+        usize::try_from(self.number("acllog-max-len")).unwrap_or(usize::MAX)
+    }
+
     pub fn loglevel(&self) -> Arc<str> {
         self.value("loglevel")
     }
@@ -425,14 +423,11 @@ impl Config {
             .parse()
             .expect("checked when it was set");
         let limits = OutputLimits::parse(&self.value("client-output-buffer-limit")).expect("checked when it was set");
-        let password = self.value("requirepass");
         hot.proto_max_bulk_len
             .store(size("proto-max-bulk-len"), Ordering::Relaxed);
         hot.client_query_buffer_limit
             .store(size("client-query-buffer-limit"), Ordering::Relaxed);
         hot.output_limits.store(Arc::new(limits));
-        hot.requirepass
-            .store(Arc::new(Some(password).filter(|p| !p.is_empty())));
         hot.protected_mode
             .store(self.is("protected-mode", "yes"), Ordering::Relaxed);
         hot.maxclients.store(size("maxclients"), Ordering::Relaxed);

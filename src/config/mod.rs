@@ -40,7 +40,8 @@ use cli::Program;
 use copy::CopyOptions;
 use getters::Hot;
 use import::ImportOptions;
-use sources::Given;
+pub use sources::UserLine;
+use sources::{FromFile, Given};
 use table::{Change, Effect, Group, SETTINGS};
 use tls::TlsSettings;
 use values::{check_changeable, complete, new_value, shown, start_value};
@@ -97,6 +98,7 @@ pub struct Config {
     ping: bool,
     program: Option<Program>,
     exposed_files: Vec<PathBuf>,
+    users: Vec<UserLine>,
     hot: Hot,
     /// Held while values change, so that hooks run in the order of the changes.
     hooks: Mutex<Vec<(usize, Hook)>>,
@@ -112,14 +114,15 @@ impl Config {
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Config, Refused> {
         let line = cli::parse(arguments)?;
-        let mut given = match &line.file {
+        let FromFile { mut given, users } = match &line.file {
             Some(file) => sources::from_file(file).map_err(Refused::Wrong)?,
-            None => Vec::new(),
+            None => FromFile::default(),
         };
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
         let mut config = Config::from_given(&given, line.file, line.program).map_err(Refused::Wrong)?;
-        config.exposed_files = sources::exposed_files(&given);
+        config.exposed_files = sources::exposed_files(&given, &users);
+        config.users = users;
         config.ping = line.ping;
         Ok(config)
     }
@@ -162,6 +165,7 @@ impl Config {
             ping: false,
             program,
             exposed_files: Vec::new(),
+            users: Vec::new(),
             hot: Hot::default(),
             hooks: Mutex::default(),
             tls_trial: OnceLock::new(),
@@ -301,7 +305,7 @@ impl Config {
             return Ok(Reloaded::default());
         };
         let mut wanted: BTreeMap<usize, String> = BTreeMap::new();
-        for one in &sources::from_file(file)? {
+        for one in &sources::from_file(file)?.given {
             let setting = &SETTINGS[one.setting];
             let before = wanted.get(&one.setting);
             let current = before.map_or(setting.default, String::as_str);
@@ -343,6 +347,11 @@ impl Config {
     /// Whether the setting was given at start, even if its value is the default.
     pub fn is_given(&self, name: &str) -> bool {
         self.is_given[place_of(name)]
+    }
+
+    /// The users that the file defines.
+    pub fn users(&self) -> &[UserLine] {
+        &self.users
     }
 
     /// The eviction policy, if one is set.

@@ -14,10 +14,6 @@ const MAX_INCLUDES: usize = 16;
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Directives of redis.conf that are not settings, and why they are refused.
 const NOT_TAKEN: &[(&str, &str)] = &[
-    (
-        "user",
-        "there is one user, the default one; its password is requirepass",
-    ),
     ("rename-command", "commands keep their names"),
     ("loadmodule", "there are no modules"),
 ];
@@ -29,6 +25,20 @@ pub struct Given {
     pub setting: usize,
     pub words: Vec<String>,
     pub place: Place,
+}
+
+/// A line `user` of a file: the user's name, then its rules.
+#[derive(Clone)]
+pub struct UserLine {
+    pub words: Vec<String>,
+    pub place: Place,
+}
+
+/// What a file gives, with the files that it includes.
+#[derive(Default)]
+pub struct FromFile {
+    pub given: Vec<Given>,
+    pub users: Vec<UserLine>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -104,13 +114,13 @@ fn is_from_elsewhere(name: &str, value: &str) -> bool {
 }
 
 /// The values in a file in redis.conf syntax, and those of the files that it includes.
-pub fn from_file(path: &Path) -> Result<Vec<Given>, String> {
-    let mut given = Vec::new();
-    read_into(path, &mut given, 0)?;
-    Ok(given)
+pub fn from_file(path: &Path) -> Result<FromFile, String> {
+    let mut all = FromFile::default();
+    read_into(path, &mut all, 0)?;
+    Ok(all)
 }
 
-fn read_into(path: &Path, given: &mut Vec<Given>, depth: usize) -> Result<(), String> {
+fn read_into(path: &Path, all: &mut FromFile, depth: usize) -> Result<(), String> {
     if depth > MAX_INCLUDES {
         return Err(format!(
             "{}: files include each other more than {MAX_INCLUDES} deep",
@@ -131,15 +141,19 @@ fn read_into(path: &Path, given: &mut Vec<Given>, depth: usize) -> Result<(), St
         }
         if name.eq_ignore_ascii_case("include") {
             for file in &words {
-                read_into(&path.parent().unwrap_or(Path::new("")).join(file), given, depth + 1)?;
+                read_into(&path.parent().unwrap_or(Path::new("")).join(file), all, depth + 1)?;
             }
+            continue;
+        }
+        if name.eq_ignore_ascii_case("user") {
+            all.users.push(UserLine { words, place });
             continue;
         }
         if let Some((name, why)) = NOT_TAKEN.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)) {
             return Err(format!("{place}: '{name}' is not supported: {why}"));
         }
         let setting = table::place(&name).ok_or_else(|| unknown(&place, &name))?;
-        given.push(Given { setting, words, place });
+        all.given.push(Given { setting, words, place });
     }
     Ok(())
 }
@@ -162,7 +176,7 @@ pub fn properties_file(path: &Path) -> Result<String, String> {
 }
 
 /// Files among these that contain a password and that every user of this machine can read.
-pub fn exposed_files(given: &[Given]) -> Vec<PathBuf> {
+pub fn exposed_files(given: &[Given], users: &[UserLine]) -> Vec<PathBuf> {
     let has_secret = |properties: &str| {
         let properties = checks::parse_properties(properties).unwrap_or_default();
         properties.iter().any(|(name, _)| checks::is_secret_property(name))
@@ -182,6 +196,11 @@ pub fn exposed_files(given: &[Given]) -> Vec<PathBuf> {
             files.push(file.clone());
         }
     }
+    let has_password = |user: &&UserLine| user.words.iter().any(|rule| rule.starts_with('>'));
+    files.extend(users.iter().filter(has_password).filter_map(|user| match &user.place {
+        Place::Line(file, _) => Some(file.clone()),
+        _ => None,
+    }));
     let everybody_reads =
         |file: &PathBuf| std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0);
     files.retain(everybody_reads);

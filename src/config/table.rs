@@ -200,7 +200,27 @@ const EFFECTIVE: &[Setting] = &[
     Setting {
         name: "requirepass",
         secret: true,
-        summary: "Password that clients must give with AUTH or HELLO.",
+        summary: "Password of the default user, which clients must give with AUTH or HELLO.",
+        ..D
+    },
+    Setting {
+        name: "aclfile",
+        change: Change::Immutable,
+        summary: "File of users, for ACL LOAD and SAVE; relative to dir.",
+        ..D
+    },
+    Setting {
+        name: "acl-pubsub-default",
+        kind: Kind::Choice(&["allchannels", "resetchannels"]),
+        default: "resetchannels",
+        summary: "Whether new users may use all channels or none.",
+        ..D
+    },
+    Setting {
+        name: "acllog-max-len",
+        kind: LARGE,
+        default: "128",
+        summary: "Entries that ACL LOG keeps at most.",
         ..D
     },
     Setting {

@@ -6,7 +6,6 @@ use super::checks;
 use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};
 use super::table::{Change, Effect, Group, Setting};
 
-const ACL: &str = "there is one user, the default one";
 const CLUSTER: &str = "there is no Redis Cluster: every node has all keys";
 const MODULES: &str = "there are no modules";
 const ENCODINGS: &str = "values have one encoding";
@@ -99,10 +98,6 @@ impl Setting {
 
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
-    // Users
-    row("acl-pubsub-default", Kind::Choice(&["allchannels", "resetchannels"]), "resetchannels", ACL),
-    row("aclfile", TEXT, "", ACL).immutable().refused(),
-    row("acllog-max-len", LARGE, "128", ACL),
     // Memory
     row("active-defrag-cycle-max", DEFRAG_CYCLE, "25", FREEING),
     row("active-defrag-cycle-min", DEFRAG_CYCLE, "1", FREEING),

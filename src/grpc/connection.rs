@@ -24,7 +24,8 @@ use tracing::debug;
 
 use super::memory::{Memory, Received, Sent};
 use super::status;
-use crate::command::admission::{DEFAULT_USER, Refusal, Wants, admit, login_delay, needs_no_login};
+use crate::acl::{Account, Context, DEFAULT};
+use crate::command::admission::{self, Refusal, Wants, admit, login_delay};
 use crate::command::clients::Client;
 use crate::command::table::{self, CommandEntry};
 use crate::command::{Session, Shared};
@@ -55,7 +56,9 @@ pub struct Front {
 #[derive(Clone)]
 pub struct Caller {
     client: Arc<Client>,
-    authenticated: bool,
+    shared: Arc<Shared>,
+    /// Who has logged in; `None`: the default user, who need not.
+    user: Option<Arc<Account>>,
     pub memory: Arc<Memory>,
 }
 
@@ -170,9 +173,11 @@ where
 async fn refuse(stream: Stream, refusal: Refusal) {
     let told = Arc::new(Notify::new());
     let tell = told.clone();
+    let status = status::of_error(refusal.text().as_bytes());
     let answer = move |_| {
         tell.notify_one();
-        async move { Ok(status::of_error(refusal.text().as_bytes()).into_http()) }
+        let status = status.clone();
+        async move { Ok(status.into_http()) }
     };
     serve(stream, answer, told.notified()).await;
 }
@@ -197,45 +202,56 @@ impl Door {
 
     async fn pass(mut self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
         let command = command_of(request.uri().path());
-        let (wants, authenticated) = match command {
-            Some(command) => {
-                let authenticated = self.log_in(request.headers()).await?;
-                (Wants::Run { authenticated, command }, authenticated)
-            }
-            None => (Wants::Health, false),
+        let user = match command {
+            Some(_) => self.log_in(request.headers()).await?,
+            None => None,
         };
-        admit(&self.shared, wants).map_err(|refusal| self.refused(refusal))?;
-        let memory = Arc::new(Memory::new(self.shared, self.client.clone()));
+        let wants = match command {
+            Some(command) => Wants::Run {
+                caller: admission::Caller {
+                    client: &self.client,
+                    user: user.as_ref().unwrap_or(self.shared.users.default_account()),
+                    authenticated: user.is_some(),
+                    context: Context::TopLevel,
+                },
+                command,
+                // The keys are checked when the command runs.
+                args: &[],
+            },
+            None => Wants::Health,
+        };
+        admit(&self.shared, wants).map_err(|refusal| self.refused(&refusal))?;
+        let memory = Arc::new(Memory::new(self.shared.clone(), self.client.clone()));
         let mut request = request.map(|body| Received::new(body, memory.clone()));
         request.extensions_mut().insert(Caller {
             client: self.client,
-            authenticated,
+            shared: self.shared,
+            user,
             memory: memory.clone(),
         });
         let Ok(response) = self.routes.call(request).await;
         Ok(response.map(|body| Body::new(Sent { body, memory })))
     }
 
-    /// Whether the caller is logged in. The reply to a wrong password is delayed.
-    async fn log_in(&self, headers: &HeaderMap) -> Result<bool, Status> {
-        if needs_no_login(&self.shared) {
-            return Ok(true);
-        }
+    /// Who the caller is, if it says so. The reply to a wrong password is delayed.
+    async fn log_in(&self, headers: &HeaderMap) -> Result<Option<Arc<Account>>, Status> {
         let Some(given) = credentials(headers) else {
-            return Ok(false);
+            return Ok(None);
         };
         let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());
-        let user = if colon == 0 { DEFAULT_USER } else { &given[..colon] };
+        let user = if colon == 0 { DEFAULT } else { &given[..colon] };
         let password = given.get(colon + 1..).unwrap_or_default();
         let client = &*self.client;
-        if let Err(refusal) = admit(&self.shared, Wants::LogIn { client, user, password }) {
-            tokio::time::sleep(login_delay(client)).await;
-            return Err(self.refused(refusal));
+        match admission::log_in(&self.shared, (client, Context::TopLevel), (user, password), b"AUTH") {
+            Ok(user) => Ok(Some(user)),
+            Err(refusal) => {
+                tokio::time::sleep(login_delay(client)).await;
+                Err(self.refused(&refusal))
+            }
         }
-        Ok(true)
     }
 
-    fn refused(&self, refusal: Refusal) -> Status {
+    fn refused(&self, refusal: &Refusal) -> Status {
         self.shared.stats.count_error(refusal.text().as_bytes());
         status::of_error(refusal.text().as_bytes())
     }
@@ -244,7 +260,11 @@ impl Door {
 impl Caller {
     /// Each request is a session of its own: requests of one connection have no order.
     pub fn session(&self) -> Session {
-        Session::new(self.client.clone(), self.authenticated)
+        let mut session = Session::new(self.client.clone(), &self.shared.users);
+        if let Some(user) = &self.user {
+            session.log_in(user.clone());
+        }
+        session
     }
 }
 

@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 const CODES: &[(&str, Code)] = &[
     ("NOAUTH ", Code::Unauthenticated),
     ("WRONGPASS ", Code::Unauthenticated),
+    ("NOPERM ", Code::PermissionDenied),
     // Protected mode: it is the server's settings that must change.
     ("DENIED ", Code::FailedPrecondition),
     ("READONLY ", Code::FailedPrecondition),

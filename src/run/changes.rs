@@ -1,4 +1,5 @@
-//! Who hears of changes: those who track keys, and those who listen to keyspace events.
+//! Who hears of changes: those who track keys, those who listen to keyspace events, and of settings
+//! the users.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,22 @@ pub(super) fn follow(shared: &Arc<Shared>) {
     shared.config.on_change("tracking-table-max-keys", move |_| {
         if let Some(shared) = to.upgrade() {
             invalidations::shrink(&shared);
+        }
+    });
+}
+
+/// From now on the settings about users hold.
+pub(super) fn follow_users(shared: &Arc<Shared>) {
+    let to = Arc::downgrade(shared);
+    shared.config.on_change("acl-pubsub-default", move |config| {
+        if let Some(shared) = to.upgrade() {
+            shared.users.set_every_channel(config.acl_every_channel());
+        }
+    });
+    let to = Arc::downgrade(shared);
+    shared.config.on_change("requirepass", move |config| {
+        if let Some(shared) = to.upgrade() {
+            shared.users.set_default_password(config.requirepass().as_deref());
         }
     });
 }

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tracing::warn;
 
 use super::Problem;
+use crate::command::Shared;
 use crate::config::Config;
 use crate::server::Listener;
 use crate::server::tls::Tls;
@@ -135,15 +136,15 @@ async fn add(listeners: &mut Vec<Listener>, config: &Config, port: u16, tls: Opt
 }
 
 /// Warns if there is no password, and says what then protects the data from other machines.
-pub(super) fn warn_of_strangers(config: &Config, listeners: &Listeners) {
+pub(super) fn warn_of_strangers(shared: &Shared, listeners: &Listeners) {
     let is_open = |listener: &Listener| {
         let address = listener.socket.local_addr();
         address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
     };
-    if config.requirepass().is_some() || !listeners.iter().any(is_open) {
+    if !shared.users.needs_no_login() || !listeners.iter().any(is_open) {
         return;
     }
-    match config.protected_mode() {
+    match shared.config.protected_mode() {
         true => warn!(
             "listening on other addresses than the loopback without a password: protected mode refuses clients of other machines; set requirepass"
         ),

@@ -23,11 +23,12 @@ use self::listen::{Listeners, warn_of_strangers};
 use self::open::{Parts, open, owner};
 pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
+use crate::acl::Users;
 use crate::command::Shared;
 use crate::command::broadcasts::PubSub;
 use crate::command::publish::{Receiving, close_overdue};
 use crate::command::shared::Turns;
-use crate::command::{invalidations, notify};
+use crate::command::{acl, invalidations, notify, rights};
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
 use crate::database::{Service, Settings, Status, applier, now_ms, source};
@@ -143,7 +144,6 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     let listeners = Listeners::open(&config).await?;
     let addresses = listeners.addresses();
     let mut signals = Signals::new(&config, &logging)?;
-    warn_of_strangers(&config, &listeners);
     let opening = config.clone();
     let opened = supervise::blocking(&supervise::OPEN, move || {
         open(&opening, &mut directory).map(|opened| (opened, directory))
@@ -165,7 +165,8 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
         .as_ref()
         .filter(|_| config.pubsub_by_topic())
         .map(|kafka| kafka.broadcasts());
-    let shared = share(config, log, store, topic);
+    let shared = share(config, log, store, topic)?;
+    warn_of_strangers(&shared, &listeners);
     info!(
         "{}; data directory {}; {} MB of memory for keys and values",
         shared.service.log.describe(),
@@ -260,7 +261,7 @@ fn share(
     log: Arc<dyn Log>,
     store: Arc<dyn Store>,
     topic: Option<Arc<dyn Broadcast>>,
-) -> Arc<Shared> {
+) -> Result<Arc<Shared>, Problem> {
     let service = Service::new(log, store, config.databases(), Settings::default());
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let to = service.clone();
@@ -302,6 +303,7 @@ fn share(
         service,
         config,
         clients: Default::default(),
+        users: Users::new(&rights::CATALOGUE),
         pubsub,
         monitors: Default::default(),
         tracking: Default::default(),
@@ -315,8 +317,10 @@ fn share(
         run_id: format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>()),
     });
     changes::follow(&shared);
+    changes::follow_users(&shared);
+    acl::load(&shared)?;
     shared.pubsub.receiver.get_or_init(|| Arc::new(Receiving::new(&shared)));
-    shared
+    Ok(shared)
 }
 
 /// How much may be acknowledged but not in the store yet. The more it is, the more often a key is

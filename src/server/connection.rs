@@ -14,7 +14,6 @@ use tracing::debug;
 
 use super::stream::Stream;
 use super::wire::Wire;
-use crate::command::admission::needs_no_login;
 use crate::command::blocked::{found_at_once, serve};
 use crate::command::clients::Client;
 use crate::command::execute::{PREFETCHED, execute, execute_waiting, prefetch};
@@ -48,10 +47,9 @@ struct Connection {
 
 /// Serves a connection to its end.
 pub async fn run(stream: Stream, client: &Arc<Client>, shared: Arc<Shared>) {
-    let authenticated = needs_no_login(&shared);
     let mut connection = Connection {
         wire: Wire::new(stream, client.clone(), shared.clone()),
-        session: Session::new(client.clone(), authenticated),
+        session: Session::new(client.clone(), &shared.users),
         shared: shared.clone(),
         decoder: Decoder::new(),
     };
@@ -116,7 +114,7 @@ impl Connection {
         Limits {
             max_bulk: self.shared.config.proto_max_bulk_len(),
             max_request: self.shared.config.client_query_buffer_limit(),
-            authenticated: self.session.authenticated,
+            authenticated: self.session.is_authenticated(&self.shared.users),
             ..Limits::default()
         }
     }

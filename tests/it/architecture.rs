@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("files", &[]),
     ("striped", &[]),
     ("supervise", &[]),
+    ("glob", &[]),
     ("room", &["files"]),
     // What is kept, and where.
     ("model", &[]),
@@ -21,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("database", &["model", "log", "store", "striped", "supervise"]),
     ("sweep", &["database", "log", "supervise"]),
     // How clients are served.
+    ("acl", &["glob"]),
     ("resp", &[]),
     ("script", &["resp"]),
     ("config", &["model"]),
@@ -28,6 +30,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "command",
         &[
+            "acl",
+            "files",
+            "glob",
             "model",
             "rdb",
             "database",
@@ -42,13 +47,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("server", &["command", "resp", "config", "supervise"]),
-    ("grpc", &["command", "database", "server", "supervise"]),
+    ("grpc", &["acl", "command", "database", "server", "supervise"]),
     // Programs.
     ("probe", &["config", "server"]),
     ("import", &["model", "rdb", "config", "telemetry"]),
     (
         "run",
         &[
+            "acl",
             "command",
             "config",
             "database",

@@ -67,7 +67,7 @@ impl House {
         let refused = refusal(client, password).expect("a reply");
         let ended = self.grpc.call(&Call {
             target: format!("{from}:{}", self.grpc_port),
-            login: password.map(|password| format!("default:{password}")),
+            login: password.map(login),
             ..self.call("Get", "missing")
         });
         (refused, Some(ended).filter(|ended| ended.code != "OK"))
@@ -86,7 +86,7 @@ impl House {
         let refused = client.and_then(|client| refusal(client, password));
         let ended = self.grpc.call(&Call {
             target: format!("{}@{from}:{}", self.authority.file().display(), self.grpc_tls_port),
-            login: password.map(|password| format!("default:{password}")),
+            login: password.map(login),
             ..self.call("Get", "missing")
         });
         (refused, Some(ended).filter(|ended| ended.code != "OK"))
@@ -111,6 +111,12 @@ impl House {
             (with_tls, _) => assert_eq!(with_tls.expect("a reply"), resp, "with TLS"),
         }
     }
+}
+
+/// The words of AUTH as gRPC takes them: a password, or a user and a password.
+fn login(words: &str) -> String {
+    let (user, password) = words.split_once(' ').unwrap_or(("default", words));
+    format!("{user}:{password}")
 }
 
 /// What GET of a missing key is answered; `None` if it is served.
@@ -164,6 +170,28 @@ fn who_is_not_let_in_is_refused_alike() {
             println!("{args:?} {from} {password:?}");
             house.refuses_alike(from, password, expected);
         }
+    }
+}
+
+#[test]
+fn a_user_without_rights_is_refused_alike() {
+    let denied = |text| Some((text, "PERMISSION_DENIED"));
+    let no_key = denied("NOPERM No permissions to access a key");
+    let mut house = House::new(&[]);
+    let mut admin = house.node.client();
+    for (rules, expected) in [
+        (
+            "on >secret",
+            denied("NOPERM User ann has no permissions to run the 'get' command"),
+        ),
+        ("+get ~other", no_key),
+        ("%W~missing", no_key),
+        ("%R~missing", None),
+        ("off", Some(("WRONGPASS ", "UNAUTHENTICATED"))),
+    ] {
+        println!("{rules}");
+        admin.check(&format!("ACL SETUSER ann {rules}"), "+OK");
+        house.refuses_alike(LOOPBACK, Some("ann secret"), expected);
     }
 }
 

@@ -65,3 +65,4 @@ mod tidy;
 mod tls;
 mod tracking;
 mod transactions;
+mod users;

@@ -45,7 +45,7 @@ macro_rules! units {
             println!("{}: {} passed, {} not for an external server", $unit, count(&run.passed), run.ignored);
         )*
         self_check_of_the_skip_list(&[
-            $($unit,)* HASH_FIELD_EXPIRE, SCRIPTING, FUNCTIONS, TRACKING, STREAM, STREAM_GROUPS
+            $($unit,)* HASH_FIELD_EXPIRE, SCRIPTING, FUNCTIONS, TRACKING, STREAM, STREAM_GROUPS, ACL, ACL_V2, AUTH
         ]);
     }
     };
@@ -114,6 +114,33 @@ mod tracking {
 }
 
 const TRACKING: &str = "unit/tracking";
+
+/// Users. They are kept in the node, so the log makes no difference. What needs a server with
+/// settings of its own is not for an external one.
+mod acl {
+    #[test]
+    fn embedded() {
+        super::on_embedded(super::ACL, 78, 70);
+    }
+}
+
+mod acl_v2 {
+    #[test]
+    fn embedded() {
+        super::on_embedded(super::ACL_V2, 27, 25);
+    }
+}
+
+mod auth {
+    #[test]
+    fn embedded() {
+        super::on_embedded(super::AUTH, 7, 7);
+    }
+}
+
+const ACL: &str = "unit/acl";
+const ACL_V2: &str = "unit/acl-v2";
+const AUTH: &str = "unit/auth";
 
 /// Scripts. On Kafka ten thousand of them, one after the other, take too long.
 mod scripting {
@@ -329,10 +356,31 @@ impl Suite {
             assert!(text.contains(from), "{file} of the suite is another one: {from}");
             fs::write(&path, text.replacen(from, to, 1)).expect("write a copied file");
         };
+        let replace_all = |file: &str, from: &str, to: &str| {
+            let path = copy.join("tests").join(file);
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+            fs::write(&path, text.replace(from, to)).expect("write a copied file");
+        };
         match self {
             // Each test would be run again as a function, which takes as long again.
             Suite::Redis7 => {
                 replace("unit/scripting.tcl", "foreach is_eval {0 1} {", "foreach is_eval {1} {");
+                // Nothing in these parts needs a server that the suite starts.
+                for unit in ["acl", "acl-v2"] {
+                    let file = format!("unit/{unit}.tcl");
+                    replace(&file, "{tags {\"acl external:skip\"}}", "{tags {\"acl\"}}");
+                    // The words of Redis 7.2 fit too.
+                    replace_all(&file, "*NOPERM*channels*", "*NOPERM*channel*");
+                    replace_all(&file, "*NOPERM*keys*", "*NOPERM*key*");
+                    replace_all(&file, "assert_equal \"This user has", "assert_match \"*ser*has");
+                }
+                let auth = "unit/auth.tcl";
+                replace(auth, "{tags {\"auth external:skip\"}} {", "{tags {\"auth\"}} {");
+                replace(
+                    auth,
+                    "{tags {\"auth external:skip\"} overrides {requirepass foobar}} {",
+                    "{tags {\"auth\"} overrides {requirepass foobar}} {\nr reset",
+                );
                 // Lets redis-server forget connections, without a test that an external one runs.
                 replace("unit/dump.tcl", "after 15000", "after 1");
             }

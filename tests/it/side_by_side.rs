@@ -147,6 +147,11 @@ mod tables {
     }
 
     #[test]
+    fn acl() {
+        against_redis("acl");
+    }
+
+    #[test]
     fn pubsub() {
         against_redis("pubsub");
     }

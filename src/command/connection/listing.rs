@@ -2,17 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use crate::acl::Account;
 use crate::command::args::{SYNTAX, is, parse_int, text};
-use crate::command::clients::{Client, ClientDetails};
-use crate::command::pushes::Kind;
-use crate::command::tracking_modes::mode;
-use crate::command::{Args, Fault, Outcome, Reply, Session, Shared, table};
-use crate::database::now_ms;
+use crate::command::clients::Client;
+use crate::command::{Args, Fault, Outcome, Reply, Session, Shared};
 
 pub(super) fn client_info(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    let mut line = describe(&session.client);
+    let mut line = session.client.describe();
     line.push('\n');
     Ok(Reply::verbatim(line))
 }
@@ -34,7 +31,7 @@ pub(super) fn client_list(_: &mut Session, shared: &Arc<Shared>, args: Args) -> 
         if wanted.is_none_or(|wanted| wanted.is(&client))
             && ids.as_ref().is_none_or(|ids| ids.contains(&(client.id as i64)))
         {
-            lines.push_str(&describe(&client));
+            lines.push_str(&client.describe());
             lines.push('\n');
         }
     }
@@ -69,74 +66,6 @@ fn client_type(kind: &[u8]) -> Result<ClientType, Fault> {
     }
 }
 
-/// A connection as CLIENT LIST shows it.
-fn describe(client: &Client) -> String {
-    let ClientDetails {
-        name,
-        library_name,
-        library_version,
-    } = client.details.lock().clone();
-    let address = |a: Option<SocketAddr>| a.map_or("?:0".to_owned(), |a| a.to_string());
-    let last_command = table::name_of(client.last_command.load(Ordering::Relaxed)).unwrap_or("NULL");
-    let queued = client.queued.load(Ordering::Relaxed);
-    let input = client.input_bytes.load(Ordering::Relaxed);
-    let output = client.output_bytes.load(Ordering::Relaxed);
-    let mut flags = String::new();
-    let redirect = match client.tracking.has(mode::ON) {
-        true => client.tracking.redirect().map_or(0, |id| id as i64),
-        false => -1,
-    };
-    for (set, letter) in [
-        (client.monitors.load(Ordering::Relaxed), 'O'),
-        (client.pushes.listens(), 'P'),
-        (queued != usize::MAX, 'x'),
-        (client.blocked.load(Ordering::Relaxed), 'b'),
-        (client.tracking.has(mode::ON), 't'),
-        (client.tracking.has(mode::BROKEN), 'R'),
-        (client.tracking.has(mode::BCAST), 'B'),
-        (client.has_lost_its_watch(), 'd'),
-        (client.is_killed(), 'A'),
-        (client.no_evict.load(Ordering::Relaxed), 'e'),
-        (client.no_touch.load(Ordering::Relaxed), 'T'),
-    ] {
-        if set {
-            flags.push(letter);
-        }
-    }
-    if flags.is_empty() {
-        flags.push('N');
-    }
-    format!(
-        "id={} addr={} laddr={} fd={} name={} age={} idle={} flags={} db={} sub={} psub={} ssub={} multi={} qbuf={} \
-         qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user=default redir={} \
-         resp={} lib-name={} lib-ver={}",
-        client.id,
-        address(client.address),
-        address(client.local_address),
-        client.descriptor,
-        text(&name),
-        client.connected_at.elapsed().as_secs(),
-        now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed)) / 1000,
-        flags,
-        client.database.load(Ordering::Relaxed),
-        client.pushes.listens_to(Kind::Channel),
-        client.pushes.listens_to(Kind::Pattern),
-        client.pushes.listens_to(Kind::Shard),
-        if queued == usize::MAX { -1 } else { queued as i64 },
-        input,
-        client.queued_bytes.load(Ordering::Relaxed),
-        output,
-        client.pushes.len(),
-        output + client.pushes.bytes(),
-        client.memory(),
-        last_command,
-        redirect,
-        if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
-        text(&library_name),
-        text(&library_version),
-    )
-}
-
 /// Which connections CLIENT KILL means.
 #[derive(Default)]
 struct Victims<'a> {
@@ -144,6 +73,7 @@ struct Victims<'a> {
     address: Option<&'a [u8]>,
     local_address: Option<&'a [u8]>,
     kind: Option<ClientType>,
+    user: Option<Arc<Account>>,
     spare_caller: bool,
 }
 
@@ -176,9 +106,9 @@ pub(super) fn client_kill(session: &mut Session, shared: &Arc<Shared>, args: Arg
             () if is(option, "addr") => victims.address = Some(value),
             () if is(option, "laddr") => victims.local_address = Some(value),
             () if is(option, "user") => {
-                if *value != b"default" {
-                    return Err(Fault::error(format!("ERR No such user '{}'", text(value))));
-                }
+                let user = shared.users.get(value);
+                let unknown = || Fault::error(format!("ERR No such user '{}'", text(value)));
+                victims.user = Some(user.ok_or_else(unknown)?);
             }
             () if is(option, "skipme") && is(value, "yes") => victims.spare_caller = true,
             () if is(option, "skipme") && is(value, "no") => victims.spare_caller = false,
@@ -201,6 +131,7 @@ fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
             || victims.id.is_some_and(|id| id != client.id as i64)
             || !same(victims.address, client.address)
             || !same(victims.local_address, client.local_address)
+            || victims.user.as_ref().is_some_and(|user| !client.is_of(user))
         {
             continue;
         }

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use crate::command::args::{SYNTAX, int, is};
-use crate::command::pattern::KeyPattern;
 use crate::command::{Args, Data, Fault, Outcome, Reply};
 use crate::database::SHORT_WORK;
 use crate::database::hot::own;
+use crate::glob::KeyPattern;
 use crate::store::key_hash;
 
 /// Most keys that one call of SCAN looks at, whatever its COUNT says.

@@ -33,7 +33,10 @@ impl Node {
     }
 
     fn send(&self, request: &str) -> Step {
-        let mut session = Session::new(self.shared.clients.add(Waker::noop(), None, None, 0), true);
+        let mut session = Session::new(
+            self.shared.clients.add(Waker::noop(), None, None, 0),
+            &self.shared.users,
+        );
         let args: Vec<&[u8]> = request.split(' ').map(str::as_bytes).collect();
         execute(&mut session, &self.shared, &args, false)
     }

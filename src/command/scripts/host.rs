@@ -6,14 +6,16 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::acl::Context;
+use crate::command::admission::{Refusal, Wants, admit};
 use crate::command::broadcasts::Need;
-use crate::command::checks::find;
+use crate::command::checks::{caller, find};
 use crate::command::compute::compute;
 use crate::command::key_specs::keys_of;
 use crate::command::table::{self, CommandEntry};
 use crate::command::undeclared::Used;
 use crate::command::{
-    Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, monitor, publish,
+    Args, Command, Fault, Reply, Run, Session, Shared, Transaction, connection, flag, monitor, publish, rights,
 };
 use crate::database::Wait;
 use crate::database::transaction::Posted;
@@ -100,6 +102,16 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
             () if self.is_read_only && command.has(flag::WRITE | flag::MAY_REPLICATE) => Err(READ_ONLY),
             () => Ok(()),
         }
+    }
+
+    /// An error if the user who runs the script may not run a command.
+    fn check_rights(&self, command: &CommandEntry, args: Args<'_>) -> Result<(), Bytes> {
+        let mut caller = caller(self.session, Context::Script);
+        caller.authenticated = true;
+        admit(self.shared, Wants::Run { caller, command, args }).map_err(|refusal| match refusal {
+            Refusal::NotAllowed(_, text) => format!("ERR ACL failure in script: {text}").into(),
+            refusal => refusal.text().into_owned().into(),
+        })
     }
 
     /// Notes what a command uses. False if the script has to wait for the store.
@@ -197,9 +209,10 @@ impl Host for Commands<'_, '_, '_> {
             return Some(self.failed(if is_known { NOT_ALLOWED } else { UNKNOWN }.into()));
         };
         let stats = command.stats.own();
-        if let Err(error) = self.check(command, args) {
+        let permitted = self.check(command, args).map_err(Bytes::from);
+        if let Err(error) = permitted.and_then(|()| self.check_rights(command, args)) {
             stats.rejected.fetch_add(1, Ordering::Relaxed);
-            return Some(self.failed(error.into()));
+            return Some(self.failed(error));
         }
         if !self.uses(command, args) {
             return None;
@@ -227,10 +240,9 @@ impl Host for Commands<'_, '_, '_> {
     }
 
     fn is_allowed(&mut self, args: &[&[u8]]) -> Option<bool> {
-        // The only user may run every command.
-        find(args)
-            .is_ok_and(|command| command.takes(args.len()))
-            .then_some(true)
+        let command = find(args).ok().filter(|command| command.takes(args.len()))?;
+        let user = &self.session.user;
+        Some(user.may_everything() || rights::check(&user.user(), command, args).is_ok())
     }
 
     fn log(&mut self, level: Level, text: &[u8]) {

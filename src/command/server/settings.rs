@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::{ADMIN, HELP, ROW};
 use crate::command::args::{SYNTAX, text};
-use crate::command::{
-    Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, help_of, pattern, table,
-};
+use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, help_of, table};
 use crate::config::table as settings;
+use crate::glob;
 
 pub(super) const CONFIG: &[Command] = &[
     Command {
@@ -71,7 +70,7 @@ fn secret_settings(args: Args) -> Vec<usize> {
 
 fn config_get(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let patterns = &args[2..];
-    let is_meant = |name: &str| patterns.iter().any(|p| pattern::matches_any_case(p, name.as_bytes()));
+    let is_meant = |name: &str| patterns.iter().any(|p| glob::matches_any_case(p, name.as_bytes()));
     let found = shared.config.get(is_meant).into_iter();
     // As in Redis, a setting that was requested by its name is returned with the client's spelling.
     let named = found.map(|(name, value)| {
@@ -102,6 +101,7 @@ fn config_set(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 fn config_resetstat(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     shared.stats.reset();
     table::reset_stats();
+    shared.users.denials.reset_counts();
     let counters = &shared.service.counters;
     for counter in [
         &counters.expired,

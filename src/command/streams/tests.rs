@@ -35,7 +35,10 @@ impl Node {
     }
 
     fn session(&self) -> Session {
-        let mut session = Session::new(self.shared.clients.add(Waker::noop(), None, None, 0), true);
+        let mut session = Session::new(
+            self.shared.clients.add(Waker::noop(), None, None, 0),
+            &self.shared.users,
+        );
         session.may_block = true;
         session
     }
