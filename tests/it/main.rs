@@ -64,4 +64,5 @@ mod tidy;
 mod tls;
 mod tracking;
 mod transactions;
+mod unix_socket;
 mod users;
