@@ -1,7 +1,9 @@
 //! `highwater --ping`: the healthcheck of an image that has no shell and no redis-cli.
 
+use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -12,27 +14,59 @@ const PATIENCE: Duration = Duration::from_secs(2);
 trait Stream: Read + Write {}
 impl<S: Read + Write> Stream for S {}
 
-/// Sends PING to the server on this machine's loopback interface. An error contains its answer.
+/// Where the server is asked: its first door that there is.
+enum Door {
+    Plain(u16),
+    Tls(u16),
+    Unix(String),
+}
+
+impl Door {
+    fn of(config: &Config) -> Door {
+        match (config.port(), config.tls_port(), config.unixsocket()) {
+            (0, 0, Some(path)) => Door::Unix(path),
+            (0, port, _) => Door::Tls(port),
+            (port, ..) => Door::Plain(port),
+        }
+    }
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Door::Plain(port) | Door::Tls(port) => write!(f, "port {port}"),
+            Door::Unix(path) => write!(f, "unix socket {path}"),
+        }
+    }
+}
+
+fn loopback(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn local(path: &str) -> std::io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Sends PING to the server on this machine. An error contains its answer.
 pub fn ping(config: &Config) -> Result<(), String> {
-    let (port, is_plain) = match config.port() {
-        0 => (config.tls_port(), false),
-        port => (port, true),
-    };
+    let door = Door::of(config);
     let failed = |error: std::io::Error| match error.kind() {
         // The system's text for a timeout explains nothing.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
-            "reach the server on port {port}: it does not answer within {} s; it is starting, or overloaded",
+            "reach the server on {door}: it does not answer within {} s; it is starting, or overloaded",
             PATIENCE.as_secs()
         ),
-        _ => format!("reach the server on port {port}: {error}"),
+        _ => format!("reach the server on {door}: {error}"),
     };
-    let address = ("127.0.0.1", port).to_socket_addrs().map_err(failed)?.next();
-    let address = address.ok_or("resolve the loopback address")?;
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    let mut stream: Box<dyn Stream> = match is_plain {
-        true => Box::new(stream),
-        false => Box::new(tls::as_client(&config.tls(), stream)?),
+    let mut stream: Box<dyn Stream> = match &door {
+        Door::Plain(port) => Box::new(loopback(*port).map_err(failed)?),
+        Door::Tls(port) => Box::new(tls::as_client(&config.tls(), loopback(*port).map_err(failed)?)?),
+        Door::Unix(path) => Box::new(local(path).map_err(failed)?),
     };
     let mut request = Vec::new();
     let mut replies = 1;

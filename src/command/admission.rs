@@ -2,13 +2,12 @@
 //! that is added here holds for all of them.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::args::text;
-use super::clients::Client;
+use super::clients::{Address, Client};
 use super::rights::{self, Lack};
 use super::shared::Shared;
 use super::table::CommandEntry;
@@ -24,7 +23,7 @@ const MAX_LOGIN_DELAY: Duration = Duration::from_secs(2);
 /// A request for permission.
 pub enum Wants<'a> {
     /// To connect, from this address.
-    Connect(Option<SocketAddr>),
+    Connect(Option<&'a Address>),
     /// To ask whether this node serves (gRPC's health service). Probes have no password, and the
     /// reply says nothing else.
     Health,
@@ -164,10 +163,8 @@ fn delay_after(failed: u32) -> Duration {
     LOGIN_DELAY.saturating_mul(doubled).min(MAX_LOGIN_DELAY)
 }
 
-fn is_protected(shared: &Shared, peer: Option<SocketAddr>) -> bool {
-    shared.config.protected_mode()
-        && needs_no_login(shared)
-        && !peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback())
+fn is_protected(shared: &Shared, peer: Option<&Address>) -> bool {
+    shared.config.protected_mode() && needs_no_login(shared) && !peer.is_some_and(Address::is_local)
 }
 
 #[cfg(test)]

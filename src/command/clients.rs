@@ -1,6 +1,7 @@
 //! The connections as others see them: what CLIENT LIST shows, what each holds, how they are ended.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -36,11 +37,38 @@ pub enum Unblocked {
     WithError,
 }
 
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(Arc<str>),
+}
+
+impl Address {
+    /// Whether it is this machine's.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Address::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "{path}:0"),
+        }
+    }
+}
+
 /// What other connections may know of a connection (CLIENT LIST), and how they end it.
 pub struct Client {
     pub id: u64,
-    pub address: Option<SocketAddr>,
-    pub local_address: Option<SocketAddr>,
+    pub address: Option<Address>,
+    pub local_address: Option<Address>,
     /// The socket's file descriptor, as CLIENT LIST shows it.
     pub descriptor: i32,
     pub connected_at: Instant,
@@ -122,7 +150,7 @@ impl Client {
             library_version,
             user,
         } = client.details.lock().clone();
-        let address = |a: Option<SocketAddr>| a.map_or("?:0".to_owned(), |a| a.to_string());
+        let address = |a: &Option<Address>| a.as_ref().map_or("?:0".to_owned(), |a| a.to_string());
         let last_command = table::name_of(client.last_command.load(Ordering::Relaxed)).unwrap_or("NULL");
         let queued = client.queued.load(Ordering::Relaxed);
         let input = client.input_bytes.load(Ordering::Relaxed);
@@ -144,6 +172,7 @@ impl Client {
             (client.is_killed(), 'A'),
             (client.no_evict.load(Ordering::Relaxed), 'e'),
             (client.no_touch.load(Ordering::Relaxed), 'T'),
+            (matches!(client.address, Some(Address::Unix(_))), 'U'),
         ] {
             if set {
                 flags.push(letter);
@@ -157,8 +186,8 @@ impl Client {
              qbuf-free=0 argv-mem=0 multi-mem={} rbs=0 rbp=0 obl={} oll={} omem={} tot-mem={} events=r cmd={} user={} redir={} \
              resp={} lib-name={} lib-ver={}",
             client.id,
-            address(client.address),
-            address(client.local_address),
+            address(&client.address),
+            address(&client.local_address),
             client.descriptor,
             text(&name),
             client.connected_at.elapsed().as_secs(),
@@ -252,8 +281,7 @@ impl Client {
 
     /// Whether the connection comes from this machine.
     pub fn is_local(&self) -> bool {
-        self.address
-            .is_some_and(|address| address.ip().to_canonical().is_loopback())
+        self.address.as_ref().is_some_and(Address::is_local)
     }
 
     /// Bytes that this connection holds.
@@ -295,8 +323,8 @@ impl Clients {
     pub fn add(
         &self,
         task: &Waker,
-        address: Option<SocketAddr>,
-        local_address: Option<SocketAddr>,
+        address: Option<Address>,
+        local_address: Option<Address>,
         descriptor: i32,
     ) -> Arc<Client> {
         let client = Arc::new(Client {

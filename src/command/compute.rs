@@ -37,7 +37,10 @@ pub(super) fn replied(
         && (held || !command.has(flag::SKIP_SLOWLOG))
         && stats.slowlog.takes(now_ms(), config.slowlog_max_len())
     {
-        let address = client.address.map_or(String::new(), |address| address.to_string());
+        let address = client
+            .address
+            .as_ref()
+            .map_or(String::new(), |address| address.to_string());
         let name = client.details.lock().name.clone();
         let arguments = command.without_secrets(args);
         stats

@@ -52,6 +52,7 @@ pub(super) fn executed(session: &mut Session, shared: &Shared, command: &Command
         let address = session
             .client
             .address
+            .as_ref()
             .map_or("?:0".to_owned(), |address| address.to_string());
         show(shared, line(session.database, &address, command, args));
     }

@@ -1,19 +1,18 @@
 //! What all connections share ([`Shared`]): the service, the settings, the clients, and what
 //! pauses, delays or stops them.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::broadcasts::PubSub;
-use super::clients::{Client, Clients};
+use super::clients::{Address, Client, Clients};
 use super::monitors::Monitors;
 use super::tracking::Tracking;
 use crate::acl::Users;
@@ -166,11 +165,15 @@ impl Shutdown {
 }
 
 impl Connected {
-    /// `task` wakes the task that serves the connection.
-    pub fn new(shared: &Arc<Shared>, task: &Waker, stream: &TcpStream) -> Self {
-        let (address, local_address) = (stream.peer_addr().ok(), stream.local_addr().ok());
+    /// `task` wakes the task that serves the connection. `descriptor`: the socket's.
+    pub fn new(
+        shared: &Arc<Shared>,
+        task: &Waker,
+        (address, local_address): (Option<Address>, Option<Address>),
+        descriptor: RawFd,
+    ) -> Self {
         Connected {
-            client: shared.clients.add(task, address, local_address, stream.as_raw_fd()),
+            client: shared.clients.add(task, address, local_address, descriptor),
             shared: shared.clone(),
         }
     }

@@ -50,6 +50,17 @@ pub const PROPERTIES: Check = Check {
     hint: "PROPERTY=VALUE",
 };
 
+/// Permissions of a file, in octal digits as for chmod.
+pub const PERMISSIONS: Check = Check {
+    normalise: |value, _| match u32::from_str_radix(value, 8) {
+        Ok(mode) if mode <= 0o777 && !value.starts_with('+') => Ok(format!("{mode:o}")),
+        Ok(_) => Err("argument must be between 0 and 777 inclusive".into()),
+        Err(_) => Err("argument couldn't be parsed as an octal number".into()),
+    },
+    placeholder: "MODE",
+    hint: "octal digits from 0 to 777",
+};
+
 pub const SAVE: Check = Check {
     normalise: |value, _| save_points(value),
     placeholder: "SECONDS CHANGES",

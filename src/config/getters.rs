@@ -181,6 +181,16 @@ impl Config {
         self.number("grpc-port") as u16
     }
 
+    /// The path of the Unix socket to listen on.
+    pub fn unixsocket(&self) -> Option<String> {
+        Some(self.value("unixsocket").to_string()).filter(|path| !path.is_empty())
+    }
+
+    /// The permissions of its file; 0 for those that the process gives to files.
+    pub fn unixsocketperm(&self) -> u32 {
+        u32::from_str_radix(&self.value("unixsocketperm"), 8).unwrap_or(0)
+    }
+
     pub fn tls_port(&self) -> u16 {
         self.number("tls-port") as u16
     }

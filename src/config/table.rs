@@ -175,6 +175,22 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "unixsocket",
+        kind: Kind::Text,
+        default: "",
+        change: Change::AtStart,
+        summary: "Path of a Unix socket for Redis clients; empty for none.",
+        ..D
+    },
+    Setting {
+        name: "unixsocketperm",
+        kind: Kind::Checked(checks::PERMISSIONS),
+        default: "0",
+        change: Change::AtStart,
+        summary: "Permissions of the Unix socket's file, as for chmod (700); 0 for those that the process gives to files.",
+        ..D
+    },
+    Setting {
         name: "bind",
         kind: Kind::Words,
         default: "127.0.0.1 -::1",

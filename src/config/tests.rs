@@ -243,7 +243,7 @@ fn what_is_wrong_is_told_with_its_place_and_the_nearest_name() {
 
 #[test]
 fn what_would_do_harm_if_ignored_is_refused() {
-    for (name, value) in [("cluster-enabled", "yes"), ("unixsocket", "x")] {
+    for (name, value) in [("cluster-enabled", "yes"), ("replicaof", "h 1")] {
         assert!(
             refusal(&[&format!("--{name}"), value], &[]).contains("not supported: "),
             "{name}"
@@ -251,7 +251,7 @@ fn what_would_do_harm_if_ignored_is_refused() {
     }
     assert!(refusal(&["--topic", "kv"], &[]).contains("--bootstrap-servers"));
     assert!(refusal(&["-X", "a=b"], &[]).contains("--bootstrap-servers"));
-    let config = load(&["--unixsocket", "", "--appendonly", "yes"], &[]).unwrap();
+    let config = load(&["--cluster-enabled", "no", "--appendonly", "yes"], &[]).unwrap();
     assert_eq!(config.given_without_effect(), ["appendonly"]);
 }
 

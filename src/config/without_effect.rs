@@ -13,7 +13,7 @@ const COPIES: &str = "how many copies a write has before it is answered OK is up
 const EVICTION: &str = "no key is ever evicted: memory is a cache of what is on disk";
 const EXPIRY: &str = "expired keys are deleted at a steady pace in the background";
 const FREEING: &str = "memory is always freed without holding up commands";
-const LISTEN: &str = "only TCP is listened on";
+const LISTEN: &str = "sockets are not marked";
 const PERSISTENCE: &str = "the log is the persistence: there are no append-only files and no snapshots";
 const PROCESS: &str = "left to the system and its service manager";
 const REPLICATION: &str = "nodes follow the log; there is no replication between them";
@@ -201,8 +201,6 @@ pub const SETTINGS: &[Setting] = &[
     // TLS and listening
     row("bind-source-addr", TEXT, "", OTHERS),
     row("socket-mark-id", COUNT, "0", LISTEN).immutable(),
-    row("unixsocket", TEXT, "", LISTEN).immutable().refused(),
-    row("unixsocketperm", COUNT, "0", LISTEN).immutable(),
     row("tls-cluster", YES_NO, "no", OTHERS),
     row("tls-replication", YES_NO, "no", OTHERS),
     row("tls-session-cache-timeout", COUNT, "300", "sessions are remembered for as long as OpenSSL does by itself"),

@@ -13,7 +13,6 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
@@ -79,7 +78,7 @@ impl Front {
     }
 
     /// Serves a connection to its end.
-    pub async fn welcome(self, stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
+    pub async fn welcome(self, stream: Stream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
         match server::admitted(&stream, &shared) {
             Ok(()) => {
                 let connected = server::connected(&stream, &shared).await;
@@ -90,7 +89,6 @@ impl Front {
             // The handshake costs more than a refused client should.
             Err(_) if tls.is_some() => {}
             Err(refusal) => {
-                let stream = Stream::Plain(stream);
                 if let Ok(_told) = self.refused.try_acquire() {
                     let _ = tokio::time::timeout(REFUSED_FOR, refuse(stream, refusal)).await;
                 }

@@ -1,18 +1,22 @@
 //! The addresses that the server listens on, and who may reach them.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tracing::warn;
 
 use super::Problem;
 use crate::command::Shared;
+use crate::command::clients::Address;
 use crate::config::Config;
-use crate::server::Listener;
 use crate::server::tls::Tls;
+use crate::server::{Listener, Socket, UnixSocket};
 
 /// Listens on the addresses of `bind`, or on none if the port is 0.
 async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
@@ -70,6 +74,29 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     socket.listen(backlog)
 }
 
+/// Listens on a Unix socket. What a server left there that has ended is replaced; anything else is
+/// not. `mode`: the permissions of the file, or 0 for those that the process gives to files.
+fn listen_unix(path: &str, mode: u32) -> Result<UnixSocket, Problem> {
+    let cannot = |cause: String| format!("listen on unix socket {path}: {cause}; see to --unixsocket");
+    let left = fs::symlink_metadata(path);
+    if left.is_ok_and(|left| left.file_type().is_socket()) {
+        if UnixStream::connect(path).is_ok() {
+            return Err(cannot("a server listens there".into()));
+        }
+        fs::remove_file(path).map_err(|cause| cannot(cause.to_string()))?;
+    }
+    let listener = UnixListener::bind(path).map_err(|cause| cannot(cause.to_string()))?;
+    let socket = UnixSocket {
+        listener,
+        path: path.into(),
+    };
+    if mode != 0 {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(path, permissions).map_err(|cause| cannot(cause.to_string()))?;
+    }
+    Ok(socket)
+}
+
 /// All that is listened on.
 pub(super) struct Listeners {
     pub redis: Vec<Listener>,
@@ -93,11 +120,16 @@ impl Listeners {
         };
         add(&mut all.redis, config, config.port(), None).await?;
         add(&mut all.redis, config, config.tls_port(), tls.clone()).await?;
+        if let Some(path) = config.unixsocket() {
+            let socket = Socket::Unix(listen_unix(&path, config.unixsocketperm())?);
+            all.redis.push(Listener { socket, tls: None });
+        }
         add(&mut all.grpc, config, config.grpc_port(), None).await?;
         add(&mut all.grpc, config, config.grpc_tls_port(), tls).await?;
         if all.iter().next().is_none() {
             return Err(
-                "serve anybody: no port is given; give --port, --tls-port, --grpc-port or --grpc-tls-port".into(),
+                "serve anybody: no port is given; give --port, --tls-port, --unixsocket, --grpc-port or --grpc-tls-port"
+                    .into(),
             );
         }
         Ok(all)
@@ -117,8 +149,10 @@ impl Listeners {
                     (protocol, false) => format!(" ({protocol})"),
                     (protocol, true) => format!(" ({protocol}, TLS)"),
                 };
-                let address = listener.socket.local_addr().ok()?;
-                Some(format!("{address}{what}"))
+                match listener.socket.address()? {
+                    Address::Tcp(address) => Some(format!("{address}{what}")),
+                    Address::Unix(path) => Some(path.to_string()),
+                }
             });
             known.collect()
         };
@@ -129,7 +163,7 @@ impl Listeners {
 async fn add(listeners: &mut Vec<Listener>, config: &Config, port: u16, tls: Option<Arc<Tls>>) -> Result<(), Problem> {
     let sockets = listen(config, port).await?;
     listeners.extend(sockets.into_iter().map(|socket| Listener {
-        socket,
+        socket: Socket::Tcp(socket),
         tls: tls.clone(),
     }));
     Ok(())
@@ -137,10 +171,7 @@ async fn add(listeners: &mut Vec<Listener>, config: &Config, port: u16, tls: Opt
 
 /// Warns if there is no password, and says what then protects the data from other machines.
 pub(super) fn warn_of_strangers(shared: &Shared, listeners: &Listeners) {
-    let is_open = |listener: &Listener| {
-        let address = listener.socket.local_addr();
-        address.is_ok_and(|address| !address.ip().to_canonical().is_loopback())
-    };
+    let is_open = |listener: &Listener| listener.socket.address().is_some_and(|address| !address.is_local());
     if !shared.users.needs_no_login() || !listeners.iter().any(is_open) {
         return;
     }

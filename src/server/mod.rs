@@ -7,19 +7,21 @@ pub mod tls;
 mod wire;
 
 use std::future::poll_fn;
+use std::io;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::command::Shared;
 use crate::command::admission::{Refusal, Wants, admit};
-use crate::command::clients::Client;
+use crate::command::clients::{Address, Client};
 use crate::command::shared::Connected;
 use crate::supervise;
 use stream::Stream;
@@ -35,9 +37,43 @@ const UNSENT: u32 = 256 << 10;
 
 /// An address that is listened on.
 pub struct Listener {
-    pub socket: TcpListener,
+    pub socket: Socket,
     /// With TLS, if there is any.
     pub tls: Option<Arc<Tls>>,
+}
+
+pub enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixSocket),
+}
+
+/// A Unix socket that is listened on. Its file goes with it.
+pub struct UnixSocket {
+    pub listener: UnixListener,
+    pub path: Arc<str>,
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = std::fs::remove_file(&*self.path);
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Stream> {
+        Ok(match self {
+            Socket::Tcp(listener) => Stream::Plain(listener.accept().await?.0),
+            Socket::Unix(UnixSocket { listener, path }) => Stream::Unix(listener.accept().await?.0, path.clone()),
+        })
+    }
+
+    pub fn address(&self) -> Option<Address> {
+        match self {
+            Socket::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+            Socket::Unix(socket) => Some(Address::Unix(socket.path.clone())),
+        }
+    }
 }
 
 /// Serves Redis clients until shutdown is asked.
@@ -50,7 +86,7 @@ pub async fn serve(listener: Listener, shared: Arc<Shared>) {
 
 /// Accepts connections until shutdown is asked, then waits until the open ones have finished what
 /// is under way.
-pub async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, welcome: impl Fn(TcpStream, Arc<Shared>) -> F)
+pub async fn accept<F>(listener: Socket, shared: Arc<Shared>, welcome: impl Fn(Stream, Arc<Shared>) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -60,7 +96,7 @@ where
             () = shared.shutdown.asked() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     supervise::task_of(&mut connections, &supervise::CONNECTION, welcome(stream, shared.clone()));
                 }
                 Err(error) => {
@@ -83,7 +119,7 @@ where
 
 /// A Redis client that is refused gets the reason as an error in its protocol. A client of TLS gets
 /// none, as in Redis: the handshake costs more than a refused client should.
-async fn welcome(stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
+async fn welcome(mut stream: Stream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) {
     match admitted(&stream, &shared) {
         Ok(()) => {
             let connected = connected(&stream, &shared).await;
@@ -97,15 +133,16 @@ async fn welcome(stream: TcpStream, tls: Option<Arc<Tls>>, shared: Arc<Shared>) 
 }
 
 /// Makes the connection one of the clients, until the result is dropped.
-pub async fn connected(stream: &TcpStream, shared: &Arc<Shared>) -> Connected {
+pub async fn connected(stream: &Stream, shared: &Arc<Shared>) -> Connected {
     let task = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
-    Connected::new(shared, &task, stream)
+    Connected::new(shared, &task, stream.addresses(), stream.socket().as_raw_fd())
 }
 
 /// The stream of a connection, after the handshake of TLS if that is wanted. `None` if that failed.
-pub async fn secured(stream: TcpStream, tls: Option<&Tls>, client: &Client, shared: &Shared) -> Option<Stream> {
-    let Some(tls) = tls else {
-        return Some(Stream::Plain(stream));
+pub async fn secured(stream: Stream, tls: Option<&Tls>, client: &Client, shared: &Shared) -> Option<Stream> {
+    let (tls, stream) = match (tls, stream) {
+        (Some(tls), Stream::Plain(stream)) => (tls, stream),
+        (_, stream) => return Some(stream),
     };
     let peer = stream.peer_addr().ok();
     let accepted = tokio::select! {
@@ -125,9 +162,10 @@ pub async fn secured(stream: TcpStream, tls: Option<&Tls>, client: &Client, shar
 }
 
 /// Counts a connection, and prepares it if it is let in.
-pub fn admitted(stream: &TcpStream, shared: &Shared) -> Result<(), Refusal> {
+pub fn admitted(stream: &Stream, shared: &Shared) -> Result<(), Refusal> {
     shared.stats.connections_received.fetch_add(1, Ordering::Relaxed);
-    let admitted = admit(shared, Wants::Connect(stream.peer_addr().ok()));
+    let (peer, _) = stream.addresses();
+    let admitted = admit(shared, Wants::Connect(peer.as_ref()));
     match admitted {
         Ok(()) => prepare(stream, shared),
         Err(_) => drop(shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed)),
@@ -135,7 +173,10 @@ pub fn admitted(stream: &TcpStream, shared: &Shared) -> Result<(), Refusal> {
     admitted
 }
 
-fn prepare(stream: &TcpStream, shared: &Shared) {
+fn prepare(stream: &Stream, shared: &Shared) {
+    let Stream::Plain(stream) = stream else {
+        return;
+    };
     // If one of these fails, that only costs latency, memory, or late notice of a dead peer.
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);

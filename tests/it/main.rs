@@ -65,4 +65,5 @@ mod tidy;
 mod tls;
 mod tracking;
 mod transactions;
+mod unix_socket;
 mod users;

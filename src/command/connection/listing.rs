@@ -1,11 +1,10 @@
 //! CLIENT INFO, LIST and KILL: what is known of the connections, and which of them are closed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::acl::Account;
 use crate::command::args::{SYNTAX, is, parse_int, text};
-use crate::command::clients::Client;
+use crate::command::clients::{Address, Client};
 use crate::command::{Args, Fault, Outcome, Reply, Session, Shared};
 
 pub(super) fn client_info(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
@@ -120,8 +119,8 @@ pub(super) fn client_kill(session: &mut Session, shared: &Arc<Shared>, args: Arg
 
 fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
     let (session, shared): (&mut Session, &Shared) = (session, shared);
-    let same = |wanted: Option<&[u8]>, has: Option<SocketAddr>| {
-        wanted.is_none_or(|w| has.is_some_and(|a| a.to_string().as_bytes() == w))
+    let same = |wanted: Option<&[u8]>, has: &Option<Address>| {
+        wanted.is_none_or(|w| has.as_ref().is_some_and(|a| a.to_string().as_bytes() == w))
     };
     let mut killed = 0;
     for client in shared.clients.list() {
@@ -129,8 +128,8 @@ fn kill(session: &mut Session, shared: &Arc<Shared>, victims: &Victims) -> i64 {
         if victims.kind.is_some_and(|kind| !kind.is(&client))
             || (own && victims.spare_caller)
             || victims.id.is_some_and(|id| id != client.id as i64)
-            || !same(victims.address, client.address)
-            || !same(victims.local_address, client.local_address)
+            || !same(victims.address, &client.address)
+            || !same(victims.local_address, &client.local_address)
             || victims.user.as_ref().is_some_and(|user| !client.is_of(user))
         {
             continue;
