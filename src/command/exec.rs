@@ -321,9 +321,7 @@ fn refused_now(session: &Session, shared: &Shared, queued: &Queued) -> Option<Re
     let why = match admit(shared, Wants::Run { caller, command, args }).err()? {
         Refusal::NotAllowed(Reason::Command, _) => "no permission to execute the command or subcommand",
         Refusal::NotAllowed(Reason::Key, _) => "no permission to touch the specified keys",
-        Refusal::NotAllowed(Reason::Channel, _) => {
-            "no permission to access one of the channels used as arguments to the command"
-        }
+        Refusal::NotAllowed(Reason::Channel, _) => "no permission to access one of the channels used as arguments",
         refusal => return Some(Reply::error(refusal.text().into_owned())),
     };
     Some(Reply::error(format!(
