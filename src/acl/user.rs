@@ -104,6 +104,10 @@ impl User {
             [b'(', rules @ .., b')'] => {
                 let mut selector = Selector::new(grammar.catalogue, grammar.every_channel);
                 for rule in words(rules) {
+                    // A file of users could not be read with it.
+                    if rule.ends_with(b")") {
+                        return Err(RuleError::Syntax);
+                    }
                     selector.apply(rule, grammar.catalogue)?;
                 }
                 self.selectors.push(selector);
@@ -154,7 +158,7 @@ impl User {
 
     /// The hashes of its passwords, as hexadecimal digits.
     pub fn passwords(&self) -> impl Iterator<Item = String> {
-        self.passwords.iter().map(|hash| hex(hash))
+        self.passwords.iter().map(hex)
     }
 
     /// What it may do besides its selectors.

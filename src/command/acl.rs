@@ -6,6 +6,7 @@ mod rows;
 mod shown;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::args::{int, is, text, unknown_subcommand};
 use super::categories::{CATEGORIES, categories};
@@ -47,14 +48,22 @@ fn setuser(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     Ok(Reply::Ok)
 }
 
-/// Closes the connections of a user that listen to what the user may not listen to any more.
+/// Closes the connections of a user that listen to what the user may not listen to any more, be it
+/// a channel or what MONITOR shows.
 fn close_deaf(session: &mut Session, shared: &Shared, account: &Arc<Account>) {
     let user = account.user();
     let is_deaf = |kind, name: &[u8]| !user.allows_channel(name, kind == Kind::Pattern);
     let hub = &shared.pubsub.hub;
     let deaf = hub.listeners_where(|client, kind, name| client.is_of(account) && is_deaf(kind, name));
-    for client in deaf {
-        close(session, shared, &client);
+    let may_monitor =
+        table::find(b"monitor").is_some_and(|monitor| rights::check(&user, monitor, &[b"monitor"]).is_ok());
+    let mut others = Vec::new();
+    if !may_monitor {
+        let is_one = |client: &&Arc<Client>| client.monitors.load(Ordering::Relaxed) && client.is_of(account);
+        others = shared.clients.list().iter().filter(is_one).cloned().collect();
+    }
+    for client in deaf.iter().chain(&others) {
+        close(session, shared, client);
     }
 }
 
@@ -79,7 +88,7 @@ fn close(session: &mut Session, shared: &Shared, client: &Client) {
 
 fn deluser(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let names = &args[2..];
-    if names.iter().any(|name| *name == crate::acl::DEFAULT) {
+    if names.contains(&crate::acl::DEFAULT) {
         return Err("ERR The 'default' user cannot be removed".into());
     }
     let mut count = 0;

@@ -98,7 +98,6 @@ pub fn admit(shared: &Shared, wants: Wants<'_>) -> Result<(), Refusal> {
 }
 
 /// Checks what the user may do, and notes what it may not.
-#[cold]
 fn check_rights(shared: &Shared, caller: Caller<'_>, command: &CommandEntry, args: Args<'_>) -> Result<(), Refusal> {
     let Err(lack) = rights::check(&caller.user.user(), command, args) else {
         return Ok(());

@@ -141,6 +141,7 @@ fn take(
             messages: computed.messages,
             exec: None,
             asked: None,
+            repeated: 0,
         }),
     })
 }

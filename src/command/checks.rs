@@ -179,7 +179,9 @@ pub(super) fn before(
     }
     // It may change the user. Scripts before it may have to be computed again, with the rights of
     // their own user.
-    if !prepared && command.has(flag::NO_AUTH) {
+    let may_log_in = |command: &Command| command.has(flag::NO_AUTH);
+    let in_exec = || queued(session, command).is_some_and(|m| m.queued.iter().any(|q| may_log_in(q.command)));
+    if !prepared && (may_log_in(command) || in_exec()) {
         return Some(Before::Settled);
     }
     if let Some(need) = needs_messages(shared, command, queued(session, command)) {

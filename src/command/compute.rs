@@ -241,5 +241,6 @@ pub(super) fn conclude(
         messages,
         exec,
         asked: None,
+        repeated: 0,
     })
 }

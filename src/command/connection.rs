@@ -202,10 +202,20 @@ fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     }
 }
 
-/// The places of the name and the password after AUTH.
+/// The places of the name and the password after each AUTH.
 fn secrets_of_hello(args: Args) -> Vec<usize> {
-    let at = args.iter().skip(2).position(|argument| is(argument, "auth"));
-    at.map_or_else(Vec::new, |at| (at + 3..at + 5).collect())
+    let (mut at, mut secrets) = (2, Vec::new());
+    while let Some(word) = args.get(at) {
+        at += match () {
+            () if is(word, "auth") => {
+                secrets.extend(at + 1..at + 3);
+                3
+            }
+            () if is(word, "setname") => 2,
+            () => 1,
+        };
+    }
+    secrets
 }
 
 fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: (&[u8], &[u8]), by: &[u8]) -> Outcome {

@@ -125,7 +125,7 @@ impl Exec {
         let mut requests = Vec::with_capacity(self.multi.queued.len());
         for (Queued { command, args }, refused) in self.multi.queued.iter().zip(&self.refused) {
             let args: Vec<&[u8]> = args.iter().map(|argument| &argument[..]).collect();
-            if matches!(command.run, Run::Select) {
+            if refused.is_none() && matches!(command.run, Run::Select) {
                 // If there is no such database, the one before stays.
                 database = connection::selected(shared, &args).unwrap_or(database);
             }

@@ -51,6 +51,8 @@ const SUBCOMMANDS: &[Command] = &[
         name: "highwater|digest",
         arity: -2,
         flags: flag::READONLY,
+        // It says something of every value, whichever keys its user may read.
+        categories: &["admin", "dangerous"],
         complexity: "O(N), N being the number of keys and bytes in the database.",
         summary: "HIGHWATER DIGEST [database]: per partition a position of the log, the number of keys and a digest of all of them; equal on every node at that position.",
         run: Run::Later(digest),

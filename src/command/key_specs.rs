@@ -151,6 +151,7 @@ impl KeySpec {
     fn first(&self, request: &[&[u8]]) -> usize {
         match self.begin {
             Begin::Index(index) => index,
+            Begin::Keyword(..) if self.find == Find::FirstHalf => behind_streams(request).unwrap_or(request.len()),
             Begin::Keyword(word, from) => {
                 let found = request.iter().skip(from).position(|argument| args::is(argument, word));
                 found.map_or(request.len(), |found| from + found + 1)
@@ -175,6 +176,21 @@ fn last_store(request: &[&[u8]]) -> Option<usize> {
     found
 }
 
+/// The argument behind the STREAMS of XREAD and XREADGROUP. The arguments of other options, which
+/// may be that word too, are passed over.
+fn behind_streams(request: &[&[u8]]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        let word = request.get(at)?;
+        if args::is(word, "streams") {
+            return Some(at + 1);
+        }
+        let of_option = [("block", 1), ("count", 1), ("group", 2), ("noack", 0)];
+        let known = of_option.into_iter().find(|(name, _)| args::is(word, name));
+        at += 1 + known?.1;
+    }
+}
+
 /// The number of keys that this argument says.
 fn count_at(index: usize, request: &[&[u8]]) -> Option<usize> {
     let count = request.get(index).and_then(|count| args::parse_int(count))?;
@@ -188,6 +204,7 @@ pub fn keys_of<'a>(specs: &[KeySpec], request: &[&'a [u8]]) -> KeyList<'a> {
     for spec in specs.iter().filter(|spec| spec.access & access::NOT_KEY == 0) {
         match spec.begin {
             Begin::Index(_) | Begin::LastStore(_) | Begin::Unknown(_) => keys.extend(spec.keys(request)),
+            Begin::Keyword(..) if spec.find == Find::FirstHalf => keys.extend(spec.keys(request)),
             Begin::Keyword(word, from) => {
                 let words = (from..request.len()).filter(|at| args::is(request[*at], word));
                 words.for_each(|at| keys.extend(spec.keys_at(at + 1, request)));
@@ -205,11 +222,7 @@ pub fn keys_and_access<'a>(command: &Command, request: &[&'a [u8]]) -> SmallVec<
     // A request that says a wrong number of keys is refused by its command, before it uses one.
     for spec in command.keys.iter().filter(|spec| spec.fits(request)) {
         let access = of_request.unwrap_or(spec.access);
-        // Behind the first STREAMS of XREAD, the word is a key.
-        let found = match spec.find {
-            Find::FirstHalf => spec.keys(request).collect(),
-            _ => keys_of(std::slice::from_ref(spec), request),
-        };
+        let found = keys_of(std::slice::from_ref(spec), request);
         keys.extend(found.into_iter().map(|key| (key, access)));
     }
     keys

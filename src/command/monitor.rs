@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+use super::clients::Address;
 use super::invalidations::add;
 use super::monitors::Monitoring;
 use super::pushes::Push;
@@ -49,11 +50,11 @@ pub(super) fn executed(session: &mut Session, shared: &Shared, command: &Command
     }
     let is_shown = command.is_script() || !command.has(flag::ADMIN | flag::SKIP_MONITOR);
     if is_shown {
-        let address = session
-            .client
-            .address
-            .as_ref()
-            .map_or("?:0".to_owned(), |address| address.to_string());
+        let address = match &session.client.address {
+            Some(Address::Tcp(address)) => address.to_string(),
+            Some(Address::Unix(path)) => format!("unix:{path}"),
+            None => "?:0".to_owned(),
+        };
         show(shared, line(session.database, &address, command, args));
     }
     if command.is_script() {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::checks::{find, ready, takes_long};
 use super::compute::{compute_one, replied, take_turn};
@@ -15,6 +15,12 @@ use super::{Args, Reply, Run, exec};
 use crate::database::Wait;
 use crate::log::{Completion, ProduceError};
 use crate::resp::Version;
+
+/// The first in the log wins, so a command that has lost need not pause. But writes over several
+/// keys can make each other lose, again and again if they are in step. So a command that was
+/// computed again this often pauses for a random time, of at most [`PAUSE_MS`] milliseconds.
+const LOSSES: u64 = 3;
+const PAUSE_MS: u64 = 8;
 
 /// A reply that is held back, its own or an earlier one's write being under way.
 pub struct HeldReply<'a> {
@@ -102,6 +108,9 @@ async fn settle(
                 "NOTWRITTEN gave up after the write timeout: {cause}"
             )));
         }
+        if pending.repeated >= LOSSES {
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=PAUSE_MS))).await;
+        }
     }
     if Instant::now() >= deadline {
         return Ok(Reply::error(LOST));
@@ -161,6 +170,7 @@ async fn compute_again(
             Step::Reply(reply) => return Ok(reply),
             Step::Pending(next) => {
                 return Err(PendingReply {
+                    repeated: pending.repeated + 1,
                     asked: pending.asked,
                     ..next
                 });

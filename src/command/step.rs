@@ -58,6 +58,8 @@ pub struct PendingReply {
     pub exec: Option<Box<Exec>>,
     /// The command, and since when its client waits.
     pub asked: Option<(&'static CommandEntry, Instant)>,
+    /// Times that it was computed again.
+    pub repeated: u64,
 }
 
 /// A command that waits for elements.
@@ -119,6 +121,7 @@ impl PendingReply {
             messages: Vec::new(),
             exec: None,
             asked: None,
+            repeated: 0,
         }
     }
 

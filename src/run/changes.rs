@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::command::{Shared, invalidations, notify};
 use crate::database::visible::What;
 
@@ -53,9 +55,13 @@ pub(super) fn follow_users(shared: &Arc<Shared>) {
         }
     });
     let to = Arc::downgrade(shared);
+    // A value that is set again changes nothing: the default user may have got another password.
+    let applied = Mutex::new(None);
     shared.config.on_change("requirepass", move |config| {
-        if let Some(shared) = to.upgrade() {
-            shared.users.set_default_password(config.requirepass().as_deref());
+        let password = config.requirepass();
+        let before = applied.lock().replace(password.clone());
+        if let Some(shared) = to.upgrade().filter(|_| before != Some(password.clone())) {
+            shared.users.set_default_password(password.as_deref());
         }
     });
 }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket as Socket2, Type};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tracing::warn;
 
@@ -16,7 +16,7 @@ use crate::command::Shared;
 use crate::command::clients::Address;
 use crate::config::Config;
 use crate::server::tls::Tls;
-use crate::server::{Listener, Socket, UnixSocket};
+use crate::server::{Listener, Socket, UnixFile, UnixSocket};
 
 /// Listens on the addresses of `bind`, or on none if the port is 0.
 async fn listen(config: &Config, port: u16) -> Result<Vec<TcpListener>, Problem> {
@@ -76,25 +76,35 @@ fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 
 /// Listens on a Unix socket. What a server left there that has ended is replaced; anything else is
 /// not. `mode`: the permissions of the file, or 0 for those that the process gives to files.
-fn listen_unix(path: &str, mode: u32) -> Result<UnixSocket, Problem> {
+fn listen_unix(path: &str, mode: u32, backlog: u32) -> Result<UnixSocket, Problem> {
     let cannot = |cause: String| format!("listen on unix socket {path}: {cause}; see to --unixsocket");
-    let left = fs::symlink_metadata(path);
-    if left.is_ok_and(|left| left.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
-            return Err(cannot("a server listens there".into()));
+    let failed = |cause: io::Error| cannot(cause.to_string());
+    let address = SockAddr::unix(path).map_err(failed)?;
+    match fs::symlink_metadata(path) {
+        Ok(left) if left.file_type().is_socket() => {
+            let asking = Socket2::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+            asking.set_nonblocking(true).map_err(failed)?;
+            match asking.connect(&address).map_err(|cause| cause.kind()) {
+                Err(io::ErrorKind::ConnectionRefused) => fs::remove_file(path).map_err(failed)?,
+                Err(io::ErrorKind::NotFound) => {}
+                _ => return Err(cannot("another server listens there".into())),
+            }
         }
-        fs::remove_file(path).map_err(|cause| cannot(cause.to_string()))?;
+        Ok(_) => return Err(cannot("there is a file that is no socket".into())),
+        Err(_) => {}
     }
-    let listener = UnixListener::bind(path).map_err(|cause| cannot(cause.to_string()))?;
-    let socket = UnixSocket {
-        listener,
-        path: path.into(),
-    };
+    let socket = Socket2::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    socket.bind(&address).map_err(failed)?;
+    let file = UnixFile::of(path).map_err(failed)?;
     if mode != 0 {
-        let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(path, permissions).map_err(|cause| cannot(cause.to_string()))?;
+        // Before anybody can connect.
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
     }
-    Ok(socket)
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    socket.listen(backlog).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let listener = UnixListener::from_std(OwnedFd::from(socket).into()).map_err(failed)?;
+    Ok(UnixSocket { listener, file })
 }
 
 /// All that is listened on.
@@ -121,7 +131,7 @@ impl Listeners {
         add(&mut all.redis, config, config.port(), None).await?;
         add(&mut all.redis, config, config.tls_port(), tls.clone()).await?;
         if let Some(path) = config.unixsocket() {
-            let socket = Socket::Unix(listen_unix(&path, config.unixsocketperm())?);
+            let socket = Socket::Unix(listen_unix(&path, config.unixsocketperm(), config.tcp_backlog())?);
             all.redis.push(Listener { socket, tls: None });
         }
         add(&mut all.grpc, config, config.grpc_port(), None).await?;

@@ -6,9 +6,11 @@ pub mod stream;
 pub mod tls;
 mod wire;
 
+use std::fs;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -47,16 +49,38 @@ pub enum Socket {
     Unix(UnixSocket),
 }
 
-/// A Unix socket that is listened on. Its file goes with it.
+/// A Unix socket that is listened on.
 pub struct UnixSocket {
     pub listener: UnixListener,
-    pub path: Arc<str>,
+    pub file: UnixFile,
 }
 
-impl Drop for UnixSocket {
+/// The file of a Unix socket. It is removed with this, unless another one is there by then.
+pub struct UnixFile {
+    path: Arc<str>,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl UnixFile {
+    pub fn of(path: &str) -> io::Result<UnixFile> {
+        Ok(UnixFile {
+            path: path.into(),
+            id: UnixFile::id(path)?,
+        })
+    }
+
+    fn id(path: &str) -> io::Result<(u64, u64)> {
+        fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+    }
+}
+
+impl Drop for UnixFile {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = std::fs::remove_file(&*self.path);
+        if UnixFile::id(&self.path).is_ok_and(|id| id == self.id) {
+            // It may be gone by now.
+            let _ = fs::remove_file(&*self.path);
+        }
     }
 }
 
@@ -64,14 +88,14 @@ impl Socket {
     async fn accept(&self) -> io::Result<Stream> {
         Ok(match self {
             Socket::Tcp(listener) => Stream::Plain(listener.accept().await?.0),
-            Socket::Unix(UnixSocket { listener, path }) => Stream::Unix(listener.accept().await?.0, path.clone()),
+            Socket::Unix(UnixSocket { listener, file }) => Stream::Unix(listener.accept().await?.0, file.path.clone()),
         })
     }
 
     pub fn address(&self) -> Option<Address> {
         match self {
             Socket::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
-            Socket::Unix(socket) => Some(Address::Unix(socket.path.clone())),
+            Socket::Unix(socket) => Some(Address::Unix(socket.file.path.clone())),
         }
     }
 }

@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use crate::support::client::Client;
 use crate::support::foreign::Foreign;
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Kafka, PASSED_KEY};
 use crate::support::proxy::{ADD_PARTITIONS_TO_TXN, END_TXN, Lost, PRODUCE, Proxy};
 use crate::support::server::Highwater;
 use crate::support::wait_for;
@@ -230,8 +230,10 @@ fn what_was_aborted_is_marked_for_other_nodes() {
     let reply = scene.between("INCR counter", 0, || scene.foreign.write("counter", Some("50")));
     assert_eq!(reply, ":51");
     let marks = || {
-        let records = scene.kafka.records(&scene.topic, "read_committed").into_iter();
-        let marks = records.filter(|record| record.key.as_deref() == Some(b"\0highwater:passed"));
+        let records = scene.kafka.records_with_marks(&scene.topic, "read_committed");
+        let marks = records
+            .into_iter()
+            .filter(|record| record.key.as_deref() == Some(PASSED_KEY));
         marks.map(|mark| mark.value).collect::<Vec<_>>()
     };
     wait_for("the mark", SOON, || (!marks().is_empty()).then_some(()));

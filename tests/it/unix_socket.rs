@@ -90,7 +90,7 @@ fn what_a_killed_server_left_is_replaced_and_nothing_else() {
     assert_eq!(ask(&socket, &["PING"]), "PONG");
 
     let (_, log) = on(&socket).refuse(SOON);
-    assert!(log.contains("a server listens there"), "{log}");
+    assert!(log.contains("another server listens there"), "{log}");
     assert_eq!(ask(&socket, &["PING"]), "PONG");
 
     let file = dir.path().join("file");

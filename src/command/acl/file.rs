@@ -26,7 +26,8 @@ pub fn load(shared: &Shared) -> Result<(), String> {
         }
         let words: Vec<&[u8]> = user.words.iter().map(String::as_bytes).collect();
         let account = shared.users.configure(&words);
-        warn_of_disabled(&account.map_err(|error| format!("define a user: {}: {error}", user.place))?);
+        let account = account.map_err(|error| format!("define a user: {}: {error}", user.place))?;
+        warn_of_disabled(&account);
     }
     let Some(file) = file else {
         return Ok(());

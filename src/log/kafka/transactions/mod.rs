@@ -384,7 +384,9 @@ impl Committer {
                 return Outcome::Failed(ProduceError::Uncertain(cause));
             }
             self.tail.decided(&appended);
-            self.mark_passed(&appended);
+            if matches!(outcome, Outcome::Conflicts(_)) {
+                self.mark_passed(&appended);
+            }
             return outcome;
         }
         match client.commit(&appended, deadline) {
