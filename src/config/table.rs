@@ -187,7 +187,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::Checked(checks::PERMISSIONS),
         default: "0",
         change: Change::AtStart,
-        summary: "Permissions of the Unix socket's file, as for chmod (700); 0 for those that the process gives to files.",
+        summary: "Permissions of the Unix socket's file, as for chmod; 0 for the usual ones.",
         ..D
     },
     Setting {

@@ -17,7 +17,7 @@ const LISTEN: &str = "sockets are not marked";
 const PERSISTENCE: &str = "the log is the persistence: there are no append-only files and no snapshots";
 const PROCESS: &str = "left to the system and its service manager";
 const REPLICATION: &str = "nodes follow the log; there is no replication between them";
-const SCRIPTS: &str = "there are no scripts";
+const SCRIPTS: &str = "scripts compare strings byte by byte";
 const OTHERS: &str = "no connections are made to other servers of this kind";
 
 const YES_NO: Kind = Kind::YesNo;

@@ -728,8 +728,8 @@ impl Service {
         !matches!(beneath, Ok(Some(_))) || is_now_known()
     }
 
-    /// A record with a reserved key that says nothing. If this version does not understand it, it is
-    /// counted, and the first one is reported.
+    /// A record with a reserved key that says nothing. If this version does not understand it, it
+    /// is counted, and the first one is reported.
     fn met_reserved(&self, change: &Change) {
         if change.payload == Payload::PASSED {
             return;

@@ -577,11 +577,6 @@ fn a_redis_is_imported_over_tls() {
     let left = from.tree("PTTL brief").integer().expect("a number");
     assert!((left..left + 20_000).contains(&asked), "{asked} {left}");
     imported(&import(&[&source, "--to", &target, "--insecure", "--into-existing"]));
-    let plain = format!("rediss://127.0.0.1:{}", redis.port);
-    refused(
-        &import(&[&plain, "--to", &target, "--insecure", "--into-existing"]),
-        &["reach 127.0.0.1"],
-    );
 }
 
 #[test]

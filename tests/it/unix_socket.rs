@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::server::{Builder, Highwater, binary};
-use crate::support::{parts, temp};
+use crate::support::{parts, temp, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -59,12 +59,24 @@ fn passwords_and_maxclients_hold_for_a_unix_socket() {
     let dir = temp::dir("unix");
     let socket = dir.path().join("socket");
     let node = on(&socket)
-        .args(&["--requirepass", "right", "--maxclients", "1"])
+        .args(&["--requirepass", "right", "--maxclients", "2"])
         .start();
+    let mut first = node.client();
+    first.check("AUTH right", "+OK");
+    first.check_soon("PING", "+PONG");
+    // A connection that has ended counts for a moment longer.
+    let mut is_alone = || {
+        wait_for("the others to be gone", SOON, || {
+            (first.text("CLIENT LIST").lines().count() == 1).then_some(())
+        });
+    };
+    is_alone();
     assert_eq!(ask(&socket, &["GET", "k"]), "NOAUTH Authentication required.");
+    is_alone();
     assert_eq!(ask(&socket, &["-a", "right", "--no-auth-warning", "PING"]), "PONG");
-    let mut other = node.client();
-    other.check("AUTH right", "+OK");
+    is_alone();
+    let mut second = node.client();
+    second.check("AUTH right", "+OK");
     assert_eq!(ask(&socket, &["PING"]), "ERR max number of clients reached");
 }
 
