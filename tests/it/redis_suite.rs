@@ -109,7 +109,7 @@ fn on_kafka(unit: &'static str, redis_passes: usize, at_least: usize) {
 mod tracking {
     #[test]
     fn embedded() {
-        super::on_embedded(super::TRACKING, 51, 50);
+        super::on_embedded(super::TRACKING, 51, 49);
     }
 }
 
