@@ -17,9 +17,10 @@ use crate::log::{Completion, ProduceError};
 use crate::resp::Version;
 
 /// The first in the log wins, so a command that has lost need not pause. But writes over several
-/// keys can make each other lose, again and again if they are in step. So a command that was
-/// computed again this often pauses for a random time, of at most [`PAUSE_MS`] milliseconds.
+/// keys can make each other lose, again and again if both try at the same time. So a command that
+/// was computed again this often pauses before the next time.
 const LOSSES: u64 = 3;
+/// The pause is random, and has at most so many milliseconds.
 const PAUSE_MS: u64 = 8;
 
 /// A reply that is held back, its own or an earlier one's write being under way.

@@ -222,7 +222,8 @@ fn a_transaction_that_somebody_else_commits_is_never_said_not_to_be_written() {
         .check("GET counter", &format!("${}\r\n{last}", last.len()));
 }
 
-/// Other nodes hear at once that records were aborted: a tombstone behind them says so. It is no data.
+/// A tombstone behind aborted records tells other nodes at once that they were aborted. It is no
+/// data.
 #[test]
 fn what_was_aborted_is_marked_for_other_nodes() {
     let scene = Scene::new(1, &[]);

@@ -1,6 +1,6 @@
-//! Facts that COMMAND reports about the commands of Redis 7.2 to 8.4, besides those in their rows:
-//! hints for clients that talk to many nodes
-//! (<https://redis.io/docs/latest/develop/reference/command-tips/>).
+//! Hints for clients that talk to many nodes
+//! (<https://redis.io/docs/latest/develop/reference/command-tips/>). COMMAND reports them for the
+//! commands of Redis 7.2 to 8.4, besides the facts in the commands' rows.
 
 const ANY_ORDER: &str = "nondeterministic_output_order";
 const VARIES: &str = "nondeterministic_output";
