@@ -4,6 +4,8 @@
 //! log/    the embedded log, where the data is     store/  the local view of the log, disposable
 //! meta    which log this directory belongs to     LOCK    held while a process runs, with its id
 //! node    this node's own id, on a shared log
+//! unpacking/  what is unpacked of a snapshot until it is whole
+//! snapshot    there until a node that began from a snapshot serves
 //! ```
 
 use std::fmt;
@@ -20,6 +22,8 @@ const LOG: &str = "log";
 const STORE: &str = "store";
 const META: &str = "meta";
 const NODE: &str = "node";
+const UNPACKING: &str = "unpacking";
+const SNAPSHOT: &str = "snapshot";
 const FORMAT: u32 = 1;
 
 /// The log that a directory belongs to.
@@ -68,6 +72,47 @@ impl DataDir {
     /// Where the local store is.
     pub fn store(&self) -> PathBuf {
         self.path.join(STORE)
+    }
+
+    /// True if the directory holds no data.
+    pub fn is_empty(&self) -> bool {
+        !self.log().exists() && !self.store().exists()
+    }
+
+    /// A place for what a snapshot holds, until it is whole.
+    pub fn unpacking(&self) -> Result<Unpacking, String> {
+        let path = self.path.join(UNPACKING);
+        let made = match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::create_dir(&path),
+        };
+        made.map_err(|e| format!("create {}: {e}", path.display()))?;
+        Ok(Unpacking { path })
+    }
+
+    /// Makes what was unpacked the data of this directory, which is empty. It is that after a crash
+    /// too, or the directory is empty still.
+    pub fn take_over(&mut self, unpacked: Unpacking, owner: Owner) -> Result<(), String> {
+        let taken = (|| {
+            files::replace(&self.path.join(SNAPSHOT), b"")?;
+            write(&self.path, &owner)?;
+            for name in [LOG, STORE] {
+                match fs::rename(unpacked.path.join(name), self.path.join(name)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            fs::File::open(&self.path)?.sync_all()
+        })();
+        taken.map_err(|e: io::Error| format!("write to {}: {e}; is the disk full?", self.path.display()))?;
+        self.owner = Some(owner);
+        unpacked.discard();
+        Ok(())
+    }
+
+    /// True from [`DataDir::take_over`] to [`serves`].
+    pub fn is_from_snapshot(&self) -> bool {
+        self.path.join(SNAPSHOT).exists()
     }
 
     /// This node's own id, made at its first start: 16 hex digits.
@@ -123,6 +168,43 @@ impl DataDir {
     }
 }
 
+/// A directory inside of the data directory.
+pub struct Unpacking {
+    path: PathBuf,
+}
+
+impl Unpacking {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where an embedded log is made, for [`DataDir::take_over`].
+    pub fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Removes it. If that fails, the next one does it.
+    pub fn discard(self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            warn!(%error, "cannot remove {}", self.path.display());
+        }
+    }
+}
+
+/// A node serves what is in this data directory. Where it came from does not matter any more.
+pub fn serves(path: &Path) {
+    match fs::remove_file(path.join(SNAPSHOT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(%error, "cannot remove {}", path.join(SNAPSHOT).display());
+        }
+        _ => {}
+    }
+}
+
 impl Owner {
     /// Whether the log could not report its id.
     fn is_unknown(&self) -> bool {
@@ -157,8 +239,9 @@ fn restrict(dir: &Path) {
             warn!(%error, "cannot keep other users out of {directory}");
         }
     }
-    let is_ours =
-        |name: &str| [LOG, STORE, META, NODE, LOCK_FILE, "lost+found"].contains(&name) || name.ends_with(".new");
+    let is_ours = |name: &str| {
+        [LOG, STORE, META, NODE, LOCK_FILE, UNPACKING, SNAPSHOT, "lost+found"].contains(&name) || name.ends_with(".new")
+    };
     let holds_ours_alone = fs::read_dir(dir).is_ok_and(|mut entries| {
         entries.all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_ours)))
     });

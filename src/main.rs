@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::{copy, files, import, probe, run};
+use highwater::{copy, files, import, probe, run, snapshot, supervise};
 
 fn main() -> ExitCode {
     files::restrict_new();
@@ -26,13 +26,17 @@ fn main() -> ExitCode {
         copy::copy(&config, options)
     } else if let Some(options) = config.import() {
         import::import(&config, options)
+    } else if let Some(options) = config.snapshot_options() {
+        snapshot::snapshot(&config, options)
+    } else if let Some(options) = config.restore() {
+        snapshot::restore(&config, options)
     } else {
         run::run(config)
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            run::tell(&problem);
+            supervise::tell(&problem);
             ExitCode::FAILURE
         }
     }

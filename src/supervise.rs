@@ -11,8 +11,9 @@
 use std::any::Any;
 use std::cell::OnceCell;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::exit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::task::Poll;
@@ -258,6 +259,18 @@ pub fn fail(problem: String) {
     {
         hook(problem);
     }
+}
+
+/// Ends a process that cannot go on.
+pub fn end_now(problem: &str) {
+    tell(problem);
+    exit(1);
+}
+
+/// Reports on standard error what could not be done.
+pub fn tell(problem: &str) {
+    // If this fails, there is no other place to report it.
+    let _ = writeln!(io::stderr(), "highwater: cannot {problem}");
 }
 
 /// Why this process cannot go on.

@@ -207,6 +207,11 @@ impl Config {
         PathBuf::from(&*self.value("dir"))
     }
 
+    /// The snapshot to begin from, if one is named.
+    pub fn snapshot(&self) -> Option<Arc<str>> {
+        Some(self.value("snapshot")).filter(|path| !path.is_empty())
+    }
+
     /// Threads that serve connections.
     pub fn threads(&self) -> usize {
         match self.number("threads") {

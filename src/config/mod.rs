@@ -16,6 +16,7 @@ mod getters;
 pub mod import;
 pub mod kind;
 pub mod machine;
+pub mod snapshot;
 mod sources;
 pub mod table;
 pub mod tls;
@@ -40,6 +41,7 @@ use cli::Program;
 use copy::CopyOptions;
 use getters::Hot;
 use import::ImportOptions;
+use snapshot::{RestoreOptions, SnapshotOptions};
 pub use sources::UserLine;
 use sources::{FromFile, Given};
 use table::{Change, Effect, Group, SETTINGS};
@@ -173,6 +175,7 @@ impl Config {
         config.refresh();
         config.check_as_a_whole()?;
         config.copy().map_or(Ok(()), |copy| copy.check(&config))?;
+        config.restore().map_or(Ok(()), |restore| restore.check(&config))?;
         Ok(config)
     }
 
@@ -188,7 +191,8 @@ impl Config {
             "kafka-property",
         ] {
             // A copy goes to Kafka in any case, and these settings apply to that side too.
-            let of_copy = self.copy().is_some() && !matches!(setting, "topic" | "database");
+            let copies = self.copy().is_some() || self.restore().is_some_and(|restore| restore.copy().is_some());
+            let of_copy = copies && !matches!(setting, "topic" | "database");
             if !kafka && !of_copy && self.is_given(setting) {
                 return Err(format!(
                     "--{setting} means nothing without Kafka; name its brokers with --bootstrap-servers HOST:PORT"
@@ -383,6 +387,22 @@ impl Config {
     pub fn copy(&self) -> Option<&CopyOptions> {
         match &self.program {
             Some(Program::Copy(options)) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// `highwater snapshot`: write a snapshot instead of being a server.
+    pub fn snapshot_options(&self) -> Option<&SnapshotOptions> {
+        match &self.program {
+            Some(Program::Snapshot(options)) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// `highwater restore`: take a snapshot back instead of being a server.
+    pub fn restore(&self) -> Option<&RestoreOptions> {
+        match &self.program {
+            Some(Program::Restore(options)) => Some(options),
             _ => None,
         }
     }

@@ -206,6 +206,12 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "snapshot",
+        change: Change::AtStart,
+        summary: "Begin from this file of highwater snapshot if dir is empty; else it is not read.",
+        ..D
+    },
+    Setting {
         name: "databases",
         kind: Kind::Integer { min: 1, max: 1_024 },
         default: "16",

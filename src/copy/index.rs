@@ -3,6 +3,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::iter::Peekable;
+use std::vec::IntoIter;
 
 use foldhash::fast::RandomState;
 use smallvec::{SmallVec, smallvec};
@@ -11,7 +13,7 @@ use tracing::{info, warn};
 use super::Problem;
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Log, LogRecord, TopicPartition};
-use crate::model::{Control, ElementName, Payload, State, Value, Version};
+use crate::model::{Control, ElementName, Payload, State, Value, Version, is_control};
 
 /// So many records that are not copied are logged one by one.
 const NAMED: usize = 20;
@@ -105,9 +107,10 @@ impl Index {
                 keys.forget(&record.key, record.at.partition);
                 return;
             }
-            // The target names its own. Libraries go with FUNCTION DUMP and FUNCTION RESTORE.
-            Payload::Control(Control::Features(_) | Control::Function(_) | Control::Passed) => return,
-            Payload::Key(None) => Found::Tombstone,
+            // The target names its own.
+            Payload::Control(Control::Features(_) | Control::Passed) => return,
+            Payload::Control(Control::Function(Some(_))) => Found::Value,
+            Payload::Key(None) | Payload::Control(Control::Function(None)) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
             Payload::Control(Control::Unknown) => Found::Unreadable,
             Payload::Key(Some(state)) if record.key.len() + state.value.bytes() + HEADER_BYTES > largest => {
@@ -139,7 +142,7 @@ impl Index {
             let is_shown = |place: &&Place| self.flushed.get(&at(place)).is_none_or(|flush| place.offset >= *flush);
             let newest = |key: &[u8], places: &SmallVec<[Place; 1]>| {
                 let home = home(database, key);
-                let shown = places.iter().filter(is_shown);
+                let shown = places.iter().filter(|place| is_control(key) || is_shown(place));
                 shown.max_by_key(|place| rank(place, home)).copied()
             };
             let has_head = |name: ElementName<'_>| {
@@ -183,6 +186,21 @@ pub(super) struct Chosen {
     too_large: Left,
 }
 
+/// The places of chosen records that have not been read yet.
+pub(super) struct Places(BTreeMap<TopicPartition, Peekable<IntoIter<u64>>>);
+
+impl Places {
+    /// Whether the record at this place was chosen. Places of a partition are asked for in order.
+    pub(super) fn next_is(&mut self, at: TopicPartition, offset: u64) -> bool {
+        let Some(offsets) = self.0.get_mut(&at) else {
+            return false;
+        };
+        // An offset that is passed over does not exist any more.
+        while offsets.next_if(|chosen| *chosen < offset).is_some() {}
+        offsets.next_if_eq(&offset).is_some()
+    }
+}
+
 /// Records that are not copied although they are the newest of their keys.
 #[derive(Default)]
 struct Left {
@@ -208,6 +226,12 @@ impl Chosen {
             Found::Unreadable => self.unreadable.add(at, newest.offset, key),
             Found::TooLarge => self.too_large.add(at, newest.offset, key),
         }
+    }
+
+    /// Their places, to be found again when the records are read once more.
+    pub(super) fn places(self) -> Places {
+        let to_come = |(at, offsets): (_, Vec<u64>)| (at, offsets.into_iter().peekable());
+        Places(self.places.into_iter().map(to_come).collect())
     }
 
     pub(super) fn count(&self) -> u64 {

@@ -19,7 +19,7 @@
 //! is when it deletes it. So differing clocks of nodes lose no key.
 
 mod index;
-mod writer;
+pub(crate) mod writer;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -35,8 +35,8 @@ use crate::config::copy::CopyOptions;
 use crate::datadir::{DataDir, Owner};
 use crate::log::embedded::{EmbeddedLog, EmbeddedOptions};
 use crate::log::kafka::{self, KafkaLog, Mapped};
-use crate::log::{Log, LogError, LogRecord, Positions};
-use crate::run::{self, embedded_options, kafka_config};
+use crate::log::{Log, LogError, LogRecord, Positions, TopicIdentity};
+use crate::open::{embedded_options, kafka_config};
 use crate::supervise;
 use crate::telemetry::logging;
 use crate::telemetry::progress::Progress;
@@ -54,11 +54,12 @@ type Problem = String;
 /// Copies everything, or reports how far it came.
 pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     let logging = logging::start(config)?;
-    supervise::on_failure(run::end_now);
+    supervise::on_failure(supervise::end_now);
     supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
     let started = Instant::now();
     let (source, _directory) = open_source(config)?;
-    let target = open_target(config, options, &*source)?;
+    let known: Vec<_> = (0..config.databases()).filter_map(|n| source.identity(n)).collect();
+    let target = open_target(config, options, &known)?;
     let ends = ends(&*source)?;
     let patience = config.startup_timeout();
     let mut index = Index::new(&*source, config.databases());
@@ -76,9 +77,15 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
     let chosen = index.choose(|database, key| source.partition(database, key));
     chosen.tell(&*source)?;
     let wanted = chosen.count();
-    let mut writer = Writer::new(&*target, chosen);
+    let mut places = chosen.places();
+    let mut writer = Writer::new(&*target);
     let progress = &mut Progress::new(&logging, "copying", "records");
-    let read = read(&*source, &ends, patience, progress, |record| writer.take(record));
+    let read = read(&*source, &ends, patience, progress, |record| {
+        match places.next_is(record.at, record.offset) {
+            true => writer.take(record.at.database, record.key, record.payload),
+            false => Ok(()),
+        }
+    });
     let copied = read.and_then(|()| writer.finish()).map_err(|problem| {
         format!("{problem}; what was copied by then is in topic {}: do the same again with --into-existing, or delete the topic first", options.to_topic)
     })?;
@@ -95,7 +102,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
 
 /// The log as a node with these settings has it. With its directory, if it has one, held as long as
 /// the log is read.
-fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Problem> {
+pub(crate) fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Problem> {
     if !config.bootstrap_servers().is_empty() {
         let mut settings = kafka_config(config, kafka::Config::default().node)?;
         let default = Mapped {
@@ -123,8 +130,13 @@ fn open_source(config: &Config) -> Result<(Arc<dyn Log>, Option<DataDir>), Probl
     Ok((log, Some(directory)))
 }
 
-/// The log to copy into: another one than the source, and empty unless `--into-existing` is given.
-fn open_target(config: &Config, options: &CopyOptions, source: &dyn Log) -> Result<Arc<dyn Log>, Problem> {
+/// The log to copy into: another one than the source, whose topics are `known`, and empty unless
+/// `--into-existing` is given.
+pub(crate) fn open_target(
+    config: &Config,
+    options: &CopyOptions,
+    known: &[TopicIdentity],
+) -> Result<Arc<dyn Log>, Problem> {
     let mut settings = kafka_config(config, kafka::Config::default().node)?;
     if !options.to_bootstrap_servers.is_empty() {
         settings.bootstrap_servers = options.to_bootstrap_servers.clone();
@@ -133,15 +145,11 @@ fn open_target(config: &Config, options: &CopyOptions, source: &dyn Log) -> Resu
     settings.mapped = BTreeMap::new();
     settings.properties = options.kafka_properties(settings.properties)?;
     settings.write_timeout = settings.write_timeout.max(WRITE_TIMEOUT);
-    let topics = |log: &dyn Log| -> Vec<_> { (0..config.databases()).filter_map(|n| log.identity(n)).collect() };
-    let known = topics(source);
     let most = known.iter().map(|topic| topic.partitions).max();
     settings.partitions = options.to_partitions.or(most).unwrap_or(1);
     let target = KafkaLog::connect(settings).map_err(|e| format!("open the topic to copy to: {e}"))?;
-    if let Some(same) = topics(&target)
-        .iter()
-        .find(|new| known.iter().any(|topic| topic.id == new.id))
-    {
+    let mut topics = (0..config.databases()).filter_map(|n| target.identity(n));
+    if let Some(same) = topics.find(|new| known.iter().any(|topic| topic.id == new.id)) {
         return Err(format!(
             "copy topic {} into itself; name another one with --to-topic",
             same.topic

@@ -1,19 +1,16 @@
-//! The second pass of a copy: produces the chosen records again, a bounded number of them at a
-//! time.
+//! Produces states to another log, a bounded number of them at a time: those that a copy chose, or
+//! those of a snapshot.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Peekable;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::vec::IntoIter;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use smallvec::smallvec;
 
 use super::Problem;
-use super::index::Chosen;
 use crate::database::now_ms;
-use crate::log::{Appended, Batch, Completion, Log, LogRecord, ProduceError, Record, TopicPartition};
+use crate::log::{Appended, Batch, Completion, Log, ProduceError, Record, TopicPartition};
 use crate::model::{Control, FEATURES_KEY, Features, Payload};
 
 /// Bounds of what is under way to the target at a time.
@@ -22,16 +19,15 @@ const MAX_BYTES: usize = 32 << 20;
 
 /// What became of the records that were chosen.
 #[derive(Default)]
-pub(super) struct Copied {
-    pub(super) keys: u64,
-    pub(super) expired: u64,
+pub(crate) struct Copied {
+    /// Records that were written. Of a split collection each element has one.
+    pub(crate) keys: u64,
+    pub(crate) expired: u64,
 }
 
-/// Produces those records that were chosen.
-pub(super) struct Writer<'t> {
+/// Produces what it is given.
+pub(crate) struct Writer<'t> {
     target: &'t dyn Log,
-    /// The offsets that have not been read yet.
-    places: BTreeMap<TopicPartition, Peekable<IntoIter<u64>>>,
     window: Arc<Window>,
     /// Databases of the target in which features were named.
     named: BTreeSet<u16>,
@@ -39,52 +35,44 @@ pub(super) struct Writer<'t> {
 }
 
 impl Writer<'_> {
-    pub(super) fn new(target: &dyn Log, chosen: Chosen) -> Writer<'_> {
-        let to_come = |(at, offsets): (_, Vec<u64>)| (at, offsets.into_iter().peekable());
+    pub(crate) fn new(target: &dyn Log) -> Writer<'_> {
         Writer {
             target,
-            places: chosen.places.into_iter().map(to_come).collect(),
             window: Arc::default(),
             named: BTreeSet::new(),
             copied: Copied::default(),
         }
     }
 
-    pub(super) fn take(&mut self, record: LogRecord) -> Result<(), Problem> {
-        let Some(offsets) = self.places.get_mut(&record.at) else {
-            return Ok(());
+    /// Takes a state, or a library of functions, and the key of its record.
+    pub(crate) fn take(&mut self, database: u16, key: Bytes, payload: Payload) -> Result<(), Problem> {
+        let (is_expired, needs_features) = match &payload {
+            Payload::Key(Some(state)) => {
+                let now = now_ms();
+                let is_expired = state.expire_at.is_some_and(|at| at <= now) || !state.value.is_live(now);
+                (is_expired, state.value.features().next().is_some())
+            }
+            Payload::Control(Control::Function(Some(_))) => (false, true),
+            Payload::Key(None) | Payload::Control(_) => return Ok(()),
         };
-        // An offset that is passed over does not exist any more.
-        while offsets.next_if(|offset| *offset < record.offset).is_some() {}
-        if offsets.next_if_eq(&record.offset).is_none() {
-            return Ok(());
-        }
-        let Some(state) = record.payload.state() else {
-            return Ok(());
-        };
-        let now = now_ms();
-        if state.expire_at.is_some_and(|at| at <= now) || !state.value.is_live(now) {
+        if is_expired {
             self.copied.expired += 1;
             return Ok(());
         }
-        let database = record.at.database;
         if self.target.identity(database).is_none() {
             self.target
                 .create(database)
                 .map_err(|e| format!("copy database {database}: {e}"))?;
         }
-        if state.value.features().next().is_some() {
+        if needs_features {
             self.name_features(database)?;
         }
-        let to = TopicPartition {
-            database,
-            partition: self.target.partition(database, &record.key),
+        let partition = match payload {
+            Payload::Control(_) => 0,
+            Payload::Key(_) => self.target.partition(database, &key),
         };
-        self.produce(Record {
-            to,
-            key: record.key,
-            payload: record.payload,
-        })?;
+        let to = TopicPartition { database, partition };
+        self.produce(Record { to, key, payload })?;
         self.copied.keys += 1;
         Ok(())
     }
@@ -92,7 +80,8 @@ impl Writer<'_> {
     /// Names features in every partition, before the first record that needs one. A target that was
     /// there before may use any of them already, so all are named.
     fn name_features(&mut self, database: u16) -> Result<(), Problem> {
-        if !self.named.insert(database) {
+        // The embedded log is read by this version alone, or by a newer one.
+        if self.target.chains() || !self.named.insert(database) {
             return Ok(());
         }
         let payload = Payload::Control(Control::Features(Features::known()));
@@ -123,7 +112,7 @@ impl Writer<'_> {
     }
 
     /// Waits until everything is acknowledged.
-    pub(super) fn finish(self) -> Result<Copied, Problem> {
+    pub(crate) fn finish(self) -> Result<Copied, Problem> {
         self.window.wait_until_empty()?;
         Ok(self.copied)
     }

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::as_of::{AsOf, Moment, is_too_old};
+use super::as_of::{AsOf, Moment};
 use super::hot::{At, PREFETCHED};
+use super::usable::{refuse_rebuild, usable_positions};
 use super::visible::{Applied, Shown};
 use super::waiting::{InPart, Waiting};
 use super::write_behind::{Reached, WriteBehind};
-use super::{Partition, Service, Status, now_ms, preload, source};
-use crate::log::{Follower, LogError, LogRecord, Mark, Marks, Positions, TopicPartition};
+use super::{Partition, Service, Status, now_ms, preload};
+use crate::log::{Follower, LogError, LogRecord, Marks, Positions, TopicPartition};
 use crate::model::{Change, Control, ElementName, Payload, Value, function_of};
 use crate::store::{Checkpoint, PartitionPosition, StoreError};
 use crate::supervise;
@@ -117,7 +118,7 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
         Ok::<_, LogError>(usable)
     };
     let (positions, marks) = match usable(checkpoint) {
-        Err(_) if service.store.damage().is_some() => {
+        Err(_) if service.store.damage().is_some() && !service.settings.refuses_rebuild.load(Ordering::Relaxed) => {
             renew_store(&service).map_err(failed)?;
             usable(&Checkpoint::default())?
         }
@@ -127,50 +128,6 @@ pub fn start(service: Arc<Service>, checkpoint: &Checkpoint) -> Result<JoinHandl
     let not_started = |e| LogError::Failed(format!("cannot start the applier thread: {e}"));
     let writer = WriteBehind::start(service).map_err(not_started)?;
     supervise::thread(&supervise::APPLIER, move || applier.run(writer)).map_err(not_started)
-}
-
-/// The checkpoint's positions that fit today's topics. Other databases are cleared and read again.
-fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Result<(Positions, Marks), LogError> {
-    let (mut positions, mut marks) = (Positions::new(), Marks::new());
-    let failed = |e: StoreError| LogError::Failed(e.to_string());
-    service.clear_unknown(checkpoint).map_err(failed)?;
-    // The store is of as many databases as the service: it has no others.
-    for (&database, known) in checkpoint.databases.range(..service.database_count()) {
-        let source = source::of(service, database);
-        let retention = service.log.tombstone_retention(database);
-        let (now, as_of) = (now_ms(), known.partitions.values().map(|p| p.as_of));
-        let (oldest, newest) = (as_of.clone().min().unwrap_or(0), as_of.max().unwrap_or(0));
-        let reason = if source.as_deref() != Some(known.source.as_str()) {
-            Some(format!(
-                "it was filled from {}, the topic is now {}",
-                known.source,
-                source.as_deref().unwrap_or("gone")
-            ))
-        } else if retention.is_some() && newest > now {
-            Some("it is from the future: the clock was set back, and how long this node was away is not known, so deletes may have been missed".into())
-        } else if retention.is_some_and(|r| is_too_old(Duration::from_millis(now.saturating_sub(oldest)), r)) {
-            Some("it is older than the topic keeps its tombstones (delete.retention.ms), so deletes may have been missed".into())
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            warn!(database, reason, "rebuilding the local store of a database");
-            service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
-            service.clear_store(database).map_err(failed)?;
-            continue;
-        }
-        service.databases[database as usize].features.restore(&known.features);
-        service.databases[database as usize].functions.restore(&known.functions);
-        for (&partition, position) in &known.partitions {
-            let at = TopicPartition { database, partition };
-            if let Some(partition) = service.partition(&at) {
-                partition.as_of.store(position.as_of as i64, Ordering::Relaxed);
-            }
-            positions.insert(at, position.next_offset);
-            marks.extend(position.mark.map(|(offset, epoch)| (at, Mark { offset, epoch })));
-        }
-    }
-    Ok((positions, marks))
 }
 
 /// Throws a damaged store away. The empty one answers nothing before all was read.
@@ -311,6 +268,7 @@ impl Applier {
 
     /// Drops everything and reads the log from its start.
     fn start_over(&mut self, reason: &str) -> Result<(), ApplyError> {
+        refuse_rebuild(&self.service, reason).map_err(ApplyError::Log)?;
         warn!(reason, "rebuilding the local store from the log");
         // Clearing a store, and waiting for a log in an outage, have no time limit.
         supervise::idle();

@@ -41,6 +41,7 @@ mod stripes;
 pub(crate) mod tests;
 mod together;
 pub mod transaction;
+pub mod usable;
 pub mod visible;
 pub mod waiters;
 mod waiting;
@@ -114,6 +115,9 @@ pub struct Settings {
     pub checkpoint_interval_ms: AtomicU64,
     /// Delete expired keys in the background.
     pub active_expire: AtomicBool,
+    /// The store came from a snapshot and has not caught up yet: a store that does not fit is an
+    /// error, and no reason to build another one.
+    pub refuses_rebuild: AtomicBool,
 }
 
 impl Default for Settings {
@@ -124,6 +128,7 @@ impl Default for Settings {
             store_delay_ms: AtomicU64::new(1_000),
             checkpoint_interval_ms: AtomicU64::new(5_000),
             active_expire: AtomicBool::new(true),
+            refuses_rebuild: AtomicBool::new(false),
         }
     }
 }

@@ -5,11 +5,8 @@
 
 mod changes;
 mod listen;
-mod open;
 mod signals;
 
-use std::io::{self, Write as _};
-use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -20,8 +17,6 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use self::listen::{Listeners, warn_of_strangers};
-use self::open::{Parts, open, owner};
-pub(crate) use self::open::{embedded_options, kafka_config};
 use self::signals::{Signals, ignore_signals};
 use crate::acl::Users;
 use crate::command::Shared;
@@ -31,16 +26,18 @@ use crate::command::shared::Turns;
 use crate::command::{acl, invalidations, notify, rights};
 use crate::config::{COMMIT, Config, VERSION};
 use crate::database::consistency::Consistency;
+use crate::database::usable::NO_SNAPSHOT;
 use crate::database::{Service, Settings, Status, applier, now_ms, source};
-use crate::datadir::DataDir;
+use crate::datadir::{self, DataDir};
 use crate::log::broadcast::Broadcast;
 use crate::log::kafka::KafkaLog;
 use crate::log::{Log, LogError};
+use crate::open::{Parts, open, owner};
 use crate::store::{Checkpoint, Opened, Store};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
-use crate::{grpc, server, supervise, sweep};
+use crate::{grpc, server, snapshot, supervise, sweep};
 
 /// Descriptors besides those of clients: files of the log and the store, listeners, Kafka's
 /// connections.
@@ -144,8 +141,11 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
     let listeners = Listeners::open(&config).await?;
     let addresses = listeners.addresses();
     let mut signals = Signals::new(&config, &logging)?;
-    let opening = config.clone();
+    let (opening, logger) = (config.clone(), logging.clone());
     let opened = supervise::blocking(&supervise::OPEN, move || {
+        if let Some(path) = opening.snapshot() {
+            snapshot::begin_from(&path, &mut directory, &opening, &logger)?;
+        }
         open(&opening, &mut directory).map(|opened| (opened, directory))
     });
     let (opened, directory) = tokio::select! {
@@ -173,6 +173,14 @@ async fn serve(config: Arc<Config>, mut directory: DataDir, logging: Arc<Logging
         shared.config.dir().display(),
         shared.config.memory_limit() >> 20
     );
+    if directory.is_from_snapshot() {
+        if let Some(reason) = rebuilt {
+            return Err(format!(
+                "use the snapshot that this node began from: {reason}; {NO_SNAPSHOT}"
+            ));
+        }
+        shared.service.settings.refuses_rebuild.store(true, Ordering::Relaxed);
+    }
     if let Some(reason) = rebuilt {
         warn!(reason, "the local store cannot be used; building it anew from the log");
         shared.service.counters.rebuilds.fetch_add(1, Ordering::Relaxed);
@@ -368,24 +376,12 @@ fn end_when_failed(shared: &Arc<Shared>) {
             std::thread::sleep(FAREWELL);
             ending.shutdown.ask();
             std::thread::sleep(STOPPING);
-            end_now(&problem);
+            supervise::end_now(&problem);
         };
         if supervise::thread(&supervise::ENDING, end).is_err() {
             shared.shutdown.ask();
         }
     });
-}
-
-/// Ends a process that cannot go on.
-pub fn end_now(problem: &str) {
-    tell(problem);
-    exit(1);
-}
-
-/// Reports on standard error what could not be done.
-pub fn tell(problem: &str) {
-    // If this fails, there is no other place to report it.
-    let _ = writeln!(io::stderr(), "highwater: cannot {problem}");
 }
 
 /// Samples the rates of INFO, and bounds what connections hold.
@@ -475,6 +471,8 @@ async fn tell_progress(shared: Arc<Shared>, logging: Arc<Logging>) {
     drop(progress);
     // The applier itself reports why it failed.
     if *status == Status::Serving {
+        shared.service.settings.refuses_rebuild.store(false, Ordering::Relaxed);
+        datadir::serves(&shared.config.dir());
         match shared.config.port() {
             0 => info!("ready for gRPC on port {}", shared.config.grpc_port()),
             port => info!("ready: redis-cli -p {port}"),

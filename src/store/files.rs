@@ -78,7 +78,7 @@ pub(super) fn sync_tree(directory: &Path) -> io::Result<()> {
 
 /// Bytes of all files under a directory. Files come and go meanwhile; what cannot be read counts as
 /// nothing.
-pub(super) fn directory_bytes(directory: &Path) -> u64 {
+pub fn directory_bytes(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else {
         return 0;
     };

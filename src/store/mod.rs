@@ -34,6 +34,7 @@ use fjall_engine::FjallEngine;
 use sled_engine::SledEngine;
 
 pub use checkpoint::{Checkpoint, DatabaseCheckpoint, PartitionPosition};
+pub use files::directory_bytes;
 
 /// Stable 64-bit hash of a key (XXH3,
 /// <https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md>). It is the order of the store
@@ -279,6 +280,15 @@ impl<S: Store> Opened<S> {
             rebuilt: self.rebuilt.or(replaced),
         }
     }
+}
+
+/// Waits until no engine has a store open in this directory. An engine that was dropped has written
+/// everything then.
+pub fn wait_until_closed(directory: &Path) -> Result<(), StoreError> {
+    [SledEngine::lock_file(directory), FjallEngine::lock_file(directory)]
+        .iter()
+        .filter(|lock| lock.exists())
+        .try_for_each(|lock| files::wait_for_lock(lock))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -46,7 +46,7 @@ fn integer(fields: &HashMap<String, Reply>, name: &str) -> i64 {
 }
 
 /// Position, keys and digest of each partition.
-fn digest(client: &mut Client, database: &str) -> Vec<(i64, i64, String)> {
+pub fn digest(client: &mut Client, database: &str) -> Vec<(i64, i64, String)> {
     let reply = client.tree(&format!("HIGHWATER DIGEST {database}"));
     assert!(!reply.is_error(), "{reply:?}");
     let partitions = fields(&reply)["partitions"].clone();

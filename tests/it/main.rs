@@ -51,6 +51,7 @@ mod scripts;
 mod self_check;
 mod side_by_side;
 mod signals;
+mod snapshots;
 mod soak;
 mod sort;
 mod split;

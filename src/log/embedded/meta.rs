@@ -16,7 +16,7 @@ use super::frame::checksum;
 use super::segment::{TEMPORARY_SUFFIX, io_error};
 use crate::log::LogError;
 
-const META_FILE: &str = "meta";
+pub(super) const META_FILE: &str = "meta";
 const META_MAGIC: [u8; 8] = *b"hwMETA\0\x01";
 const META_LEN: usize = 52;
 
@@ -46,7 +46,6 @@ impl Meta {
     /// `None` if there is no such file.
     pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, LogError> {
         let path = dir.join(META_FILE);
-        let failed = |e: std::io::Error| io_error("read", &path, &e);
         if !disk
             .list(dir)
             .map_err(|e| io_error("read", dir, &e))?
@@ -55,17 +54,27 @@ impl Meta {
         {
             return Ok(None);
         }
-        let file = disk.open(&path).map_err(failed)?;
+        let file = disk.open(&path).map_err(|e| io_error("read", &path, &e))?;
+        Self::read(&*file, &path).map(Some)
+    }
+
+    /// Reads it from a file that is open.
+    pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Self, LogError> {
         let mut bytes = [0; META_LEN + 1];
-        let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;
+        let read = read_full(file, &mut bytes, 0).map_err(|e| io_error("read", path, &e))?;
         match bytes.first_chunk().filter(|_| read == META_LEN).and_then(Self::decode) {
-            Some(meta) => Ok(Some(meta)),
+            Some(meta) => Ok(meta),
             None => Err(LogError::Failed(format!(
                 "the log's file {} is damaged; restore it from a backup, or remove it: the log then gets a new \
                  identity and the local store is rebuilt from it, no data is lost",
                 path.display()
             ))),
         }
+    }
+
+    /// The log's id, for people and for files that name it.
+    pub fn id_text(&self) -> String {
+        format!("{:032x}", self.id)
     }
 
     pub fn save(&self, disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {

@@ -17,6 +17,7 @@ pub mod compaction;
 pub mod disk;
 mod follower;
 mod frame;
+pub mod frozen;
 pub mod lock;
 mod meta;
 mod queue;
@@ -367,7 +368,7 @@ impl Log for EmbeddedLog {
         let meta = self.shared.registry.lock().meta;
         Some(TopicIdentity {
             topic: format!("db{database}"),
-            id: format!("{:032x}.{}", meta.id, meta.generation),
+            id: format!("{}.{}", meta.id_text(), meta.generation),
             partitions: 1,
             partitioner: "",
             read_only: false,

@@ -101,8 +101,13 @@ impl Segment {
     /// Opens a segment by its header; its whole length is readable.
     pub fn open(disk: &dyn Disk, dir: &Path, base: u64) -> Result<Self, LogError> {
         let path = dir.join(segment_name(base));
+        let file = disk.open(&path).map_err(|cause| io_error("read", &path, &cause))?;
+        Self::of_file(path, file, base)
+    }
+
+    /// A segment in a file that is open.
+    pub fn of_file(path: PathBuf, file: Arc<dyn DiskFile>, base: u64) -> Result<Self, LogError> {
         let failed = |cause: std::io::Error| io_error("read", &path, &cause);
-        let file = disk.open(&path).map_err(failed)?;
         let len = file.len().map_err(failed)?;
         let mut bytes = [0; SEGMENT_HEADER_LEN];
         let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;

@@ -3,6 +3,7 @@
 mod compacted;
 mod damage;
 mod failing_disk;
+mod frozen;
 mod power;
 mod witnesses;
 

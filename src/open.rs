@@ -1,9 +1,8 @@
-//! Opens what the settings name: the data directory's owner, the log, the store. `highwater copy`
-//! opens its logs with the same options.
+//! Opens what the settings name: the data directory's owner, the log, the store. The node does, and
+//! so do `highwater copy`, `highwater snapshot` and `highwater restore`, with the same options.
 
 use std::sync::Arc;
 
-use super::Problem;
 use crate::config::Config;
 use crate::database::copies::databases_with_copies;
 use crate::datadir::{DataDir, Owner};
@@ -12,17 +11,20 @@ use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, TopicIdentity};
 use crate::store::{self, EngineKind, Opened, Options as StoreOptions};
 
+/// What cannot be done, why, and what to do. Shown after "highwater: cannot".
+type Problem = String;
+
 /// The parts of a node.
-pub(super) struct Parts {
-    pub(super) log: Arc<dyn Log>,
+pub struct Parts {
+    pub log: Arc<dyn Log>,
     /// The log, if it is Kafka.
-    pub(super) kafka: Option<Arc<KafkaLog>>,
-    pub(super) store: Opened,
+    pub kafka: Option<Arc<KafkaLog>>,
+    pub store: Opened,
 }
 
 /// Opens the store and the log, after making sure that the directory is theirs. If the log is
 /// Kafka, it is not reached yet. Blocking.
-pub(super) fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
+pub fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> {
     directory.check(&owner(config, None))?;
     let on_kafka = is_on_kafka(config);
     let failed = |e| format!("open the log: {e}");
@@ -60,7 +62,7 @@ fn is_on_kafka(config: &Config) -> bool {
 }
 
 /// The owner of the data directory, as far as the log says.
-pub(super) fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
+pub fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
     let id = identity.map(|topic| topic.id).unwrap_or_default();
     match is_on_kafka(config) {
         // `cluster/topic id`: a topic that was recreated under its name costs only a rebuild.
@@ -75,7 +77,7 @@ pub(super) fn owner(config: &Config, identity: Option<TopicIdentity>) -> Owner {
     }
 }
 
-pub(crate) fn embedded_options(config: &Config) -> EmbeddedOptions {
+pub fn embedded_options(config: &Config) -> EmbeddedOptions {
     EmbeddedOptions {
         fsync: match &*config.fsync() {
             "no" => Fsync::No,
@@ -88,7 +90,7 @@ pub(crate) fn embedded_options(config: &Config) -> EmbeddedOptions {
     }
 }
 
-pub(crate) fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
+pub fn kafka_config(config: &Config, node: String) -> Result<kafka::Config, Problem> {
     let mapped = config.database_topics().into_iter();
     Ok(kafka::Config {
         bootstrap_servers: config.bootstrap_servers().to_string(),

@@ -1,0 +1,82 @@
+//! A copy of the files of a log that is written and compacted meanwhile.
+
+use super::*;
+use crate::log::embedded::frozen::{Frozen, freeze};
+
+/// Writes the files to another directory, as far as they count.
+fn copy_to(frozen: &Frozen, target: &Path) {
+    for (name, file, bytes) in &frozen.files {
+        use std::os::unix::fs::FileExt as _;
+        let mut contents = vec![0; usize::try_from(*bytes).expect("is small")];
+        file.read_exact_at(&mut contents, 0).expect("is as long as it was");
+        std::fs::write(target.join(name), contents).expect("is written");
+    }
+}
+
+#[test]
+fn files_of_one_moment_are_a_log() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let options = EmbeddedOptions {
+        segment_bytes: 4096,
+        compaction: CompactionOptions {
+            enabled: false,
+            ..Default::default()
+        },
+        ..EmbeddedOptions::default()
+    };
+    let log = EmbeddedLog::open(&temp.path().join("log"), options.clone()).expect("opens");
+    assert_eq!(freeze(&temp.path().join("none")).err().map(|_| ()), Some(()));
+    let (stop, newest) = (std::sync::atomic::AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1.. {
+                let text = n.to_string();
+                let records = ["a", "b"].map(|key| put(0, key, text.as_bytes()));
+                written(
+                    &log,
+                    [&records[..], &[put(1, &format!("k{}", n % 9), &[7; 300])]].concat(),
+                );
+                newest.store(n, Ordering::Release);
+                if n % 5 == 0 {
+                    compact(&log);
+                }
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+            }
+        });
+        for round in 0..60 {
+            wait_until("more is written", || newest.load(Ordering::Acquire) > round);
+            let least = newest.load(Ordering::Acquire);
+            let frozen = freeze(&temp.path().join("log")).expect("is readable");
+            let copy = tempfile::tempdir().expect("a directory");
+            copy_to(&frozen, copy.path());
+            let copied = EmbeddedLog::open(copy.path(), options.clone()).expect("is a log");
+            let ends = copied.ends(PATIENCE).expect("has an end");
+            assert!(ends.values().all(|end| *end == frozen.end), "{ends:?} {}", frozen.end);
+            let id = copied.identity(0).expect("is there").id;
+            assert!(
+                id.starts_with(&frozen.id) && frozen.id.len() == 32,
+                "{id} {}",
+                frozen.id
+            );
+            let mut last = BTreeMap::new();
+            for record in read_all(&copied) {
+                if let Payload::Key(Some(State {
+                    value: Value::String(value),
+                    ..
+                })) = record.payload
+                {
+                    last.insert(record.key, value);
+                }
+            }
+            let number = |key: &'static str| -> u64 {
+                let value = &last[&Bytes::from_static(key.as_bytes())];
+                std::str::from_utf8(value).expect("digits").parse().expect("a number")
+            };
+            assert_eq!(number("a"), number("b"), "the group is there as a whole");
+            assert!(number("a") >= least, "{} of {least}", number("a"));
+        }
+        stop.store(true, Ordering::Release);
+    });
+}
