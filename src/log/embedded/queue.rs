@@ -24,6 +24,22 @@ pub struct Queue {
     /// The writer has to close its segment, so that compaction can free what is hidden there.
     pub(super) close_segment: bool,
     refusing: Option<Refusing>,
+    /// How many are failing batches now, see [`Failing`].
+    failing: usize,
+}
+
+/// While it lives, batches fail that readers still see. What is computed now may rest on one of
+/// them, with the newest epoch. So no batch is taken in, and with the end of this comes another
+/// epoch.
+#[must_use]
+pub(super) struct Failing<'s>(&'s Shared);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        queue.failing -= 1;
+        self.0.epoch.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Clone)]
@@ -81,11 +97,16 @@ impl Shared {
         };
         // A stale batch leaves the epoch alone. Otherwise two batches that overlap would make each
         // other stale for ever.
-        if !matches!(refused, ProduceError::Stale { .. }) {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
-        }
+        let failing = (!matches!(refused, ProduceError::Stale { .. })).then(|| self.begin_failing(&mut queue));
         drop(queue);
         batch.completion.complete(Err(refused));
+        drop(failing);
+    }
+
+    fn begin_failing(&self, queue: &mut Queue) -> Failing<'_> {
+        queue.failing += 1;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        Failing(self)
     }
 
     /// Why a batch can never be written.
@@ -122,7 +143,9 @@ impl Shared {
         match &queue.refusing {
             Some(Refusing::Closed) => Some(ProduceError::NotWritten("the log is closed".to_owned())),
             Some(Refusing::Broken(cause)) => Some(ProduceError::NotWritten(cause.clone())),
-            None if epoch < self.epoch.load(Ordering::Acquire) => Some(ProduceError::Stale { after: None }),
+            None if queue.failing > 0 || epoch < self.epoch.load(Ordering::Acquire) => {
+                Some(ProduceError::Stale { after: None })
+            }
             None if full => Some(ProduceError::NotWritten("the log's queue is full".to_owned())),
             None => None,
         }
@@ -151,13 +174,13 @@ impl Shared {
 
     /// Takes out everything that is queued, to be failed. From here on, everything that rests on it
     /// is stale.
-    pub(super) fn start_failing(&self, broken: Option<&str>) -> Vec<Batch> {
+    pub(super) fn start_failing(&self, broken: Option<&str>) -> (Vec<Batch>, Failing<'_>) {
         let mut queue = self.queue.lock();
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let failing = self.begin_failing(&mut queue);
         if let Some(cause) = broken {
             queue.refusing = Some(Refusing::Broken(cause.to_owned()));
         }
-        queue.take()
+        (queue.take(), failing)
     }
 }
 

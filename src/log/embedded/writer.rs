@@ -46,7 +46,7 @@ impl Shared {
     fn break_off(&self, under_way: Vec<Batch>, cause: &str) {
         let cause = format!("{cause}; nothing is written until a restart, which finds out what is on the disk");
         self.note_error(&cause);
-        let queued = self.start_failing(Some(&cause));
+        let (queued, _failing) = self.start_failing(Some(&cause));
         fail(under_way, &ProduceError::Uncertain(cause.clone()));
         fail(queued, &ProduceError::NotWritten(cause.clone()));
         supervise::fail(format!("go on: {cause}"));
@@ -426,9 +426,7 @@ impl Writer {
                 self.tell_failure(&cause);
                 // Compaction may make room.
                 self.shared.compact_now();
-                // The epoch first: from the first completion on, nothing new may rest on these
-                // batches.
-                let queued = self.shared.start_failing(None);
+                let (queued, _failing) = self.shared.start_failing(None);
                 fail(batches, &ProduceError::NotWritten(cause.clone()));
                 fail(queued, &ProduceError::NotWritten(cause));
             }
@@ -440,7 +438,7 @@ impl Writer {
     /// without a value has to come again, by itself.
     fn refuse_values(&mut self, batches: Vec<Batch>, cause: String) {
         self.tell_failure(&cause);
-        let queued = self.shared.start_failing(None);
+        let (queued, _failing) = self.shared.start_failing(None);
         for batch in batches.into_iter().chain(queued) {
             let error = match has_value(&batch) {
                 true => ProduceError::NotWritten(cause.clone()),

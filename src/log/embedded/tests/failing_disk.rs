@@ -40,6 +40,53 @@ fn a_full_disk_fails_what_is_queued_and_heals_by_itself() {
     assert_eq!(open_and_read(&killed).expect("opens on a full disk").len(), 2);
 }
 
+/// Produces once more when it fails, as somebody does who computed on what fails and does not know
+/// of it yet.
+struct Rests {
+    log: Arc<EmbeddedLog>,
+    told: mpsc::Sender<(Outcome, Outcome)>,
+}
+
+impl Completion for Rests {
+    fn complete(self: Arc<Self>, outcome: Result<&[Appended], ProduceError>) {
+        let next = submit(&self.log, vec![put(0, "rests", b"v")], self.log.epoch());
+        let next = next.recv_timeout(PATIENCE).expect("is completed at once");
+        let _ = self.told.send((outcome.map(<[Appended]>::to_vec), next));
+    }
+}
+
+#[test]
+fn nothing_rests_on_a_batch_that_fails_while_it_fails() {
+    let disk = FaultDisk::new();
+    let log = open(&disk, options()).expect("open");
+    disk.set_faults(with_room(KEPT_BY_LOG - 1));
+    let unreadable = Record {
+        payload: Payload::Key(Some(State::unreadable("?"))),
+        ..put(0, "k", b"")
+    };
+    // One is refused by the writer, one is never taken in.
+    for record in [put(0, "k", b"v"), unreadable] {
+        let (told, outcomes) = mpsc::channel();
+        let batch = Batch {
+            condition: None,
+            records: SmallVec::from_vec(vec![record]),
+            completion: Arc::new(Rests { log: log.clone(), told }),
+        };
+        log.produce(batch, log.epoch());
+        let (failed, next) = outcomes.recv_timeout(PATIENCE).expect("it is completed");
+        assert!(matches!(failed, Err(ProduceError::NotWritten(_))), "{failed:?}");
+        assert_eq!(next, Err(ProduceError::Stale { after: None }));
+    }
+    // What was computed meanwhile comes too late, too.
+    let epoch = log.epoch();
+    assert!(produce(&log, vec![put(0, "k", b"v")]).is_err());
+    wait_until("the failing is over", || log.epoch() >= epoch + 2);
+    disk.set_faults(Faults::default());
+    let late = submit(&log, vec![put(0, "rests", b"v")], epoch + 1).recv_timeout(PATIENCE);
+    assert_eq!(late.expect("completed"), Err(ProduceError::Stale { after: None }));
+    written(&log, vec![put(0, "k", b"v")]);
+}
+
 #[test]
 fn on_a_disk_that_is_nearly_full_only_deletes_are_written() {
     let disk = FaultDisk::new();
