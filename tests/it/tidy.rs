@@ -9,7 +9,6 @@ use crate::support::tree::{files, root};
 const MOST_LINES: usize = 800;
 /// Longer files that are still to be split. The list only shrinks.
 const STILL_LONG: &[&str] = &[
-    "src/database/mod.rs",
     "src/database/tests.rs",
     "src/database/write_behind.rs",
     "tests/it/kafka_log.rs",
@@ -51,6 +50,10 @@ const PLAIN: &[&str] = &[
     "docs/decisions/workers.md",
     "src/config/snapshot.rs",
     "src/database/usable.rs",
+    "src/database/status.rs",
+    "src/database/seen.rs",
+    "src/database/room.rs",
+    "src/database/commit.rs",
     "src/log/embedded/frozen.rs",
     "src/snapshot/archive.rs",
     "src/snapshot/catch_up.rs",
