@@ -288,6 +288,15 @@ fn write_pairs(port: u16, stop: &AtomicBool, acknowledged: &AtomicU64) {
     }
 }
 
+/// Tells a thread to stop, also when a test fails.
+struct Stops<'f>(&'f AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn a_running_embedded_log_has_snapshots_and_an_interrupted_one_is_none() {
     let seed: u64 = rand::random();
@@ -302,6 +311,7 @@ fn a_running_embedded_log_has_snapshots_and_an_interrupted_one_is_none() {
     let dir = node.dir().to_str().expect("is UTF-8").to_owned();
     thread::scope(|scope| {
         scope.spawn(|| write_pairs(node.port, &stop, &acknowledged));
+        let _stops = Stops(&stop);
         for round in 0..4 {
             eventually("some writes", SOON, || {
                 acknowledged.load(Ordering::Acquire) > 300 * round
@@ -352,6 +362,5 @@ fn a_running_embedded_log_has_snapshots_and_an_interrupted_one_is_none() {
             drop(other);
             fs::remove_dir_all(&restored).expect("is removed");
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }

@@ -13,6 +13,15 @@ fn copy_to(frozen: &Frozen, target: &Path) {
     }
 }
 
+/// Tells a thread to stop, also when a test fails.
+struct Stops<'f>(&'f std::sync::atomic::AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn files_of_one_moment_are_a_log() {
     let temp = tempfile::tempdir().expect("a directory");
@@ -45,6 +54,7 @@ fn files_of_one_moment_are_a_log() {
                 }
             }
         });
+        let _stops = Stops(&stop);
         for round in 0..60 {
             wait_until("more is written", || newest.load(Ordering::Acquire) > round);
             let least = newest.load(Ordering::Acquire);
@@ -77,6 +87,5 @@ fn files_of_one_moment_are_a_log() {
             assert_eq!(number("a"), number("b"), "the group is there as a whole");
             assert!(number("a") >= least, "{} of {least}", number("a"));
         }
-        stop.store(true, Ordering::Release);
     });
 }
