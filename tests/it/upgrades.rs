@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -10,14 +11,15 @@ use std::time::Duration;
 use crate::support::client::Client;
 use crate::support::kafka::{self, fresh_topic};
 use crate::support::resp::{self, Reply};
-use crate::support::server::Highwater;
-use crate::support::{Stopping, eventually, temp};
+use crate::support::server::{Highwater, binary};
+use crate::support::tree::root;
+use crate::support::{Stopping, eventually, process, temp};
 
 const SOON: Duration = Duration::from_secs(20);
 
 // ---- formats ----
 
-/// Copies a directory, as for a backup.
+/// Copies a directory, as for a backup, but for the room that the log keeps free.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a directory") {
@@ -25,14 +27,16 @@ fn copy(from: &Path, to: &Path) {
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
             copy(&entry.path(), &target);
-        } else {
+        } else if !entry.file_name().to_string_lossy().starts_with("reserve") {
             fs::copy(entry.path(), target).expect("copy a file");
         }
     }
 }
 
-/// Changes a file of a data directory.
-fn edit(dir: &Path, file: &str, change: fn(&mut Vec<u8>)) {
+/// Changes some bytes of a file.
+type Change = fn(&mut [u8]);
+
+fn edit(dir: &Path, file: &str, change: Change) {
     let mut bytes = fs::read(dir.join(file)).expect("read a file");
     change(&mut bytes);
     fs::write(dir.join(file), bytes).expect("write a file");
@@ -53,10 +57,10 @@ fn an_embedded_log_of_a_newer_format_is_refused_and_kept() {
     let temp = temp::dir("upgrades");
     let backup = temp.path().join("backup");
     copy(node.dir(), &backup);
-    let changes: [(&str, fn(&mut Vec<u8>), &str); 6] = [
+    let changes: [(&str, Change, &str); 6] = [
         (
             "meta",
-            newer_directory,
+            |bytes| bytes[7] = b'2',
             "it has format 2, this version knows 1; start the version",
         ),
         (
@@ -100,18 +104,13 @@ fn an_embedded_log_of_a_newer_format_is_refused_and_kept() {
     restored.client().check("HGET h f", "$1\r\nv");
 }
 
-fn newer_directory(bytes: &mut Vec<u8>) {
-    let text = String::from_utf8_lossy(bytes).replace("format=1", "format=2");
-    *bytes = text.into_bytes();
-}
-
 /// Both places of the mark.
-fn newer_mark(bytes: &mut Vec<u8>) {
+fn newer_mark(bytes: &mut [u8]) {
     (bytes[3], bytes[8195]) = (2, 2);
 }
 
 /// Gives the first record a flag that nobody knows, and the frame the checksums for that.
-fn newer_record(bytes: &mut Vec<u8>) {
+fn newer_record(bytes: &mut [u8]) {
     const FRAME: usize = 48;
     const BODY: usize = FRAME + 48;
     let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
@@ -150,6 +149,38 @@ fn a_store_of_a_newer_format_is_built_from_the_log_again() {
         "{}",
         node.log()
     );
+}
+
+/// The line for newer nodes, the question what a topic uses, and the way to an older node.
+#[test]
+fn the_commands_of_the_document_do_what_it_says() {
+    let kafka = kafka::shared();
+    let document = fs::read_to_string(root().join("docs/upgrading.md")).expect("the document");
+    let features = document
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("max-features "));
+    let (topic, features) = (fresh_topic("steps"), features.expect("a line of settings"));
+    let newer = Highwater::builder()
+        .kafka(kafka, &topic)
+        .args(&["--max-features", features])
+        .start();
+    let mut client = newer.client();
+    client.check("HSET h f v", ":1");
+    client.check("XADD s 1-1 f v", "$3\r\n1-1");
+    client.check("CONFIG SET max-features all", "+OK");
+    let records = kafka.kcat(&["-C", "-t", &topic, "-e", "-q", "-f", "%k %s\n"], b"");
+    let records = String::from_utf8_lossy(&records.stdout).into_owned();
+    let used = records.lines().rfind(|line| line.contains("highwater:features"));
+    assert_eq!(used, Some("\0highwater:features hash split stream"), "{records}");
+
+    let older = Highwater::on_kafka(kafka, &fresh_topic("steps-back"));
+    let [from, to] = [newer.port, older.port].map(|port| format!("redis://127.0.0.1:{port}"));
+    let mut import = Command::new(binary());
+    import.args(["import", &from, "--to", &to]);
+    process::run("highwater import", import, b"", SOON);
+    let mut client = older.client();
+    client.check("HGET h f", "$1\r\nv");
+    client.check("XLEN s", ":1");
 }
 
 // ---- a rolling restart ----
