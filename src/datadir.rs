@@ -268,7 +268,7 @@ fn read(dir: &Path) -> Result<Option<Owner>, String> {
         Some(FORMAT) => {}
         Some(newer) => {
             return Err(format!(
-                "use the data directory {}: it has format {newer}, this version knows {FORMAT}; start the version that wrote it",
+                "use the data directory {}: it has format {newer}, this version knows {FORMAT}; start the version that wrote it, or a newer one",
                 dir.display()
             ));
         }

@@ -19,6 +19,8 @@ pub enum Reason {
     Command,
     Key,
     Channel,
+    /// The user that a client's certificate names.
+    Certificate,
 }
 
 impl Reason {
@@ -28,6 +30,7 @@ impl Reason {
             Reason::Command => "command",
             Reason::Key => "key",
             Reason::Channel => "channel",
+            Reason::Certificate => "tls-cert",
         }
     }
 }
@@ -72,7 +75,7 @@ pub struct Denial {
 /// See the module.
 #[derive(Default)]
 pub struct Denials {
-    counts: [AtomicU64; 4],
+    counts: [AtomicU64; 5],
     /// The newest first.
     entries: Mutex<VecDeque<Denial>>,
     next_id: AtomicU64,

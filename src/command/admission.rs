@@ -146,6 +146,22 @@ pub fn log_in(
     Err(Refusal::WrongPassword)
 }
 
+/// Gives a client the user that its certificate names (`tls-auth-clients-user`, as in Redis 8.6).
+/// Without such a user, or while it is off, the client has the default user, as others have.
+pub fn log_in_by_certificate(shared: &Shared, client: &Client, name: &str) {
+    let Some(account) = shared
+        .users
+        .get(name.as_bytes())
+        .filter(|account| account.user().is_on())
+    else {
+        let what = (Reason::Certificate, Context::TopLevel);
+        return note(shared, what, client, name.as_bytes(), b"");
+    };
+    client.details.lock().user = Some(account.clone());
+    let is_first = client.by_certificate.set(account).is_ok();
+    debug_assert!(is_first, "a connection has one handshake");
+}
+
 /// Whether connections need not log in.
 pub fn needs_no_login(shared: &Shared) -> bool {
     shared.users.needs_no_login()

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
@@ -107,6 +107,8 @@ pub struct Client {
     /// How its keys are tracked.
     pub tracking: Modes,
     pub details: Mutex<ClientDetails>,
+    /// The user that its certificate gave it.
+    pub by_certificate: OnceLock<Arc<Account>>,
     killed: AtomicBool,
     /// Wakes the task that serves the connection.
     task: Waker,
@@ -354,6 +356,7 @@ impl Clients {
             monitors: AtomicBool::new(false),
             tracking: Modes::default(),
             details: Mutex::default(),
+            by_certificate: OnceLock::new(),
             killed: AtomicBool::new(false),
             task: task.clone(),
         });

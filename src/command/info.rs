@@ -336,6 +336,7 @@ fn stats(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "acl_access_denied_cmd": shared.users.denials.count(Reason::Command),
         "acl_access_denied_key": shared.users.denials.count(Reason::Key),
         "acl_access_denied_channel": shared.users.denials.count(Reason::Channel),
+        "acl_access_denied_tls_cert": shared.users.denials.count(Reason::Certificate),
         "unexpected_error_replies": unexpected,
         "total_error_replies": get(&stats.error_replies),
         "dump_payload_sanitizations": 0,

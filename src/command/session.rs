@@ -25,7 +25,8 @@ pub struct Session {
     pub client: Arc<Client>,
     pub database: u16,
     pub version: Version,
-    /// Whose rights hold: the default user's until another one logs in.
+    /// Whose rights hold: the default user's, or those of the user of the client's certificate,
+    /// until another one logs in.
     pub user: Arc<Account>,
     /// It needs not log in any more, whatever becomes of the default user.
     pub authenticated: bool,
@@ -132,12 +133,13 @@ impl Default for ReadPolicy {
 impl Session {
     pub fn new(client: Arc<Client>, users: &Users) -> Self {
         let outstanding = Arc::new(Outstanding::in_order(client.id));
+        let by_certificate = client.by_certificate.get().cloned();
         Session {
             client,
             database: 0,
             version: Version::Resp2,
-            user: users.default_account().clone(),
-            authenticated: users.needs_no_login(),
+            authenticated: by_certificate.is_some() || users.needs_no_login(),
+            user: by_certificate.unwrap_or_else(|| users.default_account().clone()),
             outstanding,
             multi: None,
             watch: None,

@@ -203,6 +203,11 @@ impl Config {
         TlsSettings::read(|name| self.value(name))
     }
 
+    /// Whether the common name in its certificate gives a client its user.
+    pub fn users_by_common_name(&self) -> bool {
+        *self.value("tls-auth-clients-user") == *"CN"
+    }
+
     pub fn dir(&self) -> PathBuf {
         PathBuf::from(&*self.value("dir"))
     }

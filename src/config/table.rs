@@ -391,7 +391,7 @@ const EFFECTIVE: &[Setting] = &[
         kind: Kind::Checked(checks::FEATURES),
         default: checks::ALL_FEATURES,
         group: Group::Kafka,
-        summary: "Features of the topic's format (types, split, bounds, function) that this node may begin to use in a topic: all, none, or names with commas, as hash,zset. While older nodes follow a topic, leave out what they do not know.",
+        summary: "Features of the topic's format (bounds, function, hash, list, set, split, stream, zset) that this node may begin to use in a topic: all, none, or names with commas, as hash,zset. While older nodes follow a topic, leave out what they do not know.",
         ..D
     },
     Setting {

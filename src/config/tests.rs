@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::checks::Mapping;
 use super::table::{Effect, Group, SETTINGS};
 use super::*;
+use crate::model::Features;
 
 /// The names that CONFIG GET * of Redis 7.0.15 gives.
 const REDIS_NAMES: &str = include_str!("redis_names.txt");
@@ -57,6 +58,13 @@ fn every_name_stands_once_and_every_name_of_redis_is_there() {
     let missing: Vec<&str> = REDIS_NAMES.lines().filter(|name| !distinct.contains(name)).collect();
     assert!(missing.is_empty(), "missing: {missing:?}");
     assert_eq!(REDIS_NAMES.lines().count(), 192);
+}
+
+#[test]
+fn the_help_names_every_feature_of_topics() {
+    let place = table::place("max-features").expect("a setting");
+    let known = Features::known().to_string().replace(' ', ", ");
+    assert!(SETTINGS[place].summary.contains(&format!("({known})")), "{known}");
 }
 
 #[test]

@@ -56,6 +56,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         default: "yes",
         ..text("tls-auth-clients", "Whether clients need a certificate.")
     },
+    Setting {
+        kind: Kind::Choice(&["off", "CN"]),
+        default: "off",
+        ..text(
+            "tls-auth-clients-user",
+            "Whether a client has the user that its certificate names in this field, without a login (docs/security.md).",
+        )
+    },
     text(
         "tls-protocols",
         "Versions of TLS that are spoken: some of TLSv1, TLSv1.1, TLSv1.2 and TLSv1.3; by default the last two.",
@@ -87,7 +95,15 @@ pub(super) const SETTINGS: &[Setting] = &[
         default: "20480",
         ..text(
             "tls-session-cache-size",
-            "Number of sessions that are remembered; 0 for any.",
+            "Number of sessions that are remembered for clients that keep none themselves; 0 for any.",
+        )
+    },
+    Setting {
+        kind: COUNT,
+        default: "300",
+        ..text(
+            "tls-session-cache-timeout",
+            "Seconds for which a session can be resumed; 0 for OpenSSL's default.",
         )
     },
     text(
@@ -106,7 +122,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// Whether a setting is one of TLS that few need.
 pub(super) fn is_rare(name: &str) -> bool {
-    const USUAL: usize = 8;
+    const USUAL: usize = 9;
     SETTINGS.iter().skip(USUAL).any(|setting| setting.name == name)
 }
 
@@ -142,6 +158,8 @@ pub struct TlsSettings {
     pub dh_params_file: Option<PathBuf>,
     pub session_caching: bool,
     pub session_cache_size: u64,
+    /// Seconds.
+    pub session_cache_timeout: u32,
 }
 
 impl TlsSettings {
@@ -174,6 +192,7 @@ impl TlsSettings {
             dh_params_file: file("tls-dh-params-file"),
             session_caching: *value("tls-session-caching") == *"yes",
             session_cache_size: value("tls-session-cache-size").parse().unwrap_or(0),
+            session_cache_timeout: value("tls-session-cache-timeout").parse().unwrap_or(0),
         }
     }
 }

@@ -203,7 +203,6 @@ pub const SETTINGS: &[Setting] = &[
     row("socket-mark-id", COUNT, "0", LISTEN).immutable(),
     row("tls-cluster", YES_NO, "no", OTHERS),
     row("tls-replication", YES_NO, "no", OTHERS),
-    row("tls-session-cache-timeout", COUNT, "300", "sessions are remembered for as long as OpenSSL does by itself"),
     // The process
     row("always-show-logo", YES_NO, "no", "there is no logo").immutable(),
     row("aof_rewrite_cpulist", TEXT, "", PROCESS).immutable(),

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::Problem;
 use crate::log::record::HEADER_BYTES;
 use crate::log::{Log, LogRecord, TopicPartition};
-use crate::model::{Control, ElementName, Payload, State, Value, Version, is_control};
+use crate::model::{Control, ElementName, Features, Payload, State, Value, Version, is_control};
 
 /// So many records that are not copied are logged one by one.
 const NAMED: usize = 20;
@@ -76,6 +76,8 @@ pub(super) struct Index {
     databases: Vec<KeyPlaces>,
     /// The newest flush marker of each partition: it hides every record with a lower offset.
     flushed: BTreeMap<TopicPartition, u64>,
+    /// What each partition's topic uses of the format.
+    features: BTreeMap<TopicPartition, Features>,
     pub(super) records: u64,
 }
 
@@ -88,6 +90,7 @@ impl Index {
         Index {
             databases: (0..databases).map(keys).collect(),
             flushed: BTreeMap::new(),
+            features: BTreeMap::new(),
             records: 0,
         }
     }
@@ -108,7 +111,11 @@ impl Index {
                 return;
             }
             // The target names its own.
-            Payload::Control(Control::Features(_) | Control::Passed) => return,
+            Payload::Control(Control::Features(features)) => {
+                self.features.insert(record.at, features.clone());
+                return;
+            }
+            Payload::Control(Control::Passed) => return,
             Payload::Control(Control::Function(Some(_))) => Found::Value,
             Payload::Key(None) | Payload::Control(Control::Function(None)) => Found::Tombstone,
             Payload::Key(Some(_)) if record.payload.is_unreadable() => Found::Unreadable,
@@ -129,6 +136,22 @@ impl Index {
             state,
         };
         keys.note(&record.key, place);
+    }
+
+    /// An error if a topic uses what this version does not know: the copy would lack that.
+    pub(super) fn check_features(&self, source: &dyn Log) -> Result<(), Problem> {
+        let unknown = |(at, features): (&TopicPartition, &Features)| {
+            let unknown = features.unknown().join(" ");
+            (!unknown.is_empty()).then_some((at.database, unknown))
+        };
+        let Some((database, unknown)) = self.features.iter().find_map(unknown) else {
+            return Ok(());
+        };
+        let topic = source.identity(database).map_or_else(String::new, |topic| topic.topic);
+        Err(format!(
+            "copy topic {topic}: it uses features of the format that this version does not know: {unknown}; copy it with \
+             the version that wrote it, or a newer one"
+        ))
     }
 
     /// Decides what is copied, given each key's home partition.
@@ -295,6 +318,7 @@ mod tests {
         Index {
             databases: (0..databases).map(keys).collect(),
             flushed: BTreeMap::new(),
+            features: BTreeMap::new(),
             records: 0,
         }
     }

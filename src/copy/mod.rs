@@ -73,6 +73,7 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
             Ok(())
         },
     )?;
+    index.check_features(&*source)?;
     let records = index.records;
     let chosen = index.choose(|database, key| source.partition(database, key));
     chosen.tell(&*source)?;

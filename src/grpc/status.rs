@@ -15,6 +15,8 @@ const CODES: &[(&str, Code)] = &[
     ("LOADING ", Code::Unavailable),
     ("NOTWRITTEN ", Code::Unavailable),
     ("STALE ", Code::Unavailable),
+    // A node of a newer version serves it.
+    ("UNSUPPORTED ", Code::Unavailable),
     ("ERR this node ", Code::Unavailable),
     ("ERR database ", Code::Unavailable),
     // It may have taken effect.
@@ -45,6 +47,7 @@ mod tests {
     fn a_code_says_whether_to_try_again() {
         let code = |text: &str| of_error(text.as_bytes()).code();
         assert_eq!(code("NOTWRITTEN the broker is away"), Code::Unavailable);
+        assert_eq!(code("UNSUPPORTED database 0 uses"), Code::Unavailable);
         assert_eq!(
             code("READONLY database 0 shows topic t read-only"),
             Code::FailedPrecondition

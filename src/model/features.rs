@@ -93,6 +93,13 @@ mod tests {
     }
 
     #[test]
+    fn the_document_on_upgrading_names_every_feature() {
+        let document = include_str!("../../docs/upgrading.md");
+        let known = Features::known().to_string().replace(' ', ",");
+        assert!(document.contains(&format!("max-features {known}\n")), "{known}");
+    }
+
+    #[test]
     fn whatever_a_record_holds_is_names_and_little() {
         let strange = Features::parse(b"hash \xff\0 from-the-future");
         assert!(strange.has("hash"));

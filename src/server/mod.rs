@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::command::Shared;
-use crate::command::admission::{Refusal, Wants, admit};
+use crate::command::admission::{Refusal, Wants, admit, log_in_by_certificate};
 use crate::command::clients::{Address, Client};
 use crate::command::shared::Connected;
 use crate::supervise;
@@ -175,7 +175,13 @@ pub async fn secured(stream: Stream, tls: Option<&Tls>, client: &Client, shared:
         () = client.killed_or(|| shared.shutdown.is_asked()) => return None,
     };
     match accepted {
-        Ok(stream) => Some(Stream::Tls(Box::new(stream))),
+        Ok(stream) => {
+            let asked = shared.config.users_by_common_name();
+            if let Some(name) = asked.then(|| tls::common_name(stream.ssl())).flatten() {
+                log_in_by_certificate(shared, client, &name);
+            }
+            Some(Stream::Tls(Box::new(stream)))
+        }
         Err(reason) => {
             shared.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
             let lines = &shared.stats.handshakes_failed;

@@ -1,6 +1,7 @@
 //! TLS for clients, by OpenSSL, which the Kafka client brings along. So ciphers and protocols are
 //! written as in Redis (docs/decisions/tls.md).
 
+use std::ffi::{c_long, c_void};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,12 +10,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use openssl::dh::Dh;
 use openssl::error::ErrorStack;
+use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::ssl::{
-    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
+    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
     SslStream as SyncStream, SslVerifyMode, select_next_proto,
 };
-use openssl::x509::X509Name;
+use openssl::x509::{X509Name, X509VerifyResult};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
@@ -61,6 +63,17 @@ impl Tls {
             Err(_) => Err(format!("it took more than {} s", HANDSHAKE.as_secs())),
         }
     }
+}
+
+/// The common name in the certificate that a client has shown. `None` if there is none, or if
+/// nobody has checked it.
+pub fn common_name(client: &SslRef) -> Option<String> {
+    let certificate = client.peer_certificate()?;
+    if client.verify_result() != X509VerifyResult::OK {
+        return None;
+    }
+    let name = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).next()?;
+    name.data().to_string().ok()
 }
 
 /// A connection of this machine to its own server, with the client's certificate, or else with the
@@ -171,8 +184,15 @@ fn remember_sessions(builder: &mut SslContextBuilder, settings: &TlsSettings) ->
     }
     builder.set_session_cache_mode(SslSessionCacheMode::SERVER);
     builder.set_session_cache_size(i32::try_from(settings.session_cache_size).unwrap_or(i32::MAX));
+    // SAFETY: plain call of OpenSSL with a context that this function has for itself.
+    unsafe { SSL_CTX_set_timeout(builder.as_ptr().cast(), settings.session_cache_timeout.into()) };
     // Needed where clients have certificates.
     builder.set_session_id_context(b"highwater")
+}
+
+unsafe extern "C" {
+    /// How long sessions of a context can be resumed. The crate `openssl` does not have it.
+    fn SSL_CTX_set_timeout(context: *mut c_void, seconds: c_long) -> c_long;
 }
 
 /// The options that forbid what is not among these.

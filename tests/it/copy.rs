@@ -313,6 +313,21 @@ fn a_copy_that_cannot_be_right_is_refused() {
     let plain = fresh_topic("copy-plain");
     kafka.create_topic(&plain, 1, &[("cleanup.policy", "delete")]);
     refused(&copy_topic(kafka, &topic, &plain, &[]), 1, &["cleanup.policy=compact"]);
+    // What a newer version has written would be missing.
+    let (newer, never) = (kafka.compacted_topic("copy-newer", 1), fresh_topic("copy-never"));
+    let hostile = Hostile::new(kafka, &newer);
+    let features = &[("redis-control", &b"features"[..])];
+    hostile.send(0, b"\0highwater:features", Some(b"hash teleport"), features);
+    hostile.send(0, b"k", Some(b"v"), &[]);
+    hostile.flush();
+    refused(
+        &copy_topic(kafka, &newer, &never, &[]),
+        1,
+        &[&newer, "does not know: teleport; copy it with"],
+    );
+    hostile.send(0, b"\0highwater:features", Some(b"hash"), features);
+    hostile.flush();
+    succeeded(&copy_topic(kafka, &newer, &never, &[]), 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //!   second node shows what was written on the first a moment later.
 
 mod go;
-mod java;
+pub mod java;
 mod node;
 mod python;
 

@@ -1,58 +1,167 @@
-//! Every front door (RESP and gRPC, each also over TLS) refuses the same, with the same words. A check that one of them lacks fails here.
+//! The front doors: RESP over TCP, a Unix socket and TLS, gRPC without and with TLS. All refuse the
+//! same, with the same words. A check that one of them lacks fails here.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use openssl::ssl::SslVerifyMode;
+use tempfile::TempDir;
 
-use crate::support::certificates::Authority;
+use crate::support::certificates::{Authority, Pair};
 use crate::support::client::Client;
-use crate::support::grpc::{Call, Ended, Grpc};
+use crate::support::grpc::{Call, Grpc};
 use crate::support::resp;
-use crate::support::server::{Builder, Highwater};
-use crate::support::{ports, wait_for};
+use crate::support::server::Highwater;
+use crate::support::{ports, temp, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
-const TOO_MANY: &str = "ERR max number of clients reached";
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const DOORS: [Door; 5] = [Door::Resp, Door::Unix, Door::Tls, Door::Grpc, Door::GrpcTls];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Resp,
+    Unix,
+    Tls,
+    Grpc,
+    GrpcTls,
+}
+
+/// How each door answers GET of a missing key: `served`, or how its error begins. The code of gRPC
+/// comes first. `cut off`: without a reason, which gRPC's client reports as `UNAVAILABLE`.
+type Expected = [&'static str; DOORS.len()];
+
+const SERVED: Expected = ["served"; DOORS.len()];
+/// For the doors with TLS alone. Others are served.
+const NO_HANDSHAKE: Expected = ["served", "served", "cut off", "served", "UNAVAILABLE"];
+const NO_PASSWORD: Expected = alike("NOAUTH ", "UNAUTHENTICATED NOAUTH ");
+const WRONG_PASSWORD: Expected = alike("WRONGPASS ", "UNAUTHENTICATED WRONGPASS ");
+const NO_COMMAND: Expected = alike(
+    "NOPERM User ann has no permissions to run the 'get' command",
+    "PERMISSION_DENIED NOPERM User ann has no permissions to run the 'get' command",
+);
+const NO_KEY: Expected = alike(
+    "NOPERM No permissions to access a key",
+    "PERMISSION_DENIED NOPERM No permissions to access a key",
+);
+/// A client of TLS is refused before the handshake. A Unix socket is never reached from elsewhere.
+const PROTECTED: Expected = [
+    "DENIED ",
+    "served",
+    "cut off",
+    "FAILED_PRECONDITION DENIED ",
+    "UNAVAILABLE",
+];
+/// `ann` by her certificate, without rights.
+const ANN_BY_CERTIFICATE: Expected = ["served", "served", NO_COMMAND[2], "served", NO_COMMAND[4]];
+/// Where the default user needs a password.
+const ONLY_BY_CERTIFICATE: Expected = [NO_PASSWORD[0], NO_PASSWORD[1], "served", NO_PASSWORD[3], "served"];
+const FULL: Expected = [
+    "ERR max number of clients reached",
+    "ERR max number of clients reached",
+    "cut off",
+    "RESOURCE_EXHAUSTED ERR max number of clients reached",
+    "UNAVAILABLE",
+];
+
+const fn alike(error: &'static str, status: &'static str) -> Expected {
+    [error, error, error, status, status]
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guest {
+    /// From another address than the loopback interface's.
+    from_outside: bool,
+    /// A password, or a user and a password.
+    login: Option<&'static str>,
+    certificate: Certificate,
+}
+
+/// What a guest shows at the doors with TLS.
+#[derive(Clone, Copy, Debug, Default)]
+enum Certificate {
+    #[default]
+    None,
+    /// Of this name.
+    Known(&'static str),
+    /// Of this name, and signed by an authority that the node does not know.
+    Foreign(&'static str),
+}
+
+const ANYBODY: Guest = Guest {
+    from_outside: false,
+    login: None,
+    certificate: Certificate::None,
+};
+const OUTSIDER: Guest = Guest {
+    from_outside: true,
+    ..ANYBODY
+};
+
+const fn logs_in(login: &'static str) -> Guest {
+    Guest {
+        login: Some(login),
+        ..ANYBODY
+    }
+}
+
+const fn shows(certificate: Certificate) -> Guest {
+    Guest { certificate, ..ANYBODY }
+}
 
 /// A node with all doors.
 struct House {
     node: Highwater,
+    socket: PathBuf,
     tls_port: u16,
     grpc_port: u16,
     grpc_tls_port: u16,
     grpc: Grpc,
     authority: Authority,
+    strangers: Authority,
+    _dir: TempDir,
 }
 
 impl House {
     fn new(args: &[&str]) -> House {
-        House::start(Highwater::builder().args(args))
+        House::allowing(&[], args)
     }
 
-    fn start(builder: Builder) -> House {
+    /// Log lines with these texts are no reason to fail.
+    fn allowing(allowed: &[&str], args: &[&str]) -> House {
         let [tls_port, grpc_port, grpc_tls_port] = [(); 3].map(|()| ports::free());
         let authority = Authority::new("tests");
         let server = authority.issue("server");
+        let dir = temp::dir("doors");
+        let socket = dir.path().join("socket");
         let builder = [
+            ("--unixsocket", socket.display().to_string()),
             ("--tls-port", tls_port.to_string()),
             ("--grpc-port", grpc_port.to_string()),
             ("--grpc-tls-port", grpc_tls_port.to_string()),
             ("--tls-auth-clients", "no".to_owned()),
+            ("--tls-ca-cert-file", authority.file().display().to_string()),
             ("--tls-cert-file", server.certificate.display().to_string()),
             ("--tls-key-file", server.key.display().to_string()),
         ]
         .iter()
-        .fold(builder, |builder, (name, value)| builder.args(&[name, value]));
+        .fold(Highwater::builder(), |builder, (name, value)| {
+            builder.args(&[name, value])
+        });
+        let builder = allowed.iter().fold(builder, |builder, text| builder.allow(text));
         House {
-            node: builder.start(),
+            node: builder.args(args).start(),
+            socket,
             tls_port,
             grpc_port,
             grpc_tls_port,
             grpc: Grpc::start(),
             authority,
+            strangers: Authority::new("strangers"),
+            _dir: dir,
         }
     }
 
@@ -60,55 +169,87 @@ impl House {
         Call::new(format!("{LOOPBACK}:{}", self.grpc_port), method, key)
     }
 
-    /// What GET of a missing key, on a connection of its own, is answered at the doors without TLS;
-    /// `None` where it is served.
-    fn refusals(&mut self, from: IpAddr, password: Option<&str>) -> (Option<String>, Option<Ended>) {
-        let client = Client::connect_to((from, self.node.port));
-        let refused = refusal(client, password).expect("a reply");
-        let ended = self.grpc.call(&Call {
-            target: format!("{from}:{}", self.grpc_port),
-            login: password.map(login),
-            ..self.call("Get", "missing")
-        });
-        (refused, Some(ended).filter(|ended| ended.code != "OK"))
+    fn certificate(&self, certificate: Certificate) -> Option<Pair> {
+        match certificate {
+            Certificate::None => None,
+            Certificate::Known(name) => Some(self.authority.issue(name)),
+            Certificate::Foreign(name) => Some(self.strangers.issue(name)),
+        }
     }
 
-    /// The same at the doors with TLS. The error: there was no handshake.
-    fn refusals_with_tls(
-        &mut self,
-        from: IpAddr,
-        password: Option<&str>,
-    ) -> (std::io::Result<Option<String>>, Option<Ended>) {
-        let mut ssl = self.authority.client(None);
-        // The certificate is for the loopback interface.
-        ssl.set_verify(SslVerifyMode::NONE);
-        let client = Client::try_connect_securely((from, self.tls_port), ssl);
-        let refused = client.and_then(|client| refusal(client, password));
+    /// A connection at one of the doors that speak RESP.
+    fn enter(&self, door: Door, guest: Guest) -> io::Result<Client> {
+        let from = guest.address();
+        match door {
+            Door::Resp => Client::try_connect_to((from, self.node.port)),
+            Door::Unix => Client::try_connect_locally(&self.socket),
+            Door::Tls => {
+                let own = self.certificate(guest.certificate);
+                let mut ssl = self.authority.client(own.as_ref());
+                ssl.param_mut().set_ip(from).expect("an address");
+                Client::try_connect_securely((from, self.tls_port), ssl)
+            }
+            Door::Grpc | Door::GrpcTls => panic!("{door:?} does not speak RESP"),
+        }
+    }
+
+    /// Where gRPC's client finds one of the other doors.
+    fn target(&self, door: Door, guest: Guest) -> String {
+        let from = guest.address();
+        if door == Door::Grpc {
+            return format!("{from}:{}", self.grpc_port);
+        }
+        let own = self.certificate(guest.certificate);
+        let own = own.map_or(String::new(), |own| {
+            format!(",{},{}", own.key.display(), own.certificate.display())
+        });
+        format!("{}{own}@{from}:{}", self.authority.file().display(), self.grpc_tls_port)
+    }
+
+    /// How a door answers GET of a missing key on a connection of its own, and with which words.
+    fn ask(&mut self, door: Door, guest: Guest) -> (String, Option<String>) {
+        if let Door::Resp | Door::Unix | Door::Tls = door {
+            return match self.enter(door, guest).and_then(|client| refusal(client, guest.login)) {
+                Ok(None) => ("served".into(), None),
+                Ok(Some(words)) => (words.clone(), Some(words)),
+                Err(_) => ("cut off".into(), None),
+            };
+        }
         let ended = self.grpc.call(&Call {
-            target: format!("{}@{from}:{}", self.authority.file().display(), self.grpc_tls_port),
-            login: password.map(login),
+            target: self.target(door, guest),
+            login: guest.login.map(login),
             ..self.call("Get", "missing")
         });
-        (refused, Some(ended).filter(|ended| ended.code != "OK"))
+        match &*ended.code {
+            "OK" => ("served".into(), None),
+            // The words are those of the client's library.
+            "UNAVAILABLE" => (ended.code, None),
+            code => (format!("{code} {}", ended.details), Some(ended.details)),
+        }
     }
+
+    /// Asks at every door. All that give a reason give it in the same words.
     #[track_caller]
-    fn refuses_alike(&mut self, from: IpAddr, password: Option<&str>, expected: Option<(&str, &str)>) {
-        let (resp, grpc) = self.refusals(from, password);
-        let (text, code) = expected.unzip();
-        let begins = |refused: Option<&str>| refused.map(|refused| refused.starts_with(text.unwrap_or("served")));
-        assert_eq!(begins(resp.as_deref()), text.map(|_| true), "RESP: {resp:?}");
-        assert_eq!(grpc.as_ref().map(|ended| &*ended.code), code, "gRPC: {grpc:?}");
-        assert_eq!(resp, grpc.clone().map(|ended| ended.details), "the same words");
-        match self.refusals_with_tls(from, password) {
-            // Who may not connect at all has no handshake, and so no reason.
-            (Err(_), Some(ended)) if matches!(text, Some("DENIED " | TOO_MANY)) => {
-                assert_eq!(ended.code, "UNAVAILABLE", "{ended:?}");
-            }
-            (with_tls, ended) if from == LOOPBACK => {
-                assert_eq!((with_tls.expect("a reply"), ended), (resp, grpc), "with TLS");
-            }
-            // The certificate is not for that address, so gRPC does not trust it.
-            (with_tls, _) => assert_eq!(with_tls.expect("a reply"), resp, "with TLS"),
+    fn check(&mut self, guest: Guest, expected: Expected) {
+        let mut all_words: Vec<String> = Vec::new();
+        for (door, expected) in DOORS.into_iter().zip(expected) {
+            let (answer, words) = self.ask(door, guest);
+            assert!(
+                answer.starts_with(expected),
+                "{door:?}: {answer:?}, and not {expected:?}"
+            );
+            all_words.extend(words);
+        }
+        all_words.dedup();
+        assert!(all_words.len() <= 1, "different words: {all_words:?}");
+    }
+}
+
+impl Guest {
+    fn address(&self) -> IpAddr {
+        match self.from_outside {
+            true => ports::other_address().expect("a machine with a network"),
+            false => LOOPBACK,
         }
     }
 }
@@ -120,11 +261,14 @@ fn login(words: &str) -> String {
 }
 
 /// What GET of a missing key is answered; `None` if it is served.
-fn refusal(mut client: Client, password: Option<&str>) -> std::io::Result<Option<String>> {
+fn refusal(mut client: Client, password: Option<&str>) -> io::Result<Option<String>> {
     let login = password.map(|password| format!("AUTH {password}"));
     for line in login.iter().map(String::as_str).chain(["GET missing"]) {
-        client.try_write(&resp::command_line(line))?;
-        let reply = client.try_reply()?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let written = client.try_write(&resp::command_line(line));
+        // A server that closes the connection may have said why before.
+        let Some(reply) = client.try_reply()? else {
+            return Err(written.err().unwrap_or(io::ErrorKind::UnexpectedEof.into()));
+        };
         let reply = String::from_utf8_lossy(&reply).into_owned();
         if let Some(error) = reply.strip_prefix('-') {
             return Ok(Some(error.trim_end().to_owned()));
@@ -133,96 +277,187 @@ fn refusal(mut client: Client, password: Option<&str>) -> std::io::Result<Option
     Ok(None)
 }
 
-/// An address of this machine that is not the loopback interface's.
-fn other_address() -> IpAddr {
-    // Nothing is sent: the system only chooses the address that it would send from.
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket.connect("192.0.2.1:9").expect("a machine with a network");
-    socket.local_addr().expect("an address").ip()
-}
+/// What an administrator does first (nothing if it is empty), who asks then, and how each door
+/// answers.
+type Row = (&'static str, Guest, Expected);
+
+/// Nodes with their arguments.
+const HOUSES: &[(&[&str], &[Row])] = &[
+    (
+        &["--bind", "*"],
+        &[
+            ("", ANYBODY, SERVED),
+            ("", OUTSIDER, PROTECTED),
+            ("ACL SETUSER ann on >secret", logs_in("ann secret"), NO_COMMAND),
+            ("ACL SETUSER ann +get ~other", logs_in("ann secret"), NO_KEY),
+            ("ACL SETUSER ann %W~missing", logs_in("ann secret"), NO_KEY),
+            ("ACL SETUSER ann %R~missing", logs_in("ann secret"), SERVED),
+            ("", logs_in("ann wrong"), WRONG_PASSWORD),
+            ("", logs_in("bob secret"), WRONG_PASSWORD),
+            ("ACL SETUSER ann off", logs_in("ann secret"), WRONG_PASSWORD),
+        ],
+    ),
+    (&["--bind", "*", "--protected-mode", "no"], &[("", OUTSIDER, SERVED)]),
+    (
+        &["--bind", "*", "--requirepass", "secret"],
+        &[
+            ("", ANYBODY, NO_PASSWORD),
+            ("", logs_in("wrong"), WRONG_PASSWORD),
+            ("", logs_in("secrets"), WRONG_PASSWORD),
+            ("", logs_in("secret"), SERVED),
+            ("", OUTSIDER, NO_PASSWORD),
+            (
+                "",
+                Guest {
+                    from_outside: true,
+                    ..logs_in("secret")
+                },
+                SERVED,
+            ),
+        ],
+    ),
+    (
+        &["--tls-auth-clients", "yes", "--tls-auth-clients-user", "CN"],
+        &[
+            ("", ANYBODY, NO_HANDSHAKE),
+            ("", shows(Certificate::Foreign("ann")), NO_HANDSHAKE),
+            ("", shows(Certificate::Known("ann")), SERVED),
+            (
+                "ACL SETUSER ann on >secret",
+                shows(Certificate::Known("ann")),
+                ANN_BY_CERTIFICATE,
+            ),
+            ("", shows(Certificate::Known("bob")), SERVED),
+            ("", shows(Certificate::Foreign("ann")), NO_HANDSHAKE),
+            ("ACL SETUSER ann +get ~*", shows(Certificate::Known("ann")), SERVED),
+            (
+                "CONFIG SET requirepass secret",
+                shows(Certificate::Known("ann")),
+                ONLY_BY_CERTIFICATE,
+            ),
+            ("ACL SETUSER ann off", shows(Certificate::Known("ann")), NO_PASSWORD),
+        ],
+    ),
+];
 
 #[test]
-fn who_is_not_let_in_is_refused_alike() {
-    const OPEN: &[&str] = &["--bind", "*"];
-    const LOCKED: &[&str] = &["--bind", "*", "--requirepass", "secret"];
-    const TRUSTING: &[&str] = &["--bind", "*", "--protected-mode", "no"];
-    let no_password = Some(("NOAUTH ", "UNAUTHENTICATED"));
-    let wrong = Some(("WRONGPASS ", "UNAUTHENTICATED"));
-    let protected = Some(("DENIED ", "FAILED_PRECONDITION"));
-    let other = other_address();
-    for (args, cases) in [
-        (OPEN, &[(LOOPBACK, None, None), (other, None, protected)][..]),
-        (TRUSTING, &[(other, None, None)]),
-        (
-            LOCKED,
-            &[
-                (LOOPBACK, None, no_password),
-                (LOOPBACK, Some("wrong"), wrong),
-                (LOOPBACK, Some("secrets"), wrong),
-                (LOOPBACK, Some("secret"), None),
-                (other, None, no_password),
-                (other, Some("secret"), None),
-            ],
-        ),
-    ] {
-        let mut house = House::start(Highwater::builder().args(args).allow("without a password"));
-        for &(from, password, expected) in cases {
-            println!("{args:?} {from} {password:?}");
-            house.refuses_alike(from, password, expected);
+fn who_may_not_is_refused_alike() {
+    for (args, rows) in HOUSES {
+        let mut house = House::allowing(&["without a password", "TLS handshake failed"], args);
+        let mut admin = house.node.client();
+        if args.contains(&"--requirepass") {
+            admin.check("AUTH secret", "+OK");
+        }
+        for &(before, guest, expected) in *rows {
+            println!("{args:?} {before:?} {guest:?}");
+            if !before.is_empty() {
+                admin.check(before, "+OK");
+            }
+            house.check(guest, expected);
         }
     }
 }
 
 #[test]
-fn a_user_without_rights_is_refused_alike() {
-    let denied = |text| Some((text, "PERMISSION_DENIED"));
-    let no_key = denied("NOPERM No permissions to access a key");
-    let mut house = House::new(&[]);
-    let mut admin = house.node.client();
-    for (rules, expected) in [
-        (
-            "on >secret",
-            denied("NOPERM User ann has no permissions to run the 'get' command"),
-        ),
-        ("+get ~other", no_key),
-        ("%W~missing", no_key),
-        ("%R~missing", None),
-        ("off", Some(("WRONGPASS ", "UNAUTHENTICATED"))),
-    ] {
-        println!("{rules}");
-        admin.check(&format!("ACL SETUSER ann {rules}"), "+OK");
-        house.refuses_alike(LOOPBACK, Some("ann secret"), expected);
-    }
-}
-
-#[test]
-fn both_doors_share_maxclients() {
-    let full = Some((TOO_MANY, "RESOURCE_EXHAUSTED"));
+fn all_doors_share_maxclients() {
     let mut house = House::new(&["--maxclients", "2"]);
-    // It stays open: a connection that asks and goes may still have its place when the next ones come.
+    // It stays open: a connection that asks and goes may still have its place when the next ones
+    // come.
     let mut first = house.node.client();
     wait_for("the connection of the start to be gone", SOON, || {
         let is_alone = first.info("connected_clients").is_some_and(|n| n == "1");
         is_alone.then_some(())
     });
-    let by_redis = [first, house.node.client()].map(|mut client| {
-        client.check("PING", "+PONG");
-        client
-    });
-    house.refuses_alike(LOOPBACK, None, full);
+    let mut second = house.node.client();
+    second.check("PING", "+PONG");
+    house.check(ANYBODY, FULL);
+    drop([first, second]);
+    // Those of any door take the places.
+    let mut enter = |door| {
+        wait_for("a free place", SOON, || {
+            let mut client = house.enter(door, ANYBODY).ok()?;
+            client.try_write(&resp::command_line("PING")).ok()?;
+            let is_served = client
+                .try_reply()
+                .is_ok_and(|reply| reply.as_deref() == Some(b"+PONG\r\n"));
+            is_served.then_some(client)
+        })
+    };
+    let by_redis = [Door::Unix, Door::Tls].map(&mut enter);
+    house.check(ANYBODY, FULL);
     drop(by_redis);
-    let open = |house: &mut House, name: &str| {
+    for door in [Door::Grpc, Door::GrpcTls] {
         let call = Call {
-            channel: Some(name.into()),
+            target: house.target(door, ANYBODY),
+            channel: Some(format!("{door:?}")),
             ..house.call("Get", "missing")
         };
         wait_for("a free place", SOON, || {
             (house.grpc.call(&call).code == "OK").then_some(())
         });
-    };
-    open(&mut house, "first");
-    open(&mut house, "second");
-    house.refuses_alike(LOOPBACK, None, full);
+    }
+    house.check(ANYBODY, FULL);
+}
+
+/// Whether a door that speaks RESP refuses this request, however that is said.
+fn is_refused(mut client: Client, request: &[u8]) -> bool {
+    let _ = client.try_write(request);
+    match client.try_reply() {
+        Ok(Some(reply)) => reply.starts_with(b"-ERR Protocol error") && client.is_closed(),
+        Ok(None) | Err(_) => true,
+    }
+}
+
+#[test]
+fn what_is_too_large_is_refused_alike() {
+    // A setting, how often a key of 1 MB is asked for, and how large a written value is.
+    for (args, times, size) in [
+        (["--proto-max-bulk-len", "2mb"], 0, 3 << 20),
+        (["--client-query-buffer-limit", "2mb"], 0, 3 << 20),
+        (["--client-output-buffer-limit", "normal 2mb 0 0"], 4, 0),
+        (["--maxmemory-clients", "8mb"], 0, 40 << 20),
+    ] {
+        let mut house = House::allowing(&["above", "more than"], &args);
+        let large = vec![b'x'; 1_000_000];
+        assert_eq!(house.node.client().send(&[b"SET", b"large", &large]), b"+OK\r\n");
+        let request = match times {
+            // Not quite all of it: what connections hold is summed up ten times a second, and a
+            // request can be quicker.
+            0 => {
+                let mut request = resp::command(&[b"SET", b"key", &vec![b'v'; size]]);
+                request.truncate(request.len() - 2);
+                request
+            }
+            times => resp::command(&[&[&b"MGET"[..]], &vec![&b"large"[..]; times][..]].concat()),
+        };
+        for door in DOORS {
+            println!("{args:?} {door:?}");
+            if let Door::Resp | Door::Unix | Door::Tls = door {
+                let client = house.enter(door, ANYBODY).expect("a connection");
+                assert!(is_refused(client, &request));
+                continue;
+            }
+            let call = match times {
+                0 => Call {
+                    number: size,
+                    ..house.call("Set", "key")
+                },
+                times => Call {
+                    number: times,
+                    ..house.call("MultiGet", "large")
+                },
+            };
+            let ended = house.grpc.call(&Call {
+                target: house.target(door, ANYBODY),
+                ..call
+            });
+            assert_eq!(ended.code, "RESOURCE_EXHAUSTED", "{ended:?}");
+            assert!(ended.details.contains(args[0].trim_start_matches("--")), "{ended:?}");
+        }
+        let mut client = house.node.client();
+        client.check("GET key", "$-1");
+        house.check(ANYBODY, SERVED);
+    }
 }
 
 #[test]
@@ -246,54 +481,6 @@ fn idle_connections_are_closed_at_both_doors() {
     assert_eq!(house.grpc.call(&by_grpc).code, "OK");
     observer.check("CLIENT KILL TYPE normal", ":1");
     wait_for("it to be closed", SOON, || connected().filter(|left| left == "2"));
-}
-
-#[test]
-fn what_is_too_large_is_refused_alike() {
-    // A setting, what is asked with 1 MB in key `large`, and whether that is a write.
-    for (args, times, size) in [
-        (["--proto-max-bulk-len", "2mb"], 0, 3 << 20),
-        (["--client-query-buffer-limit", "2mb"], 0, 3 << 20),
-        (["--client-output-buffer-limit", "normal 2mb 0 0"], 4, 0),
-        (["--maxmemory-clients", "8mb"], 0, 40 << 20),
-    ] {
-        println!("{args:?}");
-        let mut house = House::start(Highwater::builder().args(&args).allow("above").allow("more than"));
-        let large = vec![b'x'; 1_000_000];
-        assert_eq!(house.node.client().send(&[b"SET", b"large", &large]), b"+OK\r\n");
-        let mut client = house.node.client();
-        let request = match times {
-            // Not quite all of it: what connections hold is summed up ten times a second, and a request can be quicker.
-            0 => {
-                let mut request = resp::command(&[b"SET", b"key", &vec![b'v'; size]]);
-                request.truncate(request.len() - 2);
-                request
-            }
-            times => resp::command(&[&[&b"MGET"[..]], &vec![&b"large"[..]; times][..]].concat()),
-        };
-        let _ = client.try_write(&request);
-        let refused = match client.try_reply() {
-            Ok(Some(reply)) => reply.starts_with(b"-ERR Protocol error") && client.is_closed(),
-            Ok(None) | Err(_) => true,
-        };
-        assert!(refused, "RESP is refused: {args:?}");
-        let ended = house.grpc.call(&match times {
-            0 => Call {
-                number: size,
-                ..house.call("Set", "key")
-            },
-            times => Call {
-                number: times,
-                ..house.call("MultiGet", "large")
-            },
-        });
-        assert_eq!(ended.code, "RESOURCE_EXHAUSTED", "{ended:?}");
-        assert!(ended.details.contains(args[0].trim_start_matches("--")), "{ended:?}");
-        let mut client = house.node.client();
-        client.check("GET key", "$-1");
-        let ended = house.grpc.call(&house.call("Get", "large"));
-        assert_eq!(ended.code, "OK", "others are served: {ended:?}");
-    }
 }
 
 #[test]

@@ -67,4 +67,5 @@ mod tls;
 mod tracking;
 mod transactions;
 mod unix_socket;
+mod upgrades;
 mod users;

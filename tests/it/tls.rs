@@ -1,17 +1,17 @@
 //! Clients over TLS. What holds for all front doors alike is in `front_doors`.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use openssl::ssl::SslVersion;
+use openssl::ssl::{SslContext, SslOptions, SslSession, SslVersion};
 
-use crate::clients;
-use crate::support::certificates::{Authority, Pair};
+use crate::support::certificates::{Authority, Pair, to_loopback};
 use crate::support::client::Client;
 use crate::support::server::{Builder, Highwater};
-use crate::support::{parts, ports, process, resp, wait_for};
+use crate::support::{eventually, parts, ports, process, resp, wait_for};
+use crate::{clients, frameworks};
 
 const SOON: Duration = Duration::from_secs(20);
 const CANNOT: &str = "Unable to update TLS configuration. Check server logs.";
@@ -294,9 +294,105 @@ fn who_begins_no_handshake_holds_up_nobody_and_counts_as_a_client() {
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
+/// Opens a connection and closes it. Returns its session, and whether that is `before`.
+fn resume(port: u16, context: &SslContext, before: Option<&SslSession>) -> (SslSession, bool) {
+    let mut ssl = to_loopback(context);
+    if let Some(before) = before {
+        // SAFETY: it is a session of this context.
+        unsafe { ssl.set_session(before) }.expect("a session");
+    }
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+    let mut stream = ssl.connect(stream).expect("a handshake");
+    let session = stream.ssl().session().expect("a session").to_owned();
+    // OpenSSL forgets the sessions of connections that are cut off.
+    stream.shutdown().expect("send the end");
+    assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+    (session, stream.ssl().session_reused())
+}
+
 #[test]
-fn redis_cli_and_clients_in_three_languages_connect() {
+fn sessions_are_resumed_for_as_long_as_the_settings_say() {
+    let secured = Secured::start(&["--tls-auth-clients", "no"]);
+    let mut admin = secured.node.client();
+    let context = |options| {
+        let mut builder = secured.authority.context(None, Some(SslVersion::TLS1_2));
+        builder.set_options(options);
+        builder.build()
+    };
+    // A client that keeps what it needs in a ticket.
+    let keeps = context(SslOptions::empty());
+    let new = || resume(secured.port, &keeps, None).0;
+    let is_resumed = |session: &SslSession| resume(secured.port, &keeps, Some(session)).1;
+    assert!(is_resumed(&new()));
+    admin.check("CONFIG SET tls-session-cache-timeout 1", "+OK");
+    let short = new();
+    eventually("the session to be over", SOON, || !is_resumed(&short));
+    admin.check("CONFIG SET tls-session-cache-timeout 300", "+OK");
+    assert!(is_resumed(&new()));
+    admin.check("CONFIG SET tls-session-caching no", "+OK");
+    assert!(!is_resumed(&new()));
+    // One for which the server has to remember it.
+    admin.check("CONFIG SET tls-session-caching yes tls-session-cache-size 1", "+OK");
+    let keeps_nothing = context(SslOptions::NO_TICKET);
+    let first = resume(secured.port, &keeps_nothing, None).0;
+    assert!(resume(secured.port, &keeps_nothing, Some(&first)).1);
+    let second = resume(secured.port, &keeps_nothing, None).0;
+    assert!(resume(secured.port, &keeps_nothing, Some(&second)).1);
+    assert!(
+        !resume(secured.port, &keeps_nothing, Some(&first)).1,
+        "there is room for one"
+    );
+}
+
+#[test]
+fn the_name_in_a_certificate_is_a_user() {
     let secured = Secured::start(&["--tls-auth-clients", "optional"]);
+    let ann = secured.authority.issue("ann");
+    let who = |own: Option<&Pair>| secured.client_with(own).expect("is served").text("ACL WHOAMI");
+    let mut admin = secured.node.client();
+    admin.check("ACL SETUSER ann on >secret +@connection +acl|whoami +reset", "+OK");
+    assert_eq!(who(Some(&ann)), "default", "it is off by default");
+    admin.check("CONFIG SET tls-auth-clients-user cn", "+OK");
+    admin.check(
+        "CONFIG GET tls-auth-clients-user",
+        "*2\r\n$21\r\ntls-auth-clients-user\r\n$2\r\nCN",
+    );
+    assert_eq!(who(Some(&ann)), "ann");
+    assert_eq!(who(None), "default");
+    // Nobody can log in without a certificate just because one would do.
+    let mut guest = secured.client();
+    guest.check(
+        "AUTH ann wrong",
+        "-WRONGPASS invalid username-password pair or user is disabled.",
+    );
+    // A login counts for more than a certificate, and RESET ends both, as in Redis.
+    let mut client = secured.client_with(Some(&ann)).expect("is served");
+    assert!(client.text("CLIENT INFO").contains(" user=ann "));
+    client.check("AUTH default any", "+OK");
+    assert_eq!(client.text("ACL WHOAMI"), "default");
+    client.check("AUTH ann secret", "+OK");
+    client.check("RESET", "+RESET");
+    assert_eq!(client.text("ACL WHOAMI"), "default");
+    // A user that is off or does not exist is noted.
+    let denied = |admin: &mut Client| admin.info("acl_access_denied_tls_cert");
+    assert_eq!(denied(&mut admin).as_deref(), Some("0"));
+    let mut client = secured.client_with(Some(&ann)).expect("is served");
+    admin.check("ACL SETUSER ann off", "+OK");
+    assert_eq!(client.text("ACL WHOAMI"), "ann", "it stays who it was");
+    assert_eq!(who(Some(&ann)), "default");
+    assert_eq!(denied(&mut admin).as_deref(), Some("1"));
+    admin.check("ACL DELUSER ann", ":1");
+    assert!(client.is_closed(), "its user has gone");
+    assert_eq!(who(Some(&ann)), "default");
+    let log = resp::show(&admin.line("ACL LOG"));
+    let is_noted = |text: &&str| log.contains(*text);
+    assert!(["tls-cert", "toplevel", "ann"].iter().all(is_noted), "{log}");
+    assert_eq!(admin.tree("ACL LOG").items().len(), 2, "with the wrong password: {log}");
+}
+
+#[test]
+fn redis_cli_and_clients_in_four_languages_connect() {
+    let secured = Secured::start(&["--tls-auth-clients", "optional", "--tls-auth-clients-user", "CN"]);
     let authority = secured.authority.file();
     let mut cli = parts::redis_cli();
     cli.args(["--tls", "--cacert", text(&authority), "-p", &secured.port.to_string()]);
@@ -312,6 +408,14 @@ fn redis_cli_and_clients_in_three_languages_connect() {
     let mut go = clients::go_redis();
     go.env("SSL_CERT_FILE", &authority);
     clients::run("go-redis", go, &url);
+    secured.node.client().check("ACL SETUSER lettuce on ~* &* +@all", "+OK");
+    let own = secured.authority.issue("lettuce");
+    let mut java = frameworks::java::command("Secured");
+    java.env("REDIS_URL", &url).env("SECOND_URL", &url);
+    java.env("CA_FILE", &authority);
+    java.env("CERTIFICATE_FILE", &own.certificate).env("KEY_FILE", &own.key);
+    let output = process::run("Lettuce", java, b"", Duration::from_secs(120));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "OK\n");
     // The healthcheck finds the port.
     let mut ping = std::process::Command::new(crate::support::server::binary());
     ping.args(["--ping", "--port", "0", "--tls-port", &secured.port.to_string()]);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::Shared;
 use super::frame::{Kind, RawRecord, Records};
-use super::segment::{Frame, FrameReader, Segment, damage};
+use super::segment::{Frame, FrameReader, Segment, damage, unreadable};
 use crate::log::{Follower, Group, Known, LogError, LogRecord, Positions, TopicPartition};
 use crate::model::{Control, Payload, State, Value, function_of, is_control};
 
@@ -134,11 +134,7 @@ impl EmbeddedFollower {
         for raw in Records::new(frame.header, &frame.body) {
             let raw = raw.map_err(|e| {
                 out.truncate(first);
-                LogError::Failed(format!(
-                    "{} holds a record that this version cannot read, in the frame of offset {}: {e}",
-                    self.reader.segment().path.display(),
-                    frame.header.base
-                ))
+                unreadable(self.reader.segment(), &frame.header, e)
             })?;
             if group.map(|(id, _)| id) != raw.group {
                 self.count_group(group, out);

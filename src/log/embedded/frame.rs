@@ -41,6 +41,7 @@ const HAS_EXPIRY: u8 = 0b0000_0100;
 const IN_GROUP: u8 = 0b0000_1000;
 /// The value is no string: its [`Type::number`] follows.
 const HAS_TYPE: u8 = 0b0001_0000;
+/// A further flag, like a further [`Type`], needs a new format of the log: see [`super::meta`].
 const KNOWN_FLAGS: u8 = KIND_MASK | HAS_EXPIRY | IN_GROUP | HAS_TYPE;
 
 /// The most bytes of a record beside key and value.
@@ -364,6 +365,14 @@ fn unzigzag(number: u64) -> i64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A version that adds to this raises the format of `meta` before it writes the first one.
+    #[test]
+    fn what_a_record_can_hold_belongs_to_format_1() {
+        assert_eq!(KNOWN_FLAGS, 0b0001_1111);
+        let types = (0..=u8::MAX).filter(|number| Type::of_number(*number).is_some());
+        assert_eq!(types.collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 13]);
+    }
 
     #[derive(Clone, Debug)]
     struct Owned {

@@ -1,7 +1,9 @@
 //! The two small files beside the segments.
 //!
 //! `meta` says which log this is and how far tombstones were removed; it changes rarely and is
-//! replaced atomically.
+//! replaced atomically. It is read before anything else, so its format stands for the whole log: a
+//! version that is about to write what older ones cannot read (a type of value, a flag of a record)
+//! first replaces `meta` by one with a higher format.
 //!
 //! `mark` says up to which offset everything was fsynced. It is written after each fsync of a
 //! segment, and not itself fsynced: that would double the cost of a write. So it can be behind the
@@ -13,7 +15,7 @@ use std::sync::Arc;
 
 use super::disk::{BootId, Disk, DiskFile, read_full, write_all};
 use super::frame::checksum;
-use super::segment::{TEMPORARY_SUFFIX, io_error};
+use super::segment::{TEMPORARY_SUFFIX, io_error, refuse_newer};
 use crate::log::LogError;
 
 pub(super) const META_FILE: &str = "meta";
@@ -62,14 +64,17 @@ impl Meta {
     pub(super) fn read(file: &dyn DiskFile, path: &Path) -> Result<Self, LogError> {
         let mut bytes = [0; META_LEN + 1];
         let read = read_full(file, &mut bytes, 0).map_err(|e| io_error("read", path, &e))?;
-        match bytes.first_chunk().filter(|_| read == META_LEN).and_then(Self::decode) {
-            Some(meta) => Ok(meta),
-            None => Err(LogError::Failed(format!(
+        if let Some(meta) = bytes.first_chunk().filter(|_| read == META_LEN).and_then(Self::decode) {
+            return Ok(meta);
+        }
+        let damaged = || {
+            LogError::Failed(format!(
                 "the log's file {} is damaged; restore it from a backup, or remove it: the log then gets a new \
                  identity and the local store is rebuilt from it, no data is lost",
                 path.display()
-            ))),
-        }
+            ))
+        };
+        Err(refuse_newer(&META_MAGIC, &bytes[..read], (path, 0)).unwrap_or_else(damaged))
     }
 
     /// The log's id, for people and for files that name it.
@@ -158,14 +163,19 @@ impl MarkFile {
             return Ok(None);
         }
         let file = disk.open(&path).map_err(failed)?;
-        let mut newest = None;
+        let (mut newest, mut newer) = (None, None);
         for at in SLOT_AT {
             let mut bytes = [0; SLOT_LEN];
             let read = read_full(&*file, &mut bytes, at).map_err(failed)?;
             let slot = (read == SLOT_LEN).then(|| decode_slot(&bytes)).flatten();
             newest = slot.into_iter().chain(newest).max_by_key(|&(_, sequence)| sequence);
+            newer = newer.or_else(|| refuse_newer(&MARK_MAGIC, &bytes[..read], (&path, at)));
         }
-        Ok(newest)
+        match (newest, newer) {
+            // Without the mark, what it vouches for could be cut off as an unfinished write.
+            (None, Some(newer)) => Err(newer),
+            _ => Ok(newest),
+        }
     }
 
     /// Begins this run's marks, in the existing file if it can be used: on a full disk the log

@@ -3,7 +3,7 @@
 //! The rule for bad bytes: they are cut off only if they are the end of the newest segment *and
 //! nothing says that they were once safely on the disk*. Two things can say so: the `mark` file,
 //! and the `durable` field of a readable frame header after the bad place (the writer knew of an
-//! fsync beyond it). All other bad bytes are refused.
+//! fsync beyond it). All other bad bytes are refused, and so are those of a newer format.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,9 +33,10 @@ pub struct Recovered {
 pub fn recover(disk: &dyn Disk, dir: &Path, lossy: bool) -> Result<Recovered, LogError> {
     let write_failed = |e: std::io::Error| io_error("write to", dir, &e);
     disk.create_dir(dir).map_err(|e| io_error("create", dir, &e))?;
-    let mut segments = open_segments(disk, dir)?;
+    // These first: a log of a newer format is left as it is.
     let stored_meta = Meta::load(disk, dir)?;
     let stored_mark = MarkFile::load(disk, dir)?;
+    let mut segments = open_segments(disk, dir)?;
     let known_durable = stored_mark.map_or(0, |(mark, _)| mark.durable);
 
     let mut next = 0;
@@ -155,7 +156,7 @@ fn recover_tail(segment: &Arc<Segment>, known_durable: u64) -> Result<(u64, u64)
             Ok(Some(_)) => {}
             Ok(None) => break None,
             Err(ReadError::Damaged(e)) => break Some(e),
-            Err(ReadError::Io(e)) => return Err(e),
+            Err(ReadError::Newer(e) | ReadError::Io(e)) => return Err(e),
         }
     };
     let (at, next) = (reader.at(), reader.next_offset());

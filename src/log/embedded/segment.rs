@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::disk::{Disk, DiskFile, read_full, write_all};
-use super::frame::{FrameHeader, HEADER_LEN, checksum};
+use super::frame::{self, FrameHeader, HEADER_LEN, Malformed, checksum};
 use crate::log::LogError;
 
 pub const SEGMENT_SUFFIX: &str = ".segment";
@@ -113,7 +113,8 @@ impl Segment {
         let read = read_full(&*file, &mut bytes, 0).map_err(failed)?;
         let header = (read == SEGMENT_HEADER_LEN).then(|| decode_header(&bytes)).flatten();
         let Some((named, salt, compacted)) = header else {
-            return Err(damage(&path, 0, base, "its header is not readable"));
+            let damaged = || damage(&path, 0, base, "its header is not readable");
+            return Err(refuse_newer(&SEGMENT_MAGIC, &bytes, (&path, 0)).unwrap_or_else(damaged));
         };
         if named != base {
             return Err(damage(
@@ -163,6 +164,29 @@ pub fn damage(path: &Path, at: u64, offset: u64, what: &str) -> LogError {
     ))
 }
 
+/// The error for bytes that begin as `magic` does, but with a newer format, which is its last byte.
+pub fn refuse_newer(magic: &[u8], bytes: &[u8], (path, at): (&Path, u64)) -> Option<LogError> {
+    let (known, name) = magic.split_last()?;
+    let (format, named) = bytes.get(..magic.len())?.split_last()?;
+    (named == name && format > known).then(|| {
+        LogError::Failed(format!(
+            "{} has format {format} at byte {at}, and this version knows format {known}: start the version that \
+             wrote it, or a newer one. If no other version was used here, the file is damaged: restore it from a backup",
+            path.display()
+        ))
+    })
+}
+
+/// The error for a frame whose checksums are right and whose records are not of this format.
+pub fn unreadable(segment: &Segment, header: &FrameHeader, cause: Malformed) -> LogError {
+    LogError::Failed(format!(
+        "{} holds a record that this version cannot read, in the frame of offset {}: {cause}; start the version that \
+         wrote it, or a newer one",
+        segment.path.display(),
+        header.base
+    ))
+}
+
 pub fn encode_header(base: u64, salt: u32, compacted: Option<Compacted>) -> [u8; SEGMENT_HEADER_LEN] {
     let mut bytes = [0; SEGMENT_HEADER_LEN];
     bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
@@ -191,11 +215,13 @@ fn decode_header(bytes: &[u8; SEGMENT_HEADER_LEN]) -> Option<(u64, u32, Option<C
     Some((u64_at(8), u32_at(16), compacted))
 }
 
-/// Why a frame could not be read. Only recovery tells the two apart.
+/// Why a frame could not be read. Only recovery tells these apart.
 #[derive(Debug)]
 pub enum ReadError {
     /// The bytes are wrong.
     Damaged(LogError),
+    /// The bytes are those of a newer format.
+    Newer(LogError),
     /// The bytes could not be read.
     Io(LogError),
 }
@@ -203,7 +229,7 @@ pub enum ReadError {
 impl From<ReadError> for LogError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Damaged(e) | ReadError::Io(e) => e,
+            ReadError::Damaged(e) | ReadError::Newer(e) | ReadError::Io(e) => e,
         }
     }
 }
@@ -284,7 +310,8 @@ impl FrameReader {
         let bytes = self.bytes(self.at, HEADER_LEN, limit)?;
         let bytes: &[u8; HEADER_LEN] = bytes[..].try_into().expect("as long as asked");
         let Some(header) = FrameHeader::decode(bytes, self.segment.salt) else {
-            return Err(self.damaged("here should be a frame's header"));
+            let newer = refuse_newer(&frame::MAGIC, bytes, (&self.segment.path, self.at)).map(ReadError::Newer);
+            return Err(newer.unwrap_or_else(|| self.damaged("here should be a frame's header")));
         };
         let end = self.segment.compacted.map_or(u64::MAX, |c| c.end);
         let in_place = match self.segment.compacted {

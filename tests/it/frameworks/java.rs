@@ -20,7 +20,8 @@ fn on_kafka() {
     super::run(Log::Kafka, PROGRAMS, command);
 }
 
-fn command(program: &str) -> Command {
+/// A program of these parts.
+pub fn command(program: &str) -> Command {
     let mut java = Command::new("java");
     java.args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
         .args(["-cp", &parts::framework_classes(), "Frameworks"])

@@ -9,13 +9,13 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{Ssl, SslContext, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use openssl::symm::Cipher;
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::{X509, X509Builder, X509NameBuilder};
 use tempfile::TempDir;
 
-use super::temp;
+use super::{ports, temp};
 
 /// An authority. Its files lie in a directory that lasts as long as it does.
 pub struct Authority {
@@ -56,7 +56,8 @@ impl Authority {
         self.dir.path()
     }
 
-    /// Signs a certificate for 127.0.0.1 and localhost. Files of this name are replaced.
+    /// Signs a certificate for 127.0.0.1, localhost and the other address of this machine. Files of
+    /// this name are replaced.
     pub fn issue(&self, name: &str) -> Pair {
         self.issue_locked(name, None)
     }
@@ -69,6 +70,9 @@ impl Authority {
         builder.set_issuer_name(issuer).expect("an issuer");
         let mut names = SubjectAlternativeName::new();
         names.ip("127.0.0.1").dns("localhost");
+        if let Some(address) = ports::other_address() {
+            names.ip(&address.to_string());
+        }
         let names = names.build(&builder.x509v3_context(Some(&self.certificate), None));
         builder
             .append_extension(names.expect("an extension"))
@@ -94,6 +98,11 @@ impl Authority {
 
     /// The same, of one version of TLS only.
     pub fn client_of(&self, own: Option<&Pair>, version: Option<SslVersion>) -> Ssl {
+        to_loopback(&self.context(own, version).build())
+    }
+
+    /// What the client's sides of several connections share.
+    pub fn context(&self, own: Option<&Pair>, version: Option<SslVersion>) -> SslContextBuilder {
         let mut builder = SslContext::builder(SslMethod::tls_client()).expect("a context");
         builder.set_ca_file(self.file()).expect("the authority");
         builder.set_verify(SslVerifyMode::PEER);
@@ -108,10 +117,15 @@ impl Authority {
             let key = PKey::private_key_from_pem(&fs::read(&own.key).expect("a key")).expect("a key");
             builder.set_private_key(&key).expect("a key");
         }
-        let mut ssl = Ssl::new(&builder.build()).expect("a client");
-        ssl.param_mut().set_ip([127, 0, 0, 1].into()).expect("an address");
-        ssl
+        builder
     }
+}
+
+/// The client's side of a connection to 127.0.0.1.
+pub fn to_loopback(context: &SslContext) -> Ssl {
+    let mut ssl = Ssl::new(context).expect("a client");
+    ssl.param_mut().set_ip([127, 0, 0, 1].into()).expect("an address");
+    ssl
 }
 
 fn new_key() -> PKey<Private> {

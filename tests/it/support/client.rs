@@ -3,6 +3,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use openssl::ssl::{Ssl, SslStream};
@@ -12,20 +14,26 @@ use super::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a client speaks over: TCP, or TLS.
+/// What a client speaks over: TCP, TLS, or a Unix socket.
 trait Transport: Read + Write + Send {
-    fn tcp(&self) -> &TcpStream;
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
 }
 
 impl Transport for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        TcpStream::set_read_timeout(self, timeout)
     }
 }
 
 impl Transport for SslStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref()
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.get_ref().set_read_timeout(timeout)
+    }
+}
+
+impl Transport for UnixStream {
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        UnixStream::set_read_timeout(self, timeout)
     }
 }
 
@@ -45,12 +53,15 @@ impl Client {
     }
 
     /// At another address than the loopback interface's.
-    pub fn connect_to(address: impl ToSocketAddrs) -> Client {
-        Client::try_connect_to(address).expect("connect to the server")
+    pub fn try_connect_to(address: impl ToSocketAddrs) -> io::Result<Client> {
+        Ok(Client::over(Box::new(connected(address)?)))
     }
 
-    fn try_connect_to(address: impl ToSocketAddrs) -> io::Result<Client> {
-        Ok(Client::over(Box::new(connected(address)?)))
+    /// Over a Unix socket.
+    pub fn try_connect_locally(path: &Path) -> io::Result<Client> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(Client::over(Box::new(stream)))
     }
 
     /// Over TLS. The error is that of the handshake.
@@ -186,7 +197,7 @@ impl Client {
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        self.stream.tcp().set_read_timeout(Some(left))?;
+        self.stream.set_read_timeout(Some(left))?;
         let mut chunk = [0; 64 * 1024];
         match self.stream.read(&mut chunk) {
             Ok(count) => {

@@ -1,6 +1,6 @@
-//! Ports for servers under test.
+//! Ports and addresses for servers under test.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Below the range that the kernel takes for outgoing connections, so that no client can sit on a
@@ -23,4 +23,12 @@ pub fn free() -> u16 {
         }
     }
     panic!("no free port between {FIRST} and {}", FIRST + COUNT);
+}
+
+/// An address of this machine that is not the loopback interface's. `None` without a network.
+pub fn other_address() -> Option<IpAddr> {
+    // Nothing is sent: the system only chooses the address that it would send from.
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }

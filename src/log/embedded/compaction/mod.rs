@@ -32,7 +32,7 @@ use self::rewrite::rewrite;
 use self::rule::{Looked, Rule, look};
 use self::schedule::Schedule;
 use super::frame::{RawRecord, Records};
-use super::segment::{Frame, Segment, io_error};
+use super::segment::{Frame, Segment, io_error, unreadable};
 use super::{Registry, Reserves, Shared};
 use crate::log::LogError;
 use crate::room::{KEPT_BY_STORE, KEPT_WHILE_MAKING_ROOM};
@@ -245,14 +245,7 @@ fn check_stop(shared: &Shared) -> Result<(), Stop> {
 }
 
 fn records<'a>(segment: &'a Segment, frame: &'a Frame) -> impl Iterator<Item = Result<RawRecord<'a>, LogError>> + 'a {
-    Records::new(frame.header, &frame.body).map(|record| {
-        record.map_err(|e| {
-            let (path, base) = (segment.path.display(), frame.header.base);
-            LogError::Failed(format!(
-                "{path} holds a record that cannot be read, in the frame of offset {base}: {e}"
-            ))
-        })
-    })
+    Records::new(frame.header, &frame.body).map(move |record| record.map_err(|e| unreadable(segment, &frame.header, e)))
 }
 
 /// The offset below which tombstones and markers may go.

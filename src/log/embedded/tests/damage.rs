@@ -79,6 +79,48 @@ fn a_flipped_bit_anywhere_is_refused_or_does_no_harm() {
     }
 }
 
+/// Raises the format of what begins with `magic`, up to its last byte, wherever it is in the file.
+fn raise_format(disk: &FaultDisk, path: &Path, magic: &[u8]) {
+    let mut bytes = disk.contents(path);
+    let found: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(magic)).collect();
+    assert!(!found.is_empty(), "{path:?} has no {magic:?}");
+    for at in found {
+        bytes[at + magic.len() - 1] += 1;
+    }
+    disk.set_contents(path, bytes);
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_as_it_is() {
+    let (disk, _) = two_segments();
+    let segments = segment_files(&disk);
+    let active = segments.last().expect("a segment");
+    for (path, magic) in [
+        (&file("meta"), &b"hwMETA\0\x01"[..]),
+        (&file("mark"), b"hwM\x01"),
+        (&segments[0], b"hwSEG\0\0\x01"),
+        (active, b"hwSEG\0\0\x01"),
+        (active, b"hwF\x01"),
+    ] {
+        for has_mark in [true, false] {
+            let newer = disk.after_kill();
+            raise_format(&newer, path, magic);
+            if !has_mark && *path != file("mark") {
+                newer.remove(&file("mark")).expect("there");
+            }
+            let before: Vec<_> = newer.names().iter().map(|name| newer.contents(name)).collect();
+            let refused = open_and_read(&newer).expect_err("a newer format").to_string();
+            let named = refused.contains(&*path.to_string_lossy()) && refused.contains("has format 2 at byte ");
+            assert!(
+                named && refused.contains("start the version that wrote it"),
+                "{refused}"
+            );
+            let after: Vec<_> = newer.names().iter().map(|name| newer.contents(name)).collect();
+            assert!(before == after, "{path:?} {magic:?}: a file was changed");
+        }
+    }
+}
+
 #[test]
 fn a_compacted_segment_that_was_cut_short_is_refused() {
     let (disk, _) = compacted();

@@ -7,6 +7,7 @@ seconds, and how many calls are made at once. Each call is answered by a line: t
 
 import base64
 import os
+import pathlib
 import sys
 import tempfile
 
@@ -56,12 +57,13 @@ def call(channel, method, key, number, metadata, deadline):
 
 
 def open_channel(target):
-    """To HOST:PORT, or over TLS to CA_FILE@HOST:PORT."""
-    authority, _, address = target.rpartition("@")
-    if not authority:
+    """To HOST:PORT, or over TLS to CA_FILE@HOST:PORT; with a certificate CA_FILE,KEY_FILE,CERTIFICATE_FILE@HOST:PORT."""
+    files, _, address = target.rpartition("@")
+    if not files:
         return grpc.insecure_channel(address, options=OPTIONS)
-    with open(authority, "rb") as file:
-        credentials = grpc.ssl_channel_credentials(file.read())
+    # The authority, then the client's key and certificate.
+    contents = [pathlib.Path(file).read_bytes() for file in files.split(",")]
+    credentials = grpc.ssl_channel_credentials(*contents)
     return grpc.secure_channel(address, credentials, options=OPTIONS)
 
 

@@ -23,7 +23,8 @@ public class Frameworks {
                     "Buckets", Buckets::run,
                     "SpringData", SpringData::run,
                     "SpringSession", SpringSession::run,
-                    "Caching", Caching::run);
+                    "Caching", Caching::run,
+                    "Secured", Secured::run);
 
     public static void main(String[] args) throws Exception {
         URI first = new URI(System.getenv("REDIS_URL"));
