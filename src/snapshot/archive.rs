@@ -120,9 +120,14 @@ impl<W: Write> Writer<W> {
         self.out.write_all(bytes)
     }
 
+    /// Adds an empty directory. It has to come before what is in it.
+    pub(super) fn directory(&mut self, name: &str) -> io::Result<()> {
+        self.put(format!("dir {name}\n").as_bytes())
+    }
+
     /// Adds everything under a directory, under this name.
     pub(super) fn tree(&mut self, directory: &Path, name: &str, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
-        self.put(format!("dir {name}\n").as_bytes())?;
+        self.directory(name)?;
         let mut entries = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {

@@ -125,6 +125,7 @@ fn of_embedded(config: &Config, output: Output, logging: &Logging) -> Result<u64
     let mut progress = Progress::new(logging, "writing", "bytes");
     output.fill(|file| {
         let mut writer = Writer::new(file, &manifest)?;
+        writer.directory("log")?;
         for (name, file, bytes) in frozen.files {
             writer.file(file, bytes, &format!("log/{name}"), &mut |done| {
                 progress.show(done, total)

@@ -231,7 +231,7 @@ fn a_snapshot_that_does_not_fit_is_refused_and_brings_back_a_topic_that_is_gone(
     refused(
         &topic,
         &["--databases", "17"],
-        &["does not fit", "another number of databases"],
+        &["snapshot", "another number of databases"],
     );
     let cut = place.path("cut");
     fs::write(&cut, &fs::read(&file).expect("is there")[..10_000]).expect("is written");
