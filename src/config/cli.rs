@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Refused;
 use super::copy::{self, CopyOptions};
+use super::export::{self, ExportOptions};
 use super::import::{self, ImportOptions};
 use super::kind::{Kind, parse_memory};
 use super::sources::{Given, Place, unknown};
@@ -23,7 +24,8 @@ Examples:
   highwater --bootstrap-servers 127.0.0.1:9092 --topic kv     the compacted topic kv
   highwater my.conf --port 7000                               settings from a file, one overridden
   highwater copy --help                                       how to move the data to another topic
-  highwater import --help                                     how to take over the data of a Redis";
+  highwater import --help                                     how to take over the data of a Redis
+  highwater export --help                                     how to write the data into an RDB file";
 const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
 syntax (port 7000); the first of these that has it holds. SIGHUP makes a running server read FILE again, as CONFIG SET would, and go on in \
@@ -46,6 +48,7 @@ pub struct CommandLine {
 pub enum Program {
     Copy(CopyOptions),
     Import(ImportOptions),
+    Export(ExportOptions),
 }
 
 /// The whole command line, for parsing and for `--help`.
@@ -68,6 +71,7 @@ pub fn command() -> Command {
         .args(flags(|_| true))
         .subcommand(copy::command())
         .subcommand(import::command())
+        .subcommand(export::command())
         .disable_help_subcommand(true)
 }
 
@@ -108,6 +112,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, R
     let program = match matches.subcommand() {
         Some((copy::NAME, matches)) => Some(Program::Copy(CopyOptions::from_matches(matches)?)),
         Some((import::NAME, matches)) => Some(Program::Import(ImportOptions::from_matches(matches)?)),
+        Some((export::NAME, matches)) => Some(Program::Export(ExportOptions::from_matches(matches)?)),
         _ => None,
     };
     let of_program = matches.subcommand().map(|(_, matches)| matches);

@@ -12,6 +12,7 @@
 pub mod checks;
 pub mod cli;
 pub mod copy;
+pub mod export;
 mod getters;
 pub mod import;
 pub mod kind;
@@ -38,6 +39,7 @@ use tracing::warn;
 
 use cli::Program;
 use copy::CopyOptions;
+use export::ExportOptions;
 use getters::Hot;
 use import::ImportOptions;
 pub use sources::UserLine;
@@ -391,6 +393,14 @@ impl Config {
     pub fn import(&self) -> Option<&ImportOptions> {
         match &self.program {
             Some(Program::Import(options)) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// `highwater export`: export data instead of being a server.
+    pub fn export(&self) -> Option<&ExportOptions> {
+        match &self.program {
+            Some(Program::Export(options)) => Some(options),
             _ => None,
         }
     }
