@@ -26,6 +26,7 @@ pub mod config;
 pub mod copy;
 pub mod database;
 pub mod datadir;
+pub mod export;
 pub mod files;
 pub mod glob;
 pub mod grpc;

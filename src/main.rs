@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use highwater::config::{Config, Refused};
-use highwater::{copy, files, import, probe, run, snapshot, supervise};
+use highwater::{copy, export, files, import, probe, run, snapshot, supervise};
 
 fn main() -> ExitCode {
     files::restrict_new();
@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         copy::copy(&config, options)
     } else if let Some(options) = config.import() {
         import::import(&config, options)
+    } else if let Some(options) = config.export() {
+        export::export(&config, options)
     } else if let Some(options) = config.snapshot_options() {
         snapshot::snapshot(&config, options)
     } else if let Some(options) = config.restore() {

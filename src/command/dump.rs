@@ -101,7 +101,7 @@ fn restore(data: &mut Data, args: Args) -> Outcome {
 fn refusal(problem: Problem) -> Fault {
     match problem {
         Problem::Bad(_) | Problem::Empty | Problem::Read(_) => "ERR Bad data format".into(),
-        Problem::Module | Problem::Unknown(_) | Problem::TooLarge => {
+        Problem::Module | Problem::Unknown(_) | Problem::TooLarge | Problem::Newer(_) => {
             Fault::error(format!("ERR the payload holds {problem}"))
         }
     }

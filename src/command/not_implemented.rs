@@ -38,7 +38,6 @@ pub static COMMANDS: &[Command] = &[
     row("server", "replicaof", 3, "5.0.0", "Makes the server a replica of another."),
     row("server", "restore-asking", -4, "3.0.0", "For moving keys between the servers of a cluster."),
     row("server", "slaveof", 3, "1.0.0", "Makes the server a replica of another."),
-    row("server", "sync", 1, "1.0.0", "For replication between servers."),
     row("cluster", "asking", 1, "3.0.0", "Allows a command on a slot that is being moved here."),
     row("cluster", "cluster", -2, "3.0.0", "Commands about the cluster.").with(CLUSTER),
     row("cluster", "readonly", 1, "3.0.0", "Allows reads from a replica of a cluster."),

@@ -198,6 +198,17 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
+        name: "sync",
+        arity: 1,
+        flags: flag::ADMIN | flag::NOSCRIPT | flag::NO_ASYNC_LOADING | flag::NO_MULTI,
+        summary: "Would send all data; `highwater export` writes them into a file.",
+        compatibility: Compatibility::Partial(
+            "always an error: a node has no replicas. redis-cli --rdb shows it; `highwater export` writes such a file",
+        ),
+        run: Run::Session(sync),
+        ..ROW
+    },
+    Command {
         name: "time",
         arity: 1,
         flags: flag::LOADING | flag::STALE | flag::FAST,
@@ -207,6 +218,10 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
 ];
+
+fn sync(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
+    Err("ERR SYNC is not supported: there are no replicas; `highwater export redis://HOST:PORT dump.rdb` writes an RDB file".into())
+}
 
 fn dbsize(data: &mut Data, _: Args) -> Outcome {
     let database = data.database;

@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Refused;
 use super::copy::{self, CopyOptions};
+use super::export::{self, ExportOptions};
 use super::import::{self, ImportOptions};
 use super::kind::{Kind, parse_memory};
 use super::snapshot::{self, RestoreOptions, SnapshotOptions};
@@ -25,6 +26,7 @@ Examples:
   highwater my.conf --port 7000                               settings from a file, one overridden
   highwater copy --help                                       how to move the data to another topic
   highwater import --help                                     how to take over the data of a Redis
+  highwater export --help                                     how to write the data into an RDB file
   highwater snapshot --help                                   how to make a backup, and a fast start of new nodes";
 const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
@@ -48,6 +50,7 @@ pub struct CommandLine {
 pub enum Program {
     Copy(CopyOptions),
     Import(ImportOptions),
+    Export(ExportOptions),
     Snapshot(SnapshotOptions),
     Restore(RestoreOptions),
 }
@@ -72,6 +75,7 @@ pub fn command() -> Command {
         .args(flags(|_| true))
         .subcommand(copy::command())
         .subcommand(import::command())
+        .subcommand(export::command())
         .subcommand(snapshot::snapshot_command())
         .subcommand(snapshot::restore_command())
         .disable_help_subcommand(true)
@@ -114,6 +118,7 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, R
     let program = match matches.subcommand() {
         Some((copy::NAME, matches)) => Some(Program::Copy(CopyOptions::from_matches(matches)?)),
         Some((import::NAME, matches)) => Some(Program::Import(ImportOptions::from_matches(matches)?)),
+        Some((export::NAME, matches)) => Some(Program::Export(ExportOptions::from_matches(matches)?)),
         Some((snapshot::SNAPSHOT, matches)) => Some(Program::Snapshot(SnapshotOptions::from_matches(matches)?)),
         Some((snapshot::RESTORE, matches)) => Some(Program::Restore(RestoreOptions::from_matches(matches)?)),
         _ => None,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Command, FromArgMatches};
 
@@ -15,13 +16,14 @@ const ABOUT: &str = "\
 Copies what an RDB file, or a running Redis or Valkey, holds into a running server.
 
 Keys go there with their values, their expiry and their database, and libraries of functions. The target can be Highwater or any server \
-with RESTORE. Stop what writes to the source first: what is changed after it was read is not copied again. One value at a time is in \
-memory. In the end the keys are counted on both sides, and a sample of values is compared.";
+with RESTORE. Stop what writes to the source first: what is changed after it was read is not copied again, except with --follow-changes. \
+One value at a time is in memory. In the end the keys are counted on both sides, and a sample of values is compared.";
 const EXAMPLES: &str = "\
 Examples:
   highwater import dump.rdb --to redis://127.0.0.1:6379
   highwater import redis://:password@10.0.0.7:6379 --to redis://127.0.0.1:6379
   highwater import redis://10.0.0.7:6379/3 --to redis://127.0.0.1:6379     database 3 alone
+  highwater import redis://10.0.0.7:6379 --follow-changes 5 --to redis://127.0.0.1:6379     until nothing has changed for 5 s
   highwater import rediss://user:password@HOST --to redis://127.0.0.1:6379     over TLS";
 /// The settings that have a meaning here.
 const SETTINGS: &[&str] = &["loglevel", "logfile", "log-format"];
@@ -51,6 +53,10 @@ pub struct ImportOptions {
     /// Go on where an import of the same source stopped: it said where.
     #[arg(long, value_name = "DATABASE:PLACE", value_parser = parse_place)]
     pub resume: Option<(u64, u64)>,
+    /// Copy again what changes at the source meanwhile, until nothing has changed there for so
+    /// long. Its notify-keyspace-events must contain AE.
+    #[arg(long, value_name = "SECONDS")]
+    follow_changes: Option<u64>,
     #[command(flatten)]
     pub trust: Trust,
 }
@@ -109,8 +115,29 @@ impl ImportOptions {
     pub fn from_matches(matches: &clap::ArgMatches) -> Result<ImportOptions, Refused> {
         let options = ImportOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
         let checked = options.source().and_then(|_| options.target());
-        checked.map_err(Refused::Wrong)?;
+        checked
+            .and_then(|_| options.check_following())
+            .map_err(Refused::Wrong)?;
         Ok(options)
+    }
+
+    fn check_following(&self) -> Result<(), String> {
+        let problem = match (self.follow_changes, self.source()?) {
+            (None, _) => return Ok(()),
+            (_, ImportSource::File(_)) => "a file does not change: leave it out",
+            // It deletes from the target what the source does not have.
+            _ if self.into_existing => "the target must be empty: leave --into-existing out",
+            _ if self.resume.is_some() => {
+                "what changed before --resume is not known: begin again, with an empty target"
+            }
+            _ => return Ok(()),
+        };
+        Err(format!("--follow-changes: {problem}"))
+    }
+
+    /// How long nothing may have changed at the source, if its changes are to be followed.
+    pub fn quiet(&self) -> Option<Duration> {
+        self.follow_changes.map(Duration::from_secs)
     }
 
     pub fn source(&self) -> Result<ImportSource, String> {

@@ -12,6 +12,7 @@
 pub mod checks;
 pub mod cli;
 pub mod copy;
+pub mod export;
 mod getters;
 pub mod import;
 pub mod kind;
@@ -39,6 +40,7 @@ use tracing::warn;
 
 use cli::Program;
 use copy::CopyOptions;
+use export::ExportOptions;
 use getters::Hot;
 use import::ImportOptions;
 use snapshot::{RestoreOptions, SnapshotOptions};
@@ -411,6 +413,14 @@ impl Config {
     pub fn import(&self) -> Option<&ImportOptions> {
         match &self.program {
             Some(Program::Import(options)) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// `highwater export`: export data instead of being a server.
+    pub fn export(&self) -> Option<&ExportOptions> {
+        match &self.program {
+            Some(Program::Export(options)) => Some(options),
             _ => None,
         }
     }

@@ -15,13 +15,16 @@ use super::{Problem, tls};
 use crate::config::import::{Server, Trust};
 
 /// The longest that a server may take to take a request, or to answer one.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Keys that SCAN is asked for at once.
+const PAGE: &[u8] = b"1000";
 /// Requests of so many bytes are sent at once.
 const SEND: usize = 64 << 10;
 
 /// Both directions of a connection, over TCP or TLS.
 type Halves = (Box<dyn AsyncRead + Unpin>, Box<dyn AsyncWrite + Unpin>);
 
+/// A connection to a server.
 pub struct Client {
     replies: FramedRead<Box<dyn AsyncRead + Unpin>, Resp2>,
     requests: Box<dyn AsyncWrite + Unpin>,
@@ -44,6 +47,7 @@ async fn reach(server: &Server, trust: &Trust) -> Result<Halves, String> {
 }
 
 impl Client {
+    /// Connects, and authenticates as the URL says.
     pub async fn connect(server: &Server, trust: &Trust) -> Result<Client, Problem> {
         let name = server.to_string();
         let (replies, requests) = match timeout(PATIENCE, reach(server, trust)).await {
@@ -70,6 +74,7 @@ impl Client {
         Ok(client)
     }
 
+    /// The server's name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -88,6 +93,7 @@ impl Client {
         }
     }
 
+    /// Sends what has not been sent yet.
     pub async fn flush(&mut self) -> Result<(), Problem> {
         let sent = timeout(PATIENCE, self.requests.write_all(&self.unsent)).await;
         self.unsent.clear();
@@ -103,10 +109,8 @@ impl Client {
 
     /// The next reply, which may be an error. All requests must have been flushed.
     pub async fn reply(&mut self) -> Result<BytesFrame, Problem> {
-        match timeout(PATIENCE, self.replies.next()).await {
-            Ok(Some(Ok(reply))) => Ok(reply),
-            Ok(Some(Err(error))) => Err(format!("read from {}: {error}", self.name)),
-            Ok(None) => Err(format!("read from {}: it closed the connection", self.name)),
+        match timeout(PATIENCE, self.push()).await {
+            Ok(reply) => reply,
             Err(_) => Err(format!(
                 "read from {}: no answer within {} s",
                 self.name,
@@ -115,20 +119,37 @@ impl Client {
         }
     }
 
+    /// What comes next, however long that takes. If this is given up, nothing is lost.
+    pub async fn push(&mut self) -> Result<BytesFrame, Problem> {
+        match self.replies.next().await {
+            Some(Ok(push)) => Ok(push),
+            Some(Err(error)) => Err(format!("read from {}: {error}", self.name)),
+            None => Err(format!("read from {}: it closed the connection", self.name)),
+        }
+    }
+
     /// The next reply; an error of the server is an error.
     pub async fn good_reply(&mut self) -> Result<BytesFrame, Problem> {
-        match self.reply().await? {
+        let reply = self.reply().await?;
+        self.good(reply)
+    }
+
+    /// A reply that must not be an error.
+    pub fn good(&self, reply: BytesFrame) -> Result<BytesFrame, Problem> {
+        match reply {
             BytesFrame::Error(error) => Err(format!("use {}: it answers {error}", self.name)),
             reply => Ok(reply),
         }
     }
 
+    /// Sends a request, and waits for its reply.
     pub async fn ask(&mut self, parts: &[&[u8]]) -> Result<BytesFrame, Problem> {
         self.send(parts).await?;
         self.flush().await?;
         self.good_reply().await
     }
 
+    /// Goes to a database.
     pub async fn select(&mut self, database: u64) -> Result<(), Problem> {
         self.ask(&[b"SELECT", database.to_string().as_bytes()]).await.map(drop)
     }
@@ -142,6 +163,7 @@ impl Client {
         }
     }
 
+    /// A reply that must be a number.
     pub fn integer(&self, reply: BytesFrame) -> Result<i64, Problem> {
         match reply {
             BytesFrame::Integer(number) => Ok(number),
@@ -149,9 +171,30 @@ impl Client {
         }
     }
 
+    /// The problem that a reply is of another type.
     pub fn unexpected(&self, reply: &BytesFrame) -> Problem {
         let kind = reply.kind();
         format!("use {}: it answers with another type, {kind:?}", self.name)
+    }
+
+    /// The keys of one page of SCAN, and the cursor of the next page; 0 after the last one.
+    pub async fn scan(&mut self, cursor: u64) -> Result<(u64, Vec<Bytes>), Problem> {
+        let reply = self
+            .ask(&[b"SCAN", cursor.to_string().as_bytes(), b"COUNT", PAGE])
+            .await?;
+        let (next, keys) = match reply {
+            BytesFrame::Array(parts) => match <[BytesFrame; 2]>::try_from(parts) {
+                Ok([next, BytesFrame::Array(keys)]) => (self.bytes(next)?, keys),
+                _ => return Err(format!("use {}: it answers SCAN in no known form", self.name)),
+            },
+            other => return Err(self.unexpected(&other)),
+        };
+        let next = next.and_then(|next| str::from_utf8(&next).ok()?.parse().ok());
+        let next = next.ok_or_else(|| format!("use {}: SCAN answers a cursor that is no number", self.name))?;
+        let keys = keys
+            .into_iter()
+            .map(|key| self.bytes(key).map(Option::unwrap_or_default));
+        Ok((next, keys.collect::<Result<_, _>>()?))
     }
 
     /// The databases that have keys, and how many each has.

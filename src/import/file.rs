@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::time::SystemTime;
 
 use super::sample::Sample;
-use super::target::{Expiry, Target};
+use super::source::Expiry;
+use super::target::Target;
 use super::{INTERRUPTED, Imported, Problem, how_to_go_on};
 use crate::rdb::{self, File, Found, Limits};
 use crate::telemetry::logging::Logging;

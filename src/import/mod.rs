@@ -4,10 +4,12 @@
 //! again in a form that Redis 7.0 and newer take (7.4 if fields expire); what a server dumped goes
 //! as it is.
 
-mod client;
+pub mod client;
 mod file;
+mod follow;
 mod sample;
 mod server;
+pub mod source;
 mod target;
 mod tls;
 
@@ -24,15 +26,18 @@ use crate::config::import::{ImportOptions, ImportSource};
 use crate::telemetry::logging::{self, Logging};
 
 /// What cannot be done, why, and what to do. Shown after "highwater: cannot".
-type Problem = String;
+pub type Problem = String;
 
-const INTERRUPTED: &str = "it was interrupted";
+/// Why something stopped before its end.
+pub const INTERRUPTED: &str = "it was interrupted";
 
 /// What was read of a source.
 #[derive(Default)]
 struct Imported {
     /// Values that were read, also those that the target has refused.
     keys: u64,
+    /// Values that were written again, as they changed.
+    again: u64,
     /// Keys that had expired, and collections without elements.
     left_out: u64,
     /// Keys with values that only a module of Redis can read.
@@ -66,10 +71,7 @@ async fn run(options: &ImportOptions, logging: &Logging) -> Result<(), Problem> 
     let mut target = Target::new(client);
     let imported = match options.source()? {
         ImportSource::File(path) => file::import(&path, options.resume, &mut target, logging).await?,
-        ImportSource::Server(source) => {
-            let client = Client::connect(&source, &options.trust).await?;
-            server::import(client, source.database, options.resume, &mut target, logging).await?
-        }
+        ImportSource::Server(source) => server::import(&source, options, &mut target, logging).await?,
     };
     finish(imported, &mut target, options, started).await
 }
@@ -109,9 +111,12 @@ async fn finish(
         ));
     }
     let compared = sample::compare(target, imported.sample).await?;
-    let (keys, seconds) = (target.written, started.elapsed().as_secs_f64());
+    let keys = target.written.saturating_sub(imported.again);
+    let seconds = started.elapsed().as_secs_f64();
     let mut told = format!("imported {keys} keys into {name}");
     for (count, what) in [
+        (imported.again, "values copied again or later"),
+        (target.deleted, "deleted again"),
         (imported.libraries, "libraries of functions"),
         (imported.left_out, "expired or empty keys left out"),
         (imported.of_modules, "keys of modules left out"),

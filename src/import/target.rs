@@ -6,6 +6,7 @@ use tracing::warn;
 
 use super::Problem;
 use super::client::Client;
+use super::source::Expiry;
 
 /// The most keys, and about the most bytes, whose answers are waited for at once.
 const MOST_KEYS: usize = 256;
@@ -16,16 +17,6 @@ const MOST_PAYLOAD: usize = 512 << 20;
 /// So many refused keys are named.
 const NAMED: u64 = 20;
 
-/// When a key expires.
-#[derive(Clone, Copy)]
-pub enum Expiry {
-    Never,
-    /// Milliseconds since the epoch.
-    At(u64),
-    /// Milliseconds from now on.
-    In(u64),
-}
-
 pub struct Target {
     client: Client,
     database: u64,
@@ -33,6 +24,7 @@ pub struct Target {
     waiting: Vec<Bytes>,
     bytes: usize,
     pub written: u64,
+    pub deleted: u64,
     /// Keys that the server does not take.
     pub refused: u64,
 }
@@ -45,17 +37,14 @@ impl Target {
             waiting: Vec::new(),
             bytes: 0,
             written: 0,
+            deleted: 0,
             refused: 0,
         }
     }
 
     /// Writes a value, now or with the next ones. It replaces what the key held.
     pub async fn restore(&mut self, database: u64, key: &Bytes, expiry: Expiry, payload: &[u8]) -> Result<(), Problem> {
-        if database != self.database {
-            self.settle().await?;
-            self.client.select(database).await?;
-            self.database = database;
-        }
+        self.select(database).await?;
         if payload.len() > MOST_PAYLOAD {
             self.refuse(
                 key,
@@ -74,8 +63,28 @@ impl Target {
             parts.push(b"ABSTTL");
         }
         self.client.send(&parts).await?;
+        self.sent(key, payload.len()).await
+    }
+
+    /// Deletes a key, now or with the next ones.
+    pub async fn delete(&mut self, database: u64, key: &Bytes) -> Result<(), Problem> {
+        self.select(database).await?;
+        self.client.send(&[b"DEL", key]).await?;
+        self.sent(key, 0).await
+    }
+
+    async fn select(&mut self, database: u64) -> Result<(), Problem> {
+        if database != self.database {
+            self.settle().await?;
+            self.client.select(database).await?;
+            self.database = database;
+        }
+        Ok(())
+    }
+
+    async fn sent(&mut self, key: &Bytes, bytes: usize) -> Result<(), Problem> {
         self.waiting.push(key.clone());
-        self.bytes += key.len() + payload.len();
+        self.bytes += key.len() + bytes;
         match self.waiting.len() < MOST_KEYS && self.bytes < MOST_BYTES {
             true => Ok(()),
             false => self.settle().await,
@@ -93,6 +102,7 @@ impl Target {
                 BytesFrame::Error(error) => {
                     return Err(format!("write to {}: it answers {error}", self.client.name()));
                 }
+                BytesFrame::Integer(deleted) => self.deleted += u64::from(deleted > 0),
                 _ => self.written += 1,
             }
         }
@@ -109,7 +119,13 @@ impl Target {
         }
     }
 
-    /// The connection, when nothing is on its way.
+    /// The keys of one page of SCAN, and the cursor of the next page; 0 after the last one.
+    pub async fn scan(&mut self, database: u64, cursor: u64) -> Result<(u64, Vec<Bytes>), Problem> {
+        self.select(database).await?;
+        self.idle().await?.scan(cursor).await
+    }
+
+    /// The connection, when nothing is on its way. It must stay in its database.
     pub async fn idle(&mut self) -> Result<&mut Client, Problem> {
         self.settle().await?;
         Ok(&mut self.client)
@@ -117,12 +133,8 @@ impl Target {
 
     /// The payload of what a key holds.
     pub async fn dump(&mut self, database: u64, key: &[u8]) -> Result<Option<Bytes>, Problem> {
-        self.settle().await?;
-        if database != self.database {
-            self.client.select(database).await?;
-            self.database = database;
-        }
-        let reply = self.client.ask(&[b"DUMP", key]).await?;
+        self.select(database).await?;
+        let reply = self.idle().await?.ask(&[b"DUMP", key]).await?;
         self.client.bytes(reply)
     }
 }

@@ -8,7 +8,7 @@ use super::source::{Limits, Reader, Source};
 use super::{LIBRARY, Object, Problem, VALKEY_9, crc64, form, object};
 
 /// What stands in a file besides values, as `rdb.h` has it.
-mod mark {
+pub mod mark {
     pub const SLOT_INFO: u8 = 244;
     pub const MODULE_AUX: u8 = 247;
     pub const IDLE: u8 = 248;

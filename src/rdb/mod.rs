@@ -1,7 +1,8 @@
 //! The formats of Redis's RDB files: the payloads of DUMP and RESTORE, and whole files. It reads
 //! every form in which Redis 4 to 8 and Valkey 8 and 9 write a value, and writes one form of each
-//! type. Sources: `rdb.c`, `ziplist.c`, `listpack.c`, `intset.c`, `zipmap.c` and `t_stream.c` of
-//! Redis, and <https://rdb.fnordig.de/file_format.html>.
+//! type; files take values of other servers as they are. Sources: `rdb.c`, `ziplist.c`,
+//! `listpack.c`, `intset.c`, `zipmap.c` and `t_stream.c` of Redis, and
+//! <https://rdb.fnordig.de/file_format.html>.
 //!
 //! A payload is a byte for the form, the value, two bytes of version, and a CRC64 of everything
 //! before it. Version and CRC64 are little endian.
@@ -18,6 +19,7 @@ mod source;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod writer;
 mod writing;
 
 use bytes::{Bytes, BytesMut};
@@ -27,12 +29,15 @@ use crate::model::{Fields, Items, Members, Scores};
 pub use file::{File, Found};
 pub use source::Limits;
 pub use stream::{Consumer, Group, Stream};
+pub use writer::{Content, VERSIONS, Writer, header};
 pub use writing::{dump, dump_libraries};
 
 use source::Reader;
 
 /// The version that is written: that of Redis 7.0, so that not only the newest servers read it.
 const WRITTEN_VERSION: u16 = 10;
+/// The version with forms that Redis 7.2 has added.
+const VERSION_OF_REDIS_7_2: u16 = 11;
 /// What is written if fields of a hash expire: Redis 7.4 is the first that reads those.
 const VERSION_OF_FIELD_EXPIRY: u16 = 12;
 /// The version of Valkey 9, which is the newest that is read. Redis 8 has 12 and more.
@@ -101,6 +106,8 @@ pub enum Problem {
     Unknown(u8),
     #[error("a value that takes more memory than one may take here")]
     TooLarge,
+    #[error("a value that only files of version {0} and newer can hold")]
+    Newer(u16),
     #[error(transparent)]
     Read(#[from] std::io::Error),
 }

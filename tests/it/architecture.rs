@@ -51,6 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Programs.
     ("probe", &["config", "server"]),
     ("import", &["model", "rdb", "config", "telemetry"]),
+    ("export", &["files", "rdb", "config", "telemetry", "import"]),
     (
         "run",
         &[

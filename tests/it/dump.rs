@@ -80,7 +80,7 @@ const SETTINGS: &[&[&str]] = &[
     ],
 ];
 
-fn fill(client: &mut Client) {
+pub fn fill(client: &mut Client) {
     for line in KEYS.lines().filter(|line| !line.is_empty()) {
         let reply = client.line(line);
         assert!(!reply.starts_with(b"-"), "{line}: {}", reply.escape_ascii());
@@ -99,7 +99,7 @@ fn fill(client: &mut Client) {
     }
 }
 
-fn keys(client: &mut Client) -> Vec<Vec<u8>> {
+pub fn keys(client: &mut Client) -> Vec<Vec<u8>> {
     let keys = client.tree("KEYS *");
     let mut keys: Vec<Vec<u8>> = keys
         .items()
@@ -111,7 +111,7 @@ fn keys(client: &mut Client) -> Vec<Vec<u8>> {
 }
 
 /// All that a client can see of a key, in an order that is the same on every server.
-fn shown(client: &mut Client, key: &[u8]) -> Vec<String> {
+pub fn shown(client: &mut Client, key: &[u8]) -> Vec<String> {
     let of = client.send(&[b"TYPE", key]);
     let commands: &[&[&[u8]]] = match &of[..] {
         b"+string\r\n" => &[&[b"GET", key]],
@@ -329,18 +329,18 @@ fn corrupted_payloads_are_refused_and_harm_nobody() {
 
 // ---- import ----
 
-fn import(args: &[&str]) -> Outcome {
+pub fn import(args: &[&str]) -> Outcome {
     let mut command = Command::new(binary());
     command.arg("import").args(args).env("NO_COLOR", "1");
     process::try_run(command, b"", SOON).expect("highwater can be started")
 }
 
-fn url(port: u16) -> String {
+pub fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
 #[track_caller]
-fn imported(outcome: &Outcome) -> String {
+pub fn imported(outcome: &Outcome) -> String {
     assert!(outcome.success(), "{}", outcome.text());
     let told = String::from_utf8_lossy(&outcome.stdout).into_owned();
     assert!(told.starts_with("imported "), "{}", outcome.text());
@@ -348,7 +348,7 @@ fn imported(outcome: &Outcome) -> String {
 }
 
 #[track_caller]
-fn refused(outcome: &Outcome, words: &[&str]) {
+pub fn refused(outcome: &Outcome, words: &[&str]) {
     let text = outcome.text();
     assert!(!outcome.success(), "{text}");
     for word in words {
@@ -357,7 +357,7 @@ fn refused(outcome: &Outcome, words: &[&str]) {
 }
 
 /// All that a server shows, by database and key.
-fn all_shown(client: &mut Client) -> BTreeMap<(u16, Vec<u8>), Vec<String>> {
+pub fn all_shown(client: &mut Client) -> BTreeMap<(u16, Vec<u8>), Vec<String>> {
     let mut all = BTreeMap::new();
     for database in 0..16 {
         client.check(&format!("SELECT {database}"), "+OK");

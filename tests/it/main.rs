@@ -41,6 +41,7 @@ mod lanes;
 mod late_requests;
 mod linearizability;
 mod long_commands;
+mod moving;
 mod newer_strings;
 mod observing;
 mod pubsub;

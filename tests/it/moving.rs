@@ -1,0 +1,409 @@
+//! `highwater export`, whose files real servers of Redis load, and `highwater import
+//! --follow-changes`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
+
+use crate::dump::{all_shown, fill, import, imported, refused, shown, url};
+use crate::split::SMALL;
+use crate::support::client::Client;
+use crate::support::kafka::{self, fresh_topic};
+use crate::support::parts;
+use crate::support::process::{self, Outcome};
+use crate::support::server::{Highwater, RedisServer, binary};
+use crate::support::{Stopping, eventually, temp};
+
+const SOON: Duration = Duration::from_secs(60);
+/// In the year 3021.
+const FAR: u64 = 33_177_117_420_000;
+const LIBRARY: &str = "FUNCTION LOAD \"#!lua name=lib\\nredis.register_function('f', function() return 1 end)\"";
+
+// ---- export ----
+
+fn export(args: &[&str]) -> Outcome {
+    let mut command = Command::new(binary());
+    command.arg("export").args(args).env("NO_COLOR", "1");
+    process::try_run(command, b"", SOON).expect("highwater can be started")
+}
+
+/// Exports into a file that was not there. Its name, and its first bytes.
+#[track_caller]
+fn exported(args: &[&str], keep: &TempDir, name: &str) -> (String, String) {
+    let path = keep.path().join(name).display().to_string();
+    let outcome = export(&[args, &[&path[..]]].concat());
+    assert!(outcome.success(), "{}", outcome.text());
+    let told = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    assert!(told.starts_with("exported "), "{told}");
+    let names: Vec<_> = fs::read_dir(keep.path()).expect("it is there").collect();
+    let parts = names
+        .iter()
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "part"));
+    assert_eq!(parts.count(), 0, "{names:?}");
+    let header = fs::read(&path).expect("the file is there")[..9].to_vec();
+    (path, String::from_utf8(header).expect("text"))
+}
+
+/// What makes redis-server load a file of this name.
+fn loads<'a>(dir: &'a str, name: &'a str) -> [&'a str; 4] {
+    ["--dir", dir, "--dbfilename", name]
+}
+
+fn many_keys(client: &mut Client, count: usize) {
+    for n in 0..count {
+        client.write(format!("SET k{n} v{n}\r\n").as_bytes());
+    }
+    for _ in 0..count {
+        assert_eq!(client.reply(), b"+OK\r\n");
+    }
+}
+
+#[test]
+fn what_is_exported_loads_in_redis_and_comes_back() {
+    let node = Highwater::builder().args(&["--fsync", "no"]).args(SMALL).start();
+    let mut from = node.client();
+    fill(&mut from);
+    from.check("SETRANGE large 3000000 x", ":3000001");
+    from.check("SET brief v PX 1", "+OK");
+    from.check(LIBRARY, "$3\r\nlib");
+    from.check("SELECT 3", "+OK");
+    many_keys(&mut from, 1500);
+    from.check("SELECT 15", "+OK");
+    from.check("SET elsewhere v", "+OK");
+    let expected = all_shown(&mut from);
+    assert!(expected.len() > 1520);
+    let keep = temp::dir("exported");
+    let dir = keep.path().display().to_string();
+    let on_kafka = Highwater::on_kafka(kafka::shared(), &fresh_topic("exported"));
+    for (name, node) in [("first.rdb", &node), ("second.rdb", &on_kafka)] {
+        let (path, header) = exported(&[&url(node.port)], &keep, name);
+        assert_eq!(header, "REDIS0010");
+        let redis = RedisServer::start(&loads(&dir, name));
+        assert_eq!(all_shown(&mut redis.client()), expected, "{name}");
+        redis.client().check("FCALL f 0", ":1");
+        // What the first node has comes to the second one.
+        if name == "first.rdb" {
+            imported(&import(&[&path, "--to", &url(on_kafka.port)]));
+            assert_eq!(all_shown(&mut on_kafka.client()), expected);
+            on_kafka.client().check("FCALL f 0", ":1");
+        }
+    }
+    // One database alone.
+    let source = format!("{}/15", url(node.port));
+    exported(&[&source], &keep, "one.rdb");
+    let redis = RedisServer::start(&loads(&dir, "one.rdb"));
+    let mut client = redis.client();
+    assert_eq!(client.text("INFO keyspace").matches("db").count(), 1);
+    client.check("GET elsewhere", "$-1");
+    client.check("SELECT 15", "+OK");
+    client.check("GET elsewhere", "$1\r\nv");
+}
+
+/// Fields of hashes that expire are in files of version 12 alone, which Redis 8 loads.
+#[test]
+fn a_file_has_the_lowest_version_that_holds_its_values() {
+    let redis = RedisServer::start_8(&[]);
+    let mut from = redis.client();
+    fill(&mut from);
+    let keep = temp::dir("versions");
+    let dir = keep.path().display().to_string();
+    // Redis 8 has forms of Redis 7.2. Redis 7.0 reads them in others.
+    let source = url(redis.port);
+    let (_, header) = exported(&[&source], &keep, "newer.rdb");
+    assert_eq!(header, "REDIS0011");
+    let (_, header) = exported(&[&source, "--rdb-version", "10"], &keep, "older.rdb");
+    assert_eq!(header, "REDIS0010");
+    let older = RedisServer::start(&loads(&dir, "older.rdb"));
+    let expected = all_shown(&mut from);
+    assert_eq!(all_shown(&mut older.client()), expected);
+    // The same from Highwater.
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    imported(&import(&[&source, "--to", &url(node.port)]));
+    let mut through = node.client();
+    through.check("HSET hash-expiring f v g w h x", ":3");
+    let times = format!("HPEXPIREAT hash-expiring {FAR} FIELDS 2 f g");
+    through.check(&times, "*2\r\n:1\r\n:1");
+    let node = url(node.port);
+    let old = keep.path().join("old.rdb").display().to_string();
+    fs::write(&old, "precious").expect("a file");
+    let outcome = export(&[&node, &old, "--rdb-version", "11"]);
+    refused(&outcome, &["\"hash-expiring\"", "--rdb-version 12"]);
+    assert_eq!(fs::read_to_string(&old).expect("a file"), "precious");
+    let outcome = export(&[&node, "-"]);
+    refused(&outcome, &["\"hash-expiring\"", "--rdb-version 12"]);
+    let outcome = export(&[&node, "-", "--rdb-version", "12"]);
+    assert!(
+        outcome.success() && outcome.stdout.starts_with(b"REDIS0012"),
+        "{}",
+        outcome.text()
+    );
+    assert!(
+        String::from_utf8_lossy(&outcome.stderr).contains("exported "),
+        "{}",
+        outcome.text()
+    );
+    fs::write(keep.path().join("output.rdb"), &outcome.stdout).expect("a file");
+    let (_, header) = exported(&[&node], &keep, "newest.rdb");
+    assert_eq!(header, "REDIS0012");
+    for name in ["output.rdb", "newest.rdb"] {
+        let loaded = RedisServer::start_8(&loads(&dir, name));
+        let mut client = loaded.client();
+        assert_eq!(all_shown(&mut client), all_shown(&mut through), "{name}");
+        let times = format!("*3\r\n:{FAR}\r\n:{FAR}\r\n:-1");
+        client.check("SELECT 0", "+OK");
+        client.check("HPEXPIRETIME hash-expiring FIELDS 3 f g h", &times);
+    }
+    assert_eq!(fs::read_dir(keep.path()).expect("it is there").count(), 5);
+}
+
+/// Redis names keys twice when it makes its table smaller during a SCAN. And no value is there with
+/// the expiry of another one.
+#[test]
+fn what_is_exported_while_clients_write_loads_too() {
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    // It looks often whether its table is too large.
+    let redis = RedisServer::start(&["--hz", "500"]);
+    let keep = temp::dir("busy");
+    let dir = keep.path().display().to_string();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stopping = Stopping(&stop);
+        for port in [node.port, redis.port] {
+            let stop = &stop;
+            many_keys(&mut Client::connect(port), MANY);
+            expire_by_value(port, &AtomicBool::new(true));
+            scope.spawn(move || shrink_and_grow(port, stop));
+            scope.spawn(move || expire_by_value(port, stop));
+        }
+        for (place, port) in [node.port, redis.port, redis.port, redis.port].into_iter().enumerate() {
+            let name = format!("{place}.rdb");
+            exported(&[&url(port)], &keep, &name);
+            let loaded = RedisServer::start(&loads(&dir, &name));
+            let mut client = loaded.client();
+            for key in 0..20 {
+                let key = format!("hot{key}").into_bytes();
+                let [_, expire_at, value] = &shown(&mut client, &key)[..] else {
+                    panic!("a string has a type, an expiry and a value");
+                };
+                let number = value.trim_end_matches("\\r\\n").rsplit("\\n").next().expect("a value");
+                assert_eq!(*expire_at, format!(":{number}\\r\\n"), "{value}");
+            }
+        }
+    });
+}
+
+const MANY: usize = 8000;
+
+/// Makes and deletes many keys, as long as it may.
+fn shrink_and_grow(port: u16, stop: &AtomicBool) {
+    let mut client = Client::connect(port);
+    while !stop.load(Ordering::Acquire) {
+        many_keys(&mut client, MANY);
+        let most: Vec<String> = (0..MANY - 10).map(|n| format!("k{n}")).collect();
+        client.line(&format!("DEL {}", most.join(" ")));
+    }
+}
+
+/// Writes values that are the time when they expire.
+fn expire_by_value(port: u16, stop: &AtomicBool) {
+    let mut client = Client::connect(port);
+    for n in 0.. {
+        let at = FAR + n;
+        client.check(&format!("SET hot{} {at} PXAT {at}", n % 20), "+OK");
+        // All of them are there, however soon it is to stop.
+        if n >= 20 && stop.load(Ordering::Acquire) {
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_export_that_is_stopped_leaves_no_file() {
+    // A server that answers two requests, and then nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let port = listener.local_addr().expect("an address").port();
+    let keep = temp::dir("stopped");
+    let mut command = Command::new(binary());
+    let path = keep.path().join("dump.rdb");
+    command.args(["export", &url(port)]).arg(&path).stderr(Stdio::piped());
+    let mut child = process::spawn(command).expect("start highwater");
+    let (mut stream, _) = listener.accept().expect("a connection");
+    let mut request = [0; 1024];
+    for answer in [&b"+PONG\r\n"[..], b":-2\r\n"] {
+        assert!(stream.read(&mut request).expect("a request") > 0);
+        stream.write_all(answer).expect("it is taken");
+    }
+    assert!(stream.read(&mut request).expect("a request") > 0);
+    let files = || fs::read_dir(keep.path()).expect("it is there").count();
+    assert_eq!((files(), path.exists()), (1, false));
+    process::signal(&child, libc::SIGTERM);
+    let status = process::wait_until_exit(&mut child, SOON).expect("it ends");
+    let mut told = String::new();
+    child
+        .stderr
+        .take()
+        .expect("it is piped")
+        .read_to_string(&mut told)
+        .expect("text");
+    assert!(
+        status.code() == Some(1) && told.contains("interrupted"),
+        "{status}: {told}"
+    );
+    assert_eq!(files(), 0);
+}
+
+#[test]
+fn what_cannot_be_exported_is_told() {
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let source = url(node.port);
+    refused(&export(&[]), &["redis://HOST:PORT"]);
+    refused(&export(&[&source]), &["name a file"]);
+    refused(&export(&["dump.rdb", &source]), &["redis://"]);
+    refused(&export(&[&source, "/dev/null"]), &["something else than a file"]);
+    refused(&export(&[&source, "/nowhere/dump.rdb"]), &["write /nowhere/dump.rdb"]);
+    assert!(!Path::new("/nowhere").exists());
+    // redis-cli asks a server for such a file.
+    let sync = "-ERR SYNC is not supported: there are no replicas; `highwater export redis://HOST:PORT dump.rdb` \
+                writes an RDB file";
+    node.client().check("SYNC", sync);
+    let mut cli = parts::redis_cli();
+    cli.args(["-p", &node.port.to_string(), "--rdb", "-"]);
+    let outcome = process::try_run(cli, b"", SOON).expect("run redis-cli");
+    refused(&outcome, &["highwater export"]);
+}
+
+// ---- import with changes ----
+
+/// Changes keys of every type at random, as long as it may.
+fn change(port: u16, seed: u64, stop: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut client = Client::connect(port);
+    while !stop.load(Ordering::Acquire) {
+        if random.random_ratio(1, 50) {
+            client.check(&format!("SELECT {}", [0, 3][random.random_range(0..2)]), "+OK");
+        }
+        let (n, m, value) = (
+            random.random_range(0..100),
+            random.random_range(0..100),
+            random.random::<u16>(),
+        );
+        let line = match random.random_range(0..16) {
+            0 => format!("SET s{n} {value}"),
+            1 => format!("DEL {}{n}", ["s", "h", "l", "t", "z", "x"][random.random_range(0..6)]),
+            2 => format!("HSET h{n} f{} {value}", m % 10),
+            3 => format!("HDEL h{n} f{}", m % 10),
+            4 => format!("RPUSH l{n} {value}"),
+            5 => format!("LPOP l{n} 2"),
+            6 => format!("SADD t{n} {}", m % 10),
+            7 => format!("SREM t{n} {}", m % 10),
+            8 => format!("ZADD z{n} {value} m{}", m % 10),
+            9 => format!("XADD x{n} * f {value}"),
+            10 => format!("PEXPIREAT s{n} {FAR}"),
+            11 => format!("PERSIST s{n}"),
+            12 => format!("RENAME s{n} s{m}"),
+            13 => format!("SET brief{n} v PX 50"),
+            14 => format!("DEL k{}", n * 20 + m % 20),
+            _ => format!("COPY h{n} h{m} REPLACE"),
+        };
+        client.line(&line);
+    }
+}
+
+/// Imports while clients write to the source, until they have stopped. `meanwhile` runs in between.
+fn import_what_changes(from: u16, to: u16, meanwhile: impl FnOnce()) -> Outcome {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let stop = AtomicBool::new(false);
+    let outcome = thread::scope(|scope| {
+        let _stopping = Stopping(&stop);
+        for writer in 0..2 {
+            let stop = &stop;
+            scope.spawn(move || change(from, seed.wrapping_add(writer), stop));
+        }
+        let importing = scope.spawn(move || import(&[&url(from), "--to", &url(to), "--follow-changes", "1"]));
+        let mut target = Client::connect(to);
+        let all = Client::connect(from).tree("DBSIZE").integer().expect("a number") / 2;
+        eventually("most keys are copied", SOON, || {
+            importing.is_finished() || target.tree("DBSIZE").integer() > Some(all)
+        });
+        meanwhile();
+        // They go on while changes are copied.
+        thread::sleep(Duration::from_millis(1500));
+        stop.store(true, Ordering::Release);
+        importing.join().expect("the import is run")
+    });
+    imported(&outcome);
+    assert_eq!(
+        all_shown(&mut Client::connect(to)),
+        all_shown(&mut Client::connect(from))
+    );
+    outcome
+}
+
+#[test]
+fn what_changes_during_an_import_is_copied_again() {
+    let redis = RedisServer::start(&[]);
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let mut from = redis.client();
+    fill(&mut from);
+    many_keys(&mut from, 2000);
+    from.check(LIBRARY, "$3\r\nlib");
+    let (source, target) = (url(redis.port), url(node.port));
+    let (source, follow) = (&source[..], ["--follow-changes", "1", "--to", &target]);
+    refused(
+        &import(&[&follow[..], &[source]].concat()),
+        &["CONFIG SET notify-keyspace-events AE"],
+    );
+    for (other, words) in [
+        (&["dump.rdb"][..], "a file does not change"),
+        (&[source, "--into-existing"], "--into-existing"),
+        (&[source, "--resume", "0:1"], "--resume"),
+    ] {
+        refused(&import(&[&follow[..], other].concat()), &["--follow-changes", words]);
+    }
+    from.check("CONFIG SET notify-keyspace-events AE", "+OK");
+    // Whose events are lost, that is deleted too.
+    let outcome = import_what_changes(redis.port, node.port, || {
+        eventually("it listens", SOON, || from.line("PUBSUB NUMPAT") == b":1\r\n");
+        let lines = [
+            "MULTI",
+            "CLIENT KILL TYPE pubsub",
+            "DEL k1 k2 k3 k4 string list-small",
+            "EXEC",
+        ];
+        let replies = from.pipeline(&lines);
+        assert!(replies[3].starts_with(b"*2\r\n:1\r\n:"), "{replies:?}");
+    });
+    let told = imported(&outcome);
+    assert!(
+        told.contains("copied again") && told.contains("deleted again"),
+        "{told}"
+    );
+    let lines = String::from_utf8_lossy(&outcome.stderr);
+    assert!(lines.contains("events of the source were lost"), "{lines}");
+    assert!(lines.contains("caught up with the source"), "{lines}");
+    node.client().check("FCALL f 0", ":1");
+}
+
+#[test]
+fn what_changes_during_a_way_out_is_copied_again() {
+    let redis = RedisServer::start(&[]);
+    let node = Highwater::builder()
+        .args(&["--fsync", "no", "--notify-keyspace-events", "AE"])
+        .args(SMALL)
+        .start();
+    let mut from = node.client();
+    fill(&mut from);
+    many_keys(&mut from, 2000);
+    import_what_changes(node.port, redis.port, || {});
+}
