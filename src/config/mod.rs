@@ -25,7 +25,6 @@ mod without_effect;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -44,7 +43,7 @@ pub use sources::UserLine;
 use sources::{FromFile, Given};
 use table::{Change, Effect, Group, SETTINGS};
 use tls::TlsSettings;
-use values::{check_changeable, complete, new_value, shown, start_value};
+use values::{check_changeable, complete, new_value, of_file, shown, start_value};
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit that was built. Empty if it is not known.
@@ -83,6 +82,8 @@ type Values = Vec<Arc<str>>;
 type Hook = Box<dyn Fn(&Config) + Send + Sync>;
 /// Prepares other settings of TLS. They are in force once the result is called.
 type Trial = Box<dyn Fn(&TlsSettings) -> Result<Box<dyn FnOnce()>, String> + Send + Sync>;
+/// The same for other users.
+type UsersTrial = Box<dyn Fn(&[UserLine]) -> Result<Box<dyn FnOnce()>, String> + Send + Sync>;
 
 /// The configuration of the server.
 pub struct Config {
@@ -104,6 +105,7 @@ pub struct Config {
     hooks: Mutex<Vec<(usize, Hook)>>,
     /// Where clients are served over TLS.
     tls_trial: OnceLock<Trial>,
+    users_trial: OnceLock<UsersTrial>,
 }
 
 impl Config {
@@ -121,7 +123,7 @@ impl Config {
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
         let mut config = Config::from_given(&given, line.file, line.program).map_err(Refused::Wrong)?;
-        config.exposed_files = sources::exposed_files(&given, &users);
+        config.exposed_files = sources::exposed_files(&given, &users, config.acl_file());
         config.users = users;
         config.ping = line.ping;
         Ok(config)
@@ -169,6 +171,7 @@ impl Config {
             hot: Hot::default(),
             hooks: Mutex::default(),
             tls_trial: OnceLock::new(),
+            users_trial: OnceLock::new(),
         };
         config.refresh();
         config.check_as_a_whole()?;
@@ -289,6 +292,16 @@ impl Config {
         debug_assert!(is_first, "one part of the server has TLS");
     }
 
+    /// From now on `trial` prepares the users that the file defines when it is read again. If it
+    /// fails, nothing of the file is applied.
+    pub fn on_users_change(
+        &self,
+        trial: impl Fn(&[UserLine]) -> Result<Box<dyn FnOnce()>, String> + Send + Sync + 'static,
+    ) {
+        let is_first = self.users_trial.set(Box::new(trial)).is_ok();
+        debug_assert!(is_first, "one part of the server has users");
+    }
+
     fn take_over(&self, hooks: &[(usize, Hook)], values: Values, changed: &[usize]) {
         self.values.store(Arc::new(values));
         self.refresh();
@@ -299,19 +312,13 @@ impl Config {
 
     /// Applies the current contents of the file, as CONFIG SET would: all or, after an error,
     /// nothing. Values from the command line or the environment stay as they are. So does a setting
-    /// that the file does not name any more.
+    /// or a user that the file does not name any more.
     pub fn reload(&self) -> Result<Reloaded, String> {
         let Some(file) = &self.file else {
             return Ok(Reloaded::default());
         };
-        let mut wanted: BTreeMap<usize, String> = BTreeMap::new();
-        for one in &sources::from_file(file)?.given {
-            let setting = &SETTINGS[one.setting];
-            let before = wanted.get(&one.setting);
-            let current = before.map_or(setting.default, String::as_str);
-            let value = start_value(setting, one, current, before.is_some())?;
-            wanted.insert(one.setting, value);
-        }
+        let FromFile { given, users } = sources::from_file(file)?;
+        let mut wanted = of_file(&given)?;
         wanted.retain(|place, _| !self.above_file[*place]);
         let hooks = self.hooks.lock();
         let mut values: Values = Vec::clone(&self.values.load());
@@ -331,8 +338,9 @@ impl Config {
         }
         // The files may be others under the same names.
         let tls = self.try_tls(&values)?;
+        let users = self.users_trial.get().map(|trial| trial(&users)).transpose()?;
         self.take_over(&hooks, values, &changed);
-        tls.into_iter().for_each(|take_over| take_over());
+        tls.into_iter().chain(users).for_each(|take_over| take_over());
         Ok(reloaded)
     }
 
@@ -439,6 +447,14 @@ impl fmt::Debug for Config {
             }
         }
         map.finish()
+    }
+}
+
+/// Warns of these files with passwords, which everybody can read.
+pub fn warn_of_exposed(files: &[PathBuf]) {
+    for file in files {
+        let file = file.display();
+        warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
     }
 }
 
