@@ -1,13 +1,14 @@
 //! Every setting once: command line over environment over file, CONFIG GET and CONFIG SET.
 //!
 //! [`table`] has the rows, [`kind`] and [`checks`] say what a value may be, [`sources`] and [`cli`]
-//! read them, [`values`] decides which value a setting gets. [`Config`] is what the server reads,
-//! through typed getters ([`getters`]). It knows nothing of its readers. Code that must act on a
-//! change registers with [`Config::on_change`].
+//! read them, [`values`] decides which value a setting gets, [`rewrite`] writes them into their
+//! file. [`Config`] is what the server reads, through typed getters ([`getters`]). It knows nothing
+//! of its readers. Code that must act on a change registers with [`Config::on_change`].
 //!
-//! Secrets leave this module only through the getters that say so: they are not in `Debug` and not
-//! in errors. CONFIG GET shows Redis's own (`requirepass`) as Redis does, since a client that may
-//! run it has given the password. Those of Kafka reach beyond this server and are never shown.
+//! Secrets leave this module only through the getters that say so, and into the file of settings:
+//! they are not in `Debug` and not in errors. CONFIG GET shows Redis's own (`requirepass`) as Redis
+//! does, since a client that may run it has given the password. Those of Kafka reach beyond this
+//! server and are never shown.
 
 pub mod checks;
 pub mod cli;
@@ -16,6 +17,7 @@ mod getters;
 pub mod import;
 pub mod kind;
 pub mod machine;
+mod rewrite;
 mod sources;
 pub mod table;
 pub mod tls;
@@ -27,6 +29,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -342,6 +345,42 @@ impl Config {
         self.take_over(&hooks, values, &changed);
         tls.into_iter().chain(users).for_each(|take_over| take_over());
         Ok(reloaded)
+    }
+
+    /// Gives the file that was read at start the values that hold now (CONFIG REWRITE). `users`:
+    /// their lines, as ACL LIST shows them; none if `aclfile` has them. `write` gives the file this
+    /// text. The error says what failed; nothing was written then.
+    pub fn rewrite(&self, users: &[String], write: impl FnOnce(&Path, &str) -> io::Result<()>) -> Result<(), String> {
+        let file = self.file.as_deref().ok_or("there is no file of settings")?;
+        let _no_change_meanwhile = self.hooks.lock();
+        let old = match file.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            _ => sources::read_text(file)?,
+        };
+        let text = rewrite::rewritten(file, &old, &self.to_be_written(), users)?;
+        write(file, &text).map_err(|error| {
+            // As Redis tells it: without the number.
+            let told = error.to_string();
+            told.split(" (os error ").next().unwrap_or_default().to_owned()
+        })?;
+        let FromFile { given, users } = sources::from_text(file, &text)?;
+        warn_of_exposed(&sources::exposed_files(&given, &users, None));
+        Ok(())
+    }
+
+    /// The values that a start has to be given so that it has those that hold now.
+    fn to_be_written(&self) -> Values {
+        let values = self.values.load();
+        let mut written = self.started.clone();
+        for (place, setting) in SETTINGS.iter().enumerate() {
+            // A relative directory is that of the start; a line of the file stays as it is.
+            let is_own_dir = setting.name == "dir" && self.above_file[place];
+            // What cannot change may have been completed by other settings. They are written.
+            if setting.change == Change::Any || is_own_dir {
+                written[place] = values[place].clone();
+            }
+        }
+        written
     }
 
     /// Runs `hook` now, and whenever CONFIG SET gives this setting a value. The hook must not

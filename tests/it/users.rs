@@ -4,10 +4,11 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::client::Client;
-use crate::support::server::{Highwater, RedisServer};
+use crate::support::server::{Highwater, RedisServer, binary};
 use crate::support::{eventually, resp, temp, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -263,6 +264,35 @@ fn a_file_of_users_without_the_default_user_leaves_everybody_in() {
     both("ACL LOAD");
     assert!(both("ACL LIST").contains("user default on nopass"));
     both("SET k v");
+}
+
+#[test]
+fn a_healthcheck_has_a_user_of_its_own() {
+    let temp = temp::dir("users");
+    let file = temp.path().join("redis.conf");
+    let probe = "ping-user probe\nping-password secret\nuser probe on >secret +ping\n";
+    fs::write(&file, format!("{probe}user default off\n")).expect("write a file");
+    hide(&file);
+    let node = Highwater::builder()
+        .arg(&file.to_string_lossy())
+        .allow("a user is disabled")
+        .start();
+    let ping = |args: &[&str]| {
+        let mut ping = Command::new(binary());
+        ping.args(["--ping", "--port", &node.port.to_string()]).args(args);
+        let output = ping.output().expect("it runs");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    eventually("the healthcheck to succeed", SOON, || {
+        ping(&[&file.to_string_lossy()]).0
+    });
+    let (is_served, told) = ping(&[]);
+    assert!(!is_served && told.contains("NOAUTH"), "{told}");
+    let (is_served, told) = ping(&["--ping-user", "probe", "--ping-password", "wrong"]);
+    assert!(!is_served && told.contains("WRONGPASS"), "{told}");
 }
 
 /// A script is run once more for each key that it uses and does not declare.
