@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -53,10 +53,38 @@ pub fn create(path: &Path) -> io::Result<File> {
 /// Gives a file these contents: whole or not at all, also after a crash.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = create(&new)?;
+    put(create(&new)?, contents, (&new, path))
+}
+
+/// The same for a file that people or other programs have made: it keeps its mode and, where this
+/// process may choose it, its owner. A symbolic link to it stays.
+pub fn rewrite(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".highwater-new");
+    let new = path.with_file_name(name);
+    let file = create(&new)?;
+    let write = || {
+        if let Ok(before) = fs::metadata(path) {
+            // Only root may give a file away.
+            let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+            file.set_permissions(before.permissions())?;
+        }
+        put(file, contents, (&new, path))
+    };
+    let written = write();
+    if written.is_err() {
+        // If that fails too, the first error still says why.
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Writes a new file, and gives it the name of the old one.
+fn put(mut file: File, contents: &[u8], (new, path): (&Path, &Path)) -> io::Result<()> {
     file.write_all(contents)?;
     file.sync_all()?;
-    fs::rename(&new, path)?;
+    fs::rename(new, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -79,6 +107,29 @@ mod tests {
         replace(&temp.path().join("meta"), b"new").expect("is written");
         assert_eq!(fs::read_to_string(&victim).expect("is there"), "precious");
         assert_eq!(fs::read_to_string(temp.path().join("meta")).expect("is there"), "new");
+    }
+
+    #[test]
+    fn a_rewritten_file_keeps_its_mode_and_the_links_to_it() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let [file, link] = ["my.conf", "link.conf"].map(|name| temp.path().join(name));
+        fs::write(&file, "old").expect("a file");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        for mode in [0o600, 0o644, 0o444] {
+            fs::set_permissions(&file, Permissions::from_mode(mode)).expect("it is ours");
+            rewrite(&link, format!("{mode:o}").as_bytes()).expect("it can be written");
+            assert_eq!(fs::read_to_string(&file).expect("is there"), format!("{mode:o}"));
+            assert_eq!(
+                fs::metadata(&file).expect("is there").permissions().mode() & 0o7777,
+                mode
+            );
+        }
+        assert!(fs::symlink_metadata(&link).expect("is there").is_symlink());
+        // What fails leaves nothing behind.
+        fs::remove_file(&file).expect("is there");
+        fs::create_dir(&file).expect("a directory");
+        rewrite(&file, b"new").expect_err("it is a directory");
+        assert_eq!(fs::read_dir(temp.path()).expect("is there").count(), 2);
     }
 
     #[test]

@@ -77,8 +77,11 @@ pub fn ping(config: &Config) -> Result<(), String> {
     };
     let mut request = Vec::new();
     let mut replies = 1;
-    if let Some(password) = config.requirepass() {
-        request.extend_from_slice(format!("*2\r\n$4\r\nAUTH\r\n${}\r\n{password}\r\n", password.len()).as_bytes());
+    if let Some((user, password)) = config.ping_login() {
+        request.extend_from_slice(b"*3\r\n$4\r\nAUTH\r\n");
+        for word in [user, password] {
+            request.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+        }
         replies += 1;
     }
     request.extend_from_slice(b"PING\r\n");

@@ -72,6 +72,57 @@ pub struct Denial {
     pub updated: u64,
 }
 
+/// What a script or a transaction was refused. It may be computed again, with the same refusals:
+/// only those that no computation had before are new.
+#[derive(Default)]
+pub struct Refusals {
+    refused: Vec<Refused>,
+}
+
+struct Refused {
+    what: (Reason, Context),
+    object: Vec<u8>,
+    /// Times in the computation under way, and at most in one so far.
+    now: u64,
+    most: u64,
+}
+
+impl Refusals {
+    /// Most different refusals that are remembered. Any more are always new.
+    const MOST: usize = 128;
+
+    /// A computation begins.
+    pub fn begin(&mut self) {
+        self.refused.iter_mut().for_each(|refused| refused.now = 0);
+    }
+
+    /// Whether the refusal of this object is a new one.
+    pub fn is_new(&mut self, what: (Reason, Context), object: &[u8]) -> bool {
+        let object = &object[..object.len().min(MOST_BYTES)];
+        let same = |refused: &&mut Refused| refused.what == what && refused.object == object;
+        if let Some(known) = self.refused.iter_mut().find(same) {
+            known.now += 1;
+            let is_new = known.now > known.most;
+            known.most = known.most.max(known.now);
+            return is_new;
+        }
+        if self.refused.len() < Self::MOST {
+            self.refused.push(Refused {
+                what,
+                object: object.to_vec(),
+                now: 1,
+                most: 1,
+            });
+        }
+        true
+    }
+
+    /// What is computed next is another thing.
+    pub fn clear(&mut self) {
+        self.refused.clear();
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Denials {
@@ -143,6 +194,28 @@ impl Denials {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_computation_had_before_is_not_new() {
+        let mut refusals = Refusals::default();
+        let mut compute = |objects: &str| -> String {
+            refusals.begin();
+            let what = (Reason::Key, Context::Script);
+            objects
+                .chars()
+                .filter(|object| refusals.is_new(what, &[*object as u8]))
+                .collect()
+        };
+        assert_eq!(compute("aab"), "aab");
+        assert_eq!(compute("abc"), "c");
+        assert_eq!(compute("aaaa"), "aa", "twice more");
+        assert!(
+            refusals.is_new((Reason::Key, Context::Multi), b"a"),
+            "it is another thing"
+        );
+        refusals.clear();
+        assert!(refusals.is_new((Reason::Key, Context::Script), b"a"));
+    }
 
     #[test]
     fn equal_refusals_are_one_entry_for_a_minute() {

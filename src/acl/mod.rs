@@ -16,7 +16,7 @@ mod user;
 mod users;
 
 pub use catalogue::{Catalogue, Entry};
-pub use denials::{Context, Denial, Denials, Reason};
+pub use denials::{Context, Denial, Denials, Reason, Refusals};
 pub use selector::{Access, Denied, Request, Selector, Wanted};
 pub use user::User;
-pub use users::{Account, DEFAULT, Loaded, Users};
+pub use users::{Account, DEFAULT, Defined, Loaded, Users};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
 use super::catalogue::Catalogue;
@@ -12,10 +12,13 @@ use super::denials::Denials;
 use super::selector::check_name;
 use super::user::{Grammar, RuleError, RulesError, User};
 
+const WRONG_NAME: &str = "Usernames can't contain spaces or null characters";
+
 /// The user of connections that have not logged in. It always exists.
 pub const DEFAULT: &[u8] = b"default";
 
-type Name = Box<[u8]>;
+/// The name of a user.
+pub type Name = Box<[u8]>;
 
 /// A user under its name. What it may do can change while connections hold it.
 #[derive(Debug)]
@@ -44,6 +47,11 @@ impl Account {
         self.user.load_full()
     }
 
+    /// The same for a check, which is soon over. It costs no count that other threads change, too.
+    pub fn rights(&self) -> Guard<Arc<User>> {
+        self.user.load()
+    }
+
     /// Whether no command needs a further check. Costs one load.
     pub fn may_everything(&self) -> bool {
         self.may_everything.load(Ordering::Acquire)
@@ -60,6 +68,9 @@ impl Account {
         self.may_everything.store(may_everything, Ordering::Release);
     }
 }
+
+/// Users by name that are not in force yet.
+pub type Defined = BTreeMap<Name, User>;
 
 /// What a file of users has changed.
 #[derive(Default)]
@@ -129,7 +140,7 @@ impl Users {
 
     /// The user of this name, if it may log in with this password.
     pub fn log_in(&self, name: &[u8], password: &[u8]) -> Option<Arc<Account>> {
-        self.get(name).filter(|account| account.user().lets_in(password))
+        self.get(name).filter(|account| account.rights().lets_in(password))
     }
 
     // ---- changes ----
@@ -137,19 +148,14 @@ impl Users {
     /// Changes a user, or creates it. An error changes nothing.
     pub fn set(&self, name: &[u8], rules: &[&[u8]]) -> Result<Arc<Account>, String> {
         if check_name(name).is_err() {
-            return Err("Usernames can't contain spaces or null characters".to_owned());
+            return Err(WRONG_NAME.to_owned());
         }
         let mut accounts = self.accounts.lock();
         let known = accounts.get(name).cloned();
         let before = known
             .as_ref()
             .map_or_else(|| Arc::new(User::new(self.grammar())), |known| known.user());
-        let user = before.with(rules, self.grammar()).map_err(|error| match error {
-            RulesError::Unmatched(rule) => {
-                format!("Unmatched parenthesis in acl selector starting at '{}'.", text(&rule))
-            }
-            RulesError::Rule(rule, error) => format!("Error in ACL SETUSER modifier '{}': {error}", text(&rule)),
-        })?;
+        let user = before.with(rules, self.grammar()).map_err(wrong_rules)?;
         Ok(match known {
             Some(known) => {
                 known.set(user);
@@ -188,15 +194,27 @@ impl Users {
 
     // ---- the configuration and the file of users ----
 
-    /// Defines a user as a `user` line of the configuration does: its name, then its rules.
-    pub fn configure(&self, words: &[&[u8]]) -> Result<Arc<Account>, String> {
+    /// Adds the user that a `user` line of the configuration defines to `defined`: its name, then
+    /// its rules.
+    pub fn define(&self, words: &[&[u8]], defined: &mut Defined) -> Result<(), String> {
         let (name, rules) = words.split_first().ok_or("a user has a name")?;
-        let fresh = [&[&b"reset"[..]], rules].concat();
         let is_default = **name == *DEFAULT;
-        if !is_default && self.get(name).is_some() {
+        if !is_default && defined.contains_key(*name) {
             return Err("Duplicate user found. A user can only be defined once in config files".to_owned());
         }
-        self.set(name, if is_default { &fresh } else { rules })
+        if check_name(name).is_err() {
+            return Err(WRONG_NAME.to_owned());
+        }
+        let fresh: &[&[u8]] = if is_default { &[&b"reset"[..]] } else { &[] };
+        let user = User::new(self.grammar()).with(&[fresh, rules].concat(), self.grammar());
+        defined.insert(Name::from(*name), user.map_err(wrong_rules)?);
+        Ok(())
+    }
+
+    /// Puts these users in force; others stay. Returns the accounts that existed with other rights
+    /// or passwords.
+    pub fn put(&self, defined: Defined) -> Vec<Arc<Account>> {
+        put(&mut self.accounts.lock(), defined)
     }
 
     /// Takes the users that a file has instead of those that there are: all, or after an error
@@ -218,19 +236,7 @@ impl Users {
                 loaded.removed.push(account);
             }
         }
-        for (name, user) in wanted {
-            match accounts.get(&name) {
-                Some(known) if *known.user() == user => {}
-                Some(known) => {
-                    known.set(user);
-                    loaded.changed.push(known.clone());
-                }
-                None => {
-                    let account = Account::new(&name, user);
-                    accounts.insert(name, account);
-                }
-            }
-        }
+        loaded.changed = put(&mut accounts, wanted);
         Ok(loaded)
     }
 
@@ -245,6 +251,34 @@ impl Users {
     }
 }
 
+fn put(accounts: &mut BTreeMap<Name, Arc<Account>>, users: Defined) -> Vec<Arc<Account>> {
+    let mut changed = Vec::new();
+    for (name, user) in users {
+        match accounts.get(&name) {
+            Some(known) if *known.user() == user => {}
+            Some(known) => {
+                known.set(user);
+                changed.push(known.clone());
+            }
+            None => {
+                let account = Account::new(&name, user);
+                accounts.insert(name, account);
+            }
+        }
+    }
+    changed
+}
+
+/// The error of rules for one user.
+fn wrong_rules(error: RulesError) -> String {
+    match error {
+        RulesError::Unmatched(rule) => {
+            format!("Unmatched parenthesis in acl selector starting at '{}'.", text(&rule))
+        }
+        RulesError::Rule(rule, error) => format!("Error in ACL SETUSER modifier '{}': {error}", text(&rule)),
+    }
+}
+
 fn default_user(grammar: Grammar<'_>) -> User {
     let rules = ["on", "nopass", "+@all", "~*", "allchannels"].map(str::as_bytes);
     User::new(grammar)
@@ -253,7 +287,7 @@ fn default_user(grammar: Grammar<'_>) -> User {
 }
 
 /// The users that a file defines. The error names every wrong line.
-fn read(file: &str, contents: &[u8], grammar: Grammar<'_>) -> Result<BTreeMap<Name, User>, String> {
+fn read(file: &str, contents: &[u8], grammar: Grammar<'_>) -> Result<Defined, String> {
     let mut users = BTreeMap::new();
     let mut errors = String::new();
     for (number, line) in (1..).zip(contents.split(|byte| *byte == b'\n')) {

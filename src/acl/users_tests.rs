@@ -240,9 +240,17 @@ fn a_file_of_users_is_taken_whole_or_not_at_all() {
 fn users_of_the_configuration_are_defined_once() {
     let users = Users::new(&CATALOGUE);
     let words = |line: &'static str| -> Vec<&[u8]> { line.split(' ').map(str::as_bytes).collect() };
-    users.configure(&words("ann on +get")).expect("a good line");
-    let again = users.configure(&words("ann on")).expect_err("it is there");
+    let mut defined = Defined::new();
+    users.define(&words("ann on +get"), &mut defined).expect("a good line");
+    let again = users.define(&words("ann on"), &mut defined).expect_err("it is there");
     assert!(again.starts_with("Duplicate user"), "{again}");
-    let default = users.configure(&words("default on +get")).expect("a good line");
+    for line in ["default off", "default on +get"] {
+        users.define(&words(line), &mut defined).expect("a good line");
+    }
+    assert!(users.get(b"ann").is_none(), "nothing is in force yet");
+    let default = users.default_account().clone();
+    let changed = users.put(defined.clone());
+    assert!(changed.len() == 1 && Arc::ptr_eq(&changed[0], &default));
     assert!(!default.may_everything(), "its rights are only those of the line");
+    assert!(users.put(defined).is_empty(), "nothing has changed");
 }

@@ -15,7 +15,7 @@ use super::pushes::Kind;
 use super::rights::{self, Lack};
 use super::{Args, Fault, Outcome, Reply, Session, Shared, checks, help_of, table};
 use crate::acl::Account;
-pub use file::load;
+pub use file::{load, prepare};
 pub use rows::COMMANDS;
 
 fn whoami(session: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
@@ -44,46 +44,45 @@ fn getuser(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
 fn setuser(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let set = shared.users.set(args[2], &args[3..]);
     let account = set.map_err(|error| Fault::error(format!("ERR {error}")))?;
-    close_deaf(session, shared, &account);
+    close(session, shared, &deaf(shared, &account));
     Ok(Reply::Ok)
 }
 
-/// Closes the connections of a user that listen to what the user may not listen to any more, be it
-/// a channel or what MONITOR shows.
-fn close_deaf(session: &mut Session, shared: &Shared, account: &Arc<Account>) {
+/// The connections of a user that listen to what the user may not listen to any more, be it a
+/// channel or what MONITOR shows.
+fn deaf(shared: &Shared, account: &Arc<Account>) -> Vec<Arc<Client>> {
     let user = account.user();
     let is_deaf = |kind, name: &[u8]| !user.allows_channel(name, kind == Kind::Pattern);
     let hub = &shared.pubsub.hub;
-    let deaf = hub.listeners_where(|client, kind, name| client.is_of(account) && is_deaf(kind, name));
+    let mut deaf = hub.listeners_where(|client, kind, name| client.is_of(account) && is_deaf(kind, name));
     let may_monitor =
         table::find(b"monitor").is_some_and(|monitor| rights::check(&user, monitor, &[b"monitor"]).is_ok());
-    let mut others = Vec::new();
     if !may_monitor {
-        let is_one = |client: &&Arc<Client>| client.monitors.load(Ordering::Relaxed) && client.is_of(account);
-        others = shared.clients.list().iter().filter(is_one).cloned().collect();
+        deaf.extend(of(shared, account).filter(|client| client.monitors.load(Ordering::Relaxed)));
     }
-    for client in deaf.iter().chain(&others) {
-        close(session, shared, client);
-    }
+    deaf
 }
 
-/// Closes the connections of a user.
-fn close_all(session: &mut Session, shared: &Shared, account: &Arc<Account>) {
-    let clients = shared.clients.list();
-    for client in clients.iter().filter(|client| client.is_of(account)) {
-        close(session, shared, client);
-    }
+/// The connections of a user.
+fn of(shared: &Shared, account: &Arc<Account>) -> impl Iterator<Item = Arc<Client>> {
+    let clients = shared.clients.list().into_iter();
+    clients.filter(move |client| client.is_of(account))
 }
 
-/// Closes a connection, which is listed no more. The caller's own one still gets its reply.
-fn close(session: &mut Session, shared: &Shared, client: &Client) {
-    match client.id == session.client.id {
-        true => session.close = true,
-        false => {
-            client.kill();
-            shared.clients.remove(client.id);
+/// Closes connections. The caller's own one still gets its reply.
+fn close(session: &mut Session, shared: &Shared, clients: &[Arc<Client>]) {
+    for client in clients {
+        match client.id == session.client.id {
+            true => session.close = true,
+            false => end(shared, client),
         }
     }
+}
+
+/// Closes a connection, which is listed no more.
+fn end(shared: &Shared, client: &Client) {
+    client.kill();
+    shared.clients.remove(client.id);
 }
 
 fn deluser(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
@@ -93,7 +92,8 @@ fn deluser(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     }
     let mut count = 0;
     for account in names.iter().filter_map(|name| shared.users.remove(name)) {
-        close_all(session, shared, &account);
+        let clients: Vec<_> = of(shared, &account).collect();
+        close(session, shared, &clients);
         count += 1;
     }
     Ok(Reply::Int(count))

@@ -16,7 +16,8 @@ use crate::acl::{Account, Context, Reason};
 use crate::database::now_ms;
 
 /// Delay after a connection's first failed login. It doubles with each further one, up to
-/// [`MAX_LOGIN_DELAY`].
+/// [`MAX_LOGIN_DELAY`]. A success between them changes nothing: who knows the password of one user
+/// may try those of others.
 const LOGIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_LOGIN_DELAY: Duration = Duration::from_secs(2);
 
@@ -43,6 +44,9 @@ pub struct Caller<'a> {
     /// It has logged in, or was let in without.
     pub authenticated: bool,
     pub context: Context,
+    /// The command may be checked again, since it is part of what may be computed again. What it is
+    /// refused is noted once.
+    pub may_repeat: bool,
 }
 
 /// Why permission is refused.
@@ -99,19 +103,17 @@ pub fn admit(shared: &Shared, wants: Wants<'_>) -> Result<(), Refusal> {
 
 /// Checks what the user may do, and notes what it may not.
 fn check_rights(shared: &Shared, caller: Caller<'_>, command: &CommandEntry, args: Args<'_>) -> Result<(), Refusal> {
-    let Err(lack) = rights::check(&caller.user.user(), command, args) else {
+    let Err(lack) = rights::check(&caller.user.rights(), command, args) else {
         return Ok(());
     };
+    let (name, client) = (caller.user.name(), caller.client);
     if let Some((reason, object)) = lack.logged(command) {
-        note(
-            shared,
-            (reason, caller.context),
-            caller.client,
-            caller.user.name(),
-            object,
-        );
+        let what = (reason, caller.context);
+        if !caller.may_repeat || client.refusals.lock().is_new(what, object) {
+            note(shared, what, (name, object), client.describe_for(name));
+        }
     }
-    let user = text(caller.user.name());
+    let user = text(name);
     Err(match lack {
         Lack::Command => {
             let told = format!("User {user} has no permissions to run the '{}' command", command.name);
@@ -123,10 +125,9 @@ fn check_rights(shared: &Shared, caller: Caller<'_>, command: &CommandEntry, arg
     })
 }
 
-fn note(shared: &Shared, what: (Reason, Context), client: &Client, user: &[u8], object: &[u8]) {
+fn note(shared: &Shared, what: (Reason, Context), of: (&[u8], &[u8]), client: String) {
     let longest = shared.config.acllog_max_len();
-    let denials = &shared.users.denials;
-    denials.note(what, (user, object), client.describe(), now_ms(), longest);
+    shared.users.denials.note(what, of, client, now_ms(), longest);
 }
 
 /// The user that a connection becomes by logging in. `by`: the word with which it does so. After an
@@ -138,11 +139,10 @@ pub fn log_in(
     by: &[u8],
 ) -> Result<Arc<Account>, Refusal> {
     if let Some(account) = shared.users.log_in(user, password) {
-        client.failed_logins.store(0, Ordering::Relaxed);
         return Ok(account);
     }
     client.failed_logins.fetch_add(1, Ordering::Relaxed);
-    note(shared, (Reason::LogIn, context), client, user, by);
+    note(shared, (Reason::LogIn, context), (user, by), client.describe());
     Err(Refusal::WrongPassword)
 }
 
@@ -155,7 +155,7 @@ pub fn log_in_by_certificate(shared: &Shared, client: &Client, name: &str) {
         .filter(|account| account.user().is_on())
     else {
         let what = (Reason::Certificate, Context::TopLevel);
-        return note(shared, what, client, name.as_bytes(), b"");
+        return note(shared, what, (name.as_bytes(), b""), client.describe());
     };
     client.details.lock().user = Some(account.clone());
     let is_first = client.by_certificate.set(account).is_ok();

@@ -23,7 +23,8 @@ use super::settle::failed;
 use super::shared::Shared;
 use super::step::{Before, Blocks, PendingReply, Step, error_reply, refused};
 use super::table::CommandEntry;
-use super::{Args, Data, Fault, Reply};
+use super::{Args, Data, Fault, Reply, rights};
+use crate::acl::Refusals;
 use crate::database::Wait;
 use crate::database::waiters::Ticket;
 use crate::database::write::Write;
@@ -142,6 +143,7 @@ fn take(
             exec: None,
             asked: None,
             repeated: 0,
+            refusals: Refusals::default(),
         }),
     })
 }
@@ -336,6 +338,10 @@ impl<'w> Waiter<'w> {
                 Err(Before::Wait(Wait::Turn(turn))) => {
                     let mut found = None;
                     let step = take_turn(session, shared, turn, |session| {
+                        if !rights::allow(&session.user, row.0, args) {
+                            // Since it has waited for the turn. The next look says so.
+                            return Step::Before(Before::Settled);
+                        }
                         match take(session, shared, row, args, look) {
                             Err(fault @ Fault::Wait(_)) => refused(fault),
                             other => {

@@ -143,6 +143,7 @@ pub(super) fn caller(session: &Session, context: Context) -> Caller<'_> {
         user: &session.user,
         authenticated: session.authenticated,
         context,
+        may_repeat: false,
     }
 }
 

@@ -16,7 +16,7 @@ use super::args::text;
 use super::pushes::{Kind, Pushes};
 use super::table;
 use super::tracking_modes::{Modes, mode};
-use crate::acl::{Account, DEFAULT};
+use crate::acl::{Account, DEFAULT, Refusals};
 use crate::database::now_ms;
 use crate::database::watch::Changed;
 
@@ -92,8 +92,10 @@ pub struct Client {
     pub watch: Mutex<Weak<Changed>>,
     pub no_evict: AtomicBool,
     pub no_touch: AtomicBool,
-    /// Failed logins since the last successful one.
+    /// Failed logins so far.
     pub failed_logins: AtomicU32,
+    /// What the script or transaction under way was refused so far.
+    pub refusals: Mutex<Refusals>,
     /// Bytes in the read buffer, and bytes of replies that wait to be sent.
     pub input_bytes: AtomicUsize,
     pub output_bytes: AtomicUsize,
@@ -119,7 +121,7 @@ pub struct ClientDetails {
     pub name: Bytes,
     pub library_name: Bytes,
     pub library_version: Bytes,
-    /// Its user; `None` before a command has come.
+    /// Its user; `None` before a command has come, and where each call has its own (gRPC).
     pub user: Option<Arc<Account>>,
 }
 
@@ -145,12 +147,18 @@ impl Client {
 
     /// Its line in CLIENT LIST.
     pub fn describe(&self) -> String {
+        let user = self.details.lock().user.clone();
+        self.describe_for(user.as_ref().map_or(DEFAULT, |user| user.name()))
+    }
+
+    /// The same for a command of this user.
+    pub fn describe_for(&self, user: &[u8]) -> String {
         let client = self;
         let ClientDetails {
             name,
             library_name,
             library_version,
-            user,
+            user: _,
         } = client.details.lock().clone();
         let address = |a: &Option<Address>| a.as_ref().map_or("?:0".to_owned(), |a| a.to_string());
         let last_command = table::name_of(client.last_command.load(Ordering::Relaxed)).unwrap_or("NULL");
@@ -207,7 +215,7 @@ impl Client {
             output + client.pushes.bytes(),
             client.memory(),
             last_command,
-            text(user.as_ref().map_or(DEFAULT, |user| user.name())),
+            text(user),
             redirect,
             if client.resp3.load(Ordering::Relaxed) { 3 } else { 2 },
             text(&library_name),
@@ -348,6 +356,7 @@ impl Clients {
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
             failed_logins: AtomicU32::new(0),
+            refusals: Mutex::default(),
             input_bytes: AtomicUsize::new(0),
             output_bytes: AtomicUsize::new(0),
             queued_bytes: AtomicUsize::new(0),

@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::step::{Before, Exec, PendingReply, Step, refused};
 use super::table::CommandEntry;
 use super::{Args, Command, Data, DataHandler, Fault, Outcome, Reply, consistency, flag};
+use crate::acl::Refusals;
 use crate::database::consistency::Consistency;
 use crate::database::transaction::{Computed, Keys as Locks, Transaction, View};
 use crate::database::{Pace, Place, Turn, Wait, now_ms};
@@ -242,5 +243,6 @@ pub(super) fn conclude(
         exec,
         asked: None,
         repeated: 0,
+        refusals: Refusals::default(),
     })
 }

@@ -52,12 +52,14 @@ pub fn begin(session: &mut Session, shared: &Arc<Shared>) -> Step {
             "EXECABORT Transaction discarded because of previous errors.",
         ));
     }
+    session.client.refusals.lock().begin();
     let refused = multi.queued.iter().map(|queued| refused_now(session, shared, queued));
     let mut exec = Some(Box::new(Exec {
         refused: refused.collect(),
         multi,
         watch: session.watch.take().unwrap_or_default(),
         database: session.database,
+        user: session.user.clone(),
         others: None,
     }));
     let step = run(session, shared, &mut exec, false);
@@ -88,7 +90,12 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
     let barrier =
         !shared.service.log.chains() || taken.publishes() || requests.iter().any(|r| r.command.has(flag::BARRIER));
     let mut times = Vec::with_capacity(requests.len());
-    let computed = match taken.compute(session, shared, &requests, &mut times) {
+    // AUTH in the transaction itself changes the user, but for what comes after it. That is so when
+    // the transaction is computed again, too.
+    let user = std::mem::replace(&mut session.user, taken.user.clone());
+    let computed = taken.compute(session, shared, &requests, &mut times);
+    session.user = user;
+    let computed = match computed {
         Ok(computed) => computed,
         Err(Fault::Wait(wait)) => {
             drop(requests);
@@ -229,6 +236,7 @@ impl Exec {
             let (mut replies, mut weight) = (Vec::with_capacity(requests.len()), Weight::default());
             times.clear();
             session.script_lines.clear();
+            session.client.refusals.lock().begin();
             for request in requests {
                 let started = session.tally.begin(shared, request.command);
                 request.post(transaction, replies.len());
@@ -317,7 +325,8 @@ fn refused_now(session: &Session, shared: &Shared, queued: &Queued) -> Option<Re
     }
     let (command, args) = (queued.command, &queued.args);
     let args: &[&[u8]] = &args.iter().map(|argument| &argument[..]).collect::<Vec<_>>();
-    let caller = caller(session, Context::Multi);
+    let mut caller = caller(session, Context::Multi);
+    caller.may_repeat = true;
     let why = match admit(shared, Wants::Run { caller, command, args }).err()? {
         Refusal::NotAllowed(Reason::Command, _) => "no permission to execute the command or subcommand",
         Refusal::NotAllowed(Reason::Key, _) => "no permission to touch the specified keys",

@@ -82,6 +82,7 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         return Step::Before(before);
     }
     let mut step = run(session, shared, command, args, prepared);
+    keep_refusals(session, command, &mut step);
     let since = session.waits_since.unwrap_or(started);
     match &mut step {
         Step::Reply(reply) => {
@@ -104,6 +105,19 @@ pub fn execute(session: &mut Session, shared: &Arc<Shared>, args: Args<'_>, prep
         session.ends(Some(command));
     }
     step
+}
+
+/// What a script or EXEC was refused goes with its reply. It is not noted again when that is
+/// computed again.
+fn keep_refusals(session: &Session, command: &Command, step: &mut Step) {
+    let is_meant = command.is_script() || matches!(command.run, Run::Exec);
+    if !is_meant || matches!(step, Step::Before(_)) {
+        return;
+    }
+    let refusals = std::mem::take(&mut *session.client.refusals.lock());
+    if let Step::Pending(pending) = step {
+        pending.refusals = refusals;
+    }
 }
 
 /// Runs a command that may run now.
@@ -250,6 +264,7 @@ fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault)
         .take()
         .map_or(Duration::ZERO, |since| since.elapsed());
     session.script_lines.clear();
+    session.client.refusals.lock().clear();
     if let Ok(command) = find(args) {
         session.ends(Some(command));
         session.tally.computed(shared, command, Duration::ZERO);
@@ -296,6 +311,7 @@ fn refuse(session: &mut Session, fault: Fault) -> Reply {
 
 /// The request cannot be looked into. For EXEC that is the end of its transaction.
 fn reject(session: &mut Session, command: Option<&Command>, args: Args<'_>, fault: Fault) -> Step {
+    session.client.refusals.lock().clear();
     let step = match &fault {
         Fault::Error(text) if is_exec(args) => {
             session.end_transaction();

@@ -2,10 +2,11 @@ use std::sync::atomic::AtomicBool;
 use std::task::Waker;
 
 use super::*;
-use crate::acl::Users;
+use crate::acl::{Reason, Users};
 use crate::command::rights;
 use crate::command::session::Replies;
 use crate::command::shared::Turns;
+use crate::command::step::PendingReply;
 use crate::config::Config;
 use crate::database::tests::Fixture;
 use crate::log::ProduceError;
@@ -300,18 +301,8 @@ async fn what_fails_when_it_is_computed_again_spoils_no_later_transaction() {
     assert_eq!(one.reply("EXEC"), Reply::Array(vec![Reply::Null]));
 }
 
-/// What is not about data runs once, also if the transaction is computed again.
-#[tokio::test]
-async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
-    let mut one = One::new();
-    for request in ["MULTI", "INCR k", "SELECT 1", "GET k", "SELECT 99"] {
-        one.reply(request);
-    }
-    let Step::Pending(pending) = one.send("EXEC") else {
-        panic!("it writes");
-    };
-    assert_eq!(one.session.database, 1);
-    one.reply("SELECT 0");
+/// The reply of EXEC, which is computed again: another writer has given `k` the value 5.
+async fn computed_again(one: &mut One, pending: PendingReply) -> Reply {
     one.f.log.foreign("k", "5");
     one.f.wait(|f| {
         let seen = f.service.read(0, b"k", false);
@@ -341,13 +332,58 @@ async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
         }
     };
     tokio::join!(settling, acknowledging);
-    let [HeldReply { reply: Ok(reply), .. }] = held else {
-        panic!("it is not settled");
+    match held {
+        [HeldReply { reply: Ok(reply), .. }] => reply,
+        _ => panic!("it is not settled"),
+    }
+}
+
+/// What is not about data runs once, also if the transaction is computed again.
+#[tokio::test]
+async fn a_select_in_a_transaction_that_is_computed_again_is_done_once() {
+    let mut one = One::new();
+    for request in ["MULTI", "INCR k", "SELECT 1", "GET k", "SELECT 99"] {
+        one.reply(request);
+    }
+    let Step::Pending(pending) = one.send("EXEC") else {
+        panic!("it writes");
     };
+    assert_eq!(one.session.database, 1);
+    one.reply("SELECT 0");
+    let reply = computed_again(&mut one, pending).await;
     let no_such = Reply::error("ERR DB index is out of range");
     assert_eq!(
         reply,
         Reply::Array(vec![Reply::Int(6), Reply::Ok, Reply::Null, no_such])
     );
     assert_eq!(one.session.database, 0, "what the connection has selected since stays");
+}
+
+/// A script has the rights of the user who sent EXEC, and what it was refused is noted once.
+#[tokio::test]
+async fn a_login_in_a_transaction_gives_its_scripts_no_rights_when_they_are_computed_again() {
+    let mut one = One::new();
+    let rules = ["on", "nopass", "~k", "+@transaction", "+incr", "+eval", "+get", "+acl"].map(str::as_bytes);
+    one.shared.users.set(b"ann", &rules).expect("good rules");
+    let login: [&[u8]; 3] = [b"AUTH", b"ann", b"x"];
+    let logged_in = execute(&mut one.session, &one.shared, &login, true);
+    assert!(matches!(logged_in, Step::Reply(Reply::Ok)));
+    let script = "EVAL return{redis.pcall('get','secret'),redis.pcall('get','secret')} 0";
+    for request in ["MULTI", "INCR k", script, "AUTH default x", "ACL WHOAMI"] {
+        one.reply(request);
+    }
+    let Step::Pending(pending) = execute(&mut one.session, &one.shared, &[b"EXEC"], true) else {
+        panic!("it writes");
+    };
+    assert_eq!(one.shared.users.denials.count(Reason::Key), 2);
+    let reply = computed_again(&mut one, pending).await;
+    let Reply::Array(replies) = &reply else {
+        panic!("{reply:?}");
+    };
+    let refused = Reply::error("ERR ACL failure in script: No permissions to access a key");
+    assert_eq!(replies[0], Reply::Int(6), "{replies:?}");
+    assert_eq!(replies[1], Reply::Array(vec![refused.clone(), refused]));
+    assert_eq!(replies[3], Reply::bulk("default"));
+    assert_eq!(one.shared.users.denials.count(Reason::Key), 2, "once each");
+    assert_eq!(one.session.user.name(), b"default");
 }

@@ -243,7 +243,7 @@ fn listen(session: &mut Session, shared: &Arc<Shared>, args: Args, kind: Kind) -
     }
     session.listening.take_if(|listening| listening.is_empty());
     // Who changed the rights meanwhile may have looked at the listeners before this one was there.
-    let may = |name: &&[u8]| session.user.user().allows_channel(name, kind == Kind::Pattern);
+    let may = |name: &&[u8]| session.user.rights().allows_channel(name, kind == Kind::Pattern);
     session.close |= !session.user.may_everything() && !args[1..].iter().all(may);
     Ok(Reply::Several(replies))
 }

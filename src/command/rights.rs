@@ -8,7 +8,7 @@ use super::categories::{CATEGORIES, categories};
 use super::key_specs::{access, keys_and_access};
 use super::table::{self, CommandEntry};
 use super::{Args, Run, flag};
-use crate::acl::{Access, Catalogue, Denied, Entry, Reason, Request, User, Wanted};
+use crate::acl::{Access, Account, Catalogue, Denied, Entry, Reason, Request, User, Wanted};
 
 /// All commands, also those that are not implemented: rules that name them are no mistakes.
 pub static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
@@ -41,6 +41,11 @@ impl<'a> Lack<'a> {
             Lack::OtherKeys(_) => None,
         }
     }
+}
+
+/// Whether this user may run a request.
+pub fn allow(user: &Account, command: &CommandEntry, args: Args<'_>) -> bool {
+    user.may_everything() || check(&user.rights(), command, args).is_ok()
 }
 
 /// Checks a request of this user.

@@ -54,7 +54,7 @@ pub static COMMANDS: &[Command] = &[
         since: "2.0.0",
         complexity: "Depends on the subcommand.",
         summary: "Commands about settings.",
-        compatibility: Compatibility::Partial("REWRITE is refused; settings without effect are listed below"),
+        compatibility: Compatibility::Partial("settings without effect are listed below"),
         run: Run::Container,
         subcommands: settings::CONFIG,
         ..ROW

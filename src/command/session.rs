@@ -161,11 +161,16 @@ impl Session {
         }
     }
 
+    /// The session is that of one call. Others on the same connection have users of their own.
+    pub fn act_for(&mut self, user: Arc<Account>) {
+        self.user = user;
+        self.authenticated = true;
+    }
+
     /// Makes this the user of the connection.
     pub fn log_in(&mut self, user: Arc<Account>) {
         self.client.details.lock().user = Some(user.clone());
-        self.user = user;
-        self.authenticated = true;
+        self.act_for(user);
     }
 
     /// The connection has the default user again, as a new one.

@@ -74,7 +74,7 @@ async fn settle(
     session: &mut Session,
     shared: &Arc<Shared>,
     request: Args<'_>,
-    pending: PendingReply,
+    mut pending: PendingReply,
     deadline: Instant,
 ) -> Result<Reply, PendingReply> {
     let own = match &pending.write {
@@ -116,7 +116,13 @@ async fn settle(
     if Instant::now() >= deadline {
         return Ok(Reply::error(LOST));
     }
-    compute_again(session, shared, request, pending, deadline).await
+    *session.client.refusals.lock() = std::mem::take(&mut pending.refusals);
+    let mut computed = compute_again(session, shared, request, pending, deadline).await;
+    let refusals = std::mem::take(&mut *session.client.refusals.lock());
+    if let Err(pending) = &mut computed {
+        pending.refusals = refusals;
+    }
+    computed
 }
 
 /// Computes a command again. The session may have changed since, for example its database: the

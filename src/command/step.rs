@@ -12,6 +12,7 @@ use super::session::{Multi, Watch};
 use super::shared::Shared;
 use super::table::CommandEntry;
 use super::{Fault, Reply, Waiting};
+use crate::acl::{Account, Refusals};
 use crate::database::Wait;
 use crate::database::transaction::Posted;
 use crate::database::write::{Outstanding, Write};
@@ -60,6 +61,8 @@ pub struct PendingReply {
     pub asked: Option<(&'static CommandEntry, Instant)>,
     /// Times that it was computed again.
     pub repeated: u64,
+    /// What its user may not do, if it is a script or EXEC: that was noted.
+    pub refusals: Refusals,
 }
 
 /// A command that waits for elements.
@@ -78,8 +81,9 @@ pub struct Blocks {
 pub struct Exec {
     pub multi: Multi,
     pub(super) watch: Watch,
-    /// The database that was selected at first.
+    /// The database that was selected at first, and the user.
     pub(super) database: u16,
+    pub(super) user: Arc<Account>,
     /// Replies of the commands that are not about data, with their places, once they have run.
     pub(super) others: Option<Vec<(usize, Reply)>>,
     /// Replies of the commands that the user may not run any more, in their places.
@@ -122,6 +126,7 @@ impl PendingReply {
             exec: None,
             asked: None,
             repeated: 0,
+            refusals: Refusals::default(),
         }
     }
 

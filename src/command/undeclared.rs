@@ -216,6 +216,7 @@ pub(super) fn compute_script(
         let (service, pace) = (&shared.service, session.pace);
         let computed = service.transact_of_moment(pace, &owner, (locks, view), Some(&mut moment), |transaction| {
             session.script_lines.clear();
+            session.client.refusals.lock().begin();
             session.declares(command, args);
             let reply = handler(session, shared, transaction, &mut used, database, args);
             session.declares(command, &[]);

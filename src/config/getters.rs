@@ -402,6 +402,14 @@ impl Config {
         Some(self.value("requirepass")).filter(|password| !password.is_empty())
     }
 
+    /// The user and the password with which `--ping` logs in, if it has to.
+    pub fn ping_login(&self) -> Option<(Arc<str>, Arc<str>)> {
+        match self.value("ping-user") {
+            user if user.is_empty() => Some(("default".into(), self.requirepass()?)),
+            user => Some((user, self.value("ping-password"))),
+        }
+    }
+
     /// The file of users.
     pub fn acl_file(&self) -> Option<PathBuf> {
         let file = Some(self.value("aclfile")).filter(|file| !file.is_empty());

@@ -1,13 +1,14 @@
 //! Every setting once: command line over environment over file, CONFIG GET and CONFIG SET.
 //!
 //! [`table`] has the rows, [`kind`] and [`checks`] say what a value may be, [`sources`] and [`cli`]
-//! read them, [`values`] decides which value a setting gets. [`Config`] is what the server reads,
-//! through typed getters ([`getters`]). It knows nothing of its readers. Code that must act on a
-//! change registers with [`Config::on_change`].
+//! read them, [`values`] decides which value a setting gets, [`rewrite`] writes them into their
+//! file. [`Config`] is what the server reads, through typed getters ([`getters`]). It knows nothing
+//! of its readers. Code that must act on a change registers with [`Config::on_change`].
 //!
-//! Secrets leave this module only through the getters that say so: they are not in `Debug` and not
-//! in errors. CONFIG GET shows Redis's own (`requirepass`) as Redis does, since a client that may
-//! run it has given the password. Those of Kafka reach beyond this server and are never shown.
+//! Secrets leave this module only through the getters that say so, and into the file of settings:
+//! they are not in `Debug` and not in errors. CONFIG GET shows Redis's own (`requirepass`) as Redis
+//! does, since a client that may run it has given the password. Those of Kafka reach beyond this
+//! server and are never shown.
 
 pub mod checks;
 pub mod cli;
@@ -17,6 +18,7 @@ mod getters;
 pub mod import;
 pub mod kind;
 pub mod machine;
+mod rewrite;
 pub mod snapshot;
 mod sources;
 pub mod table;
@@ -27,9 +29,9 @@ mod without_effect;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -48,7 +50,7 @@ pub use sources::UserLine;
 use sources::{FromFile, Given};
 use table::{Change, Effect, Group, SETTINGS};
 use tls::TlsSettings;
-use values::{check_changeable, complete, new_value, shown, start_value};
+use values::{check_changeable, complete, new_value, of_file, shown, start_value};
 
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit that was built. Empty if it is not known.
@@ -87,6 +89,8 @@ type Values = Vec<Arc<str>>;
 type Hook = Box<dyn Fn(&Config) + Send + Sync>;
 /// Prepares other settings of TLS. They are in force once the result is called.
 type Trial = Box<dyn Fn(&TlsSettings) -> Result<Box<dyn FnOnce()>, String> + Send + Sync>;
+/// The same for other users.
+type UsersTrial = Box<dyn Fn(&[UserLine]) -> Result<Box<dyn FnOnce()>, String> + Send + Sync>;
 
 /// The configuration of the server.
 pub struct Config {
@@ -108,6 +112,7 @@ pub struct Config {
     hooks: Mutex<Vec<(usize, Hook)>>,
     /// Where clients are served over TLS.
     tls_trial: OnceLock<Trial>,
+    users_trial: OnceLock<UsersTrial>,
 }
 
 impl Config {
@@ -125,7 +130,7 @@ impl Config {
         given.extend(sources::from_environment(environment).map_err(Refused::Wrong)?);
         given.extend(line.given);
         let mut config = Config::from_given(&given, line.file, line.program).map_err(Refused::Wrong)?;
-        config.exposed_files = sources::exposed_files(&given, &users);
+        config.exposed_files = sources::exposed_files(&given, &users, config.acl_file());
         config.users = users;
         config.ping = line.ping;
         Ok(config)
@@ -173,6 +178,7 @@ impl Config {
             hot: Hot::default(),
             hooks: Mutex::default(),
             tls_trial: OnceLock::new(),
+            users_trial: OnceLock::new(),
         };
         config.refresh();
         config.check_as_a_whole()?;
@@ -295,6 +301,16 @@ impl Config {
         debug_assert!(is_first, "one part of the server has TLS");
     }
 
+    /// From now on `trial` prepares the users that the file defines when it is read again. If it
+    /// fails, nothing of the file is applied.
+    pub fn on_users_change(
+        &self,
+        trial: impl Fn(&[UserLine]) -> Result<Box<dyn FnOnce()>, String> + Send + Sync + 'static,
+    ) {
+        let is_first = self.users_trial.set(Box::new(trial)).is_ok();
+        debug_assert!(is_first, "one part of the server has users");
+    }
+
     fn take_over(&self, hooks: &[(usize, Hook)], values: Values, changed: &[usize]) {
         self.values.store(Arc::new(values));
         self.refresh();
@@ -305,19 +321,13 @@ impl Config {
 
     /// Applies the current contents of the file, as CONFIG SET would: all or, after an error,
     /// nothing. Values from the command line or the environment stay as they are. So does a setting
-    /// that the file does not name any more.
+    /// or a user that the file does not name any more.
     pub fn reload(&self) -> Result<Reloaded, String> {
         let Some(file) = &self.file else {
             return Ok(Reloaded::default());
         };
-        let mut wanted: BTreeMap<usize, String> = BTreeMap::new();
-        for one in &sources::from_file(file)?.given {
-            let setting = &SETTINGS[one.setting];
-            let before = wanted.get(&one.setting);
-            let current = before.map_or(setting.default, String::as_str);
-            let value = start_value(setting, one, current, before.is_some())?;
-            wanted.insert(one.setting, value);
-        }
+        let FromFile { given, users } = sources::from_file(file)?;
+        let mut wanted = of_file(&given)?;
         wanted.retain(|place, _| !self.above_file[*place]);
         let hooks = self.hooks.lock();
         let mut values: Values = Vec::clone(&self.values.load());
@@ -337,9 +347,46 @@ impl Config {
         }
         // The files may be others under the same names.
         let tls = self.try_tls(&values)?;
+        let users = self.users_trial.get().map(|trial| trial(&users)).transpose()?;
         self.take_over(&hooks, values, &changed);
-        tls.into_iter().for_each(|take_over| take_over());
+        tls.into_iter().chain(users).for_each(|take_over| take_over());
         Ok(reloaded)
+    }
+
+    /// Gives the file that was read at start the values that hold now (CONFIG REWRITE). `users`:
+    /// their lines, as ACL LIST shows them; none if `aclfile` has them. `write` gives the file this
+    /// text. The error says what failed; nothing was written then.
+    pub fn rewrite(&self, users: &[String], write: impl FnOnce(&Path, &str) -> io::Result<()>) -> Result<(), String> {
+        let file = self.file.as_deref().ok_or("there is no file of settings")?;
+        let _no_change_meanwhile = self.hooks.lock();
+        let old = match file.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            _ => sources::read_text(file)?,
+        };
+        let text = rewrite::rewritten(file, &old, &self.to_be_written(), users)?;
+        write(file, &text).map_err(|error| {
+            // As Redis tells it: without the number.
+            let told = error.to_string();
+            told.split(" (os error ").next().unwrap_or_default().to_owned()
+        })?;
+        let FromFile { given, users } = sources::from_text(file, &text)?;
+        warn_of_exposed(&sources::exposed_files(&given, &users, None));
+        Ok(())
+    }
+
+    /// The values that a start has to be given so that it has those that hold now.
+    fn to_be_written(&self) -> Values {
+        let values = self.values.load();
+        let mut written = self.started.clone();
+        for (place, setting) in SETTINGS.iter().enumerate() {
+            // A relative directory is that of the start; a line of the file stays as it is.
+            let is_own_dir = setting.name == "dir" && self.above_file[place];
+            // What cannot change may have been completed by other settings. They are written.
+            if setting.change == Change::Any || is_own_dir {
+                written[place] = values[place].clone();
+            }
+        }
+        written
     }
 
     /// Runs `hook` now, and whenever CONFIG SET gives this setting a value. The hook must not
@@ -469,6 +516,14 @@ impl fmt::Debug for Config {
             }
         }
         map.finish()
+    }
+}
+
+/// Warns of these files with passwords, which everybody can read.
+pub fn warn_of_exposed(files: &[PathBuf]) {
+    for file in files {
+        let file = file.display();
+        warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
     }
 }
 

@@ -115,23 +115,26 @@ fn is_from_elsewhere(name: &str, value: &str) -> bool {
 
 /// The values in a file in redis.conf syntax, and those of the files that it includes.
 pub fn from_file(path: &Path) -> Result<FromFile, String> {
+    from_text(path, &read_text(path)?)
+}
+
+/// As [`from_file`], if the file had this text.
+pub fn from_text(path: &Path, text: &str) -> Result<FromFile, String> {
     let mut all = FromFile::default();
-    read_into(path, &mut all, 0)?;
+    read_into(path, text, &mut all, 0)?;
     Ok(all)
 }
 
-fn read_into(path: &Path, all: &mut FromFile, depth: usize) -> Result<(), String> {
+fn read_into(path: &Path, text: &str, all: &mut FromFile, depth: usize) -> Result<(), String> {
     if depth > MAX_INCLUDES {
         return Err(format!(
             "{}: files include each other more than {MAX_INCLUDES} deep",
             path.display()
         ));
     }
-    let text = read_text(path)?;
     for (number, line) in text.lines().enumerate() {
         let place = Place::Line(path.to_path_buf(), number + 1);
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+        if is_empty(line) {
             continue;
         }
         let mut words = split(line).ok_or_else(|| format!("{place}: a quote is not closed, or text follows it"))?;
@@ -141,7 +144,8 @@ fn read_into(path: &Path, all: &mut FromFile, depth: usize) -> Result<(), String
         }
         if name.eq_ignore_ascii_case("include") {
             for file in &words {
-                read_into(&path.parent().unwrap_or(Path::new("")).join(file), all, depth + 1)?;
+                let file = path.parent().unwrap_or(Path::new("")).join(file);
+                read_into(&file, &read_text(&file)?, all, depth + 1)?;
             }
             continue;
         }
@@ -158,12 +162,18 @@ fn read_into(path: &Path, all: &mut FromFile, depth: usize) -> Result<(), String
     Ok(())
 }
 
+/// Whether a line is blank or a comment.
+pub fn is_empty(line: &str) -> bool {
+    let line = line.trim_start();
+    line.is_empty() || line.starts_with('#')
+}
+
 /// The properties in a file of librdkafka properties, as kcat's `-F` takes it.
 pub fn properties_file(path: &Path) -> Result<String, String> {
     let mut properties = String::new();
     for (number, line) in read_text(path)?.lines().enumerate() {
         let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+        if is_empty(line) {
             continue;
         }
         if !line.contains('=') {
@@ -175,8 +185,9 @@ pub fn properties_file(path: &Path) -> Result<String, String> {
     Ok(properties)
 }
 
-/// Files among these that contain a password and that every user of this machine can read.
-pub fn exposed_files(given: &[Given], users: &[UserLine]) -> Vec<PathBuf> {
+/// Files among these that contain a password, or its hash, and that every user of this machine can
+/// read. `acl_file`: the file of users.
+pub fn exposed_files(given: &[Given], users: &[UserLine], acl_file: Option<PathBuf>) -> Vec<PathBuf> {
     let has_secret = |properties: &str| {
         let properties = checks::parse_properties(properties).unwrap_or_default();
         properties.iter().any(|(name, _)| checks::is_secret_property(name))
@@ -196,20 +207,25 @@ pub fn exposed_files(given: &[Given], users: &[UserLine]) -> Vec<PathBuf> {
             files.push(file.clone());
         }
     }
-    let has_password = |user: &&UserLine| user.words.iter().any(|rule| rule.starts_with('>'));
+    let is_password = |rule: &[u8]| matches!(rule, [b'>' | b'#', ..]);
+    let has_password = |user: &&UserLine| user.words.iter().any(|rule| is_password(rule.as_bytes()));
     files.extend(users.iter().filter(has_password).filter_map(|user| match &user.place {
         Place::Line(file, _) => Some(file.clone()),
         _ => None,
     }));
+    // What cannot be read is reported when the users are read.
+    let has_password =
+        |file: &PathBuf| std::fs::read(file).is_ok_and(|text| text.split(u8::is_ascii_whitespace).any(is_password));
     let everybody_reads =
         |file: &PathBuf| std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & 0o004 != 0);
+    files.extend(acl_file.filter(everybody_reads).filter(has_password));
     files.retain(everybody_reads);
     files.sort_unstable();
     files.dedup();
     files
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
+pub fn read_text(path: &Path) -> Result<String, String> {
     let cannot = |cause: &dyn fmt::Display| format!("cannot read {}: {cause}", path.display());
     let size = std::fs::metadata(path).map_err(|e| cannot(&e))?.len();
     if size > MAX_FILE_BYTES {

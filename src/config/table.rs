@@ -226,6 +226,17 @@ const EFFECTIVE: &[Setting] = &[
         ..D
     },
     Setting {
+        name: "ping-user",
+        summary: "User of --ping, who may run PING; empty for the default user, with requirepass.",
+        ..D
+    },
+    Setting {
+        name: "ping-password",
+        secret: true,
+        summary: "Password of this user.",
+        ..D
+    },
+    Setting {
         name: "aclfile",
         change: Change::Immutable,
         summary: "File of users, for ACL LOAD and SAVE; relative to dir.",

@@ -631,6 +631,11 @@ fn files_with_a_password_that_everybody_can_read_are_told() {
     assert_eq!(exposed(&properties, &arguments, 0o644), [properties.path()]);
     let user = file("user ann on >secret\n");
     assert_eq!(exposed(&user, &[path(&user)], 0o644), [user.path()]);
+    let users = file("user ann on #0123\nuser bob on nopass\n");
+    assert_eq!(exposed(&users, &["--aclfile", path(&users)], 0o644), [users.path()]);
+    assert!(exposed(&users, &["--aclfile", path(&users)], 0o640).is_empty());
+    let open = file("user default on nopass ~* &* +@all\n");
+    assert!(exposed(&open, &["--aclfile", path(&open)], 0o644).is_empty());
     // A file that is included by another.
     let including = file(&format!("include {}\n", path(&with)));
     std::fs::set_permissions(with.path(), std::fs::Permissions::from_mode(0o644)).expect("the file is ours");

@@ -1,6 +1,7 @@
 //! The value that a setting gets: from the places that give it at start, from other settings, from
 //! CONFIG SET.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::sources::Given;
@@ -58,6 +59,19 @@ pub(super) fn start_value(setting: &Setting, given: &Given, current: &str, again
         )),
         _ => Ok(value),
     }
+}
+
+/// The values that a file gives to settings, by their places in the table.
+pub(super) fn of_file(given: &[Given]) -> Result<BTreeMap<usize, String>, String> {
+    let mut values: BTreeMap<usize, String> = BTreeMap::new();
+    for one in given {
+        let setting = &SETTINGS[one.setting];
+        let before = values.get(&one.setting);
+        let current = before.map_or(setting.default, String::as_str);
+        let value = start_value(setting, one, current, before.is_some())?;
+        values.insert(one.setting, value);
+    }
+    Ok(values)
 }
 
 /// Computes values that depend on others: the properties file, Kafka's brokers among the

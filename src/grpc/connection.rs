@@ -211,6 +211,7 @@ impl Door {
                     user: user.as_ref().unwrap_or(self.shared.users.default_account()),
                     authenticated: user.is_some(),
                     context: Context::TopLevel,
+                    may_repeat: false,
                 },
                 command,
                 // The keys are checked when the command runs.
@@ -261,7 +262,7 @@ impl Caller {
     pub fn session(&self) -> Session {
         let mut session = Session::new(self.client.clone(), &self.shared.users);
         if let Some(user) = &self.user {
-            session.log_in(user.clone());
+            session.act_for(user.clone());
         }
         session
     }

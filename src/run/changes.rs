@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::command::{Shared, invalidations, notify};
+use crate::command::{Shared, acl, invalidations, notify};
 use crate::database::visible::What;
 
 /// From now on changes are told to those who want to know of them.
@@ -63,5 +63,10 @@ pub(super) fn follow_users(shared: &Arc<Shared>) {
         if let Some(shared) = to.upgrade().filter(|_| before != Some(password.clone())) {
             shared.users.set_default_password(password.as_deref());
         }
+    });
+    let to = Arc::downgrade(shared);
+    shared.config.on_users_change(move |lines| match to.upgrade() {
+        Some(shared) => acl::prepare(&shared, lines),
+        None => Ok(Box::new(|| {})),
     });
 }

@@ -24,7 +24,7 @@ use crate::command::broadcasts::PubSub;
 use crate::command::publish::{Receiving, close_overdue};
 use crate::command::shared::Turns;
 use crate::command::{acl, invalidations, notify, rights};
-use crate::config::{COMMIT, Config, VERSION};
+use crate::config::{COMMIT, Config, VERSION, warn_of_exposed};
 use crate::database::consistency::Consistency;
 use crate::database::usable::NO_SNAPSHOT;
 use crate::database::{Service, Settings, Status, applier, now_ms, source};
@@ -70,10 +70,7 @@ pub fn run(config: Config) -> Result<(), Problem> {
     if !ignored.is_empty() {
         info!("settings that have no effect here: {}", ignored.join(" "));
     }
-    for file in config.exposed_files() {
-        let file = file.display();
-        warn!("every user of this machine can read the password in {file}: chmod 640 {file}");
-    }
+    warn_of_exposed(config.exposed_files());
     warn_of_misunderstandings(&config);
     provide_files(&config);
     supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;

@@ -358,6 +358,49 @@ fn who_may_not_is_refused_alike() {
     }
 }
 
+/// Who makes the calls of a connection is a matter of each call.
+#[test]
+fn calls_of_one_connection_have_users_of_their_own() {
+    let mut house = House::new(&[]);
+    let mut admin = house.node.client();
+    admin.check("ACL SETUSER ann on >secret +get ~a*", "+OK");
+    admin.check("ACL SETUSER bob on >secret +get ~b*", "+OK");
+    let call = |house: &mut House, user: &str, key: &'static str| {
+        let call = Call {
+            channel: Some("shared".into()),
+            login: Some(format!("{user}:secret")),
+            ..house.call("Get", key)
+        };
+        house.grpc.call(&call).code
+    };
+    let denied = "PERMISSION_DENIED";
+    assert_eq!(["a", "b"].map(|key| call(&mut house, "ann", key)), ["OK", denied]);
+    assert_eq!(["b", "a"].map(|key| call(&mut house, "bob", key)), ["OK", denied]);
+    let log = admin.tree("ACL LOG");
+    for (entry, user) in log.items().iter().zip(["bob", "ann"]) {
+        let text = format!("{entry:?}");
+        let fields: Vec<_> = entry.items().iter().filter_map(|item| item.bytes()).collect();
+        let info = fields.iter().find(|field| field.starts_with(b"id=")).expect("a client");
+        let info = String::from_utf8_lossy(info);
+        assert!(info.contains(&format!(" user={user} ")), "{info} {text}");
+    }
+    // The connection is nobody's: it stays when a user goes.
+    let local = format!(":{} ", house.grpc_port);
+    let ids = |admin: &mut Client| -> Vec<String> {
+        let list = admin.text("CLIENT LIST");
+        let of_door = list.lines().filter(|line| line.contains(&local));
+        of_door
+            .filter_map(|line| line.split(' ').next().map(str::to_owned))
+            .collect()
+    };
+    let before = ids(&mut admin);
+    assert_eq!(before.len(), 1, "{before:?}");
+    admin.check("ACL DELUSER ann", ":1");
+    assert_eq!(call(&mut house, "ann", "a"), "UNAUTHENTICATED");
+    assert_eq!(call(&mut house, "bob", "b"), "OK");
+    assert_eq!(ids(&mut admin), before);
+}
+
 #[test]
 fn all_doors_share_maxclients() {
     let mut house = House::new(&["--maxclients", "2"]);
@@ -544,7 +587,15 @@ fn failed_logins_delay_their_connection_alone() {
         assert!(guesser.reply().starts_with(b"-WRONGPASS"));
     }
     assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    // A login that succeeds gives no new tries.
     guesser.check("AUTH secret", "+OK");
+    let began = Instant::now();
+    assert!(guesser.line("AUTH guess").starts_with(b"-WRONGPASS"));
+    assert!(
+        began.elapsed() >= Duration::from_millis(50 << TRIES),
+        "{:?}",
+        began.elapsed()
+    );
     let guess = Call {
         channel: Some("guesser".into()),
         login: Some("default:guess".into()),

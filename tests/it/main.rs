@@ -48,6 +48,7 @@ mod pubsub;
 mod redis_py;
 mod redis_suite;
 mod replies;
+mod rewriting;
 mod scripts;
 mod self_check;
 mod side_by_side;

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{close_all, close_deaf};
-use crate::acl::{Account, DEFAULT, Loaded};
+use super::{close, deaf, end, of};
+use crate::acl::{DEFAULT, Defined, Loaded};
 use crate::command::{Args, Fault, Outcome, Reply, Session, Shared};
+use crate::config::UserLine;
 use crate::files;
 
 /// Longest file of users that is read.
@@ -16,33 +17,49 @@ const NO_FILE: &str = "ERR This Redis instance is not configured to use an ACL f
 
 /// Defines the users of the configuration, at start. The error says what to do.
 pub fn load(shared: &Shared) -> Result<(), String> {
-    let file = shared.config.acl_file();
-    for user in shared.config.users() {
-        if file.is_some() {
-            return Err(format!(
-                "take users from two places: {} defines one, and aclfile names a file of users; use one of both",
-                user.place
-            ));
+    let defined = defined(shared, shared.config.users()).map_err(|error| format!("define a user: {error}"))?;
+    shared.users.put(defined);
+    if let Some(file) = shared.config.acl_file() {
+        read(shared, &file).map_err(|error| format!("read the users: {error}"))?;
+        if shared.config.requirepass().is_some() && shared.users.needs_no_login() {
+            let file = file.display();
+            warn!("requirepass has no effect: without another line in {file} the user default needs no password");
         }
-        let words: Vec<&[u8]> = user.words.iter().map(String::as_bytes).collect();
-        let account = shared.users.configure(&words);
-        let account = account.map_err(|error| format!("define a user: {}: {error}", user.place))?;
-        warn_of_disabled(&account);
     }
-    let Some(file) = file else {
-        return Ok(());
-    };
-    read(shared, &file).map_err(|error| format!("read the users: {error}"))?;
-    shared.users.list().iter().for_each(|account| warn_of_disabled(account));
-    Ok(())
-}
-
-/// It may be a mistake.
-fn warn_of_disabled(account: &Account) {
-    if !account.user().is_on() {
+    // It may be a mistake.
+    for account in shared.users.list().iter().filter(|account| !account.user().is_on()) {
         let user = String::from_utf8_lossy(account.name());
         warn!(%user, "a user is disabled: its rules do not say 'on'");
     }
+    Ok(())
+}
+
+/// The users that lines of the configuration define.
+fn defined(shared: &Shared, lines: &[UserLine]) -> Result<Defined, String> {
+    let mut defined = Defined::new();
+    for UserLine { words, place } in lines {
+        if shared.config.acl_file().is_some() {
+            return Err(format!(
+                "{place}: users from two places: aclfile names a file of them; use one of both"
+            ));
+        }
+        let words: Vec<&[u8]> = words.iter().map(String::as_bytes).collect();
+        let added = shared.users.define(&words, &mut defined);
+        added.map_err(|error| format!("{place}: {error}"))?;
+    }
+    Ok(defined)
+}
+
+/// Prepares the users of a configuration that is read again. They are in force once the result is
+/// called. Users without a line stay as they are.
+pub fn prepare(shared: &Arc<Shared>, lines: &[UserLine]) -> Result<Box<dyn FnOnce()>, String> {
+    let (shared, defined) = (shared.clone(), defined(shared, lines)?);
+    Ok(Box::new(move || {
+        for account in shared.users.put(defined) {
+            info!(user = %String::from_utf8_lossy(account.name()), "a user has changed");
+            deaf(&shared, &account).iter().for_each(|client| end(&shared, client));
+        }
+    }))
 }
 
 fn read(shared: &Shared, file: &Path) -> Result<Loaded, String> {
@@ -62,17 +79,18 @@ pub(super) fn acl_load(session: &mut Session, shared: &Arc<Shared>, _: Args) -> 
     // As a user that was removed and created: its connections have to log in again.
     let (default, changed): (Vec<_>, Vec<_>) = loaded.changed.iter().partition(|account| account.name() == DEFAULT);
     for account in loaded.removed.iter().chain(changed) {
-        close_all(session, shared, account);
+        let clients: Vec<_> = of(shared, account).collect();
+        close(session, shared, &clients);
     }
     for account in default {
-        close_deaf(session, shared, account);
+        close(session, shared, &deaf(shared, account));
     }
     Ok(Reply::Ok)
 }
 
 pub(super) fn acl_save(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
     let file = shared.config.acl_file().ok_or(NO_FILE)?;
-    match files::replace(&file, &shared.users.save()) {
+    match files::rewrite(&file, &shared.users.save()) {
         Ok(()) => Ok(Reply::Ok),
         Err(error) => {
             warn!(%error, file = %file.display(), "cannot write the users");

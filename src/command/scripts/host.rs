@@ -107,7 +107,7 @@ impl<'c, 't, 'k> Commands<'c, 't, 'k> {
     /// An error if the user who runs the script may not run a command.
     fn check_rights(&self, command: &CommandEntry, args: Args<'_>) -> Result<(), Bytes> {
         let mut caller = caller(self.session, Context::Script);
-        caller.authenticated = true;
+        (caller.authenticated, caller.may_repeat) = (true, true);
         admit(self.shared, Wants::Run { caller, command, args }).map_err(|refusal| match refusal {
             Refusal::NotAllowed(_, text) => format!("ERR ACL failure in script: {text}").into(),
             refusal => refusal.text().into_owned().into(),
@@ -241,8 +241,7 @@ impl Host for Commands<'_, '_, '_> {
 
     fn is_allowed(&mut self, args: &[&[u8]]) -> Option<bool> {
         let command = find(args).ok().filter(|command| command.takes(args.len()))?;
-        let user = &self.session.user;
-        Some(user.may_everything() || rights::check(&user.user(), command, args).is_ok())
+        Some(rights::allow(&self.session.user, command, args))
     }
 
     fn log(&mut self, level: Level, text: &[u8]) {

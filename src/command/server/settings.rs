@@ -1,13 +1,16 @@
 //! CONFIG: settings of the running server.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tracing::{info, warn};
+
 use super::{ADMIN, HELP, ROW};
 use crate::command::args::{SYNTAX, text};
-use crate::command::{Args, Command, Compatibility, Fault, Outcome, Reply, Run, Session, Shared, help_of, table};
+use crate::command::{Args, Command, Fault, Outcome, Reply, Run, Session, Shared, help_of, table};
 use crate::config::table as settings;
-use crate::glob;
+use crate::{files, glob};
 
 pub(super) const CONFIG: &[Command] = &[
     Command {
@@ -43,8 +46,7 @@ pub(super) const CONFIG: &[Command] = &[
         arity: 2,
         flags: ADMIN,
         since: "2.8.0",
-        summary: "Would write the settings to their file; refused.",
-        compatibility: Compatibility::Partial("always refused: the file is yours"),
+        summary: "Writes the settings, and the users, to their file.",
         run: Run::Session(config_rewrite),
         ..ROW
     },
@@ -118,13 +120,36 @@ fn config_resetstat(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
 }
 
 fn config_rewrite(_: &mut Session, shared: &Arc<Shared>, _: Args) -> Outcome {
-    match shared.config.file() {
-        None => Err("ERR The server is running without a config file".into()),
-        Some(file) => Err(Fault::error(format!(
-            "ERR Rewriting config file: not supported; write the setting to {} yourself",
-            file.display()
-        ))),
+    let config = &shared.config;
+    let Some(file) = config.file().map(Path::display) else {
+        return Err("ERR The server is running without a config file".into());
+    };
+    let rewritten = users_to_write(shared)
+        .and_then(|users| config.rewrite(&users, |file, text| files::rewrite(file, text.as_bytes())));
+    match rewritten {
+        Ok(()) => {
+            info!("CONFIG REWRITE: wrote {file}");
+            Ok(Reply::Ok)
+        }
+        Err(error) => {
+            warn!(error, "CONFIG REWRITE: cannot write {file}");
+            Err(Fault::error(format!("ERR Rewriting config file: {error}")))
+        }
     }
+}
+
+/// The lines of the users, unless they have a file of their own.
+fn users_to_write(shared: &Shared) -> Result<Vec<String>, String> {
+    if shared.config.acl_file().is_some() {
+        return Ok(Vec::new());
+    }
+    let lines = shared
+        .users
+        .list()
+        .into_iter()
+        .map(|account| String::from_utf8(account.describe()));
+    let lines: Result<Vec<String>, _> = lines.collect();
+    lines.map_err(|_| "a user has a name or a rule that is not UTF-8; aclfile can hold it".to_owned())
 }
 
 fn config_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {

@@ -342,7 +342,17 @@ impl RedisServer {
         RedisServer::start_as(parts::redis_8_server, args)
     }
 
-    fn start_as(program: fn() -> Command, args: &[&str]) -> RedisServer {
+    /// With this file of settings.
+    pub fn start_with_file(file: &Path) -> RedisServer {
+        let program = || {
+            let mut command = parts::redis_server();
+            command.arg(file);
+            command
+        };
+        RedisServer::start_as(program, &[])
+    }
+
+    fn start_as(program: impl Fn() -> Command, args: &[&str]) -> RedisServer {
         for _ in 0..PORTS_TRIED {
             let mut server = RedisServer::launch(program(), args);
             match wait_until_ready(&mut server.child, server.port) {
