@@ -57,6 +57,7 @@ impl DataDir {
             ),
         })?;
         restrict(path);
+        remove_unpacked(&path.join(UNPACKING));
         Ok(DataDir {
             owner: read(path)?,
             path: path.to_path_buf(),
@@ -82,11 +83,7 @@ impl DataDir {
     /// A place for what a snapshot holds, until it is whole.
     pub fn unpacking(&self) -> Result<Unpacking, String> {
         let path = self.path.join(UNPACKING);
-        let made = match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => fs::create_dir(&path),
-        };
-        made.map_err(|e| format!("create {}: {e}", path.display()))?;
+        fs::create_dir(&path).map_err(|e| format!("create {}: {e}", path.display()))?;
         Ok(Unpacking { path })
     }
 
@@ -94,7 +91,10 @@ impl DataDir {
     /// too, or the directory is empty still.
     pub fn take_over(&mut self, unpacked: Unpacking, owner: Owner) -> Result<(), String> {
         let taken = (|| {
-            files::replace(&self.path.join(SNAPSHOT), b"")?;
+            // An embedded log is whole by itself; its store is built from it.
+            if unpacked.store().exists() {
+                files::replace(&self.path.join(SNAPSHOT), b"")?;
+            }
             write(&self.path, &owner)?;
             for name in [LOG, STORE] {
                 match fs::rename(unpacked.path.join(name), self.path.join(name)) {
@@ -106,13 +106,12 @@ impl DataDir {
         })();
         taken.map_err(|e: io::Error| format!("write to {}: {e}; is the disk full?", self.path.display()))?;
         self.owner = Some(owner);
-        unpacked.discard();
         Ok(())
     }
 
-    /// True from [`DataDir::take_over`] to [`serves`].
+    /// True if the store came from a snapshot and no node has served it yet ([`serves`]).
     pub fn is_from_snapshot(&self) -> bool {
-        self.path.join(SNAPSHOT).exists()
+        self.path.join(SNAPSHOT).exists() && self.store().exists()
     }
 
     /// This node's own id, made at its first start: 16 hex digits.
@@ -168,7 +167,7 @@ impl DataDir {
     }
 }
 
-/// A directory inside of the data directory.
+/// A directory inside of the data directory. What is left of it goes when this is dropped.
 pub struct Unpacking {
     path: PathBuf,
 }
@@ -186,12 +185,21 @@ impl Unpacking {
     pub fn store(&self) -> PathBuf {
         self.path.join(STORE)
     }
+}
 
-    /// Removes it. If that fails, the next one does it.
-    pub fn discard(self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            warn!(%error, "cannot remove {}", self.path.display());
+impl Drop for Unpacking {
+    fn drop(&mut self) {
+        remove_unpacked(&self.path);
+    }
+}
+
+/// Removes what was unpacked and not taken over. If that fails, the next start does it.
+fn remove_unpacked(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            warn!(%error, "cannot remove {}", path.display());
         }
+        _ => {}
     }
 }
 

@@ -36,6 +36,12 @@ pub fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> 
         directory.claim(owner(config, log.identity(0)))?;
         (log, None)
     };
+    let store = open_store(config, directory)?;
+    Ok(Parts { log, kafka, store })
+}
+
+/// Opens the store alone.
+pub fn open_store(config: &Config, directory: &DataDir) -> Result<Opened, Problem> {
     let engine = match &*config.store() {
         "fjall" => EngineKind::Fjall,
         _ => EngineKind::Sled,
@@ -45,16 +51,15 @@ pub fn open(config: &Config, directory: &mut DataDir) -> Result<Parts, Problem> 
         databases: databases_with_copies(config.databases()),
         // Others that write to Kafka need tombstones to learn what was flushed. The embedded log
         // has no others.
-        keeps_hidden: on_kafka,
+        keeps_hidden: is_on_kafka(config),
     };
-    let store = store::open(engine, &directory.store(), &options).map_err(|e| {
+    store::open(engine, &directory.store(), &options).map_err(|e| {
         let place = directory.store();
         format!(
             "open the local store: {e}; see to {} (it holds nothing that the log does not)",
             place.display()
         )
-    })?;
-    Ok(Parts { log, kafka, store })
+    })
 }
 
 fn is_on_kafka(config: &Config) -> bool {

@@ -29,7 +29,7 @@ pub(super) fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Re
                 source.as_deref().unwrap_or("gone")
             ))
         } else if retention.is_some() && newest > now {
-            Some("it is from the future: the clock was set back, and how long this node was away is not known, so deletes may have been missed".into())
+            Some("it is from the future: the clock was set back, or that of the machine that made it is ahead; how long this node was away is not known, so deletes may have been missed".into())
         } else if retention.is_some_and(|r| is_too_old(Duration::from_millis(now.saturating_sub(oldest)), r)) {
             Some("it is older than the topic keeps its tombstones (delete.retention.ms), so deletes may have been missed".into())
         } else {
@@ -58,7 +58,7 @@ pub(super) fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Re
 
 /// What to do if a node cannot go on from the snapshot that it began from.
 pub const NO_SNAPSHOT: &str =
-    "take a newer snapshot, or remove the directory store in --dir and start without one to read the whole topic";
+    "empty the data directory (--dir), then begin from a newer snapshot, or from none to read the whole topic";
 
 /// An error if the store came from a snapshot and did not catch up yet. Whoever began from one
 /// counts on it, and wants to know that it is of no use.

@@ -1,7 +1,7 @@
 //! Follows the log up to its end without serving anybody, for `highwater snapshot`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -9,26 +9,25 @@ use tracing::warn;
 
 use super::Problem;
 use crate::config::Config;
-use crate::database::{Service, Settings, Status, applier};
+use crate::database::{Partition, Service, Settings, Status, applier};
 use crate::datadir::{DataDir, Owner};
 use crate::log::{Log as _, LogError, Positions, TopicPartition};
-use crate::open::{Parts, open, owner};
+use crate::open::{Parts, open, open_store, owner};
+use crate::store::{self, DatabaseCheckpoint};
 use crate::supervise;
 use crate::telemetry::logging::Logging;
 use crate::telemetry::progress::Progress;
 
 const STEP: Duration = Duration::from_millis(50);
 
-/// What the store of the directory has now.
-pub(super) struct CaughtUp {
-    pub(super) owner: Owner,
-    /// Everything below these offsets.
-    pub(super) positions: Positions,
-}
-
 /// Brings the store of this directory to the end of the topics, as a node does when it starts, and
-/// closes it in good order. Nothing is written to Kafka. Blocking.
-pub(super) fn catch_up(config: &Config, directory: &mut DataDir, logging: &Logging) -> Result<CaughtUp, Problem> {
+/// closes it in good order. Everything below the positions that it returns is in the store, whole
+/// groups of records, and nothing else is. Nothing is written to Kafka. Blocking.
+pub(super) fn catch_up(
+    config: &Config,
+    directory: &mut DataDir,
+    logging: &Logging,
+) -> Result<(Owner, Positions), Problem> {
     let Parts { log, kafka, store } = open(config, directory)?;
     let Some(kafka) = kafka else {
         return Err("follow the topic: no brokers are named".into());
@@ -45,7 +44,7 @@ pub(super) fn catch_up(config: &Config, directory: &mut DataDir, logging: &Loggi
     service.memory.limit.store(config.memory_limit(), Ordering::Relaxed);
     let failed = |e: LogError| format!("read the log: {e}");
     let applier = applier::start(service.clone(), &store.checkpoint).map_err(failed)?;
-    let followed = wait_until_followed(&service, &applier, logging);
+    let followed = wait_until_stored(&service, &applier, logging);
     service.log.close(config.write_timeout());
     service.stop();
     // If it panicked, it has reported that.
@@ -54,20 +53,69 @@ pub(super) fn catch_up(config: &Config, directory: &mut DataDir, logging: &Loggi
     if let Some(problem) = supervise::failure() {
         return Err(problem.to_owned());
     }
-    let positions = positions(&service);
-    match Arc::into_inner(service) {
-        Some(_) => Ok(CaughtUp { owner, positions }),
-        None => Err("close the local store: something still uses it".into()),
+    let applied = positions(&service, |partition| &partition.applied);
+    if Arc::into_inner(service).is_none() {
+        return Err("close the local store: something still uses it".into());
+    }
+    Ok((owner, stored(config, directory, &applied)?))
+}
+
+/// What the closed store says of itself. An error if that is not everything that was applied: when
+/// it was closed it may have had no room, or not enough time.
+fn stored(config: &Config, directory: &DataDir, applied: &Positions) -> Result<Positions, Problem> {
+    let path = directory.store();
+    let closed = || store::wait_until_closed(&path).map_err(|e| format!("close the local store: {e}"));
+    closed()?;
+    let opened = open_store(config, directory)?;
+    if let Some(reason) = opened.rebuilt {
+        return Err(format!(
+            "use the local store: {reason}; do it again, the store is built anew then"
+        ));
+    }
+    let of_database = |(database, known): (u16, DatabaseCheckpoint)| {
+        let at = move |partition| TopicPartition { database, partition };
+        known
+            .partitions
+            .into_iter()
+            .map(move |(partition, position)| (at(partition), position.next_offset))
+    };
+    let stored: Positions = opened.checkpoint.databases.into_iter().flat_map(of_database).collect();
+    drop(opened.store);
+    closed()?;
+    let lacks = |(at, position): &(&TopicPartition, &u64)| stored.get(at).is_none_or(|stored| stored < *position);
+    match applied.iter().find(lacks) {
+        None => Ok(stored),
+        Some((at, position)) => Err(format!(
+            "store everything: of database {} partition {} the store has what is below offset {}, and {position} was read; is the disk of {} \
+             full, or slow? Do it again: it goes on from there",
+            at.database,
+            at.partition,
+            stored.get(at).unwrap_or(&0),
+            path.display()
+        )),
     }
 }
 
-fn wait_until_followed(service: &Service, applier: &JoinHandle<Option<()>>, logging: &Logging) -> Result<(), Problem> {
+/// Waits until the store has what the topics had at the start.
+fn wait_until_stored(service: &Service, applier: &JoinHandle<Option<()>>, logging: &Logging) -> Result<(), Problem> {
     let mut progress = Progress::new(logging, "reading", "records");
+    let mut wanted = None;
     loop {
         match &*service.status() {
             Status::Loading { applied, total, .. } => progress.show(*applied, *total),
             Status::Failed(why) => return Err(format!("read the log: this node {why}")),
-            Status::Serving | Status::Stale => return Ok(()),
+            Status::Serving | Status::Stale => {
+                let wanted = wanted.get_or_insert_with(|| positions(service, |partition| &partition.applied));
+                if positions(service, |partition| &partition.stored)
+                    .iter()
+                    .all(|(at, stored)| *stored >= wanted[at])
+                {
+                    return Ok(());
+                }
+                if let Some(reason) = service.store_lacks_room() {
+                    return Err(format!("store everything: {reason}"));
+                }
+            }
         }
         if applier.is_finished() {
             return Err(supervise::failure()
@@ -78,14 +126,14 @@ fn wait_until_followed(service: &Service, applier: &JoinHandle<Option<()>>, logg
     }
 }
 
-/// What the store was given, once its writer has ended.
-fn positions(service: &Service) -> Positions {
+/// One of the positions of every partition.
+fn positions(service: &Service, of: impl Fn(&Partition) -> &AtomicU64 + Copy) -> Positions {
     let databases = 0..service.database_count();
     let of_database = |database| {
         let partitions = (0..).zip(service.database(database).partitions());
         partitions.map(move |(partition, known)| {
             let at = TopicPartition { database, partition };
-            (at, known.stored.load(Ordering::Acquire))
+            (at, of(known).load(Ordering::Acquire))
         })
     };
     databases.flat_map(of_database).collect()

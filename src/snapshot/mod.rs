@@ -32,9 +32,11 @@ use crate::database::now_ms;
 use crate::datadir::{DataDir, Owner, Unpacking};
 use crate::log::embedded::frozen;
 use crate::log::{Positions, TopicPartition};
+use crate::open;
 use crate::store;
 use crate::supervise;
 use crate::telemetry::logging::{self, Logging};
+use crate::telemetry::process;
 use crate::telemetry::progress::Progress;
 
 /// What cannot be done, why, and what to do. Shown after "highwater: cannot".
@@ -42,6 +44,7 @@ type Problem = String;
 
 /// Longest time for the end of a log that was only read.
 const ASK: Duration = Duration::from_secs(10);
+const MANY_FILES: u64 = 1 << 20;
 /// So many bytes of a snapshot are read at once.
 const CHUNK: usize = 1 << 20;
 
@@ -51,6 +54,8 @@ pub fn snapshot(config: &Config, options: &SnapshotOptions) -> Result<(), Proble
     supervise::on_failure(supervise::end_now);
     supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
     let started = Instant::now();
+    // Of an embedded log all segments are open at once.
+    process::raise_open_files(MANY_FILES);
     let output = Output::create(&options.to)?;
     let bytes = match config.bootstrap_servers().is_empty() {
         false => of_topic(config, output, &logging)?,
@@ -79,16 +84,15 @@ fn of_topic(config: &Config, output: Output, logging: &Logging) -> Result<u64, P
         format!("{problem}; a snapshot of a topic needs a data directory of its own, not that of a running node")
     })?;
     let created = now_ms();
-    let reached = catch_up(config, &mut directory, logging)?;
+    let (owner, positions) = catch_up(config, &mut directory, logging)?;
     let store = directory.store();
-    store::wait_until_closed(&store).map_err(|e| format!("close the local store: {e}"))?;
     let manifest = Manifest {
         created,
         version: VERSION.to_owned(),
         databases: config.databases(),
-        owner: reached.owner,
+        owner,
         engine: Some(config.store().to_string()),
-        positions: reached.positions,
+        positions,
     };
     let total = store::directory_bytes(&store);
     let mut progress = Progress::new(logging, "writing", "bytes");
@@ -151,7 +155,8 @@ pub fn restore(config: &Config, options: &RestoreOptions) -> Result<(), Problem>
         ));
     }
     let unpacking = directory.unpacking()?;
-    let manifest = unpack(&options.from, &unpacking, &logging)?;
+    let (manifest, packed) = read(&options.from)?;
+    packed.unpack(&unpacking, &logging)?;
     let made = format!("of {}, made {} ago", manifest.owner, age(manifest.created));
     let told = match options.target() {
         RestoreTarget::Directory => {
@@ -168,7 +173,6 @@ pub fn restore(config: &Config, options: &RestoreOptions) -> Result<(), Problem>
         }
         RestoreTarget::Topic(to) => {
             let records = rewrite::to_topic(config, to, &manifest, &unpacking, &logging)?;
-            unpacking.discard();
             format!(
                 "wrote {records} records of the snapshot {made} to topic {}",
                 to.to_topic
@@ -191,25 +195,53 @@ pub(crate) fn begin_from(
         info!("the data directory is not empty, so this node goes on from there: the snapshot {path} is not read");
         return Ok(());
     }
-    let unpacking = directory.unpacking()?;
-    let manifest = unpack(path, &unpacking, logging)?;
-    if let Some(engine) = manifest.engine.filter(|engine| *engine != *config.store()) {
-        unpacking.discard();
-        return Err(format!(
-            "begin from the snapshot {path}: its store was kept by {engine}, and that of this node is kept by {}; start it with --store {engine}",
-            config.store()
-        ));
+    let (manifest, packed) = read(path)?;
+    // Before much is unpacked. What cannot be told now is found when the topic is reached.
+    if let Some(reason) = unfit(&manifest, config) {
+        return Err(format!("begin from the snapshot {path}: {reason}"));
     }
+    directory.check(&open::owner(config, None))?;
     info!(
         "beginning from the snapshot {path} of {}, made {} ago",
         manifest.owner,
         age(manifest.created)
     );
+    let unpacking = directory.unpacking()?;
+    packed.unpack(&unpacking, logging)?;
     directory.take_over(unpacking, manifest.owner)
 }
 
-/// Unpacks a snapshot. `from`: a path, or `-`.
-fn unpack(from: &str, unpacking: &Unpacking, logging: &Logging) -> Result<Manifest, Problem> {
+/// Why a node with these settings cannot begin from this snapshot.
+fn unfit(manifest: &Manifest, config: &Config) -> Option<String> {
+    let wanted = open::owner(config, None);
+    let is_its_log = match (&manifest.owner, &wanted) {
+        (Owner::Kafka { topic, .. }, Owner::Kafka { topic: wanted, .. }) => topic == wanted,
+        (Owner::Embedded { .. }, Owner::Embedded { .. }) => true,
+        (Owner::Kafka { .. }, Owner::Embedded { .. }) | (Owner::Embedded { .. }, Owner::Kafka { .. }) => false,
+    };
+    if !is_its_log {
+        return Some(format!("it is of {}, and this node's log is {wanted}", manifest.owner));
+    }
+    let engine = manifest.engine.as_ref()?;
+    if **engine != *config.store() {
+        let own = config.store();
+        return Some(format!(
+            "its store was kept by {engine}, and that of this node is kept by {own}; start it with --store {engine}"
+        ));
+    }
+    let (has, own) = (manifest.databases, config.databases());
+    (has != own).then(|| format!("it was made with --databases {has}, and this node has {own}"))
+}
+
+/// What a snapshot holds, after what it says of itself.
+struct Packed {
+    reader: Reader<Box<dyn BufRead>>,
+    /// Bytes of the file; 0 if that is not known.
+    total: u64,
+}
+
+/// Reads what a snapshot says of itself. `from`: a path, or `-`.
+fn read(from: &str) -> Result<(Manifest, Packed), Problem> {
     let (input, total): (Box<dyn BufRead>, u64) = match from == "-" {
         true => (Box::new(BufReader::with_capacity(CHUNK, io::stdin())), 0),
         false => {
@@ -219,9 +251,16 @@ fn unpack(from: &str, unpacking: &Unpacking, logging: &Logging) -> Result<Manife
         }
     };
     let (manifest, reader) = Reader::open(input)?;
-    let mut progress = Progress::new(logging, "unpacking", "bytes");
-    reader.unpack(unpacking.path(), &mut |done| progress.show(done, total))?;
-    Ok(manifest)
+    Ok((manifest, Packed { reader, total }))
+}
+
+impl Packed {
+    fn unpack(self, unpacking: &Unpacking, logging: &Logging) -> Result<(), Problem> {
+        let mut progress = Progress::new(logging, "unpacking", "bytes");
+        let total = self.total;
+        self.reader
+            .unpack(unpacking.path(), &mut |done| progress.show(done, total))
+    }
 }
 
 /// How long ago a time was, for people.

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Problem;
@@ -26,6 +27,9 @@ impl Output {
             return Ok(Output::Stdout);
         }
         let path = PathBuf::from(to);
+        if path.is_dir() || path.file_name().is_none() {
+            return Err(format!("write a snapshot to {to}: that is no name of a file"));
+        }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".unfinished");
         let unfinished = path.with_file_name(name);
@@ -33,6 +37,14 @@ impl Output {
         let file = files::open(&unfinished, files::options().create(true).truncate(false)).map_err(failed)?;
         file.try_lock()
             .map_err(|_| format!("write {}: another snapshot is written there now", unfinished.display()))?;
+        // Another one may have got its name since it was opened.
+        let is_it = fs::symlink_metadata(&unfinished).and_then(|named| Ok(named.ino() == file.metadata()?.ino()));
+        if !is_it.map_err(failed)? {
+            return Err(format!(
+                "write {}: another snapshot was written there just now",
+                unfinished.display()
+            ));
+        }
         file.set_len(0).map_err(failed)?;
         Ok(Output::File { path, unfinished, file })
     }

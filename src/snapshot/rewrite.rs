@@ -12,6 +12,7 @@ use crate::config::copy::CopyOptions;
 use crate::copy;
 use crate::copy::writer::Writer;
 use crate::database::copies::databases_with_copies;
+use crate::database::now_ms;
 use crate::datadir::{Owner, Unpacking};
 use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
@@ -68,6 +69,9 @@ fn rewrite(
     target: &dyn Log,
     logging: &Logging,
 ) -> Result<u64, Problem> {
+    if manifest.databases > config.databases() {
+        return Err(format!("write {0} databases: say --databases {0}", manifest.databases));
+    }
     let (store, checkpoint) = open_store(config, manifest, &unpacked.store())?;
     let failed = |e: store::StoreError| format!("read the snapshot: {e}");
     let mut writer = Writer::new(target);
@@ -105,7 +109,11 @@ fn key_of(store: &dyn Store, database: u16, key: Bytes, writer: &mut Writer<'_>)
         tracing::warn!(database, %reason, "a key cannot be read and is not restored: {}", key.escape_ascii());
         return Ok(());
     }
-    if let Value::Split(split) = &entry.value {
+    // An expired one is left out whole.
+    let is_live = entry.is_live(now_ms());
+    if let Value::Split(split) = &entry.value
+        && is_live
+    {
         elements(store, database, (&key, split.version()), writer)?;
     }
     writer.take(database, key, Payload::Key(Some(entry.into_state())))

@@ -226,13 +226,13 @@ fn a_snapshot_that_does_not_fit_is_refused_and_brings_back_a_topic_that_is_gone(
             .iter()
             .for_each(|word| assert!(log.contains(word), "{word:?} is missing: {log}"));
     };
-    refused(&fresh_topic("another"), &[], &["belongs to the Kafka topic", &topic]);
-    refused(&topic, &["--store", "fjall"], &["kept by sled", "--store sled"]);
     refused(
-        &topic,
-        &["--databases", "17"],
-        &["snapshot", "another number of databases"],
+        &fresh_topic("another"),
+        &[],
+        &["it is of the Kafka topic", &topic, "this node's log is"],
     );
+    refused(&topic, &["--store", "fjall"], &["kept by sled", "--store sled"]);
+    refused(&topic, &["--databases", "17"], &["snapshot", "--databases 16"]);
     let cut = place.path("cut");
     fs::write(&cut, &fs::read(&file).expect("is there")[..10_000]).expect("is written");
     let (status, log) = on(kafka, &topic).args(&["--snapshot", &place.text("cut")]).refuse(SOON);
@@ -243,6 +243,21 @@ fn a_snapshot_that_does_not_fit_is_refused_and_brings_back_a_topic_that_is_gone(
         &[("cleanup.policy", "compact"), ("delete.retention.ms", "1000")],
     );
     refused(&topic, &[], &["does not fit", "delete.retention.ms"]);
+
+    // It stays refused in the same directory, whatever is given, until that is empty.
+    let dir = place.path("refused");
+    let again = |args: &[&str], word: &str| {
+        let (status, log) = on(kafka, &topic).dir(&dir).args(args).refuse(SOON);
+        assert!(!status.success() && log.contains(word), "{word:?} is missing: {log}");
+    };
+    again(&["--snapshot", &file], "empty the data directory");
+    again(&[], "empty the data directory");
+    fs::remove_dir_all(&dir).expect("is removed");
+    again(&["--snapshot", &place.text("cut")], "ends too early");
+    assert!(!dir.join("unpacking").exists() && !dir.join("store").exists());
+    let whole = on(kafka, &topic).dir(&dir).start();
+    eventually("it read the topic", SOON, || all_shown(&mut whole.client()) == expected);
+    drop(whole);
 
     kafka.delete_topic(&topic);
     kafka.create_topic(&topic, 3, &[("cleanup.policy", "compact")]);

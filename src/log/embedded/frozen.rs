@@ -12,13 +12,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::meta::{META_FILE, Meta};
+use super::disk::LocalDisk;
+use super::meta::{META_FILE, MarkFile, Meta};
+use super::recovery::examine_tail;
 use super::segment::{FrameReader, ReadError, Segment, base_of, damage, io_error};
 use crate::log::LogError;
 
 /// Compaction replaces files now and then, never all the time.
-const TRIES: usize = 20;
+const TRIES: u32 = 20;
+/// The pause before the second try. It grows with each one.
+const PAUSE: Duration = Duration::from_millis(2);
+/// How many times what is written just now may look like damage.
+const LOOKS: u32 = 5;
 
 /// The log at one moment.
 pub struct Frozen {
@@ -33,14 +40,17 @@ pub struct Frozen {
 /// Opens the files of a log.
 pub fn freeze(dir: &Path) -> Result<Frozen, LogError> {
     let failed = |error: io::Error| io_error("read", dir, &error);
-    for _ in 0..TRIES {
+    for number in 0..TRIES {
+        std::thread::sleep(PAUSE * number);
+        // Before the rest: it is never ahead of what is on the disk.
+        let durable = MarkFile::load(&LocalDisk, dir)?.map_or(0, |(mark, _)| mark.durable);
         let before = listing(dir).map_err(failed)?;
         let opened = match open_all(dir, &before) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             opened => opened.map_err(failed)?,
         };
         if listing(dir).map_err(failed)? == before {
-            return measured(dir, opened);
+            return measured(dir, opened, durable);
         }
     }
     Err(LogError::Failed(format!(
@@ -78,8 +88,9 @@ fn open_all(dir: &Path, names: &[(String, u64)]) -> io::Result<Vec<(String, File
     names.iter().map(open).collect()
 }
 
-/// Reads all of it, so that no damaged log is taken for a good copy.
-fn measured(dir: &Path, opened: Vec<(String, File)>) -> Result<Frozen, LogError> {
+/// Reads all of it, so that no damaged log is taken for a good copy. `durable`: everything below
+/// this offset was on the disk before.
+fn measured(dir: &Path, opened: Vec<(String, File)>, durable: u64) -> Result<Frozen, LogError> {
     let mut frozen = Frozen {
         id: String::new(),
         end: 0,
@@ -113,19 +124,56 @@ fn measured(dir: &Path, opened: Vec<(String, File)>) -> Result<Frozen, LogError>
             return Err(damage(&path, 0, base, &what));
         }
         let compacted = segment.compacted;
-        let mut reader = FrameReader::new(segment, 0);
-        let bytes = loop {
-            match reader.next() {
-                Ok(Some(_)) => {}
-                Ok(None) => break reader.at(),
-                // Room for what comes, or a write that is under way.
-                Err(ReadError::Damaged(_)) if base == newest && compacted.is_none() => break reader.at(),
-                Err(error) => return Err(error.into()),
+        let (bytes, next) = match base == newest && compacted.is_none() {
+            true => whole_frames(&segment, durable)?,
+            false => {
+                let mut reader = FrameReader::new(segment, 0);
+                while reader.next()?.is_some() {}
+                (reader.at(), reader.next_offset())
             }
         };
-        frozen.end = compacted.map_or(reader.next_offset(), |compacted| compacted.end);
+        frozen.end = compacted.map_or(next, |compacted| compacted.end);
         covered = frozen.end;
         frozen.files.push((name, file, bytes));
     }
-    Ok(frozen)
+    match frozen.end < durable {
+        true => Err(LogError::Failed(format!(
+            "the log in {} ends at offset {}, but records up to offset {durable} had been stored safely",
+            dir.display(),
+            frozen.end
+        ))),
+        false => Ok(frozen),
+    }
+}
+
+/// Up to where the newest segment has whole frames: the place, and the offset. What comes behind
+/// that is room for what will be written, or a write that is under way; but not what was once safe
+/// on the disk, by the same signs as when a log is opened ([`super::recovery`]).
+fn whole_frames(segment: &Arc<Segment>, durable: u64) -> Result<(u64, u64), LogError> {
+    let mut looks = 0;
+    loop {
+        let mut reader = FrameReader::new(segment.clone(), 0);
+        let bad = loop {
+            match reader.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => break None,
+                Err(ReadError::Damaged(error)) => break Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let (at, next) = (reader.at(), reader.next_offset());
+        let Some(bad) = bad else {
+            return Ok((at, next));
+        };
+        let tail = examine_tail(segment, at, segment.readable(), next)?;
+        if tail.durable.max(durable) <= next {
+            return Ok((at, next));
+        }
+        // More may have been written since the frame was read.
+        looks += 1;
+        if looks > LOOKS {
+            return Err(bad);
+        }
+        std::thread::sleep(PAUSE * looks);
+    }
 }

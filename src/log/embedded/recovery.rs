@@ -183,15 +183,15 @@ fn recover_tail(segment: &Arc<Segment>, known_durable: u64) -> Result<(u64, u64)
     Ok((next, len - at))
 }
 
-struct Tail {
+pub(super) struct Tail {
     /// Nothing but zeros.
     blank: bool,
     /// The furthest offset that a frame header in it knows to be durable.
-    durable: u64,
+    pub(super) durable: u64,
 }
 
 /// Searches the bytes after the last good frame for signs that they were once safe.
-fn examine_tail(segment: &Segment, from: u64, len: u64, next: u64) -> Result<Tail, LogError> {
+pub(super) fn examine_tail(segment: &Segment, from: u64, len: u64, next: u64) -> Result<Tail, LogError> {
     let mut tail = Tail {
         blank: true,
         durable: 0,

@@ -89,3 +89,25 @@ fn files_of_one_moment_are_a_log() {
         }
     });
 }
+
+#[test]
+fn a_damaged_log_is_no_shorter_one() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let path = temp.path().join("log");
+    let log = EmbeddedLog::open(&path, EmbeddedOptions::default()).expect("opens");
+    for n in 0..20 {
+        written(&log, vec![put(0, "k", &[n; 500])]);
+    }
+    assert_eq!(freeze(&path).expect("is right").end, 20);
+    let segment = path.join("00000000000000000000.segment");
+    let mut bytes = std::fs::read(&segment).expect("is there");
+    bytes[5000] ^= 1;
+    std::fs::write(&segment, &bytes).expect("is written");
+    let damaged = |what: &str| {
+        let told = freeze(&path).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(told.contains("the log is damaged"), "{what}: {told}");
+    };
+    damaged("the mark knows of more");
+    std::fs::remove_file(path.join("mark")).expect("is removed");
+    damaged("later frames know of more");
+}
