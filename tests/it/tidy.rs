@@ -338,7 +338,7 @@ const PLAIN: &[&str] = &[
     "src/room.rs",
     "src/run/listen.rs",
     "src/run/mod.rs",
-    "src/run/open.rs",
+    "src/open.rs",
     "src/run/signals.rs",
     "src/server/connection.rs",
     "src/server/mod.rs",
