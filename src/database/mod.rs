@@ -2,13 +2,14 @@
 //! Kafka.
 //!
 //! Reading order: this file (the parts of a database), [`seen`] (reads of a key), [`transaction`]
-//! (how a command reads and writes), [`commit`] and [`write`] (a batch under way), [`visible`] (what readers see changes there),
-//! [`hot`] (memory), [`applier`] (the thread that follows the log; [`waiting`]: groups that are not
-//! complete yet; [`own`]: records that it can pass over; [`as_of`]: deletes that it may have
-//! missed), [`write_behind`] (from there to the store), [`copies`] (topics with several
-//! partitions), [`flushed`], [`features`] (of the topics' format), [`stripes`] (locks of keys),
-//! [`watch`], [`waiters`] (clients that wait for elements), [`together`] (several keys at once),
-//! [`consistency`] (how new a read is), [`digest`].
+//! (how a command reads and writes), [`commit`] and [`write`] (a batch under way), [`visible`]
+//! (what readers see changes there), [`hot`] (memory), [`applier`] (the thread that follows the
+//! log; [`waiting`]: groups that are not complete yet; [`own`]: records that it can pass over;
+//! [`as_of`]: deletes that it may have missed; [`usable`]: what of a store still fits),
+//! [`write_behind`] (from there to the store), [`copies`] (topics with several partitions),
+//! [`flushed`], [`features`] (of the topics' format), [`stripes`] (locks of keys), [`watch`],
+//! [`waiters`] (clients that wait for elements), [`together`] (several keys at once), [`status`],
+//! [`room`] (other waits), [`consistency`] (how new a read is), [`digest`].
 //!
 //! Rules kept here:
 //! - Only the applier changes the store; only [`Service::commit`] hands records to the log.

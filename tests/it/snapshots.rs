@@ -1,5 +1,5 @@
-//! `highwater snapshot` and `highwater restore`: a node begins from a snapshot and follows the topic
-//! from there; a snapshot that does not fit is refused; a log that is gone comes back.
+//! `highwater snapshot` and `highwater restore`: a node begins from a snapshot and follows the
+//! topic from there; a snapshot that does not fit is refused; a log that is gone comes back.
 
 use std::fs;
 use std::path::{Path, PathBuf};
