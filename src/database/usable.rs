@@ -60,7 +60,7 @@ pub(super) fn usable_positions(service: &Service, checkpoint: &Checkpoint) -> Re
 pub const NO_SNAPSHOT: &str =
     "empty the data directory (--dir), then begin from a newer snapshot, or from none to read the whole topic";
 
-/// An error if the store came from a snapshot and did not catch up yet. Whoever began from one
+/// An error if the store came from a snapshot and did not catch up yet. Who begins from a snapshot
 /// counts on it, and wants to know that it is of no use.
 pub(super) fn refuse_rebuild(service: &Service, reason: &str) -> Result<(), LogError> {
     match service.settings.refuses_rebuild.load(Ordering::Relaxed) {

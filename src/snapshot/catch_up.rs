@@ -69,7 +69,7 @@ fn stored(config: &Config, directory: &DataDir, applied: &Positions) -> Result<P
     let opened = open_store(config, directory)?;
     if let Some(reason) = opened.rebuilt {
         return Err(format!(
-            "use the local store: {reason}; do it again, the store is built anew then"
+            "use the local store: {reason}; do it again, and the store is made from the topic"
         ));
     }
     let of_database = |(database, known): (u16, DatabaseCheckpoint)| {
