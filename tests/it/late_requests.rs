@@ -204,17 +204,28 @@ fn a_transaction_that_somebody_else_commits_is_never_said_not_to_be_written() {
     let replies: Vec<String> = (1..=BOTH)
         .map(|turn| scene.between(&format!("MSET a {turn} d {turn}"), 1, || drop(scene.proxy.deliver())))
         .collect();
-    let uncertain = replies.iter().filter(|reply| reply.starts_with("-UNCERTAIN ")).count();
-    assert_eq!(uncertain, 1, "{replies:?}");
-    assert_eq!(replies.iter().filter(|reply| *reply == "+OK").count(), 1, "{replies:?}");
+    // The node may find out that the foreign commit took the place of its own.
+    let uncertain = |replies: &[String]| replies.iter().filter(|reply| reply.starts_with("-UNCERTAIN ")).count();
+    let ok = replies.iter().filter(|reply| *reply == "+OK").count();
+    assert!(
+        uncertain(&replies) <= 1 && uncertain(&replies) + ok == replies.len(),
+        "{replies:?}"
+    );
+    if replies.last().is_some_and(|reply| reply == "+OK") {
+        let [a, d] = ["a", "d"].map(|key| scene.values(key).pop());
+        assert_eq!(a, d, "both keys have the values of the last command");
+    }
 
     scene.lose(END_TXN, Lost::Copied);
     wait_for("a counter that counts", SOON, || {
         ask(&mut scene.client(), "INCR other").starts_with(':').then_some(())
     });
     let replies: Vec<String> = (1..=BOTH).map(|turn| scene.increment_while_late(turn * 1000)).collect();
-    let uncertain = replies.iter().filter(|reply| reply.starts_with("-UNCERTAIN ")).count();
-    assert_eq!(uncertain, 1, "{replies:?}");
+    let counted = replies.iter().filter(|reply| reply.starts_with(':')).count();
+    assert!(
+        uncertain(&replies) <= 1 && uncertain(&replies) + counted == replies.len(),
+        "{replies:?}"
+    );
     // What such a record replaced is lost, and the node says nothing else than what everybody reads.
     let last = scene.values("counter").pop().expect("a value");
     scene
