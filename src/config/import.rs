@@ -54,8 +54,8 @@ pub struct ImportOptions {
     #[arg(long, value_name = "DATABASE:PLACE", value_parser = parse_place)]
     pub resume: Option<(u64, u64)>,
     /// Copy again what changes at the source meanwhile, until nothing has changed there for so
-    /// long. Its notify-keyspace-events must contain AE.
-    #[arg(long, value_name = "SECONDS")]
+    /// long, at least 1. Its notify-keyspace-events must contain AE.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     follow_changes: Option<u64>,
     #[command(flatten)]
     pub trust: Trust,

@@ -13,13 +13,15 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use self::output::Output;
 use crate::config::Config;
 use crate::config::export::{ExportOptions, STANDARD_OUTPUT};
 use crate::import::client::Client;
-use crate::import::source::{AT_ONCE, Dumped, Expiry, Source};
+use crate::import::source::{AT_ONCE, Answer, Dumped, Expiry, Source};
+use crate::import::target::NAMED;
 use crate::import::{INTERRUPTED, Problem};
 use crate::rdb::{self, Content, Writer};
 use crate::telemetry::logging::{self, Logging};
@@ -60,16 +62,20 @@ async fn run(options: &ExportOptions, logging: &Logging) -> Result<(), Problem> 
         newest,
         to,
         keys: 0,
+        unreadable: 0,
         libraries: 0,
     };
     tokio::select! {
         biased;
-        () = stopped() => return Err(format!("read {server}: {INTERRUPTED}")),
+        // There is no file to remove, and a write can wait for the reader of a pipe: then the
+        // signal ends the program, as it does if nobody waits for it.
+        () = stopped(), if to != STANDARD_OUTPUT => return Err(format!("read {server}: {INTERRUPTED}")),
         done = exporting.all(logging) => done?,
     }
     let Exporting {
         writer,
         keys,
+        unreadable,
         libraries,
         ..
     } = exporting;
@@ -86,7 +92,12 @@ async fn run(options: &ExportOptions, logging: &Logging) -> Result<(), Problem> 
         STANDARD_OUTPUT => io::stderr().write_all(told.as_bytes()),
         _ => io::stdout().write_all(told.as_bytes()),
     };
-    Ok(())
+    match unreadable {
+        0 => Ok(()),
+        _ => Err(format!(
+            "export everything: {server} cannot read {unreadable} keys; the others are exported"
+        )),
+    }
 }
 
 /// Waits until the program is asked to stop.
@@ -111,6 +122,8 @@ struct Exporting<'e> {
     /// The name of the file.
     to: &'e str,
     keys: u64,
+    /// Keys that the source cannot read.
+    unreadable: u64,
     libraries: u64,
 }
 
@@ -153,13 +166,23 @@ impl Exporting<'_> {
         for keys in keys.chunks(AT_ONCE) {
             self.source.ask(keys).await?;
             for key in keys {
-                // A key may have gone since SCAN.
-                if let Some(dumped) = self.source.answer().await? {
-                    self.write(database, key, &dumped)?;
+                match self.source.answer(key).await? {
+                    Answer::Holds(dumped) => self.write(database, key, &dumped)?,
+                    Answer::Unreadable(why) => self.leave_out(database, key, &why),
+                    // Since SCAN.
+                    Answer::Gone => {}
                 }
             }
         }
         Ok(())
+    }
+
+    fn leave_out(&mut self, database: u64, key: &Bytes, why: &str) {
+        self.unreadable += 1;
+        if self.unreadable <= NAMED {
+            let key = String::from_utf8_lossy(key);
+            warn!(database, %key, "{} cannot read it: {why}", self.source.client.name());
+        }
     }
 
     fn write(&mut self, database: u64, key: &Bytes, dumped: &Dumped) -> Result<(), Problem> {

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Stdout, Write};
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::files;
 
 pub enum Output {
@@ -52,7 +54,12 @@ impl Output {
         fs::rename(&unnamed.path, &unnamed.name)?;
         unnamed.is_named = true;
         let directory = unnamed.name.parent().filter(|directory| *directory != Path::new(""));
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        let synced = File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all());
+        // The file has its name already.
+        if let Err(error) = synced {
+            warn!(%error, "the name of the file may not be durable yet: its directory cannot be synced");
+        }
+        Ok(())
     }
 }
 

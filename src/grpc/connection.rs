@@ -17,7 +17,7 @@ use tokio::sync::{Notify, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
-use tonic::codegen::http::{HeaderMap, Request, Response, header};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response, header};
 use tonic::service::Routes;
 use tracing::debug;
 
@@ -232,11 +232,15 @@ impl Door {
         Ok(response.map(|body| Body::new(Sent { body, memory })))
     }
 
-    /// Who the caller is, if it or its certificate says so. The reply to a wrong password is
-    /// delayed.
+    /// Who the caller is, if it says so, or if its certificate does and the call says nothing. The
+    /// reply to a wrong password is delayed.
     async fn log_in(&self, headers: &HeaderMap) -> Result<Option<Arc<Account>>, Status> {
-        let Some(given) = credentials(headers) else {
-            return Ok(self.client.by_certificate.get().cloned());
+        let Some(given) = headers.get(header::AUTHORIZATION) else {
+            let named = self.client.by_certificate.get();
+            return Ok(named.filter(|account| account.user().is_on()).cloned());
+        };
+        let Some(given) = credentials(given) else {
+            return Ok(None);
         };
         let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());
         let user = if colon == 0 { DEFAULT } else { &given[..colon] };
@@ -282,9 +286,8 @@ fn command_of(path: &str) -> Option<&'static CommandEntry> {
 }
 
 /// What follows `authorization: Basic`: user, colon, password.
-fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, encoded) = value.split_once(' ')?;
+fn credentials(value: &HeaderValue) -> Option<Vec<u8>> {
+    let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
     let encoded = scheme.eq_ignore_ascii_case("basic").then_some(encoded)?;
     STANDARD.decode(encoded.trim()).ok()
 }
@@ -316,7 +319,6 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic::codegen::http::HeaderValue;
 
     fn headers(name: &'static str, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(
@@ -338,7 +340,7 @@ mod tests {
 
     #[test]
     fn credentials_are_those_of_basic_authentication() {
-        let read = |value: &str| credentials(&headers("authorization", value));
+        let read = |value: &str| credentials(&HeaderValue::from_str(value).expect("a header's value"));
         assert_eq!(
             read("Basic ZGVmYXVsdDpzOmVjcmV0").as_deref(),
             Some(&b"default:s:ecret"[..])

@@ -21,6 +21,12 @@ const PAGE: &[u8] = b"1000";
 /// Requests of so many bytes are sent at once.
 const SEND: usize = 64 << 10;
 
+/// Whether the error of a server is about one key alone. After another one the next keys would fare
+/// no better.
+pub fn is_about_key(error: &str) -> bool {
+    error.starts_with("ERR ")
+}
+
 /// Both directions of a connection, over TCP or TLS.
 type Halves = (Box<dyn AsyncRead + Unpin>, Box<dyn AsyncWrite + Unpin>);
 

@@ -54,7 +54,7 @@ pub async fn import(
     };
     done.map_err(|problem| match reading.settled {
         (_, 0) => failed(&problem),
-        place => failed(&format!("{problem}{}", how_to_go_on(place, target.refused))),
+        place => failed(&format!("{problem}{}", how_to_go_on(place, target.failures()))),
     })?;
     let Reading {
         mut imported,

@@ -5,10 +5,13 @@
 //! that have changed meanwhile are copied again, until nothing has changed for some time. What the
 //! events say is not looked at: the key is read, and then is at least as new as its event.
 //!
+//! Changes of the groups of a stream (XACK) have no events. When nothing has changed for some time,
+//! streams are copied once more.
+//!
 //! If events are lost, nobody knows what has changed. Then every key is copied once more, and the
 //! target loses those that the source does not have.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -19,12 +22,10 @@ use tracing::{info, warn};
 
 use super::Problem;
 use super::client::{Client, PATIENCE};
+use super::keys::{Keys, MOST_BYTES, MOST_KEYS};
 use super::server::Importing;
 use crate::config::import::{Server, Trust};
 
-/// So many changed keys are noted, with so many bytes of names.
-const MOST_KEYS: usize = 1_000_000;
-const MOST_BYTES: usize = 256 << 20;
 /// So many times every key is copied.
 const MOST_PASSES: u32 = 5;
 /// Changes are collected for so long before they are copied.
@@ -49,32 +50,52 @@ pub async fn import(
 ) -> Result<(), Problem> {
     for pass in 1..=MOST_PASSES {
         let mut listener = Listener::connect(server, trust).await?;
-        let is_first = pass == 1;
-        tokio::select! {
-            copied = copy_all(importing, is_first) => copied?,
-            never = listener.listen() => match never {},
-        }
+        copy_all(importing, &mut listener, pass == 1).await?;
         let Err(lost) = catch_up(importing, &mut listener, quiet).await? else {
             check(&mut importing.source.client).await?;
             importing.functions().await?;
-            return importing.count().await;
+            importing.count().await?;
+            // After a flush of the source, for one, which has no events.
+            return match has_more_than_source(importing).await? {
+                true => delete_others(importing).await,
+                false => Ok(()),
+            };
         };
         warn!("events of the source were lost: {lost}; every key is copied again");
     }
     Err(format!(
-        "follow the changes of {server}: events were lost each of the {MOST_PASSES} times that every key was copied"
+        "follow the changes of {server}: events were lost in each of {MOST_PASSES} attempts to copy every key"
     ))
 }
 
-async fn copy_all(importing: &mut Importing<'_>, is_first: bool) -> Result<(), Problem> {
-    if is_first {
-        return importing.pass().await;
-    }
-    let before = importing.imported.keys;
+/// Copies every key, unless events are lost before the end.
+async fn copy_all(importing: &mut Importing<'_>, listener: &mut Listener, is_first: bool) -> Result<(), Problem> {
+    // What was copied before is copied again.
+    importing.imported.again = importing.imported.keys;
     (importing.place, importing.imported.left_out) = ((0, 0), 0);
-    importing.pass().await?;
-    importing.imported.again += importing.imported.keys - before;
-    delete_others(importing).await
+    let mut pages = listener.during(importing.begin()).await?;
+    while listener.connection.is_ok() && listener.during(importing.page(&mut pages)).await? {
+        // There must be room for further ones, however long it takes to copy every key.
+        if listener.changed.are_many() {
+            let changed = std::mem::take(&mut listener.changed);
+            info!("{} keys have changed meanwhile: they are copied first", changed.len());
+            listener.during(copy_again(importing, changed.iter().cloned())).await?;
+        }
+    }
+    match is_first || listener.connection.is_err() {
+        true => Ok(()),
+        false => listener.during(delete_others(importing)).await,
+    }
+}
+
+/// Whether a database of the target has more keys than that of the source.
+async fn has_more_than_source(importing: &mut Importing<'_>) -> Result<bool, Problem> {
+    let copied = importing.target.idle().await?.databases().await?;
+    let wanted: BTreeMap<u64, u64> = importing.imported.counts.iter().copied().collect();
+    let has_more = |(database, keys): &(u64, u64)| wanted.get(database).is_none_or(|wanted| wanted < keys);
+    Ok(copied
+        .iter()
+        .any(|count| importing.is_wanted(count.0) && has_more(count)))
 }
 
 /// Deletes from the target what the source does not have.
@@ -120,15 +141,14 @@ async fn catch_up(
         let started = Instant::now();
         if let Err(lost) = &listener.connection {
             return Ok(Err(lost.clone()));
-        } else if !listener.changed.keys.is_empty() {
-            let changed = std::mem::take(&mut listener.changed).keys;
-            tokio::select! {
-                copied = copy_again(importing, changed) => copied?,
-                never = listener.listen() => match never {},
-            }
-        } else if listener.last.elapsed() >= quiet {
+        } else if !listener.changed.is_empty() {
+            let changed = std::mem::take(&mut listener.changed);
+            listener.during(copy_again(importing, changed.iter().cloned())).await?;
+        } else if is_told && listener.last.elapsed() >= quiet {
+            let doubtful = importing.doubtful();
+            listener.during(copy_again(importing, doubtful)).await?;
             listener.hear_all().await;
-            if listener.connection.is_ok() && listener.changed.keys.is_empty() {
+            if listener.connection.is_ok() && listener.changed.is_empty() {
                 return match dropped(&mut importing.source.client).await? {
                     dropped if dropped == listener.dropped => Ok(Ok(())),
                     _ => Ok(Err("the server has dropped events".into())),
@@ -137,9 +157,11 @@ async fn catch_up(
         }
         if !is_told && started.elapsed() < SHORT {
             is_told = true;
+            // Consumers of streams that nobody writes to are to be stopped too.
+            listener.last = Instant::now();
             info!(
                 "caught up with the source: the import ends when nothing has changed there for {} s; stop what writes \
-                 to it",
+                 to it, and the consumers of its streams",
                 quiet.as_secs()
             );
         }
@@ -148,7 +170,10 @@ async fn catch_up(
     }
 }
 
-async fn copy_again(importing: &mut Importing<'_>, changed: HashSet<(u64, Bytes)>) -> Result<(), Problem> {
+async fn copy_again(
+    importing: &mut Importing<'_>,
+    changed: impl IntoIterator<Item = (u64, Bytes)>,
+) -> Result<(), Problem> {
     let before = importing.imported.keys;
     let mut by_database: BTreeMap<u64, Vec<Bytes>> = BTreeMap::new();
     for (database, key) in changed {
@@ -193,28 +218,6 @@ async fn dropped(client: &mut Client) -> Result<u64, Problem> {
     Ok(number.unwrap_or(0))
 }
 
-/// Keys that have changed. They are counted, so that they do not take memory without a bound.
-#[derive(Default)]
-struct Changed {
-    keys: HashSet<(u64, Bytes)>,
-    bytes: usize,
-}
-
-impl Changed {
-    fn add(&mut self, database: u64, key: &[u8]) -> Result<(), Problem> {
-        // What came is a part of a larger buffer, which must not be kept.
-        if self.keys.insert((database, Bytes::copy_from_slice(key))) {
-            self.bytes += key.len();
-        }
-        match self.keys.len() <= MOST_KEYS && self.bytes <= MOST_BYTES {
-            true => Ok(()),
-            false => Err(format!(
-                "more than {MOST_KEYS} keys, or {MOST_BYTES} bytes of keys, have changed"
-            )),
-        }
-    }
-}
-
 /// Notes which keys change.
 struct Listener {
     /// The error says why events were lost.
@@ -224,8 +227,8 @@ struct Listener {
     /// Events that the server had dropped before.
     dropped: u64,
     /// Since they were taken last.
-    changed: Changed,
-    /// When a key changed last, or when the listener was made.
+    changed: Keys,
+    /// When a key changed last, or when the time began in which none may.
     last: Instant,
     /// The numbers of the last PING, and of the last answer.
     asked: u64,
@@ -242,7 +245,7 @@ impl Listener {
             connection: Ok(client),
             only: server.database,
             dropped,
-            changed: Changed::default(),
+            changed: Keys::default(),
             last: Instant::now(),
             asked: 0,
             answered: 0,
@@ -257,6 +260,14 @@ impl Listener {
         std::future::pending().await
     }
 
+    /// Notes changes while something else is done.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            done = work => done,
+            never = self.listen() => match never {},
+        }
+    }
+
     async fn hear(&mut self) {
         let Ok(client) = &mut self.connection else {
             return;
@@ -266,12 +277,13 @@ impl Listener {
             Err(problem) => Err(problem),
         };
         if let Err(problem) = noted {
-            (self.connection, self.changed) = (Err(problem), Changed::default());
+            (self.connection, self.changed) = (Err(problem), Keys::default());
         }
     }
 
-    /// Waits until all events of what has changed until now are noted: the answer of PING comes
-    /// after them.
+    /// Waits until the events of what has changed until now are noted: the answer of PING comes
+    /// after them if the source is a Redis. Highwater publishes an event somewhat after the change
+    /// is visible; nothing may have changed for a second, which is longer.
     async fn hear_all(&mut self) {
         self.asked += 1;
         let Ok(client) = &mut self.connection else {
@@ -310,7 +322,12 @@ impl Listener {
             [b"pmessage", _, channel, key] => match database_of(channel) {
                 Some(database) if self.only.is_none_or(|only| only == database) => {
                     self.last = Instant::now();
-                    self.changed.add(database, key)
+                    match self.changed.add(database, key) {
+                        true => Ok(()),
+                        false => Err(format!(
+                            "more than {MOST_KEYS} keys, or {MOST_BYTES} bytes of keys, have changed"
+                        )),
+                    }
                 }
                 _ => Ok(()),
             },
@@ -345,17 +362,5 @@ mod tests {
         ] {
             assert_eq!(database_of(other), None, "{}", other.escape_ascii());
         }
-    }
-    #[test]
-    fn changed_keys_are_noted_up_to_a_bound() {
-        let mut changed = Changed::default();
-        let mut add = |number: usize| changed.add(0, &number.to_be_bytes());
-        assert!((0..MOST_KEYS).all(|number| add(number).is_ok()));
-        assert!(add(0).is_ok(), "it is noted already");
-        assert!(add(MOST_KEYS).is_err());
-        let mut changed = Changed::default();
-        let long = |first: u8| vec![first; MOST_BYTES / 2];
-        assert!(changed.add(0, &long(0)).is_ok() && changed.add(0, &long(1)).is_ok());
-        assert!(changed.add(1, b"k").is_err());
     }
 }

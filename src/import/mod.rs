@@ -7,12 +7,14 @@
 pub mod client;
 mod file;
 mod follow;
+mod keys;
 mod sample;
 mod server;
 pub mod source;
-mod target;
+pub mod target;
 mod tls;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Instant;
 
@@ -34,7 +36,7 @@ pub const INTERRUPTED: &str = "it was interrupted";
 /// What was read of a source.
 #[derive(Default)]
 struct Imported {
-    /// Values that were read, also those that the target has refused.
+    /// Values that were asked for, also those that were not copied.
     keys: u64,
     /// Values that were written again, as they changed.
     again: u64,
@@ -86,12 +88,12 @@ async fn finish(
     let name = target.idle().await?.name().to_owned();
     let is_whole = !options.into_existing && options.resume.is_none();
     let counts = target.idle().await?.databases().await?;
-    for (database, keys) in imported.counts.iter().filter(|_| is_whole) {
-        let copied = counts
-            .iter()
-            .find(|(other, _)| other == database)
-            .map_or(0, |(_, keys)| *keys);
-        if copied != *keys {
+    let [wanted, copied]: [BTreeMap<u64, u64>; 2] =
+        [imported.counts.into_iter().collect(), counts.into_iter().collect()];
+    let databases: BTreeSet<&u64> = wanted.keys().chain(copied.keys()).collect();
+    for database in databases.into_iter().filter(|_| is_whole) {
+        let [keys, copied] = [&wanted, &copied].map(|counts| counts.get(database).copied().unwrap_or(0));
+        if copied != keys {
             warn!(
                 database,
                 "the source has {keys} keys, the target {copied}: keys may have expired, or the source was written to"
@@ -104,14 +106,15 @@ async fn finish(
             imported.of_modules
         );
     }
-    if target.refused > 0 {
+    let keys = imported.keys.saturating_sub(imported.again);
+    let failures = target.failures();
+    if failures > 0 {
         return Err(format!(
-            "import everything: {} of {} keys were refused by {name}, and {} were written",
-            target.refused, imported.keys, target.written
+            "import everything: {failures} of {keys} keys were refused by {name}, or the source cannot read them; the \
+             others were written",
         ));
     }
     let compared = sample::compare(target, imported.sample).await?;
-    let keys = target.written.saturating_sub(imported.again);
     let seconds = started.elapsed().as_secs_f64();
     let mut told = format!("imported {keys} keys into {name}");
     for (count, what) in [
@@ -132,10 +135,10 @@ async fn finish(
 }
 
 /// What a message about an interrupted import ends with.
-fn how_to_go_on((database, place): (u64, u64), refused: u64) -> String {
-    let but = match refused {
+fn how_to_go_on((database, place): (u64, u64), failures: u64) -> String {
+    let but = match failures {
         0 => String::new(),
-        refused => format!(", but {refused} keys were refused"),
+        failures => format!(", but for {failures} keys"),
     };
     format!("; everything before was written{but}: go on with --resume {database}:{place}")
 }

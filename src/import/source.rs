@@ -6,7 +6,7 @@ use redis_protocol::resp2::types::BytesFrame;
 use tracing::info;
 
 use super::Problem;
-use super::client::Client;
+use super::client::{Client, is_about_key};
 
 /// Keys whose values the source is asked for at once: it holds the answers in its memory.
 pub const AT_ONCE: usize = 32;
@@ -34,6 +34,15 @@ pub struct Source {
     /// The connection.
     pub client: Client,
     expiry: Asked,
+}
+
+/// What a source answers about a key.
+pub enum Answer {
+    /// There is no such key.
+    Gone,
+    /// The source cannot read it, and says why.
+    Unreadable(String),
+    Holds(Dumped),
 }
 
 /// What a key held at one moment.
@@ -70,23 +79,33 @@ impl Source {
         self.client.flush().await
     }
 
-    /// What the next of these keys holds; `None` if there is no such key.
-    pub async fn answer(&mut self) -> Result<Option<Dumped>, Problem> {
+    /// What the next of these keys holds.
+    pub async fn answer(&mut self, key: &[u8]) -> Result<Answer, Problem> {
+        let of_key = |problem| format!("{problem} (about the key {:?})", String::from_utf8_lossy(key));
         // Those of MULTI and of what it queues.
         for _ in 0..3 {
-            self.client.good_reply().await?;
+            self.client.good_reply().await.map_err(of_key)?;
         }
         let [expiry, payload] = match self.client.good_reply().await? {
             BytesFrame::Array(answers) => <[BytesFrame; 2]>::try_from(answers)
                 .map_err(|_| format!("use {}: it answers EXEC in no known form", self.client.name()))?,
             other => return Err(self.client.unexpected(&other)),
         };
-        let expiry = self.client.good(expiry)?;
-        let payload = self.client.good(payload)?;
+        for answer in [&expiry, &payload] {
+            if let BytesFrame::Error(error) = answer
+                && is_about_key(error)
+            {
+                return Ok(Answer::Unreadable(error.to_string()));
+            }
+        }
+        let expiry = self.client.good(expiry).map_err(of_key)?;
+        let payload = self.client.good(payload).map_err(of_key)?;
         let (expiry, payload) = (self.client.integer(expiry)?, self.client.bytes(payload)?);
-        Ok(payload.map(|payload| Dumped {
-            expiry: u64::try_from(expiry).map_or(Expiry::Never, self.expiry.1),
-            payload,
+        Ok(payload.map_or(Answer::Gone, |payload| {
+            Answer::Holds(Dumped {
+                expiry: u64::try_from(expiry).map_or(Expiry::Never, self.expiry.1),
+                payload,
+            })
         }))
     }
 

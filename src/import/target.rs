@@ -5,7 +5,8 @@ use redis_protocol::resp2::types::BytesFrame;
 use tracing::warn;
 
 use super::Problem;
-use super::client::Client;
+use super::client::{Client, is_about_key};
+use super::keys::Keys;
 use super::source::Expiry;
 
 /// The most keys, and about the most bytes, whose answers are waited for at once.
@@ -14,8 +15,8 @@ const MOST_BYTES: usize = 4 << 20;
 /// The longest payload that a server takes in a request, by default (`proto-max-bulk-len`). It
 /// closes the connection of who sends more.
 const MOST_PAYLOAD: usize = 512 << 20;
-/// So many refused keys are named.
-const NAMED: u64 = 20;
+/// So many keys that are not copied are named.
+pub const NAMED: u64 = 20;
 
 pub struct Target {
     client: Client,
@@ -23,10 +24,12 @@ pub struct Target {
     /// Keys that were sent and not answered.
     waiting: Vec<Bytes>,
     bytes: usize,
-    pub written: u64,
     pub deleted: u64,
-    /// Keys that the server does not take.
-    pub refused: u64,
+    /// Keys that the server does not take, or that the source cannot read.
+    failed: Keys,
+    /// Those that there was no room for.
+    more_failed: u64,
+    named: u64,
 }
 
 impl Target {
@@ -36,9 +39,10 @@ impl Target {
             database: 0,
             waiting: Vec::new(),
             bytes: 0,
-            written: 0,
             deleted: 0,
-            refused: 0,
+            failed: Keys::default(),
+            more_failed: 0,
+            named: 0,
         }
     }
 
@@ -46,10 +50,10 @@ impl Target {
     pub async fn restore(&mut self, database: u64, key: &Bytes, expiry: Expiry, payload: &[u8]) -> Result<(), Problem> {
         self.select(database).await?;
         if payload.len() > MOST_PAYLOAD {
-            self.refuse(
-                key,
-                &format!("its {} bytes are more than a request may have", payload.len()),
-            );
+            // What was sent for the same key is older.
+            self.settle().await?;
+            let why = format!("its {} bytes are more than a request may have", payload.len());
+            self.refuse(key, &why);
             return Ok(());
         }
         let (ttl, is_absolute) = match expiry {
@@ -97,26 +101,52 @@ impl Target {
         for key in std::mem::take(&mut self.waiting) {
             let reply = self.client.reply().await?;
             match reply {
-                BytesFrame::Error(error) if error.starts_with("ERR ") => self.refuse(&key, &error),
+                BytesFrame::Error(error) if is_about_key(&error) => {
+                    self.refuse(&key, &error);
+                    continue;
+                }
                 // It is about the server: the next keys would fare no better.
                 BytesFrame::Error(error) => {
                     return Err(format!("write to {}: it answers {error}", self.client.name()));
                 }
                 BytesFrame::Integer(deleted) => self.deleted += u64::from(deleted > 0),
-                _ => self.written += 1,
+                _ => {}
             }
+            // It may have failed before.
+            self.failed.remove(self.database, &key);
         }
         self.bytes = 0;
         Ok(())
     }
 
-    /// Counts a key that the server does not take, and names it.
-    fn refuse(&mut self, key: &[u8], why: &str) {
-        self.refused += 1;
-        if self.refused <= NAMED {
-            let key = String::from_utf8_lossy(key);
-            warn!(database = self.database, %key, "{} does not take it: {why}", self.client.name());
+    fn refuse(&mut self, key: &Bytes, why: &str) {
+        let why = format!("{} does not take it: {why}", self.client.name());
+        self.fail(self.database, key, &why);
+    }
+
+    /// Notes a key that is not copied until it is written or deleted later, and names it.
+    pub fn fail(&mut self, database: u64, key: &Bytes, why: &str) {
+        if self.failed.contains(database, key) {
+            return;
         }
+        if !self.failed.add(database, key) {
+            self.more_failed += 1;
+        }
+        self.named += 1;
+        if self.named <= NAMED {
+            let key = String::from_utf8_lossy(key);
+            warn!(database, %key, "{why}");
+        }
+    }
+
+    /// How many keys are not copied.
+    pub fn failures(&self) -> u64 {
+        self.failed.len() as u64 + self.more_failed
+    }
+
+    /// Those of them that are remembered.
+    pub fn failed(&self) -> &Keys {
+        &self.failed
     }
 
     /// The keys of one page of SCAN, and the cursor of the next page; 0 after the last one.

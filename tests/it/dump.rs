@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use highwater::rdb;
@@ -20,7 +21,7 @@ use crate::support::ports;
 use crate::support::process::{self, Outcome};
 use crate::support::resp::{self, Reply};
 use crate::support::server::{Highwater, RedisServer, binary};
-use crate::support::temp;
+use crate::support::{eventually, temp};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -284,7 +285,7 @@ fn values_are_restored_into_a_topic() {
         restore(&mut one, &key, &at, &dump(&mut from, &key));
     }
     for key in keys(&mut from) {
-        crate::support::eventually("the other node has the key", SOON, || {
+        eventually("the other node has the key", SOON, || {
             other.send(&[b"EXISTS", &key]) == b":1\r\n"
         });
         assert_eq!(
@@ -590,4 +591,20 @@ fn what_the_target_refuses_is_told() {
     let outcome = import(&[&url(redis.port), "--to", &url(node.port)]);
     refused(&outcome, &["1 of 2 keys were refused", "large"]);
     node.client().check("GET small", "$1\r\nv");
+    // It does not matter once it is deleted.
+    from.check("CONFIG SET notify-keyspace-events AE", "+OK");
+    let node = Highwater::on_kafka(kafka, &fresh_topic("import-refused-once"));
+    let mut client = node.client();
+    thread::scope(|scope| {
+        let importing = scope.spawn(|| import(&[&url(redis.port), "--to", &url(node.port), "--follow-changes", "3"]));
+        eventually("it is refused", SOON, || {
+            client.text("INFO errorstats").contains("errorstat_ERR")
+        });
+        from.check("DEL large", ":1");
+        let outcome = importing.join().expect("the import is run");
+        imported(&outcome);
+        let lines = String::from_utf8_lossy(&outcome.stderr);
+        assert!(lines.contains("large"), "{lines}");
+    });
+    client.check("GET small", "$1\r\nv");
 }

@@ -1,9 +1,11 @@
 //! `highwater export`, whose files real servers of Redis load, and `highwater import
 //! --follow-changes`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +22,7 @@ use crate::support::client::Client;
 use crate::support::kafka::{self, fresh_topic};
 use crate::support::parts;
 use crate::support::process::{self, Outcome};
+use crate::support::resp::{self, Reply};
 use crate::support::server::{Highwater, RedisServer, binary};
 use crate::support::{Stopping, eventually, temp};
 
@@ -262,6 +265,51 @@ fn an_export_that_is_stopped_leaves_no_file() {
     assert_eq!(files(), 0);
 }
 
+/// A write to a pipe that nobody reads holds up the program, but for its signals.
+#[test]
+fn an_export_that_nobody_reads_can_be_stopped() {
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    for n in 0..5 {
+        node.client().check(&format!("SETRANGE large{n} 2000000 x"), ":2000001");
+    }
+    let mut command = Command::new(binary());
+    command.args(["export", &url(node.port), "-"]).stdout(Stdio::piped());
+    let mut child = process::spawn(command).expect("start highwater");
+    let mut output = child.stdout.take().expect("it is piped");
+    let mut header = [0; 9];
+    output.read_exact(&mut header).expect("the output begins");
+    assert_eq!(&header, b"REDIS0010");
+    process::signal(&child, libc::SIGTERM);
+    let status = process::wait_until_exit(&mut child, SOON).expect("it ends");
+    assert_eq!(status.signal(), Some(libc::SIGTERM), "{status}");
+}
+
+/// Each such key is named. The others are exported and imported.
+#[test]
+fn what_the_source_cannot_read_is_told() {
+    let (kafka, topic) = (kafka::shared(), fresh_topic("unreadable"));
+    let node = Highwater::on_kafka(kafka, &topic);
+    let mut client = node.client();
+    client.check("SET good v", "+OK");
+    kafka.kcat(&["-P", "-t", &topic, "-K:", "-H", "redis-type=later"], b"odd:x\n");
+    eventually("the record is there", SOON, || {
+        client.line("GET odd").starts_with(b"-ERR the record of this key")
+    });
+    let keep = temp::dir("unreadable");
+    let path = keep.path().join("dump.rdb").display().to_string();
+    let outcome = export(&[&url(node.port), &path]);
+    refused(&outcome, &["odd", "cannot read it", "cannot read 1 keys"]);
+    let redis = RedisServer::start(&loads(&keep.path().display().to_string(), "dump.rdb"));
+    let mut others = redis.client();
+    others.check("DBSIZE", ":1");
+    others.check("GET good", "$1\r\nv");
+    others.check("FLUSHALL", "+OK");
+    let outcome = import(&[&url(node.port), "--to", &url(redis.port)]);
+    refused(&outcome, &["odd", "cannot read it", "1 of 2 keys"]);
+    others.check("DBSIZE", ":1");
+    others.check("GET good", "$1\r\nv");
+}
+
 #[test]
 fn what_cannot_be_exported_is_told() {
     let node = Highwater::builder().args(&["--fsync", "no"]).start();
@@ -297,7 +345,7 @@ fn change(port: u16, seed: u64, stop: &AtomicBool) {
             random.random_range(0..100),
             random.random::<u16>(),
         );
-        let line = match random.random_range(0..16) {
+        let line = match random.random_range(0..20) {
             0 => format!("SET s{n} {value}"),
             1 => format!("DEL {}{n}", ["s", "h", "l", "t", "z", "x"][random.random_range(0..6)]),
             2 => format!("HSET h{n} f{} {value}", m % 10),
@@ -313,16 +361,48 @@ fn change(port: u16, seed: u64, stop: &AtomicBool) {
             12 => format!("RENAME s{n} s{m}"),
             13 => format!("SET brief{n} v PX 50"),
             14 => format!("DEL k{}", n * 20 + m % 20),
+            15 => format!("XGROUP CREATE x{n} g 0"),
+            16 => format!("XREADGROUP GROUP g c{} COUNT 2 STREAMS x{n} >", m % 3),
+            17 => format!("XAUTOCLAIM x{n} g c{} 0 0 COUNT 1", m % 3),
+            18 => match client.tree(&format!("XPENDING x{n} g - + 1")).items() {
+                [entry] => format!("XACK x{n} g {}", text(&entry.items()[0])),
+                _ => continue,
+            },
             _ => format!("COPY h{n} h{m} REPLACE"),
         };
         client.line(&line);
     }
 }
 
+fn text(reply: &Reply) -> String {
+    String::from_utf8_lossy(reply.bytes().expect("text")).into_owned()
+}
+
+/// All that a server shows, but for how many consumers a group has: not every server keeps those
+/// that have nothing to confirm.
+fn all_but_consumers(port: u16) -> BTreeMap<(u16, Vec<u8>), Vec<String>> {
+    const COUNT: &str = "consumers\\r\\n:";
+    let mut all = all_shown(&mut Client::connect(port));
+    for part in all.values_mut().flatten().filter(|part| part.contains(COUNT)) {
+        let mut parts = part.split(COUNT);
+        let first = parts.next().unwrap_or_default().to_owned();
+        *part = parts.fold(first, |text, part| {
+            text + part.trim_start_matches(|c: char| c.is_ascii_digit())
+        });
+    }
+    all
+}
+
 /// Imports while clients write to the source, until they have stopped. `meanwhile` runs in between.
 fn import_what_changes(from: u16, to: u16, meanwhile: impl FnOnce()) -> Outcome {
     let seed: u64 = rand::random();
     println!("seed {seed}");
+    let mut client = Client::connect(from);
+    client.check("XADD confirmed 1-1 f v", "$3\r\n1-1");
+    client.check("XGROUP CREATE confirmed g 0", "+OK");
+    client.line("XREADGROUP GROUP g alice STREAMS confirmed >");
+    client.check("SELECT 7", "+OK");
+    client.check("SET flushed v", "+OK");
     let stop = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
         let _stopping = Stopping(&stop);
@@ -330,7 +410,7 @@ fn import_what_changes(from: u16, to: u16, meanwhile: impl FnOnce()) -> Outcome 
             let stop = &stop;
             scope.spawn(move || change(from, seed.wrapping_add(writer), stop));
         }
-        let importing = scope.spawn(move || import(&[&url(from), "--to", &url(to), "--follow-changes", "1"]));
+        let importing = scope.spawn(move || import(&[&url(from), "--to", &url(to), "--follow-changes", "3"]));
         let mut target = Client::connect(to);
         let all = Client::connect(from).tree("DBSIZE").integer().expect("a number") / 2;
         eventually("most keys are copied", SOON, || {
@@ -339,14 +419,15 @@ fn import_what_changes(from: u16, to: u16, meanwhile: impl FnOnce()) -> Outcome 
         meanwhile();
         // They go on while changes are copied.
         thread::sleep(Duration::from_millis(1500));
+        // These have no events.
+        client.check("FLUSHDB", "+OK");
+        client.check("SELECT 0", "+OK");
+        client.check("XACK confirmed g 1-1", ":1");
         stop.store(true, Ordering::Release);
         importing.join().expect("the import is run")
     });
     imported(&outcome);
-    assert_eq!(
-        all_shown(&mut Client::connect(to)),
-        all_shown(&mut Client::connect(from))
-    );
+    assert_eq!(all_but_consumers(to), all_but_consumers(from));
     outcome
 }
 
@@ -371,6 +452,10 @@ fn what_changes_during_an_import_is_copied_again() {
     ] {
         refused(&import(&[&follow[..], other].concat()), &["--follow-changes", words]);
     }
+    refused(
+        &import(&[source, "--follow-changes", "0", "--to", &target]),
+        &["--follow-changes"],
+    );
     from.check("CONFIG SET notify-keyspace-events AE", "+OK");
     // Whose events are lost, that is deleted too.
     let outcome = import_what_changes(redis.port, node.port, || {
@@ -406,4 +491,42 @@ fn what_changes_during_a_way_out_is_copied_again() {
     fill(&mut from);
     many_keys(&mut from, 2000);
     import_what_changes(node.port, redis.port, || {});
+}
+
+/// More changes while every key is copied than can be noted, were they not copied meanwhile.
+#[test]
+fn a_busy_source_is_imported() {
+    const KEYS: usize = 20_000;
+    // Longer names count as much as more keys.
+    const LONG: usize = 300;
+    let redis = RedisServer::start(&["--notify-keyspace-events", "AE"]);
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let (mut from, mut to) = (redis.client(), node.client());
+    from.check("CONFIG SET client-output-buffer-limit \"pubsub 0 0 0\"", "+OK");
+    many_keys(&mut from, KEYS);
+    let names: Vec<String> = (0..LONG).map(|n| format!("{n}{}", "x".repeat(100_000))).collect();
+    let mut round: u64 = 0;
+    let outcome = thread::scope(|scope| {
+        let importing = scope.spawn(|| import(&[&url(redis.port), "--to", &url(node.port), "--follow-changes", "1"]));
+        let mut is_copied = || to.tree("DBSIZE").integer().expect("a number") >= KEYS as i64;
+        while round < 20 && !importing.is_finished() && !is_copied() {
+            round += 1;
+            let value = round.to_string();
+            for name in &names {
+                from.write(&resp::command(&[b"SET", name.as_bytes(), value.as_bytes()]));
+            }
+            for _ in &names {
+                assert_eq!(from.reply(), b"+OK\r\n");
+            }
+        }
+        importing.join().expect("the import is run")
+    });
+    imported(&outcome);
+    let lines = String::from_utf8_lossy(&outcome.stderr);
+    assert!(lines.contains("they are copied first"), "{round} rounds: {lines}");
+    assert!(!lines.contains("lost"), "{lines}");
+    assert_eq!(to.tree("DBSIZE").integer(), Some((KEYS + LONG) as i64));
+    for name in &names {
+        assert_eq!(to.text(&format!("GET {name}")), round.to_string());
+    }
 }

@@ -150,6 +150,7 @@ const PLAIN: &[&str] = &[
     "src/import/client.rs",
     "src/import/file.rs",
     "src/import/follow.rs",
+    "src/import/keys.rs",
     "src/import/mod.rs",
     "src/import/sample.rs",
     "src/import/server.rs",

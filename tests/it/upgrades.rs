@@ -15,7 +15,7 @@ use crate::support::server::{Highwater, binary};
 use crate::support::tree::root;
 use crate::support::{Stopping, eventually, process, temp};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 // ---- formats ----
 
@@ -258,7 +258,7 @@ impl Load {
         for counter in self.nodes.iter().flat_map(|node| [&node.reads, &node.writes]) {
             let before = counter.load(Ordering::Relaxed);
             eventually("the clients to go on", SOON, || {
-                counter.load(Ordering::Relaxed) > before + 10
+                counter.load(Ordering::Relaxed) > before + 2
             });
         }
     }

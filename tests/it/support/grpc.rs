@@ -23,7 +23,7 @@ pub struct Call {
     pub key: &'static str,
     /// MultiGet: how often the key is named. Set: bytes of the value.
     pub number: usize,
-    /// `user:password`
+    /// `user:password`, or a whole header that begins with `Bearer`.
     pub login: Option<String>,
     pub deadline: f64,
     pub times: usize,

@@ -1,7 +1,7 @@
 """Makes gRPC calls that standard input orders: python grpc_calls.py PROTO.
 
 An order is a line of words with tabs between them: channel (a name; kept open, or - for one of its own), HOST:PORT, method,
-key, number (MultiGet: how often the key is named; Set: bytes of the value; else 0), login (user:password, or -), deadline in
+key, number (MultiGet: how often the key is named; Set: bytes of the value; else 0), login (user:password, a whole authorization that begins with Bearer, or -), deadline in
 seconds, and how many calls are made at once. Each call is answered by a line: the status code, a tab, the details.
 """
 
@@ -74,7 +74,8 @@ for line in sys.stdin:
     if name != "-":
         channels[name] = channel
     encoded = base64.b64encode(login.encode()).decode()
-    metadata = [] if login == "-" else [("authorization", f"Basic {encoded}")]
+    authorization = login if login.startswith("Bearer ") else f"Basic {encoded}"
+    metadata = [] if login == "-" else [("authorization", authorization)]
     calls = [
         call(channel, method, key.encode(), int(number), metadata, float(deadline)) for _ in range(int(times))
     ]
