@@ -32,6 +32,14 @@ const SOURCES: &str = "\
 Every setting can be given on the command line (--port 7000), in the environment (HIGHWATER_PORT=7000), and in FILE in redis.conf \
 syntax (port 7000); the first of these that has it holds. SIGHUP makes a running server read FILE again, as CONFIG SET would, and go on in \
 a new log file if the one so far was moved away; SIGTERM and SIGINT stop it in good order, SIGUSR1 and SIGUSR2 are ignored.";
+/// Settings that few need: `--help` has them, `-h` does not.
+const RARE: &[&str] = &[
+    "acl-pubsub-default",
+    "acllog-max-len",
+    "ping-password",
+    "ping-user",
+    "unixsocketperm",
+];
 const FILE: &str = "FILE";
 const CONFIG: &str = "config";
 const PING: &str = "ping";
@@ -85,7 +93,7 @@ pub fn command() -> Command {
 pub(super) fn flags(shown: impl Fn(&str) -> bool) -> impl Iterator<Item = Arg> {
     let hidden = move |setting: &Setting| setting.group == Group::WithoutEffect || !shown(setting.name);
     SETTINGS.iter().map(move |setting| {
-        let is_rare = setting.group == Group::Types || tls::is_rare(setting.name);
+        let is_rare = setting.group == Group::Types || tls::is_rare(setting.name) || RARE.contains(&setting.name);
         flag(setting).hide(hidden(setting)).hide_short_help(is_rare)
     })
 }

@@ -6,7 +6,8 @@
 //! running node. A snapshot of a topic is the local store of a node that followed the topic to its
 //! end and stopped. `highwater snapshot` is that node: it has a directory of its own, serves
 //! nobody, and the next time goes on from where it was. So a node that starts from a snapshot is a
-//! node that was away for a while, and every check for that holds. Why: `docs/decisions/snapshots.md`.
+//! node that was away for a while, and every check for that holds. The reasons are in
+//! `docs/decisions/snapshots.md`.
 //!
 //! [`archive`] has the format of the file, [`output`] writes it whole or not at all, [`rewrite`]
 //! produces what a store has to another log.

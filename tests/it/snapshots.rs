@@ -177,13 +177,17 @@ fn a_node_begins_from_a_snapshot_and_follows_the_topic() {
         ]
         .concat(),
     );
+}
 
+#[test]
+fn a_topic_that_is_not_there_is_not_made() {
+    let (kafka, place) = (kafka::shared(), Place(temp::dir("snapshot")));
     let missing = fresh_topic("snapshot-missing");
     refuses(
         &[
             "snapshot",
             "--to",
-            &file,
+            &place.text("file"),
             "--bootstrap-servers",
             &kafka.bootstrap,
             "--topic",
@@ -263,6 +267,12 @@ fn a_snapshot_that_does_not_fit_is_refused_and_brings_back_a_topic_that_is_gone(
     kafka.create_topic(&topic, 3, &[("cleanup.policy", "compact")]);
     refused(&topic, &[], &["does not fit", "the topic is now"]);
 
+    comes_back(&place, expected);
+}
+
+/// A new topic, and a new embedded log, show what the snapshot has.
+fn comes_back(place: &Place, expected: [(i64, u128); 2]) {
+    let (kafka, file) = (kafka::shared(), place.text("kv.snapshot"));
     let new = fresh_topic("snapshot-new");
     let scratch = place.text("scratch");
     let to_topic = [

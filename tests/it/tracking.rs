@@ -154,7 +154,6 @@ fn who_monitors_may_be_idle() {
     let mut monitor = node.client();
     monitor.check("MONITOR", "+OK");
     node.client().check("CONFIG SET timeout 1", "+OK");
-    assert!(String::from_utf8_lossy(&monitor.reply()).contains("timeout"));
     // The second one ends when the monitor has been idle for longer.
     for _ in 0..2 {
         assert!(node.client().is_closed());
