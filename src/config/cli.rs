@@ -36,6 +36,7 @@ a new log file if the one so far was moved away; SIGTERM and SIGINT stop it in g
 const RARE: &[&str] = &[
     "acl-pubsub-default",
     "acllog-max-len",
+    "active-expire",
     "ping-password",
     "ping-user",
     "unixsocketperm",
