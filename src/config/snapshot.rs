@@ -149,7 +149,7 @@ impl RestoreOptions {
         if self.from.is_empty() {
             return Err("highwater restore has to know what: name a file that highwater snapshot wrote".into());
         }
-        let to_topic = !self.to.to_topic.is_empty();
+        let to_topic = self.copy().is_some();
         if to_topic && self.embedded {
             return Err("--to-topic and --embedded are two logs: name one".into());
         }
@@ -164,10 +164,10 @@ impl RestoreOptions {
     }
 
     pub fn target(&self) -> RestoreTarget<'_> {
-        match self.embedded {
-            true => RestoreTarget::EmbeddedLog,
-            false if self.to.to_topic.is_empty() => RestoreTarget::Directory,
-            false => RestoreTarget::Topic(&self.to),
+        match self.copy() {
+            _ if self.embedded => RestoreTarget::EmbeddedLog,
+            Some(to) => RestoreTarget::Topic(to),
+            None => RestoreTarget::Directory,
         }
     }
 

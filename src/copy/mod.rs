@@ -38,7 +38,7 @@ use crate::log::kafka::{self, KafkaLog, Mapped};
 use crate::log::{Log, LogError, LogRecord, Positions, TopicIdentity};
 use crate::open::{embedded_options, kafka_config};
 use crate::supervise;
-use crate::telemetry::logging;
+use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 
 /// No client waits for a single write, so a broker may take its time, or another one may take over.
@@ -53,9 +53,7 @@ type Problem = String;
 
 /// Copies everything, or reports how far it came.
 pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
-    let logging = logging::start(config)?;
-    supervise::on_failure(supervise::end_now);
-    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
+    let logging = start(config)?;
     let started = Instant::now();
     let (source, _directory) = open_source(config)?;
     let known: Vec<_> = (0..config.databases()).filter_map(|n| source.identity(n)).collect();
@@ -99,6 +97,15 @@ pub fn copy(config: &Config, options: &CopyOptions) -> Result<(), Problem> {
         "copied {keys} keys to topic {topic}: {records} records read, {seconds:.1} seconds"
     );
     Ok(())
+}
+
+/// Starts what a program without clients has in common with a node: its log lines, and its end when
+/// a thread of it dies.
+pub(crate) fn start(config: &Config) -> Result<Logging, Problem> {
+    let logging = logging::start(config)?;
+    supervise::on_failure(supervise::end_now);
+    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
+    Ok(logging)
 }
 
 /// The log as a node with these settings has it. With its directory, if it has one, held as long as

@@ -35,8 +35,7 @@ use crate::log::embedded::frozen;
 use crate::log::{Positions, TopicPartition};
 use crate::open;
 use crate::store;
-use crate::supervise;
-use crate::telemetry::logging::{self, Logging};
+use crate::telemetry::logging::Logging;
 use crate::telemetry::process;
 use crate::telemetry::progress::Progress;
 
@@ -51,9 +50,7 @@ const CHUNK: usize = 1 << 20;
 
 /// Writes a snapshot.
 pub fn snapshot(config: &Config, options: &SnapshotOptions) -> Result<(), Problem> {
-    let logging = logging::start(config)?;
-    supervise::on_failure(supervise::end_now);
-    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
+    let logging = copy::start(config)?;
     let started = Instant::now();
     // Of an embedded log all segments are open at once.
     process::raise_open_files(MANY_FILES);
@@ -143,9 +140,7 @@ fn of_embedded(config: &Config, output: Output, logging: &Logging) -> Result<u64
 
 /// Takes a snapshot back.
 pub fn restore(config: &Config, options: &RestoreOptions) -> Result<(), Problem> {
-    let logging = logging::start(config)?;
-    supervise::on_failure(supervise::end_now);
-    supervise::start_watchdog().map_err(|e| format!("start the watchdog: {e}"))?;
+    let logging = copy::start(config)?;
     let started = Instant::now();
     let into = config.dir();
     let mut directory = DataDir::open(&into)?;
