@@ -411,6 +411,7 @@ const PLAIN: &[&str] = &[
     "tests/it/users.rs",
     "tests/it/front_doors.rs",
     "tests/it/upgrades.rs",
+    "tests/it/support/panics.rs",
     "docs/upgrading.md",
     "src/acl/catalogue.rs",
     "src/acl/denials.rs",

@@ -12,6 +12,7 @@ pub mod foreign;
 pub mod grpc;
 pub mod history;
 pub mod kafka;
+pub mod panics;
 pub mod parts;
 pub mod ports;
 pub mod process;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::client::Client;
 use super::kafka::Kafka;
-use super::{parts, ports, process, resp, temp};
+use super::{panics, parts, ports, process, resp, temp};
 
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(30);
@@ -183,6 +183,7 @@ impl Highwater {
     }
 
     fn launch(&mut self) {
+        panics::keep();
         let mut command = process::within(&self.setup.within, &binary());
         let log = append(&self.log);
         command
@@ -220,9 +221,10 @@ impl Drop for Highwater {
         self.kill();
         if std::thread::panicking() {
             eprintln!(
-                "---- end of the log of highwater on port {} ----\n{}",
+                "---- end of the log of highwater on port {} ----\n{}\n---- the last panics ----\n{}",
                 self.port,
-                self.tail()
+                self.tail(),
+                panics::last()
             );
             return;
         }
