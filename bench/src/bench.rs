@@ -258,7 +258,8 @@ pub fn fill(port: u16, range: Range, value_bytes: usize) -> Result<()> {
     fill_by(port, range, value_bytes, Work::Set)
 }
 
-fn fill_by(port: u16, range: Range, value_bytes: usize, work: Work) -> Result<()> {
+/// Does this work once for each key of the range.
+pub fn fill_by(port: u16, range: Range, value_bytes: usize, work: Work) -> Result<()> {
     let case = Case {
         label: String::new(),
         work,

@@ -575,6 +575,17 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "memory-collections",
+        title: "Resident memory of collections",
+        about: "After the start, and with a large sorted set or many small hashes in it and everything settled; per million members or hashes.",
+        goal: "sorted set at most 1.5 ×, hashes at most 1.3 ×",
+        fresh: true,
+        columns: special::MEMORY,
+        compare: Compare::Ratio(&["per_million"], Kind::Redis),
+        measure: Measure::Special(special::memory_of_collections),
+        ..ROW
+    },
+    Row {
         name: "binary",
         title: "Size of the binary",
         about: "The one that was measured: static, stripped, with everything.",
@@ -610,6 +621,18 @@ pub const ROWS: &[Row] = &[
         ],
         compare: Compare::Nothing,
         measure: Measure::Special(special::rebuild),
+    },
+    Row {
+        name: "snapshot",
+        title: "Begin from a snapshot",
+        about: "A node with an empty directory, without and with --snapshot, on a filled topic (examples/fill_topic.rs). The snapshot \
+                was made by `highwater snapshot` in an empty directory too.",
+        goal: "5M keys: a third of a rebuild or less",
+        slow: true,
+        fresh: true,
+        columns: special::SNAPSHOT,
+        compare: Compare::Nothing,
+        measure: Measure::Special(special::snapshot),
     },
     Row {
         name: "get-unfit",

@@ -18,6 +18,7 @@ use crate::machine;
 use crate::support::{parts, ports, process, temp};
 
 const START: Duration = Duration::from_secs(120);
+const SNAPSHOT: Duration = Duration::from_secs(600);
 const STOP: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,6 +139,23 @@ impl Site {
         configure.args(["--bootstrap-server", &self.kafka()?]);
         let outcome = process::try_run(configure, b"", START).context("configure a topic")?;
         ensure!(outcome.success(), "configure a topic: {}", outcome.text());
+        Ok(())
+    }
+
+    /// Makes a snapshot of a topic; `dir` is the data directory that this needs.
+    pub fn snapshot(&mut self, topic: &str, dir: &Path, file: &Path, more: &[String]) -> Result<()> {
+        let mut make = Command::new(&self.highwater);
+        make.args([
+            "snapshot",
+            "--bootstrap-servers",
+            &self.kafka()?,
+            "--topic",
+            topic,
+            "--dir",
+        ]);
+        make.arg(dir).arg("--to").arg(file).args(more);
+        let outcome = process::try_run(make, b"", SNAPSHOT).context("make a snapshot")?;
+        ensure!(outcome.success(), "make a snapshot: {}", outcome.text());
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
-use crate::bench::{Bench, Case, Figures, fill, latencies};
+use crate::bench::{Bench, Case, Figures, fill, fill_by, latencies};
 use crate::keys::{Range, Spread};
 use crate::load::{Load, Pace, Plan, Until, Work};
 use crate::machine;
@@ -15,6 +15,7 @@ use crate::options::short;
 use crate::prober;
 use crate::rows::{Column, column, usual};
 use crate::servers::{Kind, Server, ask};
+use crate::support::temp;
 
 const REBUILD_LIMIT: Duration = Duration::from_secs(1_800);
 /// No tombstone for so long: the last one was written.
@@ -53,10 +54,17 @@ pub const FLUSH: &[Column] = &[
     column("set_p50", "SET p50 µs", 0),
     column("set_p99", "SET p99 µs", 0),
 ];
+pub const SNAPSHOT: &[Column] = &[
+    column("rebuild", "seconds of a rebuild", 2),
+    column("make", "seconds to make a snapshot", 2),
+    column("megabytes", "its MB", 0),
+    column("seconds", "seconds from it until serving", 2),
+    column("of_rebuild", "of the rebuild", 2),
+];
 pub const MEMORY: &[Column] = &[
     column("idle", "idle MiB", 1),
     column("filled", "filled MiB", 1),
-    column("per_million", "MiB per million keys", 1),
+    column("per_million", "MiB per million", 1),
 ];
 pub const UNFIT: &[Column] = &[
     column("per_second", "per second", 0),
@@ -399,11 +407,25 @@ fn until_buried(port: u16, begun: Instant) -> Result<f64> {
 
 pub fn memory(bench: &mut Bench) -> Result<()> {
     let (range, value_bytes) = (bench.options.range(), bench.options.value_bytes);
+    let case = format!("{} keys of {value_bytes} B", short(range.count));
+    memory_of(bench, &case, Work::Set, range)
+}
+
+pub fn memory_of_collections(bench: &mut Bench) -> Result<()> {
+    let Range { first, count } = bench.options.range();
+    let members = format!("a sorted set of {} members", short(count));
+    memory_of(bench, &members, Work::Zadd, Range { first, count })?;
+    let count = (count / 10).max(1);
+    let hashes = format!("{} hashes of ten fields", short(count));
+    memory_of(bench, &hashes, Work::FillSmall, Range { first, count })
+}
+
+fn memory_of(bench: &mut Bench, case: &str, work: Work, range: Range) -> Result<()> {
     for kind in wanted(bench, &[Kind::Redis, Kind::Embedded, Kind::OnKafka]) {
         let server = Server::start(kind, &mut bench.site, &[])?;
         bench.settle(&[&server]);
         let idle = machine::resident(server.pid())?;
-        fill(server.port, range, value_bytes)?;
+        fill_by(server.port, range, bench.options.value_bytes, work)?;
         bench.settle(&[&server]);
         let filled = settled_resident(server.pid(), bench.options.patience())?;
         let figures = [
@@ -414,8 +436,7 @@ pub fn memory(bench: &mut Bench) -> Result<()> {
                 mib(filled.saturating_sub(idle)) * 1e6 / range.count as f64,
             ),
         ];
-        let case = format!("{} keys of {value_bytes} B", short(range.count));
-        bench.note(&case, kind.name(), Figures::from(figures))?;
+        bench.note(case, kind.name(), Figures::from(figures))?;
     }
     Ok(())
 }
@@ -468,12 +489,7 @@ pub fn rebuild(bench: &mut Bench) -> Result<()> {
             .map(|(records, keys)| (bench.options.sized(records), bench.options.sized(keys))),
     };
     for (records, keys) in cases {
-        let topic = new_topic(bench)?;
-        bench.site.keep_all_records(&topic)?;
-        let numbers = [records, keys, bench.options.value_bytes as u64].map(|number| number.to_string());
-        let mut args = vec![bench.site.kafka()?, topic.clone()];
-        args.extend(numbers);
-        bench.site.example("fill_topic", &args)?;
+        let topic = filled_topic(bench, records, keys)?;
         for (kind, engine) in with_engines(bench, &[Kind::OnKafka]) {
             bench.settle(&[]);
             let figures = rebuild_one(bench, &topic, engine, records, keys)?;
@@ -482,6 +498,17 @@ pub fn rebuild(bench: &mut Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A topic that keeps so many records on so many keys.
+fn filled_topic(bench: &mut Bench, records: u64, keys: u64) -> Result<String> {
+    let topic = new_topic(bench)?;
+    bench.site.keep_all_records(&topic)?;
+    let numbers = [records, keys, bench.options.value_bytes as u64].map(|number| number.to_string());
+    let mut args = vec![bench.site.kafka()?, topic.clone()];
+    args.extend(numbers);
+    bench.site.example("fill_topic", &args)?;
+    Ok(topic)
 }
 
 fn rebuild_one(bench: &mut Bench, topic: &str, engine: Engine, records: u64, keys: u64) -> Result<Figures> {
@@ -501,6 +528,41 @@ fn rebuild_one(bench: &mut Bench, topic: &str, engine: Engine, records: u64, key
         ("server_cpu", cpu * 1e6 / records as f64),
         ("resident", mib(resident)),
     ]))
+}
+
+pub fn snapshot(bench: &mut Bench) -> Result<()> {
+    let keys = bench.options.keys_or(5_000_000);
+    let topic = filled_topic(bench, keys, keys)?;
+    for (kind, engine) in with_engines(bench, &[Kind::OnKafka]) {
+        bench.settle(&[]);
+        let rebuild = rebuild_one(bench, &topic, engine, keys, keys)?["seconds"];
+        bench.settle(&[]);
+        let temp = temp::dir("snapshot");
+        let (file, dir) = (temp.path().join("file"), temp.path().join("data"));
+        let begun = Instant::now();
+        bench.site.snapshot(&topic, &dir, &file, &engine.args())?;
+        let make = begun.elapsed().as_secs_f64();
+        let bytes = fs::metadata(&file).context("look at the snapshot")?.len();
+        bench.settle(&[]);
+        let mut args = engine.args();
+        args.extend(["--topic".to_owned(), topic.clone(), "--snapshot".to_owned()]);
+        args.push(file.to_string_lossy().into_owned());
+        let begun = Instant::now();
+        let server = Server::start_without_waiting(kind, &mut bench.site, args)?;
+        server.wait_until_ready_within(REBUILD_LIMIT)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        has_its_data(server.port, Range { first: 0, count: keys }, bench.options.value_bytes)?;
+        let figures = [
+            ("rebuild", rebuild),
+            ("make", make),
+            ("megabytes", bytes as f64 / 1e6),
+            ("seconds", seconds),
+            ("of_rebuild", seconds / rebuild),
+        ];
+        let case = format!("{} keys", short(keys));
+        bench.note(&case, &engine.name(kind), Figures::from(figures))?;
+    }
+    Ok(())
 }
 
 /// Reads some keys; every reply must be right.

@@ -12,7 +12,6 @@ use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -22,7 +21,7 @@ use crate::config::export::{ExportOptions, STANDARD_OUTPUT};
 use crate::import::client::Client;
 use crate::import::source::{AT_ONCE, Answer, Dumped, Expiry, Source};
 use crate::import::target::NAMED;
-use crate::import::{INTERRUPTED, Problem};
+use crate::import::{INTERRUPTED, Problem, stopped};
 use crate::rdb::{self, Content, Writer};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
@@ -97,17 +96,6 @@ async fn run(options: &ExportOptions, logging: &Logging) -> Result<(), Problem> 
         _ => Err(format!(
             "export everything: {server} cannot read {unreadable} keys; the others are exported"
         )),
-    }
-}
-
-/// Waits until the program is asked to stop.
-async fn stopped() {
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => tokio::select! {
-            _ = terminated.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        },
-        Err(_) => drop(tokio::signal::ctrl_c().await),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::sample::Sample;
 use super::source::Expiry;
 use super::target::Target;
-use super::{INTERRUPTED, Imported, Problem, how_to_go_on};
+use super::{INTERRUPTED, Imported, Problem, how_to_go_on, stopped};
 use crate::rdb::{self, File, Found, Limits};
 use crate::telemetry::logging::Logging;
 use crate::telemetry::progress::Progress;
@@ -50,7 +50,7 @@ pub async fn import(
     let progress = &mut Progress::new(logging, "importing", "bytes");
     let done = tokio::select! {
         done = reading.all(target, |position| progress.show(position, bytes)) => done,
-        _ = tokio::signal::ctrl_c() => Err(INTERRUPTED.into()),
+        () = stopped() => Err(INTERRUPTED.into()),
     };
     done.map_err(|problem| match reading.settled {
         (_, 0) => failed(&problem),

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Instant;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
 use self::client::Client;
@@ -132,6 +133,17 @@ async fn finish(
     // The import is done, even if its output is not read.
     let _ = writeln!(std::io::stdout(), "{told}, {seconds:.1} seconds");
     Ok(())
+}
+
+/// Waits until the program is asked to stop.
+pub async fn stopped() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = terminated.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
 }
 
 /// What a message about an interrupted import ends with.

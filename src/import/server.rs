@@ -10,7 +10,7 @@ use super::keys::{Keys, MOST_KEYS};
 use super::sample::{self, Sampled};
 use super::source::{AT_ONCE, Answer, Dumped, Expiry, Source};
 use super::target::Target;
-use super::{INTERRUPTED, Imported, Problem, follow, how_to_go_on};
+use super::{INTERRUPTED, Imported, Problem, follow, how_to_go_on, stopped};
 use crate::config::import::{ImportOptions, Server};
 use crate::telemetry::logging::Logging;
 use crate::telemetry::progress::Progress;
@@ -59,7 +59,7 @@ pub async fn import(
     };
     let done = tokio::select! {
         done = importing.all(server, options) => done,
-        _ = tokio::signal::ctrl_c() => Err(format!("read {name}: {INTERRUPTED}")),
+        () = stopped() => Err(format!("read {name}: {INTERRUPTED}")),
     };
     done.map_err(|problem| match (options.quiet(), importing.place) {
         (Some(_), _) => format!("{problem}; begin again with an empty target, since changes may have been missed"),

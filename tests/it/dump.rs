@@ -168,7 +168,7 @@ pub fn shown(client: &mut Client, key: &[u8]) -> Vec<String> {
 }
 
 /// Elements of so many parts, in the order of the first.
-fn sorted(reply: &Reply, parts: usize) -> Vec<u8> {
+pub fn sorted(reply: &Reply, parts: usize) -> Vec<u8> {
     let elements = reply.items().chunks(parts);
     let mut elements: Vec<String> = elements.map(|element| format!("{element:?}")).collect();
     elements.sort();
@@ -176,7 +176,7 @@ fn sorted(reply: &Reply, parts: usize) -> Vec<u8> {
 }
 
 /// Members and scores.
-fn scores(reply: &Reply) -> Vec<u8> {
+pub fn scores(reply: &Reply) -> Vec<u8> {
     let (pairs, _) = reply.items().as_chunks::<2>();
     let show = |[member, score]: &[Reply; 2]| {
         let score = score

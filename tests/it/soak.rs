@@ -2,6 +2,7 @@
 //! turn. Every answer is judged; memory, disk and the time until a node serves again have bounds, and do not grow.
 
 mod model;
+mod moving;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

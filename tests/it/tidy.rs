@@ -412,6 +412,7 @@ const PLAIN: &[&str] = &[
     "tests/it/front_doors.rs",
     "tests/it/upgrades.rs",
     "tests/it/support/panics.rs",
+    "tests/it/soak/moving.rs",
     "docs/upgrading.md",
     "src/acl/catalogue.rs",
     "src/acl/denials.rs",

@@ -57,10 +57,13 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "zlib1g",
 ];
 
-/// The same of Debian 13 for redis-server 8.0, which needs a newer C library than Debian 12 has.
+/// The same of Debian 13 for redis-server 8.0 and Valkey, which need a newer C library than Debian
+/// 12 has.
 const DEBIAN_13_PACKAGES: &[&str] = &[
     "redis-server",
     "redis-tools",
+    "valkey-server",
+    "valkey-tools",
     "libatomic1",
     "libc6",
     "libcap2",
@@ -145,21 +148,29 @@ pub fn redis_server() -> Command {
     debian_program("redis-server", "v=7.0.")
 }
 
-/// redis-server 8.0. The one of Debian 13 is started by the dynamic loader that came with it.
+/// redis-server 8.0.
 pub fn redis_8_server() -> Command {
-    static PART: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let part = PART.get_or_init(|| {
-        (!is_installed("redis-server", "v=8.0."))
-            .then(|| fetched("debian", &format!("redis-{REDIS_8_VERSION}"), fetch_redis_8))
-    });
-    let Some(root) = part else {
-        return Command::new("redis-server");
-    };
+    debian_13_program("redis-server", "v=8.0.")
+}
+
+/// valkey-server 8.1, whose dumps Redis does not read.
+pub fn valkey_server() -> Command {
+    debian_13_program("valkey-server", "v=8.1.")
+}
+
+/// The installed program if it is of this version, else the one of Debian 13, which is started by
+/// the dynamic loader that came with it.
+fn debian_13_program(name: &str, version: &str) -> Command {
+    if is_installed(name, version) {
+        return Command::new(name);
+    }
+    static PART: OnceLock<PathBuf> = OnceLock::new();
+    let root = PART.get_or_init(|| fetched("debian", "13", fetch_debian_13_programs));
     let mut command = Command::new(dynamic_loader(root));
     command
         .arg("--library-path")
         .arg(library_path(root))
-        .arg(root.join("usr/bin/redis-server"));
+        .arg(root.join("usr/bin").join(name));
     command
 }
 
@@ -376,7 +387,14 @@ pub fn prefetch() {
     kafka_jars();
     jedis_jars();
     example_classes();
-    for program in [redis_server(), redis_8_server(), redis_cli(), redis_benchmark(), kcat()] {
+    for program in [
+        redis_server(),
+        redis_8_server(),
+        valkey_server(),
+        redis_cli(),
+        redis_benchmark(),
+        kcat(),
+    ] {
         drop(program);
     }
     redis_source();
@@ -597,7 +615,7 @@ fn fetch_debian_programs(into: &Path) {
     fetch_packages(&Apt::of_debian("bookworm"), DEBIAN_PACKAGES, into);
 }
 
-fn fetch_redis_8(into: &Path) {
+fn fetch_debian_13_programs(into: &Path) {
     fetch_packages(&Apt::of_debian("trixie"), DEBIAN_13_PACKAGES, into);
 }
 

@@ -344,6 +344,10 @@ impl RedisServer {
         RedisServer::start_as(parts::redis_8_server, args)
     }
 
+    pub fn start_valkey(args: &[&str]) -> RedisServer {
+        RedisServer::start_as(parts::valkey_server, args)
+    }
+
     /// With this file of settings.
     pub fn start_with_file(file: &Path) -> RedisServer {
         let program = || {
