@@ -19,6 +19,7 @@
 
 mod filling;
 mod indexed;
+mod writes;
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -37,6 +38,8 @@ use crate::store::key_hash;
 
 pub(super) use self::filling::InOrder;
 pub use self::indexed::{Indexed, Order, Ranked};
+use self::writes::UnderWayWrites;
+pub use self::writes::Writes;
 
 const SHARDS: usize = 16;
 /// What an element costs besides its name and value, bytes (measured roughly).
@@ -139,9 +142,8 @@ struct Loaded {
     /// Removed elements, with the offsets of their tombstones.
     gone: HashMap<Box<[u8]>, u64, foldhash::fast::RandomState>,
     under_way: HashMap<Box<[u8]>, UnderWay, foldhash::fast::RandomState>,
-    /// Each of these writes, oldest first, with the number of its elements, by its address: one
-    /// write can be of very many elements.
-    writes: IndexMap<usize, (Arc<Write>, usize), foldhash::fast::RandomState>,
+    /// Each of these writes once.
+    writes: UnderWayWrites,
     /// `shown` with what is under way. Made for the first reader of all elements, and then kept up
     /// to date until nothing is under way.
     ahead: Option<Indexed>,
@@ -182,7 +184,7 @@ pub(super) enum Known {
 pub struct All {
     pub elements: Indexed,
     /// The writes under way that it comes from, oldest first.
-    pub depends: Vec<Arc<Write>>,
+    pub depends: Writes,
 }
 
 /// The elements of the split collections of one database.
@@ -276,8 +278,8 @@ impl Elements {
     /// A write of some element that is under way.
     pub fn under_way(&self, prefix: &[u8]) -> Option<Arc<Write>> {
         let shard = self.shard(prefix);
-        let mut writes = shard.collections.get(prefix)?.writes.values();
-        writes.next().map(|(write, _)| write.clone())
+        let writes = shard.collections.get(prefix)?.writes.all();
+        writes.iter().next().cloned()
     }
 
     /// The offset after the newest record that memory has of a collection, or 0. It changes with
@@ -301,8 +303,7 @@ impl Elements {
         for (item, (_, name)) in (first..).zip(record_keys) {
             let writes = loaded.under_way.entry(name.into()).or_default();
             writes.push((write.clone(), item));
-            let of_write = loaded.writes.entry(Arc::as_ptr(write).addr());
-            of_write.or_insert_with(|| (write.clone(), 0)).1 += 1;
+            loaded.writes.add(write);
             loaded.refresh(name);
         }
     }
@@ -526,13 +527,13 @@ impl Loaded {
     }
 
     fn all(&mut self, pending: bool) -> All {
-        let mut depends: Vec<Arc<Write>> = Vec::new();
-        if pending {
-            depends.extend(self.writes.values().map(|(write, _)| write.clone()));
-        }
         All {
             elements: self.elements(pending),
-            depends,
+            depends: if pending {
+                self.writes.all().clone()
+            } else {
+                Writes::default()
+            },
         }
     }
 
@@ -547,13 +548,7 @@ impl Loaded {
         if writes.is_empty() {
             self.under_way.remove(name);
         }
-        let address = Arc::as_ptr(write).addr();
-        if let Some((_, elements)) = self.writes.get_mut(&address) {
-            *elements -= ended;
-            if *elements == 0 {
-                self.writes.shift_remove(&address);
-            }
-        }
+        self.writes.end(write, ended);
     }
 
     fn forget_gone(&mut self) {

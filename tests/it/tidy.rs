@@ -230,6 +230,7 @@ const PLAIN: &[&str] = &[
     "src/database/elements.rs",
     "src/database/elements/filling.rs",
     "src/database/elements/indexed.rs",
+    "src/database/elements/writes.rs",
     "src/database/expired.rs",
     "src/database/fault.rs",
     "src/database/features.rs",

@@ -310,8 +310,11 @@ impl Service {
             messages,
             notices,
             consumer_notes,
+            trees,
             ..
         } = transaction;
+        // While somebody has a copy of them, a write copies what it changes in them.
+        drop(trees);
         let write = if items.is_empty() {
             // Consumers of streams are made without a record.
             self.listeners.tell_notices(&notices);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::compute::known as newest;
 use super::known_elements::Whole;
 use super::{LINEAR, Transaction, View};
-use crate::database::elements::{self, All, Held, Indexed, Known, Order, has_live};
+use crate::database::elements::{self, All, Held, Indexed, Known, Order, Writes, has_live};
 use crate::database::fault::{Fault, STORE_READ, Wait};
 use crate::database::hot::At;
 use crate::database::write::{Item, Write};
@@ -25,13 +25,15 @@ const MOST_AT_ONCE: usize = 64;
 #[derive(Clone)]
 pub(super) struct SeenAll {
     elements: Indexed,
+    /// What the transaction has written or removed since, and `elements` does not have yet. Most
+    /// commands write last, and what they write need not be put among all elements for them.
+    written: Vec<(Bytes, Option<Element>)>,
     /// Those with lower names may be missing.
     from: Bytes,
     /// What the outcome rests on once it depends on all of them: this, and the writes under way
     /// that they come from.
     rest: Option<Read>,
-    /// Oldest first.
-    depends: Vec<Arc<Write>>,
+    depends: Writes,
 }
 
 /// How many elements of one collection a transaction has written or removed.
@@ -40,6 +42,15 @@ pub(super) struct Own {
     all: usize,
     /// Those that it has written, and that have not expired.
     live: usize,
+}
+
+impl SeenAll {
+    /// Brings `elements` up to date.
+    fn put_written(&mut self) {
+        for (sub_key, element) in self.written.drain(..) {
+            put(&mut self.elements, &sub_key, element.map(Value::Element));
+        }
+    }
 }
 
 impl Own {
@@ -293,7 +304,7 @@ impl Transaction<'_> {
         };
         let (rest, depends) = (all.rest.take(), std::mem::take(&mut all.depends));
         self.rests_on_these(rest);
-        depends.into_iter().try_for_each(|write| self.depend_on(write))
+        self.depend_on_all(&depends)
     }
 
     /// As [`Transaction::elements_in_order`], for a command that looks at some of them. What is
@@ -363,7 +374,7 @@ impl Transaction<'_> {
             return Ok(());
         };
         let depends = all.depends.clone();
-        depends.into_iter().try_for_each(|write| self.depend_on(write))
+        self.depend_on_all(&depends)
     }
 
     /// As [`Transaction::depend_on_seen`], for a command that writes a list. Each client's write of
@@ -392,8 +403,12 @@ impl Transaction<'_> {
     pub fn elements_to_pick(&mut self, database: u16, key: &[u8], split: &Split) -> Result<Tree<Held>, Fault> {
         let all = self.see_all(database, key, split, (None, b""))?;
         let (elements, depends) = (all.elements.by_name().clone(), std::mem::take(&mut all.depends));
-        depends.into_iter().try_for_each(|write| self.depend_on(write))?;
+        self.depend_on_all(&depends)?;
         self.admitted(split, elements)
+    }
+
+    fn depend_on_all(&mut self, writes: &Writes) -> Result<(), Fault> {
+        writes.iter().try_for_each(|write| self.depend_on(write.clone()))
     }
 
     fn see_all(
@@ -406,13 +421,16 @@ impl Transaction<'_> {
         let prefix = record_key(key, split, b"");
         let place = (database, prefix.clone());
         let mut all = match self.trees.remove(&place) {
-            Some(all) if *all.from <= *from => all,
+            Some(mut all) if *all.from <= *from => {
+                all.put_written();
+                all
+            }
             before => {
                 let mut all = self.read_all(database, key, split, &prefix, (order, from))?;
                 if let Some(before) = before {
                     // What was found earlier is what the outcome rests on.
                     all.rest = before.rest.or(all.rest);
-                    all.depends.extend(before.depends);
+                    all.depends.extend(&before.depends);
                 }
                 all
             }
@@ -460,6 +478,7 @@ impl Transaction<'_> {
         }
         Ok(SeenAll {
             elements,
+            written: Vec::new(),
             from: Bytes::copy_from_slice(from),
             rest,
             depends,
@@ -528,8 +547,9 @@ impl Transaction<'_> {
             let admitted = self.elements_to_pick(database, key, split)?;
             return Ok(has_live(&admitted, now));
         }
-        if let Some(all) = self.trees.get(&(database, prefix.clone())) {
+        if let Some(all) = self.trees.get_mut(&(database, prefix.clone())) {
             // With what is written here.
+            all.put_written();
             return Ok(has_live(all.elements.by_name(), now));
         }
         let own = self.own_of(database, &prefix);
@@ -656,7 +676,8 @@ impl Transaction<'_> {
             if let Some(undo) = &mut self.undo {
                 undo.changes(&collection, all);
             }
-            put(&mut all.elements, sub_key, element.clone().map(Value::Element));
+            all.written
+                .push((name.slice_ref(elements::split(&name).1), element.clone()));
         }
         self.write_item(Item::Element {
             database,
