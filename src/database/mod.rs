@@ -57,7 +57,7 @@ mod write_behind;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -253,6 +253,29 @@ pub struct Partition {
     pub as_of: AtomicI64,
     /// Own records that were acknowledged and that the applier has not reached yet.
     own: OwnRecords,
+}
+
+impl Partition {
+    /// The log's end as far as it is known. What this node has of the log is below it.
+    pub fn known_end(&self) -> u64 {
+        let known = [&self.end, &self.acknowledged, &self.applied, &self.stored];
+        let known = known.into_iter().map(|offset| offset.load(Ordering::Relaxed));
+        known.max().unwrap_or_default()
+    }
+
+    /// Offsets between what this node has stored and the log's known end.
+    pub fn lag(&self) -> u64 {
+        let stored = self.stored.load(Ordering::Relaxed);
+        self.known_end().saturating_sub(stored)
+    }
+
+    /// How long ago this node had everything that the log had; `None` if it never had.
+    pub fn age(&self) -> Option<Duration> {
+        match self.as_of.load(Ordering::Relaxed) {
+            ..=0 => None,
+            as_of => Some(Duration::from_millis(now_ms().saturating_sub(as_of as u64))),
+        }
+    }
 }
 
 impl Database {

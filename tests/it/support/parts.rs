@@ -175,6 +175,14 @@ pub fn kcat() -> Command {
     debian_program("kcat", "")
 }
 
+/// A program of Debian's package `prometheus`: `prometheus` or `promtool`.
+pub fn prometheus(program: &str) -> Command {
+    let root = fetched("prometheus", "debian-12", |into| {
+        fetch_packages(&Apt::of_debian("bookworm"), &["prometheus"], into);
+    });
+    Command::new(root.join("usr/bin").join(program))
+}
+
 /// The unpacked source of Redis, of which only the test suite is used. It is not changed and not
 /// built, and it never becomes a part of this repository.
 pub fn redis_source() -> PathBuf {
@@ -379,6 +387,7 @@ pub fn prefetch() {
     for program in [redis_server(), redis_8_server(), redis_cli(), redis_benchmark(), kcat()] {
         drop(program);
     }
+    drop(prometheus("promtool"));
     redis_source();
     redis_8_source();
     cargo_deny();
