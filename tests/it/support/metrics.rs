@@ -139,21 +139,30 @@ fn quoted(text: &str) -> (String, &str) {
     panic!("a label without its end: {text:?}")
 }
 
+/// The samples of a histogram with the same labels.
+#[derive(Default)]
+struct Histogram {
+    /// Bounds and counts.
+    buckets: Vec<(f64, f64)>,
+    sum: Option<f64>,
+    count: Option<f64>,
+}
+
 /// Buckets grow with their bounds up to the count.
 fn check_histogram(name: &str, family: &Family) {
-    let mut by_labels: BTreeMap<Labels, (Vec<(f64, f64)>, Option<f64>, Option<f64>)> = BTreeMap::new();
+    let mut by_labels: BTreeMap<Labels, Histogram> = BTreeMap::new();
     for (suffix, labels, value) in &family.samples {
         let mut labels = labels.clone();
         let bound = labels.remove("le");
         assert_eq!(bound.is_some(), suffix == "_bucket", "{name}");
-        let (buckets, sum, count) = by_labels.entry(labels).or_default();
+        let histogram = by_labels.entry(labels).or_default();
         match (bound, &**suffix) {
-            (Some(bound), _) => buckets.push((bound.parse().expect("a bound"), *value)),
-            (None, "_sum") => *sum = Some(*value),
-            (None, _) => *count = Some(*value),
+            (Some(bound), _) => histogram.buckets.push((bound.parse().expect("a bound"), *value)),
+            (None, "_sum") => histogram.sum = Some(*value),
+            (None, _) => histogram.count = Some(*value),
         }
     }
-    for (labels, (buckets, sum, count)) in by_labels {
+    for (labels, Histogram { buckets, sum, count }) in by_labels {
         assert!(sum.is_some(), "{name} {labels:?} has no sum");
         let rises = |pair: &[(f64, f64)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
         assert!(buckets.windows(2).all(rises), "{name} {labels:?}: {buckets:?}");
