@@ -300,6 +300,12 @@ impl Database {
         self.topic.get().map_or(&[], |topic| &topic.partitions)
     }
 
+    /// Whether nothing was ever written to it, as far as this node knows.
+    pub fn is_untouched(&self) -> bool {
+        let ends = |p: &Partition| p.stored.load(Ordering::Relaxed).max(p.end.load(Ordering::Relaxed));
+        self.partitions().iter().all(|partition| ends(partition) == 0)
+    }
+
     /// The topic is now another one of the same name. Nothing that was known about it holds.
     fn forget(&self) {
         self.watches.flushed(|_| true);

@@ -71,9 +71,12 @@ fn loading(status: &Status) -> Option<Value> {
     }
 }
 
-/// A database that has a topic.
+/// A database that has a topic: the first, or one that was ever written to.
 fn database(shared: &Shared, number: u16) -> Option<Value> {
     let service = &shared.service;
+    if number > 0 && service.database(number).is_untouched() {
+        return None;
+    }
     let identity = service.log.identity(number)?;
     let partitions = service.database(number).partitions();
     Some(json!({

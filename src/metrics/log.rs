@@ -129,10 +129,11 @@ pub(super) const POSITIONS: &[Family] = &[
 
 const PARTITION: &[&str] = &["database", "topic", "partition"];
 
-/// Databases that have a topic, with its name.
+/// Databases that have a topic, with its name: the first, and those that were ever written to.
 fn databases(shared: &Shared) -> impl Iterator<Item = (u16, String)> {
     let numbers = 0..shared.service.database_count();
-    numbers.filter_map(|number| Some((number, shared.service.log.identity(number)?.topic)))
+    let shown = numbers.filter(|number| *number == 0 || !shared.service.database(*number).is_untouched());
+    shown.filter_map(|number| Some((number, shared.service.log.identity(number)?.topic)))
 }
 
 fn of_databases(shared: &Shared, to: &mut Samples<'_>, value: impl Fn(&[Partition]) -> Option<f64>) {

@@ -118,6 +118,24 @@ fn requests_are_answered_as_http_says() {
     assert!(idle.is_closed());
 }
 
+/// A client that sends one byte after the other does not keep its connection.
+#[test]
+fn a_head_that_does_not_come_in_time_is_not_waited_for() {
+    let shown = Shown::start(Highwater::builder());
+    let mut http = shown.connect();
+    let began = Instant::now();
+    http.write("GET /livez HTTP/1.1\r\n").expect("write");
+    while began.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(100));
+        http.write("X").expect("write");
+    }
+    assert_eq!(http.answer(true).expect("an answer").status, 408);
+    assert!(http.is_closed());
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(9), "{took:?}");
+    shown.ready_soon(200, "ok");
+}
+
 #[test]
 fn probes_need_no_user_and_everything_else_does() {
     let shown = Shown::start(Highwater::builder().args(&["--requirepass", "secret"]));

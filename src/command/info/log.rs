@@ -99,8 +99,7 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
         return;
     };
     let partitions = service.database(database).partitions();
-    let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
-    if database > 0 && partitions.iter().all(untouched) {
+    if database > 0 && service.database(database).is_untouched() {
         return;
     }
     let lag = |partition: &Partition| if is_known { partition.lag() as i64 } else { -1 };
