@@ -96,7 +96,7 @@ roles! {
     /// Ends the process after a failure.
     ENDING = "ending", CostsOne;
 
-    /// Accepts connections of Redis clients.
+    /// Accepts connections of Redis clients, or of HTTP clients.
     LISTENER = "listener", NodeFails;
     CONNECTION = "connection", CostsOne;
     /// Accepts connections of gRPC clients, and reports to the health service whether this node

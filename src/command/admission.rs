@@ -1,10 +1,13 @@
-//! Access control. Every listener (RESP, gRPC) asks [`admit`], and nothing else decides: a check
-//! that is added here holds for all of them.
+//! Access control. Every listener (RESP, gRPC, HTTP) asks [`admit`], and nothing else decides: a
+//! check that is added here holds for all of them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use super::args::text;
 use super::clients::{Address, Client};
@@ -12,7 +15,7 @@ use super::rights::{self, Lack};
 use super::shared::Shared;
 use super::table::CommandEntry;
 use super::{Args, flag};
-use crate::acl::{Account, Context, Reason};
+use crate::acl::{Account, Context, DEFAULT, Reason};
 use crate::database::now_ms;
 
 /// Delay after a connection's first failed login. It doubles with each further one, up to
@@ -25,8 +28,8 @@ const MAX_LOGIN_DELAY: Duration = Duration::from_secs(2);
 pub enum Wants<'a> {
     /// To connect, from this address.
     Connect(Option<&'a Address>),
-    /// To ask whether this node serves (gRPC's health service). Probes have no password, and the
-    /// reply says nothing else.
+    /// To ask whether this node serves (gRPC's health service, `/livez` and `/readyz`). Probes have
+    /// no password, and the reply says nothing else.
     Health,
     /// To run a command.
     Run {
@@ -146,6 +149,40 @@ pub fn log_in(
     Err(Refusal::WrongPassword)
 }
 
+/// Who makes a call that has its own `authorization` (HTTP Basic), or none. Without one it is the
+/// user of the client's certificate, if there is such a user and it is on. `None`: nobody has
+/// logged in. The reply to a wrong password is delayed.
+pub async fn log_in_by_call(
+    shared: &Shared,
+    client: &Client,
+    authorization: Option<&[u8]>,
+) -> Result<Option<Arc<Account>>, Refusal> {
+    let Some(given) = authorization else {
+        let named = client.by_certificate.get();
+        return Ok(named.filter(|account| account.user().is_on()).cloned());
+    };
+    let Some(given) = credentials(given) else {
+        return Ok(None);
+    };
+    let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());
+    let user = if colon == 0 { DEFAULT } else { &given[..colon] };
+    let password = given.get(colon + 1..).unwrap_or_default();
+    match log_in(shared, (client, Context::TopLevel), (user, password), b"AUTH") {
+        Ok(user) => Ok(Some(user)),
+        Err(refusal) => {
+            tokio::time::sleep(login_delay(client)).await;
+            Err(refusal)
+        }
+    }
+}
+
+/// What `authorization: Basic` encodes: user, colon, password.
+fn credentials(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, encoded) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    let encoded = scheme.eq_ignore_ascii_case("basic").then_some(encoded)?;
+    STANDARD.decode(encoded.trim()).ok()
+}
+
 /// Gives a client the user that its certificate names (`tls-auth-clients-user`, as in Redis 8.6).
 /// Without such a user, or while it is off, the client has the default user, as others have.
 pub fn log_in_by_certificate(shared: &Shared, client: &Client, name: &str) {
@@ -193,5 +230,18 @@ mod tests {
             [1, 2, 3, 6, 7, u32::MAX].map(after),
             [50, 100, 200, 1_600, 2_000, 2_000]
         );
+    }
+
+    #[test]
+    fn credentials_are_those_of_basic_authentication() {
+        let read = |value: &str| credentials(value.as_bytes());
+        assert_eq!(
+            read("Basic ZGVmYXVsdDpzOmVjcmV0").as_deref(),
+            Some(&b"default:s:ecret"[..])
+        );
+        assert_eq!(read("basic OnNlY3JldA==").as_deref(), Some(&b":secret"[..]));
+        for other in ["Bearer ZGVmYXVsdDpzOmVjcmV0", "Basic", "Basic ???", ""] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 }

@@ -210,8 +210,10 @@ pub struct CommandStats {
     pub nanoseconds: AtomicU64,
     /// Nanoseconds that clients waited for it, also for the log.
     pub waited: AtomicU64,
-    /// The same as a histogram.
+    /// `waited` as a histogram.
     pub waits: Histogram,
+    /// `nanoseconds` as a histogram.
+    pub computations: Histogram,
     /// Refused before it was computed (arity, authentication, …).
     pub rejected: AtomicU64,
     /// Its reply was an error.

@@ -56,6 +56,11 @@ pub struct CommandEntry {
 }
 
 impl CommandEntry {
+    /// How long it was computed.
+    pub fn computations(&self) -> Times {
+        Times::of(self.stats.all().map(|stats| &stats.computations))
+    }
+
     /// How long clients waited for it.
     pub fn waits(&self) -> Times {
         Times::of(self.stats.all().map(|stats| &stats.waits))
@@ -103,7 +108,10 @@ pub fn reset_stats() {
         entry
             .stats
             .reset(|s| [&s.calls, &s.nanoseconds, &s.waited, &s.rejected, &s.failed]);
-        entry.stats.all().for_each(|stats| stats.waits.reset());
+        entry.stats.all().for_each(|stats| {
+            stats.waits.reset();
+            stats.computations.reset();
+        });
     }
 }
 

@@ -54,6 +54,9 @@ impl Tally {
         self.counting(shared, command);
         self.calls += 1;
         self.nanoseconds += u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        if shared.config.latency_tracking() {
+            command.stats.own().computations.add(took);
+        }
     }
 
     /// Counts a command that has its reply. `waited`: how long its client has waited for that.

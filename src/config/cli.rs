@@ -37,8 +37,13 @@ const RARE: &[&str] = &[
     "acl-pubsub-default",
     "acllog-max-len",
     "active-expire",
+    "enable-debug-command",
+    "http-tls-port",
+    "metrics-open",
     "ping-password",
     "ping-user",
+    "ready-max-lag",
+    "ready-without-log",
     "unixsocketperm",
 ];
 const FILE: &str = "FILE";

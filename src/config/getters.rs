@@ -181,6 +181,25 @@ impl Config {
         self.number("grpc-port") as u16
     }
 
+    pub fn http_port(&self) -> u16 {
+        self.number("http-port") as u16
+    }
+
+    /// Whether metrics are shown without a user.
+    pub fn metrics_open(&self) -> bool {
+        self.is("metrics-open", "yes")
+    }
+
+    /// How far a node may be behind the log and still be ready.
+    pub fn ready_max_lag(&self) -> Duration {
+        self.time("ready-max-lag")
+    }
+
+    /// Whether a node is ready while the log does not answer.
+    pub fn ready_without_log(&self) -> bool {
+        self.is("ready-without-log", "yes")
+    }
+
     /// The path of the Unix socket to listen on.
     pub fn unixsocket(&self) -> Option<String> {
         Some(self.value("unixsocket").to_string()).filter(|path| !path.is_empty())
@@ -197,6 +216,10 @@ impl Config {
 
     pub fn grpc_tls_port(&self) -> u16 {
         self.number("grpc-tls-port") as u16
+    }
+
+    pub fn http_tls_port(&self) -> u16 {
+        self.number("http-tls-port") as u16
     }
 
     pub fn tls(&self) -> TlsSettings {

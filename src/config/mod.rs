@@ -15,6 +15,7 @@ pub mod cli;
 pub mod copy;
 pub mod export;
 mod getters;
+mod http;
 pub mod import;
 pub mod kind;
 pub mod machine;

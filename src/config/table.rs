@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::checks;
 use super::kind::{COUNT, Kind, LARGE, MEMORY, MODES, PORT};
-use super::{tls, without_effect};
+use super::{http, tls, without_effect};
 
 /// One setting.
 #[derive(Clone, Copy)]
@@ -122,6 +122,7 @@ pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     EFFECTIVE
         .iter()
         .chain(tls::SETTINGS)
+        .chain(http::SETTINGS)
         .chain(without_effect::SETTINGS)
         .copied()
         .collect()

@@ -34,6 +34,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         summary: "Port for gRPC clients over TLS; 0 for none.",
         ..ROW
     },
+    Setting {
+        name: "http-tls-port",
+        kind: PORT,
+        default: "0",
+        change: Change::AtStart,
+        summary: "Port for HTTP clients over TLS (metrics, probes, status); 0 for none.",
+        ..ROW
+    },
     text(
         "tls-cert-file",
         "File with the server's certificate and its chain (PEM).",
@@ -122,7 +130,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// Whether a setting is one of TLS that few need.
 pub(super) fn is_rare(name: &str) -> bool {
-    const USUAL: usize = 9;
+    const USUAL: usize = 10;
     SETTINGS.iter().skip(USUAL).any(|setting| setting.name == name)
 }
 

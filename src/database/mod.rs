@@ -57,7 +57,7 @@ mod write_behind;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -255,6 +255,29 @@ pub struct Partition {
     own: OwnRecords,
 }
 
+impl Partition {
+    /// The log's end as far as it is known. What this node has of the log is below it.
+    pub fn known_end(&self) -> u64 {
+        let known = [&self.end, &self.acknowledged, &self.applied, &self.stored];
+        let known = known.into_iter().map(|offset| offset.load(Ordering::Relaxed));
+        known.max().unwrap_or_default()
+    }
+
+    /// Offsets between what this node has stored and the log's known end.
+    pub fn lag(&self) -> u64 {
+        let stored = self.stored.load(Ordering::Relaxed);
+        self.known_end().saturating_sub(stored)
+    }
+
+    /// How long ago this node had everything that the log had; `None` if it never had.
+    pub fn age(&self) -> Option<Duration> {
+        match self.as_of.load(Ordering::Relaxed) {
+            ..=0 => None,
+            as_of => Some(Duration::from_millis(now_ms().saturating_sub(as_of as u64))),
+        }
+    }
+}
+
 impl Database {
     fn new(budget: Arc<Budget>) -> Self {
         Database {
@@ -275,6 +298,12 @@ impl Database {
 
     pub fn partitions(&self) -> &[Partition] {
         self.topic.get().map_or(&[], |topic| &topic.partitions)
+    }
+
+    /// Whether nothing was ever written to it, as far as this node knows.
+    pub fn is_untouched(&self) -> bool {
+        let ends = |p: &Partition| p.stored.load(Ordering::Relaxed).max(p.end.load(Ordering::Relaxed));
+        self.partitions().iter().all(|partition| ends(partition) == 0)
     }
 
     /// The topic is now another one of the same name. Nothing that was known about it holds.

@@ -23,6 +23,22 @@ pub enum Status {
     Failed(String),
 }
 
+impl Status {
+    /// All names of [`Status::name`].
+    pub const NAMES: [&str; 5] = ["loading", "serving", "outage", "stale", "failed"];
+
+    /// For people and their tools. `has_outage`: the log does not answer.
+    pub fn name(&self, has_outage: bool) -> &'static str {
+        match self {
+            Status::Loading { .. } => "loading",
+            Status::Serving if has_outage => "outage",
+            Status::Serving => "serving",
+            Status::Stale => "stale",
+            Status::Failed(_) => "failed",
+        }
+    }
+}
+
 impl Service {
     pub fn status(&self) -> Arc<Status> {
         self.status.load_full()

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
@@ -23,8 +21,8 @@ use tracing::debug;
 
 use super::memory::{Memory, Received, Sent};
 use super::status;
-use crate::acl::{Account, Context, DEFAULT};
-use crate::command::admission::{self, Refusal, Wants, admit, login_delay};
+use crate::acl::{Account, Context};
+use crate::command::admission::{self, Refusal, Wants, admit, log_in_by_call};
 use crate::command::clients::Client;
 use crate::command::table::{self, CommandEntry};
 use crate::command::{Session, Shared};
@@ -201,7 +199,11 @@ impl Door {
     async fn pass(mut self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
         let command = command_of(request.uri().path());
         let user = match command {
-            Some(_) => self.log_in(request.headers()).await?,
+            Some(_) => {
+                let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+                let logged_in = log_in_by_call(&self.shared, &self.client, given).await;
+                logged_in.map_err(|refusal| self.refused(&refusal))?
+            }
             None => None,
         };
         let wants = match command {
@@ -232,29 +234,6 @@ impl Door {
         Ok(response.map(|body| Body::new(Sent { body, memory })))
     }
 
-    /// Who the caller is, if it says so, or if its certificate does and the call says nothing. The
-    /// reply to a wrong password is delayed.
-    async fn log_in(&self, headers: &HeaderMap) -> Result<Option<Arc<Account>>, Status> {
-        let Some(given) = headers.get(header::AUTHORIZATION) else {
-            let named = self.client.by_certificate.get();
-            return Ok(named.filter(|account| account.user().is_on()).cloned());
-        };
-        let Some(given) = credentials(given) else {
-            return Ok(None);
-        };
-        let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());
-        let user = if colon == 0 { DEFAULT } else { &given[..colon] };
-        let password = given.get(colon + 1..).unwrap_or_default();
-        let client = &*self.client;
-        match admission::log_in(&self.shared, (client, Context::TopLevel), (user, password), b"AUTH") {
-            Ok(user) => Ok(Some(user)),
-            Err(refusal) => {
-                tokio::time::sleep(login_delay(client)).await;
-                Err(self.refused(&refusal))
-            }
-        }
-    }
-
     fn refused(&self, refusal: &Refusal) -> Status {
         self.shared.stats.count_error(refusal.text().as_bytes());
         status::of_error(refusal.text().as_bytes())
@@ -283,13 +262,6 @@ fn command_of(path: &str) -> Option<&'static CommandEntry> {
         _ => b"command",
     };
     Some(table::find(name).expect("a command of the table"))
-}
-
-/// What follows `authorization: Basic`: user, colon, password.
-fn credentials(value: &HeaderValue) -> Option<Vec<u8>> {
-    let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
-    let encoded = scheme.eq_ignore_ascii_case("basic").then_some(encoded)?;
-    STANDARD.decode(encoded.trim()).ok()
 }
 
 /// The time that the caller gives the request (`grpc-timeout`): up to eight digits and a unit.
@@ -336,18 +308,5 @@ mod tests {
             assert_eq!(read(wrong), Err(tonic::Code::InvalidArgument), "{wrong}");
         }
         assert_eq!(deadline(&HeaderMap::new()).ok().flatten(), None);
-    }
-
-    #[test]
-    fn credentials_are_those_of_basic_authentication() {
-        let read = |value: &str| credentials(&HeaderValue::from_str(value).expect("a header's value"));
-        assert_eq!(
-            read("Basic ZGVmYXVsdDpzOmVjcmV0").as_deref(),
-            Some(&b"default:s:ecret"[..])
-        );
-        assert_eq!(read("basic OnNlY3JldA==").as_deref(), Some(&b":secret"[..]));
-        for other in ["Bearer ZGVmYXVsdDpzOmVjcmV0", "Basic", "Basic ???", ""] {
-            assert_eq!(read(other), None, "{other}");
-        }
     }
 }

@@ -197,6 +197,29 @@ pub struct Outage {
     pub since: SystemTime,
 }
 
+/// What a log counts besides records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogCounts {
+    /// Nothing.
+    None,
+    /// How groups of conditional writes ended, each a transaction of Kafka.
+    Kafka {
+        committed: u64,
+        /// Aborted since another writer came first.
+        conflicts: u64,
+        /// Aborted for other reasons, or never begun.
+        failed: u64,
+        /// It is not known how the commit ended.
+        uncertain: u64,
+    },
+    Embedded {
+        disk_bytes: u64,
+        segments: u64,
+        compactions: u64,
+        fsyncs: u64,
+    },
+}
+
 /// The shape of both logs. Methods that say *blocking* do I/O and are called off the async workers.
 pub trait Log: Send + Sync + 'static {
     /// For people: `kafka 127.0.0.1:9092 topic kv` or `embedded log in ./data/log`.
@@ -288,6 +311,11 @@ pub trait Log: Send + Sync + 'static {
     /// With `None`, the same for any partition, if it has lasted for some seconds. Cheap.
     fn held_up(&self, _at: Option<TopicPartition>) -> Option<String> {
         None
+    }
+
+    /// For metrics. Cheap.
+    fn counts(&self) -> LogCounts {
+        LogCounts::None
     }
 
     /// Stops taking batches in and waits for those under way. Blocking.

@@ -15,7 +15,7 @@ use super::Problem;
 use crate::command::Shared;
 use crate::command::clients::Address;
 use crate::config::Config;
-use crate::server::tls::Tls;
+use crate::server::tls::{HTTP1, HTTP2, Tls};
 use crate::server::{Listener, Socket, UnixFile, UnixSocket};
 
 /// Listens on the addresses of `bind`, or on none if the port is 0.
@@ -111,22 +111,27 @@ fn listen_unix(path: &str, mode: u32, backlog: u32) -> Result<UnixSocket, Proble
 pub(super) struct Listeners {
     pub redis: Vec<Listener>,
     pub grpc: Vec<Listener>,
+    pub http: Vec<Listener>,
 }
 
 impl Listeners {
     /// Listens on every port that the settings name. If any is for TLS, reads what that needs, and
     /// again when its settings change.
     pub(super) async fn open(config: &Arc<Config>) -> Result<Listeners, Problem> {
-        let tls = match (config.tls_port(), config.grpc_tls_port()) {
-            (0, 0) => None,
-            _ => Some(Tls::new(&config.tls()).map_err(|cause| format!("serve clients over TLS: {cause}"))?),
-        };
-        if let Some(tls) = tls.clone() {
-            config.on_tls_change(move |settings| Ok(Box::new(tls.prepare(settings)?)));
+        let tls = open_tls(config, &[config.tls_port(), config.grpc_tls_port()], HTTP2)?;
+        let http_tls = open_tls(config, &[config.http_tls_port()], HTTP1)?;
+        let all_tls: Vec<Arc<Tls>> = tls.iter().chain(&http_tls).cloned().collect();
+        if !all_tls.is_empty() {
+            config.on_tls_change(move |settings| {
+                let prepared: Result<Vec<_>, String> = all_tls.iter().map(|tls| tls.prepare(settings)).collect();
+                let prepared = prepared?;
+                Ok(Box::new(move || prepared.into_iter().for_each(|enforce| enforce())))
+            });
         }
         let mut all = Listeners {
             redis: Vec::new(),
             grpc: Vec::new(),
+            http: Vec::new(),
         };
         add(&mut all.redis, config, config.port(), None).await?;
         add(&mut all.redis, config, config.tls_port(), tls.clone()).await?;
@@ -136,9 +141,11 @@ impl Listeners {
         }
         add(&mut all.grpc, config, config.grpc_port(), None).await?;
         add(&mut all.grpc, config, config.grpc_tls_port(), tls).await?;
+        add(&mut all.http, config, config.http_port(), None).await?;
+        add(&mut all.http, config, config.http_tls_port(), http_tls).await?;
         if all.iter().next().is_none() {
             return Err(
-                "serve anybody: no port is given; give --port, --tls-port, --unixsocket, --grpc-port or --grpc-tls-port"
+                "serve anybody: no port is given; give --port, --tls-port, --unixsocket, --grpc-port, --grpc-tls-port, --http-port or --http-tls-port"
                     .into(),
             );
         }
@@ -146,7 +153,7 @@ impl Listeners {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Listener> {
-        self.redis.iter().chain(&self.grpc)
+        self.redis.iter().chain(&self.grpc).chain(&self.http)
     }
 
     /// The addresses, for people.
@@ -166,8 +173,21 @@ impl Listeners {
             });
             known.collect()
         };
-        [of(&self.redis, ""), of(&self.grpc, "gRPC")].concat().join(", ")
+        [of(&self.redis, ""), of(&self.grpc, "gRPC"), of(&self.http, "HTTP")]
+            .concat()
+            .join(", ")
     }
+}
+
+/// What the listeners on these ports need for TLS, if any of them is in use.
+fn open_tls(config: &Config, ports: &[u16], protocol: &'static [u8]) -> Result<Option<Arc<Tls>>, Problem> {
+    if ports.iter().all(|port| *port == 0) {
+        return Ok(None);
+    }
+    let opened = Tls::new(&config.tls(), protocol);
+    opened
+        .map(Some)
+        .map_err(|cause| format!("serve clients over TLS: {cause}"))
 }
 
 async fn add(listeners: &mut Vec<Listener>, config: &Config, port: u16, tls: Option<Arc<Tls>>) -> Result<(), Problem> {

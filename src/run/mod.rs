@@ -37,7 +37,7 @@ use crate::store::{Checkpoint, Opened, Store};
 use crate::telemetry::logging::{self, Logging};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::{SAMPLE_INTERVAL, Stats, process};
-use crate::{grpc, server, snapshot, supervise, sweep};
+use crate::{grpc, http, server, snapshot, supervise, sweep};
 
 /// Descriptors besides those of clients: files of the log and the store, listeners, Kafka's
 /// connections.
@@ -341,6 +341,13 @@ fn start_servers(shared: &Arc<Shared>, listeners: Listeners) -> Servers {
         let shared = shared.clone();
         supervise::task_of(&mut servers, &supervise::LISTENER, async move {
             server::serve(listener, shared).await;
+            Ok(())
+        });
+    }
+    for listener in listeners.http {
+        let shared = shared.clone();
+        supervise::task_of(&mut servers, &supervise::LISTENER, async move {
+            http::serve(listener, shared).await;
             Ok(())
         });
     }

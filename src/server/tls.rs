@@ -24,8 +24,9 @@ use crate::config::tls::{AuthClients, Identity, TlsSettings};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// What gRPC clients ask for (RFC 7301). Redis clients ask for nothing.
-const HTTP2: &[u8] = b"\x02h2";
+/// What gRPC clients and HTTP clients ask for (RFC 7301). Redis clients ask for nothing.
+pub const HTTP2: &[u8] = b"\x02h2";
+pub const HTTP1: &[u8] = b"\x08http/1.1";
 const PROTOCOLS: [(&str, SslOptions); 4] = [
     ("TLSv1", SslOptions::NO_TLSV1),
     ("TLSv1.1", SslOptions::NO_TLSV1_1),
@@ -38,18 +39,20 @@ const DEFAULT_PROTOCOLS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
 /// are open stay as they are.
 pub struct Tls {
     context: ArcSwap<SslContext>,
+    /// What clients may ask for: [`HTTP2`] or [`HTTP1`].
+    protocol: &'static [u8],
 }
 
 impl Tls {
     /// Reads the certificate and the other files. The error says what is wrong.
-    pub fn new(settings: &TlsSettings) -> Result<Arc<Tls>, String> {
-        let context = ArcSwap::from_pointee(context(settings)?);
-        Ok(Arc::new(Tls { context }))
+    pub fn new(settings: &TlsSettings, protocol: &'static [u8]) -> Result<Arc<Tls>, String> {
+        let context = ArcSwap::from_pointee(context(settings, protocol)?);
+        Ok(Arc::new(Tls { context, protocol }))
     }
 
     /// Reads the files for these settings. They are in force once the result is called.
     pub fn prepare(self: &Arc<Tls>, settings: &TlsSettings) -> Result<impl FnOnce() + use<>, String> {
-        let (tls, context) = (self.clone(), context(settings)?);
+        let (tls, context) = (self.clone(), context(settings, self.protocol)?);
         Ok(move || tls.context.store(Arc::new(context)))
     }
 
@@ -94,7 +97,7 @@ pub fn as_client(
         .map_err(|error| format!("reach the server over TLS: {error}"))
 }
 
-fn context(settings: &TlsSettings) -> Result<SslContext, String> {
+fn context(settings: &TlsSettings, protocol: &'static [u8]) -> Result<SslContext, String> {
     let plain = |error: ErrorStack| error.to_string();
     let mut builder = SslContext::builder(SslMethod::tls_server()).map_err(plain)?;
     // Without these, a write that would block had to be repeated with the same buffer.
@@ -125,7 +128,7 @@ fn context(settings: &TlsSettings) -> Result<SslContext, String> {
             .map_err(|error| of_file("tls-dh-params-file", file, &error))?;
     }
     remember_sessions(&mut builder, settings).map_err(plain)?;
-    builder.set_alpn_select_callback(|_, offered| select_next_proto(HTTP2, offered).ok_or(AlpnError::NOACK));
+    builder.set_alpn_select_callback(move |_, offered| select_next_proto(protocol, offered).ok_or(AlpnError::NOACK));
     Ok(builder.build())
 }
 

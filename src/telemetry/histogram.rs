@@ -60,6 +60,18 @@ impl Times {
         found.map_or(0, end)
     }
 
+    /// How many durations were shorter than each of these, in nanoseconds: powers of two from 32
+    /// on, in order.
+    pub fn below<const N: usize>(&self, limits: [u64; N]) -> [u64; N] {
+        let (mut so_far, mut counts) = (0, self.counts.iter().enumerate().peekable());
+        limits.map(|limit| {
+            while let Some((_, count)) = counts.next_if(|(place, _)| end(*place) < limit) {
+                so_far += count;
+            }
+            so_far
+        })
+    }
+
     /// For LATENCY HISTOGRAM: microseconds, each about twice those before, and how many durations
     /// were at most that long.
     pub fn buckets(&self) -> Vec<(u64, u64)> {
@@ -154,6 +166,7 @@ mod tests {
                 (8454, 100)
             ]
         );
+        assert_eq!(times.below([1 << 10, 1 << 14, 1 << 22, 1 << 34]), [1, 16, 99, 100]);
         one.reset();
         assert_eq!(Times::of([&one].into_iter()).total, 0);
     }

@@ -1,8 +1,9 @@
-//! Observation: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands
-//! ([`slowlog`]), slow events ([`latency`]), durations by length ([`histogram`]), the progress of
-//! long tasks ([`progress`]), and what the system reports about the process ([`process`]). It knows
-//! no command and no database: their modules report to it.
+//! Observation: log lines ([`logging`]), the counters of INFO ([`Stats`]), causes of failed writes
+//! ([`causes`]), slow commands ([`slowlog`]), slow events ([`latency`]), durations by length
+//! ([`histogram`]), the progress of long tasks ([`progress`]), and what the system reports about
+//! the process ([`process`]). It knows no command and no database: their modules report to it.
 
+pub mod causes;
 pub mod histogram;
 pub mod latency;
 pub mod logging;
@@ -59,7 +60,16 @@ pub struct Stats {
     pub latency: Latency,
     /// Error replies by their first word.
     error_kinds: Mutex<BTreeMap<String, u64>>,
+    /// Of the kinds NOTWRITTEN and UNCERTAIN, also by their causes.
+    write_errors: Mutex<BTreeMap<(WriteError, &'static str), u64>>,
     sampler: Mutex<Sampler>,
+}
+
+/// An error of a write that Redis does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WriteError {
+    NotWritten,
+    Uncertain,
 }
 
 /// What is counted at every command.
@@ -105,6 +115,15 @@ impl Stats {
         self.error_replies.fetch_add(1, Ordering::Relaxed);
         let end = text.iter().position(u8::is_ascii_whitespace).unwrap_or(text.len());
         let kind = String::from_utf8_lossy(&text[..end.min(MAX_ERROR_KIND)]);
+        let write_error = match &*kind {
+            "NOTWRITTEN" => Some(WriteError::NotWritten),
+            "UNCERTAIN" => Some(WriteError::Uncertain),
+            _ => None,
+        };
+        if let Some(error) = write_error {
+            let cause = causes::cause(&String::from_utf8_lossy(text));
+            *self.write_errors.lock().entry((error, cause)).or_default() += 1;
+        }
         let mut kinds = self.error_kinds.lock();
         if let Some(count) = kinds.get_mut(&*kind) {
             *count += 1;
@@ -120,6 +139,11 @@ impl Stats {
             .iter()
             .map(|(kind, &count)| (kind.clone(), count))
             .collect()
+    }
+
+    /// Error replies to writes that the log does not have, or may not have, by their causes.
+    pub fn write_errors(&self) -> BTreeMap<(WriteError, &'static str), u64> {
+        self.write_errors.lock().clone()
     }
 
     /// Takes a sample of the rates. Must be called at each [`SAMPLE_INTERVAL`].
@@ -169,6 +193,7 @@ impl Stats {
         }
         self.traffic.reset(|t| [&t.commands, &t.input_bytes, &t.output_bytes]);
         self.error_kinds.lock().clear();
+        self.write_errors.lock().clear();
         *self.sampler.lock() = Sampler::default();
     }
 }
@@ -208,10 +233,16 @@ mod tests {
         stats.count_error(b"ERR two");
         stats.count_error(b"WRONGTYPE");
         assert_eq!(stats.errors(), [("ERR".to_string(), 2), ("WRONGTYPE".to_string(), 1)]);
+        stats.count_error(b"UNCERTAIN this node is about to end");
+        let of_writes = stats.write_errors();
+        assert_eq!(
+            of_writes.into_iter().collect::<Vec<_>>(),
+            [((WriteError::Uncertain, "failed"), 1)]
+        );
         for n in 0..1_000 {
             stats.count_error(format!("E{n} x").as_bytes());
         }
         assert_eq!(stats.errors().len(), MAX_ERROR_KINDS);
-        assert_eq!(stats.error_replies.load(Ordering::Relaxed), 1_003);
+        assert_eq!(stats.error_replies.load(Ordering::Relaxed), 1_004);
     }
 }

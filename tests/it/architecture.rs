@@ -48,6 +48,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("server", &["command", "resp", "config", "supervise"]),
     ("grpc", &["acl", "command", "database", "server", "supervise"]),
+    ("metrics", &["acl", "command", "config", "database", "log", "telemetry"]),
+    (
+        "http",
+        &["acl", "command", "config", "database", "log", "metrics", "server"],
+    ),
     // Programs.
     ("probe", &["config", "server"]),
     ("import", &["model", "rdb", "config", "telemetry"]),
@@ -92,6 +97,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "datadir",
             "files",
             "grpc",
+            "http",
             "log",
             "open",
             "script",

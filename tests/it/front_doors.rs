@@ -1,5 +1,5 @@
-//! The front doors: RESP over TCP, a Unix socket and TLS, gRPC without and with TLS. All refuse the
-//! same, with the same words. A check that one of them lacks fails here.
+//! The front doors: RESP over TCP, a Unix socket and TLS, gRPC and HTTP without and with TLS. All
+//! refuse the same, with the same words. A check that one of them lacks fails here.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::support::certificates::{Authority, Pair};
 use crate::support::client::Client;
 use crate::support::grpc::{Call, Grpc};
+use crate::support::http::Http;
 use crate::support::resp;
 use crate::support::server::Highwater;
 use crate::support::{ports, temp, wait_for};
@@ -18,7 +19,15 @@ use crate::support::{ports, temp, wait_for};
 const SOON: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const DOORS: [Door; 5] = [Door::Resp, Door::Unix, Door::Tls, Door::Grpc, Door::GrpcTls];
+const DOORS: [Door; 7] = [
+    Door::Resp,
+    Door::Unix,
+    Door::Tls,
+    Door::Grpc,
+    Door::GrpcTls,
+    Door::Http,
+    Door::HttpTls,
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
@@ -27,24 +36,37 @@ enum Door {
     Tls,
     Grpc,
     GrpcTls,
+    Http,
+    HttpTls,
 }
 
 /// How each door answers GET of a missing key: `served`, or how its error begins. The code of gRPC
-/// comes first. `cut off`: without a reason, which gRPC's client reports as `UNAVAILABLE`.
+/// comes first. `cut off`: without a reason, which gRPC's client reports as `UNAVAILABLE`. HTTP has
+/// no keys: it is asked for its status, for which the user needs the right to run INFO.
 type Expected = [&'static str; DOORS.len()];
 
 const SERVED: Expected = ["served"; DOORS.len()];
 /// For the doors with TLS alone. Others are served.
-const NO_HANDSHAKE: Expected = ["served", "served", "cut off", "served", "UNAVAILABLE"];
-const NO_PASSWORD: Expected = alike("NOAUTH ", "UNAUTHENTICATED NOAUTH ");
-const WRONG_PASSWORD: Expected = alike("WRONGPASS ", "UNAUTHENTICATED WRONGPASS ");
+const NO_HANDSHAKE: Expected = [
+    "served",
+    "served",
+    "cut off",
+    "served",
+    "UNAVAILABLE",
+    "served",
+    "cut off",
+];
+const NO_PASSWORD: Expected = alike("NOAUTH ", "UNAUTHENTICATED NOAUTH ", "401 NOAUTH ");
+const WRONG_PASSWORD: Expected = alike("WRONGPASS ", "UNAUTHENTICATED WRONGPASS ", "401 WRONGPASS ");
 const NO_COMMAND: Expected = alike(
     "NOPERM User ann has no permissions to run the 'get' command",
     "PERMISSION_DENIED NOPERM User ann has no permissions to run the 'get' command",
+    "403 NOPERM User ann has no permissions to run the 'info' command",
 );
 const NO_KEY: Expected = alike(
     "NOPERM No permissions to access a key",
     "PERMISSION_DENIED NOPERM No permissions to access a key",
+    "served",
 );
 /// A client of TLS is refused before the handshake. A Unix socket is never reached from elsewhere.
 const PROTECTED: Expected = [
@@ -53,21 +75,41 @@ const PROTECTED: Expected = [
     "cut off",
     "FAILED_PRECONDITION DENIED ",
     "UNAVAILABLE",
+    "403 DENIED ",
+    "cut off",
 ];
 /// `ann` by her certificate, without rights.
-const ANN_BY_CERTIFICATE: Expected = ["served", "served", NO_COMMAND[2], "served", NO_COMMAND[4]];
+const ANN_BY_CERTIFICATE: Expected = [
+    "served",
+    "served",
+    NO_COMMAND[2],
+    "served",
+    NO_COMMAND[4],
+    "served",
+    NO_COMMAND[6],
+];
 /// Where the default user needs a password.
-const ONLY_BY_CERTIFICATE: Expected = [NO_PASSWORD[0], NO_PASSWORD[1], "served", NO_PASSWORD[3], "served"];
+const ONLY_BY_CERTIFICATE: Expected = [
+    NO_PASSWORD[0],
+    NO_PASSWORD[1],
+    "served",
+    NO_PASSWORD[3],
+    "served",
+    NO_PASSWORD[5],
+    "served",
+];
 const FULL: Expected = [
     "ERR max number of clients reached",
     "ERR max number of clients reached",
     "cut off",
     "RESOURCE_EXHAUSTED ERR max number of clients reached",
     "UNAVAILABLE",
+    "503 ERR max number of clients reached",
+    "cut off",
 ];
 
-const fn alike(error: &'static str, status: &'static str) -> Expected {
-    [error, error, error, status, status]
+const fn alike(error: &'static str, status: &'static str, http: &'static str) -> Expected {
+    [error, error, error, status, status, http, http]
 }
 
 /// Who asks.
@@ -119,6 +161,8 @@ struct House {
     tls_port: u16,
     grpc_port: u16,
     grpc_tls_port: u16,
+    http_port: u16,
+    http_tls_port: u16,
     grpc: Grpc,
     authority: Authority,
     strangers: Authority,
@@ -132,7 +176,7 @@ impl House {
 
     /// Log lines with these texts are no reason to fail.
     fn allowing(allowed: &[&str], args: &[&str]) -> House {
-        let [tls_port, grpc_port, grpc_tls_port] = [(); 3].map(|()| ports::free());
+        let [tls_port, grpc_port, grpc_tls_port, http_port, http_tls_port] = [(); 5].map(|()| ports::free());
         let authority = Authority::new("tests");
         let server = authority.issue("server");
         let dir = temp::dir("doors");
@@ -142,6 +186,8 @@ impl House {
             ("--tls-port", tls_port.to_string()),
             ("--grpc-port", grpc_port.to_string()),
             ("--grpc-tls-port", grpc_tls_port.to_string()),
+            ("--http-port", http_port.to_string()),
+            ("--http-tls-port", http_tls_port.to_string()),
             ("--tls-auth-clients", "no".to_owned()),
             ("--tls-ca-cert-file", authority.file().display().to_string()),
             ("--tls-cert-file", server.certificate.display().to_string()),
@@ -158,6 +204,8 @@ impl House {
             tls_port,
             grpc_port,
             grpc_tls_port,
+            http_port,
+            http_tls_port,
             grpc: Grpc::start(),
             authority,
             strangers: Authority::new("strangers"),
@@ -189,7 +237,37 @@ impl House {
                 ssl.param_mut().set_ip(from).expect("an address");
                 Client::try_connect_securely((from, self.tls_port), ssl)
             }
-            Door::Grpc | Door::GrpcTls => panic!("{door:?} does not speak RESP"),
+            Door::Grpc | Door::GrpcTls | Door::Http | Door::HttpTls => panic!("{door:?} does not speak RESP"),
+        }
+    }
+
+    /// A connection at one of the doors that speak HTTP.
+    fn enter_http(&self, door: Door, guest: Guest) -> io::Result<Http> {
+        let from = guest.address();
+        if door == Door::Http {
+            return Http::connect((from, self.http_port));
+        }
+        let own = self.certificate(guest.certificate);
+        let mut ssl = self.authority.client(own.as_ref());
+        ssl.param_mut().set_ip(from).expect("an address");
+        Http::connect_securely((from, self.http_tls_port), ssl)
+    }
+
+    fn ask_http(&self, door: Door, guest: Guest) -> (String, Option<String>) {
+        let login = guest.login.map(login);
+        let entered = self.enter_http(door, guest);
+        match entered.and_then(|mut http| http.get("/status", login.as_deref())) {
+            Ok(answer) if answer.status == 200 => ("served".into(), None),
+            Ok(answer) => {
+                let words = answer.body.trim_end();
+                // The words name the command.
+                (
+                    format!("{} {words}", answer.status),
+                    Some(words.replace("'info'", "'get'")),
+                )
+            }
+            Err(error) if error.kind() == ErrorKind::TimedOut => ("no answer".into(), None),
+            Err(_) => ("cut off".into(), None),
         }
     }
 
@@ -215,6 +293,9 @@ impl House {
                 Err(error) if error.kind() == ErrorKind::TimedOut => ("no answer".into(), None),
                 Err(_) => ("cut off".into(), None),
             };
+        }
+        if let Door::Http | Door::HttpTls = door {
+            return self.ask_http(door, guest);
         }
         let ended = self.grpc.call(&Call {
             target: self.target(door, guest),
@@ -290,7 +371,7 @@ const HOUSES: &[(&[&str], &[Row])] = &[
             ("", ANYBODY, SERVED),
             ("", OUTSIDER, PROTECTED),
             ("ACL SETUSER ann on >secret", logs_in("ann secret"), NO_COMMAND),
-            ("ACL SETUSER ann +get ~other", logs_in("ann secret"), NO_KEY),
+            ("ACL SETUSER ann +get +info ~other", logs_in("ann secret"), NO_KEY),
             ("ACL SETUSER ann %W~missing", logs_in("ann secret"), NO_KEY),
             ("ACL SETUSER ann %R~missing", logs_in("ann secret"), SERVED),
             ("", logs_in("ann wrong"), WRONG_PASSWORD),
@@ -330,7 +411,11 @@ const HOUSES: &[(&[&str], &[Row])] = &[
             ),
             ("", shows(Certificate::Known("bob")), SERVED),
             ("", shows(Certificate::Foreign("ann")), NO_HANDSHAKE),
-            ("ACL SETUSER ann +get ~*", shows(Certificate::Known("ann")), SERVED),
+            (
+                "ACL SETUSER ann +get +info ~*",
+                shows(Certificate::Known("ann")),
+                SERVED,
+            ),
             (
                 "CONFIG SET requirepass secret",
                 shows(Certificate::Known("ann")),
@@ -464,6 +549,15 @@ fn all_doors_share_maxclients() {
     let by_redis = [Door::Unix, Door::Tls].map(&mut enter);
     house.check(ANYBODY, FULL);
     drop(by_redis);
+    let by_http = [Door::Http, Door::HttpTls].map(|door| {
+        wait_for("a free place", SOON, || {
+            let mut http = house.enter_http(door, ANYBODY).ok()?;
+            let answer = http.get("/livez", None).ok()?;
+            (answer.status == 200).then_some(http)
+        })
+    });
+    house.check(ANYBODY, FULL);
+    drop(by_http);
     for door in [Door::Grpc, Door::GrpcTls] {
         let call = Call {
             target: house.target(door, ANYBODY),
@@ -516,6 +610,10 @@ fn what_is_too_large_is_refused_alike() {
                 assert!(is_refused(client, &request));
                 continue;
             }
+            // HTTP takes no data, and gives none.
+            if let Door::Http | Door::HttpTls = door {
+                continue;
+            }
             let call = match times {
                 0 => Call {
                     number: size,
@@ -540,7 +638,7 @@ fn what_is_too_large_is_refused_alike() {
 }
 
 #[test]
-fn idle_connections_are_closed_at_both_doors() {
+fn idle_connections_are_closed_at_every_door() {
     let mut house = House::new(&["--timeout", "1"]);
     let by_grpc = Call {
         channel: Some("idle".into()),
@@ -549,9 +647,11 @@ fn idle_connections_are_closed_at_both_doors() {
     assert_eq!(house.grpc.call(&by_grpc).code, "OK");
     let mut by_redis = house.node.client();
     by_redis.check("PING", "+PONG");
+    let mut by_http = house.enter_http(Door::Http, ANYBODY).expect("a connection");
+    assert_eq!(by_http.get("/livez", None).expect("an answer").status, 200);
     let connected = || house.node.client().info("connected_clients");
-    wait_for("both to be closed", SOON, || connected().filter(|left| left == "1"));
-    assert!(by_redis.is_closed());
+    wait_for("all to be closed", SOON, || connected().filter(|left| left == "1"));
+    assert!(by_redis.is_closed() && by_http.is_closed());
     assert_eq!(house.grpc.call(&by_grpc).code, "OK", "it connects anew");
     // CLIENT KILL closes it, too.
     let mut observer = house.node.client();

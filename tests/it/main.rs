@@ -29,6 +29,7 @@ mod functions;
 mod grpc;
 mod hostile_clients;
 mod hostile_producers;
+mod http;
 mod kafka_batches;
 mod kafka_faults;
 mod kafka_log;

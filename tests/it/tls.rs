@@ -177,6 +177,41 @@ fn a_new_certificate_is_taken_over_while_it_runs() {
 }
 
 #[test]
+fn each_door_speaks_its_protocol_and_all_take_a_new_certificate() {
+    let [grpc, http] = [(); 2].map(|()| ports::free());
+    let doors = [
+        "--grpc-tls-port",
+        &grpc.to_string(),
+        "--http-tls-port",
+        &http.to_string(),
+    ];
+    let secured = Secured::start(&[&["--tls-auth-clients", "no"][..], &doors].concat());
+    // What a client gets that speaks both; nothing if it does not trust the server.
+    let spoken = |authority: &Authority, port: u16| {
+        let mut context = authority.context(None, None);
+        context.set_alpn_protos(b"\x02h2\x08http/1.1").expect("protocols");
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+        let stream = to_loopback(&context.build()).connect(stream).ok()?;
+        let chosen = stream.ssl().selected_alpn_protocol()?;
+        Some(String::from_utf8_lossy(chosen).into_owned())
+    };
+    let all = |authority: &Authority| [grpc, http].map(|port| spoken(authority, port));
+    let expected = ["h2", "http/1.1"].map(|name| Some(name.to_owned()));
+    assert_eq!(all(&secured.authority), expected);
+    let next = Authority::new("next");
+    let pair = next.issue("server");
+    std::fs::copy(&pair.certificate, &secured.server.certificate).expect("copy a certificate");
+    std::fs::copy(&pair.key, &secured.server.key).expect("copy a key");
+    let file = text(&secured.server.certificate);
+    secured
+        .node
+        .client()
+        .check(&format!("CONFIG SET tls-cert-file {file}"), "+OK");
+    assert_eq!(all(&secured.authority), [None, None]);
+    assert_eq!(all(&next), expected);
+}
+
+#[test]
 fn a_hangup_reads_the_certificate_again() {
     let authority = Authority::new("tests");
     let server = authority.issue("server");

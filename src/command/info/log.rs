@@ -1,12 +1,11 @@
 //! INFO's section `Kafka`: the log behind the databases, how far this node has read it, and what
 //! went wrong. Positions, ends and lags are offsets.
 
-use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use super::{Fields, fields, get, used};
 use crate::command::{Fault, Shared};
-use crate::database::{Partition, Status, now_ms};
+use crate::database::{Partition, Status};
 use crate::log::Outage;
 
 /// Most partitions of a database that are listed one by one.
@@ -18,13 +17,7 @@ pub(super) fn kafka(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     fields!(to,
         "log_kind": service.log.kind(),
         "log_description": service.log.describe(),
-        "log_status": match &*status {
-            Status::Loading { .. } => "loading",
-            Status::Serving if outage.is_some() => "outage",
-            Status::Serving => "serving",
-            Status::Stale => "stale",
-            Status::Failed(_) => "failed",
-        },
+        "log_status": status.name(outage.is_some()),
     );
     if let Some(Outage { cause, since }) = &outage {
         let began = since.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -106,15 +99,15 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
         return;
     };
     let partitions = service.database(database).partitions();
-    let untouched = |p: &Partition| get(&p.stored).max(get(&p.end)) == 0;
-    if database > 0 && partitions.iter().all(untouched) {
+    if database > 0 && service.database(database).is_untouched() {
         return;
     }
-    let lag = if is_known { partitions.iter().map(lag).sum() } else { -1 };
+    let lag = |partition: &Partition| if is_known { partition.lag() as i64 } else { -1 };
+    let total: i64 = if is_known { partitions.iter().map(lag).sum() } else { -1 };
     to.add(
         format!("kafka_db{database}"),
         format_args!(
-            "topic={},id={},partitions={},read_only={},lag={lag},as_of_age_ms={}",
+            "topic={},id={},partitions={},read_only={},lag={total},as_of_age_ms={}",
             identity.topic,
             identity.id,
             identity.partitions,
@@ -131,8 +124,8 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
             format_args!(
                 "position={},end={},lag={},acknowledged={},as_of_age_ms={}",
                 get(&partition.stored),
-                end(partition),
-                if is_known { self::lag(partition) } else { -1 },
+                partition.known_end(),
+                lag(partition),
                 get(&partition.acknowledged),
                 age(partition),
             ),
@@ -140,26 +133,7 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
     }
 }
 
-/// The log's end as far as it is known. What this node has of the log is below it.
-fn end(partition: &Partition) -> u64 {
-    let known = [
-        &partition.end,
-        &partition.acknowledged,
-        &partition.applied,
-        &partition.stored,
-    ];
-    known.into_iter().map(get).max().unwrap_or_default()
-}
-
-/// Offsets between this node and the log's known end.
-fn lag(partition: &Partition) -> i64 {
-    end(partition).saturating_sub(get(&partition.stored)) as i64
-}
-
 /// Milliseconds since this node had everything that the log had; -1 if it never had.
 fn age(partition: &Partition) -> i64 {
-    match partition.as_of.load(Ordering::Relaxed) {
-        ..=0 => -1,
-        as_of => (now_ms() as i64 - as_of).max(0),
-    }
+    partition.age().map_or(-1, |age| age.as_millis() as i64)
 }

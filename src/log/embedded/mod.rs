@@ -47,7 +47,7 @@ use self::meta::{MarkFile, Meta};
 use self::queue::Queue;
 use self::segment::{Segment, io_error};
 use self::writer::Writer;
-use super::{Batch, Durability, Follower, Log, LogError, Positions, TopicIdentity, TopicPartition};
+use super::{Batch, Durability, Follower, Log, LogCounts, LogError, Positions, TopicIdentity, TopicPartition};
 use crate::room::{KEPT_BY_LOG, KEPT_BY_STORE, Reserve, Room, SEGMENTS_OF_SMALL_DISK};
 use crate::supervise::{self, Role};
 
@@ -414,6 +414,16 @@ impl Log for EmbeddedLog {
     fn follow(&self, from: &Positions) -> Result<Box<dyn Follower>, LogError> {
         let from = self.databases().map(|at| from.get(&at).copied().unwrap_or(0)).collect();
         Ok(Box::new(EmbeddedFollower::start(self.shared.clone(), from)?))
+    }
+
+    fn counts(&self) -> LogCounts {
+        let status = self.status();
+        LogCounts::Embedded {
+            disk_bytes: status.disk_bytes,
+            segments: status.segments as u64,
+            compactions: status.compactions,
+            fsyncs: status.fsyncs,
+        }
     }
 
     fn close(&self, timeout: Duration) {

@@ -58,7 +58,8 @@ use self::topics::{Depth, Topic, Topics};
 use self::transactions::TransactionLane;
 use super::broadcast::Broadcast;
 use super::{
-    Batch, Durability, Follower, Log, LogError, Marks, Outage, Positions, ProduceError, TopicIdentity, TopicPartition,
+    Batch, Durability, Follower, Log, LogCounts, LogError, Marks, Outage, Positions, ProduceError, TopicIdentity,
+    TopicPartition,
 };
 use crate::model::home_key;
 use crate::supervise;
@@ -361,6 +362,13 @@ impl Log for KafkaLog {
 
     fn held_up(&self, at: Option<TopicPartition>) -> Option<String> {
         self.live.get()?.open.held_up(at)
+    }
+
+    fn counts(&self) -> LogCounts {
+        match self.live.get() {
+            Some(live) => live.transactions.counts(),
+            None => LogCounts::None,
+        }
     }
 
     fn close(&self, timeout: Duration) {

@@ -186,6 +186,14 @@ pub fn kcat() -> Command {
     debian_program("kcat", "")
 }
 
+/// A program of Debian's package `prometheus`: `prometheus` or `promtool`.
+pub fn prometheus(program: &str) -> Command {
+    let root = fetched("prometheus", "debian-12", |into| {
+        fetch_packages(&Apt::of_debian("bookworm"), &["prometheus"], into);
+    });
+    Command::new(root.join("usr/bin").join(program))
+}
+
 /// The unpacked source of Redis, of which only the test suite is used. It is not changed and not
 /// built, and it never becomes a part of this repository.
 pub fn redis_source() -> PathBuf {
@@ -397,6 +405,7 @@ pub fn prefetch() {
     ] {
         drop(program);
     }
+    drop(prometheus("promtool"));
     redis_source();
     redis_8_source();
     cargo_deny();

@@ -23,6 +23,7 @@ mod tail;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,9 @@ use super::config::Config;
 use super::context::Health;
 use super::producer::{Lane, check};
 use super::topics::Topics;
-use crate::log::{Appended, Batch, Completion, LogError, Positions, ProduceError, Read, Record, TopicPartition};
+use crate::log::{
+    Appended, Batch, Completion, LogCounts, LogError, Positions, ProduceError, Read, Record, TopicPartition,
+};
 use crate::model::{PASSED_KEY, Payload};
 use crate::supervise;
 
@@ -63,7 +66,17 @@ const CLIENTS: usize = 2;
 pub(super) struct TransactionLane {
     queue: Arc<Queue>,
     topics: Arc<Topics>,
+    counts: Arc<Counts>,
     thread: Mutex<Option<JoinHandle<Option<()>>>>,
+}
+
+/// How groups ended: see [`LogCounts::Kafka`].
+#[derive(Default)]
+struct Counts {
+    committed: AtomicU64,
+    conflicts: AtomicU64,
+    failed: AtomicU64,
+    uncertain: AtomicU64,
 }
 
 impl TransactionLane {
@@ -75,8 +88,10 @@ impl TransactionLane {
         lane: &Arc<Lane>,
     ) -> Result<Self, LogError> {
         let queue = Arc::new(Queue::default());
+        let counts = Arc::new(Counts::default());
         let committer = Committer {
             queue: queue.clone(),
+            counts: counts.clone(),
             config: config.clone(),
             topics: topics.clone(),
             lane: lane.clone(),
@@ -94,6 +109,7 @@ impl TransactionLane {
         Ok(TransactionLane {
             queue,
             topics: topics.clone(),
+            counts,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -109,6 +125,16 @@ impl TransactionLane {
         let taken = check(&self.topics, &batch.records, header).and_then(|()| self.queue.push(batch));
         if let Err(cause) = taken {
             completion.complete(Err(ProduceError::NotWritten(cause)));
+        }
+    }
+
+    pub fn counts(&self) -> LogCounts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LogCounts::Kafka {
+            committed: get(&self.counts.committed),
+            conflicts: get(&self.counts.conflicts),
+            failed: get(&self.counts.failed),
+            uncertain: get(&self.counts.uncertain),
         }
     }
 
@@ -140,6 +166,7 @@ impl Drop for TransactionLane {
 /// The lane's thread.
 struct Committer {
     queue: Arc<Queue>,
+    counts: Arc<Counts>,
     config: Arc<Config>,
     topics: Arc<Topics>,
     lane: Arc<Lane>,
@@ -173,6 +200,18 @@ enum Outcome {
     Refused(String),
     /// Nothing is in the log, and it is the fault of none of them.
     Again(String),
+}
+
+impl Counts {
+    fn add(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Outcome::Committed(_) => &self.committed,
+            Outcome::Conflicts(_) => &self.conflicts,
+            Outcome::Failed(ProduceError::Uncertain(_)) => &self.uncertain,
+            Outcome::Failed(_) | Outcome::Refused(_) | Outcome::Again(_) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Committer {
@@ -240,7 +279,9 @@ impl Committer {
             .min()
             .unwrap_or_else(Instant::now);
         let deadline = oldest + self.config.write_timeout;
-        match self.try_commit(&mut group, deadline) {
+        let outcome = self.try_commit(&mut group, deadline);
+        self.counts.add(&outcome);
+        match outcome {
             Outcome::Committed(appended) => {
                 self.sent_again = None;
                 self.queue.answers(group.len());
