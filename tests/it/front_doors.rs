@@ -540,23 +540,37 @@ fn what_is_too_large_is_refused_alike() {
 }
 
 #[test]
-fn idle_connections_are_closed_at_both_doors() {
-    let mut house = House::new(&["--timeout", "1"]);
+fn idle_connections_are_closed_at_every_door() {
+    let mut house = House::new(&[]);
     let by_grpc = Call {
         channel: Some("idle".into()),
         ..house.call("Get", "missing")
     };
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
-    let mut by_redis = house.node.client();
-    by_redis.check("PING", "+PONG");
+    let secured = Call {
+        target: house.target(Door::GrpcTls, ANYBODY),
+        channel: Some("secured".into()),
+        ..by_grpc.clone()
+    };
+    assert_eq!(
+        [&by_grpc, &secured].map(|call| house.grpc.call(call).code),
+        ["OK", "OK"]
+    );
+    let mut by_redis = [Door::Resp, Door::Unix, Door::Tls].map(|door| {
+        let mut client = house.enter(door, ANYBODY).expect("a connection");
+        client.check("PING", "+PONG");
+        client
+    });
+    // They wait already.
+    house.node.client().check("CONFIG SET timeout 1", "+OK");
     let connected = || house.node.client().info("connected_clients");
-    wait_for("both to be closed", SOON, || connected().filter(|left| left == "1"));
-    assert!(by_redis.is_closed());
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK", "it connects anew");
-    // CLIENT KILL closes it, too.
+    wait_for("all to be closed", SOON, || connected().filter(|left| left == "1"));
+    assert!(by_redis.iter_mut().all(Client::is_closed));
+    // CLIENT KILL closes them, too.
     let mut observer = house.node.client();
     observer.check("CONFIG SET timeout 0", "+OK");
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
+    wait_for("another connection", SOON, || {
+        (house.grpc.call(&by_grpc).code == "OK").then_some(())
+    });
     wait_for("those who asked to be gone", SOON, || {
         observer.info("connected_clients").filter(|left| left == "2")
     });
