@@ -207,7 +207,12 @@ impl Door {
     async fn pass(mut self, request: Request<Incoming>) -> Result<Response<Body>, Status> {
         let command = command_of(request.uri().path());
         let user = match command {
-            Some(_) => self.log_in(request.headers()).await?,
+            Some(_) => {
+                let user = self.log_in(request.headers()).await?;
+                let acts = user.as_ref().unwrap_or(self.shared.users.default_account());
+                self.client.details.lock().user = Some(acts.clone());
+                user
+            }
             None => None,
         };
         let wants = match command {

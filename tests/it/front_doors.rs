@@ -385,21 +385,40 @@ fn calls_of_one_connection_have_users_of_their_own() {
         let info = String::from_utf8_lossy(info);
         assert!(info.contains(&format!(" user={user} ")), "{info} {text}");
     }
-    // The connection is nobody's: it stays when a user goes.
+    // The connection is that of the user of its last call: it stays when another one goes.
     let local = format!(":{} ", house.grpc_port);
-    let ids = |admin: &mut Client| -> Vec<String> {
+    let shown = |admin: &mut Client| -> Vec<[String; 2]> {
         let list = admin.text("CLIENT LIST");
         let of_door = list.lines().filter(|line| line.contains(&local));
+        let field = |line: &str, name: &str| {
+            let mut fields = line.split(' ').filter_map(|field| field.strip_prefix(name));
+            fields.next().expect("a field").to_owned()
+        };
         of_door
-            .filter_map(|line| line.split(' ').next().map(str::to_owned))
+            .map(|line| ["id=", "user="].map(|name| field(line, name)))
             .collect()
     };
-    let before = ids(&mut admin);
-    assert_eq!(before.len(), 1, "{before:?}");
+    let before = shown(&mut admin);
+    assert!(matches!(&before[..], [[_, user]] if user == "bob"), "{before:?}");
     admin.check("ACL DELUSER ann", ":1");
     assert_eq!(call(&mut house, "ann", "a"), "UNAUTHENTICATED");
+    admin.check("ACL SETUSER bob resetpass >other", "+OK");
+    assert_eq!(call(&mut house, "bob", "b"), "UNAUTHENTICATED");
+    admin.check("ACL SETUSER bob >secret", "+OK");
     assert_eq!(call(&mut house, "bob", "b"), "OK");
-    assert_eq!(ids(&mut admin), before);
+    assert_eq!(shown(&mut admin), before);
+    admin.check("ACL DELUSER bob", ":1");
+    // It was closed, and the client connects anew.
+    admin.check("ACL SETUSER cid on >secret +get ~c*", "+OK");
+    wait_for("another connection", SOON, || {
+        (call(&mut house, "cid", "c") == "OK").then_some(())
+    });
+    let after = shown(&mut admin);
+    assert!(
+        matches!(&after[..], [[id, user]] if *id != before[0][0] && user == "cid"),
+        "{after:?}"
+    );
+    admin.check("CLIENT KILL USER cid", ":1");
 }
 
 /// A certificate counts for calls without credentials, while its user is on.
