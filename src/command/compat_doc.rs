@@ -95,7 +95,7 @@ const DIFFERENCES: &[&str] = &[
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone, and so does a long computation (KEYS, LCS, BITOP of large values): it runs beside the threads that serve the others.",
     "**Commands of newer versions than 7.2** are there as their version has them: fields that expire (7.4), HSETEX and its kin (8.0), XDELEX, XACKDEL, the options \
-     of XADD and XTRIM, and BITOP DIFF, DIFF1, ANDOR and ONE (8.2), SET with IFEQ, IFNE, IFDEQ and IFDNE, DELEX, DIGEST and MSETEX (8.4), INCREX (8.8), \
+     of XADD and XTRIM, and BITOP DIFF, DIFF1, ANDOR and ONE (8.2), SET with IFEQ, IFNE, IFDEQ and IFDNE, DELEX, DIGEST and MSETEX (8.4), INCREX (8.8, and its NX and XX of Valkey 9.2), \
      and DELIFEQ (Valkey 9.0). Those after 8.0 are tested by what their documentation says, not side by side.",
     "**Words of help are our own**: summaries, HELP, LOLWUT, MEMORY DOCTOR and LATENCY DOCTOR say it differently.",
 ];
