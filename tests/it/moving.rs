@@ -51,7 +51,7 @@ fn exported(args: &[&str], keep: &TempDir, name: &str) -> (String, String) {
     let parts = names
         .iter()
         .flatten()
-        .filter(|entry| entry.path().extension().is_some_and(|e| e == "part"));
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "unfinished"));
     assert_eq!(parts.count(), 0, "{names:?}");
     let header = fs::read(&path).expect("the file is there")[..9].to_vec();
     (path, String::from_utf8(header).expect("text"))
