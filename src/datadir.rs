@@ -133,15 +133,14 @@ impl DataDir {
 
     /// Refuses a log of the wrong kind or name before it is touched. Ids are not compared.
     pub fn check(&self, wanted: &Owner) -> Result<(), String> {
-        match (&self.owner, wanted) {
-            (Some(Owner::Embedded { .. }), Owner::Embedded { .. }) if !self.log().exists() => Err(format!(
+        match &self.owner {
+            Some(owner) if !owner.is_like(wanted) => Err(self.refusal(owner, wanted)),
+            Some(Owner::Embedded { .. }) if !self.log().exists() => Err(format!(
                 "find the log that was in {}; put it back, or remove {} to begin with an empty one",
                 self.log().display(),
                 self.path.join(META).display()
             )),
-            (Some(Owner::Embedded { .. }), Owner::Embedded { .. }) | (None, _) => Ok(()),
-            (Some(Owner::Kafka { topic, .. }), Owner::Kafka { topic: now, .. }) if topic == now => Ok(()),
-            (Some(owner), wanted) => Err(self.refusal(owner, wanted)),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -214,6 +213,15 @@ pub fn serves(path: &Path) {
 }
 
 impl Owner {
+    /// Whether both are logs of one kind and, if it has names, of one name. Ids are not compared.
+    pub fn is_like(&self, other: &Owner) -> bool {
+        match (self, other) {
+            (Owner::Embedded { .. }, Owner::Embedded { .. }) => true,
+            (Owner::Kafka { topic, .. }, Owner::Kafka { topic: other, .. }) => topic == other,
+            (Owner::Kafka { .. }, Owner::Embedded { .. }) | (Owner::Embedded { .. }, Owner::Kafka { .. }) => false,
+        }
+    }
+
     /// Whether the log could not report its id.
     fn is_unknown(&self) -> bool {
         match self {

@@ -1,10 +1,11 @@
 //! Files that this process creates: only their owner may write them, only their owner and group may
-//! read them, and none is created through a symbolic link that somebody else put there.
+//! read them, and none is created through a symbolic link that somebody else put there. And files
+//! that are there whole or not at all.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Stdout, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 
@@ -85,7 +86,96 @@ fn put(mut file: File, contents: &[u8], (new, path): (&Path, &Path)) -> io::Resu
     file.write_all(contents)?;
     file.sync_all()?;
     fs::rename(new, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    keep_name(path)
+}
+
+/// Makes durable that a file has this name.
+fn keep_name(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Where the output of a program goes.
+pub enum Output {
+    Standard(Stdout),
+    File(Unnamed),
+}
+
+/// A file that does not have its name yet. If it is dropped before, it is removed.
+pub struct Unnamed {
+    file: File,
+    /// Where it is now: beside its later place.
+    path: PathBuf,
+    name: PathBuf,
+    is_named: bool,
+}
+
+impl Output {
+    /// A file that will get this name. A file that has the name stays until then.
+    pub fn file(name: &Path) -> io::Result<Output> {
+        let wrong = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+        if name.file_name().is_none() || fs::metadata(name).is_ok_and(|found| !found.is_file()) {
+            return Err(wrong("there is something else than a file; - is standard output"));
+        }
+        let mut path = name.as_os_str().to_owned();
+        path.push(".unfinished");
+        let path = PathBuf::from(path);
+        // What a killed process has left is of no use.
+        let file = open(&path, options().create(true).truncate(false))?;
+        file.try_lock()
+            .map_err(|_| wrong("another process writes this file now"))?;
+        // Another one may have got its name since it was opened.
+        let is_it = fs::symlink_metadata(&path).and_then(|found| Ok(found.ino() == file.metadata()?.ino()));
+        if !is_it.is_ok_and(|is_it| is_it) {
+            return Err(wrong("another process has written this file just now"));
+        }
+        file.set_len(0)?;
+        Ok(Output::File(Unnamed {
+            file,
+            path,
+            name: name.to_owned(),
+            is_named: false,
+        }))
+    }
+
+    /// Everything was written. A file gets these first bytes instead of those that it has, is made
+    /// durable, and gets its name.
+    pub fn keep(self, header: &[u8]) -> io::Result<()> {
+        let Output::File(mut unnamed) = self else {
+            return Ok(());
+        };
+        unnamed.file.seek(SeekFrom::Start(0))?;
+        unnamed.file.write_all(header)?;
+        unnamed.file.sync_all()?;
+        fs::rename(&unnamed.path, &unnamed.name)?;
+        unnamed.is_named = true;
+        keep_name(&unnamed.name)
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        if !self.is_named {
+            // If this fails too, the next one takes its place.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Output::Standard(output) => output.write(bytes),
+            Output::File(unnamed) => unnamed.file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Output::Standard(output) => output.flush(),
+            Output::File(unnamed) => unnamed.file.flush(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +220,33 @@ mod tests {
         fs::create_dir(&file).expect("a directory");
         rewrite(&file, b"new").expect_err("it is a directory");
         assert_eq!(fs::read_dir(temp.path()).expect("is there").count(), 2);
+    }
+
+    #[test]
+    fn an_output_gets_its_name_when_it_is_whole() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let name = temp.path().join("dump.rdb");
+        let count = || fs::read_dir(temp.path()).expect("it is there").count();
+        let begin = || {
+            let mut output = Output::file(&name).expect("a file");
+            output.write_all(b"0000 and more").expect("it is written");
+            output
+        };
+        drop(begin());
+        assert_eq!(count(), 0);
+        // A process that was killed has left more.
+        fs::write(temp.path().join("dump.rdb.unfinished"), [b'x'; 100]).expect("a file");
+        begin().keep(b"1234").expect("it is kept");
+        assert_eq!(fs::read_to_string(&name).expect("a file"), "1234 and more");
+        let second = begin();
+        assert!(Output::file(&name).is_err(), "it is written already");
+        assert_eq!((count(), fs::read(&name).expect("a file").len()), (2, 13));
+        second.keep(b"").expect("it is kept");
+        assert_eq!(fs::read_to_string(&name).expect("a file"), "0000 and more");
+        assert_eq!(count(), 1);
+        for other in [temp.path(), Path::new("/dev/null"), &temp.path().join("none/dump.rdb")] {
+            assert!(Output::file(other).is_err(), "{}", other.display());
+        }
     }
 
     #[test]

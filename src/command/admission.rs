@@ -151,17 +151,26 @@ pub fn log_in(
 
 /// Who makes a call that has its own `authorization` (HTTP Basic), or none. Without one it is the
 /// user of the client's certificate, if there is such a user and it is on. `None`: nobody has
-/// logged in. The reply to a wrong password is delayed.
+/// logged in. CLIENT LIST shows the caller from then on. The reply to a wrong password is delayed.
 pub async fn log_in_by_call(
     shared: &Shared,
     client: &Client,
     authorization: Option<&[u8]>,
 ) -> Result<Option<Arc<Account>>, Refusal> {
-    let Some(given) = authorization else {
-        let named = client.by_certificate.get();
-        return Ok(named.filter(|account| account.user().is_on()).cloned());
+    let user = match authorization {
+        Some(given) => log_in_as(shared, client, given).await?,
+        None => {
+            let named = client.by_certificate.get();
+            named.filter(|account| account.user().is_on()).cloned()
+        }
     };
-    let Some(given) = credentials(given) else {
+    let acts = user.as_ref().unwrap_or(shared.users.default_account());
+    client.details.lock().user = Some(acts.clone());
+    Ok(user)
+}
+
+async fn log_in_as(shared: &Shared, client: &Client, authorization: &[u8]) -> Result<Option<Arc<Account>>, Refusal> {
+    let Some(given) = credentials(authorization) else {
         return Ok(None);
     };
     let colon = given.iter().position(|&byte| byte == b':').unwrap_or(given.len());

@@ -121,7 +121,8 @@ pub struct ClientDetails {
     pub name: Bytes,
     pub library_name: Bytes,
     pub library_version: Bytes,
-    /// Its user; `None` before a command has come, and where each call has its own (gRPC).
+    /// Its user; `None` before one has logged in. Where each call has its own (gRPC): the user of
+    /// the last call.
     pub user: Option<Arc<Account>>,
 }
 

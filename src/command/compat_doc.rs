@@ -88,14 +88,14 @@ const DIFFERENCES: &[&str] = &[
      `cmdwait_` lines the time that clients waited.",
     "**Secrets.** CONFIG GET shows `requirepass` and the like to everyone who may ask for it, as Redis does, but no secret among the properties of Kafka. They stand in no log.",
     "**Users** belong to a node: nodes of a topic do not share them (docs/decisions/acl.md). ACL LOAD closes the connections of users that are gone or changed, not \
-     those of all users. ACL LOG keeps 1,024 bytes of a name. SORT GET # needs no right to read every key. Scripts in a transaction have the rights of the user who sent EXEC, \
-     also behind an AUTH in it. CLIENT LIST shows connections of gRPC, whose calls have users of their own, as those of `default`. A failed login is answered late.",
+     those of all users. ACL LOG keeps 1,024 bytes of a name. SORT GET # needs no right to read every key. A connection of gRPC, whose calls \
+     have users of their own, is shown as that of the user of its last call, and ends with that user. A failed login is answered late.",
     "**CONFIG REWRITE** leaves a line as it stands if its value holds. It writes `dir` only if it was given elsewhere, nothing that a file gives which is included, and keeps the \
      mode of the file. Nothing is written if a start could not read the result, and while a file that is included defines users.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \
      holds up its own connection alone, and so does a long computation (KEYS, LCS, BITOP of large values): it runs beside the threads that serve the others.",
     "**Commands of newer versions than 7.2** are there as their version has them: fields that expire (7.4), HSETEX and its kin (8.0), XDELEX, XACKDEL, the options \
-     of XADD and XTRIM, and BITOP DIFF, DIFF1, ANDOR and ONE (8.2), SET with IFEQ, IFNE, IFDEQ and IFDNE, DELEX, DIGEST and MSETEX (8.4), INCREX (8.8), \
+     of XADD and XTRIM, and BITOP DIFF, DIFF1, ANDOR and ONE (8.2), SET with IFEQ, IFNE, IFDEQ and IFDNE, DELEX, DIGEST and MSETEX (8.4), INCREX (8.8, and its NX and XX of Valkey 9.2), \
      and DELIFEQ (Valkey 9.0). Those after 8.0 are tested by what their documentation says, not side by side.",
     "**Words of help are our own**: summaries, HELP, LOLWUT, MEMORY DOCTOR and LATENCY DOCTOR say it differently.",
 ];

@@ -14,8 +14,9 @@ use super::admission::{log_in, login_delay, needs_no_login};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Replies, Session};
 use super::shared::Shared;
+use super::table::CommandEntry;
 use super::{Args, Command, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
-use crate::acl::DEFAULT;
+use crate::acl::{Account, DEFAULT};
 use crate::resp::Version;
 
 pub static COMMANDS: &[Command] = &[
@@ -191,15 +192,34 @@ fn set_version(session: &mut Session, version: Version) {
     session.client.resp3.store(version == Version::Resp3, Ordering::Relaxed);
 }
 
+/// A user and a password.
+type Login<'a> = (&'a [u8], &'a [u8]);
+
 fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
-    match args {
+    let given = login_of_auth(shared, args)?;
+    authenticate(session, shared, given, args[0])
+}
+
+fn login_of_auth<'a>(shared: &Shared, args: Args<'a>) -> Result<Login<'a>, Fault> {
+    match *args {
         [_, _] if needs_no_login(shared) => {
             Err("ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into())
         }
-        [by, password] => authenticate(session, shared, (DEFAULT, password), by),
-        [by, user, password] => authenticate(session, shared, (user, password), by),
+        [_, password] => Ok((DEFAULT, password)),
+        [_, user, password] => Ok((user, password)),
         _ => Err(SYNTAX.into()),
     }
+}
+
+/// The user that a connection will have after this request, if that is an AUTH or a HELLO that logs
+/// in.
+pub(super) fn becomes(shared: &Shared, command: &CommandEntry, args: Args) -> Option<Arc<Account>> {
+    let (user, password) = match command.name {
+        "auth" => login_of_auth(shared, args).ok()?,
+        "hello" => Greeting::parse(args).ok()?.login?,
+        _ => return None,
+    };
+    shared.users.log_in(user, password)
 }
 
 /// The places of the name and the password after each AUTH.
@@ -218,7 +238,7 @@ fn secrets_of_hello(args: Args) -> Vec<usize> {
     secrets
 }
 
-fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: (&[u8], &[u8]), by: &[u8]) -> Outcome {
+fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: Login<'_>, by: &[u8]) -> Outcome {
     let client = &session.client;
     match log_in(shared, (client, session.context()), given, by) {
         Ok(user) => {
@@ -232,37 +252,49 @@ fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: (&[u8], &[u8
     }
 }
 
+/// What a HELLO says.
+struct Greeting<'a> {
+    version: Option<Version>,
+    login: Option<Login<'a>>,
+    name: Option<Bytes>,
+}
+
+impl<'a> Greeting<'a> {
+    fn parse(args: Args<'a>) -> Result<Self, Fault> {
+        let version = match args.get(1).map(|wanted| parse_int(wanted)) {
+            None => None,
+            Some(Some(2)) => Some(Version::Resp2),
+            Some(Some(3)) => Some(Version::Resp3),
+            Some(Some(_)) => return Err("NOPROTO unsupported protocol version".into()),
+            Some(None) => return Err("ERR Protocol version is not an integer or out of range".into()),
+        };
+        let (mut login, mut name) = (None, None);
+        let mut rest = args.get(2..).unwrap_or(&[]);
+        loop {
+            rest = match rest {
+                [] => return Ok(Greeting { version, login, name }),
+                [option, user, password, rest @ ..] if is(option, "auth") => {
+                    login = Some((*user, *password));
+                    rest
+                }
+                [option, wanted, rest @ ..] if is(option, "setname") => {
+                    name = Some(check_name(wanted, "Client names")?);
+                    rest
+                }
+                [option, ..] => {
+                    return Err(Fault::error(format!(
+                        "ERR Syntax error in HELLO option '{}'",
+                        text(option)
+                    )));
+                }
+            };
+        }
+    }
+}
+
 fn hello(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
-    let mut version = session.version;
-    if let Some(wanted) = args.get(1) {
-        version = match parse_int(wanted) {
-            Some(2) => Version::Resp2,
-            Some(3) => Version::Resp3,
-            Some(_) => return Err("NOPROTO unsupported protocol version".into()),
-            None => return Err("ERR Protocol version is not an integer or out of range".into()),
-        };
-    }
-    let (mut login, mut name) = (None, None);
-    let mut rest = args.get(2..).unwrap_or(&[]);
-    loop {
-        rest = match rest {
-            [] => break,
-            [option, user, password, rest @ ..] if is(option, "auth") => {
-                login = Some((*user, *password));
-                rest
-            }
-            [option, wanted, rest @ ..] if is(option, "setname") => {
-                name = Some(check_name(wanted, "Client names")?);
-                rest
-            }
-            [option, ..] => {
-                return Err(Fault::error(format!(
-                    "ERR Syntax error in HELLO option '{}'",
-                    text(option)
-                )));
-            }
-        };
-    }
+    let Greeting { version, login, name } = Greeting::parse(args)?;
+    let version = version.unwrap_or(session.version);
     if let Some(given) = login {
         authenticate(session, shared, given, args[0])?;
     }

@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::admission::{Refusal, Wants, admit};
+use super::admission::{Caller, Refusal, Wants, admit};
 use super::args::is;
 use super::checks::caller;
 use super::compute::{compute, conclude, fit_together, locks, replied, view};
 use super::key_specs::{KeyList, keys_of};
-use super::session::{Queued, Session};
+use super::session::{Multi, Queued, Session};
 use super::shared::Shared;
-use super::step::{Exec, Step, refused};
+use super::step::{Admitted, Exec, Step, refused};
 use super::table::CommandEntry;
 use super::undeclared::{Undeclared, Used, UsedMore};
 use super::{Args, Fault, MAX_REPLY_MEMORY, Reply, Run, connection, flag, monitor};
-use crate::acl::{Context, Reason};
+use crate::acl::{Account, Context, Reason};
 use crate::database::transaction::{Computed, Keys as Locks, Moment, Posted, Transaction, View};
 use crate::database::watch::Found;
 use crate::database::write::Outstanding;
@@ -37,7 +37,9 @@ struct Request<'q> {
     args: Vec<&'q [u8]>,
     /// The database that is selected by then.
     database: u16,
-    /// Why it is not run: the user's rights have changed since it was queued.
+    /// The user by then.
+    user: &'q Arc<Account>,
+    /// Why it is not run: that user may not run it.
     refused: Option<&'q Reply>,
 }
 
@@ -53,9 +55,8 @@ pub fn begin(session: &mut Session, shared: &Arc<Shared>) -> Step {
         ));
     }
     session.client.refusals.lock().begin();
-    let refused = multi.queued.iter().map(|queued| refused_now(session, shared, queued));
     let mut exec = Some(Box::new(Exec {
-        refused: refused.collect(),
+        admitted: admitted(session, shared, &multi),
         multi,
         watch: session.watch.take().unwrap_or_default(),
         database: session.database,
@@ -90,12 +91,7 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
     let barrier =
         !shared.service.log.chains() || taken.publishes() || requests.iter().any(|r| r.command.has(flag::BARRIER));
     let mut times = Vec::with_capacity(requests.len());
-    // AUTH in the transaction itself changes the user, but for what comes after it. That is so when
-    // the transaction is computed again, too.
-    let user = std::mem::replace(&mut session.user, taken.user.clone());
-    let computed = taken.compute(session, shared, &requests, &mut times);
-    session.user = user;
-    let computed = match computed {
+    let computed = match taken.compute(session, shared, &requests, &mut times) {
         Ok(computed) => computed,
         Err(Fault::Wait(wait)) => {
             drop(requests);
@@ -126,22 +122,24 @@ pub fn run(session: &mut Session, shared: &Arc<Shared>, exec: &mut Option<Box<Ex
 }
 
 impl Exec {
-    /// What is queued, each with the database that is selected by then.
+    /// What is queued, each with the database that is selected by then, and the user.
     fn requests(&self, shared: &Shared) -> Vec<Request<'_>> {
-        let mut database = self.database;
+        let (mut database, mut user) = (self.database, &self.user);
         let mut requests = Vec::with_capacity(self.multi.queued.len());
-        for (Queued { command, args }, refused) in self.multi.queued.iter().zip(&self.refused) {
+        for (Queued { command, args }, Admitted { refused, becomes }) in self.multi.queued.iter().zip(&self.admitted) {
             let args: Vec<&[u8]> = args.iter().map(|argument| &argument[..]).collect();
             if refused.is_none() && matches!(command.run, Run::Select) {
                 // If there is no such database, the one before stays.
                 database = connection::selected(shared, &args).unwrap_or(database);
             }
             requests.push(Request {
+                user,
                 refused: refused.as_ref(),
                 command,
                 args,
                 database,
             });
+            user = becomes.as_ref().unwrap_or(user);
         }
         requests
     }
@@ -298,10 +296,12 @@ impl<'q> Request<'q> {
             Run::Data(handler) => handler,
             // If a script is stopped, nothing of the whole is written.
             Run::Script(handler) => {
+                let user = std::mem::replace(&mut session.user, self.user.clone());
                 session.declares(self.command, &self.args);
                 let reply = handler(session, shared, transaction, used, self.database, &self.args);
                 session.declares(self.command, &[]);
                 session.script_lines.end();
+                session.user = user;
                 return reply;
             }
             _ => return Ok(Reply::None),
@@ -318,15 +318,34 @@ impl<'q> Request<'q> {
     }
 }
 
-/// The reply in the place of a queued command that the user may not run any more.
-fn refused_now(session: &Session, shared: &Shared, queued: &Queued) -> Option<Reply> {
-    if session.user.may_everything() {
-        return None;
-    }
-    let (command, args) = (queued.command, &queued.args);
-    let args: &[&[u8]] = &args.iter().map(|argument| &argument[..]).collect::<Vec<_>>();
-    let mut caller = caller(session, Context::Multi);
-    caller.may_repeat = true;
+/// What the users by then make of each queued command. AUTH and HELLO log in later, but for what
+/// comes after them.
+fn admitted(session: &Session, shared: &Shared, multi: &Multi) -> Vec<Admitted> {
+    let mut user = session.user.clone();
+    let of_each = multi.queued.iter().map(|Queued { command, args }| {
+        if user.may_everything() && !command.has(flag::NO_AUTH) {
+            return Admitted::default();
+        }
+        let args: &[&[u8]] = &args.iter().map(|argument| &argument[..]).collect::<Vec<_>>();
+        let refused = refused_now(session, shared, (&user, command, args));
+        let becomes = connection::becomes(shared, command, args);
+        user = becomes.as_ref().unwrap_or(&user).clone();
+        Admitted { refused, becomes }
+    });
+    of_each.collect()
+}
+
+/// The reply in the place of a queued command that its user may not run any more.
+fn refused_now(
+    session: &Session,
+    shared: &Shared,
+    (user, command, args): (&Account, &CommandEntry, Args<'_>),
+) -> Option<Reply> {
+    let caller = Caller {
+        user,
+        may_repeat: true,
+        ..caller(session, Context::Multi)
+    };
     let why = match admit(shared, Wants::Run { caller, command, args }).err()? {
         Refusal::NotAllowed(Reason::Command, _) => "no permission to execute the command or subcommand",
         Refusal::NotAllowed(Reason::Key, _) => "no permission to touch the specified keys",

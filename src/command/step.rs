@@ -86,8 +86,17 @@ pub struct Exec {
     pub(super) user: Arc<Account>,
     /// Replies of the commands that are not about data, with their places, once they have run.
     pub(super) others: Option<Vec<(usize, Reply)>>,
-    /// Replies of the commands that the user may not run any more, in their places.
-    pub(super) refused: Vec<Option<Reply>>,
+    /// What the users by then make of each command.
+    pub(super) admitted: Vec<Admitted>,
+}
+
+/// What became of a queued command when EXEC came.
+#[derive(Default)]
+pub(super) struct Admitted {
+    /// Its reply, if the user may not run it any more.
+    pub(super) refused: Option<Reply>,
+    /// The user of the commands after it: it logs in.
+    pub(super) becomes: Option<Arc<Account>>,
 }
 
 /// What must happen before a command can be computed.

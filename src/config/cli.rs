@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::Refused;
 use super::copy::{self, CopyOptions};
@@ -126,15 +126,28 @@ pub fn version() -> String {
     )
 }
 
+/// The options of a subcommand, if `check` finds nothing wrong with them.
+pub(super) fn checked<T: FromArgMatches>(
+    matches: &ArgMatches,
+    check: impl FnOnce(&T) -> Result<(), String>,
+) -> Result<T, Refused> {
+    let options = T::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
+    check(&options).map_err(Refused::Wrong)?;
+    Ok(options)
+}
+
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, Refused> {
     let matches = command().try_get_matches_from(arguments).map_err(refusal)?;
     let ping = matches.get_flag(PING);
     let program = match matches.subcommand() {
-        Some((copy::NAME, matches)) => Some(Program::Copy(CopyOptions::from_matches(matches)?)),
-        Some((import::NAME, matches)) => Some(Program::Import(ImportOptions::from_matches(matches)?)),
-        Some((export::NAME, matches)) => Some(Program::Export(ExportOptions::from_matches(matches)?)),
-        Some((snapshot::SNAPSHOT, matches)) => Some(Program::Snapshot(SnapshotOptions::from_matches(matches)?)),
-        Some((snapshot::RESTORE, matches)) => Some(Program::Restore(RestoreOptions::from_matches(matches)?)),
+        Some((copy::NAME, matches)) => {
+            let check = |_: &CopyOptions| copy::check_source(matches);
+            Some(Program::Copy(checked(matches, check)?))
+        }
+        Some((import::NAME, matches)) => Some(Program::Import(checked(matches, ImportOptions::check)?)),
+        Some((export::NAME, matches)) => Some(Program::Export(checked(matches, ExportOptions::check)?)),
+        Some((snapshot::SNAPSHOT, matches)) => Some(Program::Snapshot(checked(matches, SnapshotOptions::check)?)),
+        Some((snapshot::RESTORE, matches)) => Some(Program::Restore(checked(matches, RestoreOptions::check_alone)?)),
         _ => None,
     };
     let of_program = matches.subcommand().map(|(_, matches)| matches);

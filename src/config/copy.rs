@@ -1,11 +1,11 @@
 //! The options of `highwater copy`, besides the settings, which are those of its source.
 
 use clap::parser::ValueSource;
-use clap::{Args, Command, FromArgMatches};
+use clap::{ArgMatches, Args, Command};
 
+use super::Config;
 use super::checks;
 use super::cli;
-use super::{Config, Refused};
 
 /// The subcommand's name.
 pub const NAME: &str = "copy";
@@ -71,19 +71,20 @@ pub fn command() -> Command {
         .args(cli::flags(|name| SETTINGS.contains(&name)))
 }
 
-impl CopyOptions {
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<CopyOptions, Refused> {
-        let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
-        if is_flag("dir") && is_flag("bootstrap-servers") {
-            return Err(Refused::Wrong(
-                "--dir and --bootstrap-servers name two sources, and a copy has one: leave --dir out to copy a topic, or name the \
-                 brokers of the copy with --to-bootstrap-servers"
-                    .into(),
-            ));
-        }
-        CopyOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))
+/// Checks that the command line names one source.
+pub(super) fn check_source(matches: &ArgMatches) -> Result<(), String> {
+    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    match is_flag("dir") && is_flag("bootstrap-servers") {
+        false => Ok(()),
+        true => Err(
+            "--dir and --bootstrap-servers name two sources, and a copy has one: leave --dir out to copy a topic, or name the \
+             brokers of the copy with --to-bootstrap-servers"
+                .into(),
+        ),
     }
+}
 
+impl CopyOptions {
     /// librdkafka properties of the copy's side, secrets included, given those of the source.
     pub fn kafka_properties(&self, source: Vec<(String, String)>) -> Result<Vec<(String, String)>, String> {
         let all = format!(

@@ -1,8 +1,7 @@
 //! The options of `highwater export`.
 
-use clap::{Args, Command, FromArgMatches};
+use clap::{Args, Command};
 
-use super::Refused;
 use super::cli;
 use super::import::{Server, Trust};
 
@@ -59,14 +58,12 @@ pub fn command() -> Command {
 }
 
 impl ExportOptions {
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<ExportOptions, Refused> {
-        let options = ExportOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
-        options.source().map_err(Refused::Wrong)?;
-        match options.to.is_empty() {
-            true => Err(Refused::Wrong(
-                "highwater export has to know where to: name a file, or - for standard output".into(),
-            )),
-            false => Ok(options),
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.source()?;
+        self.trust.check()?;
+        match self.to.is_empty() {
+            true => Err("highwater export has to know where to: name a file, or - for standard output".into()),
+            false => Ok(()),
         }
     }
 
@@ -91,12 +88,13 @@ impl ExportOptions {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Refused;
     use super::*;
 
     fn options(arguments: &[&str]) -> Result<ExportOptions, String> {
         let all = [&[NAME][..], arguments].concat();
         let matches = command().try_get_matches_from(all).map_err(|error| error.to_string())?;
-        ExportOptions::from_matches(&matches).map_err(|refused| match refused {
+        cli::checked(&matches, ExportOptions::check).map_err(|refused| match refused {
             Refused::Wrong(reason) => reason,
             Refused::Shown(text) => text.to_string(),
         })

@@ -4,9 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Command, FromArgMatches};
+use clap::{Args, Command};
 
-use super::Refused;
 use super::cli;
 
 /// The subcommand's name.
@@ -61,15 +60,30 @@ pub struct ImportOptions {
     pub trust: Trust,
 }
 
-/// Which servers are trusted over TLS.
+/// Which servers are trusted over TLS, and what they are shown.
 #[derive(Args, Clone, Debug)]
 pub struct Trust {
     /// Certificates of the authorities to trust for rediss://, instead of this machine's.
     #[arg(long = "cacert", value_name = "FILE")]
     pub authorities: Option<PathBuf>,
+    /// A certificate to show to servers that ask for one over TLS, with what its chain needs.
+    #[arg(long = "cert", value_name = "FILE")]
+    pub own_certificate: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long = "key", value_name = "FILE")]
+    pub own_key: Option<PathBuf>,
     /// Do not check who answers over TLS.
     #[arg(long)]
     pub insecure: bool,
+}
+
+impl Trust {
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.own_certificate.is_some() == self.own_key.is_some() {
+            true => Ok(()),
+            false => Err("--cert and --key, a certificate and its private key, go together: name both".into()),
+        }
+    }
 }
 
 /// What is read.
@@ -112,13 +126,11 @@ pub fn command() -> Command {
 }
 
 impl ImportOptions {
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<ImportOptions, Refused> {
-        let options = ImportOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
-        let checked = options.source().and_then(|_| options.target());
-        checked
-            .and_then(|_| options.check_following())
-            .map_err(Refused::Wrong)?;
-        Ok(options)
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.source()?;
+        self.target()?;
+        self.trust.check()?;
+        self.check_following()
     }
 
     fn check_following(&self) -> Result<(), String> {

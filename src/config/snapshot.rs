@@ -1,10 +1,10 @@
 //! The options of `highwater snapshot` and `highwater restore`, besides the settings.
 
-use clap::{Args, Command, FromArgMatches};
+use clap::{Args, Command};
 
+use super::Config;
 use super::cli;
 use super::copy::CopyOptions;
-use super::{Config, Refused};
 
 /// The subcommands' names.
 pub const SNAPSHOT: &str = "snapshot";
@@ -126,26 +126,19 @@ pub fn restore_command() -> Command {
 }
 
 impl SnapshotOptions {
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<SnapshotOptions, Refused> {
-        let options = SnapshotOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
-        match options.to.is_empty() {
-            true => Err(Refused::Wrong(
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.to.is_empty() {
+            true => Err(
                 "highwater snapshot has to know where to: name a file with --to FILE, or --to - for standard output"
                     .into(),
-            )),
-            false => Ok(options),
+            ),
+            false => Ok(()),
         }
     }
 }
 
 impl RestoreOptions {
-    pub fn from_matches(matches: &clap::ArgMatches) -> Result<RestoreOptions, Refused> {
-        let options = RestoreOptions::from_arg_matches(matches).map_err(|error| Refused::Wrong(error.to_string()))?;
-        options.check_alone().map_err(Refused::Wrong)?;
-        Ok(options)
-    }
-
-    fn check_alone(&self) -> Result<(), String> {
+    pub(super) fn check_alone(&self) -> Result<(), String> {
         if self.from.is_empty() {
             return Err("highwater restore has to know what: name a file that highwater snapshot wrote".into());
         }

@@ -4,8 +4,6 @@
 //! twice: redis-server does not load it. SCAN of Redis may do that, so the keys that the file has
 //! are remembered.
 
-mod output;
-
 use std::collections::HashSet;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
@@ -15,9 +13,9 @@ use bytes::Bytes;
 use tracing::warn;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use self::output::Output;
 use crate::config::Config;
 use crate::config::export::{ExportOptions, STANDARD_OUTPUT};
+use crate::files::Output;
 use crate::import::client::Client;
 use crate::import::source::{AT_ONCE, Answer, Dumped, Expiry, Source};
 use crate::import::target::NAMED;

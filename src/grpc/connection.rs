@@ -2,8 +2,10 @@
 //! deadline, bounds on memory.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -116,18 +118,22 @@ impl Front {
     }
 }
 
-/// Waits until no command has come for as long as `timeout` says.
+/// Waits until no command has come for as long as `timeout` says. Who changes it wakes the task.
 async fn idle(shared: &Shared, client: &Client) {
     loop {
+        let timeout = shared.config.timeout();
         let idle = now_ms().saturating_sub(client.last_command_at.load(Ordering::Relaxed));
-        let left = match shared.config.timeout() {
-            Some(timeout) => timeout.saturating_sub(Duration::from_millis(idle)),
-            None => std::future::pending().await,
-        };
+        let left = timeout.map_or(Duration::MAX, |timeout| {
+            timeout.saturating_sub(Duration::from_millis(idle))
+        });
         if left.is_zero() {
             return;
         }
-        tokio::time::sleep(left).await;
+        let changed = poll_fn(|_| match shared.config.timeout() == timeout {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        });
+        let _ = tokio::time::timeout(left, changed).await;
     }
 }
 

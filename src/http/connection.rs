@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
@@ -140,8 +140,7 @@ impl Connection<'_> {
 
     /// The next head; `None` at the end of the connection.
     async fn head(&mut self) -> io::Result<Option<Result<Vec<u8>, Refused>>> {
-        let idle = self.shared.config.timeout().map_or(IDLE, |timeout| timeout.min(IDLE));
-        if self.input.is_empty() && !self.read_within(idle).await? {
+        if self.input.is_empty() && !self.first_bytes().await? {
             return Ok(None);
         }
         let Ok(end) = timeout(HEAD, self.whole_head()).await else {
@@ -176,12 +175,22 @@ impl Connection<'_> {
     }
 
     /// Waits for the first bytes of a request. False if the connection is over: the client closed
-    /// it, none came, or this node stops.
-    async fn read_within(&mut self, idle: Duration) -> io::Result<bool> {
+    /// it, none came in time, or this node stops.
+    async fn first_bytes(&mut self) -> io::Result<bool> {
         let (client, shared) = (self.client, self.shared);
-        tokio::select! {
-            read = timeout(idle, self.read()) => read.unwrap_or(Ok(false)),
-            () = client.killed_or(|| shared.shutdown.is_asked()) => Ok(false),
+        let since = Instant::now();
+        loop {
+            let limit = shared.config.timeout();
+            let idle = limit.map_or(IDLE, |limit| limit.min(IDLE));
+            let left = idle.saturating_sub(since.elapsed());
+            tokio::select! {
+                read = timeout(left, self.read()) => return read.unwrap_or(Ok(false)),
+                // CONFIG SET timeout wakes this task.
+                () = client.killed_or(|| shared.shutdown.is_asked() || shared.config.timeout() != limit) => {}
+            }
+            if client.is_killed() || shared.shutdown.is_asked() {
+                return Ok(false);
+            }
         }
     }
 

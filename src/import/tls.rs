@@ -4,7 +4,7 @@ use std::path::Path;
 use std::pin::Pin;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
@@ -29,6 +29,12 @@ pub async fn connect(stream: TcpStream, host: &str, trust: &Trust) -> Result<Sec
     if let Some(file) = trust.authorities.as_deref().or_else(of_machine) {
         let loaded = builder.set_ca_file(file);
         loaded.map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    if let (Some(certificate), Some(key)) = (&trust.own_certificate, &trust.own_key) {
+        let chain = builder.set_certificate_chain_file(certificate);
+        chain.map_err(|error| format!("{}: {error}", certificate.display()))?;
+        let own = builder.set_private_key_file(key, SslFiletype::PEM);
+        own.map_err(|error| format!("{}: {error}", key.display()))?;
     }
     if trust.insecure {
         builder.set_verify(SslVerifyMode::NONE);

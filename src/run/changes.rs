@@ -1,5 +1,5 @@
 //! Who hears of changes: those who track keys, those who listen to keyspace events, and of settings
-//! the users.
+//! the users and the connections that wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +42,12 @@ pub(super) fn follow(shared: &Arc<Shared>) {
     shared.config.on_change("tracking-table-max-keys", move |_| {
         if let Some(shared) = to.upgrade() {
             invalidations::shrink(&shared);
+        }
+    });
+    let to = Arc::downgrade(shared);
+    shared.config.on_change("timeout", move |_| {
+        if let Some(shared) = to.upgrade() {
+            shared.clients.list().iter().for_each(|client| client.wake());
         }
     });
 }

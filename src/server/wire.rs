@@ -46,6 +46,8 @@ enum Progress {
     Read(usize),
     /// Something is to be pushed.
     Pushed,
+    /// The setting `timeout` has changed.
+    NewTimeout,
     /// The connection has to end.
     Ended,
 }
@@ -54,9 +56,11 @@ enum Progress {
 #[derive(Clone, Copy)]
 enum Ends {
     Nothing,
-    /// The client is killed, or, with `stop`, the server stops.
+    /// The client is killed, the setting `timeout` is not this one any more or, with `stop`, the
+    /// server stops.
     With {
         stop: bool,
+        timeout: Option<Duration>,
     },
     /// The socket is closed, which each poll looks at first.
     WhenClosed,
@@ -310,22 +314,26 @@ impl Wire {
     /// `idle`: nothing is under way, so the stop of the server ends the connection too.
     async fn exchange(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
         self.note_output();
-        match self.patience() {
-            None => self.sent_or_read(may_read, idle).await,
-            Some(patience) => {
-                let exchanged = tokio::time::timeout(patience, self.sent_or_read(may_read, idle)).await;
-                exchanged.unwrap_or_else(|_| self.check_soft_limit().map(|()| false))
+        let since = Instant::now();
+        loop {
+            let timeout = self.shared.config.timeout();
+            let patience = self.patience(timeout, since);
+            let progress = self.progress(may_read, idle, Ends::With { stop: idle, timeout });
+            let progress = match patience {
+                None => progress.await?,
+                Some(patience) => match tokio::time::timeout(patience, progress).await {
+                    Ok(progress) => progress?,
+                    Err(_) => return self.check_soft_limit().map(|()| false),
+                },
+            };
+            self.note(progress);
+            match progress {
+                Progress::NewTimeout => continue,
+                Progress::Sent(_) => self.note_output(),
+                Progress::Read(_) | Progress::Pushed | Progress::Ended => {}
             }
+            return Ok(!matches!(progress, Progress::Sent(0) | Progress::Ended));
         }
-    }
-
-    async fn sent_or_read(&mut self, may_read: bool, idle: bool) -> io::Result<bool> {
-        let progress = self.progress(may_read, idle, Ends::With { stop: idle }).await?;
-        self.note(progress);
-        if let Progress::Sent(_) = progress {
-            self.note_output();
-        }
-        Ok(!matches!(progress, Progress::Sent(0) | Progress::Ended))
     }
 
     /// Waits until something was sent or read, or is to be pushed, or until the connection has to
@@ -344,11 +352,14 @@ impl Wire {
             if may_read && let Poll::Ready(read) = pin!(self.stream.read_buf(&mut self.input)).poll(context) {
                 return Poll::Ready(read.map(Progress::Read));
             }
-            // Who kills the client, stops the server or pushes wakes the task.
-            if let Ends::With { stop } = ends
-                && (self.client.is_killed() || stop && self.shared.shutdown.is_asked())
-            {
-                return Poll::Ready(Ok(Progress::Ended));
+            // Who kills the client, changes the timeout, stops the server or pushes wakes the task.
+            if let Ends::With { stop, timeout } = ends {
+                if self.client.is_killed() || stop && self.shared.shutdown.is_asked() {
+                    return Poll::Ready(Ok(Progress::Ended));
+                }
+                if self.shared.config.timeout() != timeout {
+                    return Poll::Ready(Ok(Progress::NewTimeout));
+                }
             }
             match takes_pushes && !self.client.pushes.is_empty() {
                 true => Poll::Ready(Ok(Progress::Pushed)),
@@ -363,7 +374,7 @@ impl Wire {
         match progress {
             Progress::Sent(sent) => self.sent(sent),
             Progress::Read(read) => self.read_more(read),
-            Progress::Pushed | Progress::Ended => {}
+            Progress::Pushed | Progress::NewTimeout | Progress::Ended => {}
         }
     }
 
@@ -382,14 +393,16 @@ impl Wire {
         self.client.output_bytes.store(waiting, Ordering::Relaxed);
     }
 
-    /// How long the client may be idle: neither send nor accept what waits for it.
-    fn patience(&self) -> Option<Duration> {
+    /// How much longer the client may be idle, as it has been `since`: neither send nor accept what
+    /// waits for it.
+    fn patience(&self, timeout: Option<Duration>, since: Instant) -> Option<Duration> {
         let soft = self
             .above_soft
             .map(|since| Duration::from_secs(self.limit.soft_seconds).saturating_sub(since.elapsed()));
         // As in Redis, a client that listens or monitors may be idle for as long as it likes.
         let is_told = self.client.pushes.listens() || self.client.monitors.load(Ordering::Relaxed);
-        let idle = self.shared.config.timeout().filter(|_| !is_told);
+        let idle = timeout.filter(|_| !is_told);
+        let idle = idle.map(|idle| idle.saturating_sub(since.elapsed()));
         match (idle, soft) {
             (Some(idle), Some(soft)) => Some(idle.min(soft)),
             (idle, soft) => idle.or(soft),

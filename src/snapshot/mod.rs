@@ -9,28 +9,27 @@
 //! node that was away for a while, and every check for that holds. The reasons are in
 //! `docs/decisions/snapshots.md`.
 //!
-//! [`archive`] has the format of the file, [`output`] writes it whole or not at all, [`rewrite`]
-//! produces what a store has to another log.
+//! [`archive`] has the format of the file, [`rewrite`] produces what a store has to another log.
 
 mod archive;
 mod catch_up;
-mod output;
 mod rewrite;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
 use self::archive::{Manifest, Reader, Writer};
 use self::catch_up::catch_up;
-use self::output::Output;
 use crate::config::snapshot::{RestoreOptions, RestoreTarget, SnapshotOptions};
 use crate::config::{Config, VERSION};
 use crate::copy;
 use crate::database::now_ms;
 use crate::datadir::{DataDir, Owner, Unpacking};
+use crate::files::Output;
 use crate::log::embedded::frozen;
 use crate::log::{Positions, TopicPartition};
 use crate::open;
@@ -45,7 +44,7 @@ type Problem = String;
 /// Longest time for the end of a log that was only read.
 const ASK: Duration = Duration::from_secs(10);
 const MANY_FILES: u64 = 1 << 20;
-/// So many bytes of a snapshot are read at once.
+/// So many bytes of a snapshot are read, or written, at once.
 const CHUNK: usize = 1 << 20;
 
 /// Writes a snapshot.
@@ -54,11 +53,18 @@ pub fn snapshot(config: &Config, options: &SnapshotOptions) -> Result<(), Proble
     let started = Instant::now();
     // Of an embedded log all segments are open at once.
     process::raise_open_files(MANY_FILES);
-    let output = Output::create(&options.to)?;
-    let bytes = match config.bootstrap_servers().is_empty() {
-        false => of_topic(config, output, &logging)?,
-        true => of_embedded(config, output, &logging)?,
+    let failed = |error: io::Error| format!("write a snapshot to {}: {error}", options.to);
+    let output = match &*options.to {
+        "-" => Output::Standard(io::stdout()),
+        name => Output::file(Path::new(name)).map_err(failed)?,
     };
+    let output = BufWriter::with_capacity(CHUNK, output);
+    let (output, bytes) = match config.bootstrap_servers().is_empty() {
+        false => of_topic(config, output, &logging, failed)?,
+        true => of_embedded(config, output, &logging, failed)?,
+    };
+    let output = output.into_inner().map_err(|error| failed(error.into_error()))?;
+    output.keep(b"").map_err(failed)?;
     let (megabytes, seconds) = (bytes.div_ceil(1 << 20), started.elapsed().as_secs_f64());
     let told = format!(
         "wrote a snapshot of {megabytes} MB to {}: {seconds:.1} seconds",
@@ -73,7 +79,15 @@ pub fn snapshot(config: &Config, options: &SnapshotOptions) -> Result<(), Proble
     Ok(())
 }
 
-fn of_topic(config: &Config, output: Output, logging: &Logging) -> Result<u64, Problem> {
+/// What a snapshot is written to, and the number of its bytes.
+type Written = (BufWriter<Output>, u64);
+
+fn of_topic(
+    config: &Config,
+    output: BufWriter<Output>,
+    logging: &Logging,
+    failed: impl Fn(io::Error) -> Problem,
+) -> Result<Written, Problem> {
     // A topic that is not there is not to be made.
     let (source, _) = copy::open_source(config)?;
     source.close(ASK);
@@ -94,15 +108,20 @@ fn of_topic(config: &Config, output: Output, logging: &Logging) -> Result<u64, P
     };
     let total = store::directory_bytes(&store);
     let mut progress = Progress::new(logging, "writing", "bytes");
-    output.fill(|file| {
-        let mut writer = Writer::new(file, &manifest)?;
+    let written = Writer::new(output, &manifest).and_then(|mut writer| {
         writer.tree(&store, "store", &mut |done| progress.show(done, total))?;
         let bytes = writer.bytes;
         Ok((writer.finish()?, bytes))
-    })
+    });
+    written.map_err(failed)
 }
 
-fn of_embedded(config: &Config, output: Output, logging: &Logging) -> Result<u64, Problem> {
+fn of_embedded(
+    config: &Config,
+    output: BufWriter<Output>,
+    logging: &Logging,
+    failed: impl Fn(io::Error) -> Problem,
+) -> Result<Written, Problem> {
     let log = config.dir().join("log");
     if !log.is_dir() {
         return Err(format!(
@@ -125,8 +144,7 @@ fn of_embedded(config: &Config, output: Output, logging: &Logging) -> Result<u64
     };
     let total = frozen.files.iter().map(|(_, _, bytes)| bytes).sum();
     let mut progress = Progress::new(logging, "writing", "bytes");
-    output.fill(|file| {
-        let mut writer = Writer::new(file, &manifest)?;
+    let written = Writer::new(output, &manifest).and_then(|mut writer| {
         writer.directory("log")?;
         for (name, file, bytes) in frozen.files {
             writer.file(file, bytes, &format!("log/{name}"), &mut |done| {
@@ -135,7 +153,8 @@ fn of_embedded(config: &Config, output: Output, logging: &Logging) -> Result<u64
         }
         let bytes = writer.bytes;
         Ok((writer.finish()?, bytes))
-    })
+    });
+    written.map_err(failed)
 }
 
 /// Takes a snapshot back.
@@ -210,12 +229,7 @@ pub(crate) fn begin_from(
 /// Why a node with these settings cannot begin from this snapshot.
 fn unfit(manifest: &Manifest, config: &Config) -> Option<String> {
     let wanted = open::owner(config, None);
-    let is_its_log = match (&manifest.owner, &wanted) {
-        (Owner::Kafka { topic, .. }, Owner::Kafka { topic: wanted, .. }) => topic == wanted,
-        (Owner::Embedded { .. }, Owner::Embedded { .. }) => true,
-        (Owner::Kafka { .. }, Owner::Embedded { .. }) | (Owner::Embedded { .. }, Owner::Kafka { .. }) => false,
-    };
-    if !is_its_log {
+    if !manifest.owner.is_like(&wanted) {
         return Some(format!("it is of {}, and this node's log is {wanted}", manifest.owner));
     }
     let engine = manifest.engine.as_ref()?;

@@ -540,8 +540,15 @@ fn a_running_redis_is_imported() {
 fn a_redis_is_imported_over_tls() {
     let (authority, port) = (Authority::new("import"), ports::free());
     let pair = authority.issue("server");
-    let [certificate, key, trusted] =
-        [&pair.certificate, &pair.key, &authority.file()].map(|file| file.display().to_string());
+    let own = authority.issue("client");
+    let [certificate, key, trusted, own_certificate, own_key] = [
+        &pair.certificate,
+        &pair.key,
+        &authority.file(),
+        &own.certificate,
+        &own.key,
+    ]
+    .map(|file| file.display().to_string());
     let mut args = vec![
         "--tls-cert-file",
         &certificate,
@@ -553,7 +560,7 @@ fn a_redis_is_imported_over_tls() {
     let tls_port = port.to_string();
     args.extend([
         "--tls-auth-clients",
-        "no",
+        "yes",
         "--tls-port",
         &tls_port,
         "--rename-command",
@@ -568,16 +575,28 @@ fn a_redis_is_imported_over_tls() {
     let mut to = node.client();
     let (source, target) = (format!("rediss://127.0.0.1:{port}"), url(node.port));
     let of_authority = ["--cacert", &trusted];
+    let of_client = ["--cert", &own_certificate, "--key", &own_key];
     refused(
         &import(&[&source, "--to", &target]),
         &["reach 127.0.0.1", "certificate verify failed"],
     );
-    imported(&import(&[&[&source[..], "--to", &target][..], &of_authority].concat()));
+    let arguments = |more: &[&[&str]]| {
+        let both = [&source[..], "--to", &target];
+        import(&[&both[..], &of_authority, &more.concat()].concat())
+    };
+    refused(&arguments(&[]), &["127.0.0.1"]);
+    refused(&arguments(&[&["--cert", &own_certificate]]), &["--key"]);
+    refused(
+        &arguments(&[&["--cert", &own_certificate, "--key", &key]]),
+        &["mismatch"],
+    );
+    imported(&arguments(&[&of_client]));
     to.check("PTTL lasting", ":-1");
     let asked = to.tree("PTTL brief").integer().expect("a number");
     let left = from.tree("PTTL brief").integer().expect("a number");
     assert!((left..left + 20_000).contains(&asked), "{asked} {left}");
-    imported(&import(&[&source, "--to", &target, "--insecure", "--into-existing"]));
+    let unchecked = [&source[..], "--to", &target, "--insecure", "--into-existing"];
+    imported(&import(&[&unchecked[..], &of_client].concat()));
 }
 
 #[test]

@@ -470,21 +470,40 @@ fn calls_of_one_connection_have_users_of_their_own() {
         let info = String::from_utf8_lossy(info);
         assert!(info.contains(&format!(" user={user} ")), "{info} {text}");
     }
-    // The connection is nobody's: it stays when a user goes.
+    // The connection is that of the user of its last call: it stays when another one goes.
     let local = format!(":{} ", house.grpc_port);
-    let ids = |admin: &mut Client| -> Vec<String> {
+    let shown = |admin: &mut Client| -> Vec<[String; 2]> {
         let list = admin.text("CLIENT LIST");
         let of_door = list.lines().filter(|line| line.contains(&local));
+        let field = |line: &str, name: &str| {
+            let mut fields = line.split(' ').filter_map(|field| field.strip_prefix(name));
+            fields.next().expect("a field").to_owned()
+        };
         of_door
-            .filter_map(|line| line.split(' ').next().map(str::to_owned))
+            .map(|line| ["id=", "user="].map(|name| field(line, name)))
             .collect()
     };
-    let before = ids(&mut admin);
-    assert_eq!(before.len(), 1, "{before:?}");
+    let before = shown(&mut admin);
+    assert!(matches!(&before[..], [[_, user]] if user == "bob"), "{before:?}");
     admin.check("ACL DELUSER ann", ":1");
     assert_eq!(call(&mut house, "ann", "a"), "UNAUTHENTICATED");
+    admin.check("ACL SETUSER bob resetpass >other", "+OK");
+    assert_eq!(call(&mut house, "bob", "b"), "UNAUTHENTICATED");
+    admin.check("ACL SETUSER bob >secret", "+OK");
     assert_eq!(call(&mut house, "bob", "b"), "OK");
-    assert_eq!(ids(&mut admin), before);
+    assert_eq!(shown(&mut admin), before);
+    admin.check("ACL DELUSER bob", ":1");
+    // It was closed, and the client connects anew.
+    admin.check("ACL SETUSER cid on >secret +get ~c*", "+OK");
+    wait_for("another connection", SOON, || {
+        (call(&mut house, "cid", "c") == "OK").then_some(())
+    });
+    let after = shown(&mut admin);
+    assert!(
+        matches!(&after[..], [[id, user]] if *id != before[0][0] && user == "cid"),
+        "{after:?}"
+    );
+    admin.check("CLIENT KILL USER cid", ":1");
 }
 
 /// A certificate counts for calls without credentials, while its user is on.
@@ -639,24 +658,38 @@ fn what_is_too_large_is_refused_alike() {
 
 #[test]
 fn idle_connections_are_closed_at_every_door() {
-    let mut house = House::new(&["--timeout", "1"]);
+    let mut house = House::new(&[]);
     let by_grpc = Call {
         channel: Some("idle".into()),
         ..house.call("Get", "missing")
     };
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
-    let mut by_redis = house.node.client();
-    by_redis.check("PING", "+PONG");
+    let secured = Call {
+        target: house.target(Door::GrpcTls, ANYBODY),
+        channel: Some("secured".into()),
+        ..by_grpc.clone()
+    };
+    assert_eq!(
+        [&by_grpc, &secured].map(|call| house.grpc.call(call).code),
+        ["OK", "OK"]
+    );
+    let mut by_redis = [Door::Resp, Door::Unix, Door::Tls].map(|door| {
+        let mut client = house.enter(door, ANYBODY).expect("a connection");
+        client.check("PING", "+PONG");
+        client
+    });
     let mut by_http = house.enter_http(Door::Http, ANYBODY).expect("a connection");
     assert_eq!(by_http.get("/livez", None).expect("an answer").status, 200);
+    // They wait already.
+    house.node.client().check("CONFIG SET timeout 1", "+OK");
     let connected = || house.node.client().info("connected_clients");
     wait_for("all to be closed", SOON, || connected().filter(|left| left == "1"));
-    assert!(by_redis.is_closed() && by_http.is_closed());
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK", "it connects anew");
-    // CLIENT KILL closes it, too.
+    assert!(by_redis.iter_mut().all(Client::is_closed) && by_http.is_closed());
+    // CLIENT KILL closes them, too.
     let mut observer = house.node.client();
     observer.check("CONFIG SET timeout 0", "+OK");
-    assert_eq!(house.grpc.call(&by_grpc).code, "OK");
+    wait_for("another connection", SOON, || {
+        (house.grpc.call(&by_grpc).code == "OK").then_some(())
+    });
     wait_for("those who asked to be gone", SOON, || {
         observer.info("connected_clients").filter(|left| left == "2")
     });

@@ -233,6 +233,24 @@ fn a_transaction_that_somebody_else_commits_is_never_said_not_to_be_written() {
         .check("GET counter", &format!("${}\r\n{last}", last.len()));
 }
 
+/// The same, and the node's own abort is not answered: that somebody else has committed is found in
+/// the log. An INCR that was taken for aborted would be computed again, and count twice.
+#[test]
+fn a_foreign_commit_is_found_though_the_abort_is_not_answered() {
+    let scene = Scene::new(1, &[]);
+    scene.lose(END_TXN, Lost::Copied);
+    scene.client().check("INCR counter", ":5");
+    // Then it is the turn of the same producer.
+    scene.client().check("INCR counter", ":6");
+    scene.lose(END_TXN, Lost::LateOnOpenConnection);
+    let reply = scene.increment_while_late(1000);
+    assert!(reply.starts_with("-UNCERTAIN "), "{reply}");
+    assert_eq!(scene.proxy.lost(), 1);
+    let expected = [numbers(1..=6), vec!["1000".to_owned(), "7".to_owned()]].concat();
+    assert_eq!(scene.values("counter"), expected);
+    scene.client().check("INCR counter", ":8");
+}
+
 /// A tombstone behind aborted records tells other nodes at once that they were aborted. It is no
 /// data.
 #[test]

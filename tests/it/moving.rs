@@ -1,10 +1,10 @@
-//! `highwater export`, whose files real servers of Redis load, and `highwater import
-//! --follow-changes`.
+//! `highwater export`, whose files real servers of Redis load, `highwater import
+//! --follow-changes`, and what programs like RedisShake hand on.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -51,7 +51,7 @@ fn exported(args: &[&str], keep: &TempDir, name: &str) -> (String, String) {
     let parts = names
         .iter()
         .flatten()
-        .filter(|entry| entry.path().extension().is_some_and(|e| e == "part"));
+        .filter(|entry| entry.path().extension().is_some_and(|e| e == "unfinished"));
     assert_eq!(parts.count(), 0, "{names:?}");
     let header = fs::read(&path).expect("the file is there")[..9].to_vec();
     (path, String::from_utf8(header).expect("text"))
@@ -529,4 +529,221 @@ fn a_busy_source_is_imported() {
     for name in &names {
         assert_eq!(to.text(&format!("GET {name}")), round.to_string());
     }
+}
+
+// ---- programs that are replicas of Redis ----
+
+/// What Redis sends to its replicas in other words: the outcome of commands that depend on chance,
+/// on time or on what a client waits for, and those of scripts.
+const REWRITTEN: &str = r#"
+SET number 10
+INCRBYFLOAT number 0.5
+HSET fields f 1
+HINCRBYFLOAT fields f 0.25
+SET lasting v EX 100000
+SETEX lasting2 100000 v
+PSETEX brief 100000000 v
+GETEX lasting PERSIST
+GETEX lasting2 PX 200000000
+EXPIRE lasting 100000
+SET lasting newer KEEPTTL GET
+GETDEL brief
+GETSET number 7
+SADD members a b c d
+SPOP members
+SPOP members 2
+SADD last a
+SPOP last 5
+RPUSH queue a b c d e
+LMOVE queue queue2 LEFT RIGHT
+BLMOVE queue queue2 LEFT RIGHT 0
+BLPOP queue 0
+BRPOPLPUSH queue queue2 0
+BLMPOP 0 1 queue LEFT
+LMPOP 1 queue2 LEFT COUNT 1
+SORT queue2 ALPHA DESC STORE sorted
+GEOADD places 13.361389 38.115556 Palermo
+GEOSEARCHSTORE near places FROMLONLAT 13 38 BYRADIUS 200 km
+PFADD counted a b c
+PFMERGE merged counted
+SETBIT bits 7 1
+BITOP NOT bits2 bits
+BITFIELD bits INCRBY u8 0 1
+ZADD scores 1 a 2 b 3 c 4 d 5 e 6 f
+ZADD scores GT CH 5.5 a
+ZPOPMIN scores
+ZMPOP 1 scores MAX
+BZPOPMIN scores 0
+BZMPOP 0 1 scores MAX
+ZINCRBY scores 1.5 d
+ZRANGESTORE stored scores 0 -1
+ZUNIONSTORE united 2 scores stored
+XADD entries MAXLEN ~ 100 * f v
+XGROUP CREATE entries g 0 MKSTREAM
+XADD entries * f w
+XREADGROUP GROUP g c COUNT 1 STREAMS entries >
+XREADGROUP GROUP g c NOACK STREAMS entries >
+XGROUP SETID entries g 0
+XGROUP CREATECONSUMER entries g d
+XGROUP DELCONSUMER entries g d
+XTRIM entries MAXLEN 1
+XSETID entries 9000000000000-0
+EVAL "redis.call('incr', KEYS[1]) redis.call('publish', 'c', 'm') return redis.call('expire', KEYS[1], 100000)" 1 scripted
+MSETNX one 1 two 2
+COPY one three
+MOVE three 5
+RENAMENX one four
+UNLINK two
+PERSIST lasting2
+PUBLISH c m
+SPUBLISH c m
+MULTI
+SET together 1
+INCR together
+EXEC
+SELECT 5
+SET five v
+SWAPDB 5 6
+SET gone v
+FLUSHDB
+SELECT 0
+"#;
+
+/// A replica of Redis, as RedisShake is one (`sync_reader`).
+struct Replica(BufReader<TcpStream>);
+
+impl Replica {
+    /// Puts what Redis has when this comes into a file. What changes then is what comes next.
+    fn attach(port: u16, file: &Path) -> Replica {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect to redis-server");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
+        let mut replica = Replica(BufReader::new(stream));
+        assert_eq!(replica.ask("REPLCONF listening-port 1"), "+OK");
+        assert_eq!(replica.ask("REPLCONF capa psync2"), "+OK");
+        let answer = replica.ask("PSYNC ? -1");
+        assert!(answer.starts_with("+FULLRESYNC "), "{answer}");
+        // Redis sends empty lines while it makes the file.
+        let length = loop {
+            match replica.line() {
+                line if line.is_empty() => {}
+                line => break length(&line, '$'),
+            }
+        };
+        fs::write(file, replica.bytes(length)).expect("write a file");
+        replica
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        let sent = self.0.get_mut().write_all(&resp::command_line(line));
+        sent.expect("redis-server takes a request");
+        self.line()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("redis-server sends a line");
+        line.trim_end().to_owned()
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).expect("redis-server sends bytes");
+        bytes
+    }
+
+    /// The words of the next command.
+    fn command(&mut self) -> Vec<Vec<u8>> {
+        let count = length(&self.line(), '*');
+        let word = |_| {
+            let length = length(&self.line(), '$');
+            let mut word = self.bytes(length + 2);
+            word.truncate(length);
+            word
+        };
+        (0..count).map(word).collect()
+    }
+
+    /// Sends to a server what comes, up to a command about this key. The server takes all of it.
+    fn hand_on(&mut self, to: &mut Client, last: &[u8]) {
+        let mut under_way = Vec::new();
+        let mut is_over = false;
+        while !is_over {
+            let words = self.command();
+            let own = [&b"PING"[..], b"REPLCONF"]
+                .iter()
+                .any(|own| words[0].eq_ignore_ascii_case(own));
+            if own {
+                continue;
+            }
+            to.write(&resp::command(&words.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+            is_over = words.get(1).is_some_and(|key| key == last);
+            under_way.push(words);
+            if !is_over && under_way.len() < 500 && !self.0.buffer().is_empty() {
+                continue;
+            }
+            for words in under_way.drain(..) {
+                let reply = Reply::parse(&to.reply());
+                let failed = reply.is_error() || reply.items().iter().any(Reply::is_error);
+                assert!(!failed, "{}: {reply:?}", words.concat().escape_ascii());
+            }
+        }
+    }
+}
+
+/// All that a server shows, but for what Redis does not tell its replicas of a group: how many
+/// entries it has read.
+fn all_but_progress(port: u16) -> BTreeMap<(u16, Vec<u8>), Vec<String>> {
+    const READ: &str = "entries-read\\r\\n";
+    let is_number = |c: char| c.is_ascii_digit() || ":$-".contains(c);
+    let mut all = all_but_consumers(port);
+    for part in all.values_mut().flatten().filter(|part| part.contains(READ)) {
+        let mut parts = part.split(READ);
+        let first = parts.next().unwrap_or_default().to_owned();
+        *part = parts.fold(first, |text, part| {
+            let (_, lag) = part.split_once("lag\\r\\n").expect("the lag comes next");
+            text + lag.trim_start_matches(is_number)
+        });
+    }
+    all
+}
+
+fn length(line: &str, kind: char) -> usize {
+    let number = line.strip_prefix(kind).and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("{line:?} is no {kind} with a number"))
+}
+
+/// RedisShake restores what Redis has, and then hands on what Redis sends to its replicas.
+#[test]
+fn what_redis_sends_to_its_replicas_can_be_handed_on() {
+    let redis = RedisServer::start(&["--repl-diskless-sync", "no"]);
+    let node = Highwater::builder().args(&["--fsync", "no"]).start();
+    let (mut from, mut to) = (redis.client(), node.client());
+    fill(&mut from);
+    from.check("SELECT 3", "+OK");
+    many_keys(&mut from, 2000);
+    from.check("SELECT 0", "+OK");
+    let keep = temp::dir("replica");
+    let file = keep.path().join("dump.rdb");
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stopping = Stopping(&stop);
+        let changing = scope.spawn(|| change(redis.port, seed, &stop));
+        let mut replica = Replica::attach(redis.port, &file);
+        for line in REWRITTEN.lines().filter(|line| !line.is_empty()) {
+            let reply = from.line(line);
+            assert!(!reply.starts_with(b"-"), "{line}: {}", reply.escape_ascii());
+        }
+        from.line(LIBRARY);
+        from.check("SELECT 0", "+OK");
+        thread::sleep(Duration::from_secs(1));
+        stop.store(true, Ordering::Release);
+        changing.join().expect("the changes are made");
+        from.check("SET last-of-all v", "+OK");
+        imported(&import(&[&file.display().to_string(), "--to", &url(node.port)]));
+        replica.hand_on(&mut to, b"last-of-all");
+    });
+    assert_eq!(all_but_progress(node.port), all_but_progress(redis.port));
+    to.check("FCALL f 0", ":1");
 }

@@ -1,4 +1,5 @@
-//! INCREX: a counter with bounds and an expiry. <https://redis.io/docs/latest/commands/increx/>
+//! INCREX: a counter with bounds and an expiry. <https://redis.io/docs/latest/commands/increx/>, NX
+//! and XX of <https://valkey.io/commands/increx/>
 
 use std::cmp::Ordering;
 use std::fmt::Display;
@@ -94,6 +95,8 @@ impl Number for LongDouble {
 const NO_EXPIRY: &str = "ERR ENX flag requires an expiration";
 
 struct Options<'a> {
+    /// NX or XX: whether the key must exist.
+    exists: Option<bool>,
     /// BYINT or BYFLOAT; true if it is the latter.
     by: Option<(bool, &'a [u8])>,
     lower: Option<&'a [u8]>,
@@ -108,6 +111,7 @@ impl<'a> Options<'a> {
     /// Unlike the options of SET, none may come twice.
     fn parse(words: &[&'a [u8]]) -> Result<Self, Fault> {
         let mut options = Options {
+            exists: None,
             by: None,
             lower: None,
             upper: None,
@@ -118,6 +122,7 @@ impl<'a> Options<'a> {
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let is_new = match () {
+                () if is(word, "NX") || is(word, "XX") => options.exists.replace(is(word, "XX")).is_none(),
                 () if is(word, "BYINT") || is(word, "BYFLOAT") => {
                     let by = (is(word, "BYFLOAT"), argument(&mut words)?);
                     options.by.replace(by).is_none()
@@ -184,7 +189,11 @@ fn count<N: Number>(data: &mut Data, key: &[u8], options: &Options) -> Outcome {
     if !old.is_finite() {
         return Err("ERR value cannot be Infinity".into());
     }
-    let Some([new, added]) = add(old, by, [lower, upper], options.saturates)? else {
+    let sum = match options.exists.is_none_or(|wanted| wanted == current.is_some()) {
+        true => add(old, by, [lower, upper], options.saturates)?,
+        false => None,
+    };
+    let Some([new, added]) = sum else {
         return Ok(Reply::Array(vec![old.reply(), N::ZERO.reply()]));
     };
     let expire_at = current.and_then(|current| current.expire_at);

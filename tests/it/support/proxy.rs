@@ -145,10 +145,8 @@ impl Proxy {
 
     /// From now on so many requests of these kinds, or their answers, get lost, and their connections break.
     pub fn lose(&self, kinds: &[u16], lost: Lost, times: u64) {
-        *locked(&self.loss) = Loss {
-            next: Some((kinds.to_vec(), lost, times)),
-            ..Loss::default()
-        };
+        let mut loss = locked(&self.loss);
+        (loss.next, loss.lost) = (Some((kinds.to_vec(), lost, times)), 0);
     }
 
     /// Everything comes through again. Tells how many got lost.

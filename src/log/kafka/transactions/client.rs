@@ -96,6 +96,16 @@ pub(super) enum Decided {
     Unknown(String),
 }
 
+/// Whether Kafka aborted a transaction.
+#[derive(Clone, Copy)]
+enum Aborted {
+    Yes,
+    /// Somebody else had ended it already.
+    ByOthers,
+    /// It is aborted, unless somebody else committed it.
+    Unknown,
+}
+
 /// Why a transaction failed.
 pub(super) struct TransactionFailure {
     pub cause: String,
@@ -543,7 +553,7 @@ impl Client {
         };
         let acks = producer.inner.context().acks.clone();
         step(producer).map_err(|failure| {
-            let aborted = self.abort_all(deadline);
+            let aborted = !matches!(self.abort_all(deadline), Aborted::ByOthers);
             let acks = acks.lock();
             let cause = format!("{}{}", failure.cause, self.trouble());
             if aborted || (acks.open == 0 && !acks.sent) {
@@ -558,24 +568,29 @@ impl Client {
         })
     }
 
-    /// Aborts the transaction, whose records are at these places. What was sent is never committed,
-    /// whether the broker hears of it now or from the next producer with this id, so nobody waits
-    /// for that beyond the deadline. If somebody else ended the transaction, the log is read to
-    /// find out how.
+    /// Aborts the transaction, whose records are at these places. If Kafka does not say that it
+    /// did, somebody else may have ended the transaction, and the log is read to find out how.
     pub fn abort(&mut self, appended: &[Appended], deadline: Instant) -> Result<(), String> {
-        if self.abort_all(deadline) {
-            return Ok(());
-        }
+        let why = match self.abort_all(deadline) {
+            Aborted::Yes => return Ok(()),
+            Aborted::ByOthers => ENDED_BY_OTHERS,
+            Aborted::Unknown => "Kafka did not answer an abort",
+        };
         match self.find_out(appended, deadline + LEAST) {
             Ok(false) => Ok(()),
             Ok(true) => Err(format!("{ENDED_BY_OTHERS}, and it was committed")),
-            Err(why) => Err(format!("{ENDED_BY_OTHERS}, and how could not be found out: {why}")),
+            Err(error) => Err(format!(
+                "{why}, and how the transaction ended could not be found out: {error}"
+            )),
         }
     }
 
-    /// Returns false if somebody else had ended the transaction already.
-    fn abort_all(&mut self, deadline: Instant) -> bool {
-        let Some(producer) = &self.producer else { return true };
+    /// Aborts the transaction, if Kafka answers soon. If it does not, the next producer with this
+    /// id aborts what is open.
+    fn abort_all(&mut self, deadline: Instant) -> Aborted {
+        let Some(producer) = &self.producer else {
+            return Aborted::Yes;
+        };
         let left = deadline.saturating_duration_since(Instant::now());
         let aborted = producer.inner.abort_transaction(left.clamp(GLANCE, ABORT));
         match aborted {
@@ -585,7 +600,11 @@ impl Client {
                 self.give_up();
             }
         }
-        !matches!(aborted, Err(error) if error.code == RDKafkaErrorCode::InvalidTransactionalState)
+        match aborted {
+            Ok(()) => Aborted::Yes,
+            Err(error) if error.code == RDKafkaErrorCode::InvalidTransactionalState => Aborted::ByOthers,
+            Err(_) => Aborted::Unknown,
+        }
     }
 
     /// Commits what was sent. If Kafka does not say how the commit ended, that is found out.
