@@ -1,8 +1,9 @@
 //! Observation: log lines ([`logging`]), the counters of INFO ([`Stats`]), slow commands
 //! ([`slowlog`]), slow events ([`latency`]), durations by length ([`histogram`]), the progress of
-//! long tasks ([`progress`]), and what the system reports about the process ([`process`]). It knows
-//! no command and no database: their modules report to it.
+//! long tasks ([`progress`]), and what the system and the allocator report about the process
+//! ([`process`], [`allocator`]). It knows no command and no database: their modules report to it.
 
+pub mod allocator;
 pub mod histogram;
 pub mod latency;
 pub mod logging;
