@@ -51,8 +51,8 @@ impl Data<'_, '_> {
         self.transaction.read(self.database, key)
     }
 
-    /// For a command that tells of a key's record: if the connection's own write of the key is under
-    /// way, it is waited for.
+    /// For a command that tells of a key's record: waits for the connection's own write of the key,
+    /// if that is under way.
     pub fn await_record(&mut self, key: &[u8]) -> Result<(), Fault> {
         self.transaction.looks();
         if self.transaction.sees_pending()

@@ -329,8 +329,32 @@ fn infos(reply: &Reply, into: &mut BTreeMap<String, Vec<Reply>>) {
     }
 }
 
-/// Of these commands Redis 7.2 or 8 tells something else than 7.0.
-const NEWER_FACTS: &[&str] = &[];
+/// Of these commands something else is told than Redis 7.0 tells.
+const OTHER_FACTS: &[&str] = &[
+    // As Redis 7.2: scripts may call them, or what is read is in the category.
+    "blmove",
+    "blpop",
+    "brpop",
+    "brpoplpush",
+    "bzpopmax",
+    "bzpopmin",
+    "evalsha_ro",
+    "wait",
+    "zrank",
+    "zrevrank",
+    // The key specifications have no notes, or notes in words of our own; of two more as above.
+    "bitfield",
+    "eval",
+    "eval_ro",
+    "fcall",
+    "fcall_ro",
+    "getex",
+    "pfcount",
+    "set",
+    "sort",
+    "sort_ro",
+    "xadd",
+];
 
 /// Arity, flags, keys, categories, tips with the policies for clusters, and key specifications.
 #[test]
@@ -350,7 +374,7 @@ fn command_tells_what_redis_tells() {
         let differences: Vec<String> = differences
             .map(|(told, expected)| format!("{name}: {told:?}\n    redis {expected:?}"))
             .collect();
-        (differences.is_empty() == NEWER_FACTS.contains(&name.as_str())).then(|| format!("{name}: {differences:?}"))
+        (differences.is_empty() == OTHER_FACTS.contains(&name.as_str())).then(|| format!("{name}: {differences:?}"))
     };
     let differences: Vec<String> = told.keys().filter_map(differ).collect();
     assert!(differences.is_empty(), "{}", differences.join("\n"));
