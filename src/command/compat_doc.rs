@@ -77,7 +77,8 @@ const DIFFERENCES: &[&str] = &[
      and shows a hash without any other field to EXISTS, TYPE and RENAME; here such a hash does not exist for them, but counts in DBSIZE, KEYS and SCAN. \
      Fields stay in the order in which they came. OBJECT ENCODING is listpackex only while a field expires. INFO does not count expired fields.",
     "**A record has a size limit** (`max.message.bytes` of the topic, 16 MiB for topics that were created here), below Redis's 512 MB.",
-    "**Nodes follow the log** instead of each other: there is no replication between servers, so REPLICAOF and its kin are not there. \
+    "**Nodes follow the log** instead of each other: there is no replication between servers and no cluster. Every node answers as a master without replicas that is in \
+     no cluster; what would change that is an error. \
      How new reads on a node are is chosen by server and by connection (`read-consistency`, HIGHWATER CONSISTENCY; see docs/guarantees.md).",
     "**Commands about the connection or the server in a transaction** (CONFIG, CLIENT, INFO …) run once, when the commands about data have been \
      computed: a CONFIG SET has no effect on commands of the same transaction. SELECT has.",

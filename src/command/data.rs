@@ -8,7 +8,7 @@ use super::{Fault, Transaction};
 use crate::config::Config;
 use crate::database::hot::own;
 use crate::database::transaction::element_of;
-use crate::database::{Form, Held, Order};
+use crate::database::{Form, Held, Order, Wait};
 use crate::model::{Collection, Element, Elements, Entry, Named, Packed, State, Tree, Value};
 
 /// A collection that a command changes. The key's expiry stays.
@@ -49,6 +49,19 @@ impl Data<'_, '_> {
     /// As [`Data::get`], but counts as a keyspace hit or miss in a command that writes too.
     pub fn read(&mut self, key: &[u8]) -> Result<Option<Entry>, Fault> {
         self.transaction.read(self.database, key)
+    }
+
+    /// For a command that tells of a key's record: waits for the connection's own write of the key,
+    /// if that is under way.
+    pub fn await_record(&mut self, key: &[u8]) -> Result<(), Fault> {
+        self.transaction.looks();
+        if self.transaction.sees_pending()
+            && let Some(write) = self.transaction.service().read(self.database, key, true)?.depends
+            && write.outcome().is_none()
+        {
+            return Err(Fault::Wait(Wait::Write(write)));
+        }
+        Ok(())
     }
 
     /// A key's string; the error of Redis if it holds something else.

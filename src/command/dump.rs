@@ -1,10 +1,12 @@
 //! DUMP and RESTORE: a value as bytes that another server, also Redis, can read.
 
+use bytes::Bytes;
+
 use super::args::{SYNTAX, int, is};
 use super::data::Whole;
 use super::key_specs::access::{READS, SETS};
 use super::{Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, flag, streams};
-use crate::model::{Collection, Elements};
+use crate::model::{Collection, Elements, Entry};
 use crate::rdb::{self, Limits, Object, Problem};
 
 const ROW: Command = Command {
@@ -14,6 +16,11 @@ const ROW: Command = Command {
     complexity: "O(N), N being the length of the value.",
     ..Command::DEFAULT
 };
+
+const RESTORED: Compatibility = Compatibility::Partial(
+    "IDLETIME and FREQ have no effect; no values of modules; a stream has at most 100,000 entries, \
+     pending entries and groups together",
+);
 
 pub static COMMANDS: &[Command] = &[
     Command {
@@ -35,10 +42,20 @@ pub static COMMANDS: &[Command] = &[
         keys: &[KeySpec::at(1, SETS)],
         categories: &["keyspace", "dangerous"],
         summary: "Makes a key of what DUMP gave, also that of Redis 4 to 8 and Valkey 8 and 9.",
-        compatibility: Compatibility::Partial(
-            "IDLETIME and FREQ have no effect; no values of modules; a stream has at most 100,000 entries, \
-             pending entries and groups together",
-        ),
+        compatibility: RESTORED,
+        run: Run::Data(restore),
+        ..ROW
+    },
+    Command {
+        name: "restore-asking",
+        arity: -4,
+        flags: flag::WRITE | flag::DENYOOM | flag::ASKING,
+        keys: &[KeySpec::at(1, SETS)],
+        categories: &["keyspace", "dangerous"],
+        group: "server",
+        since: "3.0.0",
+        summary: "RESTORE, as servers of a cluster send it to each other.",
+        compatibility: RESTORED,
         run: Run::Data(restore),
         ..ROW
     },
@@ -51,19 +68,28 @@ const MOST_MEMORY: usize = 1 << 30;
 
 fn dump(data: &mut Data, args: Args) -> Outcome {
     let key = args[1];
-    let Some(entry) = data.get(key)? else {
-        return Ok(Reply::Null);
-    };
+    match data.get(key)? {
+        Some(entry) => Ok(Reply::Bulk(dumped(data, key, &entry)?)),
+        None => Ok(Reply::Null),
+    }
+}
+
+/// Bytes of the value that was read at a key, as RDB files have it.
+pub fn length(data: &mut Data, key: &[u8], entry: &Entry) -> Result<usize, Fault> {
+    Ok(dumped(data, key, entry)?.len() - rdb::AROUND_VALUE)
+}
+
+fn dumped(data: &mut Data, key: &[u8], entry: &Entry) -> Result<Bytes, Fault> {
     let object = match entry.value.collection() {
         None => Object::String(entry.string()?),
-        Some(Collection::List) => Object::List(data.elements(key, &entry)?),
-        Some(Collection::Set) => Object::Set(data.elements(key, &entry)?),
-        Some(Collection::SortedSet) => Object::SortedSet(data.elements(key, &entry)?),
-        Some(Collection::Hash) => Object::Hash(data.elements(key, &entry)?),
-        Some(Collection::Stream) => Object::Stream(streams::dumped::dumped(data, key, &entry)?),
+        Some(Collection::List) => Object::List(data.elements(key, entry)?),
+        Some(Collection::Set) => Object::Set(data.elements(key, entry)?),
+        Some(Collection::SortedSet) => Object::SortedSet(data.elements(key, entry)?),
+        Some(Collection::Hash) => Object::Hash(data.elements(key, entry)?),
+        Some(Collection::Stream) => Object::Stream(streams::dumped::dumped(data, key, entry)?),
     };
     data.transaction.works(entry.value.bytes())?;
-    Ok(Reply::Bulk(rdb::dump(&object)))
+    Ok(rdb::dump(&object))
 }
 
 fn restore(data: &mut Data, args: Args) -> Outcome {

@@ -139,6 +139,7 @@ const RULES: &[(&str, Rule)] = &[
     ("rename", Of(rename)),
     ("renamenx", Of(rename)),
     ("restore", Writes(G, "restore")),
+    ("restore-asking", Writes(G, "restore")),
 ];
 
 /// The events of a command, by its full name, that has written these keys.

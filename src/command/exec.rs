@@ -415,7 +415,7 @@ fn do_other(
         // Done when the log has the transaction.
         Run::Publish { .. } => None,
         // MULTI does not queue these.
-        Run::Later(_) | Run::Exec | Run::Container | Run::NotYet => {
+        Run::Later(_) | Run::By(_) | Run::Exec | Run::Container | Run::NotYet => {
             Some(Err("ERR Command not allowed inside a transaction".into()))
         }
     }

@@ -130,7 +130,7 @@ fn run(
 ) -> Step {
     let waits = |blocking: &&Blocking| session.may_block && blocking.waits(args);
     let blocking = command.blocks.filter(waits);
-    match command.run {
+    match command.run_for(args) {
         Run::Data(_) if blocking.is_some() => blocked::begin(session, shared, command, args),
         Run::Data(handler) => compute_one(session, shared, command, handler, args, session.database, false),
         Run::Script(handler) => {
@@ -145,7 +145,7 @@ fn run(
         },
         Run::Publish { shard } => publish::begin(session, shared, args, shard),
         Run::Exec => exec::begin(session, shared),
-        Run::Container | Run::NotYet => refused(unknown(args)),
+        Run::By(_) | Run::Container | Run::NotYet => refused(unknown(args)),
     }
 }
 
@@ -274,7 +274,7 @@ fn give_up(session: &mut Session, shared: &Shared, args: Args<'_>, fault: Fault)
 }
 
 fn queue(session: &mut Session, command: &'static CommandEntry, args: Args<'_>) -> Outcome {
-    if command.has(flag::NO_MULTI) || matches!(command.run, Run::Later(_)) {
+    if command.has(flag::NO_MULTI) || matches!(command.run, Run::Later(_) | Run::By(_)) {
         return Err("ERR Command not allowed inside a transaction".into());
     }
     let multi = session.multi.get_or_insert_default();

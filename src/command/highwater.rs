@@ -152,8 +152,7 @@ fn error(fault: Fault) -> Reply {
     }
 }
 
-/// Reports what is in the log. If the connection's own write of the key is under way, it is waited
-/// for.
+/// Reports what is in the log.
 fn tell_where(data: &mut Data, args: Args) -> Outcome {
     let (database, key) = (data.database, args[2]);
     let element = match args[3..] {
@@ -161,14 +160,8 @@ fn tell_where(data: &mut Data, args: Args) -> Outcome {
         [element] => Some(element),
         _ => return Err(super::args::SYNTAX.into()),
     };
-    data.transaction.looks();
+    data.await_record(key)?;
     let service = data.transaction.service();
-    if data.transaction.sees_pending()
-        && let Some(write) = service.read(database, key, true)?.depends
-        && write.outcome().is_none()
-    {
-        return Err(Fault::Wait(Wait::Write(write)));
-    }
     let now = data.now();
     let mut entry = service.read(database, key, false)?.entry;
     entry = entry.filter(|entry| entry.is_live(now));

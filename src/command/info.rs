@@ -190,6 +190,11 @@ fn memory(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
     let limit: u64 = setting(shared, "maxmemory").parse().unwrap_or(0);
     let (scripts, texts) = shared.scripts.scripts.size();
     let (texts, lua) = (texts as u64, shared.scripts.memory() as u64);
+    let databases = 0..shared.service.database_count();
+    let overhead = databases
+        .map(|n| shared.service.database(n).slot_bytes())
+        .sum::<u64>()
+        .min(data);
     let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
     fields!(to,
         "used_memory": data,
@@ -199,10 +204,10 @@ fn memory(shared: &Shared, to: &mut Fields) -> Result<(), Fault> {
         "used_memory_peak": peak,
         "used_memory_peak_human": humane(peak),
         "used_memory_peak_perc": format_args!("{:.2}%", percent(data, peak)),
-        "used_memory_overhead": 0,
+        "used_memory_overhead": overhead,
         "used_memory_startup": 0,
-        "used_memory_dataset": data,
-        "used_memory_dataset_perc": "100.00%",
+        "used_memory_dataset": data - overhead,
+        "used_memory_dataset_perc": format_args!("{:.2}%", percent(data - overhead, data)),
         "total_system_memory": total,
         "total_system_memory_human": humane(total),
         "used_memory_lua": lua,

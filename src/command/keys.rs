@@ -2,7 +2,7 @@
 
 mod expiry;
 mod moving;
-mod object;
+pub(super) mod object;
 pub(super) mod scan;
 
 use super::key_specs::access::{self, CHANGES, READS, SETS};

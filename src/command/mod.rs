@@ -53,6 +53,7 @@ pub mod undeclared;
 // Families, each with its rows and its functions.
 pub mod acl;
 pub mod bits;
+pub mod cluster;
 mod collections;
 pub mod connection;
 pub mod dump;
@@ -67,6 +68,7 @@ pub mod lists;
 pub mod monitor;
 pub mod not_implemented;
 pub mod pubsub;
+pub mod replication;
 pub mod scripts;
 pub mod server;
 pub mod sets;
@@ -135,6 +137,8 @@ pub enum Run {
     Publish { shard: bool },
     /// EXEC: runs the queued commands in one transaction (see [`exec`]).
     Exec,
+    /// DEBUG: its arguments decide how it is run. Not allowed inside MULTI.
+    By(fn(Args<'_>) -> Run),
     /// Only its subcommands are run.
     Container,
     /// Not implemented: answered as an unknown command, and listed in `redis-compat.md`.
@@ -248,6 +252,14 @@ impl Command {
     /// Whether the command is implemented. Otherwise only `redis-compat.md` lists it.
     pub fn is_there(&self) -> bool {
         !matches!(self.run, Run::NotYet)
+    }
+
+    /// How a request is run.
+    pub fn run_for(&self, args: Args<'_>) -> Run {
+        match self.run {
+            Run::By(choose) => choose(args),
+            run => run,
+        }
     }
 
     /// The name without its container's: `list` of `client|list`.

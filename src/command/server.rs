@@ -1,19 +1,18 @@
 //! The server as a whole: <https://redis.io/docs/latest/commands/?group=server>. INFO is in
 //! [`super::info`].
 
+mod debug;
+mod memory;
+mod modules;
 mod observe;
 mod settings;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand, wrong_arity};
-use super::clients::Client;
+use super::args::{SYNTAX, int, is};
 use super::session::Session;
 use super::shared::Shared;
-use super::{
-    Args, Command, Compatibility, Data, Fault, Outcome, REDIS_VERSION, Reads, Reply, Run, Waiting, flag, info,
-};
+use super::{Args, Command, Compatibility, Data, Fault, Outcome, REDIS_VERSION, Reads, Reply, Run, flag, info};
 use crate::config::VERSION;
 use crate::database::now_ms;
 
@@ -75,8 +74,11 @@ pub static COMMANDS: &[Command] = &[
         flags: ADMIN | flag::DEBUG,
         complexity: "Depends on the subcommand.",
         summary: "Commands for tests of the server.",
-        compatibility: Compatibility::Partial("SLEEP (holds up its own connection only), SET-ACTIVE-EXPIRE and LOG"),
-        run: Run::Later(debug),
+        compatibility: Compatibility::Partial(
+            "OBJECT (the address is the offset of the key's record; nothing of the nodes of a list), \
+             SLEEP (holds up its own connection only), SET-ACTIVE-EXPIRE and LOG; not inside MULTI",
+        ),
+        run: Run::By(debug::runs),
         ..ROW
     },
     Command {
@@ -151,19 +153,19 @@ pub static COMMANDS: &[Command] = &[
         since: "4.0.0",
         complexity: "Depends on the subcommand.",
         summary: "Commands about memory.",
-        compatibility: Compatibility::Partial("USAGE and DOCTOR"),
         run: Run::Container,
-        subcommands: observe::MEMORY,
+        subcommands: memory::MEMORY,
         ..ROW
     },
     Command {
-        name: "role",
-        arity: 1,
-        flags: flag::NOSCRIPT | flag::LOADING | flag::STALE | flag::FAST,
-        categories: &["admin", "dangerous"],
-        since: "2.8.12",
-        summary: "Returns the role in replication: every node is a master without replicas.",
-        run: Run::Session(role),
+        name: "module",
+        arity: -2,
+        since: "4.0.0",
+        complexity: "Depends on the subcommand.",
+        summary: "Commands about modules.",
+        compatibility: Compatibility::Partial("there are no modules"),
+        run: Run::Container,
+        subcommands: modules::MODULE,
         ..ROW
     },
     Command {
@@ -198,17 +200,6 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
     Command {
-        name: "sync",
-        arity: 1,
-        flags: flag::ADMIN | flag::NOSCRIPT | flag::NO_ASYNC_LOADING | flag::NO_MULTI,
-        summary: "Would send all data; `highwater export` writes them into a file.",
-        compatibility: Compatibility::Partial(
-            "always an error: a node has no replicas. redis-cli --rdb shows it; `highwater export` writes such a file",
-        ),
-        run: Run::Session(sync),
-        ..ROW
-    },
-    Command {
         name: "time",
         arity: 1,
         flags: flag::LOADING | flag::STALE | flag::FAST,
@@ -218,10 +209,6 @@ pub static COMMANDS: &[Command] = &[
         ..ROW
     },
 ];
-
-fn sync(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Err("ERR SYNC is not supported: there are no replicas; `highwater export redis://HOST:PORT dump.rdb` writes an RDB file".into())
-}
 
 fn dbsize(data: &mut Data, _: Args) -> Outcome {
     let database = data.database;
@@ -290,15 +277,6 @@ fn lastsave(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(Reply::Int((now_ms() / 1_000) as i64))
 }
 
-/// There is no replication stream, so its offset stays 0.
-fn role(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Ok(Reply::Array(vec![
-        Reply::bulk("master"),
-        Reply::Int(0),
-        Reply::Array(Vec::new()),
-    ]))
-}
-
 fn shutdown(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let (mut save, mut no_save, mut others, mut abort) = (false, false, false, false);
     for option in &args[1..] {
@@ -343,41 +321,4 @@ fn lolwut(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
         "\nHigh water. Redis ver. {REDIS_VERSION} (Highwater {VERSION})\n"
     ));
     Ok(Reply::verbatim(art))
-}
-
-/// Waits, at most until the connection is killed or the server stops.
-async fn pause(client: Arc<Client>, shared: Arc<Shared>, time: Duration) {
-    tokio::select! {
-        () = tokio::time::sleep(time) => {}
-        () = client.killed() => {}
-        () = shared.shutdown.asked() => {}
-    }
-}
-
-fn debug(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Result<Waiting, Fault> {
-    /// Longest DEBUG SLEEP.
-    const LONGEST: f64 = 3_600.0;
-    match &args[1..] {
-        [what, seconds] if is(what, "sleep") => {
-            let seconds: f64 = text(seconds).parse().unwrap_or(0.0);
-            let time = Duration::from_secs_f64(if seconds > 0.0 { seconds.min(LONGEST) } else { 0.0 });
-            let (client, shared) = (session.client.clone(), shared.clone());
-            Ok(Box::pin(async move {
-                pause(client, shared, time).await;
-                Reply::Ok
-            }))
-        }
-        [what, on] if is(what, "set-active-expire") => {
-            let on: &[u8] = if parse_int(on).unwrap_or(0) == 0 { b"no" } else { b"yes" };
-            let set = shared.config.set(&[(b"active-expire", on)]);
-            set.map_err(|error| Fault::error(error.to_string()))?;
-            Ok(Box::pin(async { Reply::Ok }))
-        }
-        [what, line] if is(what, "log") => {
-            tracing::info!(client = session.client.id, "DEBUG LOG: {}", text(line).escape_debug());
-            Ok(Box::pin(async { Reply::Ok }))
-        }
-        [what, ..] => Err(unknown_subcommand("debug", what)),
-        [] => Err(wrong_arity("debug")),
-    }
 }

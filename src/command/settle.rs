@@ -150,7 +150,7 @@ async fn compute_again(
         if whole_store && let Err(fault) = shared.service.store_caught_up().await {
             return Ok(error_reply(fault));
         }
-        let mut compute = |session: &mut Session| match command.run {
+        let mut compute = |session: &mut Session| match command.run_for(request) {
             Run::Data(handler) => compute_one(session, shared, command, handler, request, pending.database, true),
             Run::Script(handler) => {
                 let request = undeclared::Request::new(command, handler, request, pending.database);

@@ -5,9 +5,9 @@ use std::ops::Deref;
 use std::sync::LazyLock;
 
 use super::{
-    Command, CommandStats, acl, bits, connection, dump, functions, geo, hashes, highwater, hyperloglog, introspection,
-    keys, lists, monitor, not_implemented, pubsub, scripts, server, sets, sort, sorted_sets, streams, strings,
-    transactions, wait,
+    Command, CommandStats, acl, bits, cluster, connection, dump, functions, geo, hashes, highwater, hyperloglog,
+    introspection, keys, lists, monitor, not_implemented, pubsub, replication, scripts, server, sets, sort,
+    sorted_sets, streams, strings, transactions, wait,
 };
 use crate::striped::Striped;
 use crate::telemetry::histogram::Times;
@@ -35,6 +35,8 @@ pub static FAMILIES: &[(&str, &[Command])] = &[
     ("Functions", functions::COMMANDS),
     ("Connection", connection::COMMANDS),
     ("Server", server::COMMANDS),
+    ("Replication", replication::COMMANDS),
+    ("Cluster", cluster::COMMANDS),
     ("Users", acl::COMMANDS),
     ("Introspection", introspection::COMMANDS),
     ("Monitoring", monitor::COMMANDS),

@@ -12,7 +12,7 @@ use super::fault::{Fault, Wait};
 use super::hot::At;
 use super::transaction::{View, known};
 use super::write::{Item, Write};
-use super::{Database, Transaction};
+use super::{Database, Service, Transaction};
 use crate::log::{Read, TopicPartition};
 use crate::model::function_key;
 
@@ -129,6 +129,14 @@ impl Database {
     pub(super) fn applied_of_functions(&self) -> u64 {
         let partition = self.partitions().get(PARTITION as usize);
         partition.map_or(0, |partition| partition.applied.load(Ordering::Acquire))
+    }
+}
+
+impl Service {
+    /// Bytes of the texts of all libraries that this node knows.
+    pub fn bytes_of_libraries(&self) -> usize {
+        let texts = self.database(DATABASE).functions.texts();
+        texts.values().map(Bytes::len).sum()
     }
 }
 

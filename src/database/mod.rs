@@ -70,7 +70,7 @@ use crate::striped::Striped;
 use contention::Contention;
 use elements::Elements;
 use features::TopicFeatures;
-use hot::{At, Budget, HotTier};
+use hot::{At, Budget, HotTier, SLOT_OVERHEAD};
 use own::OwnRecords;
 use stripes::Stripes;
 use together::Groups;
@@ -304,6 +304,15 @@ impl Database {
     pub fn is_untouched(&self) -> bool {
         let ends = |p: &Partition| p.stored.load(Ordering::Relaxed).max(p.end.load(Ordering::Relaxed));
         self.partitions().iter().all(|partition| ends(partition) == 0)
+    }
+
+    /// Bytes that the hot tier takes for its slots, besides keys and values.
+    pub fn slot_bytes(&self) -> u64 {
+        match self.partitions() {
+            // Without a topic there are no keys.
+            [] => 0,
+            _ => (self.hot.count() * SLOT_OVERHEAD) as u64,
+        }
     }
 
     /// The topic is now another one of the same name. Nothing that was known about it holds.

@@ -44,6 +44,8 @@ const VERSION_OF_FIELD_EXPIRY: u16 = 12;
 const VALKEY_9: u16 = 80;
 /// Bytes of version and checksum.
 const TRAILER: usize = 10;
+/// Bytes of a payload besides the value: its form and the trailer.
+pub const AROUND_VALUE: usize = 1 + TRAILER;
 /// A library of functions, in files and in what FUNCTION DUMP answers.
 const LIBRARY: u8 = 245;
 

@@ -46,6 +46,7 @@ mod moving;
 mod newer_strings;
 mod observing;
 mod pubsub;
+mod redis_cli;
 mod redis_py;
 mod redis_suite;
 mod replies;

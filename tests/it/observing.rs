@@ -297,6 +297,92 @@ fn command_docs_tells_what_redis_tells() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// Also of a write that is under way when it is asked.
+#[test]
+fn debug_object_tells_of_the_record() {
+    let node = Highwater::builder().args(&["--enable-debug-command", "yes"]).start();
+    let mut client = node.client();
+    let replies = client.pipeline(&[
+        "RPUSH l a b c",
+        "SET k some-text",
+        "DEBUG OBJECT k",
+        "HIGHWATER WHERE k",
+    ]);
+    let record = map(&Reply::parse(&replies[3]));
+    let offset = record["offset"].integer().expect("a number");
+    let told = resp::show(&replies[2]);
+    let expected = format!("+Value at:{offset:#x} refcount:1 encoding:embstr serializedlength:10 lru:");
+    assert!(offset > 0 && told.starts_with(&expected), "{told}, not {expected}");
+    assert!(told.ends_with(" lru_seconds_idle:0\\r\\n"), "{told}");
+    client.check("DEBUG OBJECT nokey", "-ERR no such key");
+    client.check("MULTI", "+OK");
+    client.check("DEBUG OBJECT k", "-ERR Command not allowed inside a transaction");
+}
+
+/// The facts of COMMAND, by name, also those of subcommands.
+fn infos(reply: &Reply, into: &mut BTreeMap<String, Vec<Reply>>) {
+    for command in reply.items() {
+        let (subcommands, facts) = command.items().split_last().expect("ten facts");
+        let name = String::from_utf8_lossy(facts[0].bytes().unwrap_or_default()).into_owned();
+        into.insert(name, facts.iter().cloned().map(Reply::unordered).collect());
+        infos(subcommands, into);
+    }
+}
+
+/// Of these commands something else is told than Redis 7.0 tells.
+const OTHER_FACTS: &[&str] = &[
+    // As Redis 7.2: scripts may call them, or what is read is in the category.
+    "blmove",
+    "blpop",
+    "brpop",
+    "brpoplpush",
+    "bzpopmax",
+    "bzpopmin",
+    "evalsha_ro",
+    "wait",
+    "zrank",
+    "zrevrank",
+    // The key specifications have no notes, or notes in words of our own; of two more as above.
+    "bitfield",
+    "eval",
+    "eval_ro",
+    "fcall",
+    "fcall_ro",
+    "getex",
+    "pfcount",
+    "set",
+    "sort",
+    "sort_ro",
+    "xadd",
+];
+
+/// Arity, flags, keys, categories, tips with the policies for clusters, and key specifications.
+#[test]
+fn command_tells_what_redis_tells() {
+    let (redis, node) = (RedisServer::start(&[]), Highwater::embedded());
+    let all = |mut client: Client| {
+        client.line("HELLO 3");
+        let mut all = BTreeMap::new();
+        infos(&client.tree("COMMAND"), &mut all);
+        all
+    };
+    let (expected, told) = (all(redis.client()), all(node.client()));
+    assert!(told.len() > 300, "{}", told.len());
+    let differ = |name: &String| {
+        let (told, expected) = (&told[name], expected.get(name)?);
+        let differences = told.iter().zip(expected).filter(|(told, expected)| told != expected);
+        let differences: Vec<String> = differences
+            .map(|(told, expected)| format!("{name}: {told:?}\n    redis {expected:?}"))
+            .collect();
+        (differences.is_empty() == OTHER_FACTS.contains(&name.as_str())).then(|| format!("{name}: {differences:?}"))
+    };
+    let differences: Vec<String> = told.keys().filter_map(differ).collect();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    // What Redis has and this node lacks.
+    let lacking: Vec<&String> = expected.keys().filter(|name| !told.contains_key(*name)).collect();
+    assert_eq!(lacking, ["migrate"]);
+}
+
 #[test]
 fn redis_cli_helps_with_the_syntax() {
     let (redis, node) = (RedisServer::start(&[]), Highwater::embedded());

@@ -44,9 +44,8 @@ macro_rules! units {
             let run = run_on_redis($unit, $redis_passes);
             println!("{}: {} passed, {} not for an external server", $unit, count(&run.passed), run.ignored);
         )*
-        self_check_of_the_skip_list(&[
-            $($unit,)* HASH_FIELD_EXPIRE, SCRIPTING, FUNCTIONS, TRACKING, STREAM, STREAM_GROUPS, ACL, ACL_V2, AUTH
-        ]);
+        let others = [HASH_FIELD_EXPIRE, SCRIPTING, FUNCTIONS, TRACKING, STREAM, STREAM_GROUPS, ACL, ACL_V2, AUTH];
+        self_check_of_the_skip_list(&[&[$($unit),*][..], &others, OF_THE_NODE].concat());
     }
     };
 }
@@ -78,19 +77,23 @@ units! {
     multi: "unit/multi", 35, 0;
     // The other tests are about MIGRATE, or about what redis-server keeps for eviction.
     dump: "unit/dump", 8, 8;
-    // 1 needs streams, 2 do not wait for UNSUBSCRIBE. The tests of unit/pubsubshard are not for an
-    // external server.
+    // 1 needs streams, 2 do not wait for UNSUBSCRIBE.
     pubsub: "unit/pubsub", 29, 26;
     other: "unit/other", 12, 0;
     introspection: "unit/introspection", 27, 0;
 }
 
 fn on_embedded(unit: &'static str, redis_passes: usize, at_least: usize) {
+    on_embedded_with(&[], unit, redis_passes, at_least);
+}
+
+fn on_embedded_with(args: &[&str], unit: &'static str, redis_passes: usize, at_least: usize) {
     let expected = run_on_redis(unit, redis_passes);
     // As redis-server by default. With `always` the disk takes most of the time of a unit.
     let highwater = Highwater::builder()
         .args(AS_REDIS_7_0)
         .args(&["--fsync", "everysec"])
+        .args(args)
         .allow("")
         .start();
     let skips = skips(unit, false);
@@ -110,6 +113,30 @@ fn on_kafka(unit: &'static str, redis_passes: usize, at_least: usize) {
     judge(unit, &run_on_redis(unit, redis_passes), &run, at_least, &skips);
 }
 
+/// Units about what a node keeps for itself, so that the log makes no difference.
+macro_rules! units_of_the_node {
+    ($($name:ident: $unit:literal, $redis_passes:literal, $at_least:literal;)*) => {
+        $(mod $name {
+            #[test]
+            fn embedded() {
+                super::on_embedded($unit, $redis_passes, $at_least);
+            }
+        })*
+
+        const OF_THE_NODE: &[&str] = &[$($unit),*];
+    };
+}
+
+units_of_the_node! {
+    info_command: "unit/info-command", 3, 3;
+    introspection_2: "unit/introspection-2", 43, 40;
+    latency_monitor: "unit/latency-monitor", 13, 11;
+    // 1 does not wait for SUNSUBSCRIBE.
+    pubsubshard: "unit/pubsubshard", 9, 8;
+    // 4 look at once for what they have just done.
+    slowlog: "unit/slowlog", 9, 5;
+}
+
 /// Client-side caching. 1 test needs keys that are evicted.
 mod tracking {
     #[test]
@@ -125,7 +152,7 @@ const TRACKING: &str = "unit/tracking";
 mod acl {
     #[test]
     fn embedded() {
-        super::on_embedded(super::ACL, 72, 69);
+        super::on_embedded_with(super::DEBUGGING, super::ACL, 72, 70);
     }
 }
 
@@ -143,6 +170,8 @@ mod auth {
     }
 }
 
+/// For the test of users who may use single subcommands of DEBUG.
+const DEBUGGING: &[&str] = &["--enable-debug-command", "yes"];
 const ACL: &str = "unit/acl";
 const ACL_V2: &str = "unit/acl-v2";
 const AUTH: &str = "unit/auth";
@@ -198,7 +227,6 @@ const HASH_FIELD_EXPIRE: &str = "unit/type/hash-field-expire";
 
 /// What the suite says is not to be run at all is not run on redis-server either.
 fn of_redis_8(unit: &str, at_least: usize) {
-    const DEBUGGING: &[&str] = &["--enable-debug-command", "yes"];
     let skips = skips(unit, false);
     let redis = RedisServer::start_8(DEBUGGING);
     let mut expected = Run::default();
@@ -249,8 +277,7 @@ fn run_on_redis(unit: &'static str, at_least: usize) -> Arc<Run> {
 }
 
 fn run_anew_on_redis(unit: &str, at_least: usize) -> Run {
-    // A test of users tries which subcommands of DEBUG they may run.
-    let redis = RedisServer::start(&["--enable-debug-command", "yes"]);
+    let redis = RedisServer::start(DEBUGGING);
     let run = run(unit, redis.port, &[]);
     let passed = count(&run.passed);
     let good = run.failed.is_empty() && run.aborted.is_none() && passed >= at_least;
@@ -386,6 +413,13 @@ impl Suite {
                     auth,
                     "{tags {\"auth external:skip\"} overrides {requirepass foobar}} {",
                     "{tags {\"auth\"} overrides {requirepass foobar}} {\nr reset",
+                );
+                // Its first part needs no server of its own.
+                let shards = "unit/pubsubshard.tcl";
+                replace(
+                    shards,
+                    "{tags {\"pubsubshard external:skip\"}}",
+                    "{tags {\"pubsubshard\"}}",
                 );
                 // Lets redis-server forget connections, without a test that an external one runs.
                 replace("unit/dump.tcl", "after 15000", "after 1");

@@ -181,6 +181,11 @@ mod tables {
         against_redis("server");
     }
 
+    #[test]
+    fn cluster() {
+        against_redis("cluster");
+    }
+
     /// redis-server beside redis-server: a difference here is a fault of a table, of this
     /// harness, or of both.
     #[test]
@@ -207,6 +212,7 @@ mod tables {
             "scripts",
             "functions",
             "server",
+            "cluster",
         ] {
             against_itself(family);
         }

@@ -75,10 +75,15 @@ fn object(data: &mut Data, args: Args) -> Result<Option<Entry>, Fault> {
 fn object_encoding(data: &mut Data, args: Args) -> Outcome {
     match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(entry) => Ok(Reply::bulk(match entry.value.collection() {
-            Some(of) => encoding_of_collection(data, args[2], &entry, of)?,
-            None => encoding(&entry.string()?),
-        })),
+        Some(entry) => Ok(Reply::bulk(encoding_of(data, args[2], &entry)?)),
+    }
+}
+
+/// How Redis would keep what was read at a key.
+pub fn encoding_of(data: &mut Data, key: &[u8], entry: &Entry) -> Result<&'static str, Fault> {
+    match entry.value.collection() {
+        Some(of) => encoding_of_collection(data, key, entry, of),
+        None => Ok(encoding(&entry.string()?)),
     }
 }
 
@@ -134,27 +139,34 @@ fn encoding(value: &[u8]) -> &'static str {
 }
 
 fn object_refcount(data: &mut Data, args: Args) -> Outcome {
-    /// Redis shares integers in this range, and reports the highest count for them.
-    const SHARED: std::ops::Range<i64> = 0..10_000;
     match object(data, args)? {
         None => Ok(Reply::Null),
-        Some(entry) => {
-            let number = match entry.value.collection() {
-                Some(_) => None,
-                None => parse_int(&entry.string()?),
-            };
-            let shared = number.is_some_and(|number| SHARED.contains(&number));
-            Ok(Reply::Int(if shared { i64::from(i32::MAX) } else { 1 }))
-        }
+        Some(entry) => Ok(Reply::Int(references(&entry)?)),
     }
 }
 
+/// How many references Redis would hold to a value.
+pub fn references(entry: &Entry) -> Result<i64, Fault> {
+    /// Redis shares integers in this range, and reports the highest count for them.
+    const SHARED: std::ops::Range<i64> = 0..10_000;
+    let number = match entry.value.collection() {
+        Some(_) => None,
+        None => parse_int(&entry.string()?),
+    };
+    let shared = number.is_some_and(|number| SHARED.contains(&number));
+    Ok(if shared { i64::from(i32::MAX) } else { 1 })
+}
+
+/// How long ago a value was written.
+pub fn idle_seconds(data: &Data, entry: &Entry) -> i64 {
+    (signed(data.now()) - entry.meta.timestamp).max(0) / 1000
+}
+
 fn object_idletime(data: &mut Data, args: Args) -> Outcome {
-    let now = signed(data.now());
     match object(data, args)? {
         None => Ok(Reply::Null),
         Some(_) if data.config.policy_is_lfu() => Err("ERR An LFU maxmemory policy is selected, idle time not tracked. Please note that when switching between policies at runtime LRU and LFU data will take some time to adjust.".into()),
-        Some(entry) => Ok(Reply::Int((now - entry.meta.timestamp).max(0) / 1000)),
+        Some(entry) => Ok(Reply::Int(idle_seconds(data, &entry))),
     }
 }
 

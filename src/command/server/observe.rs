@@ -1,16 +1,10 @@
-//! SLOWLOG, LATENCY and MEMORY.
+//! SLOWLOG and LATENCY.
 
 use std::sync::Arc;
 
-use crate::command::args::{SYNTAX, int, is, parse_int, text, unknown_subcommand};
-use crate::command::key_specs::access;
+use crate::command::args::{parse_int, text, unknown_subcommand};
 use crate::command::table::{self, CommandEntry};
-use crate::command::{
-    Args, Command, Compatibility, Data, Fault, KeySpec, Outcome, Reply, Run, Session, Shared, flag, help_of,
-};
-use crate::config::machine;
-use crate::database::hot::SLOT_OVERHEAD;
-use crate::telemetry::process;
+use crate::command::{Args, Command, Fault, Outcome, Reply, Run, Session, Shared, flag, help_of};
 
 const ADMIN: u32 = flag::ADMIN | flag::LOADING | flag::STALE;
 const HELP: u32 = flag::LOADING | flag::STALE;
@@ -118,61 +112,7 @@ pub const LATENCY: &[Command] = &[
     },
 ];
 
-const SPACE: Command = Command {
-    flags: 0,
-    since: "4.0.0",
-    ..ROW
-};
-
-pub const MEMORY: &[Command] = &[
-    Command {
-        name: "memory|doctor",
-        arity: 2,
-        summary: "Tells in words how memory is used.",
-        run: Run::Session(memory_doctor),
-        ..SPACE
-    },
-    Command {
-        name: "memory|help",
-        arity: 2,
-        flags: HELP,
-        summary: "Lists the subcommands.",
-        run: Run::Session(memory_help),
-        ..SPACE
-    },
-    Command {
-        name: "memory|usage",
-        arity: -3,
-        flags: flag::READONLY,
-        keys: &[KeySpec::at(2, access::RO)],
-        summary: "Returns the bytes that a key takes in memory.",
-        run: Run::Data(memory_usage),
-        ..SPACE
-    },
-    Command {
-        name: "memory|malloc-stats",
-        arity: 2,
-        summary: "Tells what the allocator knows.",
-        compatibility: Compatibility::NotYet,
-        ..SPACE
-    },
-    Command {
-        name: "memory|purge",
-        arity: 2,
-        summary: "Gives unused memory back to the system.",
-        compatibility: Compatibility::NotYet,
-        ..SPACE
-    },
-    Command {
-        name: "memory|stats",
-        arity: 2,
-        summary: "Tells what memory is used for.",
-        compatibility: Compatibility::NotYet,
-        ..SPACE
-    },
-];
-
-fn number(value: u64) -> Reply {
+pub(super) fn number(value: u64) -> Reply {
     Reply::Int(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
@@ -239,19 +179,23 @@ fn latency_reset(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     Ok(number(shared.stats.latency.reset(&args[2..]) as u64))
 }
 
-/// One bar for each sample, oldest first.
+/// The first line is as in Redis. Then there is one bar for each sample, oldest first.
 fn latency_graph(_: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     const WIDEST: u64 = 60;
-    let samples = shared.stats.latency.history(args[2]);
-    let Some(most) = samples.iter().map(|sample| sample.milliseconds).max() else {
-        return Err(Fault::error(format!(
-            "ERR No samples available for event '{}'",
-            text(args[2])
-        )));
+    const LINE: usize = 80;
+    let (latency, name) = (&shared.stats.latency, text(args[2]));
+    let samples = latency.history(args[2]);
+    let times = || samples.iter().map(|sample| sample.milliseconds);
+    let (Some(most), Some(least)) = (times().max(), times().min()) else {
+        return Err(Fault::error(format!("ERR No samples available for event '{name}'")));
     };
+    let latest = latency.latest().into_iter().find(|latest| latest.event == name);
+    let ever = latest.map_or(most, |latest| latest.max);
     let now = crate::database::now_ms() / 1_000;
-    let mut drawing = format!("{}: at most {most} ms\n", text(args[2]));
-    for sample in samples {
+    let mut drawing = format!("{name} - high {most} ms, low {least} ms (all time high {ever} ms)\n");
+    drawing.push_str(&"-".repeat(LINE));
+    drawing.push('\n');
+    for sample in &samples {
         let width = (sample.milliseconds * WIDEST).div_ceil(most.max(1)) as usize;
         let ago = now.saturating_sub(sample.time);
         drawing.push_str(&format!(
@@ -312,43 +256,4 @@ fn latency_histogram(_: &mut Session, _: &Arc<Shared>, args: Args) -> Outcome {
 
 fn latency_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
     Ok(help_of("latency", LATENCY))
-}
-
-fn memory_usage(data: &mut Data, args: Args) -> Outcome {
-    let mut options = &args[3..];
-    while let [option, samples, rest @ ..] = options
-        && is(option, "samples")
-    {
-        if int(samples)? < 0 {
-            return Err(SYNTAX.into());
-        }
-        options = rest;
-    }
-    if !options.is_empty() {
-        return Err(SYNTAX.into());
-    }
-    let database = data.database;
-    let Some(entry) = data.transaction.peek(database, args[2])? else {
-        return Ok(Reply::Null);
-    };
-    let taken = data.transaction.take(database, args[2], entry)?;
-    let bytes = SLOT_OVERHEAD * taken.records() + args[2].len() + taken.bytes();
-    Ok(number(bytes as u64))
-}
-
-fn memory_doctor(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    let (used, total) = (process::resident_bytes(), machine::memory());
-    let advice = match used > total / 10 * 9 {
-        true => "That is most of it: lower maxmemory or store-cache.",
-        false => "Nothing to say against that.",
-    };
-    Ok(Reply::verbatim(format!(
-        "{} MB of {} MB of memory are in use. {advice}\n",
-        used >> 20,
-        total >> 20
-    )))
-}
-
-fn memory_help(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Ok(help_of("memory", MEMORY))
 }

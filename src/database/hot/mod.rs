@@ -160,6 +160,11 @@ impl HotTier {
         (&self.shards[(hash >> 32) as usize % SHARDS], hash as u32)
     }
 
+    /// How many keys have a committed state here, also those that are known not to exist.
+    pub fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().slots.count()).sum()
+    }
+
     /// Prefetch hint: these keys are about to be read. Their places in memory are requested all at
     /// once. Keys after the first [`PREFETCHED`] are ignored.
     pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {

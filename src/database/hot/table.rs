@@ -34,6 +34,11 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: Hashed> Table<T> {
+    /// How many slots there are.
+    pub fn count(&self) -> usize {
+        self.len
+    }
+
     /// The slot at a place.
     pub fn at(&mut self, place: usize) -> Option<&mut T> {
         self.places.get_mut(place)?.as_mut()
