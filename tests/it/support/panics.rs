@@ -1,5 +1,5 @@
-//! Why a test fails, said once more after the logs of its servers: where only the end of what a test
-//! prints is kept, those logs would hide it.
+//! Why a test fails, said once more after the logs of its servers: where only the end of what a
+//! test prints is kept, those logs would hide it.
 
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, Once, PoisonError};
