@@ -272,7 +272,10 @@ fn keys_among<'a>(request: &[&'a [u8]]) -> Result<Vec<(&'a [u8], u16)>, Fault> {
         return Err("ERR Invalid number of arguments specified for command".into());
     }
     if !command.keys.iter().all(|spec| spec.fits(request)) {
-        return Err("ERR Invalid arguments specified for command".into());
+        return match command.has(flag::NO_MANDATORY_KEYS) {
+            true => Ok(Vec::new()),
+            false => Err("ERR Invalid arguments specified for command".into()),
+        };
     }
     let of_request = command.access.map(|access| access(request));
     let keys = command.keys.iter().filter(is_key).flat_map(|spec| {

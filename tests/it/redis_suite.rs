@@ -129,7 +129,7 @@ macro_rules! units_of_the_node {
 
 units_of_the_node! {
     info_command: "unit/info-command", 3, 3;
-    introspection_2: "unit/introspection-2", 43, 40;
+    introspection_2: "unit/introspection-2", 43, 41;
     latency_monitor: "unit/latency-monitor", 13, 11;
     // 1 does not wait for SUNSUBSCRIBE.
     pubsubshard: "unit/pubsubshard", 9, 8;
