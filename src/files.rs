@@ -2,12 +2,13 @@
 //! read them, and none is created through a symbolic link that somebody else put there. And files
 //! that are there whole or not at all.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Stdout, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
+use tracing::warn;
 
 /// What others may not do, and what the group may not do.
 const FORBIDDEN: u32 = 0o027;
@@ -122,12 +123,24 @@ impl Output {
         let path = PathBuf::from(path);
         // What a killed process has left is of no use.
         let file = open(&path, options().create(true).truncate(false))?;
-        file.try_lock()
-            .map_err(|_| wrong("another process writes this file now"))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => wrong("another process writes this file now"),
+            TryLockError::Error(error) => error,
+        })?;
         // Another one may have got its name since it was opened.
         let is_it = fs::symlink_metadata(&path).and_then(|found| Ok(found.ino() == file.metadata()?.ino()));
         if !is_it.is_ok_and(|is_it| is_it) {
             return Err(wrong("another process has written this file just now"));
+        }
+        // Somebody who has put a file there could read and write it.
+        let found = file.metadata()?;
+        if found.uid() != rustix::process::geteuid().as_raw() || found.nlink() != 1 {
+            return Err(wrong(
+                "the .unfinished file beside it belongs to somebody else; remove that",
+            ));
+        }
+        if found.mode() & FORBIDDEN != 0 {
+            file.set_permissions(Permissions::from_mode(found.mode() & !FORBIDDEN))?;
         }
         file.set_len(0)?;
         Ok(Output::File(Unnamed {
@@ -149,7 +162,10 @@ impl Output {
         unnamed.file.sync_all()?;
         fs::rename(&unnamed.path, &unnamed.name)?;
         unnamed.is_named = true;
-        keep_name(&unnamed.name)
+        if let Err(error) = keep_name(&unnamed.name) {
+            warn!(%error, "the name of the file may not be durable yet: its directory cannot be synced");
+        }
+        Ok(())
     }
 }
 

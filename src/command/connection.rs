@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use self::client::check_name;
-use super::admission::{log_in, login_delay, needs_no_login};
+use super::admission::{Refusal, log_in, login_delay, needs_no_login};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Replies, Session};
 use super::shared::Shared;
 use super::table::CommandEntry;
 use super::{Args, Command, Fault, Outcome, REDIS_VERSION, Reply, Run, flag};
-use crate::acl::{Account, DEFAULT};
+use crate::acl::DEFAULT;
 use crate::resp::Version;
 
 pub static COMMANDS: &[Command] = &[
@@ -193,7 +193,7 @@ fn set_version(session: &mut Session, version: Version) {
 }
 
 /// A user and a password.
-type Login<'a> = (&'a [u8], &'a [u8]);
+pub(super) type Login<'a> = (&'a [u8], &'a [u8]);
 
 fn auth(session: &mut Session, shared: &Arc<Shared>, args: Args) -> Outcome {
     let given = login_of_auth(shared, args)?;
@@ -211,15 +211,13 @@ fn login_of_auth<'a>(shared: &Shared, args: Args<'a>) -> Result<Login<'a>, Fault
     }
 }
 
-/// The user that a connection will have after this request, if that is an AUTH or a HELLO that logs
-/// in.
-pub(super) fn becomes(shared: &Shared, command: &CommandEntry, args: Args) -> Option<Arc<Account>> {
-    let (user, password) = match command.name {
-        "auth" => login_of_auth(shared, args).ok()?,
-        "hello" => Greeting::parse(args).ok()?.login?,
-        _ => return None,
-    };
-    shared.users.log_in(user, password)
+/// Who logs in with this request, if that is an AUTH or a HELLO that logs in.
+pub(super) fn login<'a>(shared: &Shared, command: &CommandEntry, args: Args<'a>) -> Option<Login<'a>> {
+    match command.name {
+        "auth" => login_of_auth(shared, args).ok(),
+        "hello" => Greeting::parse(args).ok()?.login,
+        _ => None,
+    }
 }
 
 /// The places of the name and the password after each AUTH.
@@ -239,6 +237,10 @@ fn secrets_of_hello(args: Args) -> Vec<usize> {
 }
 
 fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: Login<'_>, by: &[u8]) -> Outcome {
+    // A wrong password is answered late, once for a request: no more of them are tried in one EXEC.
+    if session.in_exec && session.delay.is_some() {
+        return Err(Fault::error(Refusal::WrongPassword.text().into_owned()));
+    }
     let client = &session.client;
     match log_in(shared, (client, session.context()), given, by) {
         Ok(user) => {

@@ -301,7 +301,7 @@ impl Database {
     }
 
     /// Whether nothing was ever written to it, as far as this node knows.
-    pub fn is_untouched(&self) -> bool {
+    fn is_untouched(&self) -> bool {
         let ends = |p: &Partition| p.stored.load(Ordering::Relaxed).max(p.end.load(Ordering::Relaxed));
         self.partitions().iter().all(|partition| ends(partition) == 0)
     }

@@ -48,6 +48,14 @@ impl Service {
         self.era().is_multiple_of(2)
     }
 
+    /// Whether a database is worth telling of: the first, and those that were ever written to. Where
+    /// all databases are in one log, only what they hold tells.
+    pub fn is_in_use(&self, database: u16) -> bool {
+        let is_untouched = || self.databases[database as usize].is_untouched();
+        let is_empty = || self.log.chains() && self.store.is_empty(database).unwrap_or(false);
+        database == 0 || !is_untouched() && !is_empty()
+    }
+
     /// Why this node has failed for good; goes after "this node".
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)

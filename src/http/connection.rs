@@ -70,7 +70,7 @@ impl Front {
             Err(_) if tls.is_some() => {}
             Err(refusal) => {
                 if let Ok(_permit) = self.refused.try_acquire() {
-                    let _ = timeout(REFUSED_FOR, refuse(stream, &refusal)).await;
+                    let _ = timeout(REFUSED_FOR, refuse(stream, &refusal, &shared)).await;
                 }
             }
         }
@@ -97,15 +97,21 @@ async fn run(stream: Stream, client: &Client, shared: &Shared) {
     connection.stream.close().await;
 }
 
-/// Answers the first request of a connection that is not admitted with the reason.
-async fn refuse(mut stream: Stream, refusal: &Refusal) -> io::Result<()> {
+/// Answers the first request of a connection that is not admitted with the reason. A probe learns
+/// that the process lives: whatever restarts dead ones must not do so when there are many clients.
+async fn refuse(mut stream: Stream, refusal: &Refusal, shared: &Shared) -> io::Result<()> {
     let mut input = Vec::new();
     while end_of_head(&input).is_none() && input.len() < MAX_HEAD {
         if read(&mut stream, &mut input).await? == 0 {
             break;
         }
     }
-    let reply = Reply::refusal(status_of(refusal), &refusal.text());
+    let head = end_of_head(&input).map(|end| &input[..end]);
+    let request = head.and_then(|head| Request::parse(head).ok());
+    let reply = match request.and_then(|request| Page::at(&request.path)) {
+        Some(Page::Live) => Page::Live.show(shared),
+        _ => Reply::refusal(status_of(refusal), &refusal.text()),
+    };
     stream.write_all(&encode(&reply, true, false)).await?;
     linger(&mut stream).await
 }
@@ -143,7 +149,12 @@ impl Connection<'_> {
         if self.input.is_empty() && !self.first_bytes().await? {
             return Ok(None);
         }
-        let Ok(end) = timeout(HEAD, self.whole_head()).await else {
+        let (client, shared) = (self.client, self.shared);
+        let whole = tokio::select! {
+            whole = timeout(HEAD, self.whole_head()) => whole,
+            () = client.killed_or(|| shared.shutdown.is_asked()) => return Ok(None),
+        };
+        let Ok(end) = whole else {
             return Ok(Some(Err((408, "the head of the request did not come in time"))));
         };
         let Some(end) = end? else {
@@ -285,12 +296,14 @@ async fn read(stream: &mut Stream, input: &mut Vec<u8>) -> io::Result<usize> {
 
 /// Ends a connection so that the client gets the last reply, whatever it still sends.
 async fn linger(stream: &mut Stream) -> io::Result<()> {
-    stream.shutdown().await?;
-    let mut rest = stream.take(LINGER_BYTES as u64);
-    let mut nowhere = tokio::io::sink();
-    let all_read = tokio::io::copy(&mut rest, &mut nowhere);
-    // The client need not close the connection.
-    timeout(LINGER, all_read).await.map_or(Ok(()), |read| read.map(drop))
+    let ended = async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(LINGER_BYTES as u64);
+        let mut nowhere = tokio::io::sink();
+        tokio::io::copy(&mut rest, &mut nowhere).await.map(drop)
+    };
+    // The client need not read, nor close the connection.
+    timeout(LINGER, ended).await.unwrap_or(Ok(()))
 }
 
 /// The status of the reply to what is not admitted.

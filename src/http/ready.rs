@@ -36,6 +36,7 @@ pub fn ready(shared: &Shared) -> Result<(), &'static str> {
         Behind::Unknown if shared.config.ready_without_log() => Ok(()),
         Behind::Unknown => Err("the log does not answer"),
         Behind::Yes => Err("behind the log"),
+        Behind::Incomplete => Err("not all partitions are read"),
     }
 }
 
@@ -46,10 +47,15 @@ enum Behind {
     /// The log has not said its end for that long.
     Unknown,
     Yes,
+    /// The topic has got partitions that this node does not read before it is restarted.
+    Incomplete,
 }
 
 fn behind(shared: &Shared, max_lag: Duration) -> Behind {
     let service = &shared.service;
+    if (0..service.database_count()).any(|number| service.log.incomplete(number).is_some()) {
+        return Behind::Incomplete;
+    }
     let databases = (0..service.database_count()).map(|number| service.database(number));
     let partitions = databases.flat_map(|database| database.partitions());
     partitions

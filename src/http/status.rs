@@ -71,10 +71,10 @@ fn loading(status: &Status) -> Option<Value> {
     }
 }
 
-/// A database that has a topic: the first, or one that was ever written to.
+/// A database that has a topic and is in use.
 fn database(shared: &Shared, number: u16) -> Option<Value> {
     let service = &shared.service;
-    if number > 0 && service.database(number).is_untouched() {
+    if !service.is_in_use(number) {
         return None;
     }
     let identity = service.log.identity(number)?;

@@ -1,10 +1,13 @@
 //! TLS towards a server (`rediss://`), by OpenSSL, as for the server's own clients.
 
+use std::fmt::Display;
+use std::fs;
 use std::path::Path;
 use std::pin::Pin;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode};
+use openssl::pkey::PKey;
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use tokio::net::TcpStream;
 use tokio_openssl::SslStream;
 
@@ -33,8 +36,11 @@ pub async fn connect(stream: TcpStream, host: &str, trust: &Trust) -> Result<Sec
     if let (Some(certificate), Some(key)) = (&trust.own_certificate, &trust.own_key) {
         let chain = builder.set_certificate_chain_file(certificate);
         chain.map_err(|error| format!("{}: {error}", certificate.display()))?;
-        let own = builder.set_private_key_file(key, SslFiletype::PEM);
-        own.map_err(|error| format!("{}: {error}", key.display()))?;
+        let of_key = |error: &dyn Display| format!("{}: {error}; a key may not be encrypted", key.display());
+        let pem = fs::read(key).map_err(|error| format!("{}: {error}", key.display()))?;
+        // OpenSSL would ask the terminal for a pass phrase.
+        let own = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|error| of_key(&error))?;
+        builder.set_private_key(&own).map_err(|error| of_key(&error))?;
     }
     if trust.insecure {
         builder.set_verify(SslVerifyMode::NONE);

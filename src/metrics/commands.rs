@@ -40,32 +40,37 @@ pub(super) const FAMILIES: &[Family] = &[
     Family::each(
         Histogram,
         ("highwater_command_computation_seconds", &["command"]),
-        "How long commands were computed, without waiting for the log. Counted while latency-tracking is yes.",
+        "How long commands were computed, without waiting for the log, also those of scripts. Counted while latency-tracking is yes; the sum is right to 2 %.",
         |_, to| {
             for entry in table::with_subcommands() {
-                let sum = entry.stats.sum(|s| &s.nanoseconds);
-                to.durations(&[entry.name], &entry.computations(), sum);
+                to.durations(&[entry.name], &entry.computations());
             }
         },
     ),
     Family::each(
         Histogram,
         ("highwater_command_duration_seconds", &["command"]),
-        "How long clients waited for commands: for the computation, and for what it waits for, as the log. Counted while latency-tracking is yes.",
+        "How long clients waited for commands: for the computation, and for what it waits for, as the log. Counted while latency-tracking is yes; the sum is right to 2 %.",
         |_, to| {
             for entry in table::with_subcommands() {
-                let sum = entry.stats.sum(|s| &s.waited);
-                to.durations(&[entry.name], &entry.waits(), sum);
+                to.durations(&[entry.name], &entry.waits());
             }
         },
     ),
     Family::each(
         Counter,
         ("highwater_error_replies_total", &["kind"]),
-        "Error replies, by their first words.",
+        "Error replies, by their first words. Those of other than capital letters are other: scripts can answer any words.",
         |shared, to| {
+            let mut other = 0;
             for (kind, count) in shared.stats.errors() {
-                to.add(&[&kind], count as f64);
+                match kind.bytes().all(|byte| byte.is_ascii_uppercase()) {
+                    true => to.add(&[&kind], count as f64),
+                    false => other += count,
+                }
+            }
+            if other > 0 {
+                to.add(&["other"], other as f64);
             }
         },
     ),

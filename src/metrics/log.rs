@@ -129,10 +129,10 @@ pub(super) const POSITIONS: &[Family] = &[
 
 const PARTITION: &[&str] = &["database", "topic", "partition"];
 
-/// Databases that have a topic, with its name: the first, and those that were ever written to.
+/// Databases that have a topic and are in use, with its name.
 fn databases(shared: &Shared) -> impl Iterator<Item = (u16, String)> {
     let numbers = 0..shared.service.database_count();
-    let shown = numbers.filter(|number| *number == 0 || !shared.service.database(*number).is_untouched());
+    let shown = numbers.filter(|number| shared.service.is_in_use(*number));
     shown.filter_map(|number| Some((number, shared.service.log.identity(number)?.topic)))
 }
 
@@ -169,7 +169,7 @@ pub(super) const LOG: &[Family] = &[
     Family::each(
         Counter,
         ("highwater_transactions_total", &["outcome"]),
-        "Kafka transactions of this node, each a group of writes: committed, conflict (aborted, another writer came first), failed (not committed for other reasons), uncertain.",
+        "Kafka transactions of this node, each a group of writes: committed, conflict (aborted, another writer came first), failed (not committed for other reasons; what was in it may have been sent again), uncertain.",
         |shared, to| {
             if let LogCounts::Kafka {
                 committed,

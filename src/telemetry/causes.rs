@@ -6,7 +6,7 @@
 const CAUSES: &[(&str, &str)] = &[
     // Other writers came first, again and again.
     ("other writers", "conflict"),
-    ("rested on", "conflict"),
+    ("rested on has changed", "conflict"),
     // What the command waited for did not come in time.
     ("what this command waits for", "waiting"),
     ("the local store is too far behind the log", "store"),
@@ -15,7 +15,8 @@ const CAUSES: &[(&str, &str)] = &[
     ("too many writes are waiting", "queue"),
     // The log has not been reached since the start.
     ("has not been reached", "unreachable"),
-    ("this node", "failed"),
+    ("NOTWRITTEN this node ", "failed"),
+    ("UNCERTAIN this node ", "failed"),
 ];
 /// Every other cause is the log's: it did not take the write, or did not say so in time.
 const OF_LOG: &str = "log";
@@ -34,18 +35,32 @@ mod tests {
     fn causes_are_recognised_by_words_of_the_sources() {
         let conflict = "NOTWRITTEN gave up after the write timeout: other writers kept changing these keys";
         assert_eq!(cause(conflict), "conflict");
-        assert_eq!(cause("UNCERTAIN Kafka did not answer"), OF_LOG);
+        assert_eq!(cause("UNCERTAIN this node is about to end"), "failed");
+        for text in [
+            "UNCERTAIN Kafka did not answer",
+            "UNCERTAIN a write that this one rested on failed",
+            "NOTWRITTEN a quota of Kafka holds this node's requests up",
+            "UNCERTAIN another process that uses this node's transactional id ended the transaction",
+        ] {
+            assert_eq!(cause(text), OF_LOG, "{text}");
+        }
         let sources = [
             include_str!("../command/settle.rs"),
             include_str!("../command/execute.rs"),
             include_str!("../database/room.rs"),
             include_str!("../database/write.rs"),
+            include_str!("../log/mod.rs"),
             include_str!("../log/embedded/queue.rs"),
             include_str!("../log/kafka/mod.rs"),
             include_str!("../log/kafka/producer.rs"),
         ];
-        for (words, _) in CAUSES {
-            assert!(sources.iter().any(|source| source.contains(words)), "{words}");
+        let mut lines = sources.iter().flat_map(|source| source.lines());
+        let code: String = lines
+            .by_ref()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
+        for (words, cause) in CAUSES.iter().filter(|(_, cause)| *cause != "failed") {
+            assert!(code.contains(words), "{cause}: {words}");
         }
     }
 }

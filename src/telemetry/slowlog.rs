@@ -10,9 +10,10 @@ use parking_lot::Mutex;
 const MAX_ARGUMENTS: usize = 32;
 /// Bytes of an argument.
 const MAX_BYTES: usize = 128;
-/// Within so many milliseconds no more commands are noted than are kept: when thousands wait for
-/// the same disk, noting them all would only make it worse.
+/// Within so many milliseconds no more commands are noted than are kept, or than this: when
+/// thousands wait for the same disk, noting them all would only make it worse.
 const TICK_MS: u64 = 10;
+const ALWAYS_NOTED: usize = 128;
 
 /// One slow command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl Slowlog {
         if self.tick.swap(tick, Ordering::Relaxed) != tick {
             self.noted.store(0, Ordering::Relaxed);
         }
-        self.noted.fetch_add(1, Ordering::Relaxed) < max_len.max(1)
+        self.noted.fetch_add(1, Ordering::Relaxed) < max_len.max(ALWAYS_NOTED)
     }
 
     /// Notes a command. After that the log has at most `max_len` entries.

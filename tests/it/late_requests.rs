@@ -237,7 +237,7 @@ fn a_transaction_that_somebody_else_commits_is_never_said_not_to_be_written() {
 /// the log. An INCR that was taken for aborted would be computed again, and count twice.
 #[test]
 fn a_foreign_commit_is_found_though_the_abort_is_not_answered() {
-    let scene = Scene::new(1, &[]);
+    let scene = Scene::new(1, &["--write-timeout", "30s"]);
     scene.lose(END_TXN, Lost::Copied);
     scene.client().check("INCR counter", ":5");
     // Then it is the turn of the same producer.

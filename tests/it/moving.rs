@@ -715,7 +715,7 @@ fn length(line: &str, kind: char) -> usize {
 /// RedisShake restores what Redis has, and then hands on what Redis sends to its replicas.
 #[test]
 fn what_redis_sends_to_its_replicas_can_be_handed_on() {
-    let redis = RedisServer::start(&["--repl-diskless-sync", "no"]);
+    let redis = RedisServer::start(&["--repl-diskless-sync", "no", "--repl-timeout", "3600"]);
     let node = Highwater::builder().args(&["--fsync", "no"]).start();
     let (mut from, mut to) = (redis.client(), node.client());
     fill(&mut from);

@@ -15,6 +15,8 @@ use crate::support::{Stopping, parts, process, resp, temp};
 const SOON: Duration = Duration::from_secs(20);
 /// For a mode that never ends.
 const A_WHILE: Duration = Duration::from_millis(1_500);
+/// For `--stat`, which shows its rows when some fifty of them are there.
+const LONGER: Duration = Duration::from_secs(5);
 
 fn cli(port: u16, args: &[&str], stdin: &[u8], time: Duration) -> Outcome {
     let port = port.to_string();
@@ -174,8 +176,8 @@ fn modes_that_cannot_be_say_so() {
 }
 
 /// What a mode has printed until it is stopped. It must print no error, and must not end before.
-fn until_stopped(port: u16, args: &[&str]) -> String {
-    let outcome = cli(port, args, b"", A_WHILE);
+fn until_stopped(port: u16, args: &[&str], time: Duration) -> String {
+    let outcome = cli(port, args, b"", time);
     assert!(
         outcome.status.is_none() && outcome.stderr.is_empty(),
         "{args:?}: {}",
@@ -228,8 +230,8 @@ fn modes_that_never_end_go_on() {
             }
         });
         let _stopping = Stopping(&stop);
-        let stat = scope.spawn(move || until_stopped(port, &["-i", "0.01", "--stat"]));
-        let run = |(args, parts)| (scope.spawn(move || until_stopped(port, args)), parts);
+        let stat = scope.spawn(move || until_stopped(port, &["-i", "0.01", "--stat"], LONGER));
+        let run = |(args, parts)| (scope.spawn(move || until_stopped(port, args, A_WHILE)), parts);
         let running: Vec<_> = ENDLESS.iter().copied().map(run).collect();
         for (run, parts) in running {
             let told = run.join().expect("redis-cli was run");
@@ -248,7 +250,7 @@ fn modes_that_never_end_go_on() {
     let figures: Vec<f64> = figures.filter_map(|figure| figure.parse().ok()).collect();
     assert_eq!(figures.len(), 4, "{latency}");
     // It prints once a second; the keys that it writes are there before.
-    until_stopped(port, &["--lru-test", "100000"]);
+    until_stopped(port, &["--lru-test", "100000"], A_WHILE);
     let keys = client.text("INFO keyspace");
     let count = keys.split("db0:keys=").nth(1).and_then(|rest| rest.split(',').next());
     let count: Option<u64> = count.and_then(|count| count.parse().ok());

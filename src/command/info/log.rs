@@ -99,7 +99,7 @@ fn kafka_database(shared: &Shared, database: u16, is_known: bool, to: &mut Field
         return;
     };
     let partitions = service.database(database).partitions();
-    if database > 0 && service.database(database).is_untouched() {
+    if !service.is_in_use(database) {
         return;
     }
     let lag = |partition: &Partition| if is_known { partition.lag() as i64 } else { -1 };

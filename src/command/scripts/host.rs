@@ -227,7 +227,11 @@ impl Host for Commands<'_, '_, '_> {
                 return None;
             }
         };
-        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let elapsed = began.elapsed();
+        let took = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        if self.shared.config.latency_tracking() {
+            stats.computations.add(elapsed);
+        }
         stats.calls.fetch_add(1, Ordering::Relaxed);
         stats.nanoseconds.fetch_add(took, Ordering::Relaxed);
         Some(match reply {

@@ -60,7 +60,7 @@ pub const MEMORY: &[Command] = &[
         arity: 2,
         summary: "Tells what memory is used for.",
         compatibility: Compatibility::Partial(
-            "keys and values in memory count as allocated; all that is resident counts as the allocator's, so fragmentation is 1",
+            "keys and values in memory count as allocated, and bytes-per-key is those by the number of all keys, in memory or not; all that is resident counts as the allocator's, so fragmentation is 1",
         ),
         reads: Reads::Store,
         run: Run::Session(stats),

@@ -63,5 +63,8 @@ fn list(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
 }
 
 fn no_modules(_: &mut Session, _: &Arc<Shared>, _: Args) -> Outcome {
-    Err("ERR Highwater has no modules".into())
+    // `enable-module-command` is always no.
+    Err("ERR MODULE command not allowed. If the enable-module-command option is set to \"local\", you can run it from a \
+         local connection, otherwise you need to set this option in the configuration file, and then restart the server."
+        .into())
 }
