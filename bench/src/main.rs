@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<Vec<&'static str>> {
     if options.list {
         for row in ROWS {
-            println!("{:16}{}{}", row.name, row.title, if row.slow { " (slow)" } else { "" });
+            println!("{:19} {}{}", row.name, row.title, if row.slow { " (slow)" } else { "" });
         }
         return Ok(Vec::new());
     }
