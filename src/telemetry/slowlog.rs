@@ -136,8 +136,9 @@ mod tests {
     #[test]
     fn a_flood_of_slow_commands_is_not_noted_in_full() {
         let log = Slowlog::default();
-        let taken = |now: u64| (0..100).filter(|_| log.takes(now, 3)).count();
-        assert_eq!([taken(1_000), taken(1_001), taken(1_010)], [3, 0, 3]);
+        let taken = |now: u64, max_len| (0..300).filter(|_| log.takes(now, max_len)).count();
+        assert_eq!([taken(1_000, 3), taken(1_001, 3), taken(1_010, 3)], [128, 0, 128]);
+        assert_eq!(taken(1_020, 200), 200);
     }
 
     #[test]
