@@ -91,7 +91,7 @@ const DIFFERENCES: &[&str] = &[
     "**Users** belong to a node: nodes of a topic do not share them (docs/decisions/acl.md). ACL LOAD closes the connections of users that are gone or changed, not \
      those of all users. ACL LOG keeps 1,024 bytes of a name. SORT GET # needs no right to read every key. A connection of gRPC or HTTP, \
      whose calls have users of their own, is shown as that of the user of its last call, and ends with that user. A failed login is answered late. What EXEC runs \
-     behind an AUTH has the rights of the new user as it is when EXEC begins; after a wrong password no other login counts in that EXEC.",
+     behind an AUTH has the rights of the new user as it is when EXEC begins.",
     "**CONFIG REWRITE** leaves a line as it stands if its value holds. It writes `dir` only if it was given elsewhere, nothing that a file gives which is included, and keeps the \
      mode of the file. Nothing is written if a start could not read the result, and while a file that is included defines users.",
     "**Commands of one connection** are run in order, those of several connections at the same time on all cores. DEBUG SLEEP \

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use self::client::check_name;
-use super::admission::{Refusal, log_in, login_delay, needs_no_login};
+use super::admission::{log_in, login_delay, needs_no_login};
 use super::args::{NOT_AN_INTEGER, SYNTAX, int, is, parse_int, text, wrong_arity};
 use super::session::{Replies, Session};
 use super::shared::Shared;
@@ -237,10 +237,6 @@ fn secrets_of_hello(args: Args) -> Vec<usize> {
 }
 
 fn authenticate(session: &mut Session, shared: &Arc<Shared>, given: Login<'_>, by: &[u8]) -> Outcome {
-    // A wrong password is answered late, once for a request: no more of them are tried in one EXEC.
-    if session.in_exec && session.delay.is_some() {
-        return Err(Fault::error(Refusal::WrongPassword.text().into_owned()));
-    }
     let client = &session.client;
     match log_in(shared, (client, session.context()), given, by) {
         Ok(user) => {

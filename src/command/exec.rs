@@ -319,18 +319,17 @@ impl<'q> Request<'q> {
 }
 
 /// What the users by then make of each queued command. AUTH and HELLO log in later, but for what
-/// comes after them; after a wrong password none does.
+/// comes after them.
 fn admitted(session: &Session, shared: &Shared, multi: &Multi) -> Vec<Admitted> {
-    let (mut user, mut has_failed) = (session.user.clone(), false);
+    let mut user = session.user.clone();
     let of_each = multi.queued.iter().map(|Queued { command, args }| {
         if user.may_everything() && !command.has(flag::NO_AUTH) {
             return Admitted::default();
         }
         let args: &[&[u8]] = &args.iter().map(|argument| &argument[..]).collect::<Vec<_>>();
         let refused = refused_now(session, shared, (&user, command, args));
-        let login = connection::login(shared, command, args).filter(|_| !has_failed);
+        let login = connection::login(shared, command, args);
         let becomes = login.and_then(|(user, password)| shared.users.log_in(user, password));
-        has_failed |= login.is_some() && becomes.is_none();
         user = becomes.as_ref().unwrap_or(&user).clone();
         Admitted { refused, becomes }
     });

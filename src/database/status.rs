@@ -48,8 +48,8 @@ impl Service {
         self.era().is_multiple_of(2)
     }
 
-    /// Whether a database is worth telling of: the first, and those that were ever written to. Where
-    /// all databases are in one log, only what they hold tells.
+    /// Whether a database is worth telling of: the first, and those that were ever written to.
+    /// Where all databases are in one log, only what they hold tells.
     pub fn is_in_use(&self, database: u16) -> bool {
         let is_untouched = || self.databases[database as usize].is_untouched();
         let is_empty = || self.log.chains() && self.store.is_empty(database).unwrap_or(false);

@@ -1,8 +1,8 @@
 //! Observation: log lines ([`logging`]), the counters of INFO ([`Stats`]), causes of failed writes
 //! ([`causes`]), slow commands ([`slowlog`]), slow events ([`latency`]), durations by length
-//! ([`histogram`]), the progress of long tasks ([`progress`]), and what the system and the allocator
-//! report about the process ([`process`], [`allocator`]). It knows no command and no database: their
-//! modules report to it.
+//! ([`histogram`]), the progress of long tasks ([`progress`]), and what the system and the
+//! allocator report about the process ([`process`], [`allocator`]). It knows no command and no
+//! database: their modules report to it.
 
 pub mod allocator;
 pub mod causes;

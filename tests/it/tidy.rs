@@ -429,6 +429,7 @@ const PLAIN: &[&str] = &[
     "tests/it/tidy.rs",
     "tests/it/users.rs",
     "tests/it/front_doors.rs",
+    "tests/it/front_doors/bounds.rs",
     "tests/it/upgrades.rs",
     "tests/it/http.rs",
     "tests/it/support/http.rs",
