@@ -364,9 +364,8 @@ fn too_much() -> String {
 }
 
 /// Runs the commands that are not about data. Returns their replies with their places, and puts the
-/// time that each took into `times`. The
-/// transaction is on its way already, so a reply that is too large becomes an error in its own
-/// place.
+/// time that each took into `times`. The transaction is on its way already, so a reply that is too
+/// large becomes an error in its own place.
 fn do_others(
     session: &mut Session,
     shared: &Arc<Shared>,

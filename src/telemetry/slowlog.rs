@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 const MAX_ARGUMENTS: usize = 32;
 /// Bytes of an argument.
 const MAX_BYTES: usize = 128;
-/// Within so many milliseconds no more commands are noted than are kept, or than this: when
-/// thousands wait for the same disk, noting them all would only make it worse.
+/// Within so many milliseconds no more commands are noted than the log keeps, but at least
+/// [`ALWAYS_NOTED`]. When thousands wait for the same disk, noting them all would only make it
+/// worse.
 const TICK_MS: u64 = 10;
 const ALWAYS_NOTED: usize = 128;
 

@@ -2,7 +2,6 @@
 //! a million keys each with `--soak`.
 
 use std::io::Read;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -180,10 +179,6 @@ fn stopped_import(source: &str, target: u16, keys: u64) -> String {
     place.unwrap_or_else(|| panic!("{told}")).to_owned()
 }
 
-fn file_of(dir: &Path) -> String {
-    dir.join("out.rdb").display().to_string()
-}
-
 type Start = fn(&[&str]) -> RedisServer;
 
 /// `back` loads what is exported.
@@ -216,7 +211,7 @@ fn moves_in_and_back(name: &str, start: Start, back: Start, field_expiry: bool) 
     for node in [&embedded, &on_kafka] {
         assert_equal(source.port, node.port, name);
     }
-    let file = file_of(keep.path());
+    let file = keep.path().join("out.rdb").display().to_string();
     let out = moved(&["export", &url(on_kafka.port), &file]);
     let dir = keep.path().display().to_string();
     let redis = back(&["--dir", &dir, "--dbfilename", "out.rdb"]);
